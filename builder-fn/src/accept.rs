@@ -8,7 +8,8 @@ use crate::request::SIGNATURE_HEADER;
 /// Returns the format in which to stream the answer, or `None` if it is to be sent as a whole, after the build.
 ///
 /// Only a request that names a streaming type gets a stream: no header, `*/*` and `application/*` mean a whole answer. Of
-/// several types, the one with the highest quality counts; of equal ones, the first, and one that is named before a wildcard.
+/// several types, the one with the highest quality counts; of equal ones, the first, and one that is named before a
+/// wildcard.
 pub(crate) fn negotiate_stream_format(headers: &HeaderMap) -> Option<StreamFormat> {
     let ranges = headers
         .get_all(ACCEPT)
@@ -26,9 +27,9 @@ pub(crate) fn negotiate_stream_format(headers: &HeaderMap) -> Option<StreamForma
         .format
 }
 
-/// Returns whether the answer is to be a page: if the header `Accept` names HTML, and no form of an answer for programs that
-/// is as good. The sender of a signed request is a program, whatever its library accepts by itself (Java: `text/html,
-/// image/gif, image/jpeg, *; q=.2, */*; q=.2`), so it gets a page only if it accepts nothing else.
+/// Returns whether the answer is to be a page: if the header `Accept` names HTML, and no form of an answer for programs
+/// that is as good. The sender of a signed request is a program, whatever its library accepts by itself (Java:
+/// `text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2`), so it gets a page only if it accepts nothing else.
 pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
     let is_signed = headers.contains_key(SIGNATURE_HEADER);
     let ranges = headers
@@ -43,9 +44,15 @@ pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
             .iter()
             .any(|name| media_type.eq_ignore_ascii_case(name));
         // A quality that is malformed, such as Java's, excludes nothing.
-        accepts_other |= !is_html && is_for_programs(media_type) && parse_quality(element) != Some(0);
+        accepts_other |= !is_html
+            && includes_answer_for_programs(media_type)
+            && quality_thousandths_or_default(element) != Some(0);
         match (is_html, AcceptedMediaRange::parse(element)) {
-            (true, _) => html = parse_quality(element).unwrap_or_default().max(html),
+            (true, _) => {
+                html = quality_thousandths_or_default(element)
+                    .unwrap_or_default()
+                    .max(html)
+            }
             (false, Some(range)) if range.is_exact => other = range.quality.max(other),
             _ => {}
         }
@@ -57,7 +64,7 @@ pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether a media range includes a form of an answer for programs. Java writes `*` for `*/*`.
-fn is_for_programs(media_type: &str) -> bool {
+fn includes_answer_for_programs(media_type: &str) -> bool {
     let media_type = media_type.to_ascii_lowercase();
     matches!(
         media_type.as_str(),
@@ -83,7 +90,7 @@ impl AcceptedMediaRange {
     /// served here.
     fn parse(element: &str) -> Option<Self> {
         let media_type = element.split(';').next()?.trim().to_ascii_lowercase();
-        let quality = parse_quality(element)?;
+        let quality = quality_thousandths_or_default(element)?;
         let (is_exact, format) = match media_type.as_str() {
             "application/x-ndjson" | "application/ndjson" => (true, Some(StreamFormat::Ndjson)),
             "text/event-stream" => (true, Some(StreamFormat::EventStream)),
@@ -104,8 +111,9 @@ impl AcceptedMediaRange {
     }
 }
 
-/// Returns the quality of one element of the header `Accept`, in thousandths; `None` if it is malformed.
-fn parse_quality(element: &str) -> Option<u16> {
+/// Returns the quality of one element of the header `Accept`, in thousandths; 1000 if it names none, and `None` if it is
+/// malformed.
+fn quality_thousandths_or_default(element: &str) -> Option<u16> {
     let parameters = element.split(';').skip(1);
     parameters
         .filter_map(|parameter| parameter.split_once('='))
@@ -170,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn browsers_get_html_and_programs_that_do_not_name_it_get_none() {
+    fn an_unsigned_request_prefers_html_only_if_it_rates_html_above_every_answer_for_programs() {
         for (accept, expected) in [
             (
                 "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8",
@@ -196,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_question_is_answered_with_a_page_only_if_it_accepts_nothing_else() {
+    fn a_signed_request_prefers_html_only_if_it_accepts_no_form_of_answer_for_programs() {
         for (accept, expected) in [
             ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", false),
             (

@@ -175,7 +175,7 @@ impl Answer {
 
     /// Returns the body of the answer as a notification has it: without the hand-over that the queue-worker delivers.
     /// `None` for status 429, which is not the result of the request.
-    pub(crate) fn notification_body(&self) -> Option<Vec<u8>> {
+    pub(crate) fn notification_body_unless_retryable(&self) -> Option<Vec<u8>> {
         self.retry.is_none().then(|| response::to_json_line(&self.report))
     }
 
@@ -186,8 +186,8 @@ impl Answer {
         self
     }
 
-    /// Masks secrets in the answer's error and hint, and in the deployer's answer except [`UNMASKED_DEPLOYMENT_FIELDS`]. The log
-    /// is not masked here: it is masked line by line, as it is written.
+    /// Masks secrets in the answer's error and hint, and in the deployer's answer except
+    /// [`UNMASKED_DEPLOYMENT_FIELDS`]. The log is not masked here: it is masked line by line, as it is written.
     #[must_use]
     pub(crate) fn with_secrets_masked(mut self, mask: &SecretMask) -> Self {
         if let Some(error) = &mut self.report.error {

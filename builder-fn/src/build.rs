@@ -27,7 +27,7 @@ use crate::compression::LayerCompression;
 use crate::error::Error;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
 use crate::metrics::Metrics;
-use crate::operator_tokens::OperatorTokens;
+use crate::operator_tokens::OperatorTokenSecrets;
 use crate::registry::{ImageName, OperatorRepository};
 use crate::remote_context::RemoteContexts;
 use crate::report::{LineFormatter, LogSink};
@@ -60,9 +60,9 @@ pub struct BuildSettings {
     /// zero, the default, there are no retries.
     pub retry_time: Duration,
     /// The operator's tokens for git repositories that contexts are read from.
-    pub git_tokens: OperatorTokens,
+    pub git_tokens: OperatorTokenSecrets,
     /// The operator's tokens for the statuses of commits.
-    pub status_tokens: OperatorTokens,
+    pub status_tokens: OperatorTokenSecrets,
     /// The repository for records of builds, which no build pushes to or reads from.
     pub records_repository: Option<OperatorRepository>,
 }
@@ -159,7 +159,7 @@ impl Builder {
         let solving = async {
             let _slot = self.wait_for_slot(request, call).await?;
             request.source.restore_index().await?;
-            call.accepted.update(|record| {
+            call.accepted.update_unless_succeeded(|record| {
                 record.phase = BuildPhase::Running;
                 record.started_at = Some(SystemTime::now());
                 record.attempts += 1;
@@ -176,7 +176,7 @@ impl Builder {
         // If a cancellation or a newer build comes first, the wait for a slot or the solve is dropped.
         let solved = tokio::select! {
             biased;
-            () = call.accepted.cancelled() => Err(Error::Cancelled),
+            () = call.accepted.wait_until_cancelled() => Err(Error::Cancelled),
             newer = superseded => Err(newer.into()),
             solved = solving => solved,
         }?;
@@ -190,7 +190,7 @@ impl Builder {
             None => None,
         };
         if let BuildSource::Referenced(context) = &request.source {
-            self.contexts.delete_built(context).await;
+            self.contexts.delete_built_if_configured(context).await;
         }
         Ok(BuildResult {
             digest: solved.digest,
@@ -215,8 +215,8 @@ impl Builder {
         }
     }
 
-    /// Returns the daemons that a request may be built on, and the supersession of the builds on them: the tenant's own, if it
-    /// has daemons, or the operator's.
+    /// Returns the daemons that a request may be built on, and the supersession of the builds on them: the tenant's
+    /// own, if it has daemons, or the operator's.
     fn pool_and_supersession(&self, request: &BuildRequest) -> Result<(DaemonPool, Supersession), Error> {
         let own = match request.tenant() {
             Some(tenant) => self.tenants.daemon(tenant).map_err(Error::TenantDaemon)?,
@@ -276,9 +276,9 @@ impl Builder {
         };
         let slot = tokio::select! {
             biased;
-            () = call.wait_until_handed_back() => Err(Error::Interrupted),
+            () = call.wait_for_shutdown_to_hand_back() => Err(Error::Interrupted),
             // Before the slot: there is no time left for a build.
-            () = call.wait_for_interruption() => Err(Error::Interrupted),
+            () = call.wait_until_shortly_before_shutdown_ends() => Err(Error::Interrupted),
             slot = waiting => slot.map_err(Error::from),
             limit = wait_for_expiry(call.build_time_limit(None)) => Err(Error::TimeLimit { limit }),
         };

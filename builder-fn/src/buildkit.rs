@@ -43,7 +43,7 @@ pub use pool::{
 };
 pub use reference::BuildReference;
 #[cfg(test)]
-pub(crate) use session::NamedSecrets;
+pub(crate) use session::NamedSecretsWithValueX;
 pub use session::{
     CheckPolicyRequest, CheckPolicyResponse, CredentialStore, DecisionResponse, Denial, DenyMessage,
     FileSync, RegistryCredentials, RegistryError, SecretStore, SessionServices, SourceCheck, SourceDecision,

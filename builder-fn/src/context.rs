@@ -1,7 +1,7 @@
 //! The source context of one build: the folder `context/` of the tar in its request, or of the tar that it refers to.
 //!
-//! The tar is never extracted. Its bytes are in a [`Spool`], and the [`Index`] maps each file to its range of bytes. So no
-//! path can escape, a crash leaves nothing to clean up, and a file that BuildKit does not request is never read again.
+//! The tar is never extracted. Its bytes are in a [`Spool`], and the [`Index`] maps each file to its range of bytes. So
+//! no path can escape, a crash leaves nothing to clean up, and a file that BuildKit does not request is never read again.
 
 mod archive;
 mod attributes;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub use archive::{ArchiveContents, ArchiveLimits, ArchiveReader};
 pub(crate) use archive::{ArchiveError, ReadError};
 pub(crate) use attributes::ExtendedAttributes;
-pub use content::{ContentHash, set_content_hash_key};
+pub use content::{ContentHash, set_content_hash_key_if_unset};
 pub(crate) use content::{ContentHasher, content_hash_key_name};
 pub use entry::{Entry, Kind};
 pub(crate) use file_tree::{FileTree, TreeDifference};
@@ -31,7 +31,7 @@ pub(crate) use spool::{SpoolError, check_spool_folder_writable};
 #[cfg(test)]
 pub(crate) use view::view;
 pub(crate) use view::{ContextView, ViewEntry, ViewFilter, pattern_problems, view_while};
-pub use view::{IgnoreDecision, IgnoreRules, MatchedFolder, PatternError, excluding_pattern};
+pub use view::{IgnoreDecision, IgnoreRules, PatternError, PatternsMatchingFolder, excluding_pattern};
 
 /// The entries of a source context, and the bytes of their files.
 #[derive(Debug)]
@@ -63,9 +63,14 @@ impl SourceContext {
     /// # Errors
     /// As [`read_file`](Self::read_file).
     pub(crate) fn hash_content(&self, entry: Entry<'_>) -> io::Result<ContentHash> {
-        const PIECE: usize = 64 << 10;
+        const PIECE_BYTES: usize = 64 << 10;
         let mut hasher = ContentHasher::default();
-        let mut buffer = vec![0; usize::try_from(entry.size()).unwrap_or(PIECE).min(PIECE)];
+        let mut buffer = vec![
+            0;
+            usize::try_from(entry.size())
+                .unwrap_or(PIECE_BYTES)
+                .min(PIECE_BYTES)
+        ];
         let mut offset = 0;
         loop {
             let count = self.read_file(entry, offset, &mut buffer)?;
@@ -106,8 +111,8 @@ impl SourceContext {
         self.index.get(path)
     }
 
-    /// Returns the names of the entries directly in a folder, or in the context if `folder` is empty; `None` if there is no such
-    /// entry.
+    /// Returns the names of the entries directly in a folder, or in the context if `folder` is empty; `None` if there
+    /// is no such entry.
     pub(crate) fn names_in_folder(&self, folder: &str) -> Option<impl Iterator<Item = &str>> {
         let number = match folder {
             "" => None,
@@ -152,7 +157,8 @@ impl SourceContext {
         Ok(())
     }
 
-    /// Reads the content of the file `entry` from `offset` on into `buffer`, and returns the number of bytes; 0 at the end.
+    /// Reads the content of the file `entry` from `offset` on into `buffer`, and returns the number of bytes; 0 at the
+    /// end.
     ///
     /// Blocks as long as a `pread` (mostly from the page cache) or a copy does.
     ///

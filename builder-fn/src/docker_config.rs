@@ -113,16 +113,22 @@ impl DockerConfig {
         let Some(logins) = self.read_logins()? else {
             return Ok(RegistryCredentials::default());
         };
-        if let Some((name, server)) = logins.credential_helper(host)?.filter(|_| is_safe_host(host))
-            && let Some(credentials) = self.ask_helper(name, server).await?
+        if let Some((name, server)) = logins
+            .helper_and_server_name_for(host)?
+            .filter(|_| is_safe_host(host))
+            && let Some(credentials) = self.ask_helper_or_cache(name, server).await?
         {
             return Ok(credentials);
         }
-        Ok(logins.credentials_for(host)?)
+        Ok(logins.credentials_or_anonymous_for(host)?)
     }
 
     /// Runs the credential helper `name` for `server`, unless the cache has a fresh answer, and returns the answer.
-    async fn ask_helper(&self, name: &str, server: &str) -> Result<Option<RegistryCredentials>, HelperError> {
+    async fn ask_helper_or_cache(
+        &self,
+        name: &str,
+        server: &str,
+    ) -> Result<Option<RegistryCredentials>, HelperError> {
         let answer: CachedHelperAnswer = {
             let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             // Keeps the answers that are being fetched, and the fresh ones.
@@ -157,7 +163,7 @@ impl DockerConfig {
     /// Reads and parses the `config.json`; returns `None` if it is missing.
     fn read_logins(&self) -> Result<Option<Arc<Logins>>, DockerConfigError> {
         let path = || self.path.clone();
-        let content = match read_limited(&self.path) {
+        let content = match read_unless_too_large(&self.path) {
             Ok(content) => content.ok_or_else(|| DockerConfigError::TooLarge { path: path() })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(DockerConfigError::Read { path: path(), source }),
@@ -208,7 +214,7 @@ fn is_fresh(answer: Option<&(Instant, Option<RegistryCredentials>)>) -> bool {
 }
 
 /// Reads a file of at most [`CONFIG_FILE_MAX_BYTES`] bytes; returns `None` for a larger one.
-fn read_limited(path: &Path) -> io::Result<Option<Vec<u8>>> {
+fn read_unless_too_large(path: &Path) -> io::Result<Option<Vec<u8>>> {
     use io::Read;
     let mut content = Vec::new();
     fs::File::open(path)?

@@ -33,8 +33,8 @@ pub(crate) enum Error {
         /// The name of the missing secret for hand-overs.
         secret: &'static str,
     },
-    /// The config has `deploy`, `Accept` asks for a stream, and the signature of the hand-over is a header, which a stream
-    /// sends before the image exists.
+    /// The config has `deploy`, `Accept` asks for a stream, and the signature of the hand-over is a header, which a
+    /// stream sends before the image exists.
     #[error(
         "this builder signs the hand-over in a header of its answer (deploy_via=callback), which a streamed answer cannot \
          have; leave out the header Accept or the config's \"deploy\""
@@ -60,7 +60,7 @@ pub(crate) enum Error {
     GitRepository(UrlRejection),
     /// The operator's token for the git repository of the context cannot be read.
     #[error("the operator's token for the git repository of the context cannot be read")]
-    GitToken(#[source] SecretError),
+    SessionGitToken(#[source] SecretError),
     /// The result of the build may not be sent to the URL in the config's `notify`.
     #[error("notify: {0}")]
     Notify(UrlRejection),
@@ -297,7 +297,7 @@ impl Error {
             Self::AlreadyBuilt { .. } | Self::AttemptsUsedUp => ErrorKind::Conflict,
             Self::PayloadSecret(_)
             | Self::DeploySecret(_)
-            | Self::GitToken(_)
+            | Self::SessionGitToken(_)
             | Self::StatusToken(_)
             | Self::TenantDaemon(_)
             | Self::Connect(_)

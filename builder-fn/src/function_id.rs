@@ -54,15 +54,15 @@ impl FunctionId {
     /// Rejects a name with a slash: no provider has such functions, and the slash separates the tenant in the
     /// identity's text.
     pub fn from_deploy_config(deploy: &Map<String, Value>, default_namespace: &str) -> Option<Self> {
-        let name = non_empty_text(deploy, "service").filter(|name| !name.contains('/'))?;
-        let namespace = non_empty_text(deploy, "namespace").unwrap_or(default_namespace);
+        let name = non_empty_text_in_any_case(deploy, "service").filter(|name| !name.contains('/'))?;
+        let namespace = non_empty_text_in_any_case(deploy, "namespace").unwrap_or(default_namespace);
         Some(Self::new(name, namespace))
     }
 }
 
 /// Returns the text of `key`, unless it is empty. A key in another case counts if none is spelled exactly so, as in
 /// Go's own JSON reader.
-fn non_empty_text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
+fn non_empty_text_in_any_case<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
     let value = map.get(key).or_else(|| {
         let mut values = map.iter();
         values

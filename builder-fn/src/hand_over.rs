@@ -1,8 +1,8 @@
 //! Hands a built image over to the deployer, signed: the image by digest, the config's `deploy` and `probe`, the
 //! tenant, the call and its times. Retries failures, and asks the deployer before a build by a dry run.
 //!
-//! It reaches the deployer in one of three ways ([`DeployVia`]). It is signed in each of them, and the deployer accepts it
-//! from anybody who delivers it. Delivered again it changes nothing, so it is sent again when the gateway fails.
+//! It reaches the deployer in one of three ways ([`DeployVia`]). It is signed in each of them, and the deployer accepts
+//! it from anybody who delivers it. Delivered again it changes nothing, so it is sent again when the gateway fails.
 
 mod deployment;
 mod document;
@@ -26,10 +26,10 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 pub(crate) use deployment::{Deployment, DeploymentStatus, EnclosedHandOver};
-pub(crate) use document::{DryRun, HandOver};
+pub(crate) use document::{DryRunDocument, HandOverDocument};
 pub(crate) use dry_run::{DeployedVersion, DryRunOutcome};
 pub(crate) use retry::RetriedFailures;
-use retry::{Backoff, GatewayReply, describe_failed_deployment, describe_transient_failure};
+use retry::{Backoff, GatewayReply, describe_deployment_failed_by_platform, describe_transient_failure};
 
 /// The name of the secret that hand-overs are signed with.
 pub(crate) const DEPLOY_SECRET_NAME: &str = "deploy-secret";
@@ -62,8 +62,9 @@ pub enum DeployVia {
     Function,
     /// The builder calls the deployer through the queue, and does not learn the outcome.
     AsyncFunction,
-    /// The builder's answer contains the hand-over, and one of its headers the signature. The caller sends its request through
-    /// the queue and names the deployer in `X-Callback-Url`; the queue-worker delivers the answer and its headers.
+    /// The builder's answer contains the hand-over, and one of its headers the signature. The caller sends its request
+    /// through the queue and names the deployer in `X-Callback-Url`; the queue-worker delivers the answer and its
+    /// headers.
     Callback,
 }
 
@@ -132,13 +133,13 @@ struct SignedMessage<'a> {
 }
 
 impl HandOverSigner<'_> {
-    /// Hands an image over, and waits for the outcome if the deployer is called directly. Sends it again after the `retried`
-    /// failures; `on_retry` gets the reason for every attempt that failed and is followed by another one.
+    /// Hands an image over, and waits for the outcome if the deployer is called directly. Sends it again after the
+    /// `retried` failures; `on_retry` gets the reason for every attempt that failed and is followed by another one.
     ///
     /// A deployer that cannot be reached is an outcome too, and not an error: the image exists.
     pub(crate) async fn hand_over(
         &self,
-        hand_over: &HandOver<'_>,
+        hand_over: &HandOverDocument<'_>,
         retried: RetriedFailures,
         on_retry: impl FnMut(&str) + Send,
     ) -> Deployment {
@@ -149,7 +150,9 @@ impl HandOverSigner<'_> {
             DeployVia::Callback => return self.enclose_in_answer(hand_over),
         };
         let message = self.sign_message(route, hand_over.call_id, hand_over);
-        let (result, attempts) = self.send_until_final(&message, retried, on_retry).await;
+        let (result, attempts) = self
+            .send_until_final_and_count_attempts(&message, retried, on_retry)
+            .await;
         let reason = match result {
             Ok((StatusCode::ACCEPTED, _)) if settings.via == DeployVia::AsyncFunction => {
                 return Deployment::sent("queued", hand_over);
@@ -178,7 +181,7 @@ impl HandOverSigner<'_> {
     }
 
     /// Sends nothing, and returns a deployment that encloses the hand-over for the builder's own answer.
-    fn enclose_in_answer(&self, hand_over: &HandOver<'_>) -> Deployment {
+    fn enclose_in_answer(&self, hand_over: &HandOverDocument<'_>) -> Deployment {
         let mut deployment = Deployment::sent("handed_over", hand_over);
         deployment.enclosed = Some(EnclosedHandOver {
             document: json!(hand_over),
@@ -187,9 +190,9 @@ impl HandOverSigner<'_> {
         deployment
     }
 
-    /// Sends a message to the deployer, again after every one of the `retried` failures while `deploy_timeout` leaves time
-    /// for another attempt. Returns the last result, and the number of attempts.
-    async fn send_until_final(
+    /// Sends a message to the deployer, again after every one of the `retried` failures while `deploy_timeout` leaves
+    /// time for another attempt. Returns the last result, and the number of attempts.
+    async fn send_until_final_and_count_attempts(
         &self,
         message: &SignedMessage<'_>,
         retried: RetriedFailures,
@@ -197,13 +200,13 @@ impl HandOverSigner<'_> {
     ) -> (Result<GatewayReply, GatewayError>, usize) {
         let settings = &self.deployer.settings;
         let deadline = Instant::now() + settings.timeout;
-        let (mut backoff, mut deployment_backoff) = (Backoff::new(), Backoff::after_deployments());
+        let (mut backoff, mut deployment_backoff) = (Backoff::new(), Backoff::after_failed_deployments());
         let mut attempt = 1;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let result = self.send_once(message, left).await;
             let failed_deployment = || {
-                describe_failed_deployment(&result)
+                describe_deployment_failed_by_platform(&result)
                     .filter(|_| retried == RetriedFailures::DeliveryAndPlatform)
             };
             let (reason, wait) = match describe_transient_failure(&result) {

@@ -32,7 +32,7 @@ use crate::request::{
     self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, TENANT_HEADER,
 };
 use crate::rollback::{FunctionsRoute, RollbackPermits};
-use crate::sealed::SealKey;
+use crate::sealed::SealKeyFile;
 use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
 use crate::slots::{QueueAdmission, SlotRefused};
 use resubmit::QueueHeaders;
@@ -50,7 +50,7 @@ pub struct BuilderApi {
     /// The limit on the log of a build, in bytes.
     pub max_log: usize,
     /// The key that callers seal secrets to, if the builder has one.
-    pub seal_key: Option<SealKey>,
+    pub seal_key: Option<SealKeyFile>,
     /// The builder's metrics.
     pub metrics: Metrics,
     /// The sender of results to the URLs that configs name.
@@ -115,7 +115,7 @@ struct BuildExchange {
 }
 
 /// A build request that was received and admitted.
-struct ReceivedBuild {
+struct AdmittedBuildRequest {
     request: BuildRequest,
     admission: QueueAdmission,
     accepted: AcceptedBuild,
@@ -195,7 +195,7 @@ impl BuilderApi {
                 .is_asynchronous
                 .then(|| QueueHeaders::of_queued_call(&head.headers)),
         };
-        if let Err(error) = self.check_before_reading_body(&exchange) {
+        if let Err(error) = self.check_not_draining_and_not_full(&exchange) {
             return Answer::from_error(&error, AnswerFields::default()).into_response();
         }
         let received = match self
@@ -240,7 +240,7 @@ impl BuilderApi {
 
     /// Fails if the builder is shutting down and could not hand the build back, or has no place for any tenant's
     /// request.
-    fn check_before_reading_body(&self, exchange: &BuildExchange) -> Result<(), Error> {
+    fn check_not_draining_and_not_full(&self, exchange: &BuildExchange) -> Result<(), Error> {
         // A queue that does not retry would lose the call. It is accepted, and handed back if it cannot be finished.
         if exchange.context.shutdown().has_begun() && !exchange.outlives_its_caller() {
             return Err(Error::Draining);
@@ -254,10 +254,10 @@ impl BuilderApi {
         body: Body,
         head: RequestHead,
         context: &Context,
-    ) -> Result<ReceivedBuild, Error> {
+    ) -> Result<AdmittedBuildRequest, Error> {
         let span = trace::span("receive");
         let receiving = async {
-            let check = self.read_signature_check(&head, context)?;
+            let check = self.signature_check_from_secrets(&head, context)?;
             let body = request::receive_body(body, &head, &check, &self.limits).await?;
             let key = RecordKey {
                 tenant: body.tenant_name(),
@@ -273,14 +273,14 @@ impl BuilderApi {
                 context
                     .accept()
                     .map_err(|full| SlotRefused { limit: full.limit })?;
-                // After the signature, so that nobody without a key takes a place, and before anything else is done with the
-                // body.
+                // After the signature, so that nobody without a key takes a place, and before anything else is done
+                // with the body.
                 let admission = self.builder.slots.admit(body.slot_owner())?;
                 let request = body.into_build_request(head, &self.limits).await?;
                 Ok((request, admission))
             };
             match admitting.await {
-                Ok((request, admission)) => Ok(ReceivedBuild {
+                Ok((request, admission)) => Ok(AdmittedBuildRequest {
                     request,
                     admission,
                     accepted,
@@ -313,9 +313,10 @@ impl BuilderApi {
     }
 
     /// Runs the build, and answers after it.
-    async fn build_then_answer(&self, received: ReceivedBuild, exchange: &BuildExchange) -> Response {
+    async fn build_then_answer(&self, received: AdmittedBuildRequest, exchange: &BuildExchange) -> Response {
         let mut log = BoundedLog::new(self.max_log);
-        let (mut answer, request) = Box::pin(self.run_build(received, exchange, &mut log)).await;
+        let (mut answer, request) =
+            Box::pin(self.run_build_and_record_outcome(received, exchange, &mut log)).await;
         answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
         self.notify_of_result(&request, &exchange.context, &answer).await;
         answer.into_response()
@@ -325,7 +326,7 @@ impl BuilderApi {
     fn stream_answer_while_building(
         &self,
         format: StreamFormat,
-        received: ReceivedBuild,
+        received: AdmittedBuildRequest,
         exchange: BuildExchange,
     ) -> Response {
         let image = &received.request.config.image_as_given;
@@ -336,7 +337,8 @@ impl BuilderApi {
         let threads = self.threads.clone();
         let build = async move {
             let build = async move {
-                let (answer, request) = Box::pin(api.run_build(received, &exchange, &mut log)).await;
+                let (answer, request) =
+                    Box::pin(api.run_build_and_record_outcome(received, &exchange, &mut log)).await;
                 api.notify_of_result(&request, &exchange.context, &answer).await;
                 answer.report
             };
@@ -347,13 +349,13 @@ impl BuilderApi {
 
     /// Returns the check of a request's signature. Reads the secrets for each request, so that a rotated secret is used
     /// immediately.
-    pub(crate) fn read_signature_check(
+    pub(crate) fn signature_check_from_secrets(
         &self,
         head: &RequestHead,
         context: &Context,
     ) -> Result<SignatureCheck, Error> {
         if let Some(policy) = &self.signatures.policy {
-            return Ok(self.signature_check_of_tenants(&policy.current_policy(), head, context));
+            return Ok(self.signature_check_of_tenants(&policy.reload_if_changed(), head, context));
         }
         if self.signatures.disable_hmac {
             return Ok(SignatureCheck::Disabled);

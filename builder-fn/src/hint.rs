@@ -1,7 +1,8 @@
 //! Hints: why a build or a deployment failed, where, and what to do next.
 //!
-//! [`explain`] is a pure function from what is known of a failure. It gives no hint where nothing is known: every rule needs
-//! the words of the program that failed, and names a place only if these words, the Dockerfile or the context have it.
+//! [`explain`] is a pure function from what is known of a failure. It gives no hint where nothing is known: every rule
+//! needs the words of the program that failed, and names a place only if these words, the Dockerfile or the context
+//! have it.
 //!
 //! All of it is input from outside. The texts are cut to a fixed size before any rule reads them, each rule passes over
 //! them a fixed number of times, and the texts of a hint are short and without control characters.
@@ -33,16 +34,16 @@ use serde::Serialize;
 
 pub use deployment::explain_deployment;
 use evidence::Evidence;
-pub use failure::{CredentialHolder, FailedStepOutput, Failure, RegistryLogin};
+pub use failure::{CredentialHolder, FailedStepOutput, Failure, RegistryLoginState};
 pub use files::{ContextFiles, NoFiles};
-pub use image::refusing_registry;
+pub use image::registry_refusing_credentials;
 pub use kind::HintKind;
 
 /// The length after which the text of a sentence is cut, in bytes.
 const MAX_SENTENCE_BYTES: usize = 600;
 
 /// The length after which the name of a file or a step, or a line of output, is cut, in bytes.
-const MAX_NAME_BYTES: usize = 200;
+const MAX_NAME_OR_LINE_BYTES: usize = 200;
 
 /// The most lines of output in a hint.
 const MAX_LOG_LINES: usize = 10;
@@ -94,31 +95,31 @@ const RULES: &[Rule] = &[
     dockerfile_error::explain,
     source::explain_denied,
     source::explain_missing_source,
-    secret::explain,
+    secret::explain_missing_secret,
     image::explain_pull,
     image::explain_push,
-    network::explain_download,
+    network::explain_failed_add_download,
     resources::explain_full_disk,
-    dependency::explain_manifest,
+    dependency::explain_manifest_or_lock_file,
     compiler::explain,
     go::explain,
     test_failure::explain,
-    resources::explain_memory,
+    resources::explain_out_of_memory,
     source::explain_file_missing_in_step,
     source::explain_missing_manifest,
     node::explain_npm,
-    network::explain_step,
-    dependency::explain,
-    python::explain,
+    network::explain_network_failure_of_step,
+    dependency::explain_missing_or_conflicting_dependency,
+    python::explain_interpreter_error,
     node::explain,
-    exit_code::explain,
+    exit_code::explain_unrunnable_or_forbidden_program,
 ];
 
 /// Returns the hint for a failed build; `None` where the cause is not known.
 pub fn explain(failure: &Failure<'_>) -> Option<Hint> {
     let evidence = Evidence::new(failure);
     let hint = RULES.iter().find_map(|rule| rule(&evidence))?;
-    Some(evidence.complete(hint))
+    Some(evidence.complete_with_step_and_place(hint))
 }
 
 impl Hint {
@@ -136,8 +137,8 @@ impl Hint {
     }
 
     /// Creates a hint whose next step is to correct the line at `place`.
-    fn to_correct(kind: HintKind, cause: impl AsRef<str>, place: &text::Place<'_>) -> Self {
-        let file = text::plain_or(place.file, "the file");
+    fn to_correct_line(kind: HintKind, cause: impl AsRef<str>, place: &text::Place<'_>) -> Self {
+        let file = text::name_if_safe_or(place.file, "the file");
         Self::new(kind, cause, format!("correct line {} of {file}", place.line))
             .at(place.file, Some(place.line))
     }
@@ -145,16 +146,16 @@ impl Hint {
     /// Returns the hint with its place.
     fn at(self, file: &str, line: Option<u32>) -> Self {
         Self {
-            file: Some(text::one_line(file, MAX_NAME_BYTES)).filter(|file| !file.is_empty()),
+            file: Some(text::one_line(file, MAX_NAME_OR_LINE_BYTES)).filter(|file| !file.is_empty()),
             line: line.filter(|line| *line > 0),
             ..self
         }
     }
 
     /// Returns the hint with the last of `lines`.
-    fn with_log<'l>(mut self, lines: impl Iterator<Item = &'l str>) -> Self {
+    fn with_last_log_lines<'l>(mut self, lines: impl Iterator<Item = &'l str>) -> Self {
         let mut log: Vec<_> = lines
-            .map(|line| text::one_line(line, MAX_NAME_BYTES))
+            .map(|line| text::one_line(line, MAX_NAME_OR_LINE_BYTES))
             .filter(|line| !line.is_empty())
             .collect();
         self.log = log.split_off(log.len().saturating_sub(MAX_LOG_LINES));

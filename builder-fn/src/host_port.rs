@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_only_colon_outside_of_brackets_precedes_the_port() {
+    fn split_host_port_needs_one_colon_at_most_outside_of_brackets_and_a_port_number() {
         for (text, expected) in [
             ("a", Some(("a", None))),
             ("a:1", Some(("a", Some(1)))),

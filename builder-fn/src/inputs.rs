@@ -51,7 +51,7 @@ impl BuildInputs {
     /// Returns what the config has of a build's inputs.
     pub(crate) fn of_config(config: &BuildConfig) -> Self {
         let arguments = config.build_args.iter();
-        let arguments = arguments.map(|(name, value)| (name.clone(), digest_of_value(value)));
+        let arguments = arguments.map(|(name, value)| (name.clone(), keyed_digest_of_argument(value)));
         let mut options = BTreeMap::new();
         let mut set = |key: &str, value: String| options.insert(key.to_owned(), value);
         if let Some(target) = &config.target {
@@ -75,8 +75,8 @@ impl BuildInputs {
     }
 }
 
-/// Returns the digest of the value of a build argument, under the key of content hashes: who has only the digest cannot try
-/// values.
-fn digest_of_value(value: &str) -> String {
+/// Returns the digest of the value of a build argument, under the key of content hashes: who has only the digest cannot
+/// try values.
+fn keyed_digest_of_argument(value: &str) -> String {
     ContentHash::of(value.as_bytes()).to_hex()
 }

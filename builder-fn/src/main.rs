@@ -7,11 +7,11 @@ use builder_fn::build::Builder;
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{EventTimeouts, PoolSize, SharedKeyPool};
 use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
-use builder_fn::context::set_content_hash_key;
+use builder_fn::context::set_content_hash_key_if_unset;
 use builder_fn::hand_over::Deployer;
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
-use builder_fn::notify::{NotificationRoom, Notifier};
+use builder_fn::notify::{NotificationMemory, Notifier};
 use builder_fn::ready;
 use builder_fn::registry::Registries;
 use builder_fn::remote_context::{RemoteContexts, UploadLimit};
@@ -40,7 +40,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         );
     }
     let metrics = Metrics::register(context.metrics_registry())?;
-    settings.pool.show_in(metrics.pool());
+    settings.pool.set_metrics_if_unset(metrics.pool());
     let (sender, daemons) = watch::channel(PoolSize::default());
     tokio::spawn(ready::probe_periodically(settings.pool.clone(), sender));
     if let Some(policy) = &settings.signatures.policy {
@@ -60,7 +60,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
     });
     if let Some(key) = store.as_ref().and_then(RecordStore::content_hash_key) {
         // Digests of files are compared across builders.
-        set_content_hash_key(key);
+        set_content_hash_key_if_unset(key);
     }
     let contexts = RemoteContexts {
         credentials: credentials.clone(),
@@ -93,7 +93,10 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         },
         timeouts: EventTimeouts::default(),
         slots: settings.slots.clone(),
-        records: store.clone().map(BuildRecords::kept_in).unwrap_or_default(),
+        records: store
+            .clone()
+            .map(BuildRecords::also_kept_in_store)
+            .unwrap_or_default(),
         metrics: metrics.clone(),
     };
     let notifier = Notifier {
@@ -101,7 +104,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         insecure: builder.settings.insecure,
         secrets: context.secrets().clone(),
         metrics: metrics.notifications(),
-        room: NotificationRoom::default(),
+        room: NotificationMemory::default(),
     };
     let mut limits = settings.requests.into_request_limits(metrics.spool_bytes_gauge());
     limits.copied_body = STORED_BODY_MAX;
@@ -110,7 +113,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         tokio::spawn(store.sweep_periodically(move || {
             match &policy {
                 Some(policy) => policy
-                    .current_policy()
+                    .reload_if_changed()
                     .tenants()
                     .map(|tenant| Some(tenant.name().to_string()))
                     .collect(),
@@ -141,13 +144,13 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
     Ok(App::new(api)
         .handler_limits_inflight()
         .verifies_requests(senders)
-        .named("builder-fn")
+        .with_name_in_traces("builder-fn")
         .ready_if({
             let daemons = daemons.clone();
             move || daemons.borrow().answering > 0
         })
         .ready_detail(move || ready::describe_pool(*daemons.borrow()))
         .ready_if(move || !slots.is_full())
-        .health_at("/healthz")
+        .also_healthy_at("/healthz")
         .also_ready_at("/ready"))
 }

@@ -1,8 +1,8 @@
 //! Sends the result of a build to the URL that its config names (`notify`), and sets the status of its commit
 //! (`commit_status.rs`).
 //!
-//! The queue posts its callback once, to the URL that came with the call. A notification is signed with a key of the caller, is
-//! sent again after failures, and never changes the result that it reports.
+//! The queue posts its callback once, to the URL that came with the call. A notification is signed with a key of the
+//! caller, is sent again after failures, and never changes the result that it reports.
 
 mod commit_status;
 mod metrics;
@@ -23,17 +23,17 @@ use crate::request::SIGNATURE_HEADER;
 use crate::sources::{AllowedSources, UrlRejection, WebUrl};
 pub(crate) use commit_status::{CommitState, StatusReceiver};
 pub use metrics::NotificationMetrics;
-pub use room::NotificationRoom;
-use room::ReservedRoom;
+pub use room::NotificationMemory;
+use room::ReservedNotificationMemory;
 
 /// The time within which a receiver has to begin its response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The longest pause before the second attempt to send a request; before each further one it is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const FIRST_RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The longest pause between two attempts.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// The largest number of attempts to send one notification or one state of a commit.
 const ATTEMPTS_MAX: u32 = 8;
@@ -45,7 +45,7 @@ const CALL_ID_HEADER: HeaderName = HeaderName::from_static("x-call-id");
 
 const OWN_USER_AGENT: HeaderValue = HeaderValue::from_static("slipway-builder");
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const JSON_MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Sends results of builds to the URLs that configs name, and statuses of commits. Clones share the limit on memory.
 #[derive(Clone, Debug)]
@@ -59,12 +59,12 @@ pub struct Notifier {
     /// The metrics of notifications.
     pub metrics: NotificationMetrics,
     /// The limit on the bodies of notifications that are being sent.
-    pub room: NotificationRoom,
+    pub room: NotificationMemory,
 }
 
 /// The receiver of a build's result.
 #[derive(Clone, Debug)]
-pub(crate) struct Receiver {
+pub(crate) struct ResultReceiver {
     /// The URL that the config names.
     pub(crate) url: WebUrl,
     /// The tenant whose build it is, if the builder has a policy.
@@ -76,15 +76,15 @@ pub(crate) struct Receiver {
 /// A result for a receiver.
 #[derive(Debug)]
 struct Notification {
-    receiver: Receiver,
+    receiver: ResultReceiver,
     call_id: String,
     body: Bytes,
     /// The place of the body in the limit.
-    _room: ReservedRoom,
+    _room: ReservedNotificationMemory,
 }
 
 /// A request that may be sent several times.
-struct Post {
+struct RepeatablePost {
     /// The URL of the request: a receiver's, or that of a commit's statuses in the git host's API.
     url: Uri,
     /// The URL as rules name it, at the same host.
@@ -146,10 +146,11 @@ impl Notifier {
         url.check(&self.allowed, self.insecure, tenant).map(drop)
     }
 
-    /// Sends a result in the background. While the process shuts down, waits until it is sent or the process is about to end.
-    pub(crate) async fn send_result(
+    /// Sends a result in the background. While the process shuts down, waits until it is sent or the process is about
+    /// to end.
+    pub(crate) async fn send_result_in_background(
         &self,
-        receiver: Receiver,
+        receiver: ResultReceiver,
         call_id: &str,
         body: Vec<u8>,
         shutdown: &Shutdown,
@@ -171,7 +172,7 @@ impl Notifier {
             _room: room,
         };
         let (notifier, state) = (self.clone(), shutdown.clone());
-        let sending = tokio::spawn(async move { notifier.send_until_received(&notification, &state).await });
+        let sending = tokio::spawn(async move { notifier.send_with_retries(&notification, &state).await });
         if shutdown.has_begun() {
             // The process may exit once the answer was sent.
             sending.await.ok();
@@ -179,13 +180,13 @@ impl Notifier {
     }
 
     /// Sends a notification until the receiver accepts it, rejects it, or failed too often.
-    async fn send_until_received(&self, notification: &Notification, shutdown: &Shutdown) {
+    async fn send_with_retries(&self, notification: &Notification, shutdown: &Shutdown) {
         let url = &notification.receiver.url;
         let post = notification.to_post();
         let sending = async {
             let mut attempt = 1;
             loop {
-                let error = match self.attempt(&post).await {
+                let error = match self.send_once(&post).await {
                     Ok(()) => return Ok(attempt),
                     Err(error) => error,
                 };
@@ -199,7 +200,7 @@ impl Notifier {
         };
         let outcome = tokio::select! {
             outcome = sending => Some(outcome),
-            () = wait_for_process_end(shutdown) => None,
+            () = wait_until_shortly_before_process_end(shutdown) => None,
         };
         match outcome {
             Some(Ok(attempts)) => {
@@ -218,7 +219,7 @@ impl Notifier {
     }
 
     /// Sends a request once. Redirects are not followed: they count as failures.
-    async fn attempt(&self, post: &Post) -> Result<(), AttemptError> {
+    async fn send_once(&self, post: &RepeatablePost) -> Result<(), AttemptError> {
         let rule = post
             .checked
             .check(&self.allowed, self.insecure, post.tenant.as_deref())?;
@@ -239,7 +240,7 @@ impl Notifier {
 }
 
 impl Notification {
-    fn to_post(&self) -> Post {
+    fn to_post(&self) -> RepeatablePost {
         let mut headers = Vec::new();
         if let Ok(call_id) = HeaderValue::from_str(&self.call_id) {
             headers.push((CALL_ID_HEADER, call_id));
@@ -249,7 +250,7 @@ impl Notification {
         {
             headers.push((HeaderName::from_static(SIGNATURE_HEADER), signature));
         }
-        Post {
+        RepeatablePost {
             url: self.receiver.url.uri().clone(),
             checked: self.receiver.url.clone(),
             tenant: self.receiver.tenant.clone(),
@@ -259,14 +260,14 @@ impl Notification {
     }
 }
 
-impl Post {
+impl RepeatablePost {
     fn to_request(&self) -> Request<OutgoingRequestBody> {
         let body = Full::new(self.body.clone()).map_err(|never| match never {});
         let mut request = Request::new(body.boxed_unsync());
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.url.clone();
         let headers = request.headers_mut();
-        headers.insert(CONTENT_TYPE, JSON);
+        headers.insert(CONTENT_TYPE, JSON_MEDIA_TYPE);
         headers.insert(CONTENT_LENGTH, self.body.len().into());
         headers.insert(USER_AGENT, OWN_USER_AGENT);
         headers.extend(self.headers.iter().cloned());
@@ -275,17 +276,17 @@ impl Post {
 }
 
 /// Waits until [`TIME_RESERVED_FOR_ANSWER`] before `shutdown` ends the process.
-async fn wait_for_process_end(shutdown: &Shutdown) {
+async fn wait_until_shortly_before_process_end(shutdown: &Shutdown) {
     let end = shutdown.wait_until_begun().await;
     tokio::time::sleep_until(end.checked_sub(TIME_RESERVED_FOR_ANSWER).unwrap_or(end)).await;
 }
 
-/// Returns the pause after a failed attempt. Half of it is at random, so that notifications that failed together are not sent
-/// again together.
+/// Returns the pause after a failed attempt. Half of it is at random, so that notifications that failed together are
+/// not sent again together.
 fn pause_after(attempt: u32) -> Duration {
-    let longest = FIRST_PAUSE
+    let longest = FIRST_RETRY_PAUSE_MAX
         .saturating_mul(1 << attempt.saturating_sub(1).min(16))
-        .min(PAUSE_MAX);
+        .min(RETRY_PAUSE_MAX);
     longest.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
@@ -294,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_limit_and_differ() {
+    fn pauses_double_to_a_limit_and_are_shortened_by_up_to_half() {
         for (attempt, longest) in [(1, 1.0), (2, 2.0), (6, 32.0), (7, 60.0), (40, 60.0)] {
             let pause = pause_after(attempt).as_secs_f64();
             assert!((longest / 2.0..=longest).contains(&pause), "{attempt}: {pause}");

@@ -1,9 +1,9 @@
-//! The operator's tokens: for git repositories that contexts are read from (`git_tokens`), and for the statuses of commits
-//! (`status_tokens`).
+//! The operator's tokens: for git repositories that contexts are read from (`git_tokens`), and for the statuses of
+//! commits (`status_tokens`).
 //!
 //! A step of a build can mount every secret of its session (`RUN --mount=type=secret`), and a frontend can read every
-//! attribute of a source. So a token of the operator is in no session of a build: the daemon checks the context out before
-//! the build, in a session of its own without steps and frontend, and the build finds the checkout by its commit.
+//! attribute of a source. So a token of the operator is in no session of a build: the daemon checks the context out
+//! before the build, in a session of its own without steps and frontend, and the build finds the checkout by its commit.
 //!
 //! Such a token is used for the context of a request only, without submodules: a repository names their addresses itself.
 
@@ -17,48 +17,48 @@ use crate::buildkit::SecretStore;
 use crate::redact::SecretMask;
 
 /// The name of the secret that BuildKit sends to a git server as a token.
-const TOKEN_SECRET: &str = "GIT_AUTH_TOKEN";
+const GIT_TOKEN_SECRET_NAME: &str = "GIT_AUTH_TOKEN";
 
 /// The names of the secrets that BuildKit sends to a git server. One with a dot and the host comes first.
-const AUTH_SECRETS: [&str; 2] = [TOKEN_SECRET, "GIT_AUTH_HEADER"];
+const GIT_AUTH_SECRET_NAMES: [&str; 2] = [GIT_TOKEN_SECRET_NAME, "GIT_AUTH_HEADER"];
 
 /// The names of the secrets with the operator's tokens, by the URLs that they are for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OperatorTokens(Vec<(UrlPattern, String)>);
+pub struct OperatorTokenSecrets(Vec<(UrlPattern, String)>);
 
 /// A token of the operator, as the only secret of a session. `Debug` does not show it.
-pub(crate) struct GitToken {
+pub(crate) struct SessionGitToken {
     token: Secret,
     mask: SecretMask,
 }
 
-impl OperatorTokens {
-    /// Returns the name of the secret with the token for a git repository, for a build of `tenant` with the secrets `own`.
+impl OperatorTokenSecrets {
+    /// Returns the name of the secret with the token for a git repository, for a build of `tenant` with `own_secrets`.
     /// A build with a token of its own gets none.
-    pub(crate) fn secret_for_repository(
+    pub(crate) fn secret_name_for_repository(
         &self,
         repository: &str,
         tenant: Option<&Tenant>,
-        own: &dyn SecretStore,
+        own_secrets: &dyn SecretStore,
     ) -> Option<&str> {
-        let host = host_of(repository);
-        let has_own = AUTH_SECRETS
-            .iter()
-            .any(|name| own.secret(name).is_some() || own.secret(&format!("{name}.{host}")).is_some());
+        let host = host_with_port_of(repository);
+        let has_own = GIT_AUTH_SECRET_NAMES.iter().any(|name| {
+            own_secrets.secret(name).is_some() || own_secrets.secret(&format!("{name}.{host}")).is_some()
+        });
         match has_own {
             true => None,
-            false => self.secret_for(repository, tenant, ReadRules::git),
+            false => self.secret_name_for_url(repository, tenant, ReadRules::git),
         }
     }
 
     /// Returns the name of the secret with the token for the project at this URL of a forge's API.
-    pub(crate) fn secret_for_project(&self, project: &str, tenant: Option<&Tenant>) -> Option<&str> {
-        self.secret_for(project, tenant, ReadRules::http)
+    pub(crate) fn secret_name_for_project(&self, project: &str, tenant: Option<&Tenant>) -> Option<&str> {
+        self.secret_name_for_url(project, tenant, ReadRules::http)
     }
 
-    /// Returns the name of the secret with the token for a URL. A tenant gets it only if `rule` of its policy names the URL:
-    /// one without rules may read everything that needs no token.
-    fn secret_for(
+    /// Returns the name of the secret with the token for a URL. A tenant gets it only if `rule` of its policy names the
+    /// URL: one without rules may read everything that needs no token.
+    fn secret_name_for_url(
         &self,
         url: &str,
         tenant: Option<&Tenant>,
@@ -75,7 +75,7 @@ impl OperatorTokens {
     }
 }
 
-impl FromStr for OperatorTokens {
+impl FromStr for OperatorTokenSecrets {
     type Err = String;
 
     /// Parses a list of `URL=SECRET`, separated by commas. The first entry whose URL a repository begins with counts.
@@ -98,7 +98,7 @@ impl FromStr for OperatorTokens {
     }
 }
 
-impl GitToken {
+impl SessionGitToken {
     /// Creates the secrets of a session with a token only.
     pub(crate) fn new(token: Secret) -> Self {
         Self {
@@ -113,9 +113,9 @@ impl GitToken {
     }
 }
 
-impl SecretStore for GitToken {
+impl SecretStore for SessionGitToken {
     fn secret(&self, id: &str) -> Option<&[u8]> {
-        (id == TOKEN_SECRET).then(|| self.token.expose())
+        (id == GIT_TOKEN_SECRET_NAME).then(|| self.token.expose())
     }
 
     fn is_empty(&self) -> bool {
@@ -123,14 +123,14 @@ impl SecretStore for GitToken {
     }
 }
 
-impl fmt::Debug for GitToken {
+impl fmt::Debug for SessionGitToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("GitToken")
+        f.write_str("SessionGitToken")
     }
 }
 
 /// Returns the host of a URL, with its port, as git servers' secrets are named after it.
-fn host_of(url: &str) -> &str {
+fn host_with_port_of(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.split('/').next().unwrap_or_default()
 }
@@ -140,24 +140,24 @@ mod tests {
     use function_host::policy::Policy;
 
     use super::*;
-    use crate::buildkit::NamedSecrets;
+    use crate::buildkit::NamedSecretsWithValueX;
 
-    const REPOSITORY: &str = "https://git.example/acme/app.git";
+    const REPOSITORY_URL: &str = "https://git.example/acme/app.git";
 
-    fn tokens(text: &str) -> OperatorTokens {
+    fn tokens(text: &str) -> OperatorTokenSecrets {
         text.parse().unwrap()
     }
 
     #[test]
     fn a_repository_gets_the_token_of_the_first_entry_that_it_begins_with() {
         let tokens = tokens("https://git.example/acme/=acme-token, https://git.example/=token");
-        let secret_for = |url: &str| {
+        let secret_name_for_url = |url: &str| {
             tokens
-                .secret_for_repository(url, None, &NamedSecrets(&[]))
+                .secret_name_for_repository(url, None, &NamedSecretsWithValueX(&[]))
                 .map(str::to_owned)
         };
         for (url, secret) in [
-            (REPOSITORY, Some("acme-token")),
+            (REPOSITORY_URL, Some("acme-token")),
             ("https://git.example/other/app.git", Some("token")),
             ("https://git.example/acme-b/app.git", Some("token")),
             ("http://git.example/acme/app.git", None),
@@ -166,7 +166,7 @@ mod tests {
             ("https://git.example@evil/acme/app.git", None),
             ("https://git.example/acme/../other/app.git", None),
         ] {
-            assert_eq!(secret_for(url).as_deref(), secret, "{url}");
+            assert_eq!(secret_name_for_url(url).as_deref(), secret, "{url}");
         }
         assert_eq!(tokens.secrets().collect::<Vec<_>>(), ["acme-token", "token"]);
     }
@@ -186,7 +186,8 @@ mod tests {
             let policy = format!(r#"{{"tenants": {{"acme": {{"keys": ["k"]{rules}}}}}}}"#);
             let policy = Policy::parse(&policy).unwrap();
             let tenant = policy.tenants().next().unwrap();
-            let secret = tokens.secret_for_repository(REPOSITORY, Some(tenant), &NamedSecrets(&[]));
+            let secret =
+                tokens.secret_name_for_repository(REPOSITORY_URL, Some(tenant), &NamedSecretsWithValueX(&[]));
             assert_eq!(secret, expected, "{rules}");
         }
     }
@@ -202,7 +203,7 @@ mod tests {
             (&["GIT_AUTH_TOKEN.other.example"], Some("token")),
         ] {
             assert_eq!(
-                tokens.secret_for_repository(REPOSITORY, None, &NamedSecrets(own)),
+                tokens.secret_name_for_repository(REPOSITORY_URL, None, &NamedSecretsWithValueX(own)),
                 expected,
                 "{own:?}"
             );
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_entry_is_named() {
+    fn a_wrong_entry_of_operator_tokens_is_rejected_with_its_problem() {
         for (text, problem) in [
             ("https://git.example/", "should be a list of URL=SECRET"),
             ("https://git.example/=", "should be a list of URL=SECRET"),
@@ -219,18 +220,18 @@ mod tests {
             ("ssh://git.example/=token", "should begin with https://"),
             ("https://git.example/a/../=token", "should be a URL"),
         ] {
-            let error = text.parse::<OperatorTokens>().unwrap_err();
+            let error = text.parse::<OperatorTokenSecrets>().unwrap_err();
             assert!(error.contains(problem), "{text}: {error}");
         }
-        assert_eq!(tokens(""), OperatorTokens::default());
+        assert_eq!(tokens(""), OperatorTokenSecrets::default());
     }
 
     #[test]
-    fn a_session_with_a_token_has_no_other_secret_and_does_not_show_it() {
-        let token = GitToken::new(Secret::new("the-token"));
+    fn a_git_token_is_the_only_secret_of_its_session_and_is_masked_and_hidden_from_debug() {
+        let token = SessionGitToken::new(Secret::new("the-token"));
         assert_eq!(token.secret("GIT_AUTH_TOKEN"), Some(&b"the-token"[..]));
         assert_eq!(token.secret("GIT_AUTH_HEADER"), None);
-        assert_eq!(format!("{token:?}"), "GitToken");
+        assert_eq!(format!("{token:?}"), "SessionGitToken");
         assert!(!token.mask().mask_text("x the-token").contains("the-token"));
     }
 }

@@ -10,8 +10,8 @@ use crate::buildkit::{DaemonPool, PoolSize};
 /// The time between two probes of the daemons.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Probes the daemons of `pool` at once and then every 5 s, and sends to `sizes` how many there are and how many answer, until
-/// all receivers are dropped. The builder is ready while one answers.
+/// Probes the daemons of `pool` at once and then every 5 s, and sends to `sizes` how many there are and how many
+/// answer, until all receivers are dropped. The builder is ready while one answers.
 pub async fn probe_periodically(pool: DaemonPool, sizes: watch::Sender<PoolSize>) {
     while !sizes.is_closed() {
         let (size, errors) = pool.probe().await;
@@ -45,8 +45,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_daemon_that_is_down_is_probed_until_the_receiver_is_dropped() {
-        struct UnreachableDaemon(Arc<AtomicUsize>);
-        impl Dialer for UnreachableDaemon {
+        struct UnreachableDaemonCountingDials(Arc<AtomicUsize>);
+        impl Dialer for UnreachableDaemonCountingDials {
             fn open_transport(&self) -> DialFuture {
                 self.0.fetch_add(1, Ordering::Relaxed);
                 Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
@@ -55,7 +55,7 @@ mod tests {
         let dials = Arc::new(AtomicUsize::new(0));
         let (sender, receiver) = watch::channel(PoolSize::default());
         let watching = tokio::spawn(probe_periodically(
-            Daemon::with_dialer("down", UnreachableDaemon(dials.clone())).into(),
+            Daemon::with_dialer("down", UnreachableDaemonCountingDials(dials.clone())).into(),
             sender,
         ));
 

@@ -22,7 +22,7 @@ pub use operator_repository::OperatorRepository;
 pub use tenant::{NoCredentials, TenantCredentials};
 pub(crate) use upload::{
     EMPTY_CONFIG, MANIFEST_MEDIA_TYPE, RESPONSE_TIMEOUT, UploadError, bytes_body, empty_body, put_manifest,
-    rejection, request_to, upload_blob,
+    rejection, request_to, upload_blob_if_missing,
 };
 
 /// The timeout of one lookup in a registry, which may take several requests.
@@ -44,7 +44,7 @@ pub struct Registries {
 #[tonic::async_trait]
 impl ManifestLookup for Registries {
     async fn has_manifest(&self, name: &str, digest: &str) -> Result<bool, Box<dyn StdError + Send + Sync>> {
-        let mut repository = self.repository_of(name).await?;
+        let mut repository = self.repository_with_credentials(name).await?;
         Ok(tokio::time::timeout(LOOKUP_TIMEOUT, repository.has_manifest(digest)).await??)
     }
 
@@ -53,12 +53,12 @@ impl ManifestLookup for Registries {
         name: &str,
         digest: &str,
     ) -> Result<Vec<ImageLayer>, Box<dyn StdError + Send + Sync>> {
-        let mut repository = self.repository_of(name).await?;
+        let mut repository = self.repository_with_credentials(name).await?;
         let fetching = async {
             let Some(manifest) = repository.fetch_manifest(digest).await? else {
                 return Ok(Vec::new());
             };
-            let manifest = match layers::first_platform(&manifest)? {
+            let manifest = match layers::digest_of_first_image_in_index(&manifest)? {
                 None => Some(manifest),
                 Some(digest) => repository.fetch_manifest(&digest).await?,
             };
@@ -73,7 +73,10 @@ impl ManifestLookup for Registries {
 
 impl Registries {
     /// Returns the repository of an image, with the credentials for it.
-    async fn repository_of(&self, name: &str) -> Result<Repository, Box<dyn StdError + Send + Sync>> {
+    async fn repository_with_credentials(
+        &self,
+        name: &str,
+    ) -> Result<Repository, Box<dyn StdError + Send + Sync>> {
         let image = ImageName::parse(name).ok_or("the image's name has no registry")?;
         let (registry, repository) = (image.registry(), image.repository());
         let credentials = self.credentials.credentials(registry).await;

@@ -1,8 +1,8 @@
 //! The report of a build to its caller: its log, its outcome, and the records of a streamed answer.
 //!
-//! [`LineFormatter`] turns BuildKit's events into log lines, which go to a [`LogSink`]. For an answer that is sent after the
-//! build this is a [`BoundedLog`]; for a streamed one it is a [`LogFeed`], from which [`stream_records`] makes records
-//! while the build runs.
+//! [`LineFormatter`] turns BuildKit's events into log lines, which go to a [`LogSink`]. For an answer that is sent
+//! after the build this is a [`BoundedLog`]; for a streamed one it is a [`LogFeed`], from which [`stream_records`]
+//! makes records while the build runs.
 
 mod bounded_log;
 mod feed;
@@ -19,7 +19,7 @@ use crate::hint::Hint;
 
 pub(crate) use bounded_log::BoundedLog;
 pub(crate) use feed::LogFeed;
-pub(crate) use json::to_json;
+pub(crate) use json::to_json_with_escaped_line_ends;
 pub(crate) use line_formatter::{LineFormatter, MAX_LINE_BYTES};
 pub(crate) use record::StreamFormat;
 pub(crate) use stream::stream_records;

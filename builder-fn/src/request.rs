@@ -1,9 +1,9 @@
 //! Receives the body of an HTTP request, verifies its signature if one is required, and then parses it to a build
 //! request.
 //!
-//! The body is read once, as a stream: it is hashed and stored as it was sent, within budgets that unverified bodies share.
-//! Nothing in it is interpreted before the signature has been verified. After that it is decompressed, and one pass over
-//! its tar makes the index of the context, whose files are read when BuildKit asks for them.
+//! The body is read once, as a stream: it is hashed and stored as it was sent, within budgets that unverified bodies
+//! share. Nothing in it is interpreted before the signature has been verified. After that it is decompressed, and one
+//! pass over its tar makes the index of the context, whose files are read when BuildKit asks for them.
 
 mod config;
 mod decompress;
@@ -35,7 +35,9 @@ use function_host::policy::{ReservedNames, Tenant};
 use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
-pub(crate) use config::{BuildConfig, CacheToItem, CommitStatus, Forge, ProvenanceMode, is_commit};
+pub(crate) use config::{
+    BuildConfig, CacheToItem, CommitStatusConfig, Forge, ProvenanceMode, is_full_commit_hash,
+};
 pub use config::{ContextReference, GitContext, OciContext, UrlContext};
 pub use digest::Sha256Digest;
 pub use error::{RequestError, RequestErrorKind};
@@ -44,7 +46,7 @@ pub(crate) use frontend::{AllowedFrontends, Frontend};
 pub(crate) use head::START_TIME_HEADER;
 pub use head::{RequestHead, SIGNATURE_HEADER, TENANT_HEADER};
 pub(crate) use image::ImageRef;
-pub use incoming::UnverifiedBodies;
+pub use incoming::UnverifiedBodyResources;
 pub use prepared_context::{
     BuildSource, ContextRules, PreparedContext, ReceivedContext, ReferencedContext, StorableTar,
 };
@@ -116,7 +118,7 @@ pub struct RequestLimits {
     /// Settings for where the request's tar is spooled.
     pub spool: SpoolSettings,
     /// The resources that bodies share until their signatures are verified.
-    pub unverified: UnverifiedBodies,
+    pub unverified: UnverifiedBodyResources,
     /// The turns at reading the tars of verified bodies, and those that are fetched for builds.
     pub indexing: IndexingTurns,
     /// The frontends that a Dockerfile may name.
@@ -130,11 +132,11 @@ pub struct RequestLimits {
 }
 
 impl RequestLimits {
-    /// Returns request limits for bodies of up to `body` bytes; bodies above 256 KiB are spooled to unnamed
+    /// Returns request limits for bodies of up to `max_body_bytes`; bodies above 256 KiB are spooled to unnamed
     /// files in `spool_dir`.
-    pub fn new(body: u64, spool_dir: impl Into<PathBuf>, quota: SpoolQuota) -> Self {
+    pub fn new(max_body_bytes: u64, spool_dir: impl Into<PathBuf>, quota: SpoolQuota) -> Self {
         let archive = ArchiveLimits {
-            body,
+            body: max_body_bytes,
             ..ArchiveLimits::default()
         };
         Self {
@@ -144,7 +146,9 @@ impl RequestLimits {
                 memory: 256 << 10,
                 quota,
             },
-            unverified: UnverifiedBodies::new(UnverifiedBudget::new(default_unverified_limits(body))),
+            unverified: UnverifiedBodyResources::new(UnverifiedBudget::new(default_unverified_limits(
+                max_body_bytes,
+            ))),
             indexing: IndexingTurns::default(),
             frontends: AllowedFrontends::default(),
             freshness: FreshnessLimit::default(),
@@ -154,12 +158,12 @@ impl RequestLimits {
     }
 }
 
-/// Returns the default limits on unverified bodies, each of which has up to `body` bytes.
-pub(crate) fn default_unverified_limits(body: u64) -> UnverifiedLimits {
+/// Returns the default limits on unverified bodies, each of which has up to `max_body_bytes`.
+pub(crate) fn default_unverified_limits(max_body_bytes: u64) -> UnverifiedLimits {
     UnverifiedLimits {
         senders: 128,
         memory: 16 << 20,
-        disk: body.max(1 << 30),
+        disk: max_body_bytes.max(1 << 30),
         rate: 64 << 10,
         grace: Duration::from_secs(10),
     }
@@ -200,11 +204,11 @@ where
 /// # Errors
 /// Fails if the content is not a valid configuration.
 pub fn violations_in_config(
-    content: &[u8],
+    config_json: &[u8],
     tenant: &Tenant,
     reserved: &ReservedNames,
 ) -> Result<Vec<String>, RequestError> {
-    let config = BuildConfig::parse(content)?;
+    let config = BuildConfig::parse(config_json)?;
     Ok(match rules::check_config(&config, Some(tenant), reserved) {
         Ok(()) => Vec::new(),
         Err(violations) => violations.iter().map(ToString::to_string).collect(),
@@ -212,8 +216,8 @@ pub fn violations_in_config(
 }
 
 /// Returns the violation, as text, if a tenant's Dockerfile names a frontend that the tenant's rules do not allow.
-pub fn violation_in_dockerfile(content: &[u8], tenant: &Tenant) -> Option<String> {
-    let chosen = AllowedFrontends::default().choose_for_dockerfile(content, Some(tenant));
+pub fn frontend_violation_in_dockerfile(dockerfile_text: &[u8], tenant: &Tenant) -> Option<String> {
+    let chosen = AllowedFrontends::default().choose_for_dockerfile(dockerfile_text, Some(tenant));
     chosen.err().map(|error| error.to_string())
 }
 
@@ -221,8 +225,8 @@ pub fn violation_in_dockerfile(content: &[u8], tenant: &Tenant) -> Option<String
 ///
 /// # Errors
 /// Fails if the content is not a valid configuration.
-pub fn dockerfile_in_config(content: &[u8]) -> Result<String, RequestError> {
-    let named = BuildConfig::parse(content)?.dockerfile;
+pub fn dockerfile_path_in_config(config_json: &[u8]) -> Result<String, RequestError> {
+    let named = BuildConfig::parse(config_json)?.dockerfile;
     Ok(named.unwrap_or_else(|| dockerfile::DEFAULT_DOCKERFILE.to_owned()))
 }
 

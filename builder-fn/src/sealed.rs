@@ -45,12 +45,12 @@ const MAX_TOTAL_SECRET_BYTES: usize = 1 << 20;
 
 /// A handle of the builder's private key for sealed secrets, in a file that is read for each use.
 #[derive(Clone, Debug)]
-pub struct SealKey {
+pub struct SealKeyFile {
     folder: Secrets,
     name: String,
 }
 
-impl SealKey {
+impl SealKeyFile {
     /// Returns a handle of the private key in the file at `path`, without reading it.
     pub fn at(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default();
@@ -66,10 +66,10 @@ impl SealKey {
     /// # Errors
     /// Fails if the file is missing or does not contain a key.
     pub(crate) fn public_key_answer(&self, tenant: Option<&TenantName>) -> Result<Value, SealError> {
-        let [key, ..] = &self.read_keys(tenant)?[..] else {
+        let [key, ..] = &self.read_private_keys(tenant)?[..] else {
             return Err(SealError::KeyFormat);
         };
-        let public_key = encode_public_key(key);
+        let public_key = encode_public_key_of(key);
         Ok(json!({"key_id": key_id(&public_key), "algorithm": ENVELOPE_ALGORITHM, "public_key": public_key}))
     }
 
@@ -83,11 +83,11 @@ impl SealKey {
         envelope: &[u8],
         tenant: Option<&TenantName>,
     ) -> Result<BuildSecrets, SealError> {
-        let keys = self.read_keys(tenant)?;
+        let keys = self.read_private_keys(tenant)?;
         let envelope = Envelope::parse(envelope)?;
         let ids: Vec<_> = keys
             .iter()
-            .map(|key| key_id(&encode_public_key(key)).to_owned())
+            .map(|key| key_id(&encode_public_key_of(key)).to_owned())
             .collect();
         let found = envelope.key_id.as_deref().filter(|found| !found.is_empty());
         let mut opened = Err(SealError::OtherKey {
@@ -104,7 +104,7 @@ impl SealKey {
     }
 
     /// Reads the private keys that open a tenant's envelopes: its own, if there is a tenant, and the builder's.
-    fn read_keys(&self, tenant: Option<&TenantName>) -> Result<Vec<SecretKey>, SealError> {
+    fn read_private_keys(&self, tenant: Option<&TenantName>) -> Result<Vec<SecretKey>, SealError> {
         let text = self.folder.read_secret(&self.name).map_err(SealError::Key)?;
         let bytes = Zeroizing::new(STANDARD.decode(text.expose()).map_err(|_| SealError::KeyFormat)?);
         let shared = SecretKey::from_slice(&bytes).map_err(|_| SealError::KeyFormat)?;
@@ -116,8 +116,8 @@ impl SealKey {
 }
 
 /// Derives a tenant's private key from the builder's, by HMAC-SHA256. Nobody without the builder's key can.
-fn derive_tenant_key(shared: &SecretKey, tenant: &TenantName) -> Result<SecretKey, SealError> {
-    let bytes = Zeroizing::new(shared.to_bytes());
+fn derive_tenant_key(builder_key: &SecretKey, tenant: &TenantName) -> Result<SecretKey, SealError> {
+    let bytes = Zeroizing::new(builder_key.to_bytes());
     let mut derivation = Hmac::<Sha256>::new_from_slice(&bytes[..]).map_err(|_| SealError::KeyFormat)?;
     derivation.update(TENANT_KEY_PURPOSE.as_bytes());
     derivation.update(tenant.as_str().as_bytes());
@@ -136,7 +136,7 @@ impl Envelope {
     /// Parses the YAML of an envelope, and checks everything but the sealed values.
     fn parse(text: &[u8]) -> Result<Self, SealError> {
         #[derive(Deserialize)]
-        struct Fields {
+        struct EnvelopeFields {
             version: Option<String>,
             algorithm: Option<String>,
             key_id: Option<String>,
@@ -144,7 +144,7 @@ impl Envelope {
             secrets: Option<BTreeMap<String, Option<String>>>,
         }
         // The parser's own message repeats parts of the text.
-        let fields: Fields = serde_saphyr::from_slice(text).map_err(|error| SealError::Envelope {
+        let fields: EnvelopeFields = serde_saphyr::from_slice(text).map_err(|error| SealError::Envelope {
             line: error.location().map(|location| location.line()),
         })?;
         let wrong = |field, should_be| SealError::Field { field, should_be };
@@ -211,7 +211,7 @@ fn is_valid_secret_name(name: &str) -> bool {
 }
 
 /// Returns the base64 of the public key that belongs to a private key.
-fn encode_public_key(key: &SecretKey) -> String {
+fn encode_public_key_of(key: &SecretKey) -> String {
     STANDARD.encode(key.public_key().as_bytes())
 }
 
@@ -234,11 +234,11 @@ mod tests {
         npmrc: AqGBHF+aUNdhe99dDqwBySBlt/MhZc4DCUa8GTcGGqrFsrFVGfDxfm/URNcYDiMAU+zbVpPB3AtT0NOFzbEMMCn0Jg==\n    \
         pip_token: 8wx/10/ldSRa34Govwn3kp2a4Nfew9ITIUlZnn46TYAwvyQMb4vYQPOMpDdO3CY=\n";
 
-    fn seal_key_file(content: &str) -> (tempfile::TempDir, SealKey) {
+    fn seal_key_file(content: &str) -> (tempfile::TempDir, SealKeyFile) {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("key");
         std::fs::write(&path, content).expect("write");
-        (folder, SealKey::at(&path))
+        (folder, SealKeyFile::at(&path))
     }
 
     #[test]
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_that_are_too_large_to_be_masked_are_rejected() {
+    fn secrets_of_more_than_1_mib_in_total_are_rejected() {
         let (_folder, key) = seal_key_file(&STANDARD.encode([1; 32]));
         let rest = MAX_TOTAL_SECRET_BYTES - 2 * MAX_SECRET_VALUE_BYTES;
         assert!(

@@ -5,18 +5,23 @@
 //! | variable | default | meaning |
 //! | --- | --- | --- |
 //! | `buildkit_…` | | the connection to BuildKit: see `settings/daemon.rs` |
-//! | `insecure` | `false` | whether registries speak plain HTTP, and `context.url`, `context.git` and `notify` may be `http://` |
-//! | `accept_sha1` | `true` | whether HMAC-SHA1 signatures, as of releases of faas-cli from before 2022, are accepted too |
-//! | `disable_hmac` | `false` | whether requests need no signature, because something in front of the builder authorizes them |
+//! | `insecure` | `false` | whether registries speak plain HTTP, and `context.url`, `context.git` and `notify` may be
+//! `http://` |
+//! | `accept_sha1` | `true` | whether HMAC-SHA1 signatures, as of releases of faas-cli from before 2022, are accepted
+//! too |
+//! | `disable_hmac` | `false` | whether requests need no signature, because something in front of the builder
+//! authorizes them |
 //! | `max_body` | 1073741824 | limit on the body of a request, in bytes |
 //! | `max_log` | 4194304 | limit on the log of a build, in bytes; of a longer log, the beginning and the end are kept |
 //! | `max_entries` | 200000 | limit on the files, directories and links in a tar |
 //! | `max_config` | 1048576 | limit on each of `com.openfaas.docker.config` and `com.openfaas.secrets`, in bytes |
 //! | `queue_wait` | `0s` | how long a request waits for a slot while `max_inflight` builds run, before it is rejected |
-//! | `queue_length` | 16 | limit on the requests of one tenant, or of all callers without a policy, that wait for a slot |
+//! | `queue_length` | 16 | limit on the requests of one tenant, or of all callers without a policy, that wait for a
+//! slot |
 //! | `spool_dir` | the system's directory for temporary files | where bodies larger than 256 KiB are spooled |
 //! | `spool_limit` | 4294967296 | limit on the bytes of all verified bodies together, in memory and in files |
-//! | `unverified_senders` | 128 | limit on the bodies that are received at the same time, before their signatures are verified |
+//! | `unverified_senders` | 128 | limit on the bodies that are received at the same time, before their signatures are
+//! verified |
 //! | `unverified_memory` | 16777216 | limit on the memory of such bodies together, in bytes |
 //! | `unverified_limit` | 1073741824 | limit on the files of such bodies together, in bytes; at least `max_body` |
 //! | `receive_rate` | 65536 | lowest rate at which a body may arrive, in bytes per second |
@@ -24,33 +29,40 @@
 //! | `compression` | `zstd` | compression of layers: `zstd`, `gzip` or `uncompressed` |
 //! | `compression_level` | BuildKit's | from 1, the fastest, to 22 (`zstd`) or 9 (`gzip`) |
 //! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; the file may be missing |
-//! | `credential_helpers` | those in `PATH` | directory of the helpers (`docker-credential-NAME`) that `registry_config` names |
+//! | `credential_helpers` | those in `PATH` | directory of the helpers (`docker-credential-NAME`) that
+//! `registry_config` names |
 //! | `token_realms` | | hosts on which registries may have their token servers, besides their own |
-//! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name, besides the built-in `docker/dockerfile` |
+//! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name, besides the built-in
+//! `docker/dockerfile` |
 //! | `max_age` | | limit on the age of a request whose config has `submittedAt` |
 //! | `require_fresh` | `false` | whether a config without `submittedAt` is rejected; needs `max_age` |
 //! | `sbom_generator` | | the image that generates SBOMs, for a config's `sbom` |
 //! | `allowed_sources` | | private hosts, HOST or HOST:PORT, that builds may read from |
 //! | `git_tokens` | | secrets with the operator's tokens for git repositories of contexts: a list of URL=SECRET |
 //! | `status_tokens` | | secrets with the operator's tokens for the statuses of commits: a list of URL=SECRET |
-//! | `retry_time` | `2m` | limit on the pauses between retries of a queued call's build, after failures of BuildKit or a registry |
+//! | `retry_time` | `2m` | limit on the pauses between retries of a queued call's build, after failures of BuildKit or
+//! a registry |
 //! | `contexts_repository` | | the repository, REGISTRY/PATH, in which `POST /contexts` stores contexts |
-//! | `records_repository` | | the repository, REGISTRY/PATH, in which records of builds are kept; needs the secret `deploy-secret` |
+//! | `records_repository` | | the repository, REGISTRY/PATH, in which records of builds are kept; needs the secret
+//! `deploy-secret` |
 //! | `delete_contexts` | `false` | whether a stored context is deleted once it was built |
 //! | `step_memory` | the daemon's | limit on the memory of one build step, in bytes |
 //! | `step_cpus` | the daemon's | limit on the CPU time of one build step, in cores, such as `1.5` |
 //! | `default_namespace` | `openfaas-fn` | the namespace of a function whose `deploy` names none |
-//! | `build_secrets_private_key_path` | | file with the private key that build secrets are sealed to: 32 bytes in base64, as written by `faas-cli secret keygen` |
+//! | `build_secrets_private_key_path` | | file with the private key that build secrets are sealed to: 32 bytes in
+//! base64, as written by `faas-cli secret keygen` |
 //! | `policy_file` | | the JSON file with the tenants, their keys and rules, see [`function_host::policy`] |
 //! | `protected_functions` | | functions that no build may deploy, besides Slipway's own |
 //! | `protected_secrets` | | secrets that no function may use, besides those that Slipway uses |
-//! | `builder_function` | `builder-fn` | the builder itself as a function, `NAME` or `NAME.NAMESPACE`, to whose queue it submits calls again |
+//! | `builder_function` | `builder-fn` | the builder itself as a function, `NAME` or `NAME.NAMESPACE`, to whose queue
+//! it submits calls again |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
 //! | `deploy_via` | `function` | how hand-overs reach it: `function`, `async-function` or `callback`, see [`DeployVia`] |
 //! | `deploy_timeout` | `5m` | time limit of a hand-over with all its attempts and the wait for the deployer's answer |
 //! | `hand_over_ttl` | `1h` | how long the deployer may accept a hand-over |
 //! | `page_lifetime` | `24h` | how long a link to the page of a build is valid |
-//! | `page_url` | | the address at which browsers reach the builder, such as `https://gateway.example/function/builder-fn` |
+//! | `page_url` | | the address at which browsers reach the builder, such as
+//! `https://gateway.example/function/builder-fn` |
 //! | `enable_lchown` | | accepted and ignored: nothing is extracted |
 //!
 //! Traces have settings of their own: `OTEL_…`, see [`function_host::trace`].
@@ -81,11 +93,13 @@ use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
 use crate::hand_over::{self, DeployVia, DeployerSettings};
-use crate::operator_tokens::OperatorTokens;
+use crate::operator_tokens::OperatorTokenSecrets;
 use crate::registry::OperatorRepository;
 use crate::remote_context::StoredContextSettings;
-use crate::request::{self, AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits, UnverifiedBodies};
-use crate::sealed::SealKey;
+use crate::request::{
+    self, AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits, UnverifiedBodyResources,
+};
+use crate::sealed::SealKeyFile;
 use crate::slots::BuildSlots;
 use crate::sources::AllowedSources;
 use crate::tenants::TenantResources;
@@ -132,7 +146,7 @@ pub struct Settings {
     /// The limit on the log of a build, in bytes.
     pub max_log: usize,
     /// The private key that build secrets are sealed to.
-    pub seal_key: Option<SealKey>,
+    pub seal_key: Option<SealKeyFile>,
     /// Settings for the pages of builds.
     pub pages: PageSettings,
     /// The builder's own name as a function.
@@ -244,7 +258,7 @@ impl Settings {
         let Some(policy) = &self.signatures.policy else {
             return;
         };
-        for tenant in policy.current_policy().tenants() {
+        for tenant in policy.reload_if_changed().tenants() {
             if let Err(problem) = self.tenants.daemon(tenant) {
                 parser.add_problem("policy_file", format!("cannot be used: {problem}"));
             }
@@ -290,7 +304,7 @@ impl Settings {
         reserved.reserve_function(&self.deployer.function);
         reserved.reserve_function(&self.own_function);
         let tokens = [&self.build.git_tokens, &self.build.status_tokens];
-        for name in tokens.into_iter().flat_map(OperatorTokens::secrets) {
+        for name in tokens.into_iter().flat_map(OperatorTokenSecrets::secrets) {
             reserved.reserve_secret(name);
         }
         for setting in ["buildkit_ca", "buildkit_cert", "buildkit_key"] {
@@ -346,16 +360,18 @@ impl RequestSettings {
         settings
     }
 
-    /// Returns the limits on requests that these settings set. `spooled` mirrors the bytes of spooled verified bodies
-    /// and fetched contexts.
-    pub fn into_request_limits(self, spooled: IntGauge) -> RequestLimits {
-        let quota = SpoolQuota::new(self.spool_limit, spooled);
+    /// Returns the limits on requests that these settings set. `spooled_bytes_gauge` mirrors the bytes of
+    /// spooled verified bodies and fetched contexts.
+    pub fn into_request_limits(self, spooled_bytes_gauge: IntGauge) -> RequestLimits {
+        let quota = SpoolQuota::new(self.spool_limit, spooled_bytes_gauge);
         let mut limits = RequestLimits::new(self.max_body, self.spool_dir, quota);
-        limits.unverified = UnverifiedBodies::new(UnverifiedBudget::new(self.unverified));
+        limits.unverified = UnverifiedBodyResources::new(UnverifiedBudget::new(self.unverified));
         limits.frontends = self.frontends;
         limits.freshness = self.freshness;
         limits.reserved = Arc::new(self.reserved);
-        limits.archive.set_entries(self.max_entries);
+        limits
+            .archive
+            .set_entry_limit_and_raise_index_limit(self.max_entries);
         limits.archive.small_file = self.max_config;
         limits
     }
@@ -371,14 +387,14 @@ impl SignatureSettings {
             key_reader: KeyReader::default(),
         };
         if let Some(policy) = &settings.policy {
-            settings.check_with_policy(&policy.current_policy(), parser, secrets);
+            settings.check_with_policy(&policy.reload_if_changed(), parser, secrets);
         } else if !settings.disable_hmac {
             if let Err(error) = secrets.read_secret(PAYLOAD_SECRET_NAME) {
                 parser.add_problem("disable_hmac", format!("is not set, and {error}"));
             }
-            signature::check_signing_secret(parser, secrets, PAYLOAD_SECRET_NAME);
+            signature::report_unfit_keys_of_readable_secret(parser, secrets, PAYLOAD_SECRET_NAME);
         }
-        signature::check_signing_secret(parser, secrets, hand_over::DEPLOY_SECRET_NAME);
+        signature::report_unfit_keys_of_readable_secret(parser, secrets, hand_over::DEPLOY_SECRET_NAME);
         settings
     }
 
@@ -398,7 +414,7 @@ impl SignatureSettings {
             );
         }
         for name in policy.tenants().flat_map(|tenant| tenant.key_secrets()) {
-            signature::check_signing_secret(parser, secrets, name);
+            signature::report_unfit_keys_of_readable_secret(parser, secrets, name);
             self.key_reader.read_keys(secrets, name);
         }
     }
@@ -477,11 +493,11 @@ fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
             parse_namespace,
         ),
         allowed_sources: parser.parse_or_default("allowed_sources", AllowedSources::default(), str::parse),
-        git_tokens: parser.parse_or_default("git_tokens", OperatorTokens::default(), str::parse),
-        status_tokens: parser.parse_or_default("status_tokens", OperatorTokens::default(), str::parse),
+        git_tokens: parser.parse_or_default("git_tokens", OperatorTokenSecrets::default(), str::parse),
+        status_tokens: parser.parse_or_default("status_tokens", OperatorTokenSecrets::default(), str::parse),
         step_limits: StepLimits {
             memory: parser.parse_or_default("step_memory", None, parse_step_memory),
-            millicpus: parser.parse_or_default("step_cpus", None, parse_cores),
+            millicpus: parser.parse_or_default("step_cpus", None, parse_cores_to_thousandths),
         },
         retry_time: parser.duration("retry_time", Duration::from_secs(120)),
         records_repository: parser.parse_or_default("records_repository", None, |name| {
@@ -522,7 +538,7 @@ fn parse_step_memory(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
 
 /// Parses the setting `step_cpus`, a number of cores with up to three decimals, and returns it in thousandths of a
 /// core.
-fn parse_cores(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
+fn parse_cores_to_thousandths(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     let thousandths = (is_number(whole) && is_number(fraction) && fraction.len() <= 3)
@@ -569,9 +585,9 @@ fn read_docker_config(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> Doc
 }
 
 /// Reads `build_secrets_private_key_path`, and checks that the file has a key.
-fn read_seal_key(parser: &mut SettingsParser<'_>) -> Option<SealKey> {
+fn read_seal_key(parser: &mut SettingsParser<'_>) -> Option<SealKeyFile> {
     let path = parser.optional_text("build_secrets_private_key_path")?;
-    let key = SealKey::at(Path::new(&path));
+    let key = SealKeyFile::at(Path::new(&path));
     if let Err(error) = key.public_key_answer(None) {
         let problem = format!("cannot be used: {}", ErrorChain(&error));
         parser.add_problem("build_secrets_private_key_path", problem);

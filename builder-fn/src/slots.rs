@@ -5,8 +5,8 @@
 //! spooled.
 //!
 //! Only a request whose signature has been verified is admitted. Every tenant has a queue of its own, and a slot that
-//! becomes free goes to the waiting tenant with the fewest running builds; among equals, to the one that was served longest
-//! ago. So a tenant that submits many builds delays the next build of another by at most one build.
+//! becomes free goes to the waiting tenant with the fewest running builds; among equals, to the one that was served
+//! longest ago. So a tenant that submits many builds delays the next build of another by at most one build.
 
 mod queue;
 
@@ -35,8 +35,8 @@ struct SharedSlots {
     queues: Mutex<TenantQueues>,
 }
 
-/// The tenant that a build belongs to, as far as its slot is concerned. The default is the only tenant of a builder without
-/// a policy.
+/// The tenant that a build belongs to, as far as its slot is concerned. The default is the only tenant of a builder
+/// without a policy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SlotOwner {
     /// The name of the tenant; `None` without a policy.
@@ -90,8 +90,8 @@ impl BuildSlots {
         Self::new(usize::MAX, Duration::ZERO, 0)
     }
 
-    /// Creates `limit` build slots, for which up to `queue_length` more requests of each tenant wait for up to `max_wait`.
-    /// With a `max_wait` of zero, no request waits.
+    /// Creates `limit` build slots, for which up to `queue_length` more requests of each tenant wait for up to
+    /// `max_wait`. With a `max_wait` of zero, no request waits.
     pub fn new(limit: usize, max_wait: Duration, queue_length: usize) -> Self {
         Self(Arc::new(SharedSlots {
             limit,
@@ -120,7 +120,7 @@ impl BuildSlots {
     /// requests are admitted as there are slots.
     pub(crate) fn admit(&self, owner: SlotOwner) -> Result<QueueAdmission, SlotRefused> {
         let shared = &self.0;
-        let limit = shared.limit_of(&owner);
+        let limit = shared.build_limit_of(&owner);
         let mut queues = shared.lock();
         if shared.free_places(&queues, &owner) == 0 {
             return Err(SlotRefused { limit });
@@ -209,7 +209,7 @@ impl Drop for BuildSlot {
 
 impl SharedSlots {
     /// Returns the limit on the builds of `owner` that run at the same time.
-    fn limit_of(&self, owner: &SlotOwner) -> usize {
+    fn build_limit_of(&self, owner: &SlotOwner) -> usize {
         owner.max_builds.unwrap_or(self.limit).min(self.limit)
     }
 
@@ -219,7 +219,7 @@ impl SharedSlots {
             0 => self.limit.saturating_sub(queues.total_admitted()),
             _ => usize::MAX,
         };
-        let most = self.limit_of(owner).saturating_add(self.queue_length);
+        let most = self.build_limit_of(owner).saturating_add(self.queue_length);
         of_all.min(most.saturating_sub(queues.admitted_of_tenant(&owner.name)))
     }
 

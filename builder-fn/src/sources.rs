@@ -73,28 +73,28 @@ impl SourceRules {
         let mut separated = attributes.clone();
         match Source::parse(identifier, attributes).map_err(|error| error.to_string())? {
             Source::Context => {}
-            Source::Image(image) => self.check_image(&image)?,
+            Source::Image(image) => self.check_image_and_allow_pull(&image)?,
             Source::Blob(image) => {
-                if self.shares_daemon() {
+                if self.may_share_daemon() {
                     return Err("blobs of images need a BuildKit daemon of the tenant's own".to_owned());
                 }
-                self.check_image(&image)?;
+                self.check_image_and_allow_pull(&image)?;
             }
             Source::Http(url) => {
-                self.check_host(&url)?;
+                self.check_host_not_private(&url)?;
                 self.check_tenants_rule(|tenant| tenant.may_read_http(&url.to_string()))?;
                 if let Some(tenant) = &self.tenant {
                     TenantTag::of_tenant(tenant.name()).separate_http(&mut separated);
                 }
             }
             Source::Git { url, bundle } => {
-                self.check_host(&url)?;
+                self.check_host_not_private(&url)?;
                 self.check_tenants_rule(|tenant| tenant.may_read_git(&url.to_string()))?;
                 if let Some(image) = bundle {
-                    self.check_image(&image)?;
+                    self.check_image_and_allow_pull(&image)?;
                 }
                 if let Some(tenant) = &self.tenant {
-                    self.separate_git(tenant, identifier, &mut separated)?;
+                    self.separate_git_for_tenant(tenant, identifier, &mut separated)?;
                 }
                 if self.skips_submodules {
                     separated.insert(GIT_SKIP_SUBMODULES_ATTRIBUTE.to_owned(), "true".to_owned());
@@ -107,7 +107,7 @@ impl SourceRules {
         })
     }
 
-    fn separate_git(
+    fn separate_git_for_tenant(
         &self,
         tenant: &Tenant,
         identifier: &str,
@@ -119,19 +119,19 @@ impl SourceRules {
         }
         let named = identifier.strip_prefix("git://").unwrap_or(identifier);
         TenantTag::of_tenant(tenant.name())
-            .separate_git(attributes, named, &*self.secrets, self.shares_daemon())
+            .separate_git(attributes, named, &*self.secrets, self.may_share_daemon())
             .map_err(|error| error.to_string())
     }
 
     /// Returns whether the build's daemon may serve other tenants too.
-    fn shares_daemon(&self) -> bool {
+    fn may_share_daemon(&self) -> bool {
         self.tenant
             .as_ref()
             .is_some_and(|tenant| tenant.buildkit_address().is_none())
     }
 
     /// Fails if the build may not read `image`, and else adds its repository to those that the build may pull from.
-    fn check_image(&self, image: &ImageName) -> Result<(), String> {
+    fn check_image_and_allow_pull(&self, image: &ImageName) -> Result<(), String> {
         let host = Host::parse(image.host()).map_err(|error| format!("the registry {error}"))?;
         if host.is_metadata_or_link_local() && !self.allowed.allows_host(&host, image.port()) {
             return Err(format!(
@@ -163,7 +163,7 @@ impl SourceRules {
     }
 
     /// Fails if the host of `url` is private and not one of [`AllowedSources`].
-    fn check_host(&self, url: &Url) -> Result<(), String> {
+    fn check_host_not_private(&self, url: &Url) -> Result<(), String> {
         match url.host.private_kind() {
             Some(kind) if !self.allowed.allows_host(&url.host, url.port()) => Err(format!(
                 "{} is {kind}, from which no build reads, unless the builder's setting allowed_sources names it",

@@ -2,8 +2,8 @@
 //!
 //! Builds of one function are ordered by the time at which their source was submitted. While a build waits for a slot or
 //! is solved, it is registered here, and a newer build ends it: one that is registered in the same process, or one that
-//! another builder runs on a daemon of the same pool. Each daemon of a pool has a registry of its own, in which every build
-//! is registered ([`pool`]). BuildKit has no call that cancels another client's solve. Its history is the
+//! another builder runs on a daemon of the same pool. Each daemon of a pool has a registry of its own, in which every
+//! build is registered ([`pool`]). BuildKit has no call that cancels another client's solve. Its history is the
 //! medium instead: every solve carries [`SolveAttributes`](crate::buildkit::SolveAttributes), a [`watcher`] follows the
 //! history while builds are registered, and the builder that owns an older solve drops it.
 //!
@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use crate::buildkit::{Daemon, KnownBuild};
 use crate::function_id::FunctionId;
 use crate::request::time::format_rfc3339_nanos;
-use known::KnownBuilds;
+use known::NewestSuccesses;
 pub use pool::{Registration, Supersession};
 use registry::RegisteredBuilds;
 
@@ -67,7 +67,7 @@ struct SharedSupersession {
 #[derive(Debug)]
 struct SupersessionState {
     registry: RegisteredBuilds,
-    known: KnownBuilds,
+    known: NewestSuccesses,
     /// The number of requests to the watcher to read the history.
     requests: u64,
     /// Whether the watcher runs.
@@ -108,7 +108,7 @@ impl DaemonSupersession {
             is_one_of_several,
             state: Mutex::new(SupersessionState {
                 registry: RegisteredBuilds::default(),
-                known: KnownBuilds::complete_from(SystemTime::now()),
+                known: NewestSuccesses::complete_from(SystemTime::now()),
                 requests: 0,
                 is_watching: false,
                 idle_since: None,
@@ -149,28 +149,30 @@ impl SharedSupersession {
     }
 
     /// Records that the requests up to this one were answered, as far as the history can be read.
-    fn mark_answered(&self, request: u64) {
-        self.answered.send_replace(request);
+    fn mark_answered(&self, request_number: u64) {
+        self.answered.send_replace(request_number);
     }
 
-    /// Ends the watcher if no build has been registered for at least `time`, and returns whether that is so. What it knows
-    /// is forgotten.
-    fn stop_if_idle(&self, time: Duration) -> bool {
+    /// Ends the watcher if no build has been registered for at least `min_idle_time`, and returns whether that is so.
+    /// What it knows is forgotten.
+    fn stop_if_idle(&self, min_idle_time: Duration) -> bool {
         let mut state = self.lock_state();
-        let is_idle = state.idle_since.is_some_and(|since| since.elapsed() >= time);
+        let is_idle = state
+            .idle_since
+            .is_some_and(|since| since.elapsed() >= min_idle_time);
         if is_idle {
             state.is_watching = false;
-            state.known = KnownBuilds::complete_from(SystemTime::now());
+            state.known = NewestSuccesses::complete_from(SystemTime::now());
         }
         is_idle
     }
 
-    /// Takes note of a build in the daemon's history, which supersedes registered older builds of its function if it runs or
-    /// has succeeded.
+    /// Takes note of a build in the daemon's history, which supersedes registered older builds of its function if it
+    /// runs or has succeeded.
     fn note_known_build(&self, build: &KnownBuild) {
         let mut state = self.lock_state();
         state.registry.supersede_by_known_build(build, SystemTime::now());
-        state.known.add(build);
+        state.known.add_if_succeeded(build);
     }
 
     /// Logs that BuildKit's history cannot be read: a warning for the first failure, debug messages for further ones.
@@ -228,7 +230,7 @@ impl DaemonRegistration {
     }
 
     /// Waits until the watcher has read BuildKit's history once more. A history that cannot be read in time is logged.
-    async fn wait_for_history(shared: Arc<SharedSupersession>) {
+    async fn wait_until_history_is_read(shared: Arc<SharedSupersession>) {
         let request = {
             let mut state = shared.lock_state();
             state.requests += 1;
@@ -255,7 +257,7 @@ impl Drop for DaemonRegistration {
 }
 
 /// Returns the earliest time at which a build can have ended that is newer than one submitted at `submitted_at`.
-fn history_start(submitted_at: SystemTime) -> SystemTime {
+fn history_start_for(submitted_at: SystemTime) -> SystemTime {
     submitted_at
         .checked_sub(CLOCK_MARGIN)
         .unwrap_or(SystemTime::UNIX_EPOCH)

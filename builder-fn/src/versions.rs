@@ -56,7 +56,8 @@ pub(crate) enum VersionState {
 }
 
 impl VersionState {
-    /// Returns what the outcome of a deployment says about its version; `None` if it does not say whether the version runs.
+    /// Returns what the outcome of a deployment says about its version; `None` if it does not say whether the version
+    /// runs.
     pub(crate) fn of_deployment(deployment: &Deployment) -> Option<Self> {
         // Only the deployer knows that a version does not run. A hand-over that was lost may have deployed it.
         let is_certain = matches!(
@@ -119,7 +120,7 @@ pub(crate) enum NoVersion {
 
 impl FunctionVersion {
     /// Returns the ID of the build whose version this is: that of a rollback is the one that it went back to.
-    fn origin(&self) -> &str {
+    fn origin_id(&self) -> &str {
         self.rollback.as_ref().map_or(&self.id, |rollback| &rollback.to)
     }
 
@@ -130,14 +131,15 @@ impl FunctionVersion {
 
     /// Returns the version that a rollback to this one, which replaces `current`, deploys under the ID `id`.
     pub(crate) fn as_rollback(&self, id: &str, current: &Self, now: SystemTime) -> Self {
-        // A caller's clock may be ahead of this one, and the rollback was handed in after the current version all the same.
+        // A caller's clock may be ahead of this one, and the rollback was handed in after the current version all the
+        // same.
         let after_current = current.submitted_at + std::time::Duration::from_nanos(1);
         Self {
             id: id.to_owned(),
             state: VersionState::Deploying,
             submitted_at: now.max(after_current),
             rollback: Some(Rollback {
-                to: self.origin().to_owned(),
+                to: self.origin_id().to_owned(),
                 from: Some(current.id.clone()),
             }),
             ..self.clone()
@@ -180,8 +182,8 @@ impl fmt::Debug for FunctionVersion {
     }
 }
 
-/// Chooses the version that a rollback of `function` deploys among its `versions`, of which the first is the newest: the one
-/// with the ID `wanted`, or the last one before the current version that is known to have worked.
+/// Chooses the version that a rollback of `function` deploys among its `versions`, of which the first is the newest:
+/// the one with the ID `wanted_id`, or the last one before the current version that is known to have worked.
 ///
 /// A rollback that follows another one goes further back: what a rollback has left is not chosen again.
 ///
@@ -190,7 +192,7 @@ impl fmt::Debug for FunctionVersion {
 pub(crate) fn choose_version<'a>(
     function: &str,
     versions: &'a [FunctionVersion],
-    wanted: Option<&str>,
+    wanted_id: Option<&str>,
 ) -> Result<&'a FunctionVersion, NoVersion> {
     let function = function.to_owned();
     let kept = || {
@@ -200,7 +202,7 @@ pub(crate) fn choose_version<'a>(
     let Some(current) = versions.first() else {
         return Err(NoVersion::Unknown { function });
     };
-    if let Some(id) = wanted {
+    if let Some(id) = wanted_id {
         let found = versions.iter().find(|version| version.id == id);
         return found.ok_or_else(|| NoVersion::NotKept {
             function,
@@ -209,7 +211,9 @@ pub(crate) fn choose_version<'a>(
         });
     }
     // Behind the version that the current one is: nothing, if that is not kept any more.
-    let origin = versions.iter().position(|version| version.id == current.origin());
+    let origin = versions
+        .iter()
+        .position(|version| version.id == current.origin_id());
     let earlier = versions
         .get(origin.unwrap_or(versions.len()) + 1..)
         .unwrap_or_default();
@@ -296,7 +300,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_version_that_is_deployed_as_the_current_one_is_no_rollback() {
+    fn a_version_that_is_deployed_as_the_current_one_is_not_chosen_for_a_rollback() {
         let same = |id: &str| FunctionVersion {
             image: "r.example/hello@sha256:ab".into(),
             ..version(id, 1, VersionState::Ready)

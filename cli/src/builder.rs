@@ -12,6 +12,6 @@ pub(crate) use body::{RequestBody, SignedBody};
 pub(crate) use client::{BuilderClient, Refusal, RequestError, SubmittedBuild};
 pub(crate) use log_line::LogLine;
 pub(crate) use record::Record;
-pub(crate) use request::{Route, Submission, build_path, escape, format_time};
+pub(crate) use request::{Route, Submission, build_path, format_time, percent_encode_component};
 pub(crate) use streamed::{RecordStream, StreamCut};
 pub(crate) use verdict::Verdict;

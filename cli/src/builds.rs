@@ -6,14 +6,14 @@ use clap::Args;
 use function_host::http::Method;
 use serde_json::Value;
 
-use crate::builder::{BuilderClient, RequestError, Route, Verdict, build_path, escape};
+use crate::builder::{BuilderClient, RequestError, Route, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_result, printable};
 use crate::progress::{Progress, ProgressForm};
 use crate::settings::ConnectionArguments;
 use crate::stack_file::StackFile;
-use crate::up::{Following, LogForm, cancel_build, follow_log};
+use crate::up::{FollowedBuild, LogForm, cancel_build_and_wait, follow_log};
 
 mod difference;
 mod log;
@@ -61,12 +61,12 @@ pub(crate) struct BuildArguments {
 }
 
 /// A client, and the way by which the builder answers it.
-struct Questions {
+struct QuestionClient {
     client: BuilderClient,
     route: Route,
 }
 
-impl Questions {
+impl QuestionClient {
     /// Finds the builder: at its own address if there is one and it answers there, and through the gateway otherwise.
     async fn find(connection: &ConnectionArguments) -> Result<Self, Failure> {
         let stack_gateway = StackFile::gateway_of_working_folder();
@@ -92,7 +92,7 @@ impl Questions {
 /// # Errors
 /// Fails if the builder gives no list.
 pub(crate) async fn list(arguments: &ListArguments) -> Result<ExitStatus, Failure> {
-    let questions = Questions::find(&arguments.connection).await?;
+    let questions = QuestionClient::find(&arguments.connection).await?;
     let filters = [
         ("function", arguments.function.as_deref()),
         ("image", arguments.image.as_deref()),
@@ -100,7 +100,7 @@ pub(crate) async fn list(arguments: &ListArguments) -> Result<ExitStatus, Failur
     ];
     let filters = filters
         .into_iter()
-        .filter_map(|(name, value)| Some(format!("&{name}={}", escape(value?))));
+        .filter_map(|(name, value)| Some(format!("&{name}={}", percent_encode_component(value?))));
     let path = format!("/builds?limit={}{}", arguments.limit, filters.collect::<String>());
     let answer = questions.ask(Method::GET, &path).await?;
     if arguments.json {
@@ -108,10 +108,10 @@ pub(crate) async fn list(arguments: &ListArguments) -> Result<ExitStatus, Failur
         return Ok(ExitStatus::Success);
     }
     let builds = answer["builds"].as_array().map(Vec::as_slice).unwrap_or_default();
-    table::lines_of_list(builds)
+    table::lines_of_build_list(builds)
         .iter()
         .for_each(|line| print_result(line));
-    warn_of_gaps(&answer);
+    warn_if_incomplete(&answer);
     Ok(ExitStatus::Success)
 }
 
@@ -120,9 +120,9 @@ pub(crate) async fn list(arguments: &ListArguments) -> Result<ExitStatus, Failur
 /// # Errors
 /// Fails if the builder does not know the build.
 pub(crate) async fn status(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
-    let questions = Questions::find(&arguments.connection).await?;
+    let questions = QuestionClient::find(&arguments.connection).await?;
     let build = questions.ask(Method::GET, &build_path(&arguments.id)).await?;
-    show_build(&build, arguments.json);
+    print_build(&build, arguments.json);
     Ok(ExitStatus::Success)
 }
 
@@ -131,11 +131,11 @@ pub(crate) async fn status(arguments: &BuildArguments) -> Result<ExitStatus, Fai
 /// # Errors
 /// Fails if the build cannot be cancelled any more.
 pub(crate) async fn cancel(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
-    let questions = Questions::find(&arguments.connection).await?;
-    let cancelled = cancel_build(&questions.client, questions.route, &arguments.id).await;
+    let questions = QuestionClient::find(&arguments.connection).await?;
+    let cancelled = cancel_build_and_wait(&questions.client, questions.route, &arguments.id).await;
     let place = &questions.client.settings().key.place;
     let build = cancelled.map_err(|error| failure_of_question(&error, place))?;
-    show_build(&build, arguments.json);
+    print_build(&build, arguments.json);
     match build["state"].as_str() {
         Some("cancelled") => Ok(ExitStatus::Success),
         Some("success" | "failed") => Err(Failure::new(
@@ -151,20 +151,20 @@ pub(crate) async fn cancel(arguments: &BuildArguments) -> Result<ExitStatus, Fai
 }
 
 /// Prints what is known of a build.
-fn show_build(build: &Value, is_json: bool) {
+fn print_build(build: &Value, is_json: bool) {
     match is_json {
         true => print_result(&build.to_string()),
         false => {
             table::lines_of_build(build)
                 .iter()
                 .for_each(|line| print_result(line));
-            warn_of_gaps(build);
+            warn_if_incomplete(build);
         }
     }
 }
 
 /// Prints what the builder could not read.
-fn warn_of_gaps(answer: &Value) {
+fn warn_if_incomplete(answer: &Value) {
     if let Some(text) = answer["incomplete"].as_str() {
         crate::output::print_message(&format!("warning: {}", printable(text)));
     }
@@ -201,25 +201,25 @@ fn failure_of_question(error: &RequestError, key_place: &str) -> Failure {
     }
 }
 
-/// Follows the log of a build to its end. For the time `patience` it is no error that no builder knows the build.
+/// Follows the log of a build to its end. That no builder knows the build is no error for `unknown_build_patience`.
 async fn follow_to_end(
-    questions: &Questions,
+    questions: &QuestionClient,
     id: &str,
     form: LogForm,
-    patience: Option<Duration>,
+    unknown_build_patience: Option<Duration>,
 ) -> Result<Value, Failure> {
     let progress = match form {
         LogForm::Progress => ProgressForm::Auto,
         LogForm::Records => ProgressForm::Plain,
     };
     let progress = Progress::new(progress, id);
-    let following = Following {
+    let following = FollowedBuild {
         client: &questions.client,
         route: questions.route,
         id,
         progress: &progress,
         form,
-        patience,
+        patience: unknown_build_patience,
     };
     follow_log(&following).await
 }

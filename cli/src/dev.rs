@@ -60,7 +60,7 @@ pub(crate) async fn run(arguments: &DevArguments) -> Result<ExitStatus, Failure>
     loop {
         match &project {
             Ok(project) => {
-                if session.build_changed(project).await?.is_none() {
+                if session.build_changed_unless_interrupted(project).await?.is_none() {
                     return Ok(ExitStatus::Success);
                 }
             }
@@ -69,7 +69,7 @@ pub(crate) async fn run(arguments: &DevArguments) -> Result<ExitStatus, Failure>
         if !std::mem::take(&mut session.has_changed) {
             output::print_message("watching for changes; Ctrl-C ends");
             tokio::select! {
-                () = session.watcher.wait_for_change() => {}
+                () = session.watcher.wait_for_change_and_quiet() => {}
                 () = interrupts.next() => return Ok(ExitStatus::Success),
             }
         }
@@ -91,11 +91,13 @@ struct DevSession<'a> {
 
 impl DevSession<'_> {
     /// Builds the functions that are not what was sent last; `None` after Ctrl-C.
-    async fn build_changed(&mut self, project: &Project) -> Result<Option<()>, Failure> {
+    async fn build_changed_unless_interrupted(&mut self, project: &Project) -> Result<Option<()>, Failure> {
         let functions = project.functions().iter();
-        let folders = functions.clone().flat_map(Project::folders_of);
-        self.watcher
-            .watch(folders, functions.flat_map(|function| project.files_of(function)))?;
+        let folders = functions.clone().flat_map(Project::watched_folders_of);
+        self.watcher.watch(
+            folders,
+            functions.flat_map(|function| project.watched_files_of(function)),
+        )?;
         for function in project.functions() {
             let packed = match pack(function, &self.client.settings().key) {
                 Ok(packed) => packed,
@@ -108,7 +110,7 @@ impl DevSession<'_> {
             if self.sent.insert(function.name.clone(), fingerprint) == Some(fingerprint) {
                 continue;
             }
-            match self.build(function, &packed, fingerprint).await {
+            match self.build_unless_it_changes(function, &packed, fingerprint).await {
                 BuildFate::Ended(Ok(BuildEnd::Ended { verdict, .. })) => {
                     // The same source may succeed later.
                     if verdict.status == ExitStatus::PlatformFailed {
@@ -136,23 +138,23 @@ impl DevSession<'_> {
     }
 
     /// Builds a function, unless it changes meanwhile.
-    async fn build(
+    async fn build_unless_it_changes(
         &mut self,
         function: &Function,
         packed: &PackedContext,
         fingerprint_sent: u64,
     ) -> BuildFate {
         let build = FunctionBuild::new(&self.client, function, &self.arguments.build, false);
-        let mut end = std::pin::pin!(build.run_packed(packed));
+        let mut end = std::pin::pin!(build.send_packed_and_follow(packed));
         loop {
             tokio::select! {
                 end = &mut end => {
                     if let Ok(end) = &end {
-                        build.show_end(end);
+                        build.show_end_and_return_exit_status(end);
                     }
                     return BuildFate::Ended(end);
                 }
-                () = self.watcher.wait_for_change() => {
+                () = self.watcher.wait_for_change_and_quiet() => {
                     self.has_changed = true;
                     // A file that cannot be read now is one that is being written.
                     if pack(function, &self.client.settings().key).is_ok_and(|packed| fingerprint(function, &packed) != fingerprint_sent) {

@@ -112,7 +112,7 @@ impl Function {
                 }
             },
         };
-        let mut build_args = texts(entry.build_args.as_ref());
+        let mut build_args = texts_with_null_as_empty(entry.build_args.as_ref());
         build_args.extend(options.build_args.clone());
         let wanted = entry.build_options.as_deref().unwrap_or_default();
         let packages = match &template {
@@ -123,14 +123,14 @@ impl Function {
             Ok(packages) => add_packages(&mut build_args, packages),
             Err(problem) => wrong("build_options", problem),
         }
-        let mut environment = texts(entry.environment.as_ref());
+        let mut environment = texts_with_null_as_empty(entry.environment.as_ref());
         for path in entry.environment_file.iter().flatten() {
             match read_environment_file(Path::new(path)) {
                 Ok(variables) => environment.extend(variables),
                 Err(problem) => wrong("environment_file", problem),
             }
         }
-        let build_secrets = texts(entry.build_secrets.as_ref());
+        let build_secrets = texts_with_null_as_empty(entry.build_secrets.as_ref());
         for (secret, path) in &build_secrets {
             if !Path::new(path).is_file() {
                 wrong(
@@ -169,7 +169,7 @@ impl Function {
                 .into_iter()
                 .map(|(name, path)| (name, path.into()))
                 .collect(),
-            deploy: deployment(name, entry, fprocess, environment),
+            deploy: deploy_request_without_image(name, entry, fprocess, environment),
         })
     }
 
@@ -183,15 +183,15 @@ impl Function {
 }
 
 /// Returns a map of texts in which the empty text has taken the place of `null`.
-fn texts(map: Option<&BTreeMap<String, Option<String>>>) -> BTreeMap<String, String> {
+fn texts_with_null_as_empty(map: Option<&BTreeMap<String, Option<String>>>) -> BTreeMap<String, String> {
     let entries = map.into_iter().flatten();
     entries
         .map(|(name, value)| (name.clone(), value.clone().unwrap_or_default()))
         .collect()
 }
 
-/// Returns whether the name of an image begins with a registry, by Docker's rule: the first part is a host if it has a dot
-/// or a port, or is `localhost`.
+/// Returns whether the name of an image begins with a registry, by Docker's rule: the first part is a host if it has a
+/// dot or a port, or is `localhost`.
 fn has_registry(image: &str) -> bool {
     image
         .split_once('/')
@@ -250,11 +250,11 @@ fn read_environment_file(path: &Path) -> Result<BTreeMap<String, String>, String
             path.display()
         )
     })?;
-    Ok(texts(file.environment.as_ref()))
+    Ok(texts_with_null_as_empty(file.environment.as_ref()))
 }
 
 /// Returns the body of the gateway's `POST /system/functions` without the image.
-fn deployment(
+fn deploy_request_without_image(
     name: &str,
     entry: &FunctionEntry,
     fprocess: Option<String>,
@@ -279,10 +279,13 @@ fn deployment(
     set("envVars", json!(environment));
     set("constraints", json!(entry.constraints));
     set("secrets", json!(entry.secrets));
-    set("labels", json!(texts(entry.labels.as_ref())));
-    set("annotations", json!(texts(entry.annotations.as_ref())));
-    set("limits", resources(entry.limits.as_ref()));
-    set("requests", resources(entry.requests.as_ref()));
+    set("labels", json!(texts_with_null_as_empty(entry.labels.as_ref())));
+    set(
+        "annotations",
+        json!(texts_with_null_as_empty(entry.annotations.as_ref())),
+    );
+    set("limits", resource_amounts(entry.limits.as_ref()));
+    set("requests", resource_amounts(entry.requests.as_ref()));
     if entry.readonly_root_filesystem == Some(true) {
         set("readOnlyRootFilesystem", json!(true));
     }
@@ -290,7 +293,7 @@ fn deployment(
 }
 
 /// Returns amounts of resources as the gateway's API has them.
-fn resources(entry: Option<&ResourcesEntry>) -> Value {
+fn resource_amounts(entry: Option<&ResourcesEntry>) -> Value {
     let mut amounts = Map::new();
     for (key, amount) in [
         ("memory", entry.and_then(|entry| entry.memory.as_ref())),
@@ -308,19 +311,19 @@ mod tests {
     use super::*;
 
     /// Parses a stack file with one function, `shop`, whose handler is an existing folder.
-    fn function(lines: &str, options: &FunctionOptions) -> Result<Function, Failure> {
+    fn parse_function_shop(lines: &str, options: &FunctionOptions) -> Result<Function, Failure> {
         let text = format!(
             "functions:\n  shop:\n    lang: dockerfile\n    handler: {}\n{lines}",
             env!("CARGO_MANIFEST_DIR")
         );
         let stack = StackFile::parse("stack.yaml".into(), &text, &|_| None).expect("a stack file");
-        let (name, entry) = stack.select(&[]).expect("functions")[0];
+        let (name, entry) = stack.select_or_all(&[]).expect("functions")[0];
         Function::from_entry(&stack, name, entry, options)
     }
 
     #[test]
     fn a_function_is_deployed_as_its_stack_file_says() {
-        let function = function(
+        let function = parse_function_shop(
             "    image: r.example/shop:1\n    fprocess: ./run\n    environment: {a: 1}\n    secrets: [key]\n    labels: {l: x}\n    \
              annotations: {n: y}\n    constraints: [z]\n    limits: {memory: 128Mi}\n    requests: {cpu: 100m}\n    \
              readonly_root_filesystem: true\n    namespace: team\n    platforms: linux/amd64, linux/arm64\n",
@@ -341,8 +344,8 @@ mod tests {
 
     #[test]
     fn what_the_stack_file_leaves_out_is_left_out_of_the_deployment() {
-        let function =
-            function("    image: r.example/shop:1\n", &FunctionOptions::default()).expect("a function");
+        let function = parse_function_shop("    image: r.example/shop:1\n", &FunctionOptions::default())
+            .expect("a function");
         assert_eq!(function.deploy, json!({"service": "shop"}));
         assert!(function.build_args.is_empty());
     }
@@ -360,10 +363,11 @@ mod tests {
             ("other.example/shop", "other.example/shop"),
             ("host:5000/shop", "host:5000/shop"),
         ] {
-            let function = function(&format!("    image: {image}\n"), &options).expect(image);
+            let function = parse_function_shop(&format!("    image: {image}\n"), &options).expect(image);
             assert_eq!(function.image, expected);
         }
-        let failure = function("    image: shop:1\n", &FunctionOptions::default()).expect_err("no registry");
+        let failure =
+            parse_function_shop("    image: shop:1\n", &FunctionOptions::default()).expect_err("no registry");
         assert!(failure.message.contains("--registry"), "{failure:?}");
     }
 
@@ -373,7 +377,7 @@ mod tests {
             build_args: [("A".to_owned(), "2".to_owned())].into(),
             ..FunctionOptions::default()
         };
-        let function = function(
+        let function = parse_function_shop(
             "    image: r.example/shop:1\n    build_args: {A: 1, B: x, ADDITIONAL_PACKAGE: make gcc make}\n",
             &options,
         )
@@ -388,7 +392,7 @@ mod tests {
         let text =
             "functions:\n  shop:\n    lang: no-such-template\n    handler: ./nowhere\n    image: shop\n";
         let stack = StackFile::parse("stack.yaml".into(), text, &|_| None).expect("a stack file");
-        let (name, entry) = stack.select(&[]).expect("functions")[0];
+        let (name, entry) = stack.select_or_all(&[]).expect("functions")[0];
         let failure = Function::from_entry(&stack, name, entry, &FunctionOptions::default())
             .expect_err("three problems");
         for part in ["no-such-template", "shop.handler", "shop.image"] {
@@ -400,10 +404,10 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_wrong_is_reported_at_once() {
+    fn all_wrong_keys_of_a_function_are_reported_at_once() {
         let text = "functions:\n  shop:\n    handler: ./nowhere\n    build_secrets: {token: ./no-file}\n";
         let stack = StackFile::parse("stack.yaml".into(), text, &|_| None).expect("a stack file");
-        let (name, entry) = stack.select(&[]).expect("functions")[0];
+        let (name, entry) = stack.select_or_all(&[]).expect("functions")[0];
         let failure = Function::from_entry(&stack, name, entry, &FunctionOptions::default())
             .expect_err("four problems");
         for part in [

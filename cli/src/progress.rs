@@ -99,7 +99,7 @@ impl Progress {
     }
 
     /// Shows the events of a log's lines.
-    pub(crate) fn show_lines(&self, lines: &[String]) {
+    pub(crate) fn show_log_lines(&self, lines: &[String]) {
         lines.iter().for_each(|line| self.show(&Event::of_log_line(line)));
     }
 

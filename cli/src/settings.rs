@@ -34,7 +34,8 @@ pub(crate) struct ConnectionArguments {
     /// The gateway's URL. Default: the stack file's, OPENFAAS_URL, http://127.0.0.1:8080.
     #[arg(long, short, value_name = "URL")]
     gateway: Option<String>,
-    /// The builder's own URL. Default: SLIPWAY_BUILDER_URL, OPENFAAS_REMOTE_BUILDER; without one, only the gateway is used.
+    /// The builder's own URL. Default: SLIPWAY_BUILDER_URL, OPENFAAS_REMOTE_BUILDER; without one, only the gateway is
+    /// used.
     #[arg(long, value_name = "URL")]
     builder: Option<String>,
     /// The builder's name at the gateway.
@@ -83,12 +84,12 @@ impl ConnectionArguments {
     /// # Errors
     /// Fails if there is no key, or a URL is malformed.
     pub(crate) fn resolve(&self, stack_gateway: Option<&str>) -> Result<Settings, Failure> {
-        self.resolve_with(stack_gateway, &|name| {
+        self.resolve_with_environment(stack_gateway, &|name| {
             std::env::var(name).ok().filter(|value| !value.is_empty())
         })
     }
 
-    fn resolve_with(
+    fn resolve_with_environment(
         &self,
         stack_gateway: Option<&str>,
         environment: &dyn Fn(&str) -> Option<String>,
@@ -110,12 +111,12 @@ impl ConnectionArguments {
             },
             key: self.find_key(environment)?,
             tenant: self.tenant.clone().filter(|tenant| !tenant.is_empty()),
-            options: self.options(stack_gateway),
+            options: self.options_for_same_builder(stack_gateway),
         })
     }
 
     /// Returns the options that lead another command, in another folder, to the same builder.
-    fn options(&self, stack_gateway: Option<&str>) -> String {
+    fn options_for_same_builder(&self, stack_gateway: Option<&str>) -> String {
         let key = self.payload_secret.as_ref();
         let key = key.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
         let key = key.map(|path| path.display().to_string());
@@ -139,7 +140,7 @@ impl ConnectionArguments {
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)));
         given
-            .map(|(name, value)| format!(" --{name} {}", quote(value)))
+            .map(|(name, value)| format!(" --{name} {}", quote_for_shell(value)))
             .collect()
     }
 
@@ -165,7 +166,7 @@ impl ConnectionArguments {
 }
 
 /// Quotes a value for a shell, if it needs that.
-fn quote(value: &str) -> String {
+fn quote_for_shell(value: &str) -> String {
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./:@".contains(character);
     match value.chars().all(is_plain) {
         true => value.to_owned(),
@@ -173,9 +174,9 @@ fn quote(value: &str) -> String {
     }
 }
 
-/// Reads the key in a file, whose path is from the setting `source`.
-fn read_key(path: &Path, source: &str) -> Result<SigningKey, Failure> {
-    let place = format!("{} ({source})", path.display());
+/// Reads the key in a file, whose path is from the setting `setting_name`.
+fn read_key(path: &Path, setting_name: &str) -> Result<SigningKey, Failure> {
+    let place = format!("{} ({setting_name})", path.display());
     let bytes = fs::read(path).map_err(|error| {
         Failure::usage(
             format!("could not read the key in {place}: {error}"),
@@ -201,16 +202,16 @@ fn parse_key(bytes: Vec<u8>, place: String) -> Result<SigningKey, Failure> {
     }
 }
 
-/// Parses a URL with the scheme `http` or `https`, and returns it without a trailing slash. Without a scheme it has `http`,
-/// as with faas-cli.
-fn parse_url(what: &str, text: &str) -> Result<String, Failure> {
+/// Parses a URL with the scheme `http` or `https`, and returns it without a trailing slash. Without a scheme it has
+/// `http`, as with faas-cli.
+fn parse_url(url_owner: &str, text: &str) -> Result<String, Failure> {
     let full = match text.contains("://") {
         true => text.to_owned(),
         false => format!("http://{text}"),
     };
     let reject = |reason: String| {
         Failure::usage(
-            format!("the URL of {what}, {text:?}, {reason}"),
+            format!("the URL of {url_owner}, {text:?}, {reason}"),
             "give a URL such as https://gateway.example",
         )
     };
@@ -239,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    const NONE: ConnectionArguments = ConnectionArguments {
+    const NO_ARGUMENTS: ConnectionArguments = ConnectionArguments {
         gateway: None,
         builder: None,
         builder_function: String::new(),
@@ -253,7 +254,7 @@ mod tests {
         environment: &[(&str, &str)],
     ) -> Result<Settings, Failure> {
         let environment: HashMap<_, _> = environment.iter().copied().collect();
-        arguments.resolve_with(stack_gateway, &|name| {
+        arguments.resolve_with_environment(stack_gateway, &|name| {
             environment.get(name).map(|value| (*value).to_owned())
         })
     }
@@ -263,7 +264,7 @@ mod tests {
         let key = (KEY_VARIABLE, "a key of the test");
         let named = ConnectionArguments {
             gateway: Some("https://named.example/".into()),
-            ..NONE
+            ..NO_ARGUMENTS
         };
         let gateway = |arguments: &ConnectionArguments, stack: Option<&str>, environment: &[(&str, &str)]| {
             resolve(arguments, stack, environment).map(|settings| settings.gateway)
@@ -274,14 +275,17 @@ mod tests {
             Ok("https://named.example")
         );
         assert_eq!(
-            gateway(&NONE, Some("http://stack"), &variable).as_deref(),
+            gateway(&NO_ARGUMENTS, Some("http://stack"), &variable).as_deref(),
             Ok("http://stack")
         );
         assert_eq!(
-            gateway(&NONE, None, &variable).as_deref(),
+            gateway(&NO_ARGUMENTS, None, &variable).as_deref(),
             Ok("http://gateway.example:8080")
         );
-        assert_eq!(gateway(&NONE, None, &[key]).as_deref(), Ok(DEFAULT_GATEWAY));
+        assert_eq!(
+            gateway(&NO_ARGUMENTS, None, &[key]).as_deref(),
+            Ok(DEFAULT_GATEWAY)
+        );
     }
 
     #[test]
@@ -290,24 +294,25 @@ mod tests {
             (KEY_VARIABLE, "a key of the test"),
             ("OPENFAAS_REMOTE_BUILDER", "http://b:8081/build"),
         ];
-        let settings = resolve(&NONE, None, &environment).expect("settings");
+        let settings = resolve(&NO_ARGUMENTS, None, &environment).expect("settings");
         assert_eq!(settings.builder.as_deref(), Some("http://b:8081"));
     }
 
     #[test]
     fn a_missing_an_empty_and_an_unreadable_key_are_errors_with_the_next_step_and_without_the_key() {
-        let failure = resolve(&NONE, None, &[]).expect_err("no key");
+        let failure = resolve(&NO_ARGUMENTS, None, &[]).expect_err("no key");
         assert!(failure.next.contains("--payload-secret FILE"), "{failure:?}");
-        let failure = resolve(&NONE, None, &[(KEY_FILE_VARIABLES[0], "/no/such/file")]).expect_err("no file");
+        let failure =
+            resolve(&NO_ARGUMENTS, None, &[(KEY_FILE_VARIABLES[0], "/no/such/file")]).expect_err("no file");
         assert!(
             failure
                 .message
                 .contains("/no/such/file (SLIPWAY_PAYLOAD_SECRET_FILE)"),
             "{failure:?}"
         );
-        let failure = resolve(&NONE, None, &[(KEY_VARIABLE, " \n")]).expect_err("an empty key");
+        let failure = resolve(&NO_ARGUMENTS, None, &[(KEY_VARIABLE, " \n")]).expect_err("an empty key");
         assert!(failure.message.contains(KEY_VARIABLE), "{failure:?}");
-        let settings = resolve(&NONE, None, &[(KEY_VARIABLE, "hush")]).expect("a key");
+        let settings = resolve(&NO_ARGUMENTS, None, &[(KEY_VARIABLE, "hush")]).expect("a key");
         assert!(!format!("{settings:?}").contains("hush"));
     }
 
@@ -317,16 +322,16 @@ mod tests {
         let options = |arguments: &ConnectionArguments, stack: Option<&str>| {
             resolve(arguments, stack, &key).expect("settings").options
         };
-        assert_eq!(options(&NONE, None), "");
+        assert_eq!(options(&NO_ARGUMENTS, None), "");
         assert_eq!(
-            options(&NONE, Some("https://stack.example")),
+            options(&NO_ARGUMENTS, Some("https://stack.example")),
             " --gateway https://stack.example"
         );
         let given = ConnectionArguments {
             gateway: Some("https://named.example".into()),
             builder_function: "its builder".into(),
             tenant: Some("acme".into()),
-            ..NONE
+            ..NO_ARGUMENTS
         };
         assert_eq!(
             options(&given, Some("https://stack.example")),
@@ -338,7 +343,7 @@ mod tests {
     fn an_empty_tenant_and_an_empty_name_count_as_none() {
         let arguments = ConnectionArguments {
             tenant: Some(String::new()),
-            ..NONE
+            ..NO_ARGUMENTS
         };
         let settings = resolve(&arguments, None, &[(KEY_VARIABLE, "key")]).expect("settings");
         assert_eq!(
@@ -352,7 +357,7 @@ mod tests {
         for url in ["ftp://x", "http://", "http://x?y=1"] {
             let arguments = ConnectionArguments {
                 gateway: Some(url.into()),
-                ..NONE
+                ..NO_ARGUMENTS
             };
             resolve(&arguments, None, &[(KEY_VARIABLE, "key")]).expect_err(url);
         }

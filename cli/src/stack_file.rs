@@ -1,7 +1,7 @@
 //! faas-cli's stack file: the functions of a project, where their handlers are, and how they are deployed.
 //!
-//! The schema is that of faas-cli (go-sdk `stack/schema.go`), and so are the places: every path in the file is relative to
-//! the working folder, and not to the file.
+//! The schema is that of faas-cli (go-sdk `stack/schema.go`), and so are the places: every path in the file is relative
+//! to the working folder, and not to the file.
 
 mod document;
 mod keys;
@@ -16,7 +16,7 @@ use document::StackDocument;
 pub(crate) use document::{FunctionEntry, ResourcesEntry};
 
 /// The names that are tried where the command line names no stack file, as faas-cli does.
-const DEFAULT_NAMES: [&str; 2] = ["stack.yaml", "stack.yml"];
+const DEFAULT_STACK_FILE_NAMES: [&str; 2] = ["stack.yaml", "stack.yml"];
 
 /// The gateway that faas-cli takes where nothing names one. As a value in the stack file it counts as none.
 const DEFAULT_GATEWAY: &str = "http://127.0.0.1:8080";
@@ -43,7 +43,7 @@ impl StackFile {
     pub(crate) fn read(path: Option<&Path>) -> Result<Self, Failure> {
         let path = match path {
             Some(path) => path.to_owned(),
-            None => find_default()?,
+            None => find_default_stack_file()?,
         };
         let text = fs::read_to_string(&path).map_err(|error| {
             Failure::usage(
@@ -56,7 +56,10 @@ impl StackFile {
 
     /// Returns the gateway of the working folder's stack file, if there is a valid one that names a gateway.
     pub(crate) fn gateway_of_working_folder() -> Option<String> {
-        let path = DEFAULT_NAMES.iter().map(Path::new).find(|path| path.is_file())?;
+        let path = DEFAULT_STACK_FILE_NAMES
+            .iter()
+            .map(Path::new)
+            .find(|path| path.is_file())?;
         Self::read(Some(path)).ok()?.gateway
     }
 
@@ -85,7 +88,7 @@ impl StackFile {
                 "correct that line; `faas-cli new --lang LANGUAGE NAME` writes an example of a stack file",
             )
         })?;
-        let warnings = keys::warn_of_unknown_keys(&text)
+        let warnings = keys::warnings_of_unknown_keys(&text)
             .into_iter()
             .map(|warning| format!("{shown}: {warning}"))
             .collect();
@@ -133,7 +136,7 @@ impl StackFile {
     ///
     /// # Errors
     /// Fails with all names that are not in the file.
-    pub(crate) fn select(&self, names: &[String]) -> Result<Vec<(&str, &FunctionEntry)>, Failure> {
+    pub(crate) fn select_or_all(&self, names: &[String]) -> Result<Vec<(&str, &FunctionEntry)>, Failure> {
         let known = || self.functions.iter().map(|(name, _)| name.as_str());
         let missing: Vec<_> = names
             .iter()
@@ -164,10 +167,13 @@ impl StackFile {
 }
 
 /// Finds the stack file with a default name in the working folder.
-fn find_default() -> Result<PathBuf, Failure> {
-    let found = DEFAULT_NAMES.iter().map(Path::new).find(|path| path.is_file());
+fn find_default_stack_file() -> Result<PathBuf, Failure> {
+    let found = DEFAULT_STACK_FILE_NAMES
+        .iter()
+        .map(Path::new)
+        .find(|path| path.is_file());
     found.map(Path::to_owned).ok_or_else(|| {
-        let others = other_yaml_files();
+        let others = yaml_files_in_working_folder();
         let next = match others.is_empty() {
             true => "run `faas-cli new --lang LANGUAGE NAME` to begin a function, or go to the folder of one"
                 .to_owned(),
@@ -178,7 +184,7 @@ fn find_default() -> Result<PathBuf, Failure> {
 }
 
 /// Returns the names of the working folder's YAML files.
-fn other_yaml_files() -> Vec<String> {
+fn yaml_files_in_working_folder() -> Vec<String> {
     let entries = fs::read_dir(".").into_iter().flatten().filter_map(Result::ok);
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let mut names: Vec<_> = names

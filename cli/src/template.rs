@@ -154,16 +154,16 @@ fn missing_template(templates: &Path, name: &str) -> Failure {
 mod tests {
     use super::*;
 
-    fn templates(text: &str) -> tempfile::TempDir {
+    fn templates_folder_with_small(template_yml: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");
         fs::create_dir(folder.path().join("small")).expect("a folder");
-        fs::write(folder.path().join("small/template.yml"), text).expect("a file");
+        fs::write(folder.path().join("small/template.yml"), template_yml).expect("a file");
         folder
     }
 
     #[test]
     fn a_template_has_defaults_for_all_that_it_does_not_name() {
-        let folder = templates("language: small\n");
+        let folder = templates_folder_with_small("language: small\n");
         let template = Template::read_from(folder.path(), "small").expect("a template");
         assert_eq!(
             (template.handler_folder.as_str(), template.fprocess),
@@ -173,7 +173,9 @@ mod tests {
 
     #[test]
     fn build_options_are_packages_and_unknown_ones_are_named() {
-        let folder = templates("build_options:\n  - name: dev\n    packages: [make, gcc]\n  - name: empty\n");
+        let folder = templates_folder_with_small(
+            "build_options:\n  - name: dev\n    packages: [make, gcc]\n  - name: empty\n",
+        );
         let template = Template::read_from(folder.path(), "small").expect("a template");
         assert_eq!(
             template.packages_of(&["dev".into(), "empty".into()]),
@@ -188,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_missing_template_is_an_error_that_names_the_nearest_one() {
-        let folder = templates("");
+        let folder = templates_folder_with_small("");
         let failure = Template::read_from(folder.path(), "smal").expect_err("no such template");
         assert!(failure.message.contains("did you mean \"small\"?"), "{failure:?}");
         for name in ["..", "small/../small", "nothing"] {

@@ -21,8 +21,8 @@ use crate::interrupt::Interrupts;
 use crate::output;
 use crate::progress::{Event, Progress, ProgressForm};
 use crate::settings::{ConnectionArguments, SigningKey};
-pub(crate) use cancellation::cancel_build;
-pub(crate) use follow::{Following, LogForm, follow_log};
+pub(crate) use cancellation::cancel_build_and_wait;
+pub(crate) use follow::{FollowedBuild, LogForm, follow_log};
 pub(crate) use project::{Project, SourceArguments};
 use route::RouteChoice;
 
@@ -117,8 +117,8 @@ impl BuildOptions {
 /// Builds and deploys the functions, one after the other.
 ///
 /// # Errors
-/// Fails if a function cannot be read, or no builder takes it. With `--progress json`, the error is an event, too, and only
-/// its exit status is returned.
+/// Fails if a function cannot be read, or no builder takes it. With `--progress json`, the error is an event, too, and
+/// only its exit status is returned.
 pub(crate) async fn run(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
     match bring_up(arguments).await {
         Err(failure) if arguments.build.progress == ProgressForm::Json => {
@@ -149,7 +149,7 @@ async fn bring_up(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
     for function in project.functions() {
         let build = FunctionBuild::new(&client, function, &arguments.build, arguments.detach);
         let end = build.run(&interrupts).await?;
-        let ended = build.show_end(&end);
+        let ended = build.show_end_and_return_exit_status(&end);
         if status == ExitStatus::Success {
             status = ended;
         }
@@ -167,7 +167,7 @@ async fn bring_up(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
 pub(crate) fn pack(function: &Function, key: &SigningKey) -> Result<PackedContext, Failure> {
     let layout = Layout::of_function(function)?;
     if let Some(file) = &key.file
-        && let Some(path) = layout.path_of(file)
+        && let Some(path) = layout.context_path_of(file)
     {
         return Err(Failure::usage(
             format!(
@@ -204,7 +204,7 @@ impl<'a> FunctionBuild<'a> {
     /// Fails if the function cannot be packed, or no builder takes it.
     pub(crate) async fn run(&self, interrupts: &Interrupts) -> Result<BuildEnd, Failure> {
         let mut work = std::pin::pin!(async {
-            self.run_packed(&pack(self.function, &self.client.settings().key)?)
+            self.send_packed_and_follow(&pack(self.function, &self.client.settings().key)?)
                 .await
         });
         loop {
@@ -224,13 +224,13 @@ impl<'a> FunctionBuild<'a> {
     ///
     /// # Errors
     /// Fails if no builder takes the function.
-    pub(crate) async fn run_packed(&self, packed: &PackedContext) -> Result<BuildEnd, Failure> {
+    pub(crate) async fn send_packed_and_follow(&self, packed: &PackedContext) -> Result<BuildEnd, Failure> {
         let routes = RouteChoice::find(self.client, self.options.via, self.is_detached).await?;
         self.submit_and_follow(packed, &routes).await
     }
 
     /// Shows the end of the build, prints the URL of a function that runs, and returns the exit status.
-    pub(crate) fn show_end(&self, end: &BuildEnd) -> ExitStatus {
+    pub(crate) fn show_end_and_return_exit_status(&self, end: &BuildEnd) -> ExitStatus {
         let (verdict, image) = match end {
             BuildEnd::Ended { verdict, image } => (verdict, image),
             BuildEnd::Detached(status) => return *status,

@@ -78,7 +78,7 @@ pub(crate) async fn read_function(
 
 /// Reads a list of names from the gateway: of namespaces, which are strings, or of secrets, which are objects
 /// with a name. `None` if the provider does not implement the list.
-pub(crate) async fn read_names(
+pub(crate) async fn read_names_if_provider_lists_them(
     transport: &impl GatewayRequestSender,
     request: Result<Request<Bytes>, GatewayError>,
     limit: Duration,

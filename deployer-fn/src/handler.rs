@@ -181,7 +181,7 @@ impl Deployer {
         request: Request,
         context: &Context,
     ) -> Result<(ReceivedHandOver, Option<Arc<Tenant>>), HandOverError> {
-        let policy = self.settings.policy.as_ref().map(PolicyFile::current_policy);
+        let policy = self.settings.policy.as_ref().map(PolicyFile::reload_if_changed);
         let policy = policy.as_deref();
         let keys = tenancy::read_signing_keys(context.secrets(), policy, &self.key_reader)?;
         let keys: Vec<_> = keys.iter().map(|(key, signer)| (key.clone(), signer)).collect();

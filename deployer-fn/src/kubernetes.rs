@@ -20,19 +20,19 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use self::assessment::{Assessment, Detail};
+use self::assessment::{Assessment, DetailToRead};
 pub(crate) use self::assessment::{Obstacle, PodStarts, VersionState, WantedReplicas};
 pub(crate) use self::service_account::ServiceAccountReader;
 pub(crate) use self::text::without_log_quote;
 
 /// The most objects in one list. More replicas than this are not looked at one by one.
-const LIST_LIMIT: usize = 200;
+const LISTED_OBJECTS_MAX: usize = 200;
 
 /// The number of lines at the end of a container's log that a reason quotes.
-const LOG_LINES: usize = 8;
+const QUOTED_LOG_LINES_MAX: usize = 8;
 
 /// The most bytes that are read from a container's log.
-const LOG_BYTES: usize = 2048;
+const READ_LOG_BYTES_MAX: usize = 2048;
 
 /// The Kubernetes API server, as far as the deployer may read from it. Clones share connections.
 #[derive(Clone)]
@@ -102,7 +102,8 @@ impl Kubernetes {
     /// Returns the state of the version of the function `name` that has this image and needs `wanted` replicas.
     ///
     /// # Errors
-    /// Fails if the API cannot be read, perhaps because the service account may not: then nothing is known of the version.
+    /// Fails if the API cannot be read, perhaps because the service account may not: then nothing is known of the
+    /// version.
     pub(crate) async fn version_state(
         &self,
         namespace: &str,
@@ -116,7 +117,8 @@ impl Kubernetes {
         };
         let selector = label_selector(&deployment);
         let list = |kind: &str| {
-            format!("/{kind}?labelSelector={selector}&limit={LIST_LIMIT}").replace("NAMESPACE", namespace)
+            format!("/{kind}?labelSelector={selector}&limit={LISTED_OBJECTS_MAX}")
+                .replace("NAMESPACE", namespace)
         };
         let (sets, pods) = tokio::try_join!(
             self.read_list::<ReplicaSet>(list("apis/apps/v1/namespaces/NAMESPACE/replicasets")),
@@ -127,26 +129,30 @@ impl Kubernetes {
         let Some(detail) = detail else { return Ok(state) };
         // Without it the reason is less exact, and no less true.
         let detail = self.read_detail(namespace, &detail).await.unwrap_or_default();
-        Ok(state.with_detail(detail.as_deref()))
+        Ok(state.with_detail_in_reason(detail.as_deref()))
     }
 
     /// Reads what makes a reason exact; `None` if there is nothing.
-    async fn read_detail(&self, namespace: &str, detail: &Detail) -> Result<Option<String>, KubernetesError> {
+    async fn read_detail(
+        &self,
+        namespace: &str,
+        detail: &DetailToRead,
+    ) -> Result<Option<String>, KubernetesError> {
         match detail {
-            Detail::EventsOf { uid } => {
+            DetailToRead::EventsOf { uid } => {
                 let events = self.read_list::<Event>(format!(
-                    "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.uid%3D{uid}&limit={LIST_LIMIT}"
+                    "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.uid%3D{uid}&limit={LISTED_OBJECTS_MAX}"
                 ));
-                Ok(pod::last_warning(&events.await?))
+                Ok(pod::latest_warning_message(&events.await?))
             }
-            Detail::LogOf {
+            DetailToRead::LogOf {
                 pod,
                 container,
                 previous,
             } => {
                 let log = self.0.read(format!(
                     "/api/v1/namespaces/{namespace}/pods/{pod}/log?container={container}&previous={previous}\
-                     &tailLines={LOG_LINES}&limitBytes={LOG_BYTES}"
+                     &tailLines={QUOTED_LOG_LINES_MAX}&limitBytes={READ_LOG_BYTES_MAX}"
                 ));
                 Ok(log.await?.and_then(|log| text::quote_log(&log)))
             }

@@ -13,6 +13,10 @@ fn main() -> ExitCode {
         parser.fail_if_problems()?;
         let senders = settings.unverified.senders;
         let deployer = Deployer::new(settings, DeploymentMetrics::new(context.metrics_registry())?);
-        Ok::<_, SetupError>(App::new(deployer).named("deployer-fn").verifies_requests(senders))
+        Ok::<_, SetupError>(
+            App::new(deployer)
+                .with_name_in_traces("deployer-fn")
+                .verifies_requests(senders),
+        )
     })
 }

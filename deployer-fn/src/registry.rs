@@ -78,7 +78,7 @@ impl RegistryImageCheck {
         };
         let client = RegistryClient::new(&self.secrets, self.insecure, self.token_realms.clone());
         let presence = async {
-            self.find_image(client?.repository(registry, name, credentials), image)
+            self.presence_by_manifest_and_platform(client?.repository(registry, name, credentials), image)
                 .await
         };
         presence
@@ -105,11 +105,13 @@ impl RegistryImageCheck {
             .logins
             .parse_if_changed(secret.expose())
             .map_err(|error| unusable(&error))?;
-        logins.credentials_for(registry).map_err(|error| unusable(&error))
+        logins
+            .credentials_or_anonymous_for(registry)
+            .map_err(|error| unusable(&error))
     }
 
     /// Fetches the image's manifest by digest, and compares the platforms in it with the node's.
-    async fn find_image(
+    async fn presence_by_manifest_and_platform(
         &self,
         mut repository: Repository,
         image: &PinnedImage,
@@ -151,9 +153,9 @@ impl RegistryImageCheck {
 /// a further host.
 async fn platform_in_image_config(
     repository: &mut Repository,
-    config: &str,
+    config_digest: &str,
 ) -> Result<Option<String>, RegistryError> {
-    let config = match repository.fetch_blob(config).await {
+    let config = match repository.fetch_blob(config_digest).await {
         Err(RegistryError::Status { status, .. }) if status.is_redirection() => return Ok(None),
         config => config?.unwrap_or_default(),
     };

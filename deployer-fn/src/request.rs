@@ -80,7 +80,7 @@ impl HandOver {
         });
         expired
             .into_iter()
-            .chain(self.build_times().problem_if_ahead_of(now))
+            .chain(self.build_times().problem_if_too_far_ahead_of(now))
             .collect()
     }
 
@@ -106,8 +106,9 @@ impl HandOver {
 /// and returns it with the value that belongs to the key. A signature that keys with different values verify is wrong.
 ///
 /// # Errors
-/// [`HandOverError::Unsigned`], [`HandOverError::MalformedSignature`] and [`HandOverError::WrongSignature`] if the hand-over is not the
-/// builder's; [`HandOverError::Receive`], [`HandOverError::NotJson`] and [`HandOverError::Invalid`] if it cannot be read or is not valid.
+/// [`HandOverError::Unsigned`], [`HandOverError::MalformedSignature`] and [`HandOverError::WrongSignature`] if the
+/// hand-over is not the builder's; [`HandOverError::Receive`], [`HandOverError::NotJson`] and
+/// [`HandOverError::Invalid`] if it cannot be read or is not valid.
 pub(crate) async fn receive_hand_over<K: Copy + PartialEq>(
     body: Body,
     signature: Option<&str>,

@@ -98,7 +98,7 @@ impl Default for RolloutTimeouts {
 /// The timeout of a read of the function's state at the end of a rollout, and of a read of the provider's name.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// The highest number of times that a rollout sends a specification that the provider does not take.
-const APPLY_ATTEMPTS: usize = 3;
+const APPLY_ATTEMPTS_MAX: usize = 3;
 
 /// The context of a rollout: the gateway, the timeouts, the tenant, and what is known of other rollouts.
 #[derive(Debug)]
@@ -220,7 +220,7 @@ impl RolloutFacts {
 }
 
 /// The result of one attempt to apply the new version.
-enum ApplyAttempt {
+enum ApplyAttemptResult {
     /// The new version runs and answered its probe.
     Ready,
     /// The function answers, but perhaps with the previous version.
@@ -386,20 +386,22 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         let (attempt, watched) = self.watch_with_timeout(None, WantedReplicas::One).await;
         let findings = deployed.followed_by(watched);
         match attempt {
-            ApplyAttempt::Ready => Verdict::ready(findings.with_reason("nothing was changed")),
-            ApplyAttempt::Unverified => Verdict::unverified(findings.with_reason("nothing was changed")),
-            ApplyAttempt::Superseded(successor) => self.yield_to_newer_build(successor, findings),
+            ApplyAttemptResult::Ready => Verdict::ready(findings.with_reason("nothing was changed")),
+            ApplyAttemptResult::Unverified => {
+                Verdict::unverified(findings.with_reason("nothing was changed"))
+            }
+            ApplyAttemptResult::Superseded(successor) => self.yield_to_newer_build(successor, findings),
             _ => self.restore_after_failure(findings).await,
         }
     }
 
-    /// Watches the new version until it is ready, is not taken, or is superseded, or until the deadline. `answer` is
-    /// the gateway's answer to the change, and `wanted` the number of replicas that the version needs.
+    /// Watches the new version until it is ready, is not taken, or is superseded, or until the deadline.
+    /// `gateway_answer` is that to the change, and `wanted` the number of replicas that the version needs.
     async fn watch_with_timeout(
         &mut self,
-        answer: Option<String>,
+        gateway_answer: Option<String>,
         wanted: WantedReplicas,
-    ) -> (ApplyAttempt, Findings) {
+    ) -> (ApplyAttemptResult, Findings) {
         const SPEC_NOT_TAKEN_REASON: &str = "the provider did not take the new specification";
         let started = Instant::now();
         let mut waiting_for = WaitingFor::default();
@@ -416,34 +418,39 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             Some(WatchResult::Ready(ready)) => match self.reason_unverified(&ready).await {
                 None => {
                     self.record_ready(&ready.status);
-                    (ApplyAttempt::Ready, Findings::default())
+                    (ApplyAttemptResult::Ready, Findings::default())
                 }
                 Some(reason) => {
                     self.record_unverified(&ready.status);
-                    (ApplyAttempt::Unverified, Findings::default().with_reason(reason))
+                    (
+                        ApplyAttemptResult::Unverified,
+                        Findings::default().with_reason(reason),
+                    )
                 }
             },
             Some(WatchResult::NotTaken(found)) => {
                 span.mark_failed(SPEC_NOT_TAKEN_REASON);
-                let reason = match answer {
-                    Some(answer) => format!("the gateway answered {answer}, but {SPEC_NOT_TAKEN_REASON}"),
+                let reason = match gateway_answer {
+                    Some(gateway_answer) => {
+                        format!("the gateway answered {gateway_answer}, but {SPEC_NOT_TAKEN_REASON}")
+                    }
                     None => SPEC_NOT_TAKEN_REASON.to_owned(),
                 };
                 (
-                    ApplyAttempt::NotTaken(found),
+                    ApplyAttemptResult::NotTaken(found),
                     Findings::new(FaultyParty::Platform, reason),
                 )
             }
             Some(WatchResult::Stuck(obstacle)) => {
                 span.mark_failed(&obstacle.reason);
                 let findings = obstacle.fault.map(Findings::of_fault).unwrap_or_default();
-                (ApplyAttempt::Failed, findings.with_reason(obstacle.reason))
+                (ApplyAttemptResult::Failed, findings.with_reason(obstacle.reason))
             }
             Some(WatchResult::Superseded(successor)) => {
                 let reason = waiting_for.to_string();
                 span.mark_failed(&reason);
                 (
-                    ApplyAttempt::Superseded(successor),
+                    ApplyAttemptResult::Superseded(successor),
                     Findings::default().with_reason(reason),
                 )
             }
@@ -455,7 +462,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                     false => waiting_for.faulty_party(),
                 };
                 let findings = fault.map(Findings::of_fault).unwrap_or_default();
-                (ApplyAttempt::Failed, findings.with_reason(reason))
+                (ApplyAttemptResult::Failed, findings.with_reason(reason))
             }
         }
     }
@@ -470,7 +477,8 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         watch::watch_version_until_ready(&version, self.context.succession, waiting_for).await
     }
 
-    /// Returns a version of the function with what is needed to watch it. It needs one replica, and does not have to stay up.
+    /// Returns a version of the function with what is needed to watch it. It needs one replica, and does not have to
+    /// stay up.
     fn watched_version<'b>(&'b self, version: &'b FunctionVersion) -> WatchedVersion<'b, T> {
         WatchedVersion {
             transport: self.context.transport,

@@ -45,10 +45,11 @@ pub struct Settings {
     /// `exec_timeout` bounds it, too.
     pub(crate) ready_timeout: Duration,
     /// `gateway_timeout`: the time for one read from the gateway or one probe. `rollback_timeout`: the time to restore
-    /// the previous version after the new one has failed. `settling_time`: the time for which a new version has to stay up.
+    /// the previous version after the new one has failed. `settling_time`: the time for which a new version has to stay
+    /// up.
     pub timeouts: RolloutTimeouts,
-    /// `kubernetes_readiness`: the Kubernetes API that shows whether a new version runs. `None` if the setting is off, or the
-    /// deployer has no service account.
+    /// `kubernetes_readiness`: the Kubernetes API that shows whether a new version runs. `None` if the setting is off,
+    /// or the deployer has no service account.
     pub(crate) kubernetes: Option<Kubernetes>,
     /// `default_namespace`: the namespace in which the provider has functions whose hand-over names none.
     pub(crate) default_namespace: String,
@@ -153,11 +154,11 @@ impl Settings {
     /// Adds a problem to `parser` for each secret for signatures that has an unusable key, so that it prevents the
     /// start. A secret that cannot be read is no problem here.
     pub fn check_signing_keys(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
-        signature::check_signing_secret(parser, secrets, DEPLOY_KEY_SECRET);
-        let policy = self.policy.as_ref().map(PolicyFile::current_policy);
+        signature::report_unfit_keys_of_readable_secret(parser, secrets, DEPLOY_KEY_SECRET);
+        let policy = self.policy.as_ref().map(PolicyFile::reload_if_changed);
         for tenant in policy.iter().flat_map(|policy| policy.tenants()) {
             for name in tenant.deploy_key_secrets() {
-                signature::check_signing_secret(parser, secrets, name);
+                signature::report_unfit_keys_of_readable_secret(parser, secrets, name);
             }
         }
     }

@@ -76,13 +76,13 @@ pub(crate) fn read_signing_keys(
 /// Returns the tenant of a hand-over; `None` without a policy.
 ///
 /// # Errors
-/// The problem with the field `tenant`, whose value is `given`: it does not fit the signer, or this deployer's policy.
+/// The problem with the field `tenant`, whose value is `named_tenant`: it does not fit the signer, or the policy.
 pub(crate) fn find_tenant(
     signer: &Signer,
-    given: Option<&str>,
+    named_tenant: Option<&str>,
     policy: Option<&Policy>,
 ) -> Result<Option<Arc<Tenant>>, String> {
-    match (policy, signer, given) {
+    match (policy, signer, named_tenant) {
         (None, _, None) => Ok(None),
         (None, _, Some(name)) => Err(format!(
             "tenant should be absent, not {name:?}: this deployer has no policy (policy_file), and the builder has one"
@@ -97,8 +97,8 @@ pub(crate) fn find_tenant(
                 "tenant is {name:?}, which this deployer's policy does not have; the builder needs the same policy"
             )),
         },
-        (Some(_), Signer::Tenant(tenant), given) => {
-            match given.filter(|given| *given != tenant.name().as_str()) {
+        (Some(_), Signer::Tenant(tenant), named_tenant) => {
+            match named_tenant.filter(|named_tenant| *named_tenant != tenant.name().as_str()) {
                 None => Ok(Some(Arc::clone(tenant))),
                 Some(other) => Err(format!(
                     "tenant should be \"{}\", whose key signed the hand-over, not {other:?}",
@@ -194,7 +194,11 @@ pub(crate) fn objection_to_change(tenant: Option<&Tenant>, status: &FunctionStat
             status.name,
             tenant.name()
         )),
-        None if rules.may_adopt() || was_deployed_by_slipway && rules.lists_functions() => None,
+        None if rules.may_adopt_unowned_functions()
+            || was_deployed_by_slipway && rules.restricts_function_names() =>
+        {
+            None
+        }
         None => Some(format!(
             "policy rule adopt of tenant {} does not allow to take over the function {:?}, which no tenant has deployed",
             tenant.name(),

@@ -151,7 +151,7 @@ impl FunctionVersion {
             submitted_at: parse(&self.submitted_at),
             built_at: parse(&self.built_at),
         };
-        let times = stored.without_times_ahead_of(Timestamp::now());
+        let times = stored.without_times_too_far_ahead_of(Timestamp::now());
         if times != stored {
             warn!(
                 image = self.image(),

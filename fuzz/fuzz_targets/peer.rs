@@ -18,4 +18,4 @@ thread_local! {
         .expect("a runtime");
 }
 
-fuzz_target!(|bytes: &[u8]| RUNTIME.with(|runtime| runtime.block_on(harness::check_file_sync(bytes))));
+fuzz_target!(|bytes: &[u8]| RUNTIME.with(|runtime| runtime.block_on(harness::check_file_sync_with_fuzzed_daemon(bytes))));

@@ -18,4 +18,4 @@ thread_local! {
         .expect("a runtime");
 }
 
-fuzz_target!(|bytes: &[u8]| RUNTIME.with(|runtime| runtime.block_on(harness::check_request(bytes))));
+fuzz_target!(|bytes: &[u8]| RUNTIME.with(|runtime| runtime.block_on(harness::check_receiving_of_request(bytes))));

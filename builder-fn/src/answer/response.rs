@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{Answer, AnswerFields, RetryReason, report_of_failure};
 use crate::hand_over::EnclosedHandOver;
-use crate::report::{Report, StreamFormat, to_json};
+use crate::report::{Report, StreamFormat, to_json_with_escaped_line_ends};
 
 /// The header that tells nginx not to buffer the answer.
 const ACCEL_BUFFERING_HEADER: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -34,7 +34,7 @@ impl Answer {
                 deployment["handOver"] = document;
             }
             if let Some(log) = &mut self.report.log {
-                let left_out = keep_last_lines(log, MAX_CALLBACK_LOG_BYTES);
+                let left_out = drop_first_lines_above_limit(log, MAX_CALLBACK_LOG_BYTES);
                 if left_out > 0 {
                     let reason = format!(
                         "{left_out} lines left out: the log of a callback may have {MAX_CALLBACK_LOG_BYTES} bytes"
@@ -123,7 +123,7 @@ pub(crate) fn error_response(status: StatusCode, error: &str) -> Response {
 
 /// Returns a response with one JSON value.
 pub(crate) fn json_value_response(status: StatusCode, value: &serde_json::Value) -> Response {
-    let mut body = to_json(value);
+    let mut body = to_json_with_escaped_line_ends(value);
     body.push(b'\n');
     json_response(status, body)
 }
@@ -153,8 +153,8 @@ pub(crate) fn method_not_allowed_response(allowed: &str) -> Response {
 }
 
 /// Keeps the last log lines of at most `limit` bytes in total, and drops the others. Returns how many it dropped.
-fn keep_last_lines(lines: &mut Vec<String>, limit: usize) -> usize {
-    let mut left = limit;
+fn drop_first_lines_above_limit(lines: &mut Vec<String>, max_bytes: usize) -> usize {
+    let mut left = max_bytes;
     let fits = |line: &&String| {
         let rest = left.checked_sub(line.len());
         left = rest.unwrap_or_default();
@@ -166,7 +166,7 @@ fn keep_last_lines(lines: &mut Vec<String>, limit: usize) -> usize {
 
 /// Serializes the report as JSON, with a newline at its end.
 pub(super) fn to_json_line(report: &Report) -> Vec<u8> {
-    let mut body = to_json(report);
+    let mut body = to_json_with_escaped_line_ends(report);
     body.push(b'\n');
     body
 }
@@ -198,7 +198,11 @@ mod tests {
         let lines = || vec!["12345".to_owned(), "1234".to_owned(), "123".to_owned()];
         for (limit, left) in [(12, 3), (11, 2), (7, 2), (6, 1), (2, 0)] {
             let mut lines = lines();
-            assert_eq!(keep_last_lines(&mut lines, limit), 3 - left, "{limit}");
+            assert_eq!(
+                drop_first_lines_above_limit(&mut lines, limit),
+                3 - left,
+                "{limit}"
+            );
             assert_eq!(lines.len(), left, "{limit}");
             assert!(lines.last().is_none_or(|last| last == "123"));
         }

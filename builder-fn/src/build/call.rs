@@ -41,7 +41,8 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) is_asynchronous: bool,
     /// The record of the build, and requests to cancel it.
     pub(crate) accepted: &'a AcceptedBuild,
-    /// Whether the call is submitted to its queue again if the process ends before its build, and no other process resumes it.
+    /// Whether the call is submitted to its queue again if the process ends before its build, and no other process
+    /// resumes it.
     pub(crate) is_submitted_again: bool,
     /// Whether the dry run of the deployment is over, also if the deployer was not asked or gave no answer.
     pub(crate) is_dry_run_done: AtomicBool,
@@ -71,7 +72,7 @@ impl BuilderCall<'_> {
 
     /// Waits until a shutdown begins, if another process can resume the build and no attempt to hand it back has
     /// failed; otherwise waits forever.
-    pub(super) async fn wait_until_handed_back(&self) {
+    pub(super) async fn wait_for_shutdown_to_hand_back(&self) {
         match self.accepted.is_resumable() && !self.failed_to_hand_back.load(Ordering::Relaxed) {
             true => {
                 self.shutdown.wait_until_begun().await;
@@ -81,8 +82,8 @@ impl BuilderCall<'_> {
     }
 
     /// Waits until 2 s before a shutdown ends the process, when the build has to be cancelled.
-    pub(super) async fn wait_for_interruption(&self) {
-        wait_for_interruption(self.shutdown).await;
+    pub(super) async fn wait_until_shortly_before_shutdown_ends(&self) {
+        wait_until_shortly_before_shutdown_ends(self.shutdown).await;
     }
 }
 
@@ -111,7 +112,7 @@ fn time_limit_before_deadline(timeout: Option<Duration>, deadline: Option<Instan
 }
 
 /// Waits until [`TIME_RESERVED_FOR_ANSWER`] before `shutdown` ends the process.
-pub(super) async fn wait_for_interruption(shutdown: &Shutdown) {
+pub(super) async fn wait_until_shortly_before_shutdown_ends(shutdown: &Shutdown) {
     let end = shutdown.wait_until_begun().await;
     tokio::time::sleep_until(end.checked_sub(TIME_RESERVED_FOR_ANSWER).unwrap_or(end)).await;
 }
@@ -146,7 +147,7 @@ mod tests {
         trigger.begin(Instant::now() + Duration::from_secs(30));
         let start = Instant::now();
 
-        wait_for_interruption(&shutdown).await;
+        wait_until_shortly_before_shutdown_ends(&shutdown).await;
 
         assert_eq!(start.elapsed(), Duration::from_secs(28));
     }

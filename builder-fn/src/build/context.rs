@@ -10,7 +10,7 @@ use super::Builder;
 use super::call::BuilderCall;
 use crate::buildkit::{BuildFailure, Connection, GitContextSource, GitLookup, JobError, SessionServices};
 use crate::error::Error;
-use crate::operator_tokens::GitToken;
+use crate::operator_tokens::SessionGitToken;
 use crate::registry::RepositoryAccess;
 use crate::remote_context::ContextError;
 use crate::report::{LineFormatter, LogSink};
@@ -42,7 +42,8 @@ impl JobContext {
 }
 
 impl Builder {
-    /// Returns the context of a request. What the request refers to is fetched, or its commit looked up, as a step of the log.
+    /// Returns the context of a request. What the request refers to is fetched, or its commit looked up, as a step of
+    /// the log.
     pub(super) async fn prepare_context(
         &self,
         connection: &Connection,
@@ -72,7 +73,7 @@ impl Builder {
     ) -> Result<PreparedContext, Error> {
         let step = format!("[context] fetch {}", referenced.reference);
         let start = Instant::now();
-        log.push(lines.step_started(&step));
+        log.push(lines.format_own_step_start(&step));
         let span = trace::client_span("fetch context");
         let fetching = async {
             let tar = self.contexts.fetch(referenced).await?;
@@ -81,14 +82,14 @@ impl Builder {
             Ok((prepared.map_err(ContextError::Unusable)?, bytes))
         };
         let fetched: Result<_, ContextError> = span.run(fetching).await;
-        log.push(lines.step_ended(&step, start.elapsed()));
+        log.push(lines.format_own_step_end(&step, start.elapsed()));
         match fetched {
             Ok(((context, warnings), bytes)) => {
                 span.set_attribute("slipway.context.bytes", i64::try_from(bytes).unwrap_or(i64::MAX));
                 tracing::info!(context = %referenced.reference, bytes, "fetched a context");
                 warnings
                     .iter()
-                    .for_each(|warning| log.push(lines.record_warning(warning)));
+                    .for_each(|warning| log.push(lines.record_warning_and_return_line(warning)));
                 Ok(context)
             }
             Err(error) => {
@@ -116,7 +117,7 @@ impl Builder {
         }
         let step = format!("[context] look up the commit of {git}");
         let start = Instant::now();
-        log.push(lines.step_started(&step));
+        log.push(lines.format_own_step_start(&step));
         let span = trace::client_span("look up commit");
         let token = self.read_git_token(request, call)?;
         let mut rules = self.source_rules(request, call, RepositoryAccess::default());
@@ -134,7 +135,7 @@ impl Builder {
             .with_secrets(secrets);
         let resolving = git.source.resolve_commit(connection, services, lookup);
         let resolved = span.run(resolving).await;
-        log.push(lines.step_ended(&step, start.elapsed()));
+        log.push(lines.format_own_step_end(&step, start.elapsed()));
         let mask = token.as_ref().map(|token| token.mask().clone());
         let commit = resolved.map_err(|error| match error {
             JobError::Failed(failure) => JobError::Failed(BuildFailure {
@@ -157,31 +158,32 @@ impl Builder {
     }
 
     /// Returns the name of the secret with the operator's token for the context of a request, if there is one.
-    fn git_token_secret(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> Option<&str> {
+    fn git_token_secret_name(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> Option<&str> {
         let BuildSource::Git(git) = &request.source else {
             return None;
         };
         let tenant = request.tenant().map(AsRef::as_ref);
         self.settings
             .git_tokens
-            .secret_for_repository(&git.source.url, tenant, &call.secrets)
+            .secret_name_for_repository(&git.source.url, tenant, &call.secrets)
     }
 
-    /// Reads the operator's token for the context of a request. It is read for each build, so that a new one is used at once.
+    /// Reads the operator's token for the context of a request. It is read for each build, so that a new one is used at
+    /// once.
     fn read_git_token(
         &self,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
-    ) -> Result<Option<Arc<GitToken>>, Error> {
-        let Some(secret) = self.git_token_secret(request, call) else {
+    ) -> Result<Option<Arc<SessionGitToken>>, Error> {
+        let Some(secret) = self.git_token_secret_name(request, call) else {
             return Ok(None);
         };
         let token = self
             .contexts
             .secrets
             .read_secret(secret)
-            .map_err(Error::GitToken)?;
-        Ok(Some(Arc::new(GitToken::new(token))))
+            .map_err(Error::SessionGitToken)?;
+        Ok(Some(Arc::new(SessionGitToken::new(token))))
     }
 
     /// Returns the rules for the sources of a build, which uses the repositories in `access`.
@@ -199,7 +201,7 @@ impl Builder {
             records: self.settings.records_repository.clone(),
             access,
             secrets: Arc::new(call.secrets.clone()),
-            skips_submodules: self.git_token_secret(request, call).is_some(),
+            skips_submodules: self.git_token_secret_name(request, call).is_some(),
         }
     }
 }

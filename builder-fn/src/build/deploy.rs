@@ -11,7 +11,7 @@ use super::call::{self, BuilderCall, wait_for_expiry};
 use crate::buildkit::BuiltImage;
 use crate::builds::VersionRecording;
 use crate::error::Error;
-use crate::hand_over::{Deployment, DeploymentStatus, HandOver, HandOverSigner, RetriedFailures};
+use crate::hand_over::{Deployment, DeploymentStatus, HandOverDocument, HandOverSigner, RetriedFailures};
 use crate::redact::TraceMask;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{BuildRequest, SubmissionTimeSource, SubmittedAt};
@@ -47,7 +47,8 @@ fn image_submission_time(request: &BuildRequest, built: &BuiltImage) -> SystemTi
 }
 
 impl Builder {
-    /// Hands the built image over to the deployer, as the config's `deploy` says, and returns the outcome of the deployment, also a failed one.
+    /// Hands the built image over to the deployer, as the config's `deploy` says, and returns the outcome of the
+    /// deployment, also a failed one.
     ///
     /// # Errors
     /// Fails if BuildKit did not report the image's digest, or another builder has to repeat the hand-over.
@@ -94,8 +95,8 @@ impl Builder {
         self.deploy_version(signer, version, deploying, lines, log).await
     }
 
-    /// Hands a version over to the deployer, and returns the outcome of the deployment, also a failed one. The log and the trace
-    /// show the deployment as a step. The version is recorded beside that.
+    /// Hands a version over to the deployer, and returns the outcome of the deployment, also a failed one. The log and
+    /// the trace show the deployment as a step. The version is recorded beside that.
     ///
     /// # Errors
     /// Fails if another builder has to repeat the hand-over.
@@ -108,7 +109,7 @@ impl Builder {
         log: &mut dyn LogSink,
     ) -> Result<Deployment, Error> {
         let now = SystemTime::now();
-        let hand_over = HandOver {
+        let hand_over = HandOverDocument {
             image: &version.image,
             tag: &version.tag,
             tenant: call.tenant,
@@ -123,7 +124,7 @@ impl Builder {
         let function = function.unwrap_or_default();
         let step = format!("[deploy] {function}");
         let start = Instant::now();
-        log.push(lines.step_started(&step));
+        log.push(lines.format_own_step_start(&step));
         let span = trace::span("deploy");
         span.set_attribute("slipway.function", function.to_owned());
         let on_retry = |reason: &str| {
@@ -144,7 +145,7 @@ impl Builder {
             _ = wait_for_expiry(call.time_limit) => Deployment::failed(
                 "the call's time limit was reached before the deployment's outcome was known".into(),
             ),
-            () = call::wait_for_interruption(call.shutdown) => match call.is_repeated {
+            () = call::wait_until_shortly_before_shutdown_ends(call.shutdown) => match call.is_repeated {
                 // The deployer deploys an image once, however often it is handed over.
                 true => return Err(Error::Interrupted),
                 false => Deployment::failed(
@@ -156,7 +157,7 @@ impl Builder {
         if let Some(state) = VersionState::of_deployment(&deployment) {
             recording.finish(state);
         }
-        log.push(lines.step_ended(&step, start.elapsed()));
+        log.push(lines.format_own_step_end(&step, start.elapsed()));
         if matches!(
             deployment.status,
             DeploymentStatus::Rejected | DeploymentStatus::Failed

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::call::{BuilderCall, wait_for_expiry};
 use crate::error::Error;
-use crate::hand_over::{DryRun, DryRunOutcome, HandOverSigner};
+use crate::hand_over::{DryRunDocument, DryRunOutcome, HandOverSigner};
 use crate::report::{LineFormatter, LogSink};
 use crate::request::BuildRequest;
 
@@ -23,7 +23,7 @@ pub(super) async fn check_deployment_by_dry_run(
 ) -> Result<(), Error> {
     let config = &request.config;
     let tag = config.image.to_string();
-    let dry_run = DryRun::new(
+    let dry_run = DryRunDocument::new(
         &tag,
         request.tenant().map(|tenant| tenant.name().as_str()),
         call.id,
@@ -33,16 +33,16 @@ pub(super) async fn check_deployment_by_dry_run(
     );
     let span = trace::span("dry run");
     let outcome = tokio::select! {
-        outcome = span.run(signer.dry_run(&dry_run)) => outcome,
+        outcome = span.run(signer.ask_for_dry_run_unless_callback(&dry_run)) => outcome,
         limit = wait_for_expiry(call.build_time_limit(None)) => return Err(Error::TimeLimit { limit }),
-        () = call.wait_for_interruption() => return Err(Error::Interrupted),
+        () = call.wait_until_shortly_before_shutdown_ends() => return Err(Error::Interrupted),
     };
     match outcome {
         DryRunOutcome::NotAsked => Ok(()),
         DryRunOutcome::Accepted { warnings, .. } => {
             warnings
                 .iter()
-                .for_each(|warning| log.push(lines.record_warning(warning)));
+                .for_each(|warning| log.push(lines.record_warning_and_return_line(warning)));
             Ok(())
         }
         DryRunOutcome::Refused(deployment) => {
@@ -51,7 +51,7 @@ pub(super) async fn check_deployment_by_dry_run(
         }
         DryRunOutcome::Unanswered { reason } => {
             span.mark_failed(call.trace_mask.mask_text(&reason));
-            log.push(lines.record_warning(&format!(
+            log.push(lines.record_warning_and_return_line(&format!(
                 "\"deploy\" and \"probe\" could not be checked before the build: {reason}"
             )));
             Ok(())

@@ -7,10 +7,10 @@ use crate::buildkit::BuildEvent;
 use crate::context::SourceContext;
 
 /// The most steps whose output is kept: those that run at the same time, and those that failed.
-const MAX_STEPS: usize = 32;
+const MAX_KEPT_STEPS: usize = 32;
 
 /// The length of the end of a step's output that is kept, in bytes.
-const MAX_OUTPUT_BYTES: usize = 16 << 10;
+const KEPT_OUTPUT_BYTES_PER_STEP: usize = 16 << 10;
 
 /// What a build leaves behind that explains its failure. Its size does not grow with the build.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl FailureEvidence {
         match event {
             BuildEvent::StepStarted { digest, name, .. } => {
                 self.steps.retain(|step| step.digest != *digest);
-                self.push(digest, name);
+                self.push_evicting_oldest(digest, name);
             }
             BuildEvent::StepEnded { digest, error, .. } if error.is_empty() => {
                 self.steps.retain(|step| step.digest != *digest);
@@ -61,7 +61,7 @@ impl FailureEvidence {
                 digest, name, error, ..
             } => {
                 if !self.steps.iter().any(|step| step.digest == *digest) {
-                    self.push(digest, name);
+                    self.push_evicting_oldest(digest, name);
                 }
                 if let Some(step) = self.find(digest) {
                     step.error.clone_from(error);
@@ -76,10 +76,15 @@ impl FailureEvidence {
         }
     }
 
-    /// Returns the step whose error is part of `message`, or the one that began last of those that run, if the build was ended.
-    pub(super) fn failed_step(&self, message: &str, is_ended: bool) -> Option<&StepRecord> {
-        let failed = |step: &&StepRecord| !step.error.is_empty() && message.contains(&step.error);
-        match is_ended {
+    /// Returns the step whose error is part of `message`, or the one that began last of those that run, if the build
+    /// was ended.
+    pub(super) fn failed_or_interrupted_step(
+        &self,
+        solve_error: &str,
+        was_build_interrupted: bool,
+    ) -> Option<&StepRecord> {
+        let failed = |step: &&StepRecord| !step.error.is_empty() && solve_error.contains(&step.error);
+        match was_build_interrupted {
             true => self
                 .steps
                 .iter()
@@ -98,8 +103,8 @@ impl FailureEvidence {
     }
 
     /// Adds a step, in place of the oldest one that has not failed if there are too many.
-    fn push(&mut self, digest: &str, name: &str) {
-        if self.steps.len() >= MAX_STEPS {
+    fn push_evicting_oldest(&mut self, digest: &str, name: &str) {
+        if self.steps.len() >= MAX_KEPT_STEPS {
             let oldest = self.steps.iter().position(|step| step.error.is_empty());
             self.steps.remove(oldest.unwrap_or(0));
         }
@@ -115,7 +120,7 @@ impl FailureEvidence {
 
 impl StepRecord {
     /// Returns the end of the output, from the beginning of a line on.
-    pub(super) fn output(&self) -> &[u8] {
+    pub(super) fn kept_whole_output_lines(&self) -> &[u8] {
         match self.is_cut {
             false => &self.output,
             true => {
@@ -129,13 +134,13 @@ impl StepRecord {
 
     /// Appends output, and drops its beginning once it is twice as long as what is kept.
     fn append(&mut self, text: &[u8]) {
-        let kept = text.len().min(MAX_OUTPUT_BYTES);
+        let kept = text.len().min(KEPT_OUTPUT_BYTES_PER_STEP);
         self.is_cut |= kept < text.len();
         self.output
             .extend_from_slice(text.get(text.len() - kept..).unwrap_or_default());
-        if self.output.len() >= 2 * MAX_OUTPUT_BYTES {
+        if self.output.len() >= 2 * KEPT_OUTPUT_BYTES_PER_STEP {
             self.is_cut = true;
-            let excess = self.output.len() - MAX_OUTPUT_BYTES;
+            let excess = self.output.len() - KEPT_OUTPUT_BYTES_PER_STEP;
             self.output.drain(..excess);
         }
     }
@@ -190,18 +195,24 @@ mod tests {
         ] {
             evidence.record_event(&event);
         }
-        let running = evidence.failed_step("", true).expect("a step runs");
-        assert_eq!(running.output(), b"two\n");
+        let running = evidence
+            .failed_or_interrupted_step("", true)
+            .expect("a step runs");
+        assert_eq!(running.kept_whole_output_lines(), b"two\n");
         evidence.record_event(&ended("b", "context canceled"));
         evidence.record_event(&ended("a", "exit code: 1"));
         let failed = evidence
-            .failed_step("process: exit code: 1", false)
+            .failed_or_interrupted_step("process: exit code: 1", false)
             .expect("a step failed");
         assert_eq!(
-            (failed.name.as_str(), failed.output()),
+            (failed.name.as_str(), failed.kept_whole_output_lines()),
             ("[1/1] RUN a", &b"one\n"[..])
         );
-        assert!(evidence.failed_step("another error", false).is_none());
+        assert!(
+            evidence
+                .failed_or_interrupted_step("another error", false)
+                .is_none()
+        );
     }
 
     #[test]
@@ -216,12 +227,15 @@ mod tests {
         for step in 0..100 {
             evidence.record_event(&started(&format!("after {step}")));
         }
-        let failed = evidence.failed_step("exit code: 1", false);
-        assert_eq!(failed.map(|step| step.output()), Some(&b"why\n"[..]));
+        let failed = evidence.failed_or_interrupted_step("exit code: 1", false);
+        assert_eq!(
+            failed.map(|step| step.kept_whole_output_lines()),
+            Some(&b"why\n"[..])
+        );
     }
 
     #[test]
-    fn what_is_kept_does_not_grow_with_steps_and_output() {
+    fn kept_steps_and_their_output_are_bounded_and_a_line_without_its_beginning_is_left_out() {
         let mut evidence = FailureEvidence::default();
         for step in 0..100 {
             let digest = step.to_string();
@@ -233,10 +247,16 @@ mod tests {
         }
         let kept: usize = evidence.steps.iter().map(|step| step.output.capacity()).sum();
         assert!(
-            evidence.steps.len() <= MAX_STEPS && kept <= MAX_STEPS * 6 * MAX_OUTPUT_BYTES,
+            evidence.steps.len() <= MAX_KEPT_STEPS && kept <= MAX_KEPT_STEPS * 6 * KEPT_OUTPUT_BYTES_PER_STEP,
             "{kept}"
         );
-        let last = evidence.failed_step("", true).expect("a step runs");
-        assert_eq!(last.output(), b"", "no line of it begins in what is kept");
+        let last = evidence
+            .failed_or_interrupted_step("", true)
+            .expect("a step runs");
+        assert_eq!(
+            last.kept_whole_output_lines(),
+            b"",
+            "no line of it begins in what is kept"
+        );
     }
 }

@@ -12,7 +12,7 @@ use crate::buildkit::CredentialStore;
 use crate::context::SourceContext;
 use crate::error::Error;
 use crate::hint::{
-    self, ContextFiles, CredentialHolder, FailedStepOutput, Failure, Hint, NoFiles, RegistryLogin,
+    self, ContextFiles, CredentialHolder, FailedStepOutput, Failure, Hint, NoFiles, RegistryLoginState,
 };
 use crate::redact::SecretMask;
 use crate::request::BuildRequest;
@@ -24,13 +24,13 @@ const DEFAULT_DOCKERFILE: &str = "Dockerfile";
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
 /// The longest time for which credentials are looked up for a hint. The build has failed already, and a caller waits.
-const LOGIN_LOOKUP_TIME: Duration = Duration::from_secs(1);
+const CREDENTIAL_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The most entries of a folder among which one in another case is looked for.
 const MAX_SEARCHED_ENTRIES: usize = 10_000;
 
 /// The credentials of a build for the registry that refused something.
-struct Login {
+struct LookedUpCredentials {
     is_given: bool,
     problem: Option<String>,
 }
@@ -52,19 +52,21 @@ impl Builder {
         // The errors of steps, which are part of it, are not masked.
         let unmasked = error.to_string();
         let error = mask.mask_text(&unmasked).into_owned();
-        let login = match hint::refusing_registry(&error) {
+        let login = match hint::registry_refusing_credentials(&error) {
             Some(registry) => {
                 let credentials = self.credential_store(request);
-                find_login(&*credentials, registry, call.deadline).await
+                look_up_credentials_within_a_second(&*credentials, registry, call.deadline).await
             }
             None => None,
         };
         let evidence = call.lock_evidence();
-        let step = evidence.failed_step(&unmasked, is_ended).map(|step| {
-            let output = mask.mask_bytes(step.output());
-            let name = mask.mask_text(&step.name).into_owned();
-            (name, String::from_utf8_lossy(&output).into_owned())
-        });
+        let step = evidence
+            .failed_or_interrupted_step(&unmasked, is_ended)
+            .map(|step| {
+                let output = mask.mask_bytes(step.kept_whole_output_lines());
+                let name = mask.mask_text(&step.name).into_owned();
+                (name, String::from_utf8_lossy(&output).into_owned())
+            });
         let files = evidence.context().map(|context| FilesOfContext(context.clone()));
         let tenant = request.tenant();
         hint::explain(&Failure {
@@ -75,7 +77,7 @@ impl Builder {
             dockerfile_line,
             dockerfile: request.config.dockerfile.as_deref().unwrap_or(DEFAULT_DOCKERFILE),
             files: files.as_ref().map_or(&NoFiles, |files| files),
-            login: login.as_ref().map(|login| RegistryLogin {
+            login: login.as_ref().map(|login| RegistryLoginState {
                 holder: match tenant {
                     Some(tenant) => CredentialHolder::Tenant(tenant.name().as_str()),
                     None => CredentialHolder::Operator,
@@ -98,24 +100,25 @@ impl Builder {
     }
 }
 
-/// Looks up which credentials a build has for a registry; `None` if that takes more than a second, or longer than the call.
-async fn find_login(
+/// Looks up which credentials a build has for a registry; `None` if that takes more than a second, or longer than the
+/// call.
+async fn look_up_credentials_within_a_second(
     credentials: &dyn CredentialStore,
     registry: &str,
     deadline: Option<Instant>,
-) -> Option<Login> {
+) -> Option<LookedUpCredentials> {
     let host = match registry {
         "docker.io" => DOCKER_HUB_HOST,
         host => host,
     };
-    let end = Instant::now() + LOGIN_LOOKUP_TIME;
+    let end = Instant::now() + CREDENTIAL_LOOKUP_TIMEOUT;
     let end = deadline.map_or(end, |deadline| end.min(deadline));
     Some(match timeout_at(end, credentials.look_up(host)).await.ok()? {
-        Ok(found) => Login {
+        Ok(found) => LookedUpCredentials {
             is_given: !found.secret.is_empty(),
             problem: None,
         },
-        Err(problem) => Login {
+        Err(problem) => LookedUpCredentials {
             is_given: false,
             problem: Some(problem),
         },
@@ -152,10 +155,10 @@ mod tests {
 
     /// A store that counts its look-ups, and whose program does not end for a host.
     #[derive(Debug, Default)]
-    struct CountingStore(AtomicUsize);
+    struct LookupCountingStoreWithSlowHost(AtomicUsize);
 
     #[tonic::async_trait]
-    impl CredentialStore for CountingStore {
+    impl CredentialStore for LookupCountingStoreWithSlowHost {
         async fn credentials(&self, host: &str) -> RegistryCredentials {
             self.0.fetch_add(1, Ordering::Relaxed);
             match host {
@@ -167,19 +170,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_hint_does_not_wait_for_a_slow_credential_helper() {
-        let store = CountingStore::default();
+        let store = LookupCountingStoreWithSlowHost::default();
         let start = Instant::now();
-        assert!(find_login(&store, "slow", None).await.is_none());
-        assert_eq!(start.elapsed(), LOGIN_LOOKUP_TIME);
+        assert!(
+            look_up_credentials_within_a_second(&store, "slow", None)
+                .await
+                .is_none()
+        );
+        assert_eq!(start.elapsed(), CREDENTIAL_LOOKUP_TIMEOUT);
         let deadline = Instant::now() + Duration::from_millis(20);
-        assert!(find_login(&store, "slow", Some(deadline)).await.is_none());
+        assert!(
+            look_up_credentials_within_a_second(&store, "slow", Some(deadline))
+                .await
+                .is_none()
+        );
         assert_eq!(Instant::now(), deadline);
     }
 
     #[tokio::test]
     async fn a_hint_looks_credentials_up_once() {
-        let store = CountingStore::default();
-        let login = find_login(&store, "r.example", None).await;
+        let store = LookupCountingStoreWithSlowHost::default();
+        let login = look_up_credentials_within_a_second(&store, "r.example", None).await;
         assert!(login.is_some_and(|login| !login.is_given && login.problem.is_none()));
         assert_eq!(store.0.load(Ordering::Relaxed), 1);
     }

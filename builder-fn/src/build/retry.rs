@@ -25,9 +25,9 @@ pub(super) struct BuildRetries {
 
 impl BuildRetries {
     /// Creates the retries of a build. The pauses before them may take `limit` in total.
-    pub(super) fn new(limit: Duration) -> Self {
+    pub(super) fn new(pause_budget: Duration) -> Self {
         Self {
-            left: limit,
+            left: pause_budget,
             count: 0,
         }
     }
@@ -71,7 +71,7 @@ mod tests {
     use crate::buildkit::BuildFailure;
     use crate::remote_context::ContextError;
 
-    fn failed_push_through(fault: FaultyParty) -> Error {
+    fn failed_push_by_fault_of(fault: FaultyParty) -> Error {
         Error::Failed(BuildFailure {
             message: "failed to push: 503 Service Unavailable".into(),
             fault,
@@ -83,7 +83,8 @@ mod tests {
     fn a_failure_of_the_platform_is_retried_until_its_growing_pauses_reach_the_limit() {
         let mut retries = BuildRetries::new(Duration::from_secs(20));
         let pauses: Vec<_> =
-            std::iter::from_fn(|| retries.next_pause(&failed_push_through(FaultyParty::Platform))).collect();
+            std::iter::from_fn(|| retries.next_pause(&failed_push_by_fault_of(FaultyParty::Platform)))
+                .collect();
 
         assert!((4..=5).contains(&pauses.len()), "{pauses:?}");
         for (number, pause) in pauses.iter().enumerate() {
@@ -129,7 +130,7 @@ mod tests {
             }
             .into(),
             ContextError::NotStored.into(),
-            failed_push_through(FaultyParty::Caller),
+            failed_push_by_fault_of(FaultyParty::Caller),
             Error::Cancelled,
             Error::Interrupted,
             Error::TimeLimit {

@@ -29,7 +29,8 @@ use crate::request::{
 use crate::supersede::Registration;
 use crate::trace::StepSpans;
 
-/// The label with the commit of an image's source: <https://github.com/opencontainers/image-spec/blob/main/annotations.md>.
+/// The label with the commit of an image's source:
+/// <https://github.com/opencontainers/image-spec/blob/main/annotations.md>.
 const REVISION_LABEL: &str = "org.opencontainers.image.revision";
 
 /// The largest number of times that a build gives way to the same build on another daemon.
@@ -59,13 +60,13 @@ impl Builder {
             let mut given_way = 0;
             loop {
                 if let Some(inputs) = call.inputs {
-                    inputs.begin_attempt();
+                    inputs.forget_steps_for_next_attempt();
                 }
                 let mut observe = |event: &BuildEvent| {
                     if let Some(inputs) = call.inputs {
-                        inputs.record_event(event);
+                        inputs.record_ended_step(event);
                     }
-                    step_counter.count_event(event);
+                    step_counter.count_step_that_first_ends(event);
                     step_spans.record_event(event);
                     call.lock_evidence().record_event(event);
                 };
@@ -101,14 +102,15 @@ impl Builder {
                 )));
                 let text = call.trace_mask.mask_text(&ErrorChain(&error).to_string());
                 tracing::warn!(attempt, seconds, error = %text, "a build is tried again");
-                call.accepted.update(|record| record.attempts += 1);
+                call.accepted
+                    .update_unless_succeeded(|record| record.attempts += 1);
                 tokio::time::sleep(pause).await;
             }
         });
         let result = tokio::select! {
             result = solving => result,
             limit = wait_for_expiry(limit) => Err(Error::TimeLimit { limit }),
-            () = call.wait_for_interruption() => Err(Error::Interrupted),
+            () = call.wait_until_shortly_before_shutdown_ends() => Err(Error::Interrupted),
         };
         let result = result.map_err(|error| match error {
             Error::Failed(failure) => Error::Failed(control_character::add_control_character_location(
@@ -155,9 +157,9 @@ impl Builder {
             return Err(Error::Cancelled);
         }
         if let Some(registration) = registration {
-            registration.check_history().await?;
+            registration.check_not_superseded_in_histories().await?;
             if !registration.sees_other_builders() {
-                log.push(lines.record_warning(
+                log.push(lines.record_warning_and_return_line(
                     "BuildKit's history could not be read: a newer build at another builder may not end this one",
                 ));
             }
@@ -165,8 +167,8 @@ impl Builder {
         Ok(placed)
     }
 
-    /// Attempts the solve once on its daemon. If another daemon runs the same build, and has precedence, leaves it to that
-    /// one, and fails.
+    /// Attempts the solve once on its daemon. If another daemon runs the same build, and has precedence, leaves it to
+    /// that one, and fails.
     async fn attempt_on_daemon(
         &self,
         placed: &PlacedBuild,
@@ -182,7 +184,7 @@ impl Builder {
             daemon = placed.wait_until_built_elsewhere(&call.reference) => Err(Error::BuiltElsewhere { daemon }),
         };
         if let Err(Error::Lost(_)) = &attempt {
-            placed.report_loss().await;
+            placed.make_daemon_lookup_due_after_loss().await;
         }
         attempt
     }
@@ -206,7 +208,7 @@ impl Builder {
         let context = match preparing.await {
             Ok(context) => context,
             // An earlier delivery may have built the context, which was deleted after that.
-            Err(error) if is_missing_context(&error, request) => {
+            Err(error) if is_context_gone_or_commit_lookup_failed(&error, request) => {
                 let on_event = |event| {
                     lines
                         .format_event(event)
@@ -244,9 +246,9 @@ impl Builder {
 
     /// Leases a shared key, under which BuildKit keeps the transferred context.
     ///
-    /// A build with `SOURCE_DATE_EPOCH` wants the same image whatever was built before. In a folder that BuildKit keeps from
-    /// an earlier transfer, a directory has the time at which a file in it was last replaced, so such a build gets a key
-    /// under which BuildKit has nothing.
+    /// A build with `SOURCE_DATE_EPOCH` wants the same image whatever was built before. In a folder that BuildKit keeps
+    /// from an earlier transfer, a directory has the time at which a file in it was last replaced, so such a build gets
+    /// a key under which BuildKit has nothing.
     async fn lease_shared_key(
         &self,
         request: &BuildRequest,
@@ -305,7 +307,7 @@ impl Builder {
             JobContext::Files(context) => {
                 let lease = self.lease_shared_key(request, &context.files).await?;
                 if let Some(inputs) = call.inputs {
-                    inputs.set_lease(lease.clone());
+                    inputs.take_files_from_lease(lease.clone());
                 }
                 lease
             }
@@ -387,7 +389,7 @@ impl Builder {
 }
 
 /// Returns whether the context is gone, or could not be looked up, that an earlier delivery of the call may have built.
-fn is_missing_context(error: &Error, request: &BuildRequest) -> bool {
+fn is_context_gone_or_commit_lookup_failed(error: &Error, request: &BuildRequest) -> bool {
     match error {
         Error::Context(error) => error.is_missing(),
         Error::Failed(_) => matches!(request.source, BuildSource::Git(_)),
@@ -395,8 +397,8 @@ fn is_missing_context(error: &Error, request: &BuildRequest) -> bool {
     }
 }
 
-/// Blames the platform for a failure because the ref of a git context has another commit than a moment before: the next attempt
-/// looks it up again.
+/// Blames the platform for a failure because the ref of a git context has another commit than a moment before: the next
+/// attempt looks it up again.
 fn blame_platform_if_ref_moved(error: JobError, request: &BuildRequest) -> JobError {
     match error {
         JobError::Failed(failure)

@@ -85,7 +85,7 @@ impl Connection {
 
 impl Cancellation {
     /// Returns the reference of the record in the history that has the request.
-    pub(crate) fn reference(&self) -> String {
+    pub(crate) fn reference_of_marker(&self) -> String {
         marker_reference(self.tenant.as_deref(), &self.call_id)
     }
 

@@ -74,7 +74,10 @@ impl BuildFailure {
             // The operator chooses the generator.
             (_, Some(step)) if is_sbom_step(step) => FaultyParty::Platform,
             _ if is_process_failure(message) => FaultyParty::Caller,
-            (_, step) if (step.is_some() && is_registry_failure(message)) || is_daemon_failure(message) => {
+            (_, step)
+                if (step.is_some() && is_platform_fault_of_registry(message))
+                    || is_daemon_or_builder_failure(message) =>
+            {
                 FaultyParty::Platform
             }
             _ => FaultyParty::Caller,
@@ -129,7 +132,7 @@ fn is_immutable_tag_error(message: &str) -> bool {
 
 /// Returns whether the error is the daemon's own, of its disk, its caches, or the session with this builder, or the
 /// builder's.
-fn is_daemon_failure(message: &str) -> bool {
+fn is_daemon_or_builder_failure(message: &str) -> bool {
     [
         "no space left on device",
         "disk quota exceeded",
@@ -165,7 +168,7 @@ fn is_sbom_step(step: &str) -> bool {
 ///
 /// The operator sets the credentials, so a 401 is the platform's fault. A registry that issues tokens answers `pull
 /// access denied` for an image that does not exist, which is the Dockerfile's fault.
-fn is_registry_failure(message: &str) -> bool {
+fn is_platform_fault_of_registry(message: &str) -> bool {
     let statuses = ["401 ", "408 ", "429 ", "5"];
     let unexpected = message.split("unexpected status").skip(1).any(|rest| {
         // "unexpected status from HEAD request to http://registry:5000/v2/…: 401 Unauthorized"
@@ -190,8 +193,10 @@ mod tests {
 
     /// Decides who is to blame for a failure of buildkitd 0.34.2, from the failed step, its error, and the solve's
     /// message.
-    fn party_at_fault(step: Option<(&str, &str)>, message: &str) -> FaultyParty {
-        let steps = [("[2/9] RUN slow", "context canceled")].into_iter().chain(step);
+    fn party_at_fault(step_name_and_error: Option<(&str, &str)>, message: &str) -> FaultyParty {
+        let steps = [("[2/9] RUN slow", "context canceled")]
+            .into_iter()
+            .chain(step_name_and_error);
         let vertexes = steps.map(|(name, error)| Vertex {
             name: name.into(),
             error: error.into(),

@@ -1,12 +1,12 @@
 //! A context that the daemon reads from a git repository, and the commit that it has.
 //!
 //! The commit is looked up before the build, so that the image can be labelled with it and every attempt builds the same
-//! one. BuildKit offers the lookup to clients that build by its gateway API: a solve without a frontend waits for the calls
-//! of such a client (BuildKit `control/gateway/gateway.go`). The daemon's question about the source comes first, so a daemon
-//! that does not ask is noticed before it builds anything.
+//! one. BuildKit offers the lookup to clients that build by its gateway API: a solve without a frontend waits for the
+//! calls of such a client (BuildKit `control/gateway/gateway.go`). The daemon's question about the source comes first,
+//! so a daemon that does not ask is noticed before it builds anything.
 //!
-//! A repository that is read with a token of the operator is checked out by the same solve, whose session has the token. The
-//! build finds the checkout by its commit, and asks for no token.
+//! A repository that is read with a token of the operator is checked out by the same solve, whose session has the
+//! token. The build finds the checkout by its commit, and asks for no token.
 
 use std::pin::pin;
 
@@ -30,7 +30,7 @@ use super::{BuildFailure, Connection, FaultyParty};
 const BUILD_ID_HEADER: &str = "buildkit-controlapi-buildid";
 
 /// The largest number of lookups before the daemon knows their solve, each of which it lets wait for 3 s.
-const LOOKUPS_MAX: u32 = 5;
+const COMMIT_LOOKUP_ATTEMPTS_MAX: u32 = 5;
 
 /// The characters that are percent-encoded in a value of the query of a context's URL.
 const ESCAPED_IN_QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
@@ -39,8 +39,8 @@ const ESCAPED_IN_QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'/');
 
-/// A git repository, and the part of it that is the context. The parts have been checked: none has characters with a meaning
-/// for git or BuildKit.
+/// A git repository, and the part of it that is the context. The parts have been checked: none has characters with a
+/// meaning for git or BuildKit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GitContextSource {
     /// The URL of the repository, without user information and query.
@@ -73,7 +73,7 @@ impl GitContextSource {
 
     /// Returns the attribute `context` of the Dockerfile frontend for this source at a commit: BuildKit
     /// `frontend/dockerfile/dfgitutil/git_ref.go`.
-    pub(super) fn context_at_commit(&self, commit: &str) -> String {
+    pub(super) fn context_url_at_commit(&self, commit: &str) -> String {
         let mut text = format!("{}?checksum={commit}", self.url);
         for (name, value) in [("ref", &self.reference), ("subdir", &self.subdir)] {
             if let Some(value) = value {
@@ -128,14 +128,14 @@ impl GitContextSource {
         }
     }
 
-    /// Looks up the commit that the source has now, and checks it out if `lookup` says so. `services` answer the daemon's questions: whether the build may read the
-    /// source, and for the token that the repository wants.
+    /// Looks up the commit that the source has now, and checks it out if `lookup` says so. `services` answer the
+    /// daemon's questions: whether the build may read the source, and for the token that the repository wants.
     ///
     /// Dropping the future ends the lookup at the daemon.
     ///
     /// # Errors
-    /// Fails if the build may not read the repository, the repository cannot be read or has no such branch, tag or commit, or
-    /// the daemon is lost or asks for no permission.
+    /// Fails if the build may not read the repository, the repository cannot be read or has no such branch, tag or
+    /// commit, or the daemon is lost or asks for no permission.
     pub async fn resolve_commit(
         &self,
         connection: &Connection,
@@ -188,7 +188,7 @@ impl GitContextSource {
     }
 
     /// Has the daemon check the source out, as a client of the solve `reference`.
-    async fn check_out(&self, connection: &Connection, reference: &str) -> Result<(), Status> {
+    async fn check_out(&self, connection: &Connection, solve_reference: &str) -> Result<(), Status> {
         let mut request = Request::new(BridgeSolveRequest {
             definition: Some(self.to_definition()),
             evaluate: true,
@@ -196,13 +196,13 @@ impl GitContextSource {
             allow_result_array_ref: true,
             ..BridgeSolveRequest::default()
         });
-        set_solve_header(&mut request, reference)?;
+        set_solve_header(&mut request, solve_reference)?;
         connection.bridge_client().solve(request).await?;
         Ok(())
     }
 
     /// Requests the commit as a client of the solve `reference`.
-    async fn request_commit(&self, connection: &Connection, reference: &str) -> Result<String, Status> {
+    async fn request_commit(&self, connection: &Connection, solve_reference: &str) -> Result<String, Status> {
         let mut bridge = connection.bridge_client();
         let mut lookup = 1;
         loop {
@@ -211,7 +211,7 @@ impl GitContextSource {
                 log_name: "[context] look up the commit".to_owned(),
                 ..ResolveSourceMetaRequest::default()
             });
-            set_solve_header(&mut request, reference)?;
+            set_solve_header(&mut request, solve_reference)?;
             match bridge.resolve_source_meta(request).await {
                 Ok(response) => {
                     let git = response.into_inner().git.unwrap_or_default();
@@ -220,14 +220,14 @@ impl GitContextSource {
                         true => git.checksum,
                         false => git.commit_checksum,
                     };
-                    return match is_commit(&commit) {
+                    return match is_full_commit_hash(&commit) {
                         true => Ok(commit),
                         false => Err(Status::internal(
                             "BuildKit reports no commit of the git repository",
                         )),
                     };
                 }
-                Err(status) if lookup < LOOKUPS_MAX && is_unknown_job(&status) => lookup += 1,
+                Err(status) if lookup < COMMIT_LOOKUP_ATTEMPTS_MAX && is_unknown_job(&status) => lookup += 1,
                 Err(status) => return Err(status),
             }
         }
@@ -235,15 +235,15 @@ impl GitContextSource {
 }
 
 /// Sets the header of a call of the gateway API that names the solve which the call belongs to.
-fn set_solve_header<T>(request: &mut Request<T>, reference: &str) -> Result<(), Status> {
-    let id = MetadataValue::try_from(reference);
+fn set_solve_header<T>(request: &mut Request<T>, solve_reference: &str) -> Result<(), Status> {
+    let id = MetadataValue::try_from(solve_reference);
     let id = id.map_err(|_| Status::internal("the reference of a solve is not ASCII"))?;
     request.metadata_mut().insert(BUILD_ID_HEADER, id);
     Ok(())
 }
 
 /// The texts of git's errors about a server that cannot be reached or fails, so that a later attempt may succeed.
-const TRANSIENT_ERRORS: [&str; 9] = [
+const TRANSIENT_GIT_ERRORS: [&str; 9] = [
     "Could not resolve host",
     "Failed to connect",
     "Couldn't connect",
@@ -258,7 +258,10 @@ const TRANSIENT_ERRORS: [&str; 9] = [
 /// Returns the failure that the daemon reported for a lookup, with a hint about tokens if git could not authenticate.
 fn git_failure(status: &Status) -> BuildFailure {
     let mut failure = BuildFailure::new(status, &EventReader::default());
-    if TRANSIENT_ERRORS.iter().any(|text| failure.message.contains(text)) {
+    if TRANSIENT_GIT_ERRORS
+        .iter()
+        .any(|text| failure.message.contains(text))
+    {
         failure.fault = FaultyParty::Platform;
     }
     if ["terminal prompts disabled", "Authentication failed"]
@@ -274,7 +277,7 @@ fn git_failure(status: &Status) -> BuildFailure {
 }
 
 /// Returns whether the text is the full hash of a commit.
-fn is_commit(text: &str) -> bool {
+fn is_full_commit_hash(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
@@ -296,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_context_is_pinned_to_its_commit_and_no_part_changes_another() {
+    fn a_context_url_has_the_commit_as_checksum_and_an_escaped_ref_and_subdir() {
         let commit = "0123456789012345678901234567890123456789";
         for (reference, subdir, expected) in [
             (None, None, ""),
@@ -308,14 +311,14 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                source(reference, subdir).context_at_commit(commit),
+                source(reference, subdir).context_url_at_commit(commit),
                 format!("https://git.example:8443/team/app.git?checksum={commit}{expected}")
             );
         }
     }
 
     #[test]
-    fn a_checkout_is_a_build_of_the_source_that_the_frontend_reads() {
+    fn the_definition_of_a_checkout_reads_the_repository_at_its_commit_and_subdir() {
         let commit = "0123456789012345678901234567890123456789";
         let of_definition = |subdir| {
             let source = source(Some("main"), subdir).at_commit(commit);
@@ -338,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lookup_has_the_source_that_the_frontend_reads() {
+    fn the_source_op_of_a_lookup_has_reference_url_and_token_secret_but_no_subdir() {
         let source = source(Some("main"), Some("fn")).to_source_op();
         assert_eq!(source.identifier, "git://git.example:8443/team/app.git#main");
         assert_eq!(

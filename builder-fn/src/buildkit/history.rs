@@ -16,7 +16,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use tonic::{Code, Status};
 
 use super::Connection;
-use super::attributes::{SolveAttributes, to_timestamp};
+use super::attributes::{SolveAttributes, to_nearest_timestamp};
 use super::outcome::{BuiltImage, SolveOutcome};
 
 pub(crate) use listing::HistoryChange;
@@ -71,8 +71,11 @@ pub(crate) type KnownBuildStream = BoxStream<'static, Result<KnownBuild, Status>
 impl Connection {
     /// Requests the running builds, and those that succeeded at or after `since`; the stream ends with them. The daemon
     /// decodes all of its records for this, whatever the time.
-    pub(crate) async fn request_known_builds(&self, since: SystemTime) -> Result<KnownBuildStream, Status> {
-        let since = to_timestamp(since);
+    pub(crate) async fn request_running_and_succeeded_builds(
+        &self,
+        since: SystemTime,
+    ) -> Result<KnownBuildStream, Status> {
+        let since = to_nearest_timestamp(since);
         self.listen_for_builds(BuildHistoryRequest {
             // The filter is for records only: running builds come in any case.
             filter: vec![format!("status==completed,completedAt>={since:.0}")],
@@ -113,9 +116,9 @@ impl Connection {
     /// Returns whether the daemon may have a record of a finished solve with this reference; `false` only if the daemon
     /// answers that it has none.
     ///
-    /// The daemon decodes all of its records for any question to its history, whatever the filter. It looks up a single one
-    /// only to change it, so this request changes nothing; if a user has pinned the record, it is pinned no longer, and
-    /// clients that follow the history get the event of its end once more.
+    /// The daemon decodes all of its records for any question to its history, whatever the filter. It looks up a single
+    /// one only to change it, so this request changes nothing; if a user has pinned the record, it is pinned no longer,
+    /// and clients that follow the history get the event of its end once more.
     pub(super) async fn may_have_record(&self, reference: &str) -> bool {
         let unchanged = UpdateBuildHistoryRequest {
             r#ref: reference.to_owned(),
@@ -149,7 +152,7 @@ pub(super) async fn request_finished_build(
     connection: &Connection,
     reference: &str,
 ) -> Option<FinishedBuild> {
-    let record = none_on_failure(find_record(connection, reference).await)?;
+    let record = none_on_failure(find_finished_record(connection, reference).await)?;
     Some(FinishedBuild::from(record))
 }
 
@@ -175,7 +178,7 @@ pub(super) async fn wait_for_outcome(
 pub(super) async fn request_call_id(connection: &Connection, reference: &str) -> Option<String> {
     let known = async {
         loop {
-            let found = find_running_or_record(connection, reference).await;
+            let found = find_running_or_finished_record(connection, reference).await;
             if let Some(record) = none_on_failure(found) {
                 return SolveAttributes::from_history_record(&record.frontend_attrs)
                     .map(|attributes| attributes.call_id);
@@ -201,7 +204,10 @@ fn none_on_failure<T>(found: Result<Option<T>, Status>) -> Option<T> {
 ///
 /// # Errors
 /// Fails if the history cannot be read, or not in time.
-async fn find_record(connection: &Connection, reference: &str) -> Result<Option<BuildHistoryRecord>, Status> {
+async fn find_finished_record(
+    connection: &Connection,
+    reference: &str,
+) -> Result<Option<BuildHistoryRecord>, Status> {
     let request = BuildHistoryRequest {
         // With a filter and not with the field `ref`: the daemon never deletes a record that was requested by that field.
         filter: vec![format!("ref=={reference}")],
@@ -211,7 +217,7 @@ async fn find_record(connection: &Connection, reference: &str) -> Result<Option<
     let finding = async {
         match connection.may_have_record(reference).await {
             true => {
-                find_event(
+                find_record_in_events(
                     connection,
                     request,
                     reference,
@@ -229,7 +235,7 @@ async fn find_record(connection: &Connection, reference: &str) -> Result<Option<
 ///
 /// # Errors
 /// Fails if the history cannot be read, or not in time.
-async fn find_running_or_record(
+async fn find_running_or_finished_record(
     connection: &Connection,
     reference: &str,
 ) -> Result<Option<BuildHistoryRecord>, Status> {
@@ -239,9 +245,9 @@ async fn find_running_or_record(
         ..BuildHistoryRequest::default()
     };
     // In this order, a build that ends meanwhile is found.
-    match within_answer_timeout(find_event(connection, request, reference, None)).await? {
+    match within_answer_timeout(find_record_in_events(connection, request, reference, None)).await? {
         Some(running) => Ok(Some(running)),
-        None => find_record(connection, reference).await,
+        None => find_finished_record(connection, reference).await,
     }
 }
 
@@ -255,9 +261,9 @@ async fn within_answer_timeout<T>(answer: impl Future<Output = Result<T, Status>
     }
 }
 
-/// Requests events of the history, and returns the record of the first one about the solve `reference`, of this kind if one
-/// is given.
-async fn find_event(
+/// Requests events of the history, and returns the record of the first one about the solve `reference`, of this kind if
+/// one is given.
+async fn find_record_in_events(
     connection: &Connection,
     request: BuildHistoryRequest,
     reference: &str,

@@ -57,7 +57,8 @@ pub struct BuildJob {
     pub shared_key: Arc<KeyLease>,
     /// The description of the build for the daemon.
     pub solve: SolveOptions,
-    /// The number of the first attempt, from 1, that this daemon may have or may begin. Earlier ones failed at other daemons.
+    /// The number of the first attempt, from 1, that this daemon may have or may begin. Earlier ones failed at other
+    /// daemons.
     pub first_attempt: u32,
     /// The registries, which are asked whether they still have the image of an earlier delivery.
     pub manifests: Arc<dyn ManifestLookup>,
@@ -96,8 +97,8 @@ pub struct EarlierBuild<'a> {
     pub call_id: &'a str,
 }
 
-/// Looks for the image that an earlier delivery of a call has built, and passes the events of its build to `sink`. Returns
-/// `None` if the daemon knows of none.
+/// Looks for the image that an earlier delivery of a call has built, and passes the events of its build to `sink`.
+/// Returns `None` if the daemon knows of none.
 ///
 /// # Errors
 /// Fails if the reference is that of a signature which only one call may build, and another call has built it.
@@ -118,7 +119,7 @@ pub async fn find_built_image(
             break;
         };
         if let Some(found) = &finished.call_id {
-            check_same_call(reference, call_id, found)?;
+            reject_other_call_of_signature(reference, call_id, found)?;
         }
         match finished.outcome {
             SolveOutcome::Failed(_) => {}
@@ -132,12 +133,16 @@ pub async fn find_built_image(
     Ok(None)
 }
 
-/// Checks that the call of an existing build, `found`, is the call `own`, if only one call may build the signature that
-/// `reference` stands for.
-fn check_same_call(reference: &BuildReference, own: &str, found: &str) -> Result<(), JobError> {
-    match reference.is_for_signature_alone() && own != found {
+/// Checks that the call of an existing build, `found_call_id`, is the call `own_call_id`, if only one call may build
+/// the signature that `reference` stands for.
+fn reject_other_call_of_signature(
+    reference: &BuildReference,
+    own_call_id: &str,
+    found_call_id: &str,
+) -> Result<(), JobError> {
+    match reference.is_for_signature_alone() && own_call_id != found_call_id {
         true => Err(JobError::AlreadyBuilt {
-            call_id: found.to_owned(),
+            call_id: found_call_id.to_owned(),
         }),
         false => Ok(()),
     }
@@ -158,9 +163,9 @@ impl BuildJob {
     ) -> Result<BuiltImage, JobError> {
         let result = self.attempt_until_outcome(connection, &mut sink).await;
         match &result {
-            Ok(_) => self.shared_key.return_to_pool(),
+            Ok(_) => self.shared_key.return_to_pool_unless_broken_off(),
             Err(JobError::Failed(failure)) if failure.fault == FaultyParty::Caller => {
-                self.shared_key.return_to_pool()
+                self.shared_key.return_to_pool_unless_broken_off()
             }
             // It is not certain which files of the context the daemon has.
             Err(_) => {}
@@ -180,7 +185,7 @@ impl BuildJob {
             let reference = self.solve.reference.attempt_name(attempt);
             let finished = history::request_finished_build(connection, &reference).await;
             if let Some(call_id) = finished.as_ref().and_then(|finished| finished.call_id.as_ref()) {
-                self.check_same_call(call_id)?;
+                self.reject_other_call_of_signature(call_id)?;
             }
             match finished.map(|finished| finished.outcome) {
                 None => {}
@@ -202,7 +207,7 @@ impl BuildJob {
             }
             reader.forget_failures();
             if let Some(image) = self
-                .attempt_solve(connection, &reference, &mut reader, sink)
+                .attempt_solve_unless_cancelled(connection, &reference, &mut reader, sink)
                 .await?
             {
                 return Ok(image);
@@ -248,16 +253,18 @@ impl BuildJob {
 
     /// Checks that `call_id`, the call of an existing build with this job's reference, is the call of this job.
     /// Succeeds unless the reference is derived from a signature alone: no two calls share another one.
-    fn check_same_call(&self, call_id: &str) -> Result<(), JobError> {
+    fn reject_other_call_of_signature(&self, call_id: &str) -> Result<(), JobError> {
         match &self.solve.attributes {
-            Some(attributes) => check_same_call(&self.solve.reference, &attributes.call_id, call_id),
+            Some(attributes) => {
+                reject_other_call_of_signature(&self.solve.reference, &attributes.call_id, call_id)
+            }
             None => Ok(()),
         }
     }
 
     /// Attempts the build under one reference. Returns `None` if a build of that reference ran already and was
     /// cancelled.
-    async fn attempt_solve(
+    async fn attempt_solve_unless_cancelled(
         &self,
         connection: &Connection,
         reference: &str,
@@ -302,7 +309,7 @@ impl BuildJob {
                 if self.solve.reference.is_for_signature_alone()
                     && let Some(call_id) = history::request_call_id(connection, reference).await
                 {
-                    self.check_same_call(&call_id)?;
+                    self.reject_other_call_of_signature(&call_id)?;
                 }
                 tracing::info!(
                     reference,

@@ -1,9 +1,9 @@
 //! A pool of BuildKit daemons: which there are, which answer, and which one a build goes to.
 //!
-//! Every daemon has a cache and a history of its own. A build prefers the daemon whose cache has the image's earlier builds
-//! ([`rendezvous`]). Before it begins, up to 16 of them are asked whether one has the build ([`question`]): a call that
-//! is delivered again, at another builder or after the pool has changed, follows the build that there is. Builders share
-//! nothing but the daemons.
+//! Every daemon has a cache and a history of its own. A build prefers the daemon whose cache has the image's earlier
+//! builds ([`rendezvous`]). Before it begins, up to 16 of them are asked whether one has the build ([`question`]): a
+//! call that is delivered again, at another builder or after the pool has changed, follows the build that there is.
+//! Builders share nothing but the daemons.
 //!
 //! A pool of one daemon asks nothing: the daemon itself rejects a second build of the same call.
 
@@ -41,10 +41,10 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest wait for a connection to a daemon that is asked something.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+const QUESTION_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The limit on the daemons that are probed at the same time.
-const PROBES_MAX: usize = 32;
+const CONCURRENT_PROBES_MAX: usize = 32;
 
 /// One or several BuildKit daemons with the same settings. Clones share the pool.
 #[derive(Clone)]
@@ -76,22 +76,22 @@ pub struct PoolSize {
 }
 
 impl DaemonPool {
-    /// Creates a pool of these daemons, whose addresses are the names by which builds choose among them; returns `None` if
-    /// there are no daemons. A pool always has at least one: without any, builds would wait for ever.
+    /// Creates a pool of these daemons, whose addresses are the names by which builds choose among them; returns `None`
+    /// if there are no daemons. A pool always has at least one: without any, builds would wait for ever.
     pub fn of_daemons(name: impl Into<Arc<str>>, daemons: impl IntoIterator<Item = Daemon>) -> Option<Self> {
         let mut daemons = daemons.into_iter().peekable();
         daemons.peek()?;
         Some(Self::new(name.into(), daemons, None))
     }
 
-    /// Creates a pool of the daemons that `resolver` lists, again and again; `by_name` stands for them until the first list
-    /// is there.
+    /// Creates a pool of the daemons that `resolver` lists, again and again; `until_first_list` stands for them until
+    /// the first list is there.
     pub fn of_resolved_daemons(
         name: impl Into<Arc<str>>,
-        by_name: Daemon,
+        until_first_list: Daemon,
         resolver: impl DaemonResolver,
     ) -> Self {
-        Self::new(name.into(), [by_name], Some(Arc::new(resolver)))
+        Self::new(name.into(), [until_first_list], Some(Arc::new(resolver)))
     }
 
     fn new(
@@ -113,7 +113,7 @@ impl DaemonPool {
     }
 
     /// Shows the pool in `metrics`. Later calls have no effect.
-    pub fn show_in(&self, metrics: PoolMetrics) {
+    pub fn set_metrics_if_unset(&self, metrics: PoolMetrics) {
         // A second set of metrics is of no use.
         let _ = self.0.metrics.set(metrics);
     }
@@ -130,7 +130,7 @@ impl DaemonPool {
     }
 
     /// Returns the daemons of the pool, each with whether it is in use and not left out.
-    pub(crate) async fn current_daemons(&self) -> Vec<(Daemon, bool)> {
+    pub(crate) async fn current_daemons_and_whether_in_use(&self) -> Vec<(Daemon, bool)> {
         let members = self.current_members().await;
         let is_in_use = |member: &PoolMember| members.len() == 1 || !member.is_left_out();
         members
@@ -140,7 +140,7 @@ impl DaemonPool {
     }
 
     /// Returns whether the pool has a daemon with this name that is not left out.
-    pub(crate) fn is_in_use(&self, name: &str) -> bool {
+    pub(crate) fn is_daemon_in_use(&self, name: &str) -> bool {
         let members = self.0.members.borrow();
         let mut named = members.iter().filter(|member| member.name() == name);
         // The only daemon of a pool is never left out.
@@ -160,7 +160,7 @@ impl DaemonPool {
         let mut resolved_at = self.0.resolved_at.lock().await;
         if resolved_at.is_none_or(|at| at.elapsed() >= RESOLVE_INTERVAL) {
             match tokio::time::timeout(RESOLVE_TIMEOUT, resolver.resolve_daemons()).await {
-                Ok(Ok(daemons)) => self.replace_members(daemons),
+                Ok(Ok(daemons)) => self.replace_members_unless_empty(daemons),
                 Ok(Err(error)) => {
                     tracing::debug!(pool = %self.0.name, %error, "could not look up BuildKit's daemons");
                 }
@@ -177,7 +177,7 @@ impl DaemonPool {
     }
 
     /// Replaces the daemons of the pool. Those that it has already keep their state. An empty list changes nothing.
-    fn replace_members(&self, daemons: Vec<Daemon>) {
+    fn replace_members_unless_empty(&self, daemons: Vec<Daemon>) {
         if daemons.is_empty() {
             return;
         }
@@ -222,7 +222,7 @@ impl DaemonPool {
             answer.err()
         });
         let answers: Vec<_> = futures_util::stream::iter(probes)
-            .buffer_unordered(PROBES_MAX)
+            .buffer_unordered(CONCURRENT_PROBES_MAX)
             .collect()
             .await;
         let errors: Vec<_> = answers.into_iter().flatten().collect();
@@ -236,8 +236,8 @@ impl DaemonPool {
         (size, errors)
     }
 
-    /// Connects to each daemon of the pool, all at the same time, and calls `ask` with each connection. Returns the results in
-    /// no order. One of several daemons is given up sooner, and one that is left out is not asked.
+    /// Connects to each daemon of the pool, all at the same time, and calls `ask` with each connection. Returns the
+    /// results in no order. One of several daemons is given up sooner, and one that is left out is not asked.
     pub(crate) async fn ask_all<T, E, F>(&self, ask: impl Fn(Connection) -> F) -> Vec<Result<T, E>>
     where
         E: From<ConnectError>,
@@ -260,7 +260,7 @@ impl DaemonPool {
                         false => member.daemon.connect_quickly().await,
                     }
                 };
-                let connection = match tokio::time::timeout(QUESTION_TIMEOUT, connecting).await {
+                let connection = match tokio::time::timeout(QUESTION_CONNECT_TIMEOUT, connecting).await {
                     Ok(connection) => connection?,
                     Err(elapsed) => return Err(member.daemon.unreachable_error(elapsed).into()),
                 };
@@ -329,11 +329,11 @@ mod tests {
     use crate::buildkit::DaemonAddress;
 
     #[test]
-    fn a_pool_without_a_daemon_does_not_exist() {
+    fn a_pool_is_neither_created_without_daemons_nor_emptied() {
         assert!(DaemonPool::of_daemons("none", []).is_none());
         let daemon = Daemon::at(DaemonAddress::Unix("/socket".into()));
         let pool = DaemonPool::of_daemons("one", [daemon]).expect("a pool");
-        pool.replace_members(Vec::new());
+        pool.replace_members_unless_empty(Vec::new());
         assert_eq!(pool.known_daemons().len(), 1);
     }
 }

@@ -24,7 +24,7 @@ pub use auth::{CredentialStore, RegistryCredentials, RegistryError, TokenRequest
 pub use filesync::FileSync;
 pub(super) use filesync::{BUILDER_FAULT_PREFIX, UNCHECKED_SOURCES_ERROR};
 #[cfg(test)]
-pub(crate) use secrets::NamedSecrets;
+pub(crate) use secrets::NamedSecretsWithValueX;
 pub use secrets::SecretStore;
 pub use services::SessionServices;
 pub use source_check::{

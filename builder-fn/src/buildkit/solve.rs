@@ -16,15 +16,15 @@ use crate::compression::LayerCompression;
 pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// The attribute of the Dockerfile frontend with the namespace of cache mounts, joined with a mount's id by `/`.
-const CACHE_MOUNT_NAMESPACE: &str = "build-arg:BUILDKIT_CACHE_MOUNT_NS";
+const CACHE_MOUNT_NAMESPACE_ATTRIBUTE: &str = "build-arg:BUILDKIT_CACHE_MOUNT_NS";
 
 /// The period in which steps get their share of CPU time, in microseconds: that of the kernel and of Docker.
 const CPU_PERIOD_MICROSECONDS: u64 = 100_000;
 
 /// The attribute of the exporter with the sealed secrets of a build, in base64.
 ///
-/// Whoever reads the build's log from the history needs them to mask their values. The exporter ignores attributes that it
-/// does not know. Those of the frontend would be part of the image's provenance.
+/// Whoever reads the build's log from the history needs them to mask their values. The exporter ignores attributes that
+/// it does not know. Those of the frontend would be part of the image's provenance.
 pub(super) const SEALED_SECRETS_ATTRIBUTE: &str = "slipway.sealed-secrets";
 
 /// The value of [`SEALED_SECRETS_ATTRIBUTE`] for secrets that are too long for the history. It is not base64.
@@ -76,8 +76,8 @@ pub struct SolveOptions {
     pub compression: LayerCompression,
     /// The sealed secrets of the build, as the caller sent them.
     pub sealed_secrets: Option<Bytes>,
-    /// The name of the tenant whose build this is. Other tenants share neither its cache mounts nor the results of its `RUN`
-    /// steps.
+    /// The name of the tenant whose build this is. Other tenants share neither its cache mounts nor the results of its
+    /// `RUN` steps.
     pub tenant: Option<String>,
     /// The git repository, at a commit, that is the context; `None` for the files of the session.
     pub git_context: Option<(GitContextSource, String)>,
@@ -214,13 +214,14 @@ impl SolveOptions {
             set("attest:sbom", format!("generator={generator}"));
         }
         if let Some(tenant) = &self.tenant {
-            set(CACHE_MOUNT_NAMESPACE, tenant.clone());
-            // What a step does may depend on more than its cache key: on proxies among the build arguments, on secrets and on
-            // cache mounts. The host name is part of the key, so that no tenant gets a result that another one chose.
+            set(CACHE_MOUNT_NAMESPACE_ATTRIBUTE, tenant.clone());
+            // What a step does may depend on more than its cache key: on proxies among the build arguments, on secrets
+            // and on cache mounts. The host name is part of the key, so that no tenant gets a result that another one
+            // chose.
             set("hostname", tenant.clone());
         }
         if let Some((source, commit)) = &self.git_context {
-            set("context", source.context_at_commit(commit));
+            set("context", source.context_url_at_commit(commit));
         }
         if self.no_network {
             set("force-network-mode", "none".into());

@@ -68,7 +68,7 @@ impl Dialer for TlsDialer {
         let this = self.clone();
         Box::pin(async move {
             let config = this.secrets.read_client_config()?;
-            let stream = perform_tls_handshake(transport, this.name, config).await?;
+            let stream = perform_tls_handshake_and_await_first_bytes(transport, this.name, config).await?;
             Ok(Box::new(stream) as Box<dyn ByteStream>)
         })
     }
@@ -107,7 +107,7 @@ impl TlsSecrets {
         let mut config = match self.read_identity()? {
             None => config.with_no_client_auth(),
             Some((chain, key)) => {
-                check_certificate_validity(&chain, roots, provider)
+                check_own_certificate_period_and_version(&chain, roots, provider)
                     .map_err(|error| self.to_secret_error(&self.certificate, &error))?;
                 config
                     .with_client_auth_cert(chain, key)
@@ -135,13 +135,13 @@ impl TlsSecrets {
         Ok(Some((chain, key)))
     }
 
-    /// Reads the certificates in the secret `name`.
-    fn read_certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    /// Reads the certificates in the secret `secret_name`.
+    fn read_certificates(&self, secret_name: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let nothing = || TlsError::NotPem {
-            secret: name.to_owned(),
+            secret: secret_name.to_owned(),
             expected: "certificate",
         };
-        let secret = self.read_secret(name)?;
+        let secret = self.read_secret(secret_name)?;
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(secret.expose()).collect();
         let certificates = certificates.map_err(|_| nothing())?;
         if certificates.is_empty() {
@@ -150,19 +150,19 @@ impl TlsSecrets {
         Ok(certificates)
     }
 
-    fn read_secret(&self, name: &str) -> Result<Secret, TlsError> {
-        self.secrets.read_secret(name).map_err(TlsError::Secret)
+    fn read_secret(&self, secret_name: &str) -> Result<Secret, TlsError> {
+        self.secrets.read_secret(secret_name).map_err(TlsError::Secret)
     }
 
     /// Converts an error of rustls about the certificate or key in `secret`.
     fn to_secret_error(&self, secret: &str, error: &rustls::Error) -> TlsError {
-        TlsError::from_secret(secret, &self.key, error)
+        TlsError::from_error_about_own_secret(secret, &self.key, error)
     }
 }
 
 /// Checks the period and the version of the builder's own certificate, because a daemon that rejects it does not say
 /// why. The daemon checks who signed it and what it may be used for.
-fn check_certificate_validity(
+fn check_own_certificate_period_and_version(
     chain: &[CertificateDer<'_>],
     roots: Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
@@ -174,14 +174,14 @@ fn check_certificate_validity(
         return Ok(());
     };
     match verifier.verify_client_cert(certificate, intermediates, UnixTime::now()) {
-        Err(error) if error::is_about_certificate_validity(&error) => Err(error),
+        Err(error) if error::is_about_certificate_period_or_encoding(&error) => Err(error),
         _ => Ok(()),
     }
 }
 
 /// Performs the TLS handshake over `stream`, and waits up to 5 s for the daemon's first bytes: a daemon that rejects
 /// the builder's certificate sends an error in their place.
-async fn perform_tls_handshake<S>(
+async fn perform_tls_handshake_and_await_first_bytes<S>(
     stream: S,
     name: ServerName<'static>,
     config: ClientConfig,

@@ -76,33 +76,41 @@ mod tests {
     use super::*;
     use crate::request::SignatureKeys;
 
-    const NOW: &str = "2026-12-01T10:00:00Z";
+    const NOW_RFC3339: &str = "2026-12-01T10:00:00Z";
 
-    /// Verifies a question whose signature is that of the text `signed`.
-    fn verify(signed: &str, signed_at: &str, method: Method, path: &str) -> Result<(), RejectedQuestion> {
+    /// Verifies a question whose signature is that of the text `signed_text`.
+    fn verify_question_signed_over(
+        signed_text: &str,
+        signed_at: &str,
+        method: Method,
+        path: &str,
+    ) -> Result<(), RejectedQuestion> {
         let keys = HmacKeys::new(&Secret::new("payload key")).expect("a key");
         let mut headers = HeaderMap::new();
-        let signature = sign_body(&keys, signed.as_bytes());
+        let signature = sign_body(&keys, signed_text.as_bytes());
         headers.insert(SIGNATURE_HEADER, signature.parse().expect("header"));
         headers.insert(SIGNED_AT_HEADER, signed_at.parse().expect("header"));
         let check =
             SignatureCheck::Required(SignatureKeys::new(&Secret::new("payload key"), true).expect("a key"));
-        let now = parse_rfc3339(NOW).expect("a time");
+        let now = parse_rfc3339(NOW_RFC3339).expect("a time");
         verify_question(&check, &method, &path.parse().expect("path"), &headers, now).map(|_| ())
     }
 
     #[test]
     fn a_question_is_signed_with_its_method_its_path_its_query_and_its_time() {
-        let signed = format!("GET\n/builds/5f0c?x=1\n{NOW}");
-        assert_eq!(verify(&signed, NOW, Method::GET, "/builds/5f0c?x=1"), Ok(()));
+        let signed = format!("GET\n/builds/5f0c?x=1\n{NOW_RFC3339}");
+        assert_eq!(
+            verify_question_signed_over(&signed, NOW_RFC3339, Method::GET, "/builds/5f0c?x=1"),
+            Ok(())
+        );
         for (signed_at, method, path) in [
-            (NOW, Method::DELETE, "/builds/5f0c?x=1"),
-            (NOW, Method::GET, "/builds/5f0c"),
-            (NOW, Method::GET, "/builds/5f0d?x=1"),
+            (NOW_RFC3339, Method::DELETE, "/builds/5f0c?x=1"),
+            (NOW_RFC3339, Method::GET, "/builds/5f0c"),
+            (NOW_RFC3339, Method::GET, "/builds/5f0d?x=1"),
             ("2026-12-01T10:00:01Z", Method::GET, "/builds/5f0c?x=1"),
         ] {
             assert_eq!(
-                verify(&signed, signed_at, method.clone(), path),
+                verify_question_signed_over(&signed, signed_at, method.clone(), path),
                 Err(RejectedQuestion::Signature),
                 "{method} {path} {signed_at}"
             );
@@ -120,7 +128,7 @@ mod tests {
         ] {
             let signed = format!("GET\n/builds\n{signed_at}");
             assert_eq!(
-                verify(&signed, signed_at, Method::GET, "/builds").is_ok(),
+                verify_question_signed_over(&signed, signed_at, Method::GET, "/builds").is_ok(),
                 is_valid,
                 "{signed_at}"
             );

@@ -71,7 +71,7 @@ fn check_comparable(a: &BuildRecord, b: &BuildRecord) -> Result<(), Refusal> {
         }
     }
     let is_same_function = a.function.is_some() && a.function == b.function;
-    if is_same_function || (a.image.is_some() && name_without_tag(a) == name_without_tag(b)) {
+    if is_same_function || (a.image.is_some() && image_without_tag(a) == image_without_tag(b)) {
         return Ok(());
     }
     let name = |record: &BuildRecord| {
@@ -88,7 +88,7 @@ fn check_comparable(a: &BuildRecord, b: &BuildRecord) -> Result<(), Refusal> {
 }
 
 /// Returns the name of a build's image without its tag.
-fn name_without_tag(record: &BuildRecord) -> &str {
+fn image_without_tag(record: &BuildRecord) -> &str {
     let image = record.image.as_deref().unwrap_or_default();
     let path = image.rfind('/').map_or(0, |at| at + 1);
     match image.get(path..).and_then(|name| name.find(':')) {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn only_builds_of_one_function_or_image_are_compared() {
+    fn only_ended_builds_of_one_function_or_image_are_comparable_and_no_rollback() {
         for (a, b, is_comparable) in [
             (
                 record("r:5000/a:1", Some("f.fn")),

@@ -5,10 +5,10 @@ use percent_encoding::percent_decode_str;
 use super::BuildRecord;
 
 /// The largest number of builds in an answer to a query without `limit`.
-const LIMIT_DEFAULT: usize = 100;
+const DEFAULT_LIMIT_OF_BUILDS: usize = 100;
 
 /// The largest number of builds in any answer, and the largest `limit`.
-const LIMIT_MAX: usize = 1000;
+const MAX_LIMIT_OF_BUILDS: usize = 1000;
 
 /// The states of builds, in the words of the API.
 pub(super) const STATES: [&str; 7] = [
@@ -53,8 +53,10 @@ impl BuildFilter {
                 "state" if STATES.contains(&value.as_str()) => filter.state = Some(value),
                 "state" => problems.push(format!("state should be one of {}", STATES.join(", "))),
                 "limit" => match value.parse() {
-                    Ok(limit @ 1..=LIMIT_MAX) => filter.limit = Some(limit),
-                    _ => problems.push(format!("limit should be a number from 1 to {LIMIT_MAX}")),
+                    Ok(limit @ 1..=MAX_LIMIT_OF_BUILDS) => filter.limit = Some(limit),
+                    _ => problems.push(format!(
+                        "limit should be a number from 1 to {MAX_LIMIT_OF_BUILDS}"
+                    )),
                 },
                 other => problems.push(format!(
                     "{:?} is not one of image, function, state and limit",
@@ -68,9 +70,9 @@ impl BuildFilter {
         }
     }
 
-    /// Creates the filter for builds of the same function, or of the same image if the build deploys none; `None` if it is not
-    /// known which.
-    pub(super) fn of_same_kind(record: &BuildRecord, limit: usize) -> Option<Self> {
+    /// Creates the filter for builds of the same function, or of the same image if the build deploys none; `None` if it
+    /// is not known which.
+    pub(super) fn of_same_function_or_image(record: &BuildRecord, limit: usize) -> Option<Self> {
         let image = record.image.as_deref().map(|image| {
             let name = image.split('@').next().unwrap_or(image);
             match name.rsplit_once(':') {
@@ -116,7 +118,7 @@ impl BuildFilter {
     pub(super) fn select(&self, mut builds: Vec<BuildRecord>) -> Vec<BuildRecord> {
         builds.retain(|build| self.matches(build));
         builds.sort_by(|one, other| (other.submitted_at, &other.id).cmp(&(one.submitted_at, &one.id)));
-        builds.truncate(self.limit.unwrap_or(LIMIT_DEFAULT));
+        builds.truncate(self.limit.unwrap_or(DEFAULT_LIMIT_OF_BUILDS));
         builds
     }
 
@@ -201,7 +203,7 @@ mod tests {
             ("r:5000/a", None, (None, Some("r:5000/a"))),
         ] {
             let build = record("1", 1, image, function, BuildPhase::Success);
-            let filter = BuildFilter::of_same_kind(&build, 3).expect("a filter");
+            let filter = BuildFilter::of_same_function_or_image(&build, 3).expect("a filter");
             assert_eq!((filter.function(), filter.image()), expected, "{image}");
             assert_eq!(filter.select(vec![build]).len(), 1, "{image}");
         }

@@ -1,9 +1,9 @@
 //! The log of a build as numbered records, while it runs and afterwards.
 //!
-//! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from 1,000,000,001,
-//! and so on. The order of the lines of an attempt is that of [`OrderedLog`](crate::buildkit::OrderedLog), so a number means
-//! the same line for every reader. An attempt that BuildKit does not record, because it is killed, begins again under its
-//! own numbers.
+//! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from
+//! 1,000,000,001, and so on. The order of the lines of an attempt is that of
+//! [`OrderedLog`](crate::buildkit::OrderedLog), so a number means the same line for every reader. An attempt that
+//! BuildKit does not record, because it is killed, begins again under its own numbers.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,7 +20,7 @@ use super::numbered_log::{LogLine, NumberedLog};
 use super::record::attempt_number;
 use crate::buildkit::{BuildState, ListedBuild};
 use crate::redact::SecretMask;
-use crate::report::{StreamFormat, to_json};
+use crate::report::{StreamFormat, to_json_with_escaped_line_ends};
 
 /// The time without a record after which one without lines is sent.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -30,7 +30,7 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The number of failures in a row to read the log of an ended build that are tolerated before it is given up.
-const FAILURES_MAX: u32 = 5;
+const READ_FAILURES_MAX: u32 = 5;
 
 /// The number of lookups in a row that may find no build before its log is given up. BuildKit may be restarting, and
 /// the builder that lost the build may build again.
@@ -40,7 +40,7 @@ const FAILED_LOOKUPS_MAX: u32 = 120;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The size from which records are sent without waiting for more, in bytes.
-const CHUNK_BYTES: usize = 32 << 10;
+const SEND_THRESHOLD_BYTES: usize = 32 << 10;
 
 /// The format of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub(super) struct LogRecordSink {
 }
 
 /// The reason why a log ends early.
-enum LogEnd {
+enum EarlyLogEnd {
     /// The reader disconnected.
     ReaderGone,
     /// The daemon is lost, or does not know the attempt.
@@ -99,18 +99,18 @@ impl LogRecordSink {
     }
 
     /// Sends the buffered records, and waits while the channel is full.
-    async fn flush(&mut self) -> Result<(), LogEnd> {
+    async fn flush(&mut self) -> Result<(), EarlyLogEnd> {
         if self.buffer.is_empty() {
             return Ok(());
         }
         self.sent = Instant::now();
         let chunk = std::mem::take(&mut self.buffer).into();
-        self.chunks.send(chunk).await.map_err(|_| LogEnd::ReaderGone)
+        self.chunks.send(chunk).await.map_err(|_| EarlyLogEnd::ReaderGone)
     }
 
     /// Buffers a record.
-    fn push_record(&mut self, format: LogFormat, record: &Value) {
-        let json = to_json(record);
+    fn buffer_record(&mut self, format: LogFormat, record: &Value) {
+        let json = to_json_with_escaped_line_ends(record);
         let parts: [&[u8]; 3] = match format {
             LogFormat::Records(StreamFormat::EventStream) => [b"data: ", &json, b"\n\n"],
             LogFormat::Records(StreamFormat::Ndjson) | LogFormat::Plain => [b"", &json, b"\n"],
@@ -119,7 +119,7 @@ impl LogRecordSink {
     }
 
     /// Buffers a line: as text in a plain log, and as a record with its number and its step otherwise.
-    fn push_line(&mut self, format: LogFormat, line: &LogLine) {
+    fn buffer_line(&mut self, format: LogFormat, line: &LogLine) {
         match format {
             LogFormat::Plain => {
                 self.buffer.extend_from_slice(line.text.as_bytes());
@@ -130,7 +130,7 @@ impl LogRecordSink {
                 if let Some(step) = line.step {
                     record["step"] = json!(step);
                 }
-                self.push_record(format, &record);
+                self.buffer_record(format, &record);
             }
         }
     }
@@ -142,13 +142,13 @@ impl LogRecordSink {
     }
 
     /// Sends a record without lines if nothing was sent for [`KEEP_ALIVE_INTERVAL`]; nothing in a plain log.
-    async fn keep_alive(&mut self, format: LogFormat, last: u64) -> Result<(), LogEnd> {
+    async fn send_keep_alive_if_due(&mut self, format: LogFormat, last: u64) -> Result<(), EarlyLogEnd> {
         if self.sent.elapsed() < KEEP_ALIVE_INTERVAL {
             return Ok(());
         }
         if let LogFormat::Records(_) = format {
             let record = self.progress_record(last, &[]);
-            self.push_record(format, &record);
+            self.buffer_record(format, &record);
         }
         self.sent = Instant::now();
         self.flush().await
@@ -170,7 +170,7 @@ impl LogSender {
             if build.record.rollback.is_some() {
                 // No daemon has anything of a rollback.
                 problem = None;
-                if self.send_own_lines(&build).await.is_err() {
+                if self.send_rollback_lines(&build).await.is_err() {
                     return;
                 }
             } else if let Some(mask) = build.mask.clone() {
@@ -182,8 +182,8 @@ impl LogSender {
                     }
                     match self.send_attempt(number, attempt, &mask).await {
                         Ok(()) => done = number,
-                        Err(LogEnd::ReaderGone) => return,
-                        Err(LogEnd::Unreadable(reason)) => {
+                        Err(EarlyLogEnd::ReaderGone) => return,
+                        Err(EarlyLogEnd::Unreadable(reason)) => {
                             problem = Some(reason);
                             break;
                         }
@@ -198,7 +198,10 @@ impl LogSender {
                 .attempts
                 .last()
                 .is_some_and(|last| last.state == BuildState::Running);
-            if build.record.phase.is_terminal() && !is_running && (failures == 0 || failures > FAILURES_MAX) {
+            if build.record.phase.is_terminal()
+                && !is_running
+                && (failures == 0 || failures > READ_FAILURES_MAX)
+            {
                 return self.send_terminal_record(&build, problem).await;
             }
             // Nobody here can say more about a build of another builder whose deployment is unknown.
@@ -225,21 +228,23 @@ impl LogSender {
     }
 
     /// Sends the lines that the record of a rollback has, from the number `next` on.
-    async fn send_own_lines(&mut self, build: &FoundBuild) -> Result<(), LogEnd> {
+    async fn send_rollback_lines(&mut self, build: &FoundBuild) -> Result<(), EarlyLogEnd> {
         for (seq, text) in (1..).zip(&build.record.log) {
             let line = LogLine {
                 seq,
                 step: None,
                 text: text.clone(),
             };
-            self.send_line(&line).await?;
+            self.send_line_if_new(&line).await?;
         }
         self.sink.flush().await
     }
 
     /// Waits until there may be more to send; fails once the reader has gone.
-    async fn wait_for_more(&mut self, build: &mut FoundBuild) -> Result<(), LogEnd> {
-        self.sink.keep_alive(self.format, self.next - 1).await?;
+    async fn wait_for_more(&mut self, build: &mut FoundBuild) -> Result<(), EarlyLogEnd> {
+        self.sink
+            .send_keep_alive_if_due(self.format, self.next - 1)
+            .await?;
         let changed = async {
             if let Some(own) = &mut build.own
                 && own.changed().await.is_ok()
@@ -249,7 +254,7 @@ impl LogSender {
             std::future::pending().await
         };
         tokio::select! {
-            () = self.sink.chunks.closed() => Err(LogEnd::ReaderGone),
+            () = self.sink.chunks.closed() => Err(EarlyLogEnd::ReaderGone),
             () = changed => Ok(()),
             () = tokio::time::sleep(POLL_INTERVAL) => Ok(()),
         }
@@ -261,12 +266,12 @@ impl LogSender {
         number: u64,
         attempt: &ListedBuild,
         mask: &SecretMask,
-    ) -> Result<(), LogEnd> {
+    ) -> Result<(), EarlyLogEnd> {
         let connection = match tokio::time::timeout(CONNECT_TIMEOUT, attempt.daemon.connect()).await {
             Ok(connection) => connection.map_err(|error| ErrorChain(&error).to_string()),
             Err(_) => Err("BuildKit does not answer in time".to_owned()),
         };
-        let connection = connection.map_err(LogEnd::Unreadable)?;
+        let connection = connection.map_err(EarlyLogEnd::Unreadable)?;
         let mut log = NumberedLog::open(&connection, &attempt.reference, number, mask).starting_at(self.next);
         let sent = self.send_lines(&mut log).await;
         self.sink.flush().await?;
@@ -274,37 +279,37 @@ impl LogSender {
     }
 
     /// Sends the lines of an attempt as they come, until its last one.
-    async fn send_lines(&mut self, log: &mut NumberedLog) -> Result<(), LogEnd> {
+    async fn send_lines(&mut self, log: &mut NumberedLog) -> Result<(), EarlyLogEnd> {
         loop {
             let lines = tokio::select! {
-                () = self.sink.chunks.closed() => return Err(LogEnd::ReaderGone),
+                () = self.sink.chunks.closed() => return Err(EarlyLogEnd::ReaderGone),
                 lines = log.next_lines() => lines,
                 () = tokio::time::sleep(KEEP_ALIVE_INTERVAL) => {
-                    self.sink.keep_alive(self.format, self.next - 1).await?;
+                    self.sink.send_keep_alive_if_due(self.format, self.next - 1).await?;
                     continue;
                 }
             };
             match lines {
                 Ok(Some(lines)) => {
                     for line in &lines {
-                        self.send_line(line).await?;
+                        self.send_line_if_new(line).await?;
                     }
                     self.sink.flush().await?;
                 }
                 Ok(None) => return Ok(()),
-                Err(status) => return Err(LogEnd::Unreadable(status.message().to_owned())),
+                Err(status) => return Err(EarlyLogEnd::Unreadable(status.message().to_owned())),
             }
         }
     }
 
     /// Sends a line unless the reader has it already.
-    async fn send_line(&mut self, line: &LogLine) -> Result<(), LogEnd> {
+    async fn send_line_if_new(&mut self, line: &LogLine) -> Result<(), EarlyLogEnd> {
         if line.seq < self.next {
             return Ok(());
         }
         self.next = line.seq + 1;
-        self.sink.push_line(self.format, line);
-        if self.sink.buffer.len() >= CHUNK_BYTES {
+        self.sink.buffer_line(self.format, line);
+        if self.sink.buffer.len() >= SEND_THRESHOLD_BYTES {
             self.sink.flush().await?;
         }
         Ok(())
@@ -331,7 +336,7 @@ impl LogSender {
         if let Some(links) = &self.lookup.links {
             record.insert(
                 "page".into(),
-                json!(links.page_of_build(&build.record.id, SystemTime::now())),
+                json!(links.address_of_build_page(&build.record.id, SystemTime::now())),
             );
         }
         if build.mask.is_none() && !build.attempts.is_empty() {
@@ -350,7 +355,7 @@ impl LogSender {
                 "the log is incomplete: BuildKit's history no longer has this build",
             );
         }
-        self.sink.push_record(self.format, &Value::Object(record));
+        self.sink.buffer_record(self.format, &Value::Object(record));
         // A reader that has gone needs no terminal record.
         let _ = self.sink.flush().await;
     }

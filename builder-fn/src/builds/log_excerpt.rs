@@ -22,7 +22,7 @@ const LINES_MAX: usize = PAGE_LINES_MAX as usize;
 const PAGE_BYTES_MAX: usize = 16 << 10;
 
 /// How much longer the answer waits for a part of the log that the address names.
-const WAIT_FACTOR: u32 = 10;
+const NAMED_PART_WAIT_FACTOR: u32 = 10;
 
 /// The part of a log that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,10 +124,10 @@ impl LogExcerpt {
         }
     }
 
-    /// Reads a part of the log of `build`: the part `named`, for at most ten times `wait`; or else its start if the build
-    /// succeeded and its end otherwise, for at most `wait`. What was not read by then is left out.
-    pub(super) async fn read(build: &FoundBuild, named: Option<LogPart>, wait: Duration) -> Self {
-        let part = named.unwrap_or(match build.record.phase {
+    /// Reads a part of the log of `build`: the part `named_part`, for at most ten times `wait`; or else its start if
+    /// the build succeeded and its end otherwise, for at most `wait`. What was not read by then is left out.
+    pub(super) async fn read(build: &FoundBuild, named_part: Option<LogPart>, wait: Duration) -> Self {
+        let part = named_part.unwrap_or(match build.record.phase {
             BuildPhase::Success => LogPart::Start,
             _ => LogPart::End,
         });
@@ -163,8 +163,8 @@ impl LogExcerpt {
         };
         // The facts about the steps after the lines are worth the time `wait` only.
         let facts_deadline = Instant::now() + wait;
-        let deadline = match named {
-            Some(_) => Instant::now() + wait * WAIT_FACTOR,
+        let deadline = match named_part {
+            Some(_) => Instant::now() + wait * NAMED_PART_WAIT_FACTOR,
             None => facts_deadline,
         };
         let unread = match part {
@@ -204,10 +204,10 @@ impl LogExcerpt {
                 Err(_) => break,
             }
         }
-        let (steps, facts) = log.into_facts();
+        let (steps, facts) = log.into_numbered_steps_and_facts();
         let is_running = !build.record.phase.is_terminal();
         let takes_tail = part == LogPart::End;
-        let (lines, has_earlier, after) = kept.into_lines(takes_tail, start);
+        let (lines, has_earlier, after) = kept.into_lines_has_earlier_and_next(takes_tail, start);
         let after = after.or_else(|| {
             let later = build
                 .attempts
@@ -282,9 +282,13 @@ impl KeptLines {
         }
     }
 
-    /// Returns the last lines or the first ones, whether there are lines before them, and the number of the first line after
-    /// them. `start` is the number of the attempt's first line.
-    fn into_lines(self, takes_tail: bool, start: u64) -> (Vec<LogLine>, bool, Option<u64>) {
+    /// Returns the last lines or the first ones, whether there are lines before them, and the number of the first line
+    /// after them. `start` is the number of the attempt's first line.
+    fn into_lines_has_earlier_and_next(
+        self,
+        takes_tail: bool,
+        start: u64,
+    ) -> (Vec<LogLine>, bool, Option<u64>) {
         match takes_tail {
             true => (self.tail.into(), self.tail_dropped || self.skipped, None),
             false => (self.head, self.skipped || self.first > start, self.after_head),
@@ -296,19 +300,19 @@ impl KeptLines {
 mod tests {
     use super::*;
 
-    fn kept(first: u64, lines: u64, bytes: usize) -> KeptLines {
-        let mut kept = KeptLines::new(first);
-        for seq in 1..=lines {
+    fn kept(first_wanted: u64, line_count: u64, bytes_per_line: usize) -> KeptLines {
+        let mut kept = KeptLines::new(first_wanted);
+        for seq in 1..=line_count {
             kept.add(LogLine {
                 seq,
                 step: None,
-                text: "x".repeat(bytes),
+                text: "x".repeat(bytes_per_line),
             });
         }
         kept
     }
 
-    fn numbers(lines: &[LogLine]) -> Option<(u64, u64)> {
+    fn first_and_last_number(lines: &[LogLine]) -> Option<(u64, u64)> {
         Some((lines.first()?.seq, lines.last()?.seq))
     }
 
@@ -324,8 +328,9 @@ mod tests {
             (1, 10, 20_000, true, (Some((10, 10)), true, None)),
             (50, 10, 10, false, (None, true, None)),
         ] {
-            let (lines, has_earlier, after) = kept(first, lines, bytes).into_lines(takes_tail, 1);
-            assert_eq!((numbers(&lines), has_earlier, after), expected);
+            let (lines, has_earlier, after) =
+                kept(first, lines, bytes).into_lines_has_earlier_and_next(takes_tail, 1);
+            assert_eq!((first_and_last_number(&lines), has_earlier, after), expected);
         }
     }
 

@@ -68,13 +68,13 @@ impl Drop for LogReader {
     fn drop(&mut self) {
         let mut counts = self.readers.lock();
         counts.all = counts.all.saturating_sub(1);
-        leave(&mut counts.by_tenant, self.tenant.as_deref());
-        leave(&mut counts.by_link, self.link.as_deref());
+        decrement_or_remove(&mut counts.by_tenant, self.tenant.as_deref());
+        decrement_or_remove(&mut counts.by_link, self.link.as_deref());
     }
 }
 
 /// Counts one reader less under `name`.
-fn leave(counts: &mut HashMap<String, usize>, name: Option<&str>) {
+fn decrement_or_remove(counts: &mut HashMap<String, usize>, name: Option<&str>) {
     let Some(name) = name else { return };
     if let Some(count) = counts.get_mut(name) {
         *count = count.saturating_sub(1);
@@ -89,19 +89,19 @@ mod tests {
     use super::*;
 
     /// Admits as many readers as there may be.
-    fn admit_all(readers: &LogReaders, tenant: Option<&str>, link: Option<&str>) -> Vec<LogReader> {
+    fn admit_until_full(readers: &LogReaders, tenant: Option<&str>, link: Option<&str>) -> Vec<LogReader> {
         std::iter::from_fn(|| readers.admit(tenant, link)).collect()
     }
 
     #[test]
     fn neither_a_link_nor_a_tenant_takes_the_readers_of_others() {
         let readers = LogReaders::default();
-        let of_link = admit_all(&readers, Some("acme"), Some("link"));
+        let of_link = admit_until_full(&readers, Some("acme"), Some("link"));
         assert_eq!(of_link.len(), LINK_READERS_MAX);
-        let of_tenant = admit_all(&readers, Some("acme"), None);
+        let of_tenant = admit_until_full(&readers, Some("acme"), None);
         assert_eq!(of_link.len() + of_tenant.len(), TENANT_READERS_MAX);
         assert!(readers.admit(Some("acme"), Some("another")).is_none());
-        let others = admit_all(&readers, Some("globex"), None);
+        let others = admit_until_full(&readers, Some("globex"), None);
         assert_eq!(others.len(), TENANT_READERS_MAX);
         assert!(readers.admit(Some("third"), None).is_none(), "all of them");
     }
@@ -109,8 +109,8 @@ mod tests {
     #[test]
     fn without_tenants_only_links_have_a_smaller_share() {
         let readers = LogReaders::default();
-        let of_link = admit_all(&readers, None, Some("link"));
-        let signed = admit_all(&readers, None, None);
+        let of_link = admit_until_full(&readers, None, Some("link"));
+        let signed = admit_until_full(&readers, None, None);
         assert_eq!(
             (of_link.len(), signed.len()),
             (LINK_READERS_MAX, READERS_MAX - LINK_READERS_MAX)
@@ -121,7 +121,7 @@ mod tests {
     fn a_reader_that_leaves_makes_place_and_leaves_nothing_behind() {
         let readers = LogReaders::default();
         for _ in 0..3 {
-            let admitted = admit_all(&readers, Some("acme"), Some("link"));
+            let admitted = admit_until_full(&readers, Some("acme"), Some("link"));
             assert_eq!(admitted.len(), LINK_READERS_MAX);
         }
         let counts = readers.lock();

@@ -19,7 +19,7 @@ use crate::buildkit::{
     ManifestLookup, SealedSecrets,
 };
 use crate::redact::SecretMask;
-use crate::sealed::SealKey;
+use crate::sealed::SealKeyFile;
 
 /// The longest wait for a daemon's history, or for what it does with a request, when somebody asks about builds.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,7 +34,7 @@ pub(super) struct BuildLookup {
     /// The daemons that the caller's requests are built on.
     pub(super) pool: DaemonPool,
     /// The private key of sealed secrets.
-    pub(super) seal_key: Option<SealKey>,
+    pub(super) seal_key: Option<SealKeyFile>,
     /// The registries that the caller's images are pushed to.
     pub(super) manifests: Arc<dyn ManifestLookup>,
     /// The signer of links to pages; `None` for a caller who has a link, which renews none.
@@ -90,9 +90,9 @@ impl UnreadPlaces {
 }
 
 /// The reason why a daemon did not answer a question.
-struct Unread(String);
+struct UnreadReason(String);
 
-impl From<ConnectError> for Unread {
+impl From<ConnectError> for UnreadReason {
     fn from(error: ConnectError) -> Self {
         Self(ErrorChain(&error).to_string())
     }
@@ -121,7 +121,7 @@ impl BuildLookup {
             match is_own_rollback {
                 // No daemon knows of it.
                 true => (HistoryListing::default(), None),
-                false => self.list_history(&key, reference.as_deref()).await,
+                false => self.list_build_in_histories(&key, reference.as_deref()).await,
             }
         };
         let ((listing, unread_history), stored) = tokio::join!(listing, reading);
@@ -146,7 +146,9 @@ impl BuildLookup {
         }
         let in_history = BuildRecord::from_history(id, &attempts, is_cancelled);
         let mask = match &own {
-            Some((own, mask)) if !is_outdated(&own.borrow(), &attempts) => Some(mask.clone()),
+            Some((own, mask)) if !is_retried_by_another_builder(&own.borrow(), &attempts) => {
+                Some(mask.clone())
+            }
             _ => self.mask_from_history(&attempts),
         };
         let own_record = own.as_ref().map(|(own, _)| own.borrow().clone());
@@ -173,7 +175,7 @@ impl BuildLookup {
     /// Lists the builds of the caller's tenant, and the reason why some may be missing.
     pub(super) async fn list(&self) -> (Vec<BuildRecord>, UnreadPlaces) {
         let listing = async {
-            let daemons = self.pool.current_daemons().await;
+            let daemons = self.pool.current_daemons_and_whether_in_use().await;
             let is_one_of_several = daemons.len() > 1;
             let listings = daemons.iter().map(|(daemon, is_in_use)| async move {
                 match is_in_use {
@@ -189,7 +191,7 @@ impl BuildLookup {
                     }
                 }
             });
-            self.merge_listings(join_all(listings).await)
+            self.merge_listings_of_tenant(join_all(listings).await)
         };
         let reading = async {
             match self.records.store() {
@@ -251,23 +253,23 @@ impl BuildLookup {
             let requesting = connection.request_cancellation(cancellation);
             let requested = tokio::time::timeout(HISTORY_TIMEOUT, requesting).await;
             match requested {
-                Ok(requested) => requested.map_err(|status| Unread(status.message().to_owned())),
-                Err(_) => Err(Unread("BuildKit does not answer in time".to_owned())),
+                Ok(requested) => requested.map_err(|status| UnreadReason(status.message().to_owned())),
+                Err(_) => Err(UnreadReason("BuildKit does not answer in time".to_owned())),
             }
         });
         let mut reason = "there is no BuildKit daemon".to_owned();
         for requested in requested.await {
             match requested {
                 Ok(()) => return Ok(()),
-                Err(Unread(error)) => reason = error,
+                Err(UnreadReason(error)) => reason = error,
             }
         }
         Err(reason)
     }
 
-    /// Requests what the daemons' histories have of a build: of its attempts if its reference is known, or else of all builds.
-    /// Returns the reason too why the history of a daemon could not be read.
-    async fn list_history(
+    /// Requests what the daemons' histories have of a build: of its attempts if its reference is known, or else of all
+    /// builds. Returns the reason too why the history of a daemon could not be read.
+    async fn list_build_in_histories(
         &self,
         key: &RecordKey,
         reference: Option<&str>,
@@ -276,23 +278,25 @@ impl BuildLookup {
         match reference {
             Some(reference) => {
                 self.request_histories(|connection| async move {
-                    connection.list_attempts(reference, cancellation).await
+                    connection
+                        .list_attempts_and_running_builds(reference, cancellation)
+                        .await
                 })
                 .await
             }
             None => {
                 // Few at a time: the daemons decode all their records for each.
                 let _turn = self.records.wait_for_search_permit().await;
-                self.request_histories(
-                    |connection| async move { connection.list_builds_of_call(&key.id).await },
-                )
+                self.request_histories(|connection| async move {
+                    connection.list_builds_of_call_and_cancellations(&key.id).await
+                })
                 .await
             }
         }
     }
 
-    /// Requests the history of every daemon with `request`, and leaves out the builds of other tenants. Returns the reason too
-    /// why one could not be read.
+    /// Requests the history of every daemon with `request`, and leaves out the builds of other tenants. Returns the
+    /// reason too why one could not be read.
     async fn request_histories<F>(
         &self,
         request: impl Fn(Connection) -> F,
@@ -306,17 +310,19 @@ impl BuildLookup {
             let listing = tokio::time::timeout(HISTORY_TIMEOUT, request(connection)).await;
             let daemon = daemon.address_for_messages();
             match listing {
-                Ok(listing) => listing.map_err(|status| Unread(format!("{daemon}: {}", ErrorChain(&status)))),
-                Err(_) => Err(Unread(format!("{daemon} does not answer in time"))),
+                Ok(listing) => {
+                    listing.map_err(|status| UnreadReason(format!("{daemon}: {}", ErrorChain(&status))))
+                }
+                Err(_) => Err(UnreadReason(format!("{daemon} does not answer in time"))),
             }
         });
         let listings = listings.await.into_iter();
-        self.merge_listings(listings.map(|listing| listing.map_err(|Unread(error)| error)))
+        self.merge_listings_of_tenant(listings.map(|listing| listing.map_err(|UnreadReason(error)| error)))
     }
 
-    /// Merges the histories of daemons without the builds of other tenants, and returns the reason too why one could not be
-    /// read.
-    fn merge_listings(
+    /// Merges the histories of daemons without the builds of other tenants, and returns the reason too why one could
+    /// not be read.
+    fn merge_listings_of_tenant(
         &self,
         listings: impl IntoIterator<Item = Result<HistoryListing, String>>,
     ) -> (HistoryListing, Option<String>) {
@@ -359,7 +365,7 @@ impl BuildLookup {
 }
 
 /// Returns whether another builder builds, or has built, again what failed in this process.
-fn is_outdated(own: &BuildRecord, attempts: &[ListedBuild]) -> bool {
+fn is_retried_by_another_builder(own: &BuildRecord, attempts: &[ListedBuild]) -> bool {
     let newest = attempts.last();
     matches!(own.phase, BuildPhase::Failed)
         && newest.is_some_and(|newest| match newest.state {
@@ -371,7 +377,7 @@ fn is_outdated(own: &BuildRecord, attempts: &[ListedBuild]) -> bool {
 /// Merges a build's record in this process or in the store with that from the history. The first counts, unless it is
 /// outdated.
 fn merge_records(own: BuildRecord, history: BuildRecord, attempts: &[ListedBuild]) -> BuildRecord {
-    if is_outdated(&own, attempts) {
+    if is_retried_by_another_builder(&own, attempts) {
         return history;
     }
     BuildRecord {
@@ -396,7 +402,8 @@ fn merge_stored_record(
     if stored.phase.is_terminal() {
         return Some(merge_records(stored, history, attempts));
     }
-    // The build has not ended, whatever became of its attempts: its builder tries again, deploys, or another one resumes it.
+    // The build has not ended, whatever became of its attempts: its builder tries again, deploys, or another one
+    // resumes it.
     let phase = match history.phase {
         BuildPhase::Unknown => BuildPhase::Deploying,
         BuildPhase::Failed => BuildPhase::Waiting,

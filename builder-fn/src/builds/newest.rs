@@ -1,8 +1,9 @@
 //! The newest builds in the histories of daemons, kept in memory for lists that follow each other.
 //!
-//! BuildKit decodes all of its records for each question to its history, whatever is asked: about 50 µs each, so that a list
-//! took a second with 10,000 records. The first list of a daemon subscribes to its history and reads it once. Later ones are
-//! answered from memory, which events of the history keep up to date, until nobody has asked for some time.
+//! BuildKit decodes all of its records for each question to its history, whatever is asked: about 50 µs each, so that a
+//! list took a second with 10,000 records. The first list of a daemon subscribes to its history and reads it once.
+//! Later ones are answered from memory, which events of the history keep up to date, until nobody has asked for some
+//! time.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,8 +66,8 @@ struct KeptBuilds {
 }
 
 impl NewestBuilds {
-    /// Lists the builds of a tenant that run on a daemon, and the newest that have ended, without their sealed secrets. One of
-    /// several daemons is given up sooner if its host does not answer.
+    /// Lists the builds of a tenant that run on a daemon, and the newest that have ended, without their sealed secrets.
+    /// One of several daemons is given up sooner if its host does not answer.
     ///
     /// # Errors
     /// Fails with the reason if the daemon's history cannot be read.
@@ -76,7 +77,7 @@ impl NewestBuilds {
         tenant: &Option<String>,
         is_one_of_several: bool,
     ) -> Result<HistoryListing, String> {
-        let follower = self.follower(daemon, is_one_of_several);
+        let follower = self.running_or_new_follower(daemon, is_one_of_several);
         let mut progress = follower.progress;
         let read = progress.wait_for(|progress| *progress != Progress::Reading).await;
         match read.map(|progress| progress.clone()) {
@@ -97,7 +98,7 @@ impl NewestBuilds {
     }
 
     /// Returns the follower of a daemon's history, and begins to follow it unless that goes on already.
-    fn follower(&self, daemon: &Daemon, is_one_of_several: bool) -> Follower {
+    fn running_or_new_follower(&self, daemon: &Daemon, is_one_of_several: bool) -> Follower {
         let name = daemon.address_for_messages().to_owned();
         let mut followers = lock(&self.0);
         followers
@@ -110,7 +111,9 @@ impl NewestBuilds {
                 };
                 let (all, state, daemon) = (self.clone(), follower.state.clone(), daemon.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = follow(&daemon, is_one_of_several, &state, &sender).await {
+                    if let Err(error) =
+                        read_and_follow_until_idle(&daemon, is_one_of_several, &state, &sender).await
+                    {
                         tracing::warn!(error, "could not follow BuildKit's history for lists of builds");
                         let failed = sender.send_if_modified(|progress| {
                             // What was read is still an answer to who has asked already.
@@ -133,8 +136,9 @@ impl NewestBuilds {
     }
 }
 
-/// Reads the history of a daemon and follows it, until nobody has asked for some time. Fails with the reason if it cannot.
-async fn follow(
+/// Reads the history of a daemon and follows it, until nobody has asked for some time. Fails with the reason if it
+/// cannot.
+async fn read_and_follow_until_idle(
     daemon: &Daemon,
     is_one_of_several: bool,
     state: &Mutex<KeptBuilds>,
@@ -193,7 +197,7 @@ impl KeptBuilds {
             HistoryChange::Deleted(reference) => {
                 if self.builds.remove(&reference).is_none() {
                     self.cancellations
-                        .retain(|cancellation| cancellation.reference() != reference);
+                        .retain(|cancellation| cancellation.reference_of_marker() != reference);
                 }
             }
             HistoryChange::Cancellation(cancellation) => {
@@ -219,11 +223,11 @@ impl KeptBuilds {
         self.builds.insert(build.reference.clone(), build);
         // A quarter more than the limit, so that the oldest are not searched for with each build.
         if self.builds.len() > usize::from(KEPT_BUILDS_MAX) * 5 / 4 {
-            self.forget_oldest();
+            self.forget_oldest_ended();
         }
     }
 
-    fn forget_oldest(&mut self) {
+    fn forget_oldest_ended(&mut self) {
         let ended = self
             .builds
             .values()
@@ -274,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_builds_are_kept_and_those_that_run_without_large_secrets() {
+    fn the_newest_and_the_running_builds_are_kept_with_their_sealed_secrets_omitted() {
         let mut kept = KeptBuilds::new();
         kept.insert(build(0, BuildState::Running));
         for number in 1..=2000 {
@@ -314,7 +318,7 @@ mod tests {
         kept.apply(HistoryChange::Cancellation(cancellation.clone()));
         kept.apply(HistoryChange::Deleted("another".into()));
         assert!(kept.cancellations.contains(&cancellation));
-        kept.apply(HistoryChange::Deleted(cancellation.reference()));
+        kept.apply(HistoryChange::Deleted(cancellation.reference_of_marker()));
         assert!(kept.cancellations.is_empty());
     }
 }

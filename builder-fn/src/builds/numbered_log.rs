@@ -16,8 +16,8 @@ pub(super) const LINE_NUMBERS_PER_ATTEMPT: u64 = 1_000_000_000;
 pub(super) struct LogLine {
     /// The number of the line.
     pub(super) seq: u64,
-    /// The number of the step that the line belongs to, from 1, in the order in which the steps appear in the log; `None` for
-    /// a line of no step.
+    /// The number of the step that the line belongs to, from 1, in the order in which the steps appear in the log;
+    /// `None` for a line of no step.
     pub(super) step: Option<u32>,
     /// The line.
     pub(super) text: String,
@@ -36,20 +36,25 @@ pub(super) struct NumberedLog {
 }
 
 impl NumberedLog {
-    /// Opens the log of the attempt `reference`, which is the attempt number `number`, from its beginning.
-    pub(super) fn open(connection: &Connection, reference: &str, number: u64, mask: &SecretMask) -> Self {
+    /// Opens the log of the attempt `reference`, which is the attempt number `attempt_number`, from its beginning.
+    pub(super) fn open(
+        connection: &Connection,
+        reference: &str,
+        attempt_number: u64,
+        mask: &SecretMask,
+    ) -> Self {
         Self {
             log: connection.open_log(reference),
             lines: LineFormatter::new(mask.clone()),
-            seq: (number - 1) * LINE_NUMBERS_PER_ATTEMPT,
+            seq: (attempt_number - 1) * LINE_NUMBERS_PER_ATTEMPT,
             first: 0,
             steps: HashMap::new(),
             has_ended: false,
         }
     }
 
-    /// Leaves out lines of output before the line with this number, as far as they need not be formatted to be counted. A reader
-    /// that is cut off reads a log from its beginning each time.
+    /// Leaves out lines of output before the line with this number, as far as they need not be formatted to be counted.
+    /// A reader that is cut off reads a log from its beginning each time.
     pub(super) fn starting_at(self, first: u64) -> Self {
         Self { first, ..self }
     }
@@ -79,7 +84,7 @@ impl NumberedLog {
         };
         let mut numbered = Vec::new();
         for event in events {
-            let step = self.step_of(&event);
+            let step = self.step_number_of_event(&event);
             let needless = self.first.saturating_sub(self.seq + 1);
             let skipped = match needless {
                 0 => Err(event),
@@ -101,7 +106,7 @@ impl NumberedLog {
 
     /// Returns the steps with their numbers in the log, as far as it was read, and the other facts; none unless they were
     /// asked for. A step that has not appeared in the log has no number.
-    pub(super) fn into_facts(self) -> (Vec<(Option<u32>, StepFacts)>, StatusFacts) {
+    pub(super) fn into_numbered_steps_and_facts(self) -> (Vec<(Option<u32>, StepFacts)>, StatusFacts) {
         let mut facts = self.log.into_facts();
         let steps = facts.take_steps().into_iter();
         let numbered = steps.map(|step| (self.steps.get(&step.digest).copied(), step));
@@ -118,7 +123,7 @@ impl NumberedLog {
     }
 
     /// Returns the number of the step that an event belongs to, and numbers a step that appears for the first time.
-    fn step_of(&mut self, event: &BuildEvent) -> Option<u32> {
+    fn step_number_of_event(&mut self, event: &BuildEvent) -> Option<u32> {
         let digest = match event {
             BuildEvent::StepStarted { digest, .. } | BuildEvent::StepEnded { digest, .. } => digest,
             BuildEvent::Output { step, .. } => step,

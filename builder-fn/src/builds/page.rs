@@ -16,8 +16,8 @@ use function_host::http::StatusCode;
 use maud::{Markup, html};
 
 pub(super) use build_page::BuildPage;
-pub(super) use layout::protect;
-pub(super) use list_page::{LIST_LIMIT, ListPage};
+pub(super) use layout::add_protective_headers;
+pub(super) use list_page::{LIST_PAGE_DEFAULT_LIMIT, ListPage};
 
 use super::BuildPhase;
 use super::page_link::PageLink;
@@ -52,12 +52,12 @@ impl PageAccess {
     }
 
     /// Returns the value of the parameter with the link.
-    fn link(&self) -> Option<&str> {
+    fn link_parameter_value(&self) -> Option<&str> {
         self.page_link().map(PageLink::as_str)
     }
 
     /// Returns the query of further requests, which begins with `mark` if there is one.
-    fn query(&self, mark: &str) -> String {
+    fn link_query(&self, mark: &str) -> String {
         match self {
             Self::Link(link) => format!("{mark}{}", link.as_parameter()),
             Self::Open | Self::Signed => String::new(),
@@ -65,7 +65,7 @@ impl PageAccess {
     }
 
     /// Returns the query of further requests that have one more parameter, which follows.
-    fn query_before(&self, mark: &str) -> String {
+    fn link_query_before_parameter(&self, mark: &str) -> String {
         match self {
             Self::Link(link) => format!("{mark}{}&", link.as_parameter()),
             Self::Open | Self::Signed => mark.to_owned(),
@@ -94,7 +94,7 @@ pub(super) fn error_page_response(status: StatusCode, error: &str, next: &str) -
     };
     let main = html! {
         header { h1 { (title) } }
-        p { (words::cut(&ansi::plain_text(error), 1000)) }
+        p { (words::cut(&ansi::with_visible_controls(error), 1000)) }
         p { (next) }
     };
     layout::page_response(

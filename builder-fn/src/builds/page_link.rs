@@ -1,9 +1,9 @@
 //! Links to the pages of builds. A link lets anyone read what it names, without a key, until it expires.
 //!
-//! The parameter `link` of a URL is `KIND.EXPIRES.TENANT.SIGNATURE`. KIND is `build` or `builds`, EXPIRES a time in seconds
-//! since 1970, TENANT is empty without a policy, and SIGNATURE the hex HMAC-SHA256 of the scope and the other parts. Its key
-//! is derived from a key that signs build requests, so a link ends with the rotation of that key, and no link is the
-//! signature of a request or the other way round.
+//! The parameter `link` of a URL is `KIND.EXPIRES.TENANT.SIGNATURE`. KIND is `build` or `builds`, EXPIRES a time in
+//! seconds since 1970, TENANT is empty without a policy, and SIGNATURE the hex HMAC-SHA256 of the scope and the other
+//! parts. Its key is derived from a key that signs build requests, so a link ends with the rotation of that key, and no
+//! link is the signature of a request or the other way round.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::request::{SignatureCheck, VerifiedSignature};
 const LINK_PARAMETER: &str = "link";
 
 /// The purpose of the keys that links are signed with.
-const KEY_PURPOSE: &str = "slipway: key for links to the pages of builds";
+const LINK_KEY_PURPOSE: &str = "slipway: key for links to the pages of builds";
 
 /// The prefix of a signature's digits where requests have it, and links do not.
 const SIGNATURE_PREFIX: &str = "sha256=";
@@ -83,7 +83,7 @@ impl LinkSigner {
     /// Creates a signer for the sender of a request with this signature; `None` stands for disabled signatures.
     pub(crate) fn new(signature: Option<&VerifiedSignature>, settings: &PageSettings) -> Self {
         Self {
-            key: signature.map(|signature| signature.own_key().derive(KEY_PURPOSE)),
+            key: signature.map(|signature| signature.own_key().derive(LINK_KEY_PURPOSE)),
             tenant: signature
                 .and_then(VerifiedSignature::tenant)
                 .map(|tenant| tenant.name().to_string()),
@@ -92,17 +92,17 @@ impl LinkSigner {
     }
 
     /// Returns the address of the page of the build `id`, with a link to this build only.
-    pub(crate) fn page_of_build(&self, id: &str, now: SystemTime) -> String {
+    pub(crate) fn address_of_build_page(&self, id: &str, now: SystemTime) -> String {
         let path = format!("/builds/{}", encode_id(id));
-        self.address(&path, LinkScope::Build(id), now)
+        self.address_with_link(&path, LinkScope::Build(id), now)
     }
 
     /// Returns the address of the list of builds, with a link to all builds of the tenant.
-    pub(crate) fn page_of_builds(&self, now: SystemTime) -> String {
-        self.address("/builds", LinkScope::Builds, now)
+    pub(crate) fn address_of_list_page(&self, now: SystemTime) -> String {
+        self.address_with_link("/builds", LinkScope::Builds, now)
     }
 
-    fn address(&self, path: &str, scope: LinkScope<'_>, now: SystemTime) -> String {
+    fn address_with_link(&self, path: &str, scope: LinkScope<'_>, now: SystemTime) -> String {
         let base = self.settings.url.as_deref().unwrap_or_default();
         match &self.key {
             None => format!("{base}{path}"),
@@ -234,7 +234,7 @@ impl PageLink {
         let named = self.tenant.as_ref().map(TenantName::as_str);
         let text = signed_text(scope, self.expires, named.unwrap_or_default());
         let verified = keys
-            .derive(KEY_PURPOSE)
+            .derive(LINK_KEY_PURPOSE)
             .verify_text(text.as_bytes(), &self.signature)
             .ok_or(RejectedLink::Invalid)?;
         let tenant = verified.tenant().cloned();
@@ -261,7 +261,7 @@ impl fmt::Debug for PageLink {
 }
 
 /// Returns a query without its link; `None` if nothing else is in it.
-pub(crate) fn without_link(query: &str) -> Option<String> {
+pub(crate) fn query_without_link(query: &str) -> Option<String> {
     let is_link = |pair: &&str| {
         pair.strip_prefix(LINK_PARAMETER)
             .is_some_and(|rest| rest.starts_with('='))
@@ -276,7 +276,8 @@ pub(crate) fn encode_id(id: &str) -> String {
     utf8_percent_encode(id, ENCODED_IN_PATHS).to_string()
 }
 
-/// Returns the text that the signature of a link signs. The ID comes last: it is the only part that may contain a newline.
+/// Returns the text that the signature of a link signs. The ID comes last: it is the only part that may contain a
+/// newline.
 fn signed_text(scope: LinkScope<'_>, expires: u64, tenant: &str) -> String {
     let id = match scope {
         LinkScope::Build(id) => id,
@@ -300,7 +301,7 @@ mod tests {
     use super::*;
     use crate::request::SignatureKeys;
 
-    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+    const TIME_OF_SIGNING: SystemTime = SystemTime::UNIX_EPOCH;
 
     fn check_with(secret: &str) -> SignatureCheck {
         SignatureCheck::Required(SignatureKeys::new(&Secret::new(secret), true).expect("a key"))
@@ -311,7 +312,7 @@ mod tests {
             key: Some(
                 HmacKeys::new(&Secret::new(key))
                     .expect("a key")
-                    .derive(KEY_PURPOSE),
+                    .derive(LINK_KEY_PURPOSE),
             ),
             tenant: None,
             settings: PageSettings::default(),
@@ -325,13 +326,18 @@ mod tests {
             .expect("a valid form")
     }
 
-    fn verify(link: &PageLink, secret: &str, id: Option<&str>, after: u64) -> Result<(), RejectedLink> {
+    fn verify_after_seconds(
+        link: &PageLink,
+        secret: &str,
+        id: Option<&str>,
+        after: u64,
+    ) -> Result<(), RejectedLink> {
         let lifetime = PageSettings::default().lifetime;
         link.verify(
             &check_with(secret),
             id,
             lifetime,
-            NOW + Duration::from_secs(after),
+            TIME_OF_SIGNING + Duration::from_secs(after),
         )
         .map(|_| ())
     }
@@ -339,8 +345,8 @@ mod tests {
     #[test]
     fn a_link_is_for_one_build_or_for_all_and_for_nothing_else() {
         let signer = signer_with("key");
-        let one = link_in(&signer.page_of_build("a/b", NOW));
-        let all = link_in(&signer.page_of_builds(NOW));
+        let one = link_in(&signer.address_of_build_page("a/b", TIME_OF_SIGNING));
+        let all = link_in(&signer.address_of_list_page(TIME_OF_SIGNING));
         for (link, id, is_valid) in [
             (&one, Some("a/b"), true),
             (&one, Some("a"), false),
@@ -350,32 +356,47 @@ mod tests {
             (&all, None, true),
             (&all, Some("a/b"), true),
         ] {
-            assert_eq!(verify(link, "key", id, 0).is_ok(), is_valid, "{link:?} {id:?}");
+            assert_eq!(
+                verify_after_seconds(link, "key", id, 0).is_ok(),
+                is_valid,
+                "{link:?} {id:?}"
+            );
         }
         // No change makes a link to one build a link to all builds.
         let changed = one.text.replacen("build.", "builds.", 1);
         let changed = PageLink::parse(&changed).expect("the form is right");
-        assert_eq!(verify(&changed, "key", None, 0), Err(RejectedLink::Invalid));
-        let empty = link_in(&signer.page_of_build("", NOW));
+        assert_eq!(
+            verify_after_seconds(&changed, "key", None, 0),
+            Err(RejectedLink::Invalid)
+        );
+        let empty = link_in(&signer.address_of_build_page("", TIME_OF_SIGNING));
         let changed = PageLink::parse(&empty.text.replacen("build.", "builds.", 1)).expect("a form");
-        assert_eq!(verify(&changed, "key", None, 0), Err(RejectedLink::Invalid));
+        assert_eq!(
+            verify_after_seconds(&changed, "key", None, 0),
+            Err(RejectedLink::Invalid)
+        );
     }
 
     #[test]
     fn a_link_expires_and_its_time_cannot_be_changed() {
-        let link = link_in(&signer_with("key").page_of_build("a", NOW));
+        let link = link_in(&signer_with("key").address_of_build_page("a", TIME_OF_SIGNING));
         assert_eq!(link.expires, 86_400);
-        assert_eq!(verify(&link, "key", Some("a"), 86_400), Ok(()));
+        assert_eq!(verify_after_seconds(&link, "key", Some("a"), 86_400), Ok(()));
         assert_eq!(
-            verify(&link, "key", Some("a"), 86_401),
+            verify_after_seconds(&link, "key", Some("a"), 86_401),
             Err(RejectedLink::Expired)
         );
         let later = PageLink::parse(&link.text.replacen("86400", "96400", 1)).expect("a form");
         assert_eq!(
-            verify(&later, "key", Some("a"), 86_401),
+            verify_after_seconds(&later, "key", Some("a"), 86_401),
             Err(RejectedLink::Invalid)
         );
-        let shorter = link.verify(&check_with("key"), Some("a"), Duration::from_secs(60), NOW);
+        let shorter = link.verify(
+            &check_with("key"),
+            Some("a"),
+            Duration::from_secs(60),
+            TIME_OF_SIGNING,
+        );
         assert_eq!(
             shorter.map(|_| ()),
             Err(RejectedLink::Expired),
@@ -386,9 +407,12 @@ mod tests {
     #[test]
     fn a_link_lives_as_long_as_its_key_and_is_no_signature_of_a_request() {
         let signer = signer_with("old");
-        let link = link_in(&signer.page_of_build("a", NOW));
-        assert_eq!(verify(&link, "new\nold", Some("a"), 0), Ok(()));
-        assert_eq!(verify(&link, "new", Some("a"), 0), Err(RejectedLink::Invalid));
+        let link = link_in(&signer.address_of_build_page("a", TIME_OF_SIGNING));
+        assert_eq!(verify_after_seconds(&link, "new\nold", Some("a"), 0), Ok(()));
+        assert_eq!(
+            verify_after_seconds(&link, "new", Some("a"), 0),
+            Err(RejectedLink::Invalid)
+        );
         let SignatureCheck::Required(keys) = check_with("old") else {
             panic!("keys are required");
         };
@@ -400,7 +424,10 @@ mod tests {
             signature: signed,
             ..link
         };
-        assert_eq!(verify(&forged, "old", Some("a"), 0), Err(RejectedLink::Invalid));
+        assert_eq!(
+            verify_after_seconds(&forged, "old", Some("a"), 0),
+            Err(RejectedLink::Invalid)
+        );
     }
 
     #[test]
@@ -416,9 +443,11 @@ mod tests {
             tenant: Some("acme".to_owned()),
             ..signer_with("the key of acme")
         };
-        let link = link_in(&signer.page_of_builds(NOW));
+        let link = link_in(&signer.address_of_list_page(TIME_OF_SIGNING));
         let lifetime = PageSettings::default().lifetime;
-        let tenant = link.verify(&check, None, lifetime, NOW).expect("a valid link");
+        let tenant = link
+            .verify(&check, None, lifetime, TIME_OF_SIGNING)
+            .expect("a valid link");
         assert_eq!(tenant.expect("a tenant").name().as_str(), "acme");
 
         for changed in [
@@ -427,7 +456,7 @@ mod tests {
         ] {
             let changed = PageLink::parse(&changed).expect("a form");
             assert!(
-                changed.verify(&check, None, lifetime, NOW).is_err(),
+                changed.verify(&check, None, lifetime, TIME_OF_SIGNING).is_err(),
                 "{changed:?}"
             );
         }
@@ -436,13 +465,13 @@ mod tests {
             tenant: Some("globex".to_owned()),
             ..signer
         };
-        let forged = link_in(&signer.page_of_builds(NOW));
-        assert!(forged.verify(&check, None, lifetime, NOW).is_err());
+        let forged = link_in(&signer.address_of_list_page(TIME_OF_SIGNING));
+        assert!(forged.verify(&check, None, lifetime, TIME_OF_SIGNING).is_err());
     }
 
     #[test]
     fn a_malformed_link_is_rejected_and_none_is_no_link() {
-        let good = link_in(&signer_with("key").page_of_builds(NOW)).text;
+        let good = link_in(&signer_with("key").address_of_list_page(TIME_OF_SIGNING)).text;
         for query in [
             "link=".to_owned(),
             format!("link={good}&link={good}"),
@@ -460,10 +489,10 @@ mod tests {
         assert_eq!(PageLink::from_query(Some("links=x&from=3")), None);
         assert_eq!(PageLink::from_query(None), None);
         assert_eq!(
-            without_link(&format!("state=failed&link={good}&limit=3")).as_deref(),
+            query_without_link(&format!("state=failed&link={good}&limit=3")).as_deref(),
             Some("state=failed&limit=3")
         );
-        assert_eq!(without_link(&format!("link={good}")), None);
+        assert_eq!(query_without_link(&format!("link={good}")), None);
     }
 
     #[test]
@@ -477,18 +506,24 @@ mod tests {
                 .verify_text(b"question", &signed)
                 .expect("a valid signature");
             let signer = LinkSigner::new(Some(&signature), &PageSettings::default());
-            for address in [signer.page_of_builds(NOW), signer.page_of_build("a", NOW)] {
+            for address in [
+                signer.address_of_list_page(TIME_OF_SIGNING),
+                signer.address_of_build_page("a", TIME_OF_SIGNING),
+            ] {
                 let link = link_in(&address);
-                assert_eq!(verify(&link, "new\nold", Some("a"), 0), Ok(()));
-                assert_eq!(verify(&link, own, Some("a"), 0), Ok(()));
-                assert_eq!(verify(&link, other, Some("a"), 0), Err(RejectedLink::Invalid));
+                assert_eq!(verify_after_seconds(&link, "new\nold", Some("a"), 0), Ok(()));
+                assert_eq!(verify_after_seconds(&link, own, Some("a"), 0), Ok(()));
+                assert_eq!(
+                    verify_after_seconds(&link, other, Some("a"), 0),
+                    Err(RejectedLink::Invalid)
+                );
             }
         }
     }
 
     #[test]
     fn no_signature_of_a_link_is_in_its_debug_text() {
-        let link = link_in(&signer_with("key").page_of_builds(NOW));
+        let link = link_in(&signer_with("key").address_of_list_page(TIME_OF_SIGNING));
         let digits = link.signature.strip_prefix(SIGNATURE_PREFIX).expect("digits");
         assert!(!format!("{link:?}").contains(digits));
     }

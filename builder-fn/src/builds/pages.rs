@@ -9,16 +9,18 @@ use super::BuildRecord;
 use super::filter::BuildFilter;
 use super::log_excerpt::{LogExcerpt, LogPart};
 use super::lookup::{BuildLookup, FoundBuild};
-use super::page::{BuildPage, LIST_LIMIT, ListPage, PageAccess, error_page_response, page_response};
+use super::page::{
+    BuildPage, LIST_PAGE_DEFAULT_LIMIT, ListPage, PageAccess, error_page_response, page_response,
+};
 use super::page_link::{PageSettings, RejectedLink};
 use super::routes::{admit_reader, text_of_not_found};
 use crate::buildkit::ImageLayer;
 
 /// The number of builds in the chart of a function's last builds.
-const CHART_BUILDS: usize = 10;
+const BUILDS_IN_CHART: usize = 10;
 
 /// The advice for a link that does not work, or is missing.
-const NEW_LINK: &str = "Get a new link with the command: slipway open ID";
+const NEW_LINK_ADVICE: &str = "Get a new link with the command: slipway open ID";
 
 /// Answers with the page of a build.
 pub(super) async fn answer_build_page(
@@ -69,7 +71,8 @@ pub(super) async fn answer_build_page(
     page_response(page.render())
 }
 
-/// Answers with the list of builds that the query selects. `folder` is what precedes an ID in a link from the list's address.
+/// Answers with the list of builds that the query selects. `folder` is what precedes an ID in a link from the list's
+/// address.
 pub(super) async fn answer_list_page(
     lookup: &BuildLookup,
     query: Option<&str>,
@@ -77,7 +80,7 @@ pub(super) async fn answer_list_page(
     folder: &str,
 ) -> Response {
     let filter = match BuildFilter::parse(query) {
-        Ok(filter) => filter.with_default_limit(LIST_LIMIT),
+        Ok(filter) => filter.with_default_limit(LIST_PAGE_DEFAULT_LIMIT),
         Err(problems) => {
             return error_page_response(StatusCode::BAD_REQUEST, &problems, "Choose another filter.");
         }
@@ -97,13 +100,13 @@ pub(super) async fn answer_list_page(
 
 /// Answers a browser whose link is rejected.
 pub(super) fn answer_rejected_link(rejected: RejectedLink) -> Response {
-    error_page_response(StatusCode::UNAUTHORIZED, &format!("{rejected}."), NEW_LINK)
+    error_page_response(StatusCode::UNAUTHORIZED, &format!("{rejected}."), NEW_LINK_ADVICE)
 }
 
 /// Answers a browser without a link.
 pub(super) fn answer_missing_link() -> Response {
     let text = "A page about builds is opened with a link, which is valid for some time.";
-    error_page_response(StatusCode::UNAUTHORIZED, text, NEW_LINK)
+    error_page_response(StatusCode::UNAUTHORIZED, text, NEW_LINK_ADVICE)
 }
 
 /// Answers a browser with an error of the platform.
@@ -111,14 +114,14 @@ pub(super) fn answer_failure(status: StatusCode, error: &str) -> Response {
     error_page_response(status, error, "Load the page again in a moment.")
 }
 
-/// Returns the last builds of the build's function, or of its image if it deploys none, the newest first; none if they are not
-/// known in time.
+/// Returns the last builds of the build's function, or of its image if it deploys none, the newest first; none if they
+/// are not known in time.
 async fn last_builds(
     lookup: &BuildLookup,
     record: &BuildRecord,
     settings: &PageSettings,
 ) -> Vec<BuildRecord> {
-    let Some(filter) = BuildFilter::of_same_kind(record, CHART_BUILDS) else {
+    let Some(filter) = BuildFilter::of_same_function_or_image(record, BUILDS_IN_CHART) else {
         return Vec::new();
     };
     match tokio::time::timeout(settings.log_wait, lookup.list()).await {

@@ -235,13 +235,15 @@ impl BuildRecord {
 }
 
 /// Returns the reference of a build, from the name of one of its attempts.
-pub(crate) fn base_reference(attempt: &str) -> &str {
-    attempt.split_once('-').map_or(attempt, |(base, _)| base)
+pub(crate) fn base_reference(attempt_name: &str) -> &str {
+    attempt_name
+        .split_once('-')
+        .map_or(attempt_name, |(base, _)| base)
 }
 
 /// Returns the number of an attempt, from 1, from its name.
-pub(crate) fn attempt_number(attempt: &str) -> u64 {
-    let number = attempt
+pub(crate) fn attempt_number(attempt_name: &str) -> u64 {
+    let number = attempt_name
         .split_once('-')
         .and_then(|(_, number)| number.parse().ok());
     number.unwrap_or(1)

@@ -26,7 +26,7 @@ use crate::redact::SecretMask;
 const ENDED_BUILDS_MAX: usize = 1000;
 
 /// The limit on the searches through a daemon's whole history at the same time.
-const SEARCHES_MAX: usize = 2;
+const CONCURRENT_SEARCHES_MAX: usize = 2;
 
 /// The limit on the remembered references of builds in a daemon's history. At the limit, all are forgotten.
 const REFERENCES_MAX: usize = 10_000;
@@ -53,7 +53,7 @@ impl Default for SharedRecords {
             store: None,
             cancellations: CancellationWatch::default(),
             log_readers: LogReaders::default(),
-            searches: Semaphore::new(SEARCHES_MAX),
+            searches: Semaphore::new(CONCURRENT_SEARCHES_MAX),
             newest: NewestBuilds::default(),
         }
     }
@@ -103,7 +103,7 @@ pub(crate) struct AcceptedBuild {
 
 impl BuildRecords {
     /// Creates records that are kept in `store` as well.
-    pub fn kept_in(store: RecordStore) -> Self {
+    pub fn also_kept_in_store(store: RecordStore) -> Self {
         Self(Arc::new(SharedRecords {
             store: Some(store),
             ..SharedRecords::default()
@@ -208,7 +208,7 @@ impl BuildRecords {
     }
 
     /// Returns the cancellations of the builds in progress: what a request to cancel one of them looks like.
-    fn list_cancellations(&self) -> Vec<Cancellation> {
+    fn cancellations_of_builds_in_progress(&self) -> Vec<Cancellation> {
         let state = self.lock();
         let in_progress = state.builds.iter().filter(|(_, build)| build.deliveries > 0);
         in_progress.map(|(key, _)| key.to_cancellation()).collect()
@@ -231,7 +231,7 @@ impl RecordKey {
 
 impl RecordsState {
     /// Removes the builds that ended first, until there are no more than the limit.
-    fn evict_ended(&mut self) {
+    fn evict_ended_above_limit(&mut self) {
         while self.ended.len() > ENDED_BUILDS_MAX {
             if let Some(key) = self.ended.pop_front() {
                 self.builds.remove(&key);
@@ -242,7 +242,7 @@ impl RecordsState {
 
 impl AcceptedBuild {
     /// Changes the record of the build, unless it says already that the build succeeded.
-    pub(crate) fn update(&self, change: impl FnOnce(&mut BuildRecord)) {
+    pub(crate) fn update_unless_succeeded(&self, change: impl FnOnce(&mut BuildRecord)) {
         let state = self.shared.lock();
         if let Some(build) = state.builds.get(&self.key) {
             build.record.send_if_modified(|record| {
@@ -264,7 +264,7 @@ impl AcceptedBuild {
 
     /// Sets the state of the build.
     pub(crate) fn set_phase(&self, phase: BuildPhase) {
-        self.update(|record| record.phase = phase);
+        self.update_unless_succeeded(|record| record.phase = phase);
     }
 
     /// Returns the tenant of the build.
@@ -277,13 +277,13 @@ impl AcceptedBuild {
         self.key.to_cancellation()
     }
 
-    /// Follows requests to cancel builds of this process that reach other builders of `pool`, until the returned guard and
-    /// those of other builds are dropped.
+    /// Follows requests to cancel builds of this process that reach other builders of `pool`, until the returned guard
+    /// and those of other builds are dropped.
     pub(crate) fn watch_cancellations(&self, pool: &DaemonPool) -> WatchedPool {
         let (listed, cancelled) = (self.shared.clone(), self.shared.clone());
         self.shared.0.cancellations.watch(
             pool,
-            move || listed.list_cancellations(),
+            move || listed.cancellations_of_builds_in_progress(),
             move |Cancellation { tenant, call_id }| {
                 cancelled.cancel(&RecordKey { tenant, id: call_id });
             },
@@ -291,7 +291,7 @@ impl AcceptedBuild {
     }
 
     /// Waits until the build is cancelled.
-    pub(crate) async fn cancelled(&self) {
+    pub(crate) async fn wait_until_cancelled(&self) {
         let mut cancelled = self.cancelled.clone();
         if cancelled.wait_for(|is_cancelled| *is_cancelled).await.is_err() {
             // Does not happen: a build with deliveries is not removed.
@@ -299,8 +299,8 @@ impl AcceptedBuild {
         }
     }
 
-    /// Records in the record store that the call was accepted, and what its build is resumed with. It is durable when this
-    /// returns. Without a store, nothing is recorded.
+    /// Records in the record store that the call was accepted, and what its build is resumed with. It is durable when
+    /// this returns. Without a store, nothing is recorded.
     ///
     /// # Errors
     /// Fails if the registry does not store the record in a short time.
@@ -332,12 +332,12 @@ impl AcceptedBuild {
         self.place.as_ref().is_some_and(RecordPlace::is_resumable)
     }
 
-    /// Hands the build back, which this process cannot run now: any process resumes it. `is_ending` says that this process
-    /// ends in a moment. The build of another delivery of the call goes on.
+    /// Hands the build back, which this process cannot run now: any process resumes it. `is_process_ending` says that
+    /// this process ends in a moment. The build of another delivery of the call goes on.
     ///
     /// # Errors
     /// Fails if it is not known whether another process resumes the build.
-    pub(crate) async fn hand_back(&self, is_ending: bool) -> Result<(), StoreError> {
+    pub(crate) async fn hand_back(&self, is_process_ending: bool) -> Result<(), StoreError> {
         if self.leave_to_another_delivery() {
             return Ok(());
         }
@@ -361,7 +361,7 @@ impl AcceptedBuild {
         let (Some(store), Some(place), Some(record)) = (self.shared.store(), &self.place, record) else {
             return Ok(());
         };
-        let handed_back = Box::pin(store.hand_back(place, record, is_ending)).await;
+        let handed_back = Box::pin(store.hand_back(place, record, is_process_ending)).await;
         match handed_back {
             Err(error) if place.has_stored_request() => {
                 let error = ErrorChain(&error).to_string();
@@ -386,7 +386,7 @@ impl AcceptedBuild {
     }
 
     /// Ends the delivery of a build that was handed back. Other processes know more of the build from now on.
-    pub(crate) fn leave_to_others(self) {
+    pub(crate) fn leave_to_other_processes(self) {
         if self.has_ended.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -400,7 +400,7 @@ impl AcceptedBuild {
             match is_success {
                 true => {
                     state.ended.push_back(self.key.clone());
-                    state.evict_ended();
+                    state.evict_ended_above_limit();
                 }
                 false => drop(state.builds.remove(&self.key)),
             }
@@ -412,20 +412,20 @@ impl AcceptedBuild {
     ///
     /// The record store is written in the background; the result says when that has ended.
     pub(crate) fn end(mut self, phase: BuildPhase, outcome: Map<String, Value>) -> PendingWrite {
-        self.record_end(phase, outcome)
+        self.record_end_once(phase, outcome)
     }
 
-    /// Records that the request is rejected for now only: the record store keeps that of an accepted call only, because the
-    /// same request is to be sent again.
+    /// Records that the request is rejected for now only: the record store keeps that of an accepted call only, because
+    /// the same request is to be sent again.
     pub(crate) fn reject_for_now(mut self, outcome: Map<String, Value>) -> PendingWrite {
         if self.place.as_ref().is_some_and(|place| !place.is_stored()) {
             self.place = None;
         }
-        self.record_end(BuildPhase::Failed, outcome)
+        self.record_end_once(BuildPhase::Failed, outcome)
     }
 
     /// Records the end of the delivery once.
-    fn record_end(&mut self, phase: BuildPhase, outcome: Map<String, Value>) -> PendingWrite {
+    fn record_end_once(&mut self, phase: BuildPhase, outcome: Map<String, Value>) -> PendingWrite {
         if self.has_ended.swap(true, Ordering::Relaxed) {
             return PendingWrite::none();
         }
@@ -450,7 +450,7 @@ impl AcceptedBuild {
         }
         if is_last {
             state.ended.push_back(self.key.clone());
-            state.evict_ended();
+            state.evict_ended_above_limit();
         }
         drop(state);
         match (self.shared.store(), self.place.take(), ended) {
@@ -469,7 +469,7 @@ impl Drop for AcceptedBuild {
             false => "the caller disconnected, and the build was given up",
         };
         let outcome = Map::from_iter([("error".to_owned(), Value::from(error))]);
-        self.record_end(BuildPhase::Failed, outcome);
+        self.record_end_once(BuildPhase::Failed, outcome);
     }
 }
 

@@ -19,7 +19,7 @@ use super::log::{LogFormat, LogRecordSink, LogSender};
 use super::log_readers::LogReader;
 use super::lookup::{BuildLookup, FoundBuild, NotFound, UnreadPlaces};
 use super::page::{self, PageAccess};
-use super::page_link::{LinkSigner, PageLink, RejectedLink, without_link};
+use super::page_link::{LinkSigner, PageLink, RejectedLink, query_without_link};
 use super::pages;
 use super::{BuildPhase, RecordKey};
 use crate::accept;
@@ -66,8 +66,8 @@ impl BuildsRoute {
         }
     }
 
-    /// Returns the ID of the build that the route is for; `None` for the list and for two builds, which a link to one build does
-    /// not show.
+    /// Returns the ID of the build that the route is for; `None` for the list and for two builds, which a link to one
+    /// build does not show.
     fn id(&self) -> Option<&str> {
         match self {
             Self::List | Self::Difference(..) => None,
@@ -87,8 +87,8 @@ impl BuildsRoute {
 }
 
 impl BuilderApi {
-    /// Answers a request to a route below `/builds`, if its signature or its link is authentic: with a page for a browser, and
-    /// with JSON otherwise.
+    /// Answers a request to a route below `/builds`, if its signature or its link is authentic: with a page for a
+    /// browser, and with JSON otherwise.
     pub(crate) async fn answer_question(
         &self,
         route: BuildsRoute,
@@ -140,12 +140,12 @@ impl BuilderApi {
             BuildsRoute::Log(id) => answer_log(lookup, id, query, request, &access).await,
         };
         // Also for a signed question: its answer has a link.
-        page::protect(response.headers_mut());
+        page::add_protective_headers(response.headers_mut());
         response
     }
 
-    /// Verifies the signature or the link of a question, and returns what its sender may look up. A link is for reading only,
-    /// and counts only without a signature.
+    /// Verifies the signature or the link of a question, and returns what its sender may look up. A link is for reading
+    /// only, and counts only without a signature.
     ///
     /// # Errors
     /// Fails if the question is not authentic, or that cannot be checked.
@@ -174,10 +174,12 @@ impl BuilderApi {
         if let Some(link) = &link {
             head.tenant = link.tenant().map(ToString::to_string);
         }
-        let check = self.read_signature_check(&head, context).map_err(|error| {
-            tracing::error!(error = %ErrorChain(&error), "could not check a question about builds");
-            RejectedSender::Unchecked(error.to_string())
-        })?;
+        let check = self
+            .signature_check_from_secrets(&head, context)
+            .map_err(|error| {
+                tracing::error!(error = %ErrorChain(&error), "could not check a question about builds");
+                RejectedSender::Unchecked(error.to_string())
+            })?;
         let (tenant, links, access) = match (&check, link) {
             (SignatureCheck::Disabled, _) => {
                 let links = LinkSigner::new(None, &self.pages);
@@ -207,7 +209,7 @@ impl BuilderApi {
             None => self.builder.manifests.clone(),
         };
         let query = match &access {
-            PageAccess::Link(_) | PageAccess::Open => query.and_then(without_link),
+            PageAccess::Link(_) | PageAccess::Open => query.and_then(query_without_link),
             PageAccess::Signed => query.map(str::to_owned),
         };
         Ok(AuthenticQuestion {
@@ -226,22 +228,24 @@ impl BuilderApi {
 }
 
 impl BuilderApi {
-    /// Verifies the signature of a request without a body, and returns the tenant that signed it; `None` without a policy. No
-    /// link takes its place.
+    /// Verifies the signature of a request without a body, and returns the tenant that signed it; `None` without a
+    /// policy. No link takes its place.
     ///
     /// # Errors
     /// Fails with the status and the text of the answer if the request is not authentic, or that cannot be checked.
-    pub(crate) fn authenticate(
+    pub(crate) fn authenticate_bodyless_request(
         &self,
         request: &Parts,
         context: &Context,
     ) -> Result<Option<Arc<Tenant>>, (StatusCode, String)> {
         let now = SystemTime::now();
         let head = RequestHead::new(&request.headers, now);
-        let check = self.read_signature_check(&head, context).map_err(|error| {
-            tracing::error!(error = %ErrorChain(&error), "could not check a request about a function");
-            (StatusCode::BAD_GATEWAY, error.to_string())
-        })?;
+        let check = self
+            .signature_check_from_secrets(&head, context)
+            .map_err(|error| {
+                tracing::error!(error = %ErrorChain(&error), "could not check a request about a function");
+                (StatusCode::BAD_GATEWAY, error.to_string())
+            })?;
         let signature = verify_question(&check, &request.method, &request.uri, &request.headers, now);
         let signature = signature.map_err(|rejected| (StatusCode::UNAUTHORIZED, rejected.to_string()))?;
         Ok(signature.as_ref().and_then(VerifiedSignature::tenant).cloned())
@@ -297,7 +301,7 @@ async fn answer_list(lookup: &BuildLookup, query: Option<&str>) -> Response {
         .collect();
     let mut body = json!({"builds": builds});
     if let Some(links) = &lookup.links {
-        body["page"] = json!(links.page_of_builds(SystemTime::now()));
+        body["page"] = json!(links.address_of_list_page(SystemTime::now()));
     }
     if let Some(text) = unread.to_text() {
         body["incomplete"] = json!(text);
@@ -309,7 +313,7 @@ async fn answer_list(lookup: &BuildLookup, query: Option<&str>) -> Response {
 fn answer_build(status: StatusCode, build: &FoundBuild, lookup: &BuildLookup) -> Response {
     let mut body = build.record.to_json();
     if let Some(links) = &lookup.links {
-        body["page"] = json!(links.page_of_build(&build.record.id, SystemTime::now()));
+        body["page"] = json!(links.address_of_build_page(&build.record.id, SystemTime::now()));
     }
     if let Some(text) = build.unread.to_text() {
         body["incomplete"] = json!(text);

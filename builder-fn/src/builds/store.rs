@@ -1,29 +1,35 @@
 //! The record store: what BuildKit's history does not have of a build, in a repository of the operator's registry.
 //!
-//! The registry is there wherever images are pushed, it is reachable from every replica, and it survives both builder-fn and
-//! BuildKit. NATS JetStream would add locks and redelivery, but the Community Edition has no JetStream, and a second store
-//! to run, back up and secure. What a registry lacks is made up for here:
+//! The registry is there wherever images are pushed, it is reachable from every replica, and it survives both
+//! builder-fn and BuildKit. NATS JetStream would add locks and redelivery, but the Community Edition has no JetStream,
+//! and a second store to run, back up and secure. What a registry lacks is made up for here:
 //!
-//! - **A record is one manifest.** Its annotation has the record, so that it is written with one request and read with one.
+//! - **A record is one manifest.** Its annotation has the record, so that it is written with one request and read with
+//! one.
 //!   Registries redirect requests for blobs and delete blobs late, so the body of a request is a manifest too. The tag
 //!   `r-HASH` names the current record of a build. HASH is derived from tenant and ID, so a look-up lists nothing. Each
 //!   tenant has a repository of its own.
 //! - **A list needs an order**, which tags do not have: each record has a second tag, [`IndexTag`], with the time of the
 //!   acceptance and the owner, the process that runs the build. The second tag is written first, so that no record lacks
 //!   it. `GET /builds` and the removal of old records find the newest records by the names of tags alone.
-//! - **There is no compare-and-swap.** A success replaces everything and is replaced by nothing; a failure replaces what its
-//!   own process wrote, or an end ([`StoredRecord::may_be_replaced_by`]). Of two writers at once, the last one counts. That
-//!   two builders may run one call costs nothing: BuildKit builds a reference once, and the deployer deploys an image once.
+//! - **There is no compare-and-swap.** A success replaces everything and is replaced by nothing; a failure replaces
+//! what its
+//!   own process wrote, or an end ([`StoredRecord::may_be_replaced_by`]). Of two writers at once, the last one counts.
+//! That
+//!   two builders may run one call costs nothing: BuildKit builds a reference once, and the deployer deploys an image
+//! once.
 //! - **Others may read the registry.** Records and the bodies of requests are sealed with keys derived from the secret
 //!   `deploy-secret` ([`RecordSeal`]). A reader of the repository learns the number, the times and the sizes of builds. A
 //!   writer can delete records, and cannot forge one. Callers seal build secrets besides.
-//! - **What is replaced stays** until it is deleted or garbage is collected. The store deletes what it replaced, and records
-//!   beyond [`RECORDS_MAX`] or older than [`AGE_MAX`], if the registry allows it.
+//! - **What is replaced stays** until it is deleted or garbage is collected. The store deletes what it replaced, and
+//! records
+//!   beyond [`RECORDS_MAX_PER_TENANT`] or older than [`RECORD_AGE_MAX`], if the registry allows it.
 //! - **The record names the process that runs the build.** That process renews a sign in the registry while it lives
 //!   (`lease.rs`). Other processes claim and resume the builds of one that has gone (`claim.rs`).
 //!
 //! - **A write that failed may take effect later.** A call whose acceptance may be in the registry is never rejected for
-//!   now, so that no other builder runs it while its caller sends it again because of the 429: it is handed back, which includes another
+//!   now, so that no other builder runs it while its caller sends it again because of the 429: it is handed back, which
+//! includes another
 //!   write of the acceptance, or waits on for a slot ([`RecordPlace::is_resumable`]).
 //!
 //! Only asynchronous calls wait for the store, for a short time each at their acceptance and before their answer. A
@@ -68,10 +74,10 @@ use seal::{RecordSeal, SealedContent};
 pub(crate) use versions::VersionRecording;
 
 /// The limit on the records of one tenant.
-const RECORDS_MAX: usize = 1000;
+const RECORDS_MAX_PER_TENANT: usize = 1000;
 
 /// The age at which a record is deleted.
-const AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const RECORD_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The longest body that is stored with the record of its request, in bytes. NATS accepts no larger message unless it is
 /// set up to; the queue of the Community Edition accepts a quarter.
@@ -82,27 +88,28 @@ pub const STORED_BODY_MAX: u64 = 1 << 20;
 const HAND_BACK_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The limit on the records that are written at the same time.
-const WRITERS_MAX: usize = 4;
+const CONCURRENT_WRITERS_MAX: usize = 4;
 
 /// The limit on the records of one tenant that wait to be written. Beyond it, records of calls that were not accepted are
 /// dropped.
-const PENDING_MAX: usize = 100;
+const PENDING_RECORDS_MAX_PER_TENANT: usize = 100;
 
-/// The number of attempts to write the end of an accepted call's build while more than [`PENDING_MAX`] records wait. With fewer,
-/// it is tried for as long as the process runs.
-const END_ATTEMPTS: u32 = 5;
+/// The number of attempts to write the end of an accepted call's build while more than
+/// [`PENDING_RECORDS_MAX_PER_TENANT`] records wait. With fewer, it is tried for as long as the process runs.
+const END_WRITE_ATTEMPTS_WHILE_CROWDED: u32 = 5;
 
-/// The base-2 logarithm of the longest pause between two attempts to write the end of a build, in [`LeaseTimes::end_pause`].
+/// The base-2 logarithm of the longest pause between two attempts to write the end of a build, in
+/// [`LeaseTimes::end_pause`].
 const END_PAUSE_EXPONENT_MAX: u32 = 6;
 
 /// The longest wait for one attempt to write the end of a build, with its turn.
-const END_TIMEOUT: Duration = Duration::from_secs(10);
+const WRITE_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The number of records that are read at the same time for a list, or in a search for unfinished builds.
 const CONCURRENT_READS: usize = 16;
 
 /// The limit on the records of ended builds that are kept in memory for lists.
-const CACHED_MAX: usize = 2 * RECORDS_MAX;
+const CACHED_ENDED_RECORDS_MAX: usize = 2 * RECORDS_MAX_PER_TENANT;
 
 /// The access to the registry that has the records.
 #[derive(Clone, Debug)]
@@ -166,7 +173,7 @@ struct UnfinishedBuild {
 
 impl UnfinishedBuild {
     /// Counts a build as unfinished, and returns whether it is the only one.
-    fn new(store: &RecordStore, hash: &str) -> (Self, bool) {
+    fn new_and_is_first(store: &RecordStore, hash: &str) -> (Self, bool) {
         let mut unfinished = lock(&store.0.unfinished);
         let is_first = unfinished.is_empty();
         *unfinished.entry(hash.to_owned()).or_default() += 1;
@@ -180,7 +187,7 @@ impl UnfinishedBuild {
 
 impl Drop for UnfinishedBuild {
     fn drop(&mut self) {
-        remove_one(&mut lock(&self.store.0.unfinished), &self.hash);
+        decrement_or_remove(&mut lock(&self.store.0.unfinished), &self.hash);
     }
 }
 
@@ -198,12 +205,12 @@ struct PendingRecord {
 
 impl Drop for PendingRecord {
     fn drop(&mut self) {
-        remove_one(&mut lock(&self.store.0.pending), &self.tenant);
+        decrement_or_remove(&mut lock(&self.store.0.pending), &self.tenant);
     }
 }
 
 /// Counts one less of `key`, and removes it with the last one.
-fn remove_one<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+fn decrement_or_remove<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {
@@ -245,7 +252,7 @@ impl RecordStore {
             times: access.times,
             repository: RecordRepository::new(access),
             owner: index_tag::random_owner(),
-            writers: Semaphore::new(WRITERS_MAX),
+            writers: Semaphore::new(CONCURRENT_WRITERS_MAX),
             pending: Mutex::default(),
             unfinished: Mutex::default(),
             beat: AtomicU64::new(0),
@@ -292,7 +299,7 @@ impl RecordStore {
                 Some((request, body)) => Some((request, self.write_body(place, &body).await?)),
                 None => None,
             };
-            self.write(place, build, request).await
+            self.write_as_this_process(place, build, request).await
         };
         let stored = match tokio::time::timeout(limit, storing).await {
             Ok(stored) => stored,
@@ -318,7 +325,7 @@ impl RecordStore {
 
     /// Counts a record that waits to be written towards its tenant's limit. Returns the guard, and whether there are more
     /// records than the limit.
-    fn count_pending_record(&self, tenant: &Option<String>) -> (PendingRecord, bool) {
+    fn count_pending_record_and_is_crowded(&self, tenant: &Option<String>) -> (PendingRecord, bool) {
         let count = {
             let mut pending = lock(&self.0.pending);
             let count = pending.entry(tenant.clone()).or_default();
@@ -329,7 +336,7 @@ impl RecordStore {
             store: self.clone(),
             tenant: tenant.clone(),
         };
-        (guard, count > PENDING_MAX)
+        (guard, count > PENDING_RECORDS_MAX_PER_TENANT)
     }
 
     /// Stores the end of a build in the background. That of an accepted call's build is tried again if it fails.
@@ -338,9 +345,13 @@ impl RecordStore {
             return PendingWrite(None);
         };
         let may_be_stored = place.is_stored() || place.is_resumable();
-        let attempts = if may_be_stored { END_ATTEMPTS } else { 1 };
+        let attempts = if may_be_stored {
+            END_WRITE_ATTEMPTS_WHILE_CROWDED
+        } else {
+            1
+        };
         let tenant = place.key.tenant.clone();
-        let (guard, is_one_too_many) = self.count_pending_record(&tenant);
+        let (guard, is_one_too_many) = self.count_pending_record_and_is_crowded(&tenant);
         if is_one_too_many && !may_be_stored {
             self.0.writes.count(false);
             tracing::warn!("the end of a build was not recorded: too many records wait for the registry");
@@ -352,11 +363,14 @@ impl RecordStore {
             let mut place = place;
             // While it is tried, this process counts as the one that runs the build, which would begin again otherwise.
             for attempt in 1.. {
-                let written = tokio::time::timeout(END_TIMEOUT, store.write_end(&mut place, &build)).await;
+                let written =
+                    tokio::time::timeout(WRITE_ATTEMPT_TIMEOUT, store.write_end(&mut place, &build)).await;
                 let error = match written {
                     Ok(Ok(())) => return store.0.writes.count(true),
                     Ok(Err(error)) => error,
-                    Err(_) => StoreError::Timeout { limit: END_TIMEOUT },
+                    Err(_) => StoreError::Timeout {
+                        limit: WRITE_ATTEMPT_TIMEOUT,
+                    },
                 };
                 let error = ErrorChain(&error).to_string();
                 tracing::warn!(
@@ -367,7 +381,7 @@ impl RecordStore {
                 store.0.writes.count(false);
                 let is_crowded = lock(&store.0.pending)
                     .get(&tenant)
-                    .is_some_and(|pending| *pending > PENDING_MAX);
+                    .is_some_and(|pending| *pending > PENDING_RECORDS_MAX_PER_TENANT);
                 if attempt >= attempts && (!may_be_stored || is_crowded) {
                     return;
                 }
@@ -387,14 +401,15 @@ impl RecordStore {
             return Ok(());
         }
         let replaced = place.written.clone();
-        self.write(place, build.clone(), None).await?;
+        self.write_as_this_process(place, build.clone(), None).await?;
         for digest in replaced.into_iter().chain(body) {
             self.0.repository.delete(&place.key.tenant, &digest).await;
         }
         Ok(())
     }
 
-    /// Hands a build back: any process may resume it at once. `is_ending` says that this process ends in a moment.
+    /// Hands a build back: any process may resume it at once. `is_process_ending` says that this process ends in a
+    /// moment.
     ///
     /// # Errors
     /// Fails if the registry does not store it in a short time. It may store it later.
@@ -402,7 +417,7 @@ impl RecordStore {
         &self,
         place: &RecordPlace,
         build: BuildRecord,
-        is_ending: bool,
+        is_process_ending: bool,
     ) -> Result<(), StoreError> {
         let mut released = RecordPlace {
             key: place.key.clone(),
@@ -412,7 +427,7 @@ impl RecordStore {
             unconfirmed: None,
             unfinished: None,
         };
-        let limit = match is_ending {
+        let limit = match is_process_ending {
             true => HAND_BACK_TIMEOUT,
             false => self.0.times.exchange,
         };
@@ -433,7 +448,7 @@ impl RecordStore {
             Ok(written) => written?,
             Err(_) => return Err(StoreError::Timeout { limit }),
         }
-        if let Some(replaced) = place.written.as_ref().filter(|_| !is_ending) {
+        if let Some(replaced) = place.written.as_ref().filter(|_| !is_process_ending) {
             let deleting = self.0.repository.delete(&place.key.tenant, replaced);
             // What is left is deleted with the old records.
             let _ = tokio::time::timeout(limit, deleting).await;
@@ -442,14 +457,14 @@ impl RecordStore {
     }
 
     /// Writes a record with this process as its owner. Counts a build that has not ended as unfinished before.
-    async fn write(
+    async fn write_as_this_process(
         &self,
         place: &mut RecordPlace,
         build: BuildRecord,
         request: Option<(ResumableRequest, StoredBody)>,
     ) -> Result<(), StoreError> {
         if !build.phase.is_terminal() && place.unfinished.is_none() {
-            let (guard, is_first) = UnfinishedBuild::new(self, place.index.hash());
+            let (guard, is_first) = UnfinishedBuild::new_and_is_first(self, place.index.hash());
             place.unfinished = Some(guard);
             if is_first {
                 // Before others can see the build: while there was none, the sign was not renewed.
@@ -479,7 +494,7 @@ impl RecordStore {
         let sealed = self
             .0
             .seal
-            .seal(SealedContent::Record, tenant, &record.to_json())?;
+            .seal(SealedContent::Record, tenant, &record.to_json_within_limit())?;
         let manifest = RecordManifest::of_record(&sealed);
         for tag in [place.index.to_string(), index_tag::record_tag(&place.key)] {
             self.0.repository.put(tenant, &tag, &manifest).await?;
@@ -535,14 +550,14 @@ impl RecordStore {
         let limit = self.0.times.exchange;
         let deadline = tokio::time::Instant::now() + limit;
         let late = || StoreError::Timeout { limit };
-        let listing = self.list_entries(tenant);
+        let listing = self.list_unexpired_index_tags(tenant);
         let listing = tokio::time::timeout_at(deadline, listing).await;
         let tags = match listing {
             Ok(Ok(tags)) => tags,
             Ok(Err(error)) => return (Vec::new(), Some(error)),
             Err(_) => return (Vec::new(), Some(late())),
         };
-        let newest = index_tag::newest_of_each(&tags, RECORDS_MAX);
+        let newest = index_tag::newest_entry_of_each_build(&tags, RECORDS_MAX_PER_TENANT);
         let mut records = futures_util::stream::iter(newest)
             .map(|tag| self.read_for_list(tenant, tag))
             .buffer_unordered(CONCURRENT_READS);
@@ -558,8 +573,8 @@ impl RecordStore {
     }
 
     /// Lists the tags of the entries that are not to be deleted.
-    async fn list_entries(&self, tenant: &Option<String>) -> Result<Vec<String>, StoreError> {
-        let oldest = SystemTime::now().checked_sub(AGE_MAX);
+    async fn list_unexpired_index_tags(&self, tenant: &Option<String>) -> Result<Vec<String>, StoreError> {
+        let oldest = SystemTime::now().checked_sub(RECORD_AGE_MAX);
         let after = index_tag::tag_before(oldest.unwrap_or(SystemTime::UNIX_EPOCH));
         self.0.repository.list_tags(tenant, INDEX_PREFIX, &after).await
     }
@@ -570,7 +585,7 @@ impl RecordStore {
         tag: IndexTag,
     ) -> Result<Option<BuildRecord>, StoreError> {
         let key = (tenant.clone(), tag);
-        let cached = self.ended().get(&key).cloned();
+        let cached = self.lock_ended_cache().get(&key).cloned();
         if cached.is_some() {
             return Ok(cached);
         }
@@ -581,8 +596,8 @@ impl RecordStore {
             Err(error) => return Err(error),
         };
         if let Some(build) = record.as_ref().filter(|build| build.phase.is_terminal()) {
-            let mut ended = self.ended();
-            if ended.len() >= CACHED_MAX {
+            let mut ended = self.lock_ended_cache();
+            if ended.len() >= CACHED_ENDED_RECORDS_MAX {
                 ended.clear();
             }
             ended.insert(key, build.clone());
@@ -590,7 +605,7 @@ impl RecordStore {
         Ok(record)
     }
 
-    fn ended(&self) -> MutexGuard<'_, HashMap<(Option<String>, IndexTag), BuildRecord>> {
+    fn lock_ended_cache(&self) -> MutexGuard<'_, HashMap<(Option<String>, IndexTag), BuildRecord>> {
         lock(&self.0.ended)
     }
 }
@@ -606,7 +621,7 @@ impl PendingWrite {
     pub(crate) async fn wait(self) {
         if let Some(task) = self.0 {
             // A write that panicked is reported where it panicked.
-            let _ = tokio::time::timeout(END_TIMEOUT, task).await;
+            let _ = tokio::time::timeout(WRITE_ATTEMPT_TIMEOUT, task).await;
         }
     }
 }

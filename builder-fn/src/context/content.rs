@@ -6,9 +6,9 @@ use std::sync::OnceLock;
 /// The key of this process's content hashes, which is never shown.
 static CONTENT_HASH_KEY: OnceLock<[u8; 32]> = OnceLock::new();
 
-/// Sets the key of content hashes, so that hashes of processes with the same key can be compared. Without effect once a content
-/// was hashed: its key stays. Without a call, the key is random.
-pub fn set_content_hash_key(key: [u8; 32]) {
+/// Sets the key of content hashes, so that hashes of processes with the same key can be compared. Without effect once a
+/// content was hashed: its key stays. Without a call, the key is random.
+pub fn set_content_hash_key_if_unset(key: [u8; 32]) {
     let _ = CONTENT_HASH_KEY.set(key);
 }
 
@@ -20,19 +20,19 @@ fn content_hash_key() -> &'static [u8; 32] {
     })
 }
 
-/// Returns a name for the key of content hashes, which does not reveal it. Hashes under keys with different names cannot be
-/// compared.
+/// Returns a name for the key of content hashes, which does not reveal it. Hashes under keys with different names
+/// cannot be compared.
 pub(crate) fn content_hash_key_name() -> String {
     ContentHash::of(b"slipway: the name of this key").to_hex()
 }
 
 /// A hash of a file's content, for comparisons. Files with the same hash have the same content.
 ///
-/// It is 96 bits of BLAKE3 under a key that only this process has, or that is derived from a secret of the operator's; hashes
-/// under different keys cannot be compared. There is one for each file of a context and one for each file that is remembered, so it is no longer than necessary. 96 bits are
-/// enough: without the key and without seeing a hash, nobody can search for a collision, which leaves chance. Contents are
-/// compared only if everything else that is known of two files is equal, and then two different contents have the same hash
-/// with a probability of 2⁻⁹⁶.
+/// It is 96 bits of BLAKE3 under a key that only this process has, or that is derived from a secret of the operator's;
+/// hashes under different keys cannot be compared. There is one for each file of a context and one for each file that
+/// is remembered, so it is no longer than necessary. 96 bits are enough: without the key and without seeing a hash,
+/// nobody can search for a collision, which leaves chance. Contents are compared only if everything else that is known
+/// of two files is equal, and then two different contents have the same hash with a probability of 2⁻⁹⁶.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ContentHash(pub [u8; 12]);
 

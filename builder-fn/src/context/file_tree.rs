@@ -10,15 +10,15 @@ use super::{ContentHash, ContentHasher, ContextView, Entry, Index, Kind};
 const NODES_MAX: usize = 3000;
 
 /// The limit on the paths of a tree's nodes together, in bytes.
-const PATH_BYTES_MAX: usize = 160 << 10;
+const NODE_PATHS_BYTES_MAX: usize = 160 << 10;
 
 /// The digest of what is not known: a file that was not sent, and of which nobody knows what the daemon has.
 const UNKNOWN_DIGEST: &str = "?";
 
 /// The digests of the files of a context.
 ///
-/// A context with more files than [`NODES_MAX`] has the digests of whole folders from a certain depth on, so that the record
-/// of any context has a bounded size.
+/// A context with more files than [`NODES_MAX`] has the digests of whole folders from a certain depth on, so that the
+/// record of any context has a bounded size.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileTree {
     /// The number of entries: files, folders and symbolic links.
@@ -52,15 +52,15 @@ struct FolderDigest {
 }
 
 impl FileTree {
-    /// Returns the digests of the entries of `view`. `contents` has the hash of each entry's content, and `unknown` is the one
-    /// of contents that are not known.
+    /// Returns the digests of the entries of `view`. `contents` has the hash of each entry's content, and `unknown` is
+    /// the one of contents that are not known.
     pub(crate) fn of_view(
         index: &Index,
         view: &ContextView,
         contents: &[ContentHash],
         unknown: ContentHash,
     ) -> Self {
-        let depth_max = deepest_depth(index, view);
+        let depth_max = max_node_depth(index, view);
         let mut tree = Self {
             entries: view.len(),
             is_cut: depth_max.is_some(),
@@ -85,7 +85,7 @@ impl FileTree {
                 continue;
             };
             // Everything below one folder comes in a row.
-            let top = ancestor(&path, depth);
+            let top = first_components(&path, depth);
             if folder.as_ref().is_some_and(|folder| folder.path != top) {
                 tree.add_folder(folder.take());
             }
@@ -112,14 +112,14 @@ impl FileTree {
         self.nodes.insert(format!("{}/", folder.path), digest);
     }
 
-    /// Compares this tree with a newer one. `limit` is the most paths of each kind.
+    /// Compares this tree with a newer one. `max_paths_per_kind` is the most paths of each kind.
     ///
     /// Where one of them has a folder as a whole and the other one its files, the folder is the path that differs.
-    pub(crate) fn compare_with(&self, newer: &Self, limit: usize) -> TreeDifference {
+    pub(crate) fn compare_with(&self, newer: &Self, max_paths_per_kind: usize) -> TreeDifference {
         let mut difference = TreeDifference::default();
         let mut push = |list: fn(&mut TreeDifference) -> &mut Vec<String>, path: &str| {
             let list = list(&mut difference);
-            if list.len() < limit && list.last().is_none_or(|last| last != path) {
+            if list.len() < max_paths_per_kind && list.last().is_none_or(|last| last != path) {
                 list.push(path.to_owned());
             }
         };
@@ -129,17 +129,17 @@ impl FileTree {
                 Some(old) if old == UNKNOWN_DIGEST || digest == UNKNOWN_DIGEST => unknown += 1,
                 Some(old) if old == digest => {}
                 Some(_) => push(|difference| &mut difference.changed, path),
-                None => match self.folder_with(path) {
+                None => match self.whole_folder_node_above(path) {
                     Some(folder) => push(|difference| &mut difference.changed, folder),
-                    None if self.has_folder(path) => {}
+                    None if self.has_folder_in_other_form(path) => {}
                     None => push(|difference| &mut difference.added, path),
                 },
             }
         }
         for path in self.nodes.keys().filter(|path| !newer.nodes.contains_key(*path)) {
-            match newer.folder_with(path) {
+            match newer.whole_folder_node_above(path) {
                 Some(folder) => push(|difference| &mut difference.changed, folder),
-                None if newer.has_folder(path) => {}
+                None if newer.has_folder_in_other_form(path) => {}
                 None => push(|difference| &mut difference.removed, path),
             }
         }
@@ -150,7 +150,7 @@ impl FileTree {
     }
 
     /// Returns the node of a folder that stands for `path` among others.
-    fn folder_with(&self, path: &str) -> Option<&str> {
+    fn whole_folder_node_above(&self, path: &str) -> Option<&str> {
         let folder = |prefix: &str| {
             self.nodes
                 .get_key_value(prefix)
@@ -161,9 +161,9 @@ impl FileTree {
             .or_else(|| folder("/").filter(|folder| *folder != path))
     }
 
-    /// Returns whether the tree has the folder `path` in another form: as a whole, or by its entries. These are compared with
-    /// the folder then.
-    fn has_folder(&self, path: &str) -> bool {
+    /// Returns whether the tree has the folder `path` in another form: as a whole, or by its entries. These are
+    /// compared with the folder then.
+    fn has_folder_in_other_form(&self, path: &str) -> bool {
         let Some(folder) = path.strip_suffix('/') else {
             return self.nodes.contains_key(&format!("{path}/"));
         };
@@ -175,9 +175,9 @@ impl FileTree {
     }
 }
 
-/// Returns the number of components of the deepest nodes, where folders stand for all in them; `None` if every entry can be a
-/// node.
-fn deepest_depth(index: &Index, view: &ContextView) -> Option<usize> {
+/// Returns the number of components of the deepest nodes, where folders stand for all in them; `None` if every entry
+/// can be a node.
+fn max_node_depth(index: &Index, view: &ContextView) -> Option<usize> {
     let mut path = String::new();
     let mut of_depths: Vec<(usize, usize)> = Vec::new();
     for visible in view.iter() {
@@ -195,7 +195,7 @@ fn deepest_depth(index: &Index, view: &ContextView) -> Option<usize> {
     for (depth, (more_nodes, more_bytes)) in of_depths.iter().enumerate() {
         nodes += more_nodes;
         bytes += more_bytes;
-        if nodes > NODES_MAX || bytes > PATH_BYTES_MAX {
+        if nodes > NODES_MAX || bytes > NODE_PATHS_BYTES_MAX {
             // What is this deep counts with the folder above it.
             return Some(depth);
         }
@@ -209,7 +209,7 @@ fn depth_of(path: &str) -> usize {
 }
 
 /// Returns the first `depth` components of a path; nothing for 0.
-fn ancestor(path: &str, depth: usize) -> &str {
+fn first_components(path: &str, depth: usize) -> &str {
     let Some(last) = depth.checked_sub(1) else {
         return "";
     };
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn long_paths_count_too() {
+    fn a_tree_is_cut_also_if_its_paths_together_are_too_long() {
         let long: Vec<_> = (0..1_000)
             .map(|at| (format!("{}/{at}", "x".repeat(200)), at.to_string()))
             .collect();

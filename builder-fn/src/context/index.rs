@@ -1,11 +1,12 @@
 //! The entries of a source context, in a packed form that saves memory.
 //!
-//! An entry is a [`PackedEntry`] of 32 bytes, and a text in an arena with its name, link target and attributes. Paths are not
-//! stored: they are put together from the names of the folders above. The entries of one folder are adjacent and sorted by
-//! name, so that a path is looked up from the top down, and a [`IndexWalk`] returns the entries in BuildKit's order.
+//! An entry is a [`PackedEntry`] of 32 bytes, and a text in an arena with its name, link target and attributes. Paths
+//! are not stored: they are put together from the names of the folders above. The entries of one folder are adjacent
+//! and sorted by name, so that a path is looked up from the top down, and a [`IndexWalk`] returns the entries in
+//! BuildKit's order.
 //!
-//! Why not a `BTreeMap` from path to entry: an index lives as long as its build, and several builds of 200,000 entries have
-//! to fit into a builder of 256 MiB. In this form such an index takes at most about 16 MiB
+//! Why not a `BTreeMap` from path to entry: an index lives as long as its build, and several builds of 200,000 entries
+//! have to fit into a builder of 256 MiB. In this form such an index takes at most about 16 MiB
 //! ([`ArchiveLimits`](super::ArchiveLimits)). A map takes about 20 MiB more, which for four builds is a third of the
 //! builder's memory. The end-to-end tests in `resource_limits.rs` measure the memory of builds with that many entries.
 
@@ -26,8 +27,8 @@ use walk::IndexWalk;
 
 /// The entries of a source context, without its root. The folder of every entry is an entry too.
 ///
-/// Entries are identified by numbers, whose order has no meaning. A number of another index is a bug in this crate, and may
-/// panic.
+/// Entries are identified by numbers, whose order has no meaning. A number of another index is a bug in this crate, and
+/// may panic.
 #[derive(Default)]
 pub struct Index {
     entries: ChunkedVec<PackedEntry>,
@@ -152,8 +153,8 @@ impl Index {
     }
 
     /// Returns whether a file may share its offset with another one.
-    pub(super) fn is_linked(&self, number: u32) -> bool {
-        self.packed(number).is_linked()
+    pub(super) fn may_be_hard_linked(&self, number: u32) -> bool {
+        self.packed(number).may_be_hard_linked()
     }
 
     /// Returns whether an entry is a folder.
@@ -224,8 +225,8 @@ impl Index {
     }
 
     /// Marks a file as one that may share its offset with another one.
-    pub(super) fn set_linked(&mut self, number: u32) {
-        self.entries[number as usize].set_linked();
+    pub(super) fn set_may_be_hard_linked(&mut self, number: u32) {
+        self.entries[number as usize].set_may_be_hard_linked();
     }
 }
 

@@ -68,7 +68,8 @@ impl ContextTree {
     /// Adds `entry` at `path` with missing folders, or replaces the entry there.
     ///
     /// # Errors
-    /// Fails if the path leads through something else than folders, or the entry would replace a folder that is not empty.
+    /// Fails if the path leads through something else than folders, or the entry would replace a folder that is not
+    /// empty.
     pub(super) fn insert(&mut self, path: &str, entry: &Entry<'_>) -> Result<(), TreeConflict> {
         let (folder, name) = match path.rsplit_once('/') {
             Some((folder, name)) => (Some(self.make_folder(folder)?), name),
@@ -123,8 +124,8 @@ impl ContextTree {
         if matches!(entry.kind, Kind::File { .. })
             && let Some(at) = self.find(path)
         {
-            self.index.set_linked(target);
-            self.index.set_linked(at);
+            self.index.set_may_be_hard_linked(target);
+            self.index.set_may_be_hard_linked(at);
         }
         Ok(())
     }
@@ -149,8 +150,8 @@ impl ContextTree {
         {
             return Ok(*at);
         }
-        // From the bottom up to a folder that exists, and down again. So there is one lookup per folder that is added, and one
-        // more, however deep the path is.
+        // From the bottom up to a folder that exists, and down again. So there is one lookup per folder that is added,
+        // and one more, however deep the path is.
         let mut missing = Vec::new();
         let mut above = path;
         let mut folder = self.find(path);

@@ -1,7 +1,7 @@
 //! The part of a source context that the patterns of a file-sync request select.
 //!
-//! The client applies `.dockerignore`: BuildKit's frontend reads the file, and sends its lines back as exclude patterns of a
-//! second request (`docs/pitfalls.md#file-sync`). This module does what fsutil's `FilterFS` and
+//! The client applies `.dockerignore`: BuildKit's frontend reads the file, and sends its lines back as exclude patterns
+//! of a second request (`docs/pitfalls.md#file-sync`). This module does what fsutil's `FilterFS` and
 //! `WithHardlinkReset` do, on the index.
 
 mod effort;
@@ -16,7 +16,7 @@ use super::{Kind, SourceContext};
 use effort::MatchingEffort;
 pub use ignore_file::excluding_pattern;
 pub(crate) use ignore_file::pattern_problems;
-pub use ignore_rules::{IgnoreDecision, IgnoreRules, MatchedFolder};
+pub use ignore_rules::{IgnoreDecision, IgnoreRules, PatternsMatchingFolder};
 use patterns::{MatchedPatterns, Pattern, Patterns};
 
 /// The limit on the effort of matching patterns, in bytes of paths that are compared with a pattern, which takes
@@ -62,7 +62,8 @@ pub(crate) struct ViewEntry {
     pub(crate) link: Option<u32>,
 }
 
-/// The error for patterns of a file-sync request or of an ignore file that are malformed, too many or too complex, or no longer wanted.
+/// The error for patterns of a file-sync request or of an ignore file that are malformed, too many or too complex, or
+/// no longer wanted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid pattern {pattern:?}: {reason}")]
 pub struct PatternError {
@@ -75,8 +76,8 @@ pub struct PatternError {
 /// Selects the entries of a context that match `filter`; fails once `is_wanted` returns `false`.
 ///
 /// # Errors
-/// Fails if a pattern is malformed, when there are too many or too long patterns or matching them takes too much effort, and when
-/// the result is no longer wanted.
+/// Fails if a pattern is malformed, when there are too many or too long patterns or matching them takes too much
+/// effort, and when the result is no longer wanted.
 pub(crate) fn view_while(
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,
@@ -91,20 +92,20 @@ pub(crate) fn view(context: &SourceContext, filter: &ViewFilter) -> Result<Conte
     view_while(&|| true, context, filter)
 }
 
-/// Selects the entries of a context that match `filter`, within the limit `effort`.
+/// Selects the entries of a context that match `filter`, within the limit `effort_max_bytes`.
 fn view_with_effort(
-    effort: usize,
+    effort_max_bytes: usize,
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,
     filter: &ViewFilter,
 ) -> Result<ContextView, PatternError> {
     let limit = "the patterns up to this one are too many or too complex for so many files";
-    let mut effort = MatchingEffort::new(effort, limit, is_wanted);
+    let mut effort = MatchingEffort::new(effort_max_bytes, limit, is_wanted);
     let mut include = Some(filter.include.clone());
     if !filter.follow.is_empty()
-        && let Some(targets) = follow::follow_links(is_wanted, context, &filter.follow)?
+        && let Some(targets) = follow::follow_links_or_none_for_root(is_wanted, context, &filter.follow)?
     {
-        include = follow::without_nested(filter.include.iter().cloned().chain(targets));
+        include = follow::without_nested_or_none_for_root(filter.include.iter().cloned().chain(targets));
     }
     let include = include.filter(|patterns| !patterns.is_empty());
     let include = include
@@ -277,7 +278,9 @@ fn select_entries(
 /// Sorts them by position.
 fn find_hard_links(context: &SourceContext, entries: &[u32]) -> Vec<HardLink> {
     let index = context.index();
-    let linked = (0..).zip(entries).filter(|(_, at)| index.is_linked(**at));
+    let linked = (0..)
+        .zip(entries)
+        .filter(|(_, at)| index.may_be_hard_linked(**at));
     let offset = |at: u32| match index.entry_by_number(at).kind {
         Kind::File { offset, .. } => Some(offset),
         _ => None,

@@ -241,7 +241,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn an_unknown_registry_is_not_an_error() {
+    async fn a_helper_without_credentials_for_a_registry_gives_none_and_no_error() {
         let script = format!("cat > /dev/null; echo '{CREDENTIALS_NOT_FOUND_OUTPUT}'; exit 1");
         assert_eq!(ask_helper_with(&script).await.unwrap(), None);
     }

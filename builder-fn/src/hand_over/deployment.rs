@@ -3,7 +3,7 @@
 use function_host::http::StatusCode;
 use serde_json::{Value, json};
 
-use super::{AnswerSigner, HandOver};
+use super::{AnswerSigner, HandOverDocument};
 
 /// The most characters that an error quotes of an answer that is not the deployer's.
 const MAX_QUOTED_CHARS: usize = 300;
@@ -21,7 +21,8 @@ pub(crate) struct Deployment {
 
 /// A hand-over that reaches the deployer as part of the builder's answer.
 ///
-/// It is not part of the text that is masked: it is the caller's own configuration, and the deployer must get it unchanged.
+/// It is not part of the text that is masked: it is the caller's own configuration, and the deployer must get it
+/// unchanged.
 #[derive(Clone, Debug)]
 pub(crate) struct EnclosedHandOver {
     /// The hand-over as JSON, as it stands in the builder's own answer: unmasked.
@@ -102,7 +103,7 @@ impl Deployment {
 
     /// Creates the outcome of a hand-over whose result the builder will not learn. `status` becomes the `status` in
     /// the JSON of its answer.
-    pub(super) fn sent(status: &str, hand_over: &HandOver<'_>) -> Self {
+    pub(super) fn sent(status: &str, hand_over: &HandOverDocument<'_>) -> Self {
         let answer =
             json!({"function": hand_over.deploy.get("service"), "image": hand_over.image, "status": status});
         Self {

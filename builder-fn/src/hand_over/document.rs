@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 /// The document that hands an image over to the deployer.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct HandOver<'a> {
+pub(crate) struct HandOverDocument<'a> {
     /// The reference of the image by digest. Its tags may name another image when it is pulled.
     pub(crate) image: &'a str,
     /// The reference of the image by tag, for people.
@@ -40,7 +40,7 @@ pub(crate) struct HandOver<'a> {
 /// It has no image, so that a deployer from before dry runs cannot take it for a hand-over.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct DryRun<'a> {
+pub(crate) struct DryRunDocument<'a> {
     /// Marks the document as a dry run; always true.
     pub(super) dry_run: bool,
     /// The reference of the image by tag, for people.
@@ -60,7 +60,7 @@ pub(crate) struct DryRun<'a> {
     pub(super) probe: Option<&'a Map<String, Value>>,
 }
 
-impl<'a> DryRun<'a> {
+impl<'a> DryRunDocument<'a> {
     /// Creates the dry run for an image that will be built from the source submitted at `submitted_at`.
     pub(crate) fn new(
         tag: &'a str,
@@ -87,7 +87,7 @@ fn as_rfc3339_with_milliseconds<S: serde::Serializer>(
     time: &SystemTime,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{:.3}", to_timestamp(*time)))
+    serializer.collect_str(&format_args!("{:.3}", to_timestamp_or_epoch(*time)))
 }
 
 /// Serializes a time as RFC 3339 in nanoseconds: two times in one millisecond keep their order.
@@ -95,11 +95,11 @@ fn as_rfc3339_with_nanoseconds<S: serde::Serializer>(
     time: &SystemTime,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{:.9}", to_timestamp(*time)))
+    serializer.collect_str(&format_args!("{:.9}", to_timestamp_or_epoch(*time)))
 }
 
 /// Converts a time for RFC 3339. A time that RFC 3339 cannot express becomes 1970.
-fn to_timestamp(time: SystemTime) -> Timestamp {
+fn to_timestamp_or_epoch(time: SystemTime) -> Timestamp {
     Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
@@ -111,21 +111,21 @@ mod tests {
 
     use super::*;
 
-    fn time_in_milliseconds(milliseconds: u64) -> SystemTime {
+    fn unix_time_from_milliseconds(milliseconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)
     }
 
     #[test]
     fn a_hand_over_has_the_fields_that_the_deployer_reads() {
         let deploy = json!({"service": "hello"});
-        let hand_over = HandOver {
+        let hand_over = HandOverDocument {
             image: "registry/hello@sha256:12",
             tag: "registry/hello:1",
             tenant: Some("acme"),
             call_id: "id",
-            submitted_at: time_in_milliseconds(1_767_323_045_500) + Duration::from_nanos(1),
-            built_at: time_in_milliseconds(1_767_323_046_500),
-            expires_at: time_in_milliseconds(1_767_326_646_500),
+            submitted_at: unix_time_from_milliseconds(1_767_323_045_500) + Duration::from_nanos(1),
+            built_at: unix_time_from_milliseconds(1_767_323_046_500),
+            expires_at: unix_time_from_milliseconds(1_767_326_646_500),
             deploy: deploy.as_object().expect("object"),
             probe: None,
         };
@@ -149,11 +149,11 @@ mod tests {
     fn a_dry_run_has_no_image_so_that_an_older_deployer_cannot_deploy_it() {
         let deploy = json!({"service": "hello"});
         let probe = json!({"path": "/"});
-        let dry_run = DryRun::new(
+        let dry_run = DryRunDocument::new(
             "registry/hello:1",
             None,
             "id",
-            time_in_milliseconds(0),
+            unix_time_from_milliseconds(0),
             deploy.as_object().expect("object"),
             probe.as_object(),
         );

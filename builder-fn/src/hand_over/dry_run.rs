@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::deployment::describe_foreign_answer;
 use super::retry::{Backoff, describe_transient_failure};
-use super::{DeployVia, Deployment, DryRun, HandOverSigner};
+use super::{DeployVia, Deployment, DryRunDocument, HandOverSigner};
 
 /// The timeout of one attempt at a dry run, unless `deploy_timeout` is shorter. A deployer that runs answers in well
 /// under a second.
@@ -64,7 +64,10 @@ impl DeployedVersion {
 
 impl HandOverSigner<'_> {
     /// Asks the deployer whether it would accept the hand-over of an image, unless hand-overs go through callbacks.
-    pub(crate) async fn dry_run(&self, dry_run: &DryRun<'_>) -> DryRunOutcome {
+    pub(crate) async fn ask_for_dry_run_unless_callback(
+        &self,
+        dry_run: &DryRunDocument<'_>,
+    ) -> DryRunOutcome {
         let settings = &self.deployer.settings;
         if settings.via == DeployVia::Callback {
             return DryRunOutcome::NotAsked;
@@ -108,7 +111,7 @@ fn interpret_answer(status: StatusCode, body: &[u8]) -> DryRunOutcome {
     let is_dry_run = answer["dryRun"] == true;
     match status {
         StatusCode::OK if is_dry_run => DryRunOutcome::Accepted {
-            warnings: text_items(&answer["warnings"]),
+            warnings: strings_of_list(&answer["warnings"]),
             deployed: DeployedVersion::from_answer(&answer),
         },
         StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY if is_dry_run => {
@@ -123,7 +126,7 @@ fn interpret_answer(status: StatusCode, body: &[u8]) -> DryRunOutcome {
 }
 
 /// Returns the texts in a list.
-fn text_items(list: &Value) -> Vec<String> {
+fn strings_of_list(list: &Value) -> Vec<String> {
     let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
     texts.map(str::to_owned).collect()
 }
@@ -133,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_answer_to_a_dry_run_prevents_a_build() {
+    fn interpret_answer_accepts_and_refuses_only_answers_that_are_marked_as_dry_runs() {
         for (status, body, expected) in [
             (
                 200,

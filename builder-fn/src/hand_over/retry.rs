@@ -9,17 +9,17 @@ use function_host::http::StatusCode;
 use super::deployment::{Deployment, is_deployers_answer};
 
 /// The planned wait before the second attempt to reach the deployer. Jitter shortens it by up to half.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
+const FIRST_WAIT_AFTER_FAILED_DELIVERY: Duration = Duration::from_millis(250);
 
 /// The longest wait before an attempt to reach the deployer.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+const LONGEST_WAIT_AFTER_FAILED_DELIVERY: Duration = Duration::from_secs(5);
 
 /// The planned wait before a deployment that the platform failed is tried again. The deployer has tried it several times
 /// itself, and each attempt may replace the running version for a moment.
-const FIRST_DEPLOYMENT_WAIT: Duration = Duration::from_secs(4);
+const FIRST_WAIT_AFTER_FAILED_DEPLOYMENT: Duration = Duration::from_secs(4);
 
 /// The longest wait before a deployment that the platform failed is tried again.
-const LONGEST_DEPLOYMENT_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_WAIT_AFTER_FAILED_DEPLOYMENT: Duration = Duration::from_secs(30);
 
 /// The failures of a hand-over after which it is sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,16 +44,16 @@ impl Backoff {
     /// Creates the sequence of waits after a failure to reach the deployer, which begins with the shortest one.
     pub(super) fn new() -> Self {
         Self {
-            next: FIRST_WAIT,
-            longest: LONGEST_WAIT,
+            next: FIRST_WAIT_AFTER_FAILED_DELIVERY,
+            longest: LONGEST_WAIT_AFTER_FAILED_DELIVERY,
         }
     }
 
     /// Creates the sequence of waits after a deployment that the platform failed.
-    pub(super) fn after_deployments() -> Self {
+    pub(super) fn after_failed_deployments() -> Self {
         Self {
-            next: FIRST_DEPLOYMENT_WAIT,
-            longest: LONGEST_DEPLOYMENT_WAIT,
+            next: FIRST_WAIT_AFTER_FAILED_DEPLOYMENT,
+            longest: LONGEST_WAIT_AFTER_FAILED_DEPLOYMENT,
         }
     }
 
@@ -88,7 +88,9 @@ pub(super) fn describe_transient_failure(result: &Result<GatewayReply, GatewayEr
 }
 
 /// Describes the deployer's answer that a deployment failed because of the platform; returns `None` for any other result.
-pub(super) fn describe_failed_deployment(result: &Result<GatewayReply, GatewayError>) -> Option<String> {
+pub(super) fn describe_deployment_failed_by_platform(
+    result: &Result<GatewayReply, GatewayError>,
+) -> Option<String> {
     match result {
         Ok((status @ StatusCode::BAD_GATEWAY, body)) if is_deployers_answer(body) => {
             Some(Deployment::from_answer(*status, body).reasons_in_one_line())
@@ -106,13 +108,13 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_longest_with_jitter() {
         let mut backoff = Backoff::new();
-        let mut planned = FIRST_WAIT;
+        let mut planned = FIRST_WAIT_AFTER_FAILED_DELIVERY;
         for _ in 0..10 {
             let wait = backoff.next_wait();
             assert!(wait >= planned / 2 && wait <= planned, "{wait:?} of {planned:?}");
-            planned = (planned * 2).min(LONGEST_WAIT);
+            planned = (planned * 2).min(LONGEST_WAIT_AFTER_FAILED_DELIVERY);
         }
-        assert_eq!(planned, LONGEST_WAIT);
+        assert_eq!(planned, LONGEST_WAIT_AFTER_FAILED_DELIVERY);
     }
 
     #[test]
@@ -128,12 +130,16 @@ mod tests {
         ] {
             let status = StatusCode::from_u16(status).expect("status");
             let result = Ok((status, body.as_bytes().to_vec()));
-            assert_eq!(describe_failed_deployment(&result).as_deref(), reason, "{status}");
+            assert_eq!(
+                describe_deployment_failed_by_platform(&result).as_deref(),
+                reason,
+                "{status}"
+            );
         }
     }
 
     #[test]
-    fn a_deployers_answer_is_final_and_a_gateways_failure_is_not() {
+    fn only_429_503_a_gateways_own_502_or_504_and_a_lost_connection_are_transient() {
         let answer = r#"{"status":"failed","reasons":["x"]}"#;
         for (status, body, transient) in [
             (200, answer, false),

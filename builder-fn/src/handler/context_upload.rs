@@ -19,7 +19,9 @@ impl BuilderApi {
         let (head, body) = request.into_parts();
         let head = RequestHead::new(&head.headers, SystemTime::now());
         let span = trace::span("store context");
-        let stored = span.run(self.receive_and_store(body, &head, &context)).await;
+        let stored = span
+            .run(self.receive_and_store_context(body, &head, &context))
+            .await;
         let seconds = arrived.elapsed().as_secs_f64();
         match stored {
             Ok(stored) => answer::stored_context_response(&stored, seconds),
@@ -39,7 +41,7 @@ impl BuilderApi {
     }
 
     /// Reads the request's body, verifies its signature, and stores the tar in the operator's registry.
-    async fn receive_and_store(
+    async fn receive_and_store_context(
         &self,
         body: Body,
         head: &RequestHead,
@@ -53,7 +55,7 @@ impl BuilderApi {
         if !contexts.stores_contexts() {
             return Err(ContextError::NotStored.into());
         }
-        let check = self.read_signature_check(head, context)?;
+        let check = self.signature_check_from_secrets(head, context)?;
         let body = request::receive_body(body, head, &check, &self.limits).await?;
         context
             .accept()

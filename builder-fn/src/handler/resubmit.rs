@@ -1,8 +1,8 @@
-//! Submits queued calls to their queue again that the builder cannot finish before it ends, and that no record lets another
-//! builder resume.
+//! Submits queued calls to their queue again that the builder cannot finish before it ends, and that no record lets
+//! another builder resume.
 //!
-//! The body is the one that came from the queue, which therefore accepts it. A tar of which the builder keeps no copy is stored
-//! as a context, and a JSON request refers to it.
+//! The body is the one that came from the queue, which therefore accepts it. A tar of which the builder keeps no copy
+//! is stored as a context, and a JSON request refers to it.
 
 use std::time::Duration;
 
@@ -27,14 +27,14 @@ const RESUBMISSION_TIMEOUT: Duration = Duration::from_millis(1500);
 /// The pause before a call is submitted again after the gateway has failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// The pause before a call is submitted again that arrived during the shutdown. Its queue may deliver it to this builder once
-/// more, until the port is closed.
-const LATE_PAUSE: Duration = Duration::from_millis(500);
+/// The pause before a call is submitted again that arrived during the shutdown. Its queue may deliver it to this
+/// builder once more, until the port is closed.
+const PAUSE_IF_ARRIVED_DURING_SHUTDOWN: Duration = Duration::from_millis(500);
 
 const CALL_ID_HEADER: HeaderName = HeaderName::from_static("x-call-id");
 
 /// The header with the URL to which the queue posts the answer. The queue passes it on to the function.
-const CALLBACK_HEADER: HeaderName = HeaderName::from_static("x-callback-url");
+const CALLBACK_URL_HEADER: HeaderName = HeaderName::from_static("x-callback-url");
 
 /// The headers of a queued call with which it is submitted again.
 #[derive(Clone, Debug)]
@@ -67,15 +67,15 @@ enum ResubmissionError {
 }
 
 impl QueueHeaders {
-    /// Returns the headers of a call that came from the queue. Of the times at which the gateway received it, only the first
-    /// remains, because it orders the builds of a function.
+    /// Returns the headers of a call that came from the queue. Of the times at which the gateway received it, only the
+    /// first remains, because it orders the builds of a function.
     pub(super) fn of_queued_call(headers: &HeaderMap) -> Self {
         let mut kept = HeaderMap::new();
         let names = [
             HeaderName::from_static(SIGNATURE_HEADER),
             HeaderName::from_static(TENANT_HEADER),
             CONTENT_TYPE,
-            CALLBACK_HEADER,
+            CALLBACK_URL_HEADER,
         ];
         for name in names {
             if let Some(value) = headers.get(&name) {
@@ -98,9 +98,9 @@ impl BuilderApi {
         exchange.queue_headers.is_some() && (request.body_copy.is_some() || is_storable)
     }
 
-    /// Submits an interrupted call to its queue again, unless another delivery of it is in progress here, and returns the error
-    /// that the delivery ends with. A call that cannot be submitted is logged.
-    pub(super) async fn submit_again(
+    /// Submits an interrupted call to its queue again, unless another delivery of it is in progress here, and returns
+    /// the error that the delivery ends with. A call that cannot be submitted is logged.
+    pub(super) async fn submit_again_returning_error_of_delivery(
         &self,
         request: &BuildRequest,
         accepted: &AcceptedBuild,
@@ -110,7 +110,8 @@ impl BuilderApi {
             return Error::SubmittedAgain;
         }
         let limit = RESUBMISSION_TIMEOUT;
-        let submitted = tokio::time::timeout(limit, self.submit_to_queue(request, exchange)).await;
+        let submitted =
+            tokio::time::timeout(limit, self.submit_to_queue_with_retries(request, exchange)).await;
         let submitted = submitted.unwrap_or(Err(ResubmissionError::Timeout { limit }));
         let image = request.config.image_as_given.as_str();
         let (bytes, is_reference) = (request.body_bytes, request.body_copy.is_none());
@@ -137,7 +138,7 @@ impl BuilderApi {
     }
 
     /// Submits a call to its queue until the gateway accepts or rejects it.
-    async fn submit_to_queue(
+    async fn submit_to_queue_with_retries(
         &self,
         request: &BuildRequest,
         exchange: &BuildExchange,
@@ -146,7 +147,7 @@ impl BuilderApi {
             return Err(ResubmissionError::NotQueued);
         };
         if exchange.arrived_during_shutdown {
-            tokio::time::sleep(LATE_PAUSE).await;
+            tokio::time::sleep(PAUSE_IF_ARRIVED_DURING_SHUTDOWN).await;
         }
         let mut headers = headers.clone();
         let call_id =
@@ -154,7 +155,10 @@ impl BuilderApi {
         headers.insert(CALL_ID_HEADER, call_id);
         let body = match &request.body_copy {
             Some(body) => body.clone(),
-            None => self.store_and_refer(request, &mut headers).await?,
+            None => {
+                self.store_context_and_make_json_request(request, &mut headers)
+                    .await?
+            }
         };
         let path = format!("/async-function/{}", self.own_function);
         let gateway = exchange.context.gateway();
@@ -181,9 +185,9 @@ impl BuilderApi {
         }
     }
 
-    /// Stores the tar of a request as a context, and returns a JSON request that refers to it. Sets the headers for it, the
-    /// signature with the caller's key among them.
-    async fn store_and_refer(
+    /// Stores the tar of a request as a context, and returns a JSON request that refers to it. Sets the headers for it,
+    /// the signature with the caller's key among them.
+    async fn store_context_and_make_json_request(
         &self,
         request: &BuildRequest,
         headers: &mut HeaderMap,
@@ -220,7 +224,7 @@ impl BuilderApi {
 
 /// Returns a JSON request with this configuration, context and envelope of secrets; `None` if they are not text. What the
 /// configuration of a tar has under the names of the other two is left out: it had no effect.
-fn json_request(config: &[u8], context: &str, sealed_secrets: Option<&[u8]>) -> Option<Bytes> {
+fn json_request(config: &[u8], context_reference: &str, sealed_secrets: Option<&[u8]>) -> Option<Bytes> {
     let mut members: Map<String, Value> = serde_json::from_slice(config).ok()?;
     let is_own = |key: &str| {
         ["context", "sealedSecrets"]
@@ -228,7 +232,7 @@ fn json_request(config: &[u8], context: &str, sealed_secrets: Option<&[u8]>) -> 
             .any(|own| own.eq_ignore_ascii_case(key))
     };
     members.retain(|key, _| !is_own(key));
-    members.insert("context".to_owned(), json!({ "oci": context }));
+    members.insert("context".to_owned(), json!({ "oci": context_reference }));
     if let Some(envelope) = sealed_secrets {
         let envelope = std::str::from_utf8(envelope).ok()?;
         members.insert("sealedSecrets".to_owned(), json!(envelope));
@@ -241,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_is_submitted_again_with_its_first_time_and_without_headers_of_this_delivery() {
+    fn queue_headers_keep_the_first_time_the_signature_and_the_callback_and_no_others() {
         for (values, first) in [(&["17", "18"][..], "17"), (&[" 17 , 18"], "17")] {
             let mut headers = HeaderMap::new();
             for value in values {

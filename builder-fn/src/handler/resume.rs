@@ -8,7 +8,7 @@ use http_body_util::Full;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::{BuildExchange, BuilderApi, ReceivedBuild};
+use super::{AdmittedBuildRequest, BuildExchange, BuilderApi};
 use crate::answer::{Answer, AnswerFields};
 use crate::builds::{AcceptedBuild, BuildPhase, ClaimSearch, ClaimedBuild, RecordStore, outcome_fields};
 use crate::error::Error;
@@ -16,17 +16,18 @@ use crate::request::{self, BuildRequest, RequestHead};
 use crate::slots::{QueueAdmission, SlotOwner};
 
 /// The number of tenants whose records are searched in one interval. With more, searches take place less often.
-const TENANTS_PER_INTERVAL: u32 = 20;
+const TENANTS_PER_SEARCH_INTERVAL: u32 = 20;
 
 /// The pause before a claimed build is begun again after a failure of the platform.
-const RETRY_PAUSE: Duration = Duration::from_secs(2);
+const BEGIN_RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// The time for which a claimed build that cannot begin, because the platform fails, is tried here before it is handed
 /// back to other builders.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The time that a search which is in progress at the beginning of a shutdown may still take, so that claims are not lost.
-const LAST_SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time that a search which is in progress at the beginning of a shutdown may still take, so that claims are not
+/// lost.
+const SEARCH_TIMEOUT_AFTER_SHUTDOWN_BEGAN: Duration = Duration::from_secs(5);
 
 /// A tenant whose records are searched.
 #[derive(Default)]
@@ -50,10 +51,10 @@ impl BuilderApi {
             let _work = context.shutdown().begin_background_work();
             let last_search = async {
                 context.shutdown().wait_until_begun().await;
-                tokio::time::sleep(LAST_SEARCH_TIMEOUT).await;
+                tokio::time::sleep(SEARCH_TIMEOUT_AFTER_SHUTDOWN_BEGAN).await;
             };
             tokio::select! {
-                () = self.search_and_resume(&store, &context) => {}
+                () = self.search_and_resume_until_shutdown(&store, &context) => {}
                 () = last_search => {}
             }
         };
@@ -62,13 +63,13 @@ impl BuilderApi {
     }
 
     /// Searches for builds to resume until the shutdown begins.
-    async fn search_and_resume(&self, store: &RecordStore, context: &Context) {
+    async fn search_and_resume_until_shutdown(&self, store: &RecordStore, context: &Context) {
         let mut search = ClaimSearch::default();
         while !context.shutdown().has_begun() {
             let tenants = self.searched_tenants();
             let intervals = u32::try_from(tenants.len())
                 .unwrap_or(u32::MAX)
-                .div_ceil(TENANTS_PER_INTERVAL);
+                .div_ceil(TENANTS_PER_SEARCH_INTERVAL);
             let interval = store.search_interval().saturating_mul(intervals.max(1));
             search.begin_pass();
             for tenant in tenants {
@@ -80,7 +81,7 @@ impl BuilderApi {
                 match store.claim_unfinished(&mut search, &tenant.name, places).await {
                     Ok(builds) => {
                         for build in builds {
-                            self.resume(build, context);
+                            self.resume_in_background(build, context);
                         }
                     }
                     Err(error) => {
@@ -104,7 +105,7 @@ impl BuilderApi {
         let Some(policy) = &self.signatures.policy else {
             return vec![SearchedTenant::default()];
         };
-        let policy = policy.current_policy();
+        let policy = policy.reload_if_changed();
         let tenants = policy.tenants().map(|tenant| SearchedTenant {
             name: Some(tenant.name().to_string()),
             owner: SlotOwner::of_tenant(tenant),
@@ -113,18 +114,18 @@ impl BuilderApi {
     }
 
     /// Runs a claimed build in the background, once it has a place.
-    fn resume(&self, claimed: ClaimedBuild, template: &Context) {
+    fn resume_in_background(&self, claimed: ClaimedBuild, template: &Context) {
         let span = tracing::info_span!("resumed", call_id = %claimed.key.id);
         let (api, template) = (self.clone(), template.clone());
         let work = template.shutdown().begin_background_work();
         let build = async move {
             let _work = work;
-            api.run_claimed(claimed, &template).await;
+            api.run_claimed_or_hand_back(claimed, &template).await;
         };
         tokio::spawn(build.instrument(span));
     }
 
-    async fn run_claimed(self, claimed: ClaimedBuild, template: &Context) {
+    async fn run_claimed_or_hand_back(self, claimed: ClaimedBuild, template: &Context) {
         let ClaimedBuild {
             key,
             request,
@@ -139,13 +140,16 @@ impl BuilderApi {
         let receiving = async {
             let end = Instant::now() + BEGIN_TIMEOUT;
             loop {
-                match self.receive_again(&head, body.clone(), &accepted, &context).await {
+                match self
+                    .verify_admit_and_parse_again(&head, body.clone(), &accepted, &context)
+                    .await
+                {
                     Err(error) if error.kind().is_transient() => {
                         tracing::info!(error = %ErrorChain(&error), "an accepted build waits to be resumed");
                         if error.kind().is_rejected_for_now() || Instant::now() > end {
                             return None;
                         }
-                        tokio::time::sleep(RETRY_PAUSE).await;
+                        tokio::time::sleep(BEGIN_RETRY_PAUSE).await;
                     }
                     received => return Some(received),
                 }
@@ -159,7 +163,7 @@ impl BuilderApi {
         let Some(received) = received else {
             // Its request is stored, so that a failure only delays the build.
             accepted.hand_back(template.shutdown().has_begun()).await.ok();
-            return accepted.leave_to_others();
+            return accepted.leave_to_other_processes();
         };
         let (build_request, admission) = match received {
             Ok(received) => received,
@@ -173,7 +177,7 @@ impl BuilderApi {
         if let Some(limit) = request.time_limit {
             context = context.with_deadline(Instant::now() + limit);
         }
-        let received = ReceivedBuild {
+        let received = AdmittedBuildRequest {
             request: build_request,
             admission,
             accepted,
@@ -196,14 +200,14 @@ impl BuilderApi {
     }
 
     /// Verifies the body of an accepted request again, and parses it, if there is a place in the queue for slots.
-    async fn receive_again(
+    async fn verify_admit_and_parse_again(
         &self,
         head: &RequestHead,
         body: Bytes,
         accepted: &AcceptedBuild,
         context: &Context,
     ) -> Result<(BuildRequest, QueueAdmission), Error> {
-        let check = self.read_signature_check(head, context)?;
+        let check = self.signature_check_from_secrets(head, context)?;
         let body = request::receive_body(Full::new(body), head, &check, &self.limits).await?;
         if body.tenant_name().as_deref() != accepted.tenant() {
             return Err(Error::OtherTenant);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use function_host::{Context, ErrorChain, Secret, trace};
 
-use super::{BuildExchange, BuilderApi, ReceivedBuild};
+use super::{AdmittedBuildRequest, BuildExchange, BuilderApi};
 use crate::answer::{Answer, AnswerFields};
 use crate::build::{BuildResult, BuilderCall};
 use crate::buildkit::BuildReference;
@@ -15,28 +15,28 @@ use crate::builds::{BuildPhase, LinkSigner, RecordKey, outcome_fields};
 use crate::error::{Error, ErrorKind, STATUS_TOKEN_SECRET};
 use crate::inputs::{BuildInputs, InputsRecorder};
 use crate::metrics::{CANCELLED_OUTCOME, SUPERSEDED_OUTCOME};
-use crate::notify::{CommitState, Receiver, StatusReceiver};
+use crate::notify::{CommitState, ResultReceiver, StatusReceiver};
 use crate::redact::{SecretMask, TraceMask};
 use crate::report::{BuildStatus, LineFormatter, LogSink};
-use crate::request::{BuildRequest, BuildSource, VerifiedSignature, is_commit};
+use crate::request::{BuildRequest, BuildSource, VerifiedSignature, is_full_commit_hash};
 use crate::sealed::BuildSecrets;
 
-/// The pause before a build is handed back for the second time, after the registry has failed. Every further pause is twice as
-/// long.
-const HAND_BACK_PAUSE: Duration = Duration::from_millis(500);
+/// The pause before a build is handed back for the second time, after the registry has failed. Every further pause is
+/// twice as long.
+const FIRST_PAUSE_BETWEEN_HAND_BACKS: Duration = Duration::from_millis(500);
 
 /// The longest pause before a build is handed back again.
-const HAND_BACK_PAUSE_MAX: Duration = Duration::from_secs(8);
+const LONGEST_PAUSE_BETWEEN_HAND_BACKS: Duration = Duration::from_secs(8);
 
 impl BuilderApi {
     /// Runs the build of an authentic request and returns its answer, without the log, and the request.
-    pub(super) async fn run_build(
+    pub(super) async fn run_build_and_record_outcome(
         &self,
-        received: ReceivedBuild,
+        received: AdmittedBuildRequest,
         exchange: &BuildExchange,
         log: &mut dyn LogSink,
     ) -> (Answer, BuildRequest) {
-        let ReceivedBuild {
+        let AdmittedBuildRequest {
             mut request,
             admission,
             mut accepted,
@@ -66,7 +66,7 @@ impl BuilderApi {
         };
         accepted.set_mask(mask.clone());
         let function = self.builder.function_of(&request);
-        accepted.update(|record| {
+        accepted.update_unless_succeeded(|record| {
             record.image = Some(image.to_owned());
             record.function = function.map(|function| function.without_tenant());
             record.submitted_at = Some(request.submitted_at.at);
@@ -76,7 +76,7 @@ impl BuilderApi {
         });
         let mut lines = LineFormatter::new(mask.clone());
         for warning in &request.warnings {
-            log.push(lines.record_warning(warning));
+            log.push(lines.record_warning_and_return_line(warning));
         }
         if exchange.outlives_its_caller() && !accepted.is_resumable() {
             let body = request.body_copy.clone();
@@ -86,7 +86,7 @@ impl BuilderApi {
                 .filter(|_| !self.is_deployed_by_callback(&request));
             if let Err(error) = accepted.store_acceptance(request).await {
                 tracing::warn!(error = %ErrorChain(&error), "could not record an accepted build in the registry");
-                log.push(lines.record_warning(
+                log.push(lines.record_warning_and_return_line(
                     "the build could not be recorded in the registry: it is lost if its builder stops",
                 ));
             }
@@ -107,7 +107,7 @@ impl BuilderApi {
             false => self.check_notify_url(&request).and(secrets),
         };
         let ready = ready.and_then(|secrets| {
-            let receiver = self.status_receiver(&request, &secrets, context)?;
+            let receiver = self.commit_status_receiver(&request, &secrets, context)?;
             Ok((secrets, receiver))
         });
         let mut status = None;
@@ -119,8 +119,10 @@ impl BuilderApi {
             .map(|_| InputsRecorder::new(mask.clone(), &request.config.build_args));
         let result = match ready {
             Ok((secrets, receiver)) => {
-                status = receiver
-                    .and_then(|receiver| self.notifier.report_commit_status(receiver, context.shutdown()));
+                status = receiver.and_then(|receiver| {
+                    self.notifier
+                        .begin_commit_status_report(receiver, context.shutdown())
+                });
                 let call = BuilderCall {
                     id: context.call_id(),
                     reference,
@@ -184,7 +186,7 @@ impl BuilderApi {
         answer.report.warnings = lines.into_warnings();
         if request.signature.is_some() {
             let links = LinkSigner::new(request.signature.as_ref(), &self.pages);
-            answer.report.page = Some(links.page_of_build(context.call_id(), SystemTime::now()));
+            answer.report.page = Some(links.address_of_build_page(context.call_id(), SystemTime::now()));
         }
         let phase = match answer.report.status {
             BuildStatus::Success => BuildPhase::Success,
@@ -192,7 +194,7 @@ impl BuilderApi {
             BuildStatus::Failed => BuildPhase::Failed,
         };
         if is_handed_back {
-            accepted.leave_to_others();
+            accepted.leave_to_other_processes();
             return (answer, request);
         }
         let outcome = outcome_fields(&answer.report);
@@ -201,7 +203,7 @@ impl BuilderApi {
             false => accepted.end(phase, outcome),
         };
         if let (Some(store), Some(inputs)) = (self.builder.records.store(), inputs)
-            && inputs.has_steps()
+            && inputs.has_ended_steps()
             && !is_rejected_for_now
         {
             let key = RecordKey {
@@ -217,13 +219,13 @@ impl BuilderApi {
         if let Some(status) = status.filter(|_| !is_rejected_for_now) {
             let state = CommitState::of_outcome(phase, kind);
             let commit = answer.report.commit.as_deref();
-            status.finish(state, commit, context.shutdown()).await;
+            status.report_outcome(state, commit, context.shutdown()).await;
         }
         (answer, request)
     }
 
     /// Returns where the status of the request's commit is set, with the token; `None` if the config sets none.
-    fn status_receiver(
+    fn commit_status_receiver(
         &self,
         request: &BuildRequest,
         secrets: &BuildSecrets,
@@ -234,7 +236,11 @@ impl BuilderApi {
         };
         let mut status = status.clone();
         if let BuildSource::Git(git) = &request.source {
-            let named = git.source.reference.clone().filter(|named| is_commit(named));
+            let named = git
+                .source
+                .reference
+                .clone()
+                .filter(|named| is_full_commit_hash(named));
             status.commit = status.commit.or(named);
         } else if status.commit.is_none() {
             return Err(Error::NoStatusCommit);
@@ -247,7 +253,7 @@ impl BuilderApi {
         let tokens = &self.builder.settings.status_tokens;
         let token = match (
             secrets.secret(STATUS_TOKEN_SECRET),
-            tokens.secret_for_project(&project.to_string(), tenant),
+            tokens.secret_name_for_project(&project.to_string(), tenant),
         ) {
             (Some(own), _) => Secret::new(own.trim_ascii()),
             (None, Some(name)) => context.secrets().read_secret(name).map_err(Error::StatusToken)?,
@@ -266,8 +272,8 @@ impl BuilderApi {
     /// Builds the image of an accepted request, or hands the build back if it gets no slot in time, or the process ends
     /// before: to the record store, or else to the queue.
     ///
-    /// A call whose acceptance the registry may have or not is not rejected: another builder would run it while its caller
-    /// sends it again. It waits on until it is known to be handed back, or has ended.
+    /// A call whose acceptance the registry may have or not is not rejected: another builder would run it while its
+    /// caller sends it again. It waits on until it is known to be handed back, or has ended.
     async fn build_or_hand_back(
         &self,
         request: &BuildRequest,
@@ -276,14 +282,16 @@ impl BuilderApi {
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuildResult, Error> {
-        let mut pause = HAND_BACK_PAUSE;
+        let mut pause = FIRST_PAUSE_BETWEEN_HAND_BACKS;
         loop {
             let built = self.builder.build_and_deploy(request, call, lines, log).await;
             let handed_back = match built {
                 Err(Error::Interrupted) if call.accepted.is_resumable() => Error::HandedBack,
                 Err(Error::StaysAccepted) => Error::StaysAccepted,
                 Err(Error::Interrupted) if exchange.outlives_its_caller() => {
-                    return Err(self.submit_again(request, call.accepted, exchange).await);
+                    return Err(self
+                        .submit_again_returning_error_of_delivery(request, call.accepted, exchange)
+                        .await);
                 }
                 built => return built,
             };
@@ -294,7 +302,7 @@ impl BuilderApi {
                     tracing::warn!(error, "could not hand a build back yet; it waits on");
                     call.failed_to_hand_back.store(true, Ordering::Relaxed);
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(HAND_BACK_PAUSE_MAX);
+                    pause = (pause * 2).min(LONGEST_PAUSE_BETWEEN_HAND_BACKS);
                 }
             }
         }
@@ -315,12 +323,12 @@ impl BuilderApi {
             return;
         };
         let Some(body) = answer
-            .notification_body()
+            .notification_body_unless_retryable()
             .filter(|_| self.check_notify_url(request).is_ok())
         else {
             return;
         };
-        let receiver = Receiver {
+        let receiver = ResultReceiver {
             url: url.clone(),
             tenant: request.tenant().cloned(),
             keys: request
@@ -328,9 +336,9 @@ impl BuilderApi {
                 .as_ref()
                 .map(|signature| signature.keys().clone()),
         };
-        let sending = self
-            .notifier
-            .send_result(receiver, context.call_id(), body, context.shutdown());
+        let sending =
+            self.notifier
+                .send_result_in_background(receiver, context.call_id(), body, context.shutdown());
         sending.await;
     }
 

@@ -12,18 +12,19 @@ struct CompileError<'l> {
 
 /// Explains an error of a compiler.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+    evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().collect();
-    let found = rust_error(&lines).or_else(|| lines.iter().find_map(|line| plain_error(line)))?;
+    let found =
+        find_rustc_error(&lines).or_else(|| lines.iter().find_map(|line| parse_one_line_error(line)))?;
     let file = found.place.file.strip_prefix("./").unwrap_or(found.place.file);
     let place = Place { file, ..found.place };
     let cause = format!("{file} does not compile: {}", found.message);
-    Some(Hint::to_correct(HintKind::CompileError, cause, &place))
+    Some(Hint::to_correct_line(HintKind::CompileError, cause, &place))
 }
 
 /// Finds rustc's first error: `error[E0308]: MESSAGE`, and after it ` --> FILE:LINE:COLUMN`.
-fn rust_error<'l>(lines: &[&'l str]) -> Option<CompileError<'l>> {
-    const LINES_TO_PLACE: usize = 6;
+fn find_rustc_error<'l>(lines: &[&'l str]) -> Option<CompileError<'l>> {
+    const MAX_LINES_FROM_ERROR_TO_PLACE: usize = 6;
     // cargo prints an error in a manifest in the same form.
     let is_source = |file: &str| !file.ends_with(".toml");
     (0..lines.len()).find_map(|at| {
@@ -33,7 +34,7 @@ fn rust_error<'l>(lines: &[&'l str]) -> Option<CompileError<'l>> {
             Some(code) => code.split_once("]: ")?.1,
             None => rest.strip_prefix(": ")?,
         };
-        let following = lines.iter().skip(at + 1).take(LINES_TO_PLACE);
+        let following = lines.iter().skip(at + 1).take(MAX_LINES_FROM_ERROR_TO_PLACE);
         let place = following
             .map(|line| line.trim_start())
             .take_while(|line| !line.starts_with("error") && !line.starts_with("warning"))
@@ -42,9 +43,9 @@ fn rust_error<'l>(lines: &[&'l str]) -> Option<CompileError<'l>> {
     })
 }
 
-/// Parses an error on one line: `FILE:LINE:COLUMN: error: MESSAGE` (gcc, clang, javac, kotlinc, swiftc), or `FILE(LINE,COLUMN):
-/// error CODE: MESSAGE` (tsc, csc).
-fn plain_error(line: &str) -> Option<CompileError<'_>> {
+/// Parses an error on one line: `FILE:LINE:COLUMN: error: MESSAGE` (gcc, clang, javac, kotlinc, swiftc), or
+/// `FILE(LINE,COLUMN): error CODE: MESSAGE` (tsc, csc).
+fn parse_one_line_error(line: &str) -> Option<CompileError<'_>> {
     if let Some((place, rest)) = text::parse_place(line) {
         // tsc for terminals: "src/a.ts:8:25 - error TS2322: MESSAGE".
         if let Some((column, message)) = rest.split_once(" - error TS")
@@ -55,7 +56,7 @@ fn plain_error(line: &str) -> Option<CompileError<'_>> {
             let (_, message) = message.split_once(": ")?;
             return Some(CompileError { place, message });
         }
-        let rest = text::after_column(rest)?;
+        let rest = text::message_after_column(rest)?;
         let message = rest
             .strip_prefix("error: ")
             .or_else(|| rest.strip_prefix("fatal error: "))?;

@@ -2,11 +2,11 @@
 
 use super::dockerfile::Instruction;
 
-/// The most instructions that are remembered.
-const MAX_COPIES: usize = 16;
+/// The most copied folders that are remembered.
+const MAX_COPIED_FOLDERS: usize = 16;
 
 /// The working directory of a base image, which is not known: no path of a program begins with it.
-const UNKNOWN_FOLDER: &str = "?";
+const UNKNOWN_WORKING_DIRECTORY: &str = "?";
 
 /// Where the instructions of a stage before a step copy folders of the context to.
 pub(super) struct CopiedFolders {
@@ -23,33 +23,33 @@ struct CopiedFolder {
 }
 
 impl CopiedFolders {
-    /// Reads what the instructions of the step's stage before it copy. What is not certain is left out: variables, wildcards, lists
-    /// in JSON, here-documents, and what other stages copied.
-    pub(super) fn before(instructions: &[Instruction], step: &Instruction) -> Self {
-        let mut folder = UNKNOWN_FOLDER.to_owned();
+    /// Reads what the instructions of the step's stage before it copy. What is not certain is left out: variables,
+    /// wildcards, lists in JSON, here-documents, and what other stages copied.
+    pub(super) fn copied_before_step(instructions: &[Instruction], step: &Instruction) -> Self {
+        let mut folder = UNKNOWN_WORKING_DIRECTORY.to_owned();
         let mut copies = Vec::new();
         for instruction in instructions.iter().take_while(|other| other.line < step.line) {
             if instruction.is("FROM") {
                 copies.clear();
-                UNKNOWN_FOLDER.clone_into(&mut folder);
+                UNKNOWN_WORKING_DIRECTORY.clone_into(&mut folder);
             } else if instruction.is("WORKDIR") {
                 let path = instruction.text.split_whitespace().nth(1).unwrap_or_default();
-                folder = match is_certain(path) {
-                    true => join(&folder, path),
-                    false => UNKNOWN_FOLDER.to_owned(),
+                folder = match is_literal_path(path) {
+                    true => join_and_normalize(&folder, path),
+                    false => UNKNOWN_WORKING_DIRECTORY.to_owned(),
                 };
             } else if (instruction.is("COPY") || instruction.is("ADD")) && instruction.flag("from").is_none()
             {
                 let Some(destination) = instruction.text.split_whitespace().last() else {
                     continue;
                 };
-                let sources = instruction.sources();
-                if !sources.iter().copied().chain([destination]).all(is_certain) {
+                let sources = instruction.sources_of_copy_or_add();
+                if !sources.iter().copied().chain([destination]).all(is_literal_path) {
                     continue;
                 }
                 copies.extend(sources.into_iter().map(|source| CopiedFolder {
-                    source: normal(source).trim_start_matches('/').to_owned(),
-                    destination: join(&folder, destination),
+                    source: normalize_path(source).trim_start_matches('/').to_owned(),
+                    destination: join_and_normalize(&folder, destination),
                 }));
             }
         }
@@ -59,7 +59,7 @@ impl CopiedFolders {
             .split(|character: char| !character.is_alphanumeric() && character != '-');
         Self {
             working_directory: Some(folder).filter(|_| !is_moving.into_iter().any(moves)),
-            copies: copies.into_iter().take(MAX_COPIES).collect(),
+            copies: copies.into_iter().take(MAX_COPIED_FOLDERS).collect(),
         }
     }
 
@@ -69,10 +69,10 @@ impl CopiedFolders {
     }
 
     /// Returns the paths in the context that would be at `path` in the image, if the context had them.
-    pub(super) fn sources_of(&self, path: &str) -> Vec<String> {
+    pub(super) fn context_paths_for_image_path(&self, path: &str) -> Vec<String> {
         let absolute = match (&self.working_directory, path.starts_with('/')) {
-            (_, true) => normal(path),
-            (Some(folder), false) => join(folder, path),
+            (_, true) => normalize_path(path),
+            (Some(folder), false) => join_and_normalize(folder, path),
             (None, false) => return Vec::new(),
         };
         let source_of = |copy: &CopiedFolder| {
@@ -91,20 +91,20 @@ impl CopiedFolders {
 }
 
 /// Returns whether a word of an instruction is the path that it is written as.
-fn is_certain(word: &str) -> bool {
+fn is_literal_path(word: &str) -> bool {
     !word.contains(['$', '*', '?', '[', ']', '{', '"', '\'', '\\', '<', '|', ':'])
 }
 
 /// Returns `path` as it is seen from `folder`.
-fn join(folder: &str, path: &str) -> String {
+fn join_and_normalize(folder: &str, path: &str) -> String {
     match path.starts_with('/') {
-        true => normal(path),
-        false => normal(&format!("{folder}/{path}")),
+        true => normalize_path(path),
+        false => normalize_path(&format!("{folder}/{path}")),
     }
 }
 
 /// Returns a path without `.`, without `..` and without slashes that mean nothing.
-fn normal(path: &str) -> String {
+fn normalize_path(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {

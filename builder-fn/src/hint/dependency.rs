@@ -4,27 +4,27 @@ use super::evidence::Evidence;
 use super::{Hint, HintKind, text};
 
 /// Explains a malformed manifest, or a lock file that does not fit it.
-pub(super) fn explain_manifest(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+pub(super) fn explain_manifest_or_lock_file(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().collect();
-    cargo_manifest(evidence, &lines)
-        .or_else(|| cargo_lock_file(&lines))
-        .or_else(|| pip_requirement(&lines))
-        .or_else(|| locked_by_another(&lines))
+    malformed_cargo_manifest(evidence, &lines)
+        .or_else(|| outdated_cargo_lock_file(&lines))
+        .or_else(|| malformed_pip_requirement(&lines))
+        .or_else(|| missing_or_outdated_lock_file(&lines))
 }
 
 /// Explains a dependency that does not exist, or that excludes another.
-pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+pub(super) fn explain_missing_or_conflicting_dependency(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().collect();
-    cargo_dependency(evidence, &lines)
-        .or_else(|| pip_dependency(evidence, &lines))
-        .or_else(|| distribution_package(&lines))
+    missing_or_conflicting_crate(evidence, &lines)
+        .or_else(|| missing_or_conflicting_pip_requirement(evidence, &lines))
+        .or_else(|| package_unknown_to_distribution(&lines))
 }
 
-/// Finds cargo's error in a manifest: `error: MESSAGE`, and after it ` --> Cargo.toml:LINE:COLUMN`; older versions write `error:
-/// failed to parse manifest at` and `TOML parse error at line LINE, column COLUMN`.
-fn cargo_manifest(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
+/// Finds cargo's error in a manifest: `error: MESSAGE`, and after it ` --> Cargo.toml:LINE:COLUMN`; older versions
+/// write `error: failed to parse manifest at` and `TOML parse error at line LINE, column COLUMN`.
+fn malformed_cargo_manifest(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     let new = lines.windows(2).find_map(|pair| {
         let [error, place] = pair else { return None };
         let message = error.strip_prefix("error: ")?;
@@ -54,19 +54,19 @@ fn cargo_manifest(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     };
     let new = new.map(|(file, line, message)| (file, line, message.to_owned()));
     let (file, line, message) = new.or_else(old)?;
-    let file = evidence.without_working_directory(file);
+    let file = evidence.without_working_directory_if_in_context(file);
     Some(
         Hint::new(
             HintKind::ManifestInvalid,
             format!("cargo cannot read {file}: {message}"),
-            format!("correct {}", text::plain_or(file, "the manifest")),
+            format!("correct {}", text::name_if_safe_or(file, "the manifest")),
         )
         .at(file, line),
     )
 }
 
 /// Finds cargo's error for a lock file that does not fit the manifest, while it may not change it.
-fn cargo_lock_file(lines: &[&str]) -> Option<Hint> {
+fn outdated_cargo_lock_file(lines: &[&str]) -> Option<Hint> {
     let line = lines.iter().find(|line| {
         (line.contains("the lock file ") && line.contains("needs to be updated but"))
             || line.contains("cannot update the lock file ")
@@ -89,7 +89,7 @@ fn cargo_lock_file(lines: &[&str]) -> Option<Hint> {
 }
 
 /// Finds the errors of other package managers for a lock file that does not fit.
-fn locked_by_another(lines: &[&str]) -> Option<Hint> {
+fn missing_or_outdated_lock_file(lines: &[&str]) -> Option<Hint> {
     let has = |words: &str| lines.iter().any(|line| line.contains(words));
     let missing = if has("cannot create the lock file ") && has("because --locked was passed") {
         Some(("Cargo.lock", "cargo generate-lockfile"))
@@ -129,7 +129,7 @@ fn locked_by_another(lines: &[&str]) -> Option<Hint> {
 }
 
 /// Finds pip's error for a malformed line: `ERROR: Invalid requirement: 'x' (from line 2 of requirements.txt)`.
-fn pip_requirement(lines: &[&str]) -> Option<Hint> {
+fn malformed_pip_requirement(lines: &[&str]) -> Option<Hint> {
     let line = lines
         .iter()
         .find(|line| line.starts_with("ERROR: Invalid requirement: "))?;
@@ -146,22 +146,22 @@ fn pip_requirement(lines: &[&str]) -> Option<Hint> {
 }
 
 /// Finds cargo's error for a crate or a version that does not exist, or for versions that exclude each other.
-fn cargo_dependency(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
+fn missing_or_conflicting_crate(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     let error = lines.iter().find_map(|line| line.strip_prefix("error: "))?;
     if error.starts_with("failed to select a version for ") && !error.contains("the requirement") {
         let name = text::between(error, "`", "`")?;
-        let place = cargo_toml_line(evidence, name);
+        let place = find_crate_in_cargo_toml(evidence, name);
         let hint = Hint::new(
             HintKind::DependencyConflict,
             format!("the versions of {name} that the dependencies want exclude each other"),
-            match place.is_some() && text::is_plain(name) {
+            match place.is_some() && text::is_safe_in_shell_advice(name) {
                 true => format!(
                     "choose versions that accept the same {name} (cargo tree -i {name} shows who wants which)"
                 ),
                 false => "choose versions of the dependencies that accept the same one (cargo tree -i NAME shows who wants which)".to_owned(),
             },
         );
-        return Some(at_found_or(hint, place));
+        return Some(at_place_if_found(hint, place));
     }
     let what = error
         .strip_prefix("no matching package named ")
@@ -169,7 +169,7 @@ fn cargo_dependency(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
         .or_else(|| error.strip_prefix("no matching package for "));
     let requirement = text::between(what?, "`", "`")?;
     let name = requirement.split_whitespace().next()?;
-    let place = cargo_toml_line(evidence, name);
+    let place = find_crate_in_cargo_toml(evidence, name);
     let cause = match requirement == name {
         true => format!("the registry has no crate {name}"),
         false => format!("the registry has no version of {name} that fits {requirement}"),
@@ -180,23 +180,23 @@ fn cargo_dependency(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
         format!(
             "correct the name or the version of {} in Cargo.toml",
             match place.is_some() {
-                true => text::plain_or(name, "the crate"),
+                true => text::name_if_safe_or(name, "the crate"),
                 false => "the crate",
             }
         ),
     );
-    Some(at_found_or(hint, place))
+    Some(at_place_if_found(hint, place))
 }
 
-fn cargo_toml_line(evidence: &Evidence<'_>, name: &str) -> Option<(String, u32)> {
-    evidence.find_in_file("Cargo.toml", |line| {
+fn find_crate_in_cargo_toml(evidence: &Evidence<'_>, name: &str) -> Option<(String, u32)> {
+    evidence.find_line_in_file("Cargo.toml", |line| {
         let rest = line.trim_start().trim_start_matches('"').strip_prefix(name);
         rest.is_some_and(|rest| rest.starts_with([' ', '=', '.', '"']))
     })
 }
 
 /// Returns the hint at a place that was found, or without one.
-pub(super) fn at_found_or(hint: Hint, place: Option<(String, u32)>) -> Hint {
+pub(super) fn at_place_if_found(hint: Hint, place: Option<(String, u32)>) -> Hint {
     match place {
         Some((file, line)) => hint.at(&file, Some(line)),
         None => hint,
@@ -204,7 +204,7 @@ pub(super) fn at_found_or(hint: Hint, place: Option<(String, u32)>) -> Hint {
 }
 
 /// Finds pip's error for a requirement that the index does not have, or for requirements that exclude each other.
-fn pip_dependency(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
+fn missing_or_conflicting_pip_requirement(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     if lines
         .iter()
         .any(|line| line.starts_with("ERROR: ResolutionImpossible"))
@@ -253,7 +253,7 @@ fn pip_dependency(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
             format!("the package index has no {requirement}; the newest version of {name} there is {newest}")
         }
     };
-    let place = evidence.find_in_file("requirements.txt", |line| {
+    let place = evidence.find_line_in_file("requirements.txt", |line| {
         let line = line.trim_start();
         let given = line
             .get(..name.len())
@@ -271,16 +271,16 @@ fn pip_dependency(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
         format!(
             "correct the name or the version of {}",
             match place.is_some() {
-                true => text::plain_or(name, "the requirement"),
+                true => text::name_if_safe_or(name, "the requirement"),
                 false => "the requirement",
             }
         ),
     );
-    Some(at_found_or(hint, place))
+    Some(at_place_if_found(hint, place))
 }
 
 /// Finds the errors of `apt-get` and `apk` for a package that they do not know.
-fn distribution_package(lines: &[&str]) -> Option<Hint> {
+fn package_unknown_to_distribution(lines: &[&str]) -> Option<Hint> {
     let apt = lines
         .iter()
         .find_map(|line| line.strip_prefix("E: Unable to locate package "));

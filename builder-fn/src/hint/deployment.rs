@@ -5,25 +5,26 @@ use serde_json::Value;
 use super::{Hint, HintKind, text};
 
 /// The most reasons of an answer that are read.
-const MAX_REASONS: usize = 20;
+const MAX_REASONS_READ: usize = 20;
 
 /// The length after which a reason is not read, in bytes.
-const REASON_READ_BYTES: usize = 4 << 10;
+const MAX_BYTES_READ_OF_REASON: usize = 4 << 10;
 
 /// The words with which gateways and providers say that nothing listens on the function's port.
 const NOT_LISTENING_WORDS: &[&str] = &["connection refused", "Connection refused", "no such host"];
 
 /// The answer of faas-provider, which faasd and others use, for a function that does not accept its connection.
-const UNREACHABLE_RESPONSE: &str = "500: Can't reach service for: ";
+const UNREACHABLE_RESPONSE_PREFIX: &str = "500: Can't reach service for: ";
 
 /// What to do about a function that does not stay up.
 const EXITING_FUNCTION_ADVICE: &str = "see what the function writes before it ends (faas-cli logs NAME), and correct it; a function \
                                        has to serve on port 8080 until it is stopped";
 
 /// The words with which the deployer begins to quote the log of a function.
-const LOG_WORDS: &str = "its log ends with: ";
+const LOG_QUOTE_PREFIX: &str = "its log ends with: ";
 
-/// A rule for the reasons of an answer: of a reason without what the deployer writes before each, and without the function's log.
+/// A rule for the reasons of an answer: of a reason without what the deployer writes before each, and without the
+/// function's log.
 type ReasonRule = fn(&str) -> Option<Hint>;
 
 /// The rules, of which the first with a hint decides.
@@ -32,26 +33,26 @@ const RULES: &[ReasonRule] = &[
     image_of_other_platform,
     missing_image,
     unpullable_image,
-    container_without_memory,
+    container_ended_for_memory,
     container_that_ended,
     container_that_does_not_start,
-    unready_pod,
-    exits,
-    not_running,
-    probe,
+    unready_or_unschedulable_pod,
+    function_that_exits,
+    function_that_does_not_run,
+    failed_probe,
 ];
 
-/// Returns the hint for a deployment that failed, from the deployer's answer; `None` where the cause is not known. The last
-/// lines of the function's log, if a reason quotes them, are part of it.
+/// Returns the hint for a deployment that failed, from the deployer's answer; `None` where the cause is not known. The
+/// last lines of the function's log, if a reason quotes them, are part of it.
 pub fn explain_deployment(answer: &Value) -> Option<Hint> {
     let reasons = || {
         let reasons = answer["reasons"].as_array().into_iter().flatten();
-        let texts = reasons.filter_map(Value::as_str).take(MAX_REASONS);
-        texts.map(|reason| text::first_part(reason, REASON_READ_BYTES))
+        let texts = reasons.filter_map(Value::as_str).take(MAX_REASONS_READ);
+        texts.map(|reason| text::first_part(reason, MAX_BYTES_READ_OF_REASON))
     };
     let hint = RULES
         .iter()
-        .find_map(|rule| reasons().map(own_words).find_map(rule))?;
+        .find_map(|rule| reasons().map(without_log_and_deployers_prefixes).find_map(rule))?;
     let is_about_function = matches!(
         hint.kind,
         HintKind::ProbeFailed
@@ -61,16 +62,18 @@ pub fn explain_deployment(answer: &Value) -> Option<Hint> {
             | HintKind::OutOfMemory
     );
     // On Kubernetes the deployer quotes the function's log in its reason.
-    let quoted = reasons().find_map(|reason| reason.split_once(LOG_WORDS));
+    let quoted = reasons().find_map(|reason| reason.split_once(LOG_QUOTE_PREFIX));
     match quoted {
-        Some((_, log)) if is_about_function => Some(hint.with_log(log.split(" | "))),
+        Some((_, log)) if is_about_function => Some(hint.with_last_log_lines(log.split(" | "))),
         _ => Some(hint),
     }
 }
 
 /// Returns what the deployer itself says in a reason: without the log of the function, and without what it was doing.
-fn own_words(reason: &str) -> &str {
-    let reason = reason.split_once(LOG_WORDS).map_or(reason, |(before, _)| before);
+fn without_log_and_deployers_prefixes(reason: &str) -> &str {
+    let reason = reason
+        .split_once(LOG_QUOTE_PREFIX)
+        .map_or(reason, |(before, _)| before);
     let reason = reason.strip_prefix("nothing was changed: ").unwrap_or(reason);
     let waited = reason
         .strip_prefix("not ready within ")
@@ -86,11 +89,11 @@ fn own_words(reason: &str) -> &str {
 fn missing_secret(reason: &str) -> Option<Hint> {
     let rest = reason.strip_prefix("the secret \"")?;
     let (name, _) = rest.split_once("\" does not exist")?;
-    missing_secret_hint(name)
+    missing_secret_hint_if_valid_name(name)
 }
 
 /// Returns the hint for a secret that does not exist; `None` if no secret can have the name.
-fn missing_secret_hint(name: &str) -> Option<Hint> {
+fn missing_secret_hint_if_valid_name(name: &str) -> Option<Hint> {
     is_secret_name(name).then(|| {
         Hint::new(
             HintKind::FunctionSecretMissing,
@@ -116,7 +119,7 @@ fn image_of_other_platform(reason: &str) -> Option<Hint> {
         format!("the image {image} is for {platforms}, and functions run on {wanted}"),
         format!(
             "build for {}: the config's \"platforms\"",
-            text::plain_or(wanted, "their platform")
+            text::name_if_safe_or(wanted, "their platform")
         ),
     ))
 }
@@ -131,7 +134,7 @@ fn missing_image(reason: &str) -> Option<Hint> {
     ))
 }
 
-fn not_listening(response: &str) -> Hint {
+fn not_listening_hint(response: &str) -> Hint {
     Hint::new(
         HintKind::FunctionNotListening,
         format!("the function does not accept connections on port 8080: {response}"),
@@ -150,7 +153,7 @@ fn unpullable_image(reason: &str) -> Option<Hint> {
     ))
 }
 
-fn container_without_memory(reason: &str) -> Option<Hint> {
+fn container_ended_for_memory(reason: &str) -> Option<Hint> {
     let rest = reason.strip_prefix("the container was ended because it needed more memory than its limit")?;
     let limit = rest.split([',', ';']).next().unwrap_or_default().trim_end();
     Some(Hint::new(
@@ -177,7 +180,7 @@ fn container_that_does_not_start(reason: &str) -> Option<Hint> {
     let secret = rest
         .strip_prefix("CreateContainerConfigError: secret \"")
         .and_then(|rest| rest.split_once("\" not found"));
-    if let Some(hint) = secret.and_then(|(name, _)| missing_secret_hint(name)) {
+    if let Some(hint) = secret.and_then(|(name, _)| missing_secret_hint_if_valid_name(name)) {
         return Some(hint);
     }
     Some(Hint::new(
@@ -187,14 +190,14 @@ fn container_that_does_not_start(reason: &str) -> Option<Hint> {
     ))
 }
 
-fn unready_pod(reason: &str) -> Option<Hint> {
+fn unready_or_unschedulable_pod(reason: &str) -> Option<Hint> {
     let unready = reason
         .strip_prefix("the pod ")
         .and_then(|rest| rest.split_once("; "));
     let unready = unready.and_then(|(_, rest)| rest.strip_prefix("Readiness probe failed: "));
     if let Some(rest) = unready {
         if NOT_LISTENING_WORDS.iter().any(|words| rest.contains(words)) {
-            return Some(not_listening(rest));
+            return Some(not_listening_hint(rest));
         }
         return Some(Hint::new(
             HintKind::ProbeFailed,
@@ -210,7 +213,7 @@ fn unready_pod(reason: &str) -> Option<Hint> {
     ))
 }
 
-fn exits(reason: &str) -> Option<Hint> {
+fn function_that_exits(reason: &str) -> Option<Hint> {
     let words = "no replica is available any more (the function starts and does not stay up)";
     reason.starts_with(words).then(|| {
         Hint::new(
@@ -221,7 +224,7 @@ fn exits(reason: &str) -> Option<Hint> {
     })
 }
 
-fn not_running(reason: &str) -> Option<Hint> {
+fn function_that_does_not_run(reason: &str) -> Option<Hint> {
     let words =
         "no replica is available (the image cannot be pulled, or the function does not start or stay up)";
     reason.starts_with(words).then(|| {
@@ -235,7 +238,7 @@ fn not_running(reason: &str) -> Option<Hint> {
     })
 }
 
-fn probe(reason: &str) -> Option<Hint> {
+fn failed_probe(reason: &str) -> Option<Hint> {
     let rest = reason.strip_prefix("the function answered ")?;
     let (probe, response) = rest.split_once(" with ")?;
     // The function itself may say with another status that a database does not listen.
@@ -243,8 +246,8 @@ fn probe(reason: &str) -> Option<Hint> {
         .iter()
         .any(|status| response.starts_with(status));
     let is_not_listening = is_of_gateway && NOT_LISTENING_WORDS.iter().any(|words| response.contains(words));
-    if is_not_listening || response.starts_with(UNREACHABLE_RESPONSE) {
-        return Some(not_listening(response));
+    if is_not_listening || response.starts_with(UNREACHABLE_RESPONSE_PREFIX) {
+        return Some(not_listening_hint(response));
     }
     Some(Hint::new(
         HintKind::ProbeFailed,

@@ -3,7 +3,7 @@
 //! It is no parser of Dockerfiles: BuildKit's is. It finds where an instruction begins and what its words are.
 
 /// The length after which a Dockerfile is not read, in bytes.
-pub(super) const READ_BYTES: usize = 128 << 10;
+pub(super) const MAX_BYTES_READ_OF_FILE: usize = 128 << 10;
 
 /// An instruction of a Dockerfile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,12 +17,12 @@ pub(super) struct Instruction {
 }
 
 /// Returns the instructions of a Dockerfile.
-pub(super) fn instructions(dockerfile: &str) -> Vec<Instruction> {
-    let escape = escape_character(dockerfile);
+pub(super) fn instructions(dockerfile_text: &str) -> Vec<Instruction> {
+    let escape = escape_character(dockerfile_text);
     let mut found: Vec<Instruction> = Vec::new();
     let mut open: Option<Instruction> = None;
     let mut heredocs: Vec<String> = Vec::new();
-    for (number, line) in (1..).zip(dockerfile.lines()) {
+    for (number, line) in (1..).zip(dockerfile_text.lines()) {
         if let Some(end) = heredocs.first() {
             if line.trim_start_matches('\t') == end {
                 heredocs.remove(0);
@@ -50,7 +50,7 @@ pub(super) fn instructions(dockerfile: &str) -> Vec<Instruction> {
         match goes_on {
             true => open = Some(instruction),
             false => {
-                heredocs = heredoc_ends(&instruction.text);
+                heredocs = heredoc_terminators(&instruction.text);
                 found.push(instruction);
             }
         }
@@ -60,8 +60,8 @@ pub(super) fn instructions(dockerfile: &str) -> Vec<Instruction> {
 }
 
 /// Returns the character that continues a line: a backslash, unless the directive `escape` names another.
-fn escape_character(dockerfile: &str) -> char {
-    let directives = dockerfile.lines().take_while(|line| line.starts_with('#'));
+fn escape_character(dockerfile_text: &str) -> char {
+    let directives = dockerfile_text.lines().take_while(|line| line.starts_with('#'));
     let escape = directives.filter_map(|line| {
         let (key, value) = line.trim_start_matches('#').split_once('=')?;
         key.trim().eq_ignore_ascii_case("escape").then_some(value.trim())
@@ -73,7 +73,7 @@ fn escape_character(dockerfile: &str) -> char {
 }
 
 /// Returns the words that end the here-documents of an instruction, up to 8.
-fn heredoc_ends(instruction: &str) -> Vec<String> {
+fn heredoc_terminators(instruction: &str) -> Vec<String> {
     let keyword = keyword(instruction);
     if !["RUN", "COPY", "ADD"]
         .iter()
@@ -81,7 +81,7 @@ fn heredoc_ends(instruction: &str) -> Vec<String> {
     {
         return Vec::new();
     }
-    let words = shell_words(instruction);
+    let words = split_at_unquoted_whitespace(instruction);
     let ends = words.iter().filter_map(|word| {
         let rest = word.trim_start_matches(|character: char| character.is_ascii_digit());
         let rest = rest.strip_prefix("<<")?;
@@ -96,7 +96,7 @@ fn heredoc_ends(instruction: &str) -> Vec<String> {
 }
 
 /// Returns the words of an instruction with their quotes: a space between quotes divides nothing.
-fn shell_words(instruction: &str) -> Vec<&str> {
+fn split_at_unquoted_whitespace(instruction: &str) -> Vec<&str> {
     let mut quote = None;
     let divides = |character: char| match quote {
         Some(open) => {
@@ -130,7 +130,7 @@ impl Instruction {
     }
 
     /// Returns the sources of a `COPY` or `ADD` in its shell form: the words without flags and without the destination.
-    pub(super) fn sources(&self) -> Vec<&str> {
+    pub(super) fn sources_of_copy_or_add(&self) -> Vec<&str> {
         let words = self.text.split_whitespace().skip(1);
         let mut words: Vec<_> = words.skip_while(|word| word.starts_with("--")).collect();
         words.pop();
@@ -181,7 +181,10 @@ pub(super) fn stage_names(instructions: &[Instruction]) -> Vec<&str> {
 }
 
 /// Returns the image or the stage that the stage of an instruction begins from.
-pub(super) fn base_of<'i>(instructions: &'i [Instruction], instruction: &Instruction) -> Option<&'i str> {
+pub(super) fn base_of_stage<'i>(
+    instructions: &'i [Instruction],
+    instruction: &Instruction,
+) -> Option<&'i str> {
     let before = instructions
         .iter()
         .take_while(|other| other.line < instruction.line);
@@ -191,11 +194,11 @@ pub(super) fn base_of<'i>(instructions: &'i [Instruction], instruction: &Instruc
 }
 
 /// Returns the only instruction whose text is that of a step's name without its number: `[build 2/3] RUN make`.
-pub(super) fn instruction_of_step<'i>(
+pub(super) fn only_instruction_of_step<'i>(
     instructions: &'i [Instruction],
-    step: &str,
+    step_name: &str,
 ) -> Option<&'i Instruction> {
-    let (_, wanted) = step.strip_prefix('[')?.split_once("] ")?;
+    let (_, wanted) = step_name.strip_prefix('[')?.split_once("] ")?;
     let is_wanted = |instruction: &&Instruction| {
         let mut one = instruction.text.split_whitespace();
         let mut other = wanted.split_whitespace();
@@ -215,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn instructions_have_the_lines_at_which_they_begin() {
+    fn instructions_have_their_first_and_last_lines_and_are_found_by_step_name() {
         let dockerfile = "# syntax\nFROM a AS build\n\nRUN x && \\\n  # a comment\n  y\nRUN <<EOF\nCOPY no /\nEOF\ncopy a \\\n\n b\nRUN z";
         let found = instructions(dockerfile);
         let lines: Vec<_> = found
@@ -233,20 +236,20 @@ mod tests {
             ]
         );
         assert_eq!(stage_names(&found), ["build"]);
-        let step = instruction_of_step(&found, "[build 2/4] RUN x &&     y");
+        let step = only_instruction_of_step(&found, "[build 2/4] RUN x &&     y");
         assert_eq!(step.map(|step| step.line), Some(4));
-        let step = instruction_of_step(&found, "[build 4/4] COPY a  b");
+        let step = only_instruction_of_step(&found, "[build 4/4] COPY a  b");
         assert_eq!(step.map(|step| step.line), Some(10));
     }
 
     #[test]
-    fn a_step_that_two_instructions_may_be_has_no_line() {
+    fn a_step_that_two_instructions_match_has_no_instruction() {
         let found = instructions("FROM a\nRUN x\nFROM b\nRUN x\n");
-        assert_eq!(instruction_of_step(&found, "[2/2] RUN x"), None);
+        assert_eq!(only_instruction_of_step(&found, "[2/2] RUN x"), None);
     }
 
     #[test]
-    fn another_escape_character_continues_lines_too() {
+    fn another_escape_character_continues_lines_instead_of_the_backslash() {
         let found = instructions("# escape=`\nFROM a\nRUN x `\n y\\\nRUN z\n");
         assert_eq!(
             found.iter().map(|found| found.line).collect::<Vec<_>>(),
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shift_or_a_quoted_text_begins_no_here_document() {
+    fn a_shift_or_a_quoted_text_begins_no_here_document_and_a_heredoc_word_does() {
         for command in [
             "echo $((x<<shift))",
             "echo $((1 << shift))",

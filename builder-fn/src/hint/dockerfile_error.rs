@@ -4,7 +4,7 @@ use super::evidence::Evidence;
 use super::{Hint, HintKind, dockerfile, text};
 
 /// The beginnings of errors of BuildKit's Dockerfile frontend that name what is wrong with an instruction.
-const INSTRUCTION_ERRORS: &[&str] = &[
+const INSTRUCTION_ERROR_PREFIXES: &[&str] = &[
     "base name (",
     "circular dependency detected on stage",
     "failed to parse stage name",
@@ -28,7 +28,7 @@ const INSTRUCTION_ERRORS: &[&str] = &[
 /// Explains errors in the Dockerfile.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     // The text of a command may have the words of any error.
-    if evidence.process_failure().is_some() {
+    if evidence.process_failure_reason().is_some() {
         return None;
     }
     let error = &*evidence.error;
@@ -38,15 +38,15 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         .and_then(|rest| rest.split_once(": "))
     {
         let line = line.parse().ok();
-        return Some(invalid(what).at(dockerfile, line));
+        return Some(invalid_instruction_hint(what).at(dockerfile, line));
     }
     if let Some(stage) = error
         .strip_prefix("target stage \"")
         .and_then(|rest| rest.strip_suffix("\" could not be found"))
     {
-        return Some(missing_target(evidence, stage));
+        return Some(missing_target_stage_hint(evidence, stage));
     }
-    if let Some(stage) = misspelt_stage(error) {
+    if let Some(stage) = misspelt_stage_and_meant_one(error) {
         let cause = format!(
             "{} is no stage of the Dockerfile, and was taken for an image; did you mean {}?",
             stage.0, stage.1
@@ -56,18 +56,18 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             cause,
             format!(
                 "write {}, or name the image with its registry",
-                text::plain_or(stage.1, "the name of the stage")
+                text::name_if_safe_or(stage.1, "the name of the stage")
             ),
         ));
     }
     if let Some(rest) = error.strip_prefix("failed to read dockerfile: open ") {
         let path = rest.strip_suffix(": no such file or directory")?;
-        return Some(missing_dockerfile(evidence, path));
+        return Some(missing_dockerfile_hint(evidence, path));
     }
     // The builder's own text for a context without the Dockerfile, and for control characters in it.
     if let Some(rest) = error.strip_prefix("context/") {
         if let Some((path, _)) = rest.split_once(": not in the tar; ") {
-            return Some(missing_dockerfile(evidence, path));
+            return Some(missing_dockerfile_hint(evidence, path));
         }
         let (place, what) = text::parse_place(rest)?;
         let (what, _) = what
@@ -82,17 +82,20 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             .at(place.file, Some(place.line)),
         );
     }
-    if INSTRUCTION_ERRORS.iter().any(|known| error.starts_with(known)) {
-        return Some(invalid(error).at(dockerfile, evidence.dockerfile_line()));
+    if INSTRUCTION_ERROR_PREFIXES
+        .iter()
+        .any(|known| error.starts_with(known))
+    {
+        return Some(invalid_instruction_hint(error).at(dockerfile, evidence.dockerfile_line()));
     }
     None
 }
 
 /// Returns the hint for an instruction that is malformed.
-fn invalid(what: &str) -> Hint {
+fn invalid_instruction_hint(what: &str) -> Hint {
     let meant = text::between(what, "(did you mean ", "?)");
     let next = match meant {
-        Some(meant) if text::is_plain(meant) => {
+        Some(meant) if text::is_safe_in_shell_advice(meant) => {
             format!("write {meant}, or correct the instruction otherwise")
         }
         _ if what.starts_with("base name (") => {
@@ -110,9 +113,9 @@ fn invalid(what: &str) -> Hint {
 }
 
 /// Returns the hint for a target that is no stage.
-fn missing_target(evidence: &Evidence<'_>, stage: &str) -> Hint {
+fn missing_target_stage_hint(evidence: &Evidence<'_>, stage: &str) -> Hint {
     let mut known = dockerfile::stage_names(evidence.instructions());
-    known.retain(|name| text::is_plain(name));
+    known.retain(|name| text::is_safe_in_shell_advice(name));
     let (known, next) = match known.as_slice() {
         [] => (
             "none of its stages has a name".to_owned(),
@@ -132,14 +135,14 @@ fn missing_target(evidence: &Evidence<'_>, stage: &str) -> Hint {
 }
 
 /// Returns the name that BuildKit took for an image of Docker Hub, and the stage that it is nearly the name of.
-fn misspelt_stage(error: &str) -> Option<(&str, &str)> {
+fn misspelt_stage_and_meant_one(error: &str) -> Option<(&str, &str)> {
     let (name, rest) = error.split_once(": failed to resolve source metadata for docker.io/library/")?;
     let (_, meant) = rest.rsplit_once("(did you mean ")?;
     Some((name, meant.strip_suffix("?)")?))
 }
 
 /// Returns the hint for a Dockerfile that the context does not have.
-fn missing_dockerfile(evidence: &Evidence<'_>, path: &str) -> Hint {
+fn missing_dockerfile_hint(evidence: &Evidence<'_>, path: &str) -> Hint {
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
     let hint = match evidence.failure.files.find_in_other_case(folder, name) {
         Some(other) => Hint::new(
@@ -147,8 +150,8 @@ fn missing_dockerfile(evidence: &Evidence<'_>, path: &str) -> Hint {
             format!("the context has no {path}; it has {other}, in another case"),
             format!(
                 "rename {} to {}, or set the config's \"dockerfile\"",
-                text::plain_or(&other, "the file"),
-                text::plain_or(name, "the name that the build uses")
+                text::name_if_safe_or(&other, "the file"),
+                text::name_if_safe_or(name, "the name that the build uses")
             ),
         ),
         None => Hint::new(

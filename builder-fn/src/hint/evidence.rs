@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use super::copied::CopiedFolders;
 use super::dockerfile::{self, Instruction};
 use super::failure::Failure;
-use super::{Hint, HintStep, MAX_NAME_BYTES, text};
+use super::{Hint, HintStep, MAX_NAME_OR_LINE_BYTES, text};
 
 /// The length after which an error is not read, in bytes.
 const ERROR_READ_BYTES: usize = 16 << 10;
@@ -19,7 +19,7 @@ const LINE_READ_BYTES: usize = 2 << 10;
 
 /// The words between the command and the reason in BuildKit's error for a process that failed:
 /// `solver/llbsolver/ops/exec.go`.
-const PROCESS_FAILED: &str = "\" did not complete successfully: ";
+const PROCESS_FAILED_WORDS: &str = "\" did not complete successfully: ";
 
 /// A failure with its texts cut and cleaned.
 pub(super) struct Evidence<'a> {
@@ -39,7 +39,7 @@ impl<'a> Evidence<'a> {
         Self {
             failure,
             error: Cow::Borrowed(text::first_part(failure.error, ERROR_READ_BYTES)),
-            output: text::without_terminal_codes(text::last_part(output, OUTPUT_READ_BYTES)),
+            output: text::without_terminal_codes(text::last_whole_lines(output, OUTPUT_READ_BYTES)),
             instructions: OnceCell::new(),
         }
     }
@@ -56,13 +56,13 @@ impl<'a> Evidence<'a> {
             let read = self
                 .failure
                 .files
-                .read_beginning(self.failure.dockerfile, dockerfile::READ_BYTES);
+                .read_beginning(self.failure.dockerfile, dockerfile::MAX_BYTES_READ_OF_FILE);
             dockerfile::instructions(&String::from_utf8_lossy(&read.unwrap_or_default()))
         })
     }
 
     /// Returns the name of the failed step, if it is one of the Dockerfile's.
-    pub(super) fn step_name(&self) -> Option<&'a str> {
+    pub(super) fn dockerfile_step_name(&self) -> Option<&'a str> {
         let name = self.failure.step?.name;
         let number = name.strip_prefix('[')?.split_once("] ")?.0;
         (number != "internal" && number != "context" && number != "auth").then_some(name)
@@ -74,18 +74,18 @@ impl<'a> Evidence<'a> {
             let mut all = self.instructions().iter();
             return all.find(|instruction| (instruction.line..=instruction.last_line).contains(&line));
         }
-        dockerfile::instruction_of_step(self.instructions(), self.step_name()?)
+        dockerfile::only_instruction_of_step(self.instructions(), self.dockerfile_step_name()?)
     }
 
     /// Returns the image or the stage that the stage of the failed instruction begins from.
     pub(super) fn base_image(&self) -> Option<&str> {
-        dockerfile::base_of(self.instructions(), self.instruction()?)
+        dockerfile::base_of_stage(self.instructions(), self.instruction()?)
     }
 
     /// Returns a path that a program named, without the working directory of the step, if the context has the rest.
-    pub(super) fn without_working_directory<'p>(&self, path: &'p str) -> &'p str {
+    pub(super) fn without_working_directory_if_in_context<'p>(&self, path: &'p str) -> &'p str {
         let relative = self.instruction().and_then(|step| {
-            let folders = CopiedFolders::before(self.instructions(), step);
+            let folders = CopiedFolders::copied_before_step(self.instructions(), step);
             path.strip_prefix(folders.working_directory()?)?.strip_prefix('/')
         });
         relative
@@ -94,7 +94,7 @@ impl<'a> Evidence<'a> {
     }
 
     /// Returns the path of a manifest or a lock file: where the context has it, if it has it once.
-    pub(super) fn path_in_context(&self, name: &str) -> String {
+    pub(super) fn path_in_context_or_function_folder(&self, name: &str) -> String {
         let in_function = format!("function/{name}");
         let files = self.failure.files;
         match !files.has(name) && files.has(&in_function) {
@@ -111,16 +111,16 @@ impl<'a> Evidence<'a> {
     }
 
     /// Returns the reason why the process of a step failed, such as `exit code: 1`; `None` for other failures.
-    pub(super) fn process_failure(&self) -> Option<&str> {
-        let (before, reason) = self.error.rsplit_once(PROCESS_FAILED)?;
+    pub(super) fn process_failure_reason(&self) -> Option<&str> {
+        let (before, reason) = self.error.rsplit_once(PROCESS_FAILED_WORDS)?;
         before.contains("process \"").then_some(reason)
     }
 
     /// Returns whether the command of the failed step, as BuildKit names it, has `word`.
-    pub(super) fn is_in_command(&self, word: &str) -> bool {
+    pub(super) fn command_has_word(&self, word: &str) -> bool {
         let before = self
             .error
-            .rsplit_once(PROCESS_FAILED)
+            .rsplit_once(PROCESS_FAILED_WORDS)
             .map_or("", |(before, _)| before);
         let is_word =
             |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-' | '.');
@@ -131,17 +131,21 @@ impl<'a> Evidence<'a> {
 
     /// Returns the exit code of the failed step.
     pub(super) fn exit_code(&self) -> Option<u32> {
-        let code = self.process_failure()?.strip_prefix("exit code: ")?;
+        let code = self.process_failure_reason()?.strip_prefix("exit code: ")?;
         let digits = code.bytes().take_while(u8::is_ascii_digit).count();
         code.get(..digits)?.parse().ok()
     }
 
-    /// Returns the line of a file of the context that begins or goes on as `is_wanted` says, with the file's path. The file
-    /// is looked for in the context and in its folder `function`, where templates of functions have the handler.
-    pub(super) fn find_in_file(&self, name: &str, is_wanted: impl Fn(&str) -> bool) -> Option<(String, u32)> {
-        const READ_BYTES: usize = 64 << 10;
+    /// Returns the line of a file of the context that begins or goes on as `is_wanted` says, with the file's path. The
+    /// file is looked for in the context and in its folder `function`, where templates of functions have the handler.
+    pub(super) fn find_line_in_file(
+        &self,
+        name: &str,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Option<(String, u32)> {
+        const MAX_BYTES_READ_OF_FILE: usize = 64 << 10;
         for path in [name.to_owned(), format!("function/{name}")] {
-            let Some(read) = self.failure.files.read_beginning(&path, READ_BYTES) else {
+            let Some(read) = self.failure.files.read_beginning(&path, MAX_BYTES_READ_OF_FILE) else {
                 continue;
             };
             let content = String::from_utf8_lossy(&read);
@@ -153,31 +157,34 @@ impl<'a> Evidence<'a> {
         None
     }
 
-    /// Returns whether a file of the context has `word`. The file has the path that a program of the step named, or ends it.
-    pub(super) fn is_in_file(&self, path: &str, word: &str) -> bool {
-        const MAX_FOLDERS: usize = 16;
-        const READ_BYTES: usize = 64 << 10;
+    /// Returns whether a file of the context has `word`. The file has the path that a program of the step named, or
+    /// ends it.
+    pub(super) fn context_file_contains(&self, path: &str, word: &str) -> bool {
+        const MAX_PATH_ENDS_TRIED: usize = 16;
+        const MAX_BYTES_READ_OF_FILE: usize = 64 << 10;
         let whole = path.trim_start_matches("./").trim_start_matches('/');
         let ends = std::iter::successors(Some(whole), |path| Some(path.split_once('/')?.1));
         let read = ends
-            .take(MAX_FOLDERS)
-            .find_map(|path| self.failure.files.read_beginning(path, READ_BYTES));
+            .take(MAX_PATH_ENDS_TRIED)
+            .find_map(|path| self.failure.files.read_beginning(path, MAX_BYTES_READ_OF_FILE));
         let read = read.or_else(|| {
             self.failure
                 .files
-                .read_beginning(&format!("function/{whole}"), READ_BYTES)
+                .read_beginning(&format!("function/{whole}"), MAX_BYTES_READ_OF_FILE)
         });
         read.is_some_and(|read| String::from_utf8_lossy(&read).contains(word))
     }
 
     /// Completes a hint: adds the failed step, and the Dockerfile's line as the place if the rule knows no closer one.
-    pub(super) fn complete(&self, hint: Hint) -> Hint {
+    pub(super) fn complete_with_step_and_place(&self, hint: Hint) -> Hint {
         let line = self.dockerfile_line();
         // What BuildKit does for an instruction before it runs, such as to look up its image, has a name of its own.
-        let name = self.step_name().or_else(|| Some(&*self.instruction()?.text));
+        let name = self
+            .dockerfile_step_name()
+            .or_else(|| Some(&*self.instruction()?.text));
         let step = name.map(|name| HintStep {
-            name: text::one_line(name, MAX_NAME_BYTES),
-            file: line.map(|_| text::one_line(self.failure.dockerfile, MAX_NAME_BYTES)),
+            name: text::one_line(name, MAX_NAME_OR_LINE_BYTES),
+            file: line.map(|_| text::one_line(self.failure.dockerfile, MAX_NAME_OR_LINE_BYTES)),
             line,
         });
         let hint = match (&hint.file, line) {

@@ -4,14 +4,14 @@ use super::evidence::Evidence;
 use super::{Hint, HintKind, text};
 
 /// The exit code of a shell for a program that may not be executed.
-const NOT_EXECUTABLE: u32 = 126;
+const EXIT_CODE_NOT_EXECUTABLE: u32 = 126;
 
 /// The exit code of a shell for a program that does not exist.
-const NOT_FOUND: u32 = 127;
+const EXIT_CODE_NOT_FOUND: u32 = 127;
 
 /// Explains a program that cannot be run, or that its user may not run.
-pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
-    let reason = evidence.process_failure()?;
+pub(super) fn explain_unrunnable_or_forbidden_program(evidence: &Evidence<'_>) -> Option<Hint> {
+    let reason = evidence.process_failure_reason()?;
     if let Some(rest) = reason.strip_prefix("unable to find user ") {
         let user = rest.split_once(':').map_or(rest, |(user, _)| user);
         return Some(Hint::new(
@@ -19,7 +19,7 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             format!("the image has no user {user}, which the step runs as"),
             format!(
                 "create {} in a step before (useradd, adduser), or name one in USER that the image has",
-                match text::is_plain(user) {
+                match text::is_safe_in_shell_advice(user) {
                     true => format!("the user {user}"),
                     false => "the user".to_owned(),
                 }
@@ -48,22 +48,22 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             "use a program and a base image for the platform of the build, or begin a script with its interpreter (#!/bin/sh)",
         ));
     }
-    let is_not_found = code == NOT_FOUND || last().any(|line| line.ends_with(" Error 127"));
-    if is_not_found && let Some(program) = last().find_map(missing_program) {
+    let is_not_found = code == EXIT_CODE_NOT_FOUND || last().any(|line| line.ends_with(" Error 127"));
+    if is_not_found && let Some(program) = last().find_map(program_not_found_by_shell) {
         return Some(missing_program_hint(evidence, program));
     }
     if let Some(program) = last().find_map(unstartable_program) {
         return Some(missing_program_hint(evidence, program));
     }
-    if code == NOT_EXECUTABLE
+    if code == EXIT_CODE_NOT_EXECUTABLE
         && let Some(line) = last().find(|line| line.contains("Permission denied"))
     {
         let program = program_in_message(line)?;
         return Some(Hint::new(
             HintKind::NotExecutable,
             format!("{program} may not be executed: it has no executable bit, or is a folder"),
-            match text::is_plain(program)
-                && evidence.is_in_command(program.rsplit('/').next().unwrap_or(program))
+            match text::is_safe_in_shell_advice(program)
+                && evidence.command_has_word(program.rsplit('/').next().unwrap_or(program))
             {
                 true => format!(
                     "make it executable (chmod +x {program}, COPY --chmod=755), or run it with its interpreter (sh {program})"
@@ -85,19 +85,19 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     ))
 }
 
-/// Returns the program that a shell did not find, from its message: `/bin/sh: 1: yarn: not found`, `bash: line 1: yarn: command
-/// not found`, `/bin/sh: yarn: not found`.
-fn missing_program(line: &str) -> Option<&str> {
+/// Returns the program that a shell did not find, from its message: `/bin/sh: 1: yarn: not found`, `bash: line 1: yarn:
+/// command not found`, `/bin/sh: yarn: not found`.
+fn program_not_found_by_shell(line: &str) -> Option<&str> {
     let line = line
         .strip_suffix(": command not found")
         .or_else(|| line.strip_suffix(": not found"));
     let line = line.or_else(|| line?.strip_suffix(": No such file or directory"));
     let program = line?.rsplit_once(": ")?.1;
-    is_program(program).then_some(program)
+    may_be_program_path(program).then_some(program)
 }
 
-/// Returns the program that could not be started: `env: 'node': No such file or directory`, or runc's `exec: "/bin/sh": stat
-/// /bin/sh: no such file or directory`.
+/// Returns the program that could not be started: `env: 'node': No such file or directory`, or runc's `exec: "/bin/sh":
+/// stat /bin/sh: no such file or directory`.
 fn unstartable_program(line: &str) -> Option<&str> {
     if let Some(rest) = line
         .strip_prefix("env: ")
@@ -106,7 +106,7 @@ fn unstartable_program(line: &str) -> Option<&str> {
         let program = rest
             .strip_suffix(": No such file or directory")?
             .trim_matches(['\'', '"', '\u{2018}', '\u{2019}']);
-        return is_program(program).then_some(program);
+        return may_be_program_path(program).then_some(program);
     }
     // rustc, the build of a Python package, and make.
     let named = text::between(line, "error: linker `", "` not found")
@@ -116,28 +116,28 @@ fn unstartable_program(line: &str) -> Option<&str> {
                 .strip_suffix(": No such file or directory")
         });
     if let Some(program) = named {
-        return is_program(program).then_some(program);
+        return may_be_program_path(program).then_some(program);
     }
     let program = text::between(line, "exec: \"", "\": ")?;
     let is_missing = line.contains("no such file or directory") || line.contains("executable file not found");
-    (is_missing && is_program(program)).then_some(program)
+    (is_missing && may_be_program_path(program)).then_some(program)
 }
 
 /// Returns the program in a shell's message about it: the part before the last.
 fn program_in_message(line: &str) -> Option<&str> {
     let (before, _) = line.rsplit_once(": ")?;
     let program = before.rsplit_once(": ").map_or(before, |(_, program)| program);
-    is_program(program).then_some(program)
+    may_be_program_path(program).then_some(program)
 }
 
-fn is_program(text: &str) -> bool {
+fn may_be_program_path(text: &str) -> bool {
     !text.is_empty() && text.len() <= 200 && !text.contains(char::is_whitespace)
 }
 
 /// Returns the hint for a program that is not in the image, or whose interpreter is not.
 fn missing_program_hint(evidence: &Evidence<'_>, program: &str) -> Hint {
     let name = program.rsplit('/').next().unwrap_or(program);
-    let script = find_script(evidence, program);
+    let script = find_script_and_first_line(evidence, program);
     if let Some((path, first_line)) = script
         && let Some(interpreter) = first_line.strip_prefix("#!")
     {
@@ -148,7 +148,7 @@ fn missing_program_hint(evidence: &Evidence<'_>, program: &str) -> Hint {
                 format!("{path} has Windows line ends, so that its interpreter is looked for as \"{interpreter}\" and a carriage return"),
                 format!(
                     "store {} with the line ends of Unix (dos2unix, git's core.autocrlf=input)",
-                    text::plain_or(&path, "the script")
+                    text::name_if_safe_or(&path, "the script")
                 ),
             )
             .at(&path, Some(1));
@@ -158,20 +158,20 @@ fn missing_program_hint(evidence: &Evidence<'_>, program: &str) -> Hint {
             format!("the image does not have {program}, or not the interpreter of the script, {interpreter}"),
             format!(
                 "copy {} there, and install {} in a step before",
-                text::plain_or(&path, "the script"),
-                text::plain_or(interpreter, "its interpreter")
+                text::name_if_safe_or(&path, "the script"),
+                text::name_if_safe_or(interpreter, "its interpreter")
             ),
         );
     }
     let next = match program.contains('/') {
         true => format!(
             "copy {} into the image, or build it in a step before",
-            text::plain_or(program, "the program")
+            text::name_if_safe_or(program, "the program")
         ),
         false => format!(
             "install {} in a step before, or use a base image that has it",
-            match evidence.is_in_command(name) {
-                true => text::plain_or(name, "it"),
+            match evidence.command_has_word(name) {
+                true => text::name_if_safe_or(name, "it"),
                 false => "it",
             }
         ),
@@ -183,8 +183,9 @@ fn missing_program_hint(evidence: &Evidence<'_>, program: &str) -> Hint {
     )
 }
 
-/// Returns the script of the context that a program is, with its first line: the file whose path is the end of the program's.
-fn find_script(evidence: &Evidence<'_>, program: &str) -> Option<(String, String)> {
+/// Returns the script of the context that a program is, with its first line: the file whose path is the end of the
+/// program's.
+fn find_script_and_first_line(evidence: &Evidence<'_>, program: &str) -> Option<(String, String)> {
     let mut rest =
         Some(program.trim_start_matches("./").trim_start_matches('/')).filter(|_| program.contains('/'));
     for _ in 0..16 {

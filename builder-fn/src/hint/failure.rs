@@ -16,7 +16,7 @@ pub struct Failure<'a> {
     /// The files of the context.
     pub files: &'a dyn ContextFiles,
     /// The credentials of the build for the registry that refused something.
-    pub login: Option<RegistryLogin<'a>>,
+    pub login: Option<RegistryLoginState<'a>>,
     /// The tenant whose rules give the steps of the build no network.
     pub no_network: Option<&'a str>,
 }
@@ -32,7 +32,7 @@ pub struct FailedStepOutput<'a> {
 
 /// The credentials that a build has for a registry.
 #[derive(Clone, Copy, Debug)]
-pub struct RegistryLogin<'a> {
+pub struct RegistryLoginState<'a> {
     /// Whose credentials they are.
     pub holder: CredentialHolder<'a>,
     /// Whether there are credentials for this registry.

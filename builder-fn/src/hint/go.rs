@@ -6,15 +6,15 @@ use super::{Hint, HintKind};
 
 /// Explains an error of Go: of the compiler, in `go.mod`, or about `go.sum`.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+    evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().collect();
     if let Some(at) = lines
         .iter()
         .position(|line| line.starts_with("go: errors parsing "))
     {
         let (place, rest) = text::parse_place(lines.get(at + 1)?)?;
-        let message = text::after_column(rest)?;
-        return Some(Hint::to_correct(
+        let message = text::message_after_column(rest)?;
+        return Some(Hint::to_correct_line(
             HintKind::ManifestInvalid,
             format!("go cannot read {}: {message}", place.file),
             &place,
@@ -53,12 +53,14 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             .at("go.mod", None),
         );
     }
-    if let Some((place, package)) = lines.iter().find_map(|line| missing_package(line)) {
+    if let Some((place, package)) = lines.iter().find_map(|line| parse_missing_package_error(line)) {
         return Some(
             Hint::new(
                 HintKind::DependencyMissing,
                 format!("no module of go.mod has the package {package}"),
-                match text::is_plain(&package) && evidence.is_in_file(place.file, &format!("\"{package}\"")) {
+                match text::is_safe_in_shell_advice(&package)
+                    && evidence.context_file_contains(place.file, &format!("\"{package}\""))
+                {
                     true => {
                         format!(
                             "run go get {package} where the source is, and hand in the new go.mod and go.sum"
@@ -84,8 +86,8 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             format!("go finds no module {module}: {line}"),
             format!(
                 "correct the name or the version of {} in go.mod; a private module needs GOPRIVATE and credentials",
-                match evidence.is_in_file("go.mod", module.split('@').next().unwrap_or(module)) {
-                    true => text::plain_or(module, "the module"),
+                match evidence.context_file_contains("go.mod", module.split('@').next().unwrap_or(module)) {
+                    true => text::name_if_safe_or(module, "the module"),
                     false => "the module",
                 }
             ),
@@ -93,8 +95,11 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     }
     // The compiler's errors follow a line with the package, "# example.com/app".
     let start = lines.iter().position(|line| line.starts_with("# "))?;
-    let (place, message) = lines.iter().skip(start + 1).find_map(|line| source_error(line))?;
-    Some(Hint::to_correct(
+    let (place, message) = lines
+        .iter()
+        .skip(start + 1)
+        .find_map(|line| parse_go_compile_error(line))?;
+    Some(Hint::to_correct_line(
         HintKind::CompileError,
         format!("{} does not compile: {message}", place.file),
         &place,
@@ -102,16 +107,17 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
 }
 
 /// Parses an error of the compiler: `./main.go:4:10: undefined: total`.
-fn source_error(line: &str) -> Option<(Place<'_>, &str)> {
+fn parse_go_compile_error(line: &str) -> Option<(Place<'_>, &str)> {
     let (place, rest) = text::parse_place(line.strip_prefix("vet: ").unwrap_or(line))?;
     place.file.ends_with(".go").then_some(())?;
-    Some((place, text::after_column(rest)?))
+    Some((place, text::message_after_column(rest)?))
 }
 
-/// Parses the error for a package that no module has: `main.go:3:8: no required module provides package NAME; to add it:`.
-fn missing_package(line: &str) -> Option<(Place<'_>, String)> {
+/// Parses the error for a package that no module has: `main.go:3:8: no required module provides package NAME; to add
+/// it:`.
+fn parse_missing_package_error(line: &str) -> Option<(Place<'_>, String)> {
     let (place, rest) = text::parse_place(line)?;
-    let message = text::after_column(rest)?;
+    let message = text::message_after_column(rest)?;
     let package = message
         .strip_prefix("no required module provides package ")
         .or_else(|| text::between(message, "package ", " is not in std"))

@@ -1,12 +1,12 @@
 //! Images that cannot be pulled or pushed.
 
 use super::evidence::Evidence;
-use super::failure::{CredentialHolder, RegistryLogin};
-use super::network::connection_problem;
+use super::failure::{CredentialHolder, RegistryLoginState};
+use super::network::explain_connection_problem;
 use super::{Hint, HintKind, dockerfile, text};
 
 /// The beginning of the error for a program with credentials that cannot be started.
-const HELPER_NOT_RUN: &str = "could not run ";
+const HELPER_NOT_RUN_PREFIX: &str = "could not run ";
 
 /// What a registry answered, as far as it is a cause.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,8 +21,9 @@ enum Refusal {
 
 /// Explains a base image that cannot be pulled.
 pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
-    let (image, reason) = failed_pull(&evidence.error).or_else(|| failed_token(evidence))?;
-    if let Some(hint) = missing_stage(evidence, image, reason) {
+    let (image, reason) = image_and_reason_of_failed_pull(&evidence.error)
+        .or_else(|| image_and_reason_of_failed_token(evidence))?;
+    if let Some(hint) = copy_from_missing_stage(evidence, image, reason) {
         return Some(hint);
     }
     let registry = registry_of(image);
@@ -38,52 +39,52 @@ pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
             HintKind::ImagePrivate,
             format!(
                 "{registry} does not give {image} to this build: the repository does not exist, or needs credentials{}",
-                describe_login(evidence)
+                login_as_end_of_sentence(evidence)
             ),
             format!(
                 "correct the image's name; if it is private, have credentials for {registry} added that may pull it"
             ),
         ));
     }
-    if let Some(hint) = connection_problem(reason, Some(registry), &format!("to pull {image}")) {
+    if let Some(hint) = explain_connection_problem(reason, Some(registry), &format!("to pull {image}")) {
         return Some(hint);
     }
-    match refusal(reason)? {
+    match parse_refusal(reason)? {
         Refusal::NotFound => Some(Hint::new(
             HintKind::ImageMissing,
             format!("{registry} has no image {image}"),
             "correct the image's name or tag; the name is the one in the Dockerfile, or that of a build argument",
         )),
-        Refusal::Unauthorized | Refusal::Forbidden => {
-            Some(with_helper(evidence, registry).unwrap_or_else(|| {
+        Refusal::Unauthorized | Refusal::Forbidden => Some(
+            missing_credential_helper_hint(evidence, registry).unwrap_or_else(|| {
                 Hint::new(
                     HintKind::ImagePrivate,
                     format!(
                         "{registry} does not let this build pull {image}{}",
-                        describe_login(evidence)
+                        login_as_end_of_sentence(evidence)
                     ),
                     format!(
                         "have credentials for {registry} added that may pull {image}, or use another image"
                     ),
                 )
-            }))
-        }
-        other => Some(registry_state(other, registry, "pull")),
+            }),
+        ),
+        other => Some(registry_limit_or_failure_hint(other, registry, "pull")),
     }
 }
 
 /// Explains a push that the registry refuses.
 pub(super) fn explain_push(evidence: &Evidence<'_>) -> Option<Hint> {
-    let (image, reason) = failed_push(&evidence.error)?;
+    let (image, reason) = image_and_reason_of_failed_push(&evidence.error)?;
     let registry = registry_of(image);
-    if let Some(hint) = connection_problem(reason, Some(registry), &format!("to push {image}")) {
+    if let Some(hint) = explain_connection_problem(reason, Some(registry), &format!("to push {image}")) {
         return Some(hint);
     }
-    match refusal(reason)? {
-        Refusal::Unauthorized | Refusal::Forbidden => Some(with_helper(evidence, registry).unwrap_or_else(|| {
+    match parse_refusal(reason)? {
+        Refusal::Unauthorized | Refusal::Forbidden => Some(missing_credential_helper_hint(evidence, registry).unwrap_or_else(|| {
             Hint::new(
                 HintKind::PushDenied,
-                format!("{registry} refuses the push of {image}{}", describe_login(evidence)),
+                format!("{registry} refuses the push of {image}{}", login_as_end_of_sentence(evidence)),
                 format!("have credentials for {registry} added that may push to {}, or push to another repository", repository_of(image)),
             )
         })),
@@ -97,26 +98,26 @@ pub(super) fn explain_push(evidence: &Evidence<'_>) -> Option<Hint> {
             format!("{registry} has the tag of {image} already, and does not let it be replaced"),
             "push with another tag",
         )),
-        other => Some(registry_state(other, registry, "push")),
+        other => Some(registry_limit_or_failure_hint(other, registry, "push")),
     }
 }
 
-/// Returns the image and the reason in BuildKit's error for a base image: `[NAME: ]failed to resolve source metadata for IMAGE:
-/// REASON`, with the name as the Dockerfile has it.
-fn failed_pull(error: &str) -> Option<(&str, &str)> {
-    const WORDS: &str = "failed to resolve source metadata for ";
-    let rest = error.strip_prefix(WORDS).or_else(|| {
+/// Returns the image and the reason in BuildKit's error for a base image: `[NAME: ]failed to resolve source metadata
+/// for IMAGE: REASON`, with the name as the Dockerfile has it.
+fn image_and_reason_of_failed_pull(error: &str) -> Option<(&str, &str)> {
+    const RESOLVE_FAILED_WORDS: &str = "failed to resolve source metadata for ";
+    let rest = error.strip_prefix(RESOLVE_FAILED_WORDS).or_else(|| {
         let (name, rest) = error.split_once(": ")?;
-        text::is_image(name).then_some(())?;
-        rest.strip_prefix(WORDS)
+        text::is_safe_image_name(name).then_some(())?;
+        rest.strip_prefix(RESOLVE_FAILED_WORDS)
     })?;
     let (image, reason) = rest.split_once(": ")?;
-    text::is_image(image).then_some((image, reason))
+    text::is_safe_image_name(image).then_some((image, reason))
 }
 
-/// Returns the image and the reason of an error for a token without which BuildKit cannot look an image up. Its name is only in that
-/// of the step.
-fn failed_token<'e>(evidence: &'e Evidence<'_>) -> Option<(&'e str, &'e str)> {
+/// Returns the image and the reason of an error for a token without which BuildKit cannot look an image up. Its name is
+/// only in that of the step.
+fn image_and_reason_of_failed_token<'e>(evidence: &'e Evidence<'_>) -> Option<(&'e str, &'e str)> {
     let error = &*evidence.error;
     [
         "failed to fetch anonymous token: ",
@@ -131,12 +132,12 @@ fn failed_token<'e>(evidence: &'e Evidence<'_>) -> Option<(&'e str, &'e str)> {
         .step?
         .name
         .strip_prefix("[internal] load metadata for ")?;
-    text::is_image(image).then_some((image, error))
+    text::is_safe_image_name(image).then_some((image, error))
 }
 
-/// Returns the hint for a `COPY --from` with a name that is no stage, and that BuildKit therefore took for an image of Docker Hub
-/// which is not there.
-fn missing_stage(evidence: &Evidence<'_>, image: &str, reason: &str) -> Option<Hint> {
+/// Returns the hint for a `COPY --from` with a name that is no stage, and that BuildKit therefore took for an image of
+/// Docker Hub which is not there.
+fn copy_from_missing_stage(evidence: &Evidence<'_>, image: &str, reason: &str) -> Option<Hint> {
     reason.contains("pull access denied").then_some(())?;
     let name = image
         .strip_prefix("docker.io/library/")?
@@ -144,7 +145,7 @@ fn missing_stage(evidence: &Evidence<'_>, image: &str, reason: &str) -> Option<H
     let instruction = evidence.instruction()?;
     (instruction.flag("from") == Some(name)).then_some(())?;
     let mut stages = dockerfile::stage_names(evidence.instructions());
-    stages.retain(|stage| text::is_plain(stage));
+    stages.retain(|stage| text::is_safe_in_shell_advice(stage));
     if stages.is_empty() {
         return None;
     }
@@ -159,42 +160,47 @@ fn missing_stage(evidence: &Evidence<'_>, image: &str, reason: &str) -> Option<H
 }
 
 /// Returns the image and the reason in BuildKit's error for a push: `failed to push IMAGE: REASON`.
-fn failed_push(error: &str) -> Option<(&str, &str)> {
+fn image_and_reason_of_failed_push(error: &str) -> Option<(&str, &str)> {
     let (image, reason) = error.strip_prefix("failed to push ")?.split_once(": ")?;
-    text::is_image(image).then_some((image, reason))
+    text::is_safe_image_name(image).then_some((image, reason))
 }
 
-/// Returns the registry that refuses a pull or a push for its credentials, by the text of the error; `docker.io` for Docker Hub.
-pub fn refusing_registry(error: &str) -> Option<&str> {
+/// Returns the registry that refuses a pull or a push for its credentials, by the text of the error; `docker.io` for
+/// Docker Hub.
+pub fn registry_refusing_credentials(error: &str) -> Option<&str> {
     let error = text::first_part(error, 16 << 10);
-    let (image, reason) = failed_pull(error).or_else(|| failed_push(error))?;
+    let (image, reason) =
+        image_and_reason_of_failed_pull(error).or_else(|| image_and_reason_of_failed_push(error))?;
     let is_refused = reason.contains("pull access denied")
-        || matches!(refusal(reason), Some(Refusal::Unauthorized | Refusal::Forbidden));
+        || matches!(
+            parse_refusal(reason),
+            Some(Refusal::Unauthorized | Refusal::Forbidden)
+        );
     is_refused.then(|| registry_of(image))
 }
 
 /// Returns the hint for a registry that limits or fails.
-fn registry_state(refusal: Refusal, registry: &str, what: &str) -> Hint {
+fn registry_limit_or_failure_hint(refusal: Refusal, registry: &str, operation: &str) -> Hint {
     match refusal {
         Refusal::RateLimit => Hint::new(
             HintKind::RegistryRateLimit,
-            format!("{registry} limits how often this builder may {what}"),
+            format!("{registry} limits how often this builder may {operation}"),
             format!(
                 "build again later, or have credentials for {registry} added, which raise the limit; a mirror avoids it"
             ),
         ),
         _ => Hint::new(
             HintKind::RegistryFailing,
-            format!("{registry} answered the {what} with an error of its own"),
+            format!("{registry} answered the {operation} with an error of its own"),
             "build again later; if that fails too, the operator of the registry finds the reason in its log",
         ),
     }
 }
 
 /// Returns the hint for credentials that could not be read because their program cannot be run.
-fn with_helper(evidence: &Evidence<'_>, registry: &str) -> Option<Hint> {
+fn missing_credential_helper_hint(evidence: &Evidence<'_>, registry: &str) -> Option<Hint> {
     let problem = evidence.failure.login?.problem?;
-    let program = problem.strip_prefix(HELPER_NOT_RUN)?;
+    let program = problem.strip_prefix(HELPER_NOT_RUN_PREFIX)?;
     let program = program
         .split_once(':')
         .map_or(program, |(program, _)| program)
@@ -206,14 +212,14 @@ fn with_helper(evidence: &Evidence<'_>, registry: &str) -> Option<Hint> {
         ),
         format!(
             "have the operator add {} to the builder's image, or give the credentials in the config.json itself (auths)",
-            text::plain_or(program, "the program")
+            text::name_if_safe_or(program, "the program")
         ),
     ))
 }
 
 /// Returns whose credentials were used, as the end of a sentence.
-fn describe_login(evidence: &Evidence<'_>) -> String {
-    let Some(RegistryLogin {
+fn login_as_end_of_sentence(evidence: &Evidence<'_>) -> String {
+    let Some(RegistryLoginState {
         holder,
         is_given,
         problem,
@@ -233,7 +239,7 @@ fn describe_login(evidence: &Evidence<'_>) -> String {
 }
 
 /// Finds what a registry answered, in the words of containerd's client.
-fn refusal(reason: &str) -> Option<Refusal> {
+fn parse_refusal(reason: &str) -> Option<Refusal> {
     let has = |words: &[&str]| words.iter().any(|words| reason.contains(words));
     // "unexpected status from HEAD request to http://registry:5000/v2/…: 401 Unauthorized"
     let status = reason.rsplit_once("unexpected status").and_then(|(_, rest)| {

@@ -64,7 +64,11 @@ const UNTRUSTED_WORDS: &[&str] = &[
 const SEARCHED_LINES: usize = 80;
 
 /// Explains why the connection to a registry does not come about, by the words of Go's HTTP client.
-pub(super) fn connection_problem(reason: &str, registry: Option<&str>, purpose: &str) -> Option<Hint> {
+pub(super) fn explain_connection_problem(
+    reason: &str,
+    registry: Option<&str>,
+    purpose: &str,
+) -> Option<Hint> {
     let is_request = [
         "failed to do request: ",
         "failed to fetch oauth token",
@@ -77,12 +81,12 @@ pub(super) fn connection_problem(reason: &str, registry: Option<&str>, purpose: 
     if !is_request {
         return None;
     }
-    let host = text::host_of_url(reason).or(registry)?;
+    let host = text::host_of_first_url(reason).or(registry)?;
     if let Some(unresolved) =
         text::between(reason, "dial tcp: lookup ", " ").or_else(|| unresolved_host(reason))
     {
         let name = unresolved.trim_end_matches(':');
-        let name = Some(name).filter(|name| text::is_host(name)).unwrap_or(host);
+        let name = Some(name).filter(|name| text::may_be_host(name)).unwrap_or(host);
         return Some(unresolved_hint(
             name,
             &format!("BuildKit cannot resolve the name of the host {name} {purpose}"),
@@ -119,9 +123,9 @@ pub(super) fn connection_problem(reason: &str, registry: Option<&str>, purpose: 
 }
 
 /// Explains an `ADD` whose source cannot be downloaded.
-pub(super) fn explain_download(evidence: &Evidence<'_>) -> Option<Hint> {
+pub(super) fn explain_failed_add_download(evidence: &Evidence<'_>) -> Option<Hint> {
     // The text of a command may have the words of any error.
-    if evidence.process_failure().is_some() {
+    if evidence.process_failure_reason().is_some() {
         return None;
     }
     let error = &*evidence.error;
@@ -130,7 +134,7 @@ pub(super) fn explain_download(evidence: &Evidence<'_>) -> Option<Hint> {
             .contains("error fetching default branch for repository ")
             .then_some(error)
     })?;
-    if let Some(hint) = connection_problem(reason, None, "for a source of the build") {
+    if let Some(hint) = explain_connection_problem(reason, None, "for a source of the build") {
         return Some(hint);
     }
     if let Some(words) = UNRESOLVED_WORDS.iter().find(|words| reason.contains(**words)) {
@@ -154,7 +158,7 @@ pub(super) fn explain_download(evidence: &Evidence<'_>) -> Option<Hint> {
     });
     let what = url.map_or_else(
         || "the source".to_owned(),
-        |url| text::one_line(&url, super::MAX_NAME_BYTES),
+        |url| text::one_line(&url, super::MAX_NAME_OR_LINE_BYTES),
     );
     Some(Hint::new(
         HintKind::DownloadFailed,
@@ -167,8 +171,8 @@ pub(super) fn explain_download(evidence: &Evidence<'_>) -> Option<Hint> {
 }
 
 /// Explains what a step's program wrote about its network.
-pub(super) fn explain_step(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure_reason()?;
     let find = |words: &'static [&'static str]| {
         let mut last = evidence.lines().rev().take(SEARCHED_LINES);
         last.find_map(|line| {
@@ -191,7 +195,7 @@ pub(super) fn explain_step(evidence: &Evidence<'_>) -> Option<Hint> {
         ));
     }
     if let Some((line, words)) = unresolved {
-        let cause = match host_in_line(line, words).or_else(|| host_in_command(evidence, line)) {
+        let cause = match host_in_line(line, words).or_else(|| pip_index_host(evidence, line)) {
             Some(host) => {
                 let cause = format!("the step cannot resolve the name of the host {host}");
                 return Some(unresolved_hint(host, &cause));
@@ -261,8 +265,8 @@ fn failed_download(line: &str) -> Option<Hint> {
             "correct the URL, or wait until the server has the file again; a private file needs credentials"
         }
     };
-    let host =
-        text::host_of_url(line).map_or_else(|| "a server".to_owned(), |host| format!("the server {host}"));
+    let host = text::host_of_first_url(line)
+        .map_or_else(|| "a server".to_owned(), |host| format!("the server {host}"));
     let cause = format!("{host} answered a download of the step with the status {status}: {line}");
     Some(Hint::new(HintKind::DownloadFailed, cause, next))
 }
@@ -278,11 +282,11 @@ pub(super) fn unresolved_hint(host: &str, cause: &str) -> Hint {
     )
 }
 
-fn untrusted_hint(host: &str, who: &str) -> Hint {
+fn untrusted_hint(host: &str, client: &str) -> Hint {
     Hint::new(
         HintKind::CertificateUntrusted,
-        format!("{who} does not trust the certificate of {host}"),
-        match who {
+        format!("{client} does not trust the certificate of {host}"),
+        match client {
             "the step" => {
                 "install the packages of certificate authorities (ca-certificates) in the image, or add the authority of the host"
             }
@@ -299,38 +303,41 @@ fn unresolved_host(reason: &str) -> Option<&str> {
     let is_unresolved =
         rest.contains("no such host") || rest.contains("server misbehaving") || rest.contains("i/o timeout");
     let host = rest.split([' ', ':']).next()?;
-    (is_unresolved && text::is_host(host)).then_some(host)
+    (is_unresolved && text::may_be_host(host)).then_some(host)
 }
 
 /// Returns the host that a line of output names: in a URL, in quotes or after the words, or after `host=`.
-pub(super) fn host_in_line<'l>(line: &'l str, words: &str) -> Option<&'l str> {
-    let after = line.split_once(words).map_or("", |(_, rest)| rest);
+pub(super) fn host_in_line<'l>(line: &'l str, failure_words: &str) -> Option<&'l str> {
+    let after = line.split_once(failure_words).map_or("", |(_, rest)| rest);
     let named = after.trim_start_matches([' ', ':', '\'', '"', '`', '(']);
     let end = named.find(['\'', '"', '`', ')', ',', ' ', ':']);
     let named = named.get(..end.unwrap_or(named.len()))?;
-    if named.contains('.') && text::is_host(named) {
+    if named.contains('.') && text::may_be_host(named) {
         return Some(named.trim_end_matches('.')).filter(|host| !host.is_empty());
     }
-    let host = text::between(line, "host='", "'").filter(|host| text::is_host(host));
-    let host = host.or_else(|| text::between(line, "/dev/tcp/", "/").filter(|host| text::is_host(host)));
-    let host = host.or_else(|| text::host_of_url(line));
+    let host = text::between(line, "host='", "'").filter(|host| text::may_be_host(host));
+    let host = host.or_else(|| text::between(line, "/dev/tcp/", "/").filter(|host| text::may_be_host(host)));
+    let host = host.or_else(|| text::host_of_first_url(line));
     let host = host.or_else(|| {
         let rest = line.split_once("lookup ")?.1;
-        rest.split([' ', ':']).next().filter(|host| text::is_host(host))
+        rest.split([' ', ':'])
+            .next()
+            .filter(|host| text::may_be_host(host))
     });
     // Node writes the address before nothing else: "connect ECONNREFUSED 10.0.0.1:443".
     host.or_else(|| {
-        Some(named).filter(|named| !named.is_empty() && text::is_host(named) && named.contains(['.', ':']))
+        Some(named)
+            .filter(|named| !named.is_empty() && text::may_be_host(named) && named.contains(['.', ':']))
     })
 }
 
 /// Returns the host that another line near `line` or the step's command names, for programs that write it elsewhere.
-fn host_in_command<'e>(evidence: &'e Evidence<'_>, line: &str) -> Option<&'e str> {
+fn pip_index_host<'e>(evidence: &'e Evidence<'_>, line: &str) -> Option<&'e str> {
     // pip names only the path of its index.
     if line.contains("/simple/") {
         let index = evidence
             .lines()
-            .find_map(|line| text::host_of_url(line.strip_prefix("Looking in indexes: ")?));
+            .find_map(|line| text::host_of_first_url(line.strip_prefix("Looking in indexes: ")?));
         return Some(index.unwrap_or("pypi.org"));
     }
     None

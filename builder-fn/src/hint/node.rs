@@ -1,6 +1,6 @@
 //! Errors of npm and of Node.js.
 
-use super::dependency::at_found_or;
+use super::dependency::at_place_if_found;
 use super::evidence::Evidence;
 use super::network::unresolved_hint;
 use super::text::{self, Place};
@@ -8,8 +8,8 @@ use super::{Hint, HintKind};
 
 /// Explains an error to which npm gives a code.
 pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
-    let lines: Vec<&str> = evidence.lines().filter_map(npm_error).collect();
+    evidence.process_failure_reason()?;
+    let lines: Vec<&str> = evidence.lines().filter_map(npm_error_text).collect();
     if let Some(script) = lines
         .iter()
         .find_map(|line| text::between(line, "Missing script: \"", "\""))
@@ -20,7 +20,7 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
                 format!("package.json has no script {script}"),
                 format!(
                     "add {} to the scripts of package.json, or run one that it has",
-                    text::plain_or(script, "it")
+                    text::name_if_safe_or(script, "it")
                 ),
             )
             .at("package.json", None),
@@ -28,7 +28,7 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
     }
     let code = lines.iter().find_map(|line| line.strip_prefix("code "))?.trim();
     match code {
-        "EUSAGE" => lock_file(evidence, &lines),
+        "EUSAGE" => npm_lock_file_hint(evidence, &lines),
         "E404" | "ETARGET" => {
             let named = lines.iter().find_map(|line| {
                 text::between(line, "The requested resource '", "'")
@@ -45,10 +45,10 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
                 Some(at) if at > 0 => named.get(..at)?,
                 _ => named,
             };
-            let place = package_json_line(evidence, name);
+            let place = find_package_in_package_json(evidence, name);
             // What no file of the context asks for may be a name that a program made up.
             let known = match place.is_some() {
-                true => text::plain_or(name, "the package"),
+                true => text::name_if_safe_or(name, "the package"),
                 false => "the package",
             };
             let hint = Hint::new(
@@ -63,7 +63,7 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
                     "correct the name or the version of {known} in package.json; a private package needs credentials (.npmrc as a build secret)"
                 ),
             );
-            Some(at_found_or(hint, place))
+            Some(at_place_if_found(hint, place))
         }
         "ERESOLVE" => {
             let wanted = lines
@@ -83,7 +83,7 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
             );
             Some(hint.at("package.json", None))
         }
-        "EJSONPARSE" => Some(malformed_json(evidence, &lines)),
+        "EJSONPARSE" => Some(malformed_package_json(evidence, &lines)),
         "EAI_AGAIN" | "ENOTFOUND" => {
             let host = lines.iter().find_map(|line| {
                 line.split_once(&format!("getaddrinfo {code} "))?
@@ -91,7 +91,7 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
                     .split_whitespace()
                     .next()
             });
-            let host = host.filter(|host| text::is_host(host))?;
+            let host = host.filter(|host| text::may_be_host(host))?;
             match evidence.failure.no_network {
                 // The rule for the network of steps names the policy.
                 Some(_) => None,
@@ -107,10 +107,10 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
 
 /// Explains an error at which Node.js stops.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+    evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().collect();
     lines.iter().rfind(|line| line.starts_with("Node.js v"))?;
-    let message = lines.iter().find(|line| is_error(line))?;
+    let message = lines.iter().find(|line| is_js_error_message(line))?;
     if let Some(module) = text::between(message, "Cannot find module '", "'")
         .or_else(|| text::between(message, "Cannot find package '", "'"))
     {
@@ -124,12 +124,12 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             match module.starts_with(['.', '/']) {
                 true => format!(
                     "copy {} into the image, or correct its path",
-                    text::plain_or(module, "the module")
+                    text::name_if_safe_or(module, "the module")
                 ),
                 false => format!(
                     "add {} to the dependencies in package.json, and install them in a step before",
-                    match place.is_some_and(|place| evidence.is_in_file(place.file, module)) {
-                        true => text::plain_or(module, "the package"),
+                    match place.is_some_and(|place| evidence.context_file_contains(place.file, module)) {
+                        true => text::name_if_safe_or(module, "the package"),
                         false => "the package",
                     }
                 ),
@@ -146,7 +146,7 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         (rest.is_empty() && place.file.contains('.') && !place.file.starts_with("node")).then_some(place)
     });
     let place = place.or_else(|| lines.iter().find_map(|line| stack_place(line)))?;
-    Some(Hint::to_correct(
+    Some(Hint::to_correct_line(
         HintKind::ScriptError,
         format!("Node.js stops in {}: {message}", place.file),
         &place,
@@ -154,7 +154,7 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
 }
 
 /// Returns what npm says in a line: `npm error TEXT`, or `npm ERR! TEXT` in older versions.
-fn npm_error(line: &str) -> Option<&str> {
+fn npm_error_text(line: &str) -> Option<&str> {
     let rest = line
         .strip_prefix("npm error")
         .or_else(|| line.strip_prefix("npm ERR!"))?;
@@ -162,7 +162,7 @@ fn npm_error(line: &str) -> Option<&str> {
 }
 
 /// Explains an error of `npm ci` about the lock file.
-fn lock_file(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
+fn npm_lock_file_hint(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     let has = |words: &str| lines.iter().any(|line| line.contains(words));
     let (kind, cause) = if has("can only install with an existing package-lock.json") {
         (
@@ -185,12 +185,12 @@ fn lock_file(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
         None => cause.to_owned(),
     };
     let next = "run npm install where the source is, and hand in the new package-lock.json";
-    let file = evidence.path_in_context("package-lock.json");
+    let file = evidence.path_in_context_or_function_folder("package-lock.json");
     Some(Hint::new(kind, cause, next).at(&file, None))
 }
 
 /// Explains a malformed `package.json`. npm names the position in it, in characters.
-fn malformed_json(evidence: &Evidence<'_>, lines: &[&str]) -> Hint {
+fn malformed_package_json(evidence: &Evidence<'_>, lines: &[&str]) -> Hint {
     let message = lines
         .iter()
         .find_map(|line| line.strip_prefix("JSON.parse "))
@@ -213,16 +213,16 @@ fn malformed_json(evidence: &Evidence<'_>, lines: &[&str]) -> Hint {
     .at("package.json", line)
 }
 
-fn package_json_line(evidence: &Evidence<'_>, name: &str) -> Option<(String, u32)> {
+fn find_package_in_package_json(evidence: &Evidence<'_>, name: &str) -> Option<(String, u32)> {
     let quoted = format!("\"{name}\"");
-    evidence.find_in_file("package.json", |line| {
+    evidence.find_line_in_file("package.json", |line| {
         line.split_once(&quoted)
             .is_some_and(|(_, rest)| rest.trim_start().starts_with(':'))
     })
 }
 
 /// Returns whether a line is the message of an error: `SyntaxError: Unexpected token`.
-fn is_error(line: &str) -> bool {
+fn is_js_error_message(line: &str) -> bool {
     let name = line.split([':', ' ']).next().unwrap_or_default();
     name.ends_with("Error")
         && name

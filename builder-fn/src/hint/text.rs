@@ -1,7 +1,7 @@
 //! Texts from programs: cut to a bound, without control characters, and taken apart.
 
-/// Returns `text` on one line, without control characters, cut after `limit` bytes.
-pub(super) fn one_line(text: &str, limit: usize) -> String {
+/// Returns `text` on one line, without control characters, cut after `max_bytes` bytes.
+pub(super) fn one_line(text: &str, max_bytes: usize) -> String {
     let mut line = String::new();
     let mut is_cut = false;
     let words = text
@@ -12,7 +12,7 @@ pub(super) fn one_line(text: &str, limit: usize) -> String {
             line.push(' ');
         }
         for character in word.chars().filter(|character| !is_invisible(*character)) {
-            if line.len() + character.len_utf8() > limit {
+            if line.len() + character.len_utf8() > max_bytes {
                 is_cut = true;
                 break 'words;
             }
@@ -35,9 +35,9 @@ fn is_invisible(character: char) -> bool {
     )
 }
 
-/// Returns the end of `text` of at most `limit` bytes, without the part of a line that is cut.
-pub(super) fn last_part(text: &str, limit: usize) -> &str {
-    let Some(start) = text.len().checked_sub(limit).filter(|start| *start > 0) else {
+/// Returns the end of `text` of at most `max_bytes` bytes, without the part of a line that is cut.
+pub(super) fn last_whole_lines(text: &str, max_bytes: usize) -> &str {
+    let Some(start) = text.len().checked_sub(max_bytes).filter(|start| *start > 0) else {
         return text;
     };
     let start = (start..text.len())
@@ -47,20 +47,20 @@ pub(super) fn last_part(text: &str, limit: usize) -> &str {
     rest.split_once('\n').map_or("", |(_, rest)| rest)
 }
 
-/// Returns the beginning of `text` of at most `limit` bytes.
-pub(super) fn first_part(text: &str, limit: usize) -> &str {
-    if text.len() <= limit {
+/// Returns the beginning of `text` of at most `max_bytes` bytes.
+pub(super) fn first_part(text: &str, max_bytes: usize) -> &str {
+    if text.len() <= max_bytes {
         return text;
     }
-    let end = (0..=limit)
+    let end = (0..=max_bytes)
         .rev()
         .find(|at| text.is_char_boundary(*at))
         .unwrap_or(0);
     text.get(..end).unwrap_or_default()
 }
 
-/// Returns the output of a terminal program as plain lines: without escape sequences, and with a line for each state of a line
-/// that is written over.
+/// Returns the output of a terminal program as plain lines: without escape sequences, and with a line for each state of
+/// a line that is written over.
 pub(super) fn without_terminal_codes(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
@@ -114,7 +114,7 @@ pub(super) fn parse_place(text: &str) -> Option<(Place<'_>, &str)> {
 }
 
 /// Returns the text after an optional `:COLUMN` and the next `:`.
-pub(super) fn after_column(rest: &str) -> Option<&str> {
+pub(super) fn message_after_column(rest: &str) -> Option<&str> {
     let rest = rest.strip_prefix(':')?;
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
     if digits == 0 {
@@ -125,7 +125,7 @@ pub(super) fn after_column(rest: &str) -> Option<&str> {
 }
 
 /// Returns the host of the first `scheme://` URL in `text`, without user and port.
-pub(super) fn host_of_url(text: &str) -> Option<&str> {
+pub(super) fn host_of_first_url(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("://")?;
     let end = rest.find(|character: char| {
         matches!(character, '/' | '"' | '\'' | '`' | ')' | ',' | '?' | '#' | ']') || character.is_whitespace()
@@ -133,11 +133,11 @@ pub(super) fn host_of_url(text: &str) -> Option<&str> {
     let authority = rest.get(..end.unwrap_or(rest.len()))?;
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let host = host.split_once(':').map_or(host, |(host, _)| host);
-    is_host(host).then_some(host)
+    may_be_host(host).then_some(host)
 }
 
 /// Returns whether a text can be the name or the address of a host.
-pub(super) fn is_host(text: &str) -> bool {
+pub(super) fn may_be_host(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 253
         && text
@@ -145,28 +145,28 @@ pub(super) fn is_host(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':'))
 }
 
-/// Returns whether a name may be part of advice, which people copy to a shell: it has no character that a shell, or a reader,
-/// takes for anything else, and is no option of a program.
-pub(super) fn is_plain(name: &str) -> bool {
+/// Returns whether a name may be part of advice, which people copy to a shell: it has no character that a shell, or a
+/// reader, takes for anything else, and is no option of a program.
+pub(super) fn is_safe_in_shell_advice(name: &str) -> bool {
     let is_allowed =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'/' | b'@' | b'+' | b'-');
     !name.is_empty()
-        && name.len() <= super::MAX_NAME_BYTES
+        && name.len() <= super::MAX_NAME_OR_LINE_BYTES
         && !name.starts_with('-')
         && name.bytes().all(is_allowed)
 }
 
 /// Returns the name if it may be part of advice, and `otherwise` if not.
-pub(super) fn plain_or<'t>(name: &'t str, otherwise: &'t str) -> &'t str {
-    match is_plain(name) {
+pub(super) fn name_if_safe_or<'t>(name: &'t str, otherwise: &'t str) -> &'t str {
+    match is_safe_in_shell_advice(name) {
         true => name,
         false => otherwise,
     }
 }
 
 /// Returns whether a name may be that of an image in advice: plain, but that it may have colons.
-pub(super) fn is_image(name: &str) -> bool {
-    is_plain(&name.replace(':', "/"))
+pub(super) fn is_safe_image_name(name: &str) -> bool {
+    is_safe_in_shell_advice(&name.replace(':', "/"))
 }
 
 #[cfg(test)]
@@ -194,7 +194,7 @@ mod tests {
     fn places_and_hosts_are_parsed_only_where_they_are_complete() {
         let (place, rest) = parse_place("./src/a.c:4:20: error: x").expect("a place");
         assert_eq!((place.file, place.line), ("src/a.c", 4));
-        assert_eq!(after_column(rest), Some("error: x"));
+        assert_eq!(message_after_column(rest), Some("error: x"));
         for text in ["", ":", "a:", "a:0: x", "a:x", "a:99999999999: x"] {
             assert_eq!(parse_place(text), None, "{text}");
         }
@@ -206,15 +206,15 @@ mod tests {
             ),
             ("https:// x", None),
         ] {
-            assert_eq!(host_of_url(text), host, "{text}");
+            assert_eq!(host_of_first_url(text), host, "{text}");
         }
     }
 
     #[test]
-    fn the_ends_of_texts_are_cut_at_characters_and_lines() {
-        assert_eq!(last_part("one\ntwo\nthree", 8), "three");
-        assert_eq!(last_part("äääää", 3), "");
-        assert_eq!(last_part("a", 3), "a");
+    fn beginnings_are_cut_at_characters_and_ends_at_whole_lines() {
+        assert_eq!(last_whole_lines("one\ntwo\nthree", 8), "three");
+        assert_eq!(last_whole_lines("äääää", 3), "");
+        assert_eq!(last_whole_lines("a", 3), "a");
         assert_eq!(first_part("äää", 3), "ä");
     }
 }

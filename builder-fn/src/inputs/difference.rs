@@ -8,7 +8,7 @@ use super::{BuildInputs, StepRecord};
 use crate::context::TreeDifference;
 
 /// The most paths of each kind in a comparison.
-const PATHS_MAX: usize = 100;
+const MAX_PATHS_OF_EACH_KIND: usize = 100;
 
 /// A step of a Dockerfile, taken from the name that BuildKit gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ struct BaseImage<'a> {
 pub(crate) fn compare_inputs(older: &BuildInputs, newer: &BuildInputs) -> Map<String, Value> {
     let are_comparable = older.key == newer.key;
     let files = match (&older.files, &newer.files) {
-        (Some(old), Some(new)) if are_comparable => Some(old.compare_with(new, PATHS_MAX)),
+        (Some(old), Some(new)) if are_comparable => Some(old.compare_with(new, MAX_PATHS_OF_EACH_KIND)),
         _ => None,
     };
     let mut notes = Vec::new();
@@ -53,7 +53,10 @@ pub(crate) fn compare_inputs(older: &BuildInputs, newer: &BuildInputs) -> Map<St
     }
     let mut answer = Map::new();
     let mut set = |key: &str, value: Value| answer.insert(key.to_owned(), value);
-    set("firstMiss", json!(find_first_miss(older, newer, files.as_ref())));
+    set(
+        "firstMiss",
+        json!(explain_first_uncached_step(older, newer, files.as_ref())),
+    );
     set("steps", json!(compare_steps(&older.steps, &newer.steps)));
     set(
         "arguments",
@@ -89,7 +92,7 @@ impl<'a> DockerfileStep<'a> {
         (is_number(position.0) && is_number(position.1)).then_some(Self { place, text })
     }
 
-    fn instruction(&self) -> &'a str {
+    fn keyword(&self) -> &'a str {
         self.text.split_whitespace().next().unwrap_or_default()
     }
 
@@ -101,7 +104,7 @@ impl<'a> DockerfileStep<'a> {
     }
 
     /// Returns the text without the digest of a base image, which does not belong to the Dockerfile.
-    fn comparable_text(&self) -> &'a str {
+    fn text_without_base_digest(&self) -> &'a str {
         match self.base_image() {
             Some(base) => self
                 .text
@@ -123,7 +126,7 @@ impl<'a> DockerfileStep<'a> {
                     return false;
                 }
                 let sources = words.split_last().map_or(&[][..], |(_, sources)| sources);
-                sources.iter().any(|source| is_below(path, source))
+                sources.iter().any(|source| may_be_in_copy_source(path, source))
             }
             Some("RUN") => {
                 let mut mounts = words.filter(|word| word.starts_with("--mount="));
@@ -137,17 +140,17 @@ impl<'a> DockerfileStep<'a> {
     }
 
     /// Returns whether the step may depend on the build argument `name`.
-    fn may_use(&self, name: &str) -> bool {
+    fn may_use_argument(&self, name: &str) -> bool {
         // Every RUN has all arguments that were declared before it in its environment.
-        self.instruction() == "RUN"
+        self.keyword() == "RUN"
             || self.text.contains(&format!("${name}"))
             || self.text.contains(&format!("${{{name}"))
     }
 }
 
-/// Returns whether `path` may be in `source`, an argument of `COPY`. Of a pattern, only the part before its first wildcard
-/// counts.
-fn is_below(path: &str, source: &str) -> bool {
+/// Returns whether `path` may be in `source`, an argument of `COPY`. Of a pattern, only the part before its first
+/// wildcard counts.
+fn may_be_in_copy_source(path: &str, source: &str) -> bool {
     let source = source.trim_matches(['[', ']', '"', ',']);
     let source = source.trim_start_matches("./").trim_start_matches('/');
     let literal = source.split(['*', '?', '[', '\\']).next().unwrap_or_default();
@@ -164,7 +167,7 @@ fn is_below(path: &str, source: &str) -> bool {
 }
 
 /// Finds the first step of the newer build that was not cached, and what the build has that the older one has not.
-fn find_first_miss(
+fn explain_first_uncached_step(
     older: &BuildInputs,
     newer: &BuildInputs,
     files: Option<&TreeDifference>,
@@ -172,7 +175,7 @@ fn find_first_miss(
     let steps = newer.steps.iter();
     let (record, step) = steps
         .filter_map(|record| Some((record, DockerfileStep::parse(&record.name)?)))
-        .find(|(record, step)| !record.cached && step.instruction() != "FROM")?;
+        .find(|(record, step)| !record.cached && step.keyword() != "FROM")?;
     let before: Vec<_> = older
         .steps
         .iter()
@@ -209,7 +212,9 @@ fn find_first_miss(
     let arguments = compare_maps(&older.arguments, &newer.arguments, older.key == newer.key);
     for change in ["changed", "added", "removed"] {
         let names = arguments[change].as_array().into_iter().flatten();
-        let names = names.filter_map(Value::as_str).filter(|name| step.may_use(name));
+        let names = names
+            .filter_map(Value::as_str)
+            .filter(|name| step.may_use_argument(name));
         causes.extend(names.map(|name| json!({"kind": "argument", "name": name, "change": change})));
     }
     if newer.options.contains_key("noCache") {
@@ -227,7 +232,10 @@ fn find_first_miss(
 fn compare_steps(older: &[StepRecord], newer: &[StepRecord]) -> Vec<Value> {
     let key = |record: &StepRecord| {
         let step = DockerfileStep::parse(&record.name);
-        step.map_or_else(|| record.name.clone(), |step| step.comparable_text().to_owned())
+        step.map_or_else(
+            || record.name.clone(),
+            |step| step.text_without_base_digest().to_owned(),
+        )
     };
     // Steps of the same text are paired in their order.
     let mut earlier: HashMap<String, Vec<usize>> = HashMap::new();
@@ -276,15 +284,15 @@ fn compare_bases(older: &[StepRecord], newer: &[StepRecord]) -> Vec<Value> {
 }
 
 /// Returns the names of two maps whose values differ, or which only one of them has. Values are compared only if they are
-/// `comparable`.
+/// `are_values_comparable`.
 fn compare_maps(
     older: &BTreeMap<String, String>,
     newer: &BTreeMap<String, String>,
-    comparable: bool,
+    are_values_comparable: bool,
 ) -> Value {
     let changed = newer
         .iter()
-        .filter(|(name, value)| comparable && older.get(*name).is_some_and(|old| old != *value));
+        .filter(|(name, value)| are_values_comparable && older.get(*name).is_some_and(|old| old != *value));
     let changed: Vec<_> = changed.map(|(name, _)| name).collect();
     let missing_in = |one: &'_ BTreeMap<String, String>, other: &BTreeMap<String, String>| -> Vec<String> {
         one.keys()
@@ -327,8 +335,8 @@ mod tests {
             .collect()
     }
 
-    /// Returns a build of a usual Dockerfile, whose steps up to `cached` are cached.
-    fn build(cached: usize, base: &str) -> BuildInputs {
+    /// Returns a build of a usual Dockerfile, whose first `cached_steps` steps are cached.
+    fn build(cached_steps: usize, base: &str) -> BuildInputs {
         let from = format!("[1/4] FROM r.example/base:1@sha256:{base}");
         let names = [
             &from,
@@ -336,7 +344,10 @@ mod tests {
             "[3/4] RUN npm ci",
             "[4/4] COPY src ./src",
         ];
-        let steps = names.iter().enumerate().map(|(at, name)| step(name, at < cached));
+        let steps = names
+            .iter()
+            .enumerate()
+            .map(|(at, name)| step(name, at < cached_steps));
         let internal = step("[internal] load build context", false);
         BuildInputs {
             key: "k".into(),
@@ -346,10 +357,10 @@ mod tests {
     }
 
     fn first_miss(older: &BuildInputs, newer: &BuildInputs, files: &TreeDifference) -> Value {
-        json!(find_first_miss(older, newer, Some(files)))
+        json!(explain_first_uncached_step(older, newer, Some(files)))
     }
 
-    fn changed(paths: &[&str]) -> TreeDifference {
+    fn difference_with_changed(paths: &[&str]) -> TreeDifference {
         TreeDifference {
             changed: paths.iter().map(|path| (*path).to_owned()).collect(),
             ..TreeDifference::default()
@@ -361,7 +372,7 @@ mod tests {
         let miss = first_miss(
             &build(4, "a"),
             &build(1, "a"),
-            &changed(&["README.md", "package.json", "src/index.js"]),
+            &difference_with_changed(&["README.md", "package.json", "src/index.js"]),
         );
         assert_eq!(miss["step"], "[2/4] COPY package.json ./");
         assert_eq!(
@@ -371,7 +382,7 @@ mod tests {
         let miss = first_miss(
             &build(4, "a"),
             &build(3, "a"),
-            &changed(&["src/a.js", "src/b.js"]),
+            &difference_with_changed(&["src/a.js", "src/b.js"]),
         );
         assert_eq!(
             miss["causes"],
@@ -380,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_image_an_argument_an_instruction_and_no_cache_are_causes() {
+    fn a_base_image_an_argument_an_instruction_and_no_cache_are_causes_of_the_first_miss() {
         let none = TreeDifference::default();
         let miss = first_miss(&build(4, "a"), &build(1, "b"), &none);
         assert_eq!(
@@ -419,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_reads_what_its_sources_name() {
+    fn a_step_may_read_what_its_copy_sources_or_bind_mounts_name() {
         for (text, path, reads) in [
             ("COPY . .", "a/b", true),
             ("COPY src/ /app/", "src/a", true),
@@ -490,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_steps_that_are_no_instructions_are_not_parsed() {
+    fn only_names_of_dockerfile_instructions_are_parsed_into_place_and_text() {
         for (name, expected) in [
             ("[2/3] RUN a", Some(("2/3", "RUN a"))),
             ("[builder 2/3] RUN a", Some(("builder 2/3", "RUN a"))),

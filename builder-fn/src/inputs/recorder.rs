@@ -9,7 +9,7 @@ use crate::buildkit::{BuildEvent, KeyLease};
 use crate::redact::{SecretMask, TraceMask};
 
 /// The limit on the steps of a record.
-const STEPS_MAX: usize = 400;
+const RECORDED_STEPS_MAX: usize = 400;
 
 /// The longest wait for the listing of a context's files, once the build has ended.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -41,20 +41,20 @@ impl InputsRecorder {
     }
 
     /// Forgets the steps of an attempt that failed, before the next one.
-    pub(crate) fn begin_attempt(&self) {
+    pub(crate) fn forget_steps_for_next_attempt(&self) {
         let mut recorded = self.lock();
         recorded.steps.clear();
         recorded.left_out = 0;
     }
 
     /// Takes the digests of the context's files from `lease` later.
-    pub(crate) fn set_lease(&self, lease: Arc<KeyLease>) {
-        lease.request_listing();
+    pub(crate) fn take_files_from_lease(&self, lease: Arc<KeyLease>) {
+        lease.request_listing_of_later_transfers();
         self.lock().lease = Some(lease);
     }
 
     /// Records the step that `event` ends. Secrets and values of build arguments in its name are masked.
-    pub(crate) fn record_event(&self, event: &BuildEvent) {
+    pub(crate) fn record_ended_step(&self, event: &BuildEvent) {
         let BuildEvent::StepEnded {
             digest,
             name,
@@ -68,7 +68,7 @@ impl InputsRecorder {
             return;
         };
         let mut recorded = self.lock();
-        if recorded.steps.len() >= STEPS_MAX && !recorded.steps.contains_key(digest) {
+        if recorded.steps.len() >= RECORDED_STEPS_MAX && !recorded.steps.contains_key(digest) {
             recorded.left_out += 1;
             return;
         }
@@ -83,13 +83,14 @@ impl InputsRecorder {
         recorded.steps.insert(digest.clone(), (began, step));
     }
 
-    /// Returns what was recorded of a build, with what its config has of its inputs, once the listing of its files is there.
-    pub(crate) async fn into_inputs(self, of_config: BuildInputs) -> BuildInputs {
+    /// Returns what was recorded of a build, with what its config has of its inputs, once the listing of its files is
+    /// there.
+    pub(crate) async fn into_inputs(self, inputs_of_config: BuildInputs) -> BuildInputs {
         let recorded = self.recorded.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut steps: Vec<_> = recorded.steps.into_values().collect();
         steps.sort_by(|(one, a), (other, b)| one.cmp(other).then_with(|| a.name.cmp(&b.name)));
         let files = match recorded.lease {
-            Some(lease) => tokio::time::timeout(LISTING_TIMEOUT, lease.listed_files())
+            Some(lease) => tokio::time::timeout(LISTING_TIMEOUT, lease.take_listed_files())
                 .await
                 .unwrap_or_default(),
             None => None,
@@ -98,12 +99,12 @@ impl InputsRecorder {
             steps: steps.into_iter().map(|(_, step)| step).collect(),
             steps_left_out: recorded.left_out,
             files,
-            ..of_config
+            ..inputs_of_config
         }
     }
 
     /// Returns whether a step ended.
-    pub(crate) fn has_steps(&self) -> bool {
+    pub(crate) fn has_ended_steps(&self) -> bool {
         !self.lock().steps.is_empty()
     }
 

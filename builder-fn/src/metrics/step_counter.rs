@@ -17,7 +17,7 @@ impl StepCounter {
     }
 
     /// Counts the step that `event` ends, unless that step had ended before.
-    pub(crate) fn count_event(&self, event: &BuildEvent) {
+    pub(crate) fn count_step_that_first_ends(&self, event: &BuildEvent) {
         if let BuildEvent::StepEnded {
             cached,
             is_rerun: false,
@@ -67,7 +67,7 @@ mod tests {
             ended("b", true, false),
             started("c"),
         ] {
-            steps.count_event(&event);
+            steps.count_step_that_first_ends(&event);
         }
 
         assert_eq!((cached.get(), executed.get()), (1, 1));

@@ -1,7 +1,8 @@
 //! Sets the status of a commit at GitHub or GitLab: pending once the build is accepted, if the commit is known then,
 //! and the outcome when it has ended.
 //!
-//! APIs: <https://docs.github.com/rest/commits/statuses>, <https://docs.gitlab.com/api/commits/#set-commit-pipeline-status>.
+//! APIs: <https://docs.github.com/rest/commits/statuses>,
+//! <https://docs.gitlab.com/api/commits/#set-commit-pipeline-status>.
 //!
 //! One task sends the states of one build one after the other, so that the first never replaces the last.
 
@@ -15,18 +16,18 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::room::ReservedRoom;
-use super::{ATTEMPTS_MAX, Notifier, Post, pause_after, wait_for_process_end};
+use super::room::ReservedNotificationMemory;
+use super::{ATTEMPTS_MAX, Notifier, RepeatablePost, pause_after, wait_until_shortly_before_process_end};
 use crate::builds::BuildPhase;
 use crate::error::ErrorKind;
-use crate::request::{CommitStatus, Forge};
+use crate::request::{CommitStatusConfig, Forge};
 
 /// The memory that is reserved for the states of one build, in bytes.
-const STATUS_BYTES_MAX: usize = 8 << 10;
+const STATUS_BYTES_RESERVED_PER_BUILD: usize = 8 << 10;
 
-const PRIVATE_TOKEN: HeaderName = HeaderName::from_static("private-token");
+const PRIVATE_TOKEN_HEADER: HeaderName = HeaderName::from_static("private-token");
 
-const GITHUB_JSON: HeaderValue = HeaderValue::from_static("application/vnd.github+json");
+const GITHUB_JSON_MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/vnd.github+json");
 
 /// The state of a build, as the status of its commit has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +83,7 @@ impl CommitState {
 #[derive(Debug)]
 pub(crate) struct StatusReceiver {
     /// The config's `commitStatus`, with the commit of the git source where the config names none.
-    pub(crate) status: CommitStatus,
+    pub(crate) status: CommitStatusConfig,
     /// The tenant whose build it is, if the builder has a policy.
     pub(crate) tenant: Option<Arc<Tenant>>,
     /// The token for the API.
@@ -91,7 +92,7 @@ pub(crate) struct StatusReceiver {
 
 /// A sender of the states of one build. Dropping it before the build's end leaves the last state that was sent.
 #[derive(Debug)]
-pub(crate) struct CommitStatusReport {
+pub(crate) struct CommitStatusReporter {
     states: watch::Sender<Option<(CommitState, String)>>,
     commit: Option<String>,
     sending: JoinHandle<()>,
@@ -100,13 +101,13 @@ pub(crate) struct CommitStatusReport {
 impl Notifier {
     /// Begins to report the states of a build to `receiver`: pending at once if the commit is known. `None` if too many
     /// others are being sent.
-    pub(crate) fn report_commit_status(
+    pub(crate) fn begin_commit_status_report(
         &self,
         receiver: StatusReceiver,
         shutdown: &Shutdown,
-    ) -> Option<CommitStatusReport> {
+    ) -> Option<CommitStatusReporter> {
         let tenant = receiver.tenant.as_ref().map(|tenant| tenant.name().as_str());
-        let Some(room) = self.room.try_reserve(tenant, STATUS_BYTES_MAX) else {
+        let Some(room) = self.room.try_reserve(tenant, STATUS_BYTES_RESERVED_PER_BUILD) else {
             tracing::warn!(
                 project = %receiver.status.project(),
                 "the status of a commit is not set, because too many others are being set"
@@ -120,7 +121,7 @@ impl Notifier {
         let (notifier, shutdown) = (self.clone(), shutdown.clone());
         let sending =
             tokio::spawn(async move { notifier.send_states(&receiver, room, changes, &shutdown).await });
-        Some(CommitStatusReport {
+        Some(CommitStatusReporter {
             states,
             commit,
             sending,
@@ -132,7 +133,7 @@ impl Notifier {
     async fn send_states(
         &self,
         receiver: &StatusReceiver,
-        _room: ReservedRoom,
+        _room: ReservedNotificationMemory,
         mut changes: watch::Receiver<Option<(CommitState, String)>>,
         shutdown: &Shutdown,
     ) {
@@ -150,7 +151,7 @@ impl Notifier {
         };
         tokio::select! {
             () = sending => {}
-            () = wait_for_process_end(shutdown) => {
+            () = wait_until_shortly_before_process_end(shutdown) => {
                 tracing::warn!(project = %receiver.status.project(), "the status of a commit was not set, because the builder shuts down");
                 self.metrics.count_failed();
             }
@@ -171,7 +172,7 @@ impl Notifier {
         };
         let mut attempt = 1;
         loop {
-            let error = match self.attempt(&post).await {
+            let error = match self.send_once(&post).await {
                 Ok(()) => {
                     tracing::info!(%project, commit, ?state, attempts = attempt, "set the status of a commit");
                     return self.metrics.count_sent();
@@ -188,7 +189,7 @@ impl Notifier {
             tokio::select! {
                 () = tokio::time::sleep(pause_after(attempt)) => {}
                 // The build has ended meanwhile.
-                Ok(()) = wait_for_change(changes) => return,
+                Ok(()) = wait_for_change_without_marking_seen(changes) => return,
             }
             attempt += 1;
         }
@@ -196,7 +197,7 @@ impl Notifier {
 }
 
 /// Waits until a state is there that was not seen, without marking it as seen.
-async fn wait_for_change(
+async fn wait_for_change_without_marking_seen(
     changes: &mut watch::Receiver<Option<(CommitState, String)>>,
 ) -> Result<(), watch::error::RecvError> {
     changes.changed().await?;
@@ -204,16 +205,21 @@ async fn wait_for_change(
     Ok(())
 }
 
-impl CommitStatusReport {
-    /// Reports the outcome of the build for the config's commit, or else for `built`, that of the context. While the
+impl CommitStatusReporter {
+    /// Reports the outcome of the build for the config's commit, or else for `built_commit`, the context's. While the
     /// process shuts down, waits until it is sent or the process is about to end.
-    pub(crate) async fn finish(self, state: CommitState, built: Option<&str>, shutdown: &Shutdown) {
+    pub(crate) async fn report_outcome(
+        self,
+        state: CommitState,
+        built_commit: Option<&str>,
+        shutdown: &Shutdown,
+    ) {
         let Self {
             states,
             commit,
             sending,
         } = self;
-        match commit.or_else(|| built.map(str::to_owned)) {
+        match commit.or_else(|| built_commit.map(str::to_owned)) {
             Some(commit) => drop(states.send_replace(Some((state, commit)))),
             None => tracing::info!("the commit of a build is not known, so that its status is not set"),
         }
@@ -227,8 +233,8 @@ impl CommitStatusReport {
 
 impl StatusReceiver {
     /// Returns the request that sets a state; `None` if its URL is invalid, or the token cannot be in a header.
-    fn to_post(&self, state: CommitState, commit: &str) -> Option<Post> {
-        let CommitStatus {
+    fn to_post(&self, state: CommitState, commit: &str) -> Option<RepeatablePost> {
+        let CommitStatusConfig {
             forge, name, link, ..
         } = &self.status;
         let mut body = json!({"state": state.word(*forge), "description": state.description()});
@@ -243,16 +249,16 @@ impl StatusReceiver {
         let token = self.token.expose_text()?;
         let (header, value) = match forge {
             Forge::GitHub => (AUTHORIZATION, format!("Bearer {token}")),
-            Forge::GitLab => (PRIVATE_TOKEN, token.to_owned()),
+            Forge::GitLab => (PRIVATE_TOKEN_HEADER, token.to_owned()),
         };
         let mut value = HeaderValue::from_str(&value).ok()?;
         value.set_sensitive(true);
         let mut headers = vec![(header, value)];
         if *forge == Forge::GitHub {
-            headers.push((ACCEPT, GITHUB_JSON));
+            headers.push((ACCEPT, GITHUB_JSON_MEDIA_TYPE));
         }
-        Some(Post {
-            url: self.status.url_for(commit)?,
+        Some(RepeatablePost {
+            url: self.status.status_url_for(commit)?,
             checked: self.status.project().clone(),
             tenant: self.tenant.clone(),
             headers,

@@ -1,7 +1,7 @@
 //! The memory for notifications that are being sent.
 //!
-//! Those of one tenant take at most as much as they leave free, so that a tenant whose receivers do not answer leaves room for
-//! the results of others.
+//! Those of one tenant take at most as much as they leave free, so that a tenant whose receivers do not answer leaves
+//! room for the results of others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,33 +11,33 @@ const DEFAULT_LIMIT_BYTES: usize = 16 << 20;
 
 /// A limit on the bodies of notifications that are being sent. Clones share it.
 #[derive(Clone, Debug)]
-pub struct NotificationRoom {
+pub struct NotificationMemory {
     limit: usize,
-    used: Arc<Mutex<UsedRoom>>,
+    used: Arc<Mutex<UsedNotificationBytes>>,
 }
 
 /// The bytes in use by all notifications, and by those of each tenant that has some.
 #[derive(Debug, Default)]
-struct UsedRoom {
+struct UsedNotificationBytes {
     all: usize,
     by_tenant: HashMap<String, usize>,
 }
 
 /// A place for the body of one notification, which dropping releases.
 #[derive(Debug)]
-pub(super) struct ReservedRoom {
-    room: NotificationRoom,
+pub(super) struct ReservedNotificationMemory {
+    room: NotificationMemory,
     tenant: Option<String>,
     bytes: usize,
 }
 
-impl Default for NotificationRoom {
+impl Default for NotificationMemory {
     fn default() -> Self {
         Self::with_limit(DEFAULT_LIMIT_BYTES)
     }
 }
 
-impl NotificationRoom {
+impl NotificationMemory {
     fn with_limit(limit: usize) -> Self {
         Self {
             limit,
@@ -45,12 +45,17 @@ impl NotificationRoom {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, UsedRoom> {
+    fn lock(&self) -> MutexGuard<'_, UsedNotificationBytes> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves a place for a body of `bytes`; `None` if the bodies would exceed the limit, or those of the tenant its share.
-    pub(super) fn try_reserve(&self, tenant: Option<&str>, bytes: usize) -> Option<ReservedRoom> {
+    /// Reserves a place for a body of `bytes`; `None` if the bodies would exceed the limit, or those of the tenant its
+    /// share.
+    pub(super) fn try_reserve(
+        &self,
+        tenant: Option<&str>,
+        bytes: usize,
+    ) -> Option<ReservedNotificationMemory> {
         let mut used = self.lock();
         let all = used.all.checked_add(bytes).filter(|all| *all <= self.limit)?;
         if let Some(tenant) = tenant {
@@ -61,7 +66,7 @@ impl NotificationRoom {
             used.by_tenant.insert(tenant.to_owned(), own);
         }
         used.all = all;
-        Some(ReservedRoom {
+        Some(ReservedNotificationMemory {
             room: self.clone(),
             tenant: tenant.map(str::to_owned),
             bytes,
@@ -69,7 +74,7 @@ impl NotificationRoom {
     }
 }
 
-impl Drop for ReservedRoom {
+impl Drop for ReservedNotificationMemory {
     fn drop(&mut self) {
         let mut used = self.room.lock();
         used.all = used.all.saturating_sub(self.bytes);
@@ -91,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_tenant_whose_results_are_not_received_leaves_room_for_those_of_others() {
-        let room = NotificationRoom::with_limit(100);
+        let room = NotificationMemory::with_limit(100);
         let mut held: Vec<_> = std::iter::from_fn(|| room.try_reserve(Some("acme"), 10)).collect();
         assert_eq!(held.len(), 5, "as much as it leaves free");
 
@@ -110,7 +115,7 @@ mod tests {
 
     #[test]
     fn without_tenants_results_are_limited_together() {
-        let room = NotificationRoom::with_limit(100);
+        let room = NotificationMemory::with_limit(100);
         let held = room.try_reserve(None, 90).expect("room");
         assert!(room.try_reserve(None, 11).is_none());
         drop(held);

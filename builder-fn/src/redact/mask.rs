@@ -4,8 +4,8 @@
 //! and `openssl base64` wrap their output, and behind a prefix of any length, as in `user:password`. The base64 of small
 //! values is also masked if it is wrapped otherwise, at [`BASE64_WINDOW_LENGTH`] characters or more. Values and lines
 //! shorter than [`MIN_MASKED_BYTES`] bytes are not masked, and neither is the base64 of values shorter than 6 bytes. Up
-//! to three characters at an end of a value's base64, which depend on what surrounds the value, remain; and of base64 that
-//! is wrapped otherwise, lines with fewer characters of the value than [`BASE64_WINDOW_LENGTH`].
+//! to three characters at an end of a value's base64, which depend on what surrounds the value, remain; and of base64
+//! that is wrapped otherwise, lines with fewer characters of the value than [`BASE64_WINDOW_LENGTH`].
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -26,9 +26,9 @@ const BASE64_LINE_LENGTHS: [usize; 2] = [76, 64];
 /// The number of characters of base64 that are masked wherever they are in a small value: one group of six bytes.
 const BASE64_WINDOW_LENGTH: usize = 8;
 
-/// The limit on the total size, in bytes, of the values of a mask whose base64 is masked in windows: there are up to eight
-/// windows for each byte of a value, and each is a string of its own.
-const MAX_WINDOWED_BYTES: usize = 8 * 1024;
+/// The limit on the total size, in bytes, of the values of a mask whose base64 is masked in windows: there are up to
+/// eight windows for each byte of a value, and each is a string of its own.
+const MAX_BYTES_OF_VALUES_MASKED_IN_WINDOWS: usize = 8 * 1024;
 
 /// Masks secret values in texts. The default masks nothing. Clones share the values.
 #[derive(Clone, Default)]
@@ -42,7 +42,7 @@ impl fmt::Debug for SecretMask {
 
 impl SecretMask {
     /// Creates a mask for all of `values`. It takes about 12 bytes of memory for each of their bytes, and more for the
-    /// windows of the smallest of them, up to [`MAX_WINDOWED_BYTES`].
+    /// windows of the smallest of them, up to [`MAX_BYTES_OF_VALUES_MASKED_IN_WINDOWS`].
     pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut strings = BTreeSet::new();
         let mut values: Vec<_> = values.into_iter().collect();
@@ -54,14 +54,18 @@ impl SecretMask {
             }
             let value = value.trim_ascii_end();
             windowed_bytes += value.len();
-            add_base64(&mut strings, value, windowed_bytes <= MAX_WINDOWED_BYTES);
+            add_base64(
+                &mut strings,
+                value,
+                windowed_bytes <= MAX_BYTES_OF_VALUES_MASKED_IN_WINDOWS,
+            );
         }
         Self(Arc::new(SearchedStrings::new(strings)))
     }
 
     /// Returns how many bytes of an unfinished line must be withheld, so that no secret value is shown in two
     /// halves.
-    pub(crate) fn withheld_bytes(&self) -> usize {
+    pub(crate) fn bytes_to_withhold(&self) -> usize {
         if self.0.is_empty() { 0 } else { MAX_NEEDLE_BYTES }
     }
 
@@ -105,7 +109,7 @@ impl SecretMask {
     }
 
     /// Returns the first position from `end` on at which `bytes` can be cut without cutting a secret value. At least
-    /// [`withheld_bytes`](Self::withheld_bytes) bytes must follow `end`.
+    /// [`bytes_to_withhold`](Self::bytes_to_withhold) bytes must follow `end`.
     pub(crate) fn next_safe_cut(&self, bytes: &[u8], end: usize) -> usize {
         let contains_end = |range: &Range<usize>| range.start < end && end < range.end;
         let found = self.0.find(bytes);
@@ -128,8 +132,8 @@ fn add_text_in_pieces(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usiz
     }
 }
 
-/// Adds the base64 of `value` to the strings to mask, as it is encoded behind a prefix of any length; if `in_windows`, also
-/// every part of [`BASE64_WINDOW_LENGTH`] characters of it.
+/// Adds the base64 of `value` to the strings to mask, as it is encoded behind a prefix of any length; if `in_windows`,
+/// also every part of [`BASE64_WINDOW_LENGTH`] characters of it.
 fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8], in_windows: bool) {
     for skipped in 0..3 {
         let Some(rest) = value.get(skipped..) else { return };
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_without_values_changes_nothing() {
+    fn a_mask_without_values_or_with_short_ones_only_changes_nothing() {
         assert_eq!(SecretMask::default().mask_text("a  b"), "a  b");
         assert_eq!(mask_of_values(&["", "\n\n", "abc"]).mask_text("abc"), "abc");
     }
@@ -245,9 +249,9 @@ mod tests {
     fn the_memory_for_windows_of_base64_is_bounded() {
         let value: String = (1000..)
             .map(|number: u32| format!("{number}-"))
-            .take(MAX_WINDOWED_BYTES / 5 + 1)
+            .take(MAX_BYTES_OF_VALUES_MASKED_IN_WINDOWS / 5 + 1)
             .collect();
-        let value = &value[..MAX_WINDOWED_BYTES];
+        let value = &value[..MAX_BYTES_OF_VALUES_MASKED_IN_WINDOWS];
         let many: Vec<String> = (0..100).map(|number| format!("{number}{value}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         let mut strings = BTreeSet::new();
@@ -257,7 +261,7 @@ mod tests {
         let line = &STANDARD.encode(many[99])[300..300 + BASE64_WINDOW_LENGTH];
         assert_eq!(mask.mask_text(line), line);
         assert!(
-            strings.len() <= 2 * 3 * 4 * MAX_WINDOWED_BYTES / 3,
+            strings.len() <= 2 * 3 * 4 * MAX_BYTES_OF_VALUES_MASKED_IN_WINDOWS / 3,
             "{}",
             strings.len()
         );

@@ -62,7 +62,7 @@ impl SearchedStrings {
             return found;
         }
         for start in 0..text.len() {
-            let Some(length) = self.longest_prefix(&text[start..]) else {
+            let Some(length) = self.longest_prefix_length(&text[start..]) else {
                 continue;
             };
             let end = start + length;
@@ -75,7 +75,7 @@ impl SearchedStrings {
     }
 
     /// Returns the length of the longest string of the set that `text` begins with.
-    fn longest_prefix(&self, text: &[u8]) -> Option<usize> {
+    fn longest_prefix_length(&self, text: &[u8]) -> Option<usize> {
         if !self.filter.may_begin(text) {
             return None;
         }
@@ -85,7 +85,7 @@ impl SearchedStrings {
             .partition_point(|needle| needle.bytes.as_slice() <= text);
         // Every string that `text` begins with is the closest one before `text`, or that one begins with it.
         let mut candidate = self.sorted.get(after.checked_sub(1)?)?;
-        let shared = shared_prefix(&candidate.bytes, text);
+        let shared = shared_prefix_length(&candidate.bytes, text);
         while candidate.bytes.len() > shared {
             candidate = self.sorted.get(candidate.prefix?)?;
         }
@@ -94,7 +94,7 @@ impl SearchedStrings {
 }
 
 /// Counts the bytes that `a` and `b` have in common at the beginning.
-fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
+fn shared_prefix_length(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
@@ -107,28 +107,30 @@ struct PrefixFilter {
 
 impl PrefixFilter {
     /// Creates an empty filter with room for this number of strings.
-    fn new(strings: usize) -> Self {
-        let bits = (strings * FILTER_BITS_PER_STRING).next_power_of_two().max(1024);
+    fn new(string_count: usize) -> Self {
+        let bits = (string_count * FILTER_BITS_PER_STRING)
+            .next_power_of_two()
+            .max(1024);
         Self {
             bits: vec![0; bits / 64],
         }
     }
 
     fn insert(&mut self, string: &[u8]) {
-        if let Some((word, bit)) = self.position(string) {
+        if let Some((word, bit)) = self.word_and_bit_of(string) {
             self.bits[word] |= bit;
         }
     }
 
     /// Returns whether `text` may begin with a string of the set. If not, none of them is its beginning for certain.
     fn may_begin(&self, text: &[u8]) -> bool {
-        self.position(text)
+        self.word_and_bit_of(text)
             .is_some_and(|(word, bit)| self.bits[word] & bit != 0)
     }
 
     /// Returns the filter's word and bit for a string; `None` if the string is too short, or if the filter is
     /// that of an empty set.
-    fn position(&self, string: &[u8]) -> Option<(usize, u64)> {
+    fn word_and_bit_of(&self, string: &[u8]) -> Option<(usize, u64)> {
         let first = string.first_chunk::<MIN_MASKED_BYTES>()?;
         // Multiplicative hashing: the high bits of the product depend on all four bytes.
         let hash = u64::from(u32::from_le_bytes(*first)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;

@@ -9,8 +9,8 @@ const MAX_SPAN_NAME_BYTES: usize = 200;
 
 /// Masks the values of secrets and of build arguments in a build's trace.
 ///
-/// BuildKit puts the values of build arguments into the names of steps, and traces are read by others than the caller. The
-/// build's log goes to the caller only, so build arguments are not masked there.
+/// BuildKit puts the values of build arguments into the names of steps, and traces are read by others than the caller.
+/// The build's log goes to the caller only, so build arguments are not masked there.
 #[derive(Debug, Default)]
 pub(crate) struct TraceMask {
     secrets: SecretMask,
@@ -40,12 +40,13 @@ impl TraceMask {
         let text = self.arguments.mask_text(&text);
         self.short_arguments
             .iter()
-            .fold(text.into_owned(), |text, word| mask_word(&text, word))
+            .fold(text.into_owned(), |text, word| mask_whole_word(&text, word))
     }
 
     /// Returns the name of a step as the name of a span: masked, its first line only, and cut after 200 bytes.
     ///
-    /// The brackets before it, `[build 4/14]`, say where the step is in the Dockerfile. Short values are not masked there.
+    /// The brackets before it, `[build 4/14]`, say where the step is in the Dockerfile. Short values are not masked
+    /// there.
     pub(crate) fn mask_step_name(&self, name: &str) -> String {
         let first = name.lines().next().unwrap_or_default();
         let brackets = match first.starts_with('[') {
@@ -67,7 +68,7 @@ impl TraceMask {
 }
 
 /// Masks every occurrence of `word` in `text` that is not part of a longer word.
-fn mask_word(text: &str, word: &str) -> String {
+fn mask_whole_word(text: &str, word: &str) -> String {
     let mut masked = String::with_capacity(text.len());
     let mut from = 0;
     for (at, _) in text.match_indices(word) {

@@ -39,9 +39,9 @@ impl RepositoryAccess {
 
     /// Returns the scopes of a token that the build may have, of those that the daemon requests for the registry `host`.
     ///
-    /// A scope is `repository:NAME:ACTION,…` (<https://distribution.github.io/distribution/spec/auth/scope/>). Actions that
-    /// the build may not do are left out, as a token server leaves out those that the user may not do: the daemon also asks
-    /// for repositories from which a layer could be copied within the registry, and does without.
+    /// A scope is `repository:NAME:ACTION,…` (<https://distribution.github.io/distribution/spec/auth/scope/>). Actions
+    /// that the build may not do are left out, as a token server leaves out those that the user may not do: the daemon
+    /// also asks for repositories from which a layer could be copied within the registry, and does without.
     pub fn granted_scopes(&self, host: &str, scopes: &[String]) -> Vec<String> {
         let registry = canonical_registry(host);
         let repositories = self.lock();
@@ -49,7 +49,9 @@ impl RepositoryAccess {
         let granted = scopes.filter_map(|scope| {
             let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
             let is_granted = |action: &&str| match *action {
-                "pull" => repositories.keys().any(|image| may_pull(image, &registry, name)),
+                "pull" => repositories
+                    .keys()
+                    .any(|image| may_pull_from_registry_or_mirror(image, &registry, name)),
                 "push" => repositories.iter().any(|(image, access)| {
                     *access == AccessLevel::Push && image.registry() == registry && image.repository() == name
                 }),
@@ -66,11 +68,11 @@ impl RepositoryAccess {
     }
 }
 
-/// Returns whether a build that may pull `image` may pull the repository `name` of `registry`: the image's own repository,
-/// or one of any other registry, a mirror, that has the image's path, with or without a prefix.
+/// Returns whether a build that may pull `image` may pull the repository `name` of `registry`: the image's own
+/// repository, or one of any other registry, a mirror, that has the image's path, with or without a prefix.
 ///
 /// The daemon's configuration names the mirrors of a registry. A build cannot choose one.
-fn may_pull(image: &ImageName, registry: &str, name: &str) -> bool {
+fn may_pull_from_registry_or_mirror(image: &ImageName, registry: &str, name: &str) -> bool {
     match image.registry() == registry {
         true => image.repository() == name,
         false => {

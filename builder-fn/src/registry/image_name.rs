@@ -5,7 +5,8 @@ use std::fmt;
 use crate::host_port;
 
 /// The registry of Docker Hub in image names, and the hosts that it has in its API.
-const DOCKER_HUB: (&str, [&str; 2]) = ("docker.io", ["index.docker.io", "registry-1.docker.io"]);
+const DOCKER_HUB_NAME_AND_API_HOSTS: (&str, [&str; 2]) =
+    ("docker.io", ["index.docker.io", "registry-1.docker.io"]);
 
 /// The name of an image without tag and digest: its registry and repository.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,7 +72,7 @@ impl fmt::Display for ImageName {
 /// Returns the name that a registry has in image names, for its host in an image name or in its API.
 pub(super) fn canonical_registry(host: &str) -> String {
     let host = host.to_ascii_lowercase();
-    let (hub, hosts) = DOCKER_HUB;
+    let (hub, hosts) = DOCKER_HUB_NAME_AND_API_HOSTS;
     match hosts.contains(&host.as_str()) {
         true => hub.to_owned(),
         false => host,

@@ -28,12 +28,12 @@ struct Platform {
     architecture: String,
 }
 
-/// Returns the digest of the first image in an index; `None` for the manifest of an image. Attestations have the architecture
-/// `unknown`.
+/// Returns the digest of the first image in an index; `None` for the manifest of an image. Attestations have the
+/// architecture `unknown`.
 ///
 /// # Errors
 /// Fails if `manifest` is no manifest.
-pub(super) fn first_platform(manifest: &[u8]) -> Result<Option<String>, serde_json::Error> {
+pub(super) fn digest_of_first_image_in_index(manifest: &[u8]) -> Result<Option<String>, serde_json::Error> {
     let manifest: Manifest = serde_json::from_slice(manifest)?;
     let mut images = manifest.manifests.into_iter();
     let image = images.find(|image| {
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn layers_are_those_of_an_image_or_of_the_first_image_in_an_index() {
         let image = br#"{"config": {"digest": "c", "size": 1}, "layers": [{"digest": "a", "size": 10}, {"digest": "b", "size": 20}]}"#;
-        assert_eq!(first_platform(image).expect("a manifest"), None);
+        assert_eq!(digest_of_first_image_in_index(image).expect("a manifest"), None);
         let sizes: Vec<_> = parse_layers(image)
             .expect("layers")
             .iter()
@@ -73,7 +73,12 @@ mod tests {
             {"digest": "x", "size": 1, "platform": {"architecture": "unknown", "os": "unknown"}},
             {"digest": "y", "size": 1, "platform": {"architecture": "amd64", "os": "linux"}}
         ]}"#;
-        assert_eq!(first_platform(index).expect("an index").as_deref(), Some("y"));
+        assert_eq!(
+            digest_of_first_image_in_index(index)
+                .expect("an index")
+                .as_deref(),
+            Some("y")
+        );
         assert!(parse_layers(b"no manifest").is_err());
     }
 }

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_stored_contexts_of_a_tenant_have_a_repository_of_their_own() {
+    fn operator_repositories_contain_those_below_overlap_and_are_parsed_in_lower_case_only() {
         let repository = OperatorRepository::parse("r.example:5000/slipway/contexts").unwrap();
         for (name, has) in [
             ("r.example:5000/slipway/contexts", true),

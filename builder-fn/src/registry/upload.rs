@@ -21,7 +21,7 @@ pub(crate) const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest
 pub(crate) const EMPTY_CONFIG: &[u8] = b"{}";
 
 /// The lowest rate at which a registry may take a blob, in bytes per second.
-const UPLOAD_RATE_MIN: u64 = 256 << 10;
+const UPLOAD_RATE_MIN_BYTES_PER_SECOND: u64 = 256 << 10;
 
 /// The error of an upload to a registry.
 #[derive(Debug, thiserror::Error)]
@@ -38,13 +38,13 @@ pub(crate) enum UploadError {
 }
 
 /// An upload to a registry that has begun. Dropping it cancels the upload there, unless it was completed.
-struct Upload {
+struct UploadCancelledOnDrop {
     repository: Repository,
     address: Option<Uri>,
 }
 
 /// Uploads a blob of `length` bytes, unless the repository has it.
-pub(crate) async fn upload_blob(
+pub(crate) async fn upload_blob_if_missing(
     repository: &mut Repository,
     digest: &str,
     length: u64,
@@ -74,11 +74,11 @@ pub(crate) async fn upload_blob(
         .headers()
         .get(LOCATION)
         .and_then(|value| value.to_str().ok());
-    let location = location.and_then(|location| address_of_upload(&address, location));
+    let location = location.and_then(|location| upload_address_at_same_registry(&address, location));
     let location = location.ok_or_else(|| UploadError::Elsewhere {
         registry: repository.registry_host().to_owned(),
     })?;
-    let mut upload = Upload {
+    let mut upload = UploadCancelledOnDrop {
         repository: repository.clone(),
         address: Some(location.clone()),
     };
@@ -92,7 +92,7 @@ pub(crate) async fn upload_blob(
         request.headers_mut().insert(CONTENT_TYPE, binary);
         request
     };
-    let timeout = RESPONSE_TIMEOUT + Duration::from_secs(length / UPLOAD_RATE_MIN);
+    let timeout = RESPONSE_TIMEOUT + Duration::from_secs(length / UPLOAD_RATE_MIN_BYTES_PER_SECOND);
     let status = repository.send(put, timeout).await?.status();
     if status != StatusCode::CREATED {
         return Err(rejection(repository, status));
@@ -103,7 +103,7 @@ pub(crate) async fn upload_blob(
 
 /// Returns the address of an upload at the registry that `begun_at` belongs to; `None` if it is elsewhere or malformed.
 /// A registry behind a proxy may name another scheme.
-fn address_of_upload(begun_at: &Uri, location: &str) -> Option<Uri> {
+fn upload_address_at_same_registry(begun_at: &Uri, location: &str) -> Option<Uri> {
     let location: Uri = location.parse().ok()?;
     if location
         .authority()
@@ -116,7 +116,7 @@ fn address_of_upload(begun_at: &Uri, location: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-impl Drop for Upload {
+impl Drop for UploadCancelledOnDrop {
     fn drop(&mut self) {
         let Some(address) = self.address.take() else {
             return;
@@ -205,7 +205,8 @@ mod tests {
             ("https://r.example/v2/a/blobs/uploads/7", None),
             ("", None),
         ] {
-            let address = address_of_upload(&begun_at, location).map(|address| address.to_string());
+            let address =
+                upload_address_at_same_registry(&begun_at, location).map(|address| address.to_string());
             assert_eq!(address.as_deref(), expected, "{location}");
         }
     }

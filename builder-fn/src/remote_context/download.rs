@@ -16,15 +16,15 @@ use crate::request::Sha256Digest;
 const BATCH_BYTES: usize = 256 << 10;
 
 /// The longest wait for the next piece of a body.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE_BETWEEN_PIECES: Duration = Duration::from_secs(30);
 
 /// The spool that a body is received into, with the hash of what has arrived.
-struct Receiver {
+struct HashingSpool {
     spool: Spool,
     hasher: Sha256,
 }
 
-impl Receiver {
+impl HashingSpool {
     /// Hashes and spools the next pieces of the body. Blocks.
     fn append(&mut self, pieces: Vec<Bytes>) -> Result<(), ContextError> {
         for piece in pieces {
@@ -35,16 +35,16 @@ impl Receiver {
     }
 }
 
-/// Receives `body`, which is called `what` in texts, and returns it if it has the digest `expected`.
+/// Receives `body`, which is called `body_name` in texts, and returns it if it has the digest `expected`.
 ///
 /// Dropping the future discards what has arrived.
 ///
 /// # Errors
-/// Fails as soon as the body exceeds `limit` bytes, stalls or breaks off, or cannot be spooled, and at its end if its digest is
-/// another one.
+/// Fails as soon as the body exceeds `limit` bytes, stalls or breaks off, or cannot be spooled, and at its end if its
+/// digest is another one.
 pub(super) async fn receive_verified<B>(
     mut body: B,
-    what: &str,
+    body_name: &str,
     expected: Sha256Digest,
     limit: u64,
     settings: &SpoolSettings,
@@ -56,14 +56,16 @@ where
     if body.size_hint().lower() > limit {
         return Err(ContextError::TooLarge { limit });
     }
-    let mut receiver = Box::new(Receiver {
+    let mut receiver = Box::new(HashingSpool {
         spool: Spool::new(settings.clone()),
         hasher: Sha256::new(),
     });
     let (mut received, mut pending, mut pending_bytes) = (0u64, Vec::new(), 0);
     loop {
-        let frame = tokio::time::timeout(MAX_PAUSE, body.frame()).await;
-        let frame = frame.map_err(|_| ContextError::Stalled { limit: MAX_PAUSE })?;
+        let frame = tokio::time::timeout(MAX_PAUSE_BETWEEN_PIECES, body.frame()).await;
+        let frame = frame.map_err(|_| ContextError::Stalled {
+            limit: MAX_PAUSE_BETWEEN_PIECES,
+        })?;
         let frame = frame
             .transpose()
             .map_err(|error| ContextError::Lost(error.into()))?;
@@ -90,7 +92,7 @@ where
     match found == expected {
         true => Ok(receiver.spool),
         false => Err(ContextError::WrongDigest {
-            what: what.to_owned(),
+            what: body_name.to_owned(),
             found,
             expected,
         }),

@@ -26,12 +26,14 @@ impl RemoteContexts {
         rules: &ContextRules,
     ) -> Result<Spool, ContextError> {
         let mut repository = self.open_repository(&oci.image, rules.tenant()).await?;
-        let layer = fetch_layer(&mut repository.handle, oci).await?;
+        let layer = fetch_layer_descriptor_from_manifest(&mut repository.handle, oci).await?;
         let limit = rules.body_limit();
         if layer.size > limit {
             return Err(ContextError::TooLarge { limit });
         }
-        let response = self.open_blob(&mut repository, oci, layer.digest).await?;
+        let response = self
+            .request_blob_following_redirects(&mut repository, oci, layer.digest)
+            .await?;
         let what = format!("the layer of {oci}");
         // No more than the manifest says, so that a registry that sends more is noticed early.
         let limit = layer.size;
@@ -53,7 +55,7 @@ impl RemoteContexts {
 
     /// Requests a blob, and follows the registry's redirects to its storage. Returns the response, whose body is not
     /// read yet.
-    async fn open_blob(
+    async fn request_blob_following_redirects(
         &self,
         repository: &mut OpenRepository,
         oci: &OciContext,
@@ -74,7 +76,7 @@ impl RemoteContexts {
                 StatusCode::OK => return Ok(response),
                 StatusCode::NOT_FOUND => return Err(not_found(&format!("the layer of {oci}"))),
                 status if status.is_redirection() => {}
-                status => return Err(status_error(status, &host, oci)),
+                status => return Err(blob_status_error(status, &host, oci)),
             }
             let location = redirect_target(&response, &host)?;
             // What the registry redirects to gets no credentials.
@@ -95,7 +97,10 @@ impl RemoteContexts {
 }
 
 /// Fetches the manifest of an artifact, verifies its digest, and returns its layer.
-async fn fetch_layer(repository: &mut Repository, oci: &OciContext) -> Result<ContextLayer, ContextError> {
+async fn fetch_layer_descriptor_from_manifest(
+    repository: &mut Repository,
+    oci: &OciContext,
+) -> Result<ContextLayer, ContextError> {
     let fetched = repository.fetch_manifest(&oci.digest.to_string()).await;
     let manifest = fetched
         .map_err(|error| access_error(error, oci))?
@@ -135,7 +140,7 @@ fn access_error(error: function_host::registry::RegistryError, oci: &OciContext)
 }
 
 /// Returns the error for a response to a request of a blob that is neither the blob nor a redirect.
-fn status_error(status: StatusCode, host: &str, oci: &OciContext) -> ContextError {
+fn blob_status_error(status: StatusCode, host: &str, oci: &OciContext) -> ContextError {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => unauthorized(status, oci),
         status => ContextError::Status {

@@ -17,7 +17,8 @@ use super::artifact::{self, ContextLayer};
 use super::{ContextError, RemoteContexts};
 use crate::context::Spool;
 use crate::registry::{
-    EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to, upload_blob,
+    EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to,
+    upload_blob_if_missing,
 };
 use crate::request::time::format_rfc3339;
 use crate::request::{ContextReference, OciContext, ReferencedContext, Sha256Digest, StorableTar};
@@ -69,18 +70,18 @@ impl RemoteContexts {
             size: body.len(),
         };
         let repository = self.open_repository(&image, tenant).await?;
-        let mut repository = repository.handle.with_actions("pull,push");
-        let config = digest_of(EMPTY_CONFIG);
+        let mut repository = repository.handle.with_token_actions("pull,push");
+        let config = sha256_of(EMPTY_CONFIG);
         let (name, length) = (config.to_string(), EMPTY_CONFIG.len() as u64);
-        upload_blob(&mut repository, &name, length, || bytes_body(EMPTY_CONFIG.into())).await?;
+        upload_blob_if_missing(&mut repository, &name, length, || bytes_body(EMPTY_CONFIG.into())).await?;
         let (name, length) = (digest.to_string(), body.len());
-        upload_blob(&mut repository, &name, length, || spool_body(body.clone())).await?;
+        upload_blob_if_missing(&mut repository, &name, length, || spool_body(body.clone())).await?;
 
         let created = format_rfc3339(SystemTime::now());
         // Contexts that are stored at the same time get manifests of their own, too.
         let created = format!("{created} {}", uuid::Uuid::new_v4());
         let manifest = artifact::stored_context_manifest(layer, media_type, config, &created).to_string();
-        let digest = digest_of(manifest.as_bytes());
+        let digest = sha256_of(manifest.as_bytes());
         put_manifest(&mut repository, &digest.to_string(), manifest).await?;
         Ok(StoredContext {
             reference: OciContext { image, digest },
@@ -90,7 +91,7 @@ impl RemoteContexts {
 
     /// Deletes a stored context that was built, if the settings say so. One that is not stored here is never deleted. A
     /// failure is logged, and leaves the context to the registry's garbage collection.
-    pub(crate) async fn delete_built(&self, context: &ReferencedContext) {
+    pub(crate) async fn delete_built_if_configured(&self, context: &ReferencedContext) {
         let ContextReference::Oci(oci) = &context.reference else {
             return;
         };
@@ -98,7 +99,7 @@ impl RemoteContexts {
         if !self.stored.deletes_built || !repository.is_some_and(|repository| repository.has(&oci.image)) {
             return;
         }
-        match self.delete(oci, context.rules.tenant()).await {
+        match self.delete_manifest(oci, context.rules.tenant()).await {
             Ok(()) => tracing::info!(context = %oci, "deleted a stored context after its build"),
             Err(error) => tracing::warn!(
                 context = %oci,
@@ -109,9 +110,13 @@ impl RemoteContexts {
     }
 
     /// Deletes the manifest of a stored context. A missing one counts as deleted.
-    async fn delete(&self, oci: &OciContext, tenant: Option<&Arc<Tenant>>) -> Result<(), ContextError> {
+    async fn delete_manifest(
+        &self,
+        oci: &OciContext,
+        tenant: Option<&Arc<Tenant>>,
+    ) -> Result<(), ContextError> {
         let repository = self.open_repository(&oci.image, tenant).await?;
-        let mut repository = repository.handle.with_actions("delete,pull");
+        let mut repository = repository.handle.with_token_actions("delete,pull");
         let address = repository.uri_of_path(&format!("manifests/{}", oci.digest))?;
         let request = || request_to(Method::DELETE, &address, empty_body());
         let status = repository.send(request, RESPONSE_TIMEOUT).await?.status();
@@ -122,7 +127,7 @@ impl RemoteContexts {
     }
 }
 
-fn digest_of(bytes: &[u8]) -> Sha256Digest {
+fn sha256_of(bytes: &[u8]) -> Sha256Digest {
     Sha256Digest::new(Sha256::digest(bytes).into())
 }
 
@@ -175,7 +180,7 @@ mod tests {
     async fn the_body_of_an_upload_is_the_content_of_the_spool() {
         let content: Vec<u8> = (0..700_000u32).map(|number| number as u8).collect();
         let spool = Arc::new(Spool::in_memory(content.clone()));
-        assert_eq!(hash_spool(&spool).unwrap(), digest_of(&content));
+        assert_eq!(hash_spool(&spool).unwrap(), sha256_of(&content));
         let body = spool_body(spool).collect().await.unwrap().to_bytes();
         assert!(body == content);
     }

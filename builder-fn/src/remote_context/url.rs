@@ -1,7 +1,8 @@
 //! Fetches a context from a web server.
 //!
-//! The caller chooses the server, and the server where it redirects to. Therefore each hop is checked like the first: its URL,
-//! the rules of the tenant, and the addresses when a connection is made. No hop gets credentials, cookies or the URL before.
+//! The caller chooses the server, and the server where it redirects to. Therefore each hop is checked like the first:
+//! its URL, the rules of the tenant, and the addresses when a connection is made. No hop gets credentials, cookies or
+//! the URL before.
 
 use function_host::http::header::{ACCEPT, ACCEPT_ENCODING, HeaderValue, LOCATION, USER_AGENT};
 use function_host::http::{Method, Request, Response, StatusCode};
@@ -21,10 +22,10 @@ use crate::sources::WebUrl;
 const OWN_USER_AGENT: HeaderValue = HeaderValue::from_static("slipway-builder");
 
 /// The value of `Accept` in a request without a preference for a type of content.
-const ANY_TYPE: HeaderValue = HeaderValue::from_static("*/*");
+const ACCEPT_ANY_TYPE: HeaderValue = HeaderValue::from_static("*/*");
 
 /// The value of `Accept-Encoding` with which the bytes that arrive are those of the file.
-const NO_ENCODING: HeaderValue = HeaderValue::from_static("identity");
+const ACCEPT_NO_ENCODING: HeaderValue = HeaderValue::from_static("identity");
 
 impl RemoteContexts {
     pub(super) async fn fetch_url(
@@ -32,7 +33,7 @@ impl RemoteContexts {
         context: &UrlContext,
         rules: &ContextRules,
     ) -> Result<Spool, ContextError> {
-        let response = self.open_url(&context.url, rules).await?;
+        let response = self.request_file_following_redirects(&context.url, rules).await?;
         let what = format!("the file at {}", context.url);
         receive_verified(
             response.into_body(),
@@ -45,7 +46,7 @@ impl RemoteContexts {
     }
 
     /// Requests a file, and follows redirects. The body has not been read.
-    async fn open_url(
+    async fn request_file_following_redirects(
         &self,
         first: &WebUrl,
         rules: &ContextRules,
@@ -66,7 +67,7 @@ impl RemoteContexts {
                 | StatusCode::SEE_OTHER
                 | StatusCode::TEMPORARY_REDIRECT
                 | StatusCode::PERMANENT_REDIRECT => url = redirected_url(&url, &response)?,
-                status => return Err(status_error(status, &url)),
+                status => return Err(file_status_error(status, &url)),
             }
         }
         Err(redirect_error(&url, "redirects too often"))
@@ -78,8 +79,8 @@ fn file_request(url: &WebUrl) -> Request<OutgoingRequestBody> {
     *request.method_mut() = Method::GET;
     *request.uri_mut() = url.uri().clone();
     let headers = request.headers_mut();
-    headers.insert(ACCEPT, ANY_TYPE);
-    headers.insert(ACCEPT_ENCODING, NO_ENCODING);
+    headers.insert(ACCEPT, ACCEPT_ANY_TYPE);
+    headers.insert(ACCEPT_ENCODING, ACCEPT_NO_ENCODING);
     headers.insert(USER_AGENT, OWN_USER_AGENT);
     request
 }
@@ -106,9 +107,9 @@ fn exchange_error(error: ExchangeError, url: &WebUrl) -> ContextError {
     ContextError::from_exchange(error, URL_MEMBER, &url.host())
 }
 
-/// Converts the status of a response that has no file. The same request may succeed later after the errors of a server that
-/// is overloaded or failing, and after no other.
-fn status_error(status: StatusCode, url: &WebUrl) -> ContextError {
+/// Converts the status of a response that has no file. The same request may succeed later after the errors of a server
+/// that is overloaded or failing, and after no other.
+fn file_status_error(status: StatusCode, url: &WebUrl) -> ContextError {
     let is_transient = status.is_server_error()
         || matches!(
             status,
@@ -145,7 +146,7 @@ mod tests {
             (404, false),
             (410, false),
         ] {
-            let error = status_error(StatusCode::from_u16(status).unwrap(), &url);
+            let error = file_status_error(StatusCode::from_u16(status).unwrap(), &url);
             assert_eq!(error.is_failed_exchange(), is_worth_a_retry, "{status}");
             assert!(error.to_string().contains(&status.to_string()), "{error}");
             assert!(!error.to_string().contains("secret"), "{error}");

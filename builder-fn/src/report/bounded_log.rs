@@ -31,7 +31,7 @@ impl BoundedLog {
     /// Returns the log's lines, with a notice in place of those that were dropped, and a warning of these.
     pub(crate) fn into_lines(mut self, warnings: &mut Warnings) -> Vec<String> {
         let mut lines = self.head;
-        match self.tail.take_evicted() {
+        match self.tail.take_evicted_count() {
             0 => {}
             dropped => {
                 warnings.push_incomplete_log(&omission_text(dropped, self.limit));
@@ -69,7 +69,7 @@ pub(super) fn omission_text(lines: usize, limit: usize) -> String {
 mod tests {
     use super::*;
 
-    fn lines_kept_of(count: usize) -> Vec<String> {
+    fn log_lines_kept_after_pushing(count: usize) -> Vec<String> {
         let mut log = BoundedLog::new(8 * line_cost_bytes("line 00000"));
         for number in 0..count {
             log.push(format!("line {number:05}"));
@@ -79,13 +79,13 @@ mod tests {
 
     #[test]
     fn a_log_within_the_limit_is_kept_whole() {
-        assert_eq!(lines_kept_of(8).len(), 8);
-        assert_eq!(lines_kept_of(8)[7], "line 00007");
+        assert_eq!(log_lines_kept_after_pushing(8).len(), 8);
+        assert_eq!(log_lines_kept_after_pushing(8)[7], "line 00007");
     }
 
     #[test]
     fn a_log_above_the_limit_keeps_its_beginning_and_its_end() {
-        let mut lines = lines_kept_of(1000);
+        let mut lines = log_lines_kept_after_pushing(1000);
         let notice = lines.remove(2);
 
         assert!(

@@ -1,8 +1,8 @@
 //! The log of a build whose answer is streamed: a bounded queue between the build and the answer's reader.
 //!
-//! Three things are limited. Lines that wait for the reader take little memory: if there are more, the oldest are dropped,
-//! and the reader gets their number. Three quarters of the log's limit are passed on while the build runs. Of the lines
-//! after that, the last ones are kept and passed on when the build is over, because they say how it went.
+//! Three things are limited. Lines that wait for the reader take little memory: if there are more, the oldest are
+//! dropped, and the reader gets their number. Three quarters of the log's limit are passed on while the build runs. Of
+//! the lines after that, the last ones are kept and passed on when the build is over, because they say how it went.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -67,7 +67,7 @@ impl LogFeed {
 
     /// Returns whether the queue has a line to take.
     pub(super) fn has_lines(&self) -> bool {
-        !self.lock().waiting.is_empty()
+        !self.lock().waiting.has_nothing_to_report()
     }
 
     /// Returns the memory cost of the lines in the queue, in bytes.
@@ -80,7 +80,7 @@ impl LogFeed {
     pub(super) fn take_while(&self, mut fits: impl FnMut(&str) -> bool) -> Vec<String> {
         let mut state = self.lock();
         let mut taken = Vec::new();
-        match state.waiting.take_evicted() {
+        match state.waiting.take_evicted_count() {
             0 => {}
             dropped => {
                 state.unread += dropped;
@@ -100,15 +100,15 @@ impl LogFeed {
 
     /// Makes the kept end of a log above its limit available, once the build is over and all other lines are
     /// taken. Returns whether there is any.
-    pub(super) fn release_tail(&self) -> bool {
+    pub(super) fn release_kept_end(&self) -> bool {
         let mut state = self.lock();
         let limit = state.limit;
         let mut tail = std::mem::replace(&mut state.tail, LineRing::new(0));
-        if tail.is_empty() {
+        if tail.has_nothing_to_report() {
             return false;
         }
         state.waiting = LineRing::new(usize::MAX);
-        match tail.take_evicted() {
+        match tail.take_evicted_count() {
             0 => {}
             dropped => {
                 state.left_out += dropped;
@@ -186,7 +186,7 @@ mod tests {
             (first, take_all(&feed)),
             (vec!["two".to_owned()], vec!["three".to_owned()])
         );
-        assert!(!feed.release_tail());
+        assert!(!feed.release_kept_end());
     }
 
     #[test]
@@ -222,13 +222,13 @@ mod tests {
             live.last().is_some_and(|line| line.contains("its end follows")),
             "{live:?}"
         );
-        assert!(feed.release_tail());
+        assert!(feed.release_kept_end());
         let tail = take_all(&feed);
         assert!(
             tail[0].contains("lines left out: a log may have 304 bytes"),
             "{tail:?}"
         );
         assert_eq!(tail.last(), Some(&"x".repeat(40)));
-        assert!(!feed.release_tail() && take_all(&feed).is_empty());
+        assert!(!feed.release_kept_end() && take_all(&feed).is_empty());
     }
 }

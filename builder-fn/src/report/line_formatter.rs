@@ -1,7 +1,7 @@
 //! Formats the events of a build as the lines of its log.
 //!
-//! `v: TIME NAME` when a step starts and `v: TIME NAME 1.23s` when it ends, `s: TIME ID CURRENT` for progress within a step,
-//! `l: TIME TEXT` for its output. Times are RFC 3339 in whole seconds.
+//! `v: TIME NAME` when a step starts and `v: TIME NAME 1.23s` when it ends, `s: TIME ID CURRENT` for progress within a
+//! step, `l: TIME TEXT` for its output. Times are RFC 3339 in whole seconds.
 //!
 //! Every text from outside passes the mask of the build's secrets.
 
@@ -19,8 +19,8 @@ use text::{floor_char_boundary, format_time, output_lines, to_one_line};
 /// stop reading at records of 64 KiB, and JSON may need six bytes for one.
 pub(crate) const MAX_LINE_BYTES: usize = 8 << 10;
 
-/// The length of a line of output that is one log line whatever its bytes are: to become UTF-8, a byte may need three, and
-/// masked text is not longer than before.
+/// The length of a line of output that is one log line whatever its bytes are: to become UTF-8, a byte may need three,
+/// and masked text is not longer than before.
 const UNSPLIT_LINE_BYTES: usize = MAX_LINE_BYTES / 3;
 
 /// Formats the events of a build as log lines, in order, and collects the warnings that are not BuildKit's.
@@ -78,7 +78,7 @@ impl LineFormatter {
                 text,
             } => self.format_output(step, stream, at, &text),
             BuildEvent::Warning { text } => vec![self.format_unrecorded_warning(&text)],
-            BuildEvent::Unsure { text } => vec![self.record_warning(&text)],
+            BuildEvent::Unsure { text } => vec![self.record_warning_and_return_line(&text)],
         }
     }
 
@@ -86,8 +86,9 @@ impl LineFormatter {
     /// [`format_event`](Self::format_event) would return for it. Costs a small part of the time.
     ///
     /// # Errors
-    /// Returns the event unchanged if it is not output, completes more than `limit` lines, or may have a line that is split.
-    pub(crate) fn skip_output(&mut self, event: BuildEvent, limit: u64) -> Result<u64, BuildEvent> {
+    /// Returns the event unchanged if it is not output, completes more than `max_lines` lines, or may have a line that
+    /// is split.
+    pub(crate) fn skip_output(&mut self, event: BuildEvent, max_lines: u64) -> Result<u64, BuildEvent> {
         let BuildEvent::Output {
             step,
             stream,
@@ -103,7 +104,9 @@ impl LineFormatter {
             .get(&key)
             .map_or(0, |unfinished| unfinished.text.len());
         let (count, rest) = match count_unsplit_lines(pending, &text) {
-            Some((count, completed)) if count <= limit => (count, text.get(completed..).unwrap_or_default()),
+            Some((count, completed)) if count <= max_lines => {
+                (count, text.get(completed..).unwrap_or_default())
+            }
             _ => {
                 let (step, stream) = key;
                 return Err(BuildEvent::Output {
@@ -142,7 +145,7 @@ impl LineFormatter {
     }
 
     /// Records a warning, and returns its log line.
-    pub(crate) fn record_warning(&mut self, text: &str) -> String {
+    pub(crate) fn record_warning_and_return_line(&mut self, text: &str) -> String {
         let masked = to_one_line(&self.mask.mask_text(text)).to_string();
         self.warnings.push(masked);
         self.format_unrecorded_warning(text)
@@ -153,13 +156,14 @@ impl LineFormatter {
         timestamped_line(&format!("warning: {}", self.mask.mask_text(text)))
     }
 
-    /// Returns the warnings recorded with [`record_warning`](Self::record_warning); BuildKit's are not among them.
+    /// Returns the warnings recorded with [`record_warning_and_return_line`](Self::record_warning_and_return_line);
+    /// BuildKit's are not among them.
     pub(crate) fn into_warnings(self) -> Warnings {
         self.warnings
     }
 
     /// Returns the log line for the start of a step of Slipway's own.
-    pub(crate) fn step_started(&self, name: &str) -> String {
+    pub(crate) fn format_own_step_start(&self, name: &str) -> String {
         format!(
             "v: {} {}",
             format_time(SystemTime::now()),
@@ -168,8 +172,8 @@ impl LineFormatter {
     }
 
     /// Returns the log line for the end of a step of Slipway's own.
-    pub(crate) fn step_ended(&self, name: &str, took: Duration) -> String {
-        format!("{} {:.2}s", self.step_started(name), took.as_secs_f64())
+    pub(crate) fn format_own_step_end(&self, name: &str, took: Duration) -> String {
+        format!("{} {:.2}s", self.format_own_step_start(name), took.as_secs_f64())
     }
 
     /// Takes the unfinished output of a step, and returns it as log lines, followed by the line of the step's end.
@@ -212,7 +216,7 @@ impl LineFormatter {
             pending.drain(..=newline);
         }
         // A long line without an end is passed on in pieces, so that it does not grow in memory. The rest waits.
-        while pending.len() >= MAX_LINE_BYTES + self.mask.withheld_bytes() {
+        while pending.len() >= MAX_LINE_BYTES + self.mask.bytes_to_withhold() {
             let end = self
                 .mask
                 .next_safe_cut(&pending, floor_char_boundary(&pending, MAX_LINE_BYTES));
@@ -227,10 +231,10 @@ impl LineFormatter {
     }
 }
 
-/// Counts the lines that `text` completes after `pending` bytes of an unfinished line, and the bytes up to the end of the
+/// Counts the lines that `text` completes after `pending_bytes` of an unfinished line, and the bytes up to the end of the
 /// last of them. Returns `None` if a line may be split.
-fn count_unsplit_lines(pending: usize, text: &[u8]) -> Option<(u64, usize)> {
-    let (mut count, mut completed, mut length) = (0, 0, pending);
+fn count_unsplit_lines(pending_bytes: usize, text: &[u8]) -> Option<(u64, usize)> {
+    let (mut count, mut completed, mut length) = (0, 0, pending_bytes);
     for piece in text.split_inclusive(|byte| *byte == b'\n') {
         length += piece.len();
         if length > UNSPLIT_LINE_BYTES {
@@ -243,7 +247,7 @@ fn count_unsplit_lines(pending: usize, text: &[u8]) -> Option<(u64, usize)> {
         }
     }
     // A line end alone gives no line.
-    if completed == 1 && pending == 0 {
+    if completed == 1 && pending_bytes == 0 {
         count = 0;
     }
     Some((count, completed))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::json::{escaped_len, to_json};
+use super::json::{escaped_json_bytes, to_json_with_escaped_line_ends};
 use super::{MAX_LINE_BYTES, Report, serialize_with_three_decimals};
 
 /// The length of the longest record with its framing, in bytes. OpenFaaS's SDK reads line by line, and silently
@@ -16,7 +16,7 @@ pub(crate) const MAX_RECORD_BYTES: usize = (64 << 10) - 1;
 const RECORD_OVERHEAD_BYTES: usize = 256;
 
 /// The most bytes of JSON for the error text, and as many for the deployment, in a terminal record.
-const MAX_TEXT_BYTES: usize = 16 << 10;
+const MAX_ERROR_OR_DEPLOYMENT_BYTES: usize = 16 << 10;
 
 // JSON needs at most six bytes for a byte of a line, and a line has a timestamp before its text: every line fits.
 const _: () = assert!(6 * (MAX_LINE_BYTES + 64) + RECORD_OVERHEAD_BYTES <= MAX_RECORD_BYTES);
@@ -63,10 +63,10 @@ impl StreamFormat {
     pub(crate) fn terminal_record(self, mut report: Report) -> Bytes {
         report.log = None;
         if let Some(error) = &mut report.error {
-            cut_to_escaped_len(error, MAX_TEXT_BYTES);
+            cut_to_escaped_len(error, MAX_ERROR_OR_DEPLOYMENT_BYTES);
         }
         if let Some(deployment) = &mut report.deployment
-            && to_json(deployment).len() > MAX_TEXT_BYTES
+            && to_json_with_escaped_line_ends(deployment).len() > MAX_ERROR_OR_DEPLOYMENT_BYTES
         {
             // Slipway's deployer sends less. Of another answer, the status is what a client needs.
             let status = deployment["status"].take();
@@ -78,7 +78,7 @@ impl StreamFormat {
 
     /// Serializes a record as JSON, and frames it.
     fn frame_record(self, record: &impl Serialize) -> Bytes {
-        let json = to_json(record);
+        let json = to_json_with_escaped_line_ends(record);
         match self {
             Self::Ndjson => [&json[..], b"\n"].concat().into(),
             Self::EventStream => [b"data: ", &json[..], b"\n\n"].concat().into(),
@@ -98,7 +98,7 @@ impl RecordSpace {
     /// Takes space for `line` from the record. Returns false, and takes nothing, if the line does not fit.
     pub(super) fn reserve_for_line(&mut self, line: &str) -> bool {
         // Quotes and a comma.
-        let left = self.0.checked_sub(escaped_len(line) + 3);
+        let left = self.0.checked_sub(escaped_json_bytes(line) + 3);
         self.0 = left.unwrap_or(self.0);
         left.is_some()
     }
@@ -107,12 +107,12 @@ impl RecordSpace {
 /// Cuts `text` so that it takes at most `limit` bytes in JSON, where it is escaped; then appends ` … and N bytes more`,
 /// which does not count. A text within the limit stays as it is.
 pub(super) fn cut_to_escaped_len(text: &mut String, limit: usize) {
-    if escaped_len(text) <= limit {
+    if escaped_json_bytes(text) <= limit {
         return;
     }
     let mut length = 0;
     let end = text.char_indices().find(|(at, character)| {
-        length += escaped_len(&text[*at..*at + character.len_utf8()]);
+        length += escaped_json_bytes(&text[*at..*at + character.len_utf8()]);
         length > limit
     });
     if let Some((end, _)) = end {

@@ -52,12 +52,12 @@ impl LineRing {
     }
 
     /// Resets the number of evicted lines, and returns how many there were since the last call.
-    pub(super) fn take_evicted(&mut self) -> usize {
+    pub(super) fn take_evicted_count(&mut self) -> usize {
         std::mem::take(&mut self.evicted)
     }
 
     /// Returns whether the queue has neither a line nor an eviction to report.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(super) fn has_nothing_to_report(&self) -> bool {
         self.lines.is_empty() && self.evicted == 0
     }
 
@@ -78,10 +78,10 @@ mod tests {
             ring.push(number.to_string());
         }
 
-        assert_eq!(ring.take_evicted(), 7);
+        assert_eq!(ring.take_evicted_count(), 7);
         let rest: Vec<_> = std::iter::from_fn(|| ring.pop()).collect();
         assert_eq!(rest, ["7", "8", "9"]);
-        assert!(ring.is_empty() && ring.held_bytes() == 0);
+        assert!(ring.has_nothing_to_report() && ring.held_bytes() == 0);
     }
 
     #[test]
@@ -89,7 +89,7 @@ mod tests {
         let mut ring = LineRing::new(10);
         ring.push("x".repeat(11));
 
-        assert_eq!((ring.pop(), ring.is_empty()), (None, false));
-        assert_eq!(ring.take_evicted(), 1);
+        assert_eq!((ring.pop(), ring.has_nothing_to_report()), (None, false));
+        assert_eq!(ring.take_evicted_count(), 1);
     }
 }

@@ -1,9 +1,9 @@
 //! Streams the records of an answer while the build runs.
 //!
-//! The build runs in a task of its own. A slow reader therefore does not hold it up, and a terminal record follows whatever
-//! becomes of it, a panic included: clients take a stream without a terminal record for a success. The stream owns the
-//! task. Dropping the stream, because the reader disconnected or stopped reading, cancels the task, and with it the build
-//! in BuildKit.
+//! The build runs in a task of its own. A slow reader therefore does not hold it up, and a terminal record follows
+//! whatever becomes of it, a panic included: clients take a stream without a terminal record for a success. The stream
+//! owns the task. Dropping the stream, because the reader disconnected or stopped reading, cancels the task, and with
+//! it the build in BuildKit.
 
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ impl RecordStream {
                     };
                 }
                 StreamPhase::SendingRestOfLog(report) => {
-                    if self.feed.has_lines() || self.feed.release_tail() {
+                    if self.feed.has_lines() || self.feed.release_kept_end() {
                         self.phase = StreamPhase::SendingRestOfLog(report);
                         return Some(self.take_progress_record());
                     }

@@ -2,15 +2,15 @@
 
 use serde::{Serialize, Serializer};
 
-use super::json::escaped_len;
+use super::json::escaped_json_bytes;
 use super::record::cut_to_escaped_len;
 
 /// The limit on the size of a build's warnings, in bytes of JSON, besides those of an incomplete log. A terminal record
 /// has room for them.
-const MAX_WARNINGS_BYTES: usize = 12 << 10;
+const MAX_BYTES_OF_ALL_WARNINGS: usize = 12 << 10;
 
 /// The size, in bytes of JSON, after which the text of a warning is cut.
-const MAX_WARNING_BYTES: usize = 4 << 10;
+const MAX_BYTES_OF_ONE_WARNING: usize = 4 << 10;
 
 /// A list of warnings with a limit on its size. Serialized, it ends with the number of those that had no room, if any.
 #[derive(Clone, Debug, Default)]
@@ -30,9 +30,9 @@ impl Warnings {
 
     /// Appends a warning, or counts it if there is no room for it or for an earlier one.
     pub(crate) fn push(&mut self, mut text: String) {
-        cut_to_escaped_len(&mut text, MAX_WARNING_BYTES);
-        let held = self.held + escaped_len(&text);
-        if self.more > 0 || held > MAX_WARNINGS_BYTES {
+        cut_to_escaped_len(&mut text, MAX_BYTES_OF_ONE_WARNING);
+        let held = self.held + escaped_json_bytes(&text);
+        if self.more > 0 || held > MAX_BYTES_OF_ALL_WARNINGS {
             self.more += 1;
         } else {
             self.held = held;
@@ -59,7 +59,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::report::to_json;
+    use crate::report::to_json_with_escaped_line_ends;
 
     #[test]
     fn a_long_list_is_shortened_and_says_how_many_more_there_were() {
@@ -82,7 +82,7 @@ mod tests {
                 format!("… and {} more warnings, which are in the log", 1000 - kept)
             );
             assert!(
-                to_json(&warnings).len() < MAX_WARNINGS_BYTES + 4096,
+                to_json_with_escaped_line_ends(&warnings).len() < MAX_BYTES_OF_ALL_WARNINGS + 4096,
                 "{filling:?}"
             );
         }

@@ -1,7 +1,7 @@
 //! The build configuration: the file `com.openfaas.docker.config`.
 //!
-//! [`BuildConfig::parse`] reads every key through [`fields`], which knows how JSON values are accepted, and [`values`] and
-//! [`cache`], which know what each key may be. Wrong keys are collected and reported together.
+//! [`BuildConfig::parse`] reads every key through [`fields`], which knows how JSON values are accepted, and [`values`]
+//! and [`cache`], which know what each key may be. Wrong keys are collected and reported together.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +21,7 @@ use super::image::ImageRef;
 use crate::compression::LayerCompression;
 use crate::sources::WebUrl;
 pub(crate) use cache::CacheToItem;
-pub(crate) use commit_status::{CommitStatus, Forge, is_commit};
+pub(crate) use commit_status::{CommitStatusConfig, Forge, is_full_commit_hash};
 pub(super) use context::NamedContext;
 pub use context::{ContextReference, OciContext, UrlContext};
 pub(super) use error::ConfigError;
@@ -75,7 +75,7 @@ pub struct BuildConfig {
     /// The URL that the result of the build is sent to.
     pub notify: Option<WebUrl>,
     /// The status of a commit that the build sets.
-    pub(crate) commit_status: Option<CommitStatus>,
+    pub(crate) commit_status: Option<CommitStatusConfig>,
     /// The probe that the deployer runs against the function. The deployer validates its fields.
     pub probe: Option<Map<String, Value>>,
     /// The unknown keys of the configuration, which are ignored with a warning.
@@ -96,8 +96,8 @@ pub enum ProvenanceMode {
 impl BuildConfig {
     /// Parses a build configuration, the content of `com.openfaas.docker.config`.
     ///
-    /// `null` counts as absent for every key, and in maps and lists; so does the empty string, except in maps. Several clients
-    /// write them for what they leave out.
+    /// `null` counts as absent for every key, and in maps and lists; so does the empty string, except in maps. Several
+    /// clients write them for what they leave out.
     ///
     /// # Errors
     /// Fails if the content is not a JSON object, or with every key that is missing or wrong.

@@ -57,7 +57,7 @@ pub(super) fn body_format(body: &Spool) -> Result<BodyFormat, RequestError> {
 ///
 /// # Errors
 /// Fails if the body cannot be decompressed, or the tar exceeds a limit or cannot be spooled.
-pub(super) fn decompress(
+pub(super) fn decompress_if_compressed(
     body: &Spool,
     settings: &SpoolSettings,
     limit: u64,
@@ -65,18 +65,23 @@ pub(super) fn decompress(
     decompress_with_buffer(body, settings, limit, PIECE_BYTES)
 }
 
-/// Decompresses `body` as [`decompress`] does, in pieces of `piece` bytes.
+/// Decompresses `body` as [`decompress_if_compressed`] does, in pieces of `piece_bytes`.
 fn decompress_with_buffer(
     body: &Spool,
     settings: &SpoolSettings,
     limit: u64,
-    piece: usize,
+    piece_bytes: usize,
 ) -> Result<Option<Spool>, RequestError> {
     let BodyFormat::Compressed(format) = body_format(body)? else {
         return Ok(None);
     };
-    let mut decoder = BodyDecoder::new(format, TarOutput::new(settings, limit))?;
-    let mut buffer = vec![0; usize::try_from(body.len()).unwrap_or(piece).min(piece)];
+    let mut decoder = BodyDecoder::new(format, LimitedTarWriter::new(settings, limit))?;
+    let mut buffer = vec![
+        0;
+        usize::try_from(body.len())
+            .unwrap_or(piece_bytes)
+            .min(piece_bytes)
+    ];
     let mut offset = 0;
     loop {
         let count = body
@@ -115,11 +120,11 @@ impl CompressionFormat {
 /// The decoder of a compressed body.
 enum BodyDecoder {
     Gzip(GzipStream),
-    Zstd(Box<zio::Writer<TarOutput, raw::Decoder<'static>>>),
+    Zstd(Box<zio::Writer<LimitedTarWriter, raw::Decoder<'static>>>),
 }
 
 impl BodyDecoder {
-    fn new(format: CompressionFormat, output: TarOutput) -> Result<Self, RequestError> {
+    fn new(format: CompressionFormat, output: LimitedTarWriter) -> Result<Self, RequestError> {
         if matches!(format, CompressionFormat::Gzip) {
             return Ok(Self::Gzip(GzipStream::new(output)));
         }
@@ -159,7 +164,7 @@ impl BodyDecoder {
 }
 
 /// Writes decompressed bytes to a spool, and checks the limits on their number and on the compression ratio.
-pub(super) struct TarOutput {
+pub(super) struct LimitedTarWriter {
     spool: Spool,
     limit: u64,
     /// The number of bytes of the body so far.
@@ -170,7 +175,7 @@ pub(super) struct TarOutput {
     error: Option<RequestError>,
 }
 
-impl TarOutput {
+impl LimitedTarWriter {
     fn new(settings: &SpoolSettings, limit: u64) -> Self {
         Self {
             spool: Spool::new(settings.clone()),
@@ -206,7 +211,7 @@ impl TarOutput {
     }
 }
 
-impl Write for TarOutput {
+impl Write for LimitedTarWriter {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
         match self.append(piece) {
             Ok(()) => Ok(piece.len()),
@@ -263,7 +268,11 @@ mod tests {
     }
 
     /// Decompresses a body in pieces, and returns the number of entries of the context in it.
-    fn decompress_in_pieces(body: &[u8], piece: usize, limit: u64) -> Result<usize, RequestError> {
+    fn decompress_in_pieces_and_count_entries(
+        body: &[u8],
+        piece: usize,
+        limit: u64,
+    ) -> Result<usize, RequestError> {
         let settings = SpoolSettings {
             folder: std::env::temp_dir(),
             memory: 1 << 20,
@@ -282,7 +291,10 @@ mod tests {
         let tar = tar_with_dockerfile(b"FROM scratch\n");
         for body in [tar.clone(), compress_gzip(&tar), compress_zstd(&tar)] {
             for piece in [1, 3, 1000, body.len()] {
-                assert_eq!(decompress_in_pieces(&body, piece, 1 << 20).unwrap(), 1);
+                assert_eq!(
+                    decompress_in_pieces_and_count_entries(&body, piece, 1 << 20).unwrap(),
+                    1
+                );
             }
         }
         let (first, second) = tar.split_at(700);
@@ -291,7 +303,7 @@ mod tests {
             [compress_zstd(first), compress_zstd(second)].concat(),
         ] {
             assert_eq!(
-                decompress_in_pieces(&body, 100, 1 << 20).unwrap(),
+                decompress_in_pieces_and_count_entries(&body, 100, 1 << 20).unwrap(),
                 1,
                 "several gzip members or zstd frames are one stream"
             );
@@ -302,7 +314,9 @@ mod tests {
     fn a_body_that_decompresses_to_more_than_the_limit_is_rejected() {
         let tar = tar_with_dockerfile(&[7; 100_000]);
         for body in [compress_gzip(&tar), compress_zstd(&tar)] {
-            let error = decompress_in_pieces(&body, 1000, 50_000).unwrap_err().to_string();
+            let error = decompress_in_pieces_and_count_entries(&body, 1000, 50_000)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("50000 bytes"), "{error}");
         }
     }
@@ -316,7 +330,7 @@ mod tests {
         ]
         .concat();
         for body in [compress_gzip(&bomb), compress_zstd(&bomb)] {
-            let error = decompress_in_pieces(&body, 1000, 1 << 40)
+            let error = decompress_in_pieces_and_count_entries(&body, 1000, 1 << 40)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains("200 times"), "{error}");
@@ -355,7 +369,7 @@ mod tests {
             let body = [&stream[..], &vec![0; zeros]].concat();
             for piece in [1, 100, body.len()] {
                 assert_eq!(
-                    decompress_in_pieces(&body, piece, 1 << 20).unwrap(),
+                    decompress_in_pieces_and_count_entries(&body, piece, 1 << 20).unwrap(),
                     1,
                     "{zeros} zeros"
                 );
@@ -367,14 +381,14 @@ mod tests {
                 "{zeros} zeros"
             );
             let another = [&body[..], &stream].concat();
-            let error = decompress_in_pieces(&another, 100, 1 << 20)
+            let error = decompress_in_pieces_and_count_entries(&another, 100, 1 << 20)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains("after the zeros"), "{error}");
         }
         for rest in [&b"x"[..], b"\x1f", b"\x1f\x8b\x08"] {
             assert!(
-                decompress_in_pieces(&[&stream[..], rest].concat(), 100, 1 << 20).is_err(),
+                decompress_in_pieces_and_count_entries(&[&stream[..], rest].concat(), 100, 1 << 20).is_err(),
                 "{rest:?}"
             );
         }
@@ -399,17 +413,20 @@ mod tests {
                 [skip(b"1"), skip(b"2"), compress_zstd(&tar)].concat(),
             ] {
                 for piece in [1, 100, body.len()] {
-                    assert_eq!(decompress_in_pieces(&body, piece, 1 << 20).unwrap(), 1);
+                    assert_eq!(
+                        decompress_in_pieces_and_count_entries(&body, piece, 1 << 20).unwrap(),
+                        1
+                    );
                 }
                 let cut = [&body[..], &skip(b"1234")[..9]].concat();
                 assert!(
-                    decompress_in_pieces(&cut, 100, 1 << 20).is_err(),
+                    decompress_in_pieces_and_count_entries(&cut, 100, 1 << 20).is_err(),
                     "a skippable frame that is cut short"
                 );
             }
         }
         assert!(
-            decompress_in_pieces(
+            decompress_in_pieces_and_count_entries(
                 &[skippable_zstd_frame(0x4f, b"1"), compress_zstd(&tar)].concat(),
                 100,
                 1 << 20
@@ -417,14 +434,14 @@ mod tests {
             .is_err()
         );
         assert!(
-            decompress_in_pieces(
+            decompress_in_pieces_and_count_entries(
                 &[skippable_zstd_frame(0x60, b"1"), compress_zstd(&tar)].concat(),
                 100,
                 1 << 20
             )
             .is_err()
         );
-        let error = decompress_in_pieces(&skippable_zstd_frame(0x50, b"1"), 100, 1 << 20)
+        let error = decompress_in_pieces_and_count_entries(&skippable_zstd_frame(0x50, b"1"), 100, 1 << 20)
             .unwrap_err()
             .to_string();
         assert!(error.contains("empty"), "{error}");
@@ -439,8 +456,11 @@ mod tests {
             encoder.write_all(&tar).unwrap();
             encoder.finish().unwrap()
         };
-        assert_eq!(decompress_in_pieces(&packed(23), 1000, 1 << 30).unwrap(), 1);
-        let error = decompress_in_pieces(&packed(24), 1000, 1 << 30)
+        assert_eq!(
+            decompress_in_pieces_and_count_entries(&packed(23), 1000, 1 << 30).unwrap(),
+            1
+        );
+        let error = decompress_in_pieces_and_count_entries(&packed(24), 1000, 1 << 30)
             .unwrap_err()
             .to_string();
         assert!(error.contains("window of more than 8388608 bytes"), "{error}");
@@ -452,11 +472,11 @@ mod tests {
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         encoder.write_all(&tar[..2048]).unwrap();
         encoder.flush().unwrap();
-        assert!(decompress_in_pieces(encoder.get_ref(), 100, 1 << 20).is_err());
+        assert!(decompress_in_pieces_and_count_entries(encoder.get_ref(), 100, 1 << 20).is_err());
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(&tar[..2048]).unwrap();
         encoder.flush().unwrap();
-        assert!(decompress_in_pieces(encoder.get_ref(), 100, 1 << 20).is_err());
+        assert!(decompress_in_pieces_and_count_entries(encoder.get_ref(), 100, 1 << 20).is_err());
     }
 
     #[test]
@@ -465,15 +485,15 @@ mod tests {
         for body in [compress_gzip(&tar), compress_zstd(&tar)] {
             for cut in 0..body.len() - 9 {
                 assert!(
-                    decompress_in_pieces(&body[..cut], 50, 1 << 20).is_err(),
+                    decompress_in_pieces_and_count_entries(&body[..cut], 50, 1 << 20).is_err(),
                     "cut at {cut}"
                 );
             }
             let mut damaged = body.clone();
             damaged[body.len() / 2] ^= 0xff;
-            assert!(decompress_in_pieces(&damaged, 50, 1 << 20).is_err());
+            assert!(decompress_in_pieces_and_count_entries(&damaged, 50, 1 << 20).is_err());
         }
-        assert!(decompress_in_pieces(b"", 1, 1 << 20).is_err());
-        assert!(decompress_in_pieces(b"BZ", 1, 1 << 20).is_err());
+        assert!(decompress_in_pieces_and_count_entries(b"", 1, 1 << 20).is_err());
+        assert!(decompress_in_pieces_and_count_entries(b"BZ", 1, 1 << 20).is_err());
     }
 }

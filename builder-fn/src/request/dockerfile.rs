@@ -8,7 +8,7 @@ use super::{AllowedFrontends, Frontend, RequestError};
 use crate::context::{Kind, SourceContext, pattern_problems};
 
 /// The most malformed patterns of an ignore file for which there are warnings.
-const MAX_PATTERNS_SHOWN: usize = 20;
+const MAX_MALFORMED_PATTERNS_SHOWN: usize = 20;
 
 /// The length of the part of an ignore file that is checked, in bytes.
 const IGNORE_FILE_CHECKED_BYTES: usize = 1 << 20;
@@ -19,8 +19,8 @@ pub(super) const DEFAULT_DOCKERFILE: &str = "Dockerfile";
 /// Returns the path of the Dockerfile, and the one that BuildKit's frontend reads if it cannot read the first:
 /// for a file called `Dockerfile`, `dockerfile` in the same folder (`frontend/dockerui/config.go`,
 /// `ReadEntrypoint`).
-fn dockerfile_and_fallback(given: Option<&str>) -> (&str, Option<String>) {
-    let path = given.unwrap_or(DEFAULT_DOCKERFILE);
+fn dockerfile_and_fallback(dockerfile_path: Option<&str>) -> (&str, Option<String>) {
+    let path = dockerfile_path.unwrap_or(DEFAULT_DOCKERFILE);
     let folder = path.strip_suffix(DEFAULT_DOCKERFILE);
     let folder = folder.filter(|folder| folder.is_empty() || folder.ends_with('/'));
     let fallback = folder.map(|folder| format!("{folder}{}", DEFAULT_DOCKERFILE.to_lowercase()));
@@ -32,9 +32,9 @@ fn dockerfile_and_fallback(given: Option<&str>) -> (&str, Option<String>) {
 /// A Dockerfile that can be reached only through a symbolic link is left to BuildKit.
 pub(super) fn check_dockerfile_exists(
     context: &SourceContext,
-    given: Option<&str>,
+    dockerfile_path: Option<&str>,
 ) -> Result<(), RequestError> {
-    let (path, fallback) = dockerfile_and_fallback(given);
+    let (path, fallback) = dockerfile_and_fallback(dockerfile_path);
     let may_be_present = |path: &str| {
         let above = path.match_indices('/').map(|(at, _)| &path[..at]);
         let is_symlink = |path: &str| {
@@ -48,7 +48,7 @@ pub(super) fn check_dockerfile_exists(
         true => Ok(()),
         false => Err(RequestError::NoDockerfile {
             path: path.to_owned(),
-            is_named: given.is_some(),
+            is_named: dockerfile_path.is_some(),
         }),
     }
 }
@@ -61,11 +61,11 @@ pub(super) fn check_dockerfile_exists(
 /// Fails if the Dockerfile names a frontend that is not allowed, or cannot be read back from the spool.
 pub(super) fn choose_frontend(
     context: &SourceContext,
-    given: Option<&str>,
+    dockerfile_path: Option<&str>,
     allowed: &AllowedFrontends,
     tenant: Option<&Tenant>,
 ) -> Result<Frontend, RequestError> {
-    let (path, fallback) = dockerfile_and_fallback(given);
+    let (path, fallback) = dockerfile_and_fallback(dockerfile_path);
     let is_readable = |path: &str| context.get(path).is_some_and(|entry| !entry.is_folder());
     let path = match &fallback {
         Some(fallback) if !is_readable(path) => fallback,
@@ -75,16 +75,16 @@ pub(super) fn choose_frontend(
     allowed.choose_for_dockerfile(&start, tenant)
 }
 
-/// Returns a warning for each malformed pattern, up to [`MAX_PATTERNS_SHOWN`], in the ignore file that BuildKit's
-/// frontend reads: the Dockerfile's own (`Dockerfile.dockerignore`), or else `.dockerignore`.
+/// Returns a warning for each malformed pattern, up to [`MAX_MALFORMED_PATTERNS_SHOWN`], in the ignore file that
+/// BuildKit's frontend reads: the Dockerfile's own (`Dockerfile.dockerignore`), or else `.dockerignore`.
 ///
 /// # Errors
 /// Fails if the file cannot be read back from the spool.
 pub(super) fn ignore_file_warnings(
     context: &SourceContext,
-    given: Option<&str>,
+    dockerfile_path: Option<&str>,
 ) -> Result<Vec<String>, RequestError> {
-    let own = format!("{}.dockerignore", given.unwrap_or(DEFAULT_DOCKERFILE));
+    let own = format!("{}.dockerignore", dockerfile_path.unwrap_or(DEFAULT_DOCKERFILE));
     let (path, content) = match read_file_start(context, &own, IGNORE_FILE_CHECKED_BYTES)? {
         Some(content) => (own.as_str(), content),
         None => {
@@ -95,7 +95,7 @@ pub(super) fn ignore_file_warnings(
             )
         }
     };
-    let problems = pattern_problems(&content).take(MAX_PATTERNS_SHOWN);
+    let problems = pattern_problems(&content).take(MAX_MALFORMED_PATTERNS_SHOWN);
     let warnings = problems.map(|problem| {
         let pattern: String = problem.pattern.chars().take(100).collect();
         format!(

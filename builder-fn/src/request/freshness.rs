@@ -26,7 +26,7 @@ impl FreshnessLimit {
     ///
     /// # Errors
     /// Fails if the request is too old, or does not say how old it is although it has to.
-    pub(super) fn check_age(
+    pub(super) fn check_age_returning_if_limited(
         self,
         submitted_at: Option<SystemTime>,
         now: SystemTime,
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_older_than_max_age_is_rejected_with_its_time_and_the_builders() {
+    fn only_requests_older_than_max_age_or_undated_where_required_are_rejected() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let max_age = Duration::from_secs(600);
         let limited = |is_required| FreshnessLimit::Limited { max_age, is_required };
@@ -76,7 +76,10 @@ mod tests {
                 ]),
             ),
         ] {
-            match (freshness.check_age(submitted_at, now), expected) {
+            match (
+                freshness.check_age_returning_if_limited(submitted_at, now),
+                expected,
+            ) {
                 (Ok(is_limited), Ok(expected)) => assert_eq!(is_limited, expected, "{freshness:?}"),
                 (Err(error), Err(parts)) => {
                     let text = error.to_string();

@@ -1,8 +1,8 @@
 //! Decides which frontend reads a Dockerfile: the one built into BuildKit, unless the operator allows others.
 //!
 //! A Dockerfile's first lines can name an image to use as the frontend (`# syntax=`). That is a program of the caller's
-//! choice which decides what is built, so it has to be one of `allowed_frontends` (`docs/pitfalls.md#frontends`). Source of the
-//! directives' grammar: BuildKit `frontend/dockerfile/parser/directives.go`.
+//! choice which decides what is built, so it has to be one of `allowed_frontends` (`docs/pitfalls.md#frontends`).
+//! Source of the directives' grammar: BuildKit `frontend/dockerfile/parser/directives.go`.
 
 use std::str::FromStr;
 
@@ -13,7 +13,7 @@ use super::image::{ImageRef, ImageRefError};
 
 /// The repository of the built-in frontend's released images. Dockerfiles often name it; the built-in frontend
 /// is used then.
-const BUILT_IN_REPOSITORY: &str = "docker.io/docker/dockerfile";
+const BUILT_IN_FRONTEND_REPOSITORY: &str = "docker.io/docker/dockerfile";
 
 /// The number of a Dockerfile's bytes that are searched for directives. BuildKit's own reader accepts no longer
 /// line.
@@ -59,17 +59,17 @@ fn format_allowed(images: &[String]) -> String {
 }
 
 impl AllowedFrontends {
-    /// Returns the frontend for a Dockerfile of `tenant` that begins with `start`. With a policy, the tenant's own list
-    /// applies.
+    /// Returns the frontend for a Dockerfile of `tenant` that begins with `dockerfile_start`. With a policy, the
+    /// tenant's own list applies.
     ///
     /// # Errors
     /// Fails if the Dockerfile names a frontend that is not allowed.
     pub(super) fn choose_for_dockerfile(
         &self,
-        start: &[u8],
+        dockerfile_start: &[u8],
         tenant: Option<&Tenant>,
     ) -> Result<Frontend, RequestError> {
-        let Some(name) = find_syntax_directive(start) else {
+        let Some(name) = find_syntax_directive(dockerfile_start) else {
             return Ok(Frontend::BuiltIn);
         };
         // The name as BuildKit resolves it. A digest has to be allowed with the name.
@@ -77,18 +77,20 @@ impl AllowedFrontends {
         if let Some(tenant) = tenant {
             return match tenant.may_use_frontend(without_tag_or_digest(&full)) {
                 Ok(()) => Ok(Frontend::Named),
-                Err(_) if without_tag_or_digest(&full) == BUILT_IN_REPOSITORY => Ok(Frontend::BuiltIn),
+                Err(_) if without_tag_or_digest(&full) == BUILT_IN_FRONTEND_REPOSITORY => {
+                    Ok(Frontend::BuiltIn)
+                }
                 Err(violation) => Err(RequestError::Forbidden(violation.into())),
             };
         }
         if self.0.contains(&full) {
             return Ok(Frontend::Named);
         }
-        if without_tag_or_digest(&full) == BUILT_IN_REPOSITORY {
+        if without_tag_or_digest(&full) == BUILT_IN_FRONTEND_REPOSITORY {
             return Ok(Frontend::BuiltIn);
         }
-        const MAX_NAME_CHARS_SHOWN: usize = 200;
-        let end = name.floor_char_boundary(MAX_NAME_CHARS_SHOWN);
+        const MAX_NAME_BYTES_SHOWN: usize = 200;
+        let end = name.floor_char_boundary(MAX_NAME_BYTES_SHOWN);
         Err(RequestError::Frontend(ForbiddenFrontend {
             name: name[..end].to_owned(),
             allowed: self.0.clone(),

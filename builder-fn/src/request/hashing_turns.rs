@@ -1,11 +1,11 @@
 //! Turns at hashing and storing unverified bodies: how many bodies are processed at a time, and which one is next.
 //!
-//! Turns go alternately to the body of which the least has been processed, and to the one that has waited the longest. So a
-//! small body, which is complete after its first turn, waits for one other body at most, however many large ones there are;
-//! and a large one gets its part of every second turn, however many small ones arrive.
+//! Turns go alternately to the body of which the least has been processed, and to the one that has waited the longest.
+//! So a small body, which is complete after its first turn, waits for one other body at most, however many large ones
+//! there are; and a large one gets its part of every second turn, however many small ones arrive.
 //!
-//! While many bodies wait, each turn is followed by a pause that is longer than it was, so that senders without a key cannot
-//! take the processors from the builds of those who have one.
+//! While many bodies wait, each turn is followed by a pause that is longer than it was, so that senders without a key
+//! cannot take the processors from the builds of those who have one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,11 +16,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// The number of waiting bodies from which on turns are followed by pauses.
-const CROWD: usize = 16;
+const MIN_WAITING_BODIES_FOR_PAUSES: usize = 16;
 
-/// The length of the pause after a turn while many bodies wait, in lengths of the work during the turn. Work also takes long
-/// if the processors have other things to do.
-const PAUSE_FACTOR: u32 = 3;
+/// The length of the pause after a turn while many bodies wait, in lengths of the work during the turn. Work also takes
+/// long if the processors have other things to do.
+const PAUSE_PER_WORK_FACTOR: u32 = 3;
 
 /// The longest pause after a turn. A turn that waited for the disk is not the sender's fault.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
@@ -77,16 +77,16 @@ impl HashingTurns {
         })))
     }
 
-    /// Waits for a turn of a body for which `hashed` bytes were hashed so far. Dropping the future leaves the queue.
-    pub(super) async fn wait_for_turn(&self, hashed: u64) -> HashingTurn {
+    /// Waits for a turn of a body of which `hashed_bytes` were hashed so far. Dropping the future leaves the queue.
+    pub(super) async fn wait_for_turn(&self, hashed_bytes: u64) -> HashingTurn {
         let (granted, receiver) = oneshot::channel();
         let number = {
             let mut queue = self.lock();
             if queue.free > 0 {
                 queue.free -= 1;
-                return self.grant_turn();
+                return self.make_turn();
             }
-            queue.add_waiting(hashed, granted)
+            queue.add_waiting(hashed_bytes, granted)
         };
         let _place = QueuePlace { turns: self, number };
         match receiver.await {
@@ -96,7 +96,7 @@ impl HashingTurns {
         }
     }
 
-    fn grant_turn(&self) -> HashingTurn {
+    fn make_turn(&self) -> HashingTurn {
         HashingTurn {
             turns: self.clone(),
             begun: None,
@@ -105,10 +105,10 @@ impl HashingTurns {
 
     /// Gives a turn that has ended to the next body.
     fn pass_turn_on(&self) {
-        let next = self.lock().take_next();
+        let next = self.lock().take_next_or_free_turn();
         if let Some(next) = next {
             // If the body has stopped waiting since, dropping its turn here gives the turn to the one after it.
-            drop(next.granted.send(self.grant_turn()));
+            drop(next.granted.send(self.make_turn()));
         }
     }
 
@@ -135,7 +135,7 @@ impl TurnQueue {
     }
 
     /// Removes the body that gets the next turn, or frees the turn if none waits.
-    fn take_next(&mut self) -> Option<WaitingBody> {
+    fn take_next_or_free_turn(&mut self) -> Option<WaitingBody> {
         let next = match self.is_oldest_next {
             true => self.waiting.keys().next().copied(),
             false => self.by_hashed.first().map(|(_, number)| *number),
@@ -156,8 +156,8 @@ impl Drop for QueuePlace<'_> {
 }
 
 impl HashingTurn {
-    /// Records that the work of the turn begins, on the thread that does it. What passed since the turn was granted is not
-    /// work.
+    /// Records that the work of the turn begins, on the thread that does it. What passed since the turn was granted is
+    /// not work.
     pub(super) fn begin_work(&mut self) {
         self.begun = Some(Instant::now());
     }
@@ -166,9 +166,9 @@ impl HashingTurn {
 impl Drop for HashingTurn {
     fn drop(&mut self) {
         let turns = self.turns.clone();
-        let is_crowded = turns.lock().waiting.len() >= CROWD;
+        let is_crowded = turns.lock().waiting.len() >= MIN_WAITING_BODIES_FOR_PAUSES;
         let worked = self.begun.map(|begun| begun.elapsed()).unwrap_or_default();
-        let pause = (worked * PAUSE_FACTOR).min(PAUSE_MAX);
+        let pause = (worked * PAUSE_PER_WORK_FACTOR).min(PAUSE_MAX);
         match Handle::try_current() {
             Ok(runtime) if is_crowded => drop(runtime.spawn(async move {
                 tokio::time::sleep(pause).await;
@@ -189,23 +189,23 @@ mod tests {
 
     use super::*;
 
-    type Waiting = Pin<Box<dyn Future<Output = HashingTurn>>>;
+    type WaitingForTurn = Pin<Box<dyn Future<Output = HashingTurn>>>;
 
-    fn poll_turn(waiting: &mut Waiting) -> Poll<HashingTurn> {
+    fn poll_turn(waiting: &mut WaitingForTurn) -> Poll<HashingTurn> {
         waiting.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     }
 
     /// Begins to wait for a turn, after `hashed` bytes.
-    fn begin_to_wait(turns: &HashingTurns, hashed: u64) -> Waiting {
+    fn begin_to_wait(turns: &HashingTurns, hashed: u64) -> WaitingForTurn {
         let turns = turns.clone();
-        let mut waiting: Waiting = Box::pin(async move { turns.wait_for_turn(hashed).await });
+        let mut waiting: WaitingForTurn = Box::pin(async move { turns.wait_for_turn(hashed).await });
         assert!(poll_turn(&mut waiting).is_pending());
         waiting
     }
 
     fn take_turn(turns: &HashingTurns) -> HashingTurn {
         let turns = turns.clone();
-        match poll_turn(&mut (Box::pin(async move { turns.wait_for_turn(0).await }) as Waiting)) {
+        match poll_turn(&mut (Box::pin(async move { turns.wait_for_turn(0).await }) as WaitingForTurn)) {
             Poll::Ready(turn) => turn,
             Poll::Pending => panic!("no turn is free"),
         }
@@ -241,15 +241,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn many_bodies_together_are_processed_for_a_quarter_of_the_time_and_few_for_all_of_it() {
-        const TURN: Duration = Duration::from_millis(10);
-        for (bodies, expected) in [(200_u64, 4 * TURN), (CROWD as u64 - 1, TURN)] {
+        const WORK_PER_TURN: Duration = Duration::from_millis(10);
+        for (bodies, expected) in [
+            (200_u64, 4 * WORK_PER_TURN),
+            (MIN_WAITING_BODIES_FOR_PAUSES as u64 - 1, WORK_PER_TURN),
+        ] {
             let turns = HashingTurns::new(1);
             let mut turn = Some(take_turn(&turns));
             let mut waiting: VecDeque<_> = (0..bodies).map(|body| begin_to_wait(&turns, body)).collect();
             let (begun, count) = (Instant::now(), bodies.min(50));
             for _ in 0..count {
                 turn.as_mut().expect("a turn").begin_work();
-                tokio::time::sleep(TURN).await;
+                tokio::time::sleep(WORK_PER_TURN).await;
                 drop(turn.take());
                 // The body of which the least was processed is in front, and the oldest one too.
                 turn = Some(waiting.pop_front().expect("a body waits").await);

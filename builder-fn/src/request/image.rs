@@ -71,7 +71,7 @@ impl ImageRef {
             Some((repository, tag)) => (repository, tag),
             None => (rest, DEFAULT_TAG),
         };
-        if !is_valid_registry(registry) {
+        if !is_empty_or_valid_registry(registry) {
             return Err(ImageRefError::Registry(registry.to_owned()));
         }
         if repository.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -142,7 +142,7 @@ fn split_registry(text: &str) -> (&str, &str) {
 
 /// Returns whether `text` is empty, or a host name, IPv4 address or bracketed IPv6 address with an optional
 /// port.
-fn is_valid_registry(text: &str) -> bool {
+fn is_empty_or_valid_registry(text: &str) -> bool {
     let address_end = text.rfind(']').map_or(0, |at| at + 1);
     let (host, port) = match text[address_end..].find(':') {
         Some(at) => (&text[..address_end + at], Some(&text[address_end + at + 1..])),

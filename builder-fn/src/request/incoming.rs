@@ -24,13 +24,13 @@ use crate::context::{Spool, SpoolSettings};
 const BATCH_BYTES: usize = 256 << 10;
 
 /// The number of received bytes from which they are hashed and stored while memory is short.
-const SMALL_BATCH_BYTES: usize = 48 << 10;
+const BATCH_BYTES_WHILE_MEMORY_IS_SHORT: usize = 48 << 10;
 
 /// The length below which a piece is copied, in bytes. A piece keeps the whole buffer of its connection in memory.
-const COPIED_PIECE_BYTES: usize = 16 << 10;
+const MIN_UNCOPIED_PIECE_BYTES: usize = 16 << 10;
 
 /// The length, in bytes, up to which a body stays in memory while memory is short. A larger one is written to a file.
-const SMALL_BODY_BYTES: usize = 16 << 10;
+const MAX_IN_MEMORY_BODY_BYTES_WHILE_MEMORY_IS_SHORT: usize = 16 << 10;
 
 /// The most bytes that are hashed on the thread that received them, counted once for each key: that takes less time
 /// than a switch of threads is worth.
@@ -43,23 +43,23 @@ const SMALLEST_HASHED_PIECE_BYTES: usize = 4 << 10;
 /// The smallest number of threads on which unverified bodies are hashed and stored: one of them may wait for the disk.
 const MIN_HASHING_THREADS: usize = 2;
 
-/// The number of keys up to which a body is hashed while it arrives. With more keys, anybody could have many times as much
-/// hashed as they send, so a body is hashed only once it is whole.
+/// The number of keys up to which a body is hashed while it arrives. With more keys, anybody could have many times as
+/// much hashed as they send, so a body is hashed only once it is whole.
 const MAX_KEYS_WHILE_RECEIVING: usize = 8;
 
 /// The most bytes that are hashed for one body, counted once for each key, if there are more keys than
 /// [`MAX_KEYS_WHILE_RECEIVING`].
-const MAX_HASHED_BYTES: u64 = 256 << 20;
+const MAX_HASHED_BYTES_WITH_MANY_KEYS: u64 = 256 << 20;
 
 /// The budget of all unverified bodies, and the turns at hashing and storing them. Clones share both.
 #[derive(Clone, Debug)]
-pub struct UnverifiedBodies {
+pub struct UnverifiedBodyResources {
     budget: UnverifiedBudget,
     /// Bounds the threads, so that many senders take neither the memory of many threads nor the processors.
     turns: HashingTurns,
 }
 
-impl UnverifiedBodies {
+impl UnverifiedBodyResources {
     /// Creates the resources for bodies within `budget`.
     pub fn new(budget: UnverifiedBudget) -> Self {
         // On more than two processors, half of them stay free for everything else.
@@ -89,7 +89,7 @@ impl UnverifiedBodies {
 pub(super) async fn receive_body<B>(
     mut body: Pin<&mut B>,
     verifier: Option<BodyVerifier>,
-    bodies: &UnverifiedBodies,
+    bodies: &UnverifiedBodyResources,
     settings: &SpoolSettings,
     limit: u64,
 ) -> Result<VerifiedBody, RequestError>
@@ -97,7 +97,7 @@ where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    let limit_of_keys = verifier.as_ref().map_or(u64::MAX, limit_with_many_keys);
+    let limit_of_keys = verifier.as_ref().map_or(u64::MAX, body_limit_with_many_keys);
     let check_length = |length: u64| match length {
         _ if length > limit => Err(RequestError::TooLarge { limit }),
         _ if length > limit_of_keys => Err(RequestError::TooLargeWithoutTenant { limit: limit_of_keys }),
@@ -128,10 +128,10 @@ where
 
 /// Returns the limit on the length of a body, in bytes, that comes from the number of its keys; `u64::MAX` for few
 /// keys.
-fn limit_with_many_keys(verifier: &BodyVerifier) -> u64 {
+fn body_limit_with_many_keys(verifier: &BodyVerifier) -> u64 {
     match verifier.key_count() {
         0..=MAX_KEYS_WHILE_RECEIVING => u64::MAX,
-        keys => MAX_HASHED_BYTES / keys as u64,
+        keys => MAX_HASHED_BYTES_WITH_MANY_KEYS / keys as u64,
     }
 }
 
@@ -153,7 +153,7 @@ struct IncomingBody<'a> {
     /// The number of keys that the body is hashed with.
     keys: u64,
     is_on_disk: bool,
-    bodies: &'a UnverifiedBodies,
+    bodies: &'a UnverifiedBodyResources,
     settings: &'a SpoolSettings,
     /// The sender's part of the budget. It is dropped after everything that it accounts for.
     sender: UnverifiedSender,
@@ -171,7 +171,7 @@ struct PieceBatch {
 impl PieceBatch {
     fn add_piece(&mut self, piece: Bytes) {
         self.bytes += piece.len();
-        if piece.len() < COPIED_PIECE_BYTES {
+        if piece.len() < MIN_UNCOPIED_PIECE_BYTES {
             self.small.extend_from_slice(&piece);
         } else {
             self.join_small_pieces();
@@ -236,7 +236,7 @@ impl BodyWorker {
     }
 
     /// Hashes up to `bytes` of the stored body from `offset` on, and returns how many those were.
-    fn hash_stored(&mut self, offset: u64, bytes: usize) -> Result<u64, RequestError> {
+    fn hash_stored_piece(&mut self, offset: u64, bytes: usize) -> Result<u64, RequestError> {
         let mut piece = vec![0; bytes];
         let count = self
             .spool
@@ -255,14 +255,17 @@ impl BodyWorker {
         settings: &SpoolSettings,
         sender: UnverifiedSender,
     ) -> Result<VerifiedBody, RequestError> {
-        let verified = self.verify_and_count(settings);
+        let verified = self.verify_and_count_against_quota(settings);
         // Counted against one of the two at any time.
         drop(sender);
         verified
     }
 
     /// Verifies the signature of the whole body, and counts the body against the quota of its tenant.
-    fn verify_and_count(mut self, settings: &SpoolSettings) -> Result<VerifiedBody, RequestError> {
+    fn verify_and_count_against_quota(
+        mut self,
+        settings: &SpoolSettings,
+    ) -> Result<VerifiedBody, RequestError> {
         let spool = std::mem::replace(&mut self.spool, Spool::in_memory(Vec::new()));
         let verifier = self.verifier.take();
         let signature = verifier.map(BodyVerifier::into_verified_signature).transpose();
@@ -283,7 +286,7 @@ impl BodyWorker {
 impl<'a> IncomingBody<'a> {
     fn new(
         verifier: Option<BodyVerifier>,
-        bodies: &'a UnverifiedBodies,
+        bodies: &'a UnverifiedBodyResources,
         settings: &'a SpoolSettings,
     ) -> Self {
         let keys = verifier.as_ref().map_or(0, BodyVerifier::key_count);
@@ -311,7 +314,7 @@ impl<'a> IncomingBody<'a> {
             .await?;
         self.pending.add_piece(piece);
         let wanted = match self.bodies.is_memory_short() {
-            true => SMALL_BATCH_BYTES,
+            true => BATCH_BYTES_WHILE_MEMORY_IS_SHORT,
             false => BATCH_BYTES,
         };
         match self.pending.bytes >= wanted {
@@ -350,7 +353,7 @@ impl<'a> IncomingBody<'a> {
     async fn choose_and_reserve_storage(&mut self, bytes: usize) -> Result<(bool, u64), RequestError> {
         let bytes = bytes as u64;
         let in_memory = match self.bodies.is_memory_short() {
-            true => SMALL_BODY_BYTES.min(self.settings.memory),
+            true => MAX_IN_MEMORY_BODY_BYTES_WHILE_MEMORY_IS_SHORT.min(self.settings.memory),
             false => self.settings.memory,
         };
         let moved = match self.is_on_disk {
@@ -416,8 +419,8 @@ impl<'a> IncomingBody<'a> {
         run_with_turn(turn, work).await
     }
 
-    /// Hashes a body that is stored whole with each of its keys. It takes as many turns as a body that was sent as often as
-    /// there are keys.
+    /// Hashes a body that is stored whole with each of its keys. It takes as many turns as a body that was sent as
+    /// often as there are keys.
     async fn hash_stored_body(
         &mut self,
         mut worker: Box<BodyWorker>,
@@ -428,7 +431,7 @@ impl<'a> IncomingBody<'a> {
         while hashed < self.stored {
             let turn = self.wait_for_turn(hashed.saturating_mul(self.keys)).await?;
             let hash = move || {
-                let count = worker.hash_stored(hashed, piece)?;
+                let count = worker.hash_stored_piece(hashed, piece)?;
                 Ok((worker, count))
             };
             let count;
@@ -494,8 +497,9 @@ mod tests {
         }
     }
 
-    /// Processes a signed body, and hashes the stored body after that if `is_whole`. Returns whether it is verified.
-    fn is_verified(is_hashed_last: bool, is_whole: bool) -> bool {
+    /// Processes a signed body, and hashes the stored body after that if `hashes_stored_body`. Returns whether it is
+    /// verified.
+    fn is_verified_after(is_hashed_last: bool, hashes_stored_body: bool) -> bool {
         let (body, folder) = (vec![7; 100_000], tempfile::tempdir().unwrap());
         let secret = Secret::new("the key");
         let keys = SignatureKeys::new(&secret, false).unwrap();
@@ -510,16 +514,16 @@ mod tests {
         batch.add_piece(Bytes::from(body));
         worker.process_batch(batch, false).unwrap();
         let mut hashed = 0;
-        while is_whole && hashed < 100_000 {
-            hashed += worker.hash_stored(hashed, 30_000).unwrap();
+        while hashes_stored_body && hashed < 100_000 {
+            hashed += worker.hash_stored_piece(hashed, 30_000).unwrap();
         }
-        worker.verify_and_count(&settings).is_ok()
+        worker.verify_and_count_against_quota(&settings).is_ok()
     }
 
     #[test]
     fn a_body_that_is_hashed_last_is_not_hashed_while_it_arrives() {
-        assert!(is_verified(false, false));
-        assert!(!is_verified(true, false), "it was hashed while it arrived");
-        assert!(is_verified(true, true));
+        assert!(is_verified_after(false, false));
+        assert!(!is_verified_after(true, false), "it was hashed while it arrived");
+        assert!(is_verified_after(true, true));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use function_host::policy::Tenant;
 
-use super::decompress::{BodyFormat, CompressionFormat, body_format, decompress};
+use super::decompress::{BodyFormat, CompressionFormat, body_format, decompress_if_compressed};
 use super::restorable_context::RestorableContext;
 use super::{AllowedFrontends, Frontend, RequestError, RequestLimits, dockerfile};
 use crate::context::{
@@ -109,11 +109,11 @@ pub(super) fn limits_with_quota(limits: &RequestLimits, quota: SpoolQuota) -> Re
 ///
 /// # Errors
 /// Fails if the tar is unusable or exceeds a limit.
-pub(super) fn read_tar(
+pub(super) fn decompress_and_index_tar(
     body: Spool,
     limits: &RequestLimits,
 ) -> Result<(ArchiveContents, Spool), RequestError> {
-    let spool = decompress(&body, &limits.spool, limits.archive.body)?.unwrap_or(body);
+    let spool = decompress_if_compressed(&body, &limits.spool, limits.archive.body)?.unwrap_or(body);
     let contents = ArchiveReader::new(limits.archive.clone()).read(&spool)?;
     Ok((contents, spool))
 }
@@ -165,7 +165,7 @@ impl ContextRules {
         let rules = self.clone();
         let turns = rules.limits.indexing.clone();
         let prepare = move || {
-            let (contents, spool) = read_tar(body, &rules.limits)?;
+            let (contents, spool) = decompress_and_index_tar(body, &rules.limits)?;
             let mut warnings = contents.warnings;
             for (name, is_there, instead) in [
                 (
@@ -220,8 +220,11 @@ impl ReceivedContext {
 ///
 /// # Errors
 /// Fails if the tar is unusable or exceeds a limit.
-pub(super) fn check_storable(body: Spool, limits: &RequestLimits) -> Result<StorableTar, RequestError> {
-    let decompressed = decompress(&body, &limits.spool, limits.archive.body)?;
+pub(super) fn check_and_make_storable(
+    body: Spool,
+    limits: &RequestLimits,
+) -> Result<StorableTar, RequestError> {
+    let decompressed = decompress_if_compressed(&body, &limits.spool, limits.archive.body)?;
     let contents = ArchiveReader::new(limits.archive.clone()).read(decompressed.as_ref().unwrap_or(&body))?;
     let media_type = match body_format(&body)? {
         BodyFormat::Plain => PLAIN_TAR_MEDIA_TYPE,

@@ -130,7 +130,8 @@ impl RestorableContext {
         Ok(context)
     }
 
-    /// Returns the tar, whether its index is there or was dropped; `None` while the index is being made, or if it could not be.
+    /// Returns the tar, whether its index is there or was dropped; `None` while the index is being made, or if it could
+    /// not be.
     pub(crate) fn tar(&self) -> Option<Arc<Spool>> {
         match &*self.lock() {
             ContextState::Indexed(context) => Some(context.spool().clone()),
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
 
     /// Returns a context of as many empty files, as it is when it has been read from its tar.
-    fn context_of_files(count: usize) -> RestorableContext {
+    fn context_of_empty_files(count: usize) -> RestorableContext {
         let mut tar = tar::Builder::new(Vec::new());
         for number in 0..count {
             let mut header = tar::Header::new_gnu();
@@ -185,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_restored_index_has_the_same_entries() {
-        let context = context_of_files(20_000);
+        let context = context_of_empty_files(20_000);
         let before = describe_entries(&context.indexed().unwrap());
         context.drop_large_index();
         assert!(context.indexed().is_err(), "the index was kept");
@@ -197,10 +198,10 @@ mod tests {
 
     #[tokio::test]
     async fn drop_large_index_keeps_a_small_index_and_one_in_use() {
-        let small = context_of_files(10);
+        let small = context_of_empty_files(10);
         small.drop_large_index();
         assert!(small.indexed().is_ok());
-        let large = context_of_files(20_000);
+        let large = context_of_empty_files(20_000);
         let used = large.indexed().unwrap();
         large.drop_large_index();
         assert!(large.indexed().is_ok());
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tar_is_read_by_few_requests_at_a_time() {
+    async fn indexing_turns_run_at_most_two_tars_at_a_time() {
         let turns = IndexingTurns::default();
         let (open, gate) = std::sync::mpsc::channel::<()>();
         let gate = Arc::new(Mutex::new(gate));

@@ -29,12 +29,12 @@ pub(super) fn check_config(
     Violations::fail_if_any(violations)
 }
 
-/// Fails with all violations in the deployment `deploy` of an image that exists. `image` is its repository, given in full.
+/// Fails with all violations in the deployment `deploy` of an image that exists. `image_repository` is given in full.
 ///
 /// # Errors
 /// Fails with every violation, each with the name of its rule.
 pub(crate) fn check_deployment(
-    image: &str,
+    image_repository: &str,
     deploy: &Map<String, Value>,
     tenant: Option<&Tenant>,
     reserved: &ReservedNames,
@@ -42,7 +42,7 @@ pub(crate) fn check_deployment(
     let function = RequestedFunction::from_json(deploy);
     let mut violations = reserved.violations(&function, tenant);
     if let Some(tenant) = tenant {
-        violations.extend(tenant.may_run_image(image).err());
+        violations.extend(tenant.may_run_image(image_repository).err());
         violations.extend(tenant.deployments().violations(&function));
     }
     Violations::fail_if_any(violations)
@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    fn tenant_with_rules() -> Arc<Tenant> {
+    fn acme_tenant_with_rules() -> Arc<Tenant> {
         let policy = json!({"tenants": {
             "acme": {
                 "keys": ["acme-payload"], "registryConfig": "acme-registry", "push": ["registry.example/acme/"],
@@ -104,7 +104,7 @@ mod tests {
             "deploy": {"service": "acme-hello", "secrets": ["acme-key"]}
         });
         assert_eq!(
-            violations_of_config(&config, Some(&tenant_with_rules())),
+            violations_of_config(&config, Some(&acme_tenant_with_rules())),
             Vec::<String>::new()
         );
     }
@@ -116,7 +116,7 @@ mod tests {
             "cacheFrom": ["registry.example/victim/c"],
             "deploy": {"service": "hello", "secrets": ["acme-key", "globex-key", "acme-of-globex", "basic-auth-password"]}
         });
-        let found = violations_of_config(&config, Some(&tenant_with_rules()));
+        let found = violations_of_config(&config, Some(&acme_tenant_with_rules()));
         for expected in [
             "rule push of tenant acme does not allow \"registry.example/victim/hello\"",
             "rule cache of tenant acme does not allow \"registry.example/acme/hello\"",
@@ -140,7 +140,10 @@ mod tests {
         let config = json!({
             "image": "registry.example/victim/hello:1", "skipPush": true, "cacheTo": ["registry.example/victim/c"]
         });
-        assert_eq!(violations_of_config(&config, Some(&tenant_with_rules())).len(), 2);
+        assert_eq!(
+            violations_of_config(&config, Some(&acme_tenant_with_rules())).len(),
+            2
+        );
     }
 
     #[test]

@@ -161,11 +161,11 @@ impl VerifiedSignature {
 pub(super) struct BodyVerifier {
     header: String,
     /// One for each secret with keys.
-    hmacs: Vec<(Signer, BodyHmac)>,
+    hmacs: Vec<(KeyOwner, BodyHmac)>,
 }
 
 /// The owner of a secret with keys.
-struct Signer {
+struct KeyOwner {
     tenant: Option<Arc<Tenant>>,
     keys: HmacKeys,
 }
@@ -185,7 +185,7 @@ impl BodyVerifier {
         let header = header.trim();
         let hmacs = keys.secrets.iter().map(|secret| {
             let hmac = BodyHmac::new(secret, header, keys.accept_sha1)?;
-            let signer = Signer {
+            let signer = KeyOwner {
                 tenant: secret.tenant.clone(),
                 keys: secret.sha256.clone(),
             };
@@ -215,13 +215,13 @@ impl BodyVerifier {
         let matches = self
             .hmacs
             .into_iter()
-            .map(|(signer, hmac)| (signer, hmac.finish()));
+            .map(|(signer, hmac)| (signer, hmac.matching_key_position()));
         // Collected, so that no key is left out once one has matched.
         let matches: Vec<_> = matches.collect();
         let mut signers = matches
             .into_iter()
             .filter_map(|(signer, position)| Some((signer, position?)));
-        let (Signer { tenant, keys }, position) = signers.next().ok_or(SignatureMismatch)?;
+        let (KeyOwner { tenant, keys }, position) = signers.next().ok_or(SignatureMismatch)?;
         if let Some((other, _)) = signers.find(|(other, _)| other.tenant != tenant) {
             let name = |tenant: &Option<Arc<Tenant>>| tenant.as_ref().map(|tenant| tenant.name().to_string());
             tracing::error!(
@@ -232,7 +232,7 @@ impl BodyVerifier {
             return Err(SignatureMismatch);
         }
         // The keys for both kinds of signatures are in the order of the secret's lines.
-        let own_key = keys.only(position).ok_or(SignatureMismatch)?;
+        let own_key = keys.key_at_position_alone(position).ok_or(SignatureMismatch)?;
         Ok(VerifiedSignature {
             // Both prefixes are lower-case already, and only digits follow.
             text: self.header.to_ascii_lowercase(),
@@ -273,9 +273,9 @@ impl BodyHmac {
     }
 
     /// Returns the position of the key with which the signature matches the body; `None` if it matches with none.
-    fn finish(self) -> Option<usize> {
+    fn matching_key_position(self) -> Option<usize> {
         match self {
-            Self::Sha256(verifier) => verifier.position_of_key(),
+            Self::Sha256(verifier) => verifier.position_of_matching_key(),
             Self::Sha1 { expected, macs } => {
                 let macs = macs.into_iter().enumerate();
                 macs.fold(None, |found, (position, mac)| {

@@ -117,12 +117,12 @@ mod tests {
 
     fn determine_submission_time(
         in_config: Option<SystemTime>,
-        header: Option<&str>,
+        start_time_header: Option<&str>,
     ) -> (Result<SubmittedAt, RequestError>, Vec<String>) {
         let head = RequestHead {
             signature: None,
             tenant: None,
-            start_time: header.map(|value| value.as_bytes().to_vec()),
+            start_time: start_time_header.map(|value| value.as_bytes().to_vec()),
             is_asynchronous: false,
             is_resumed: false,
             is_json: false,

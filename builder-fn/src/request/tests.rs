@@ -158,7 +158,11 @@ impl SpoolFolder {
     }
 
     /// Sends a body, which has to be rejected without leaving a spool file, and returns the error.
-    async fn error_of_rejected_body(&self, body: &[u8], signature: Option<&str>) -> RequestError {
+    async fn error_of_body_rejected_without_leftovers(
+        &self,
+        body: &[u8],
+        signature: Option<&str>,
+    ) -> RequestError {
         let error = receive_with_signature(
             body_cut_into_pieces(body, 1000),
             signature,
@@ -298,20 +302,22 @@ async fn a_signature_is_valid_with_any_of_the_keys_and_with_no_other() {
         .is_ok()
     );
     let other = signature::sign_body(&hmac_keys("other"), &body);
-    let error = spooled.error_of_rejected_body(&body, Some(&other)).await;
+    let error = spooled
+        .error_of_body_rejected_without_leftovers(&body, Some(&other))
+        .await;
     assert!(matches!(error, RequestError::WrongSignature));
     // A signature of the body before it was changed.
     let mut changed = body.clone();
     changed[600] ^= 1;
     assert!(matches!(
         spooled
-            .error_of_rejected_body(&changed, Some(&sign_body(&body)))
+            .error_of_body_rejected_without_leftovers(&changed, Some(&sign_body(&body)))
             .await,
         RequestError::WrongSignature
     ));
     assert!(matches!(
         spooled
-            .error_of_rejected_body(&body[..1000], Some(&sign_body(&body)))
+            .error_of_body_rejected_without_leftovers(&body[..1000], Some(&sign_body(&body)))
             .await,
         RequestError::WrongSignature
     ));
@@ -322,7 +328,7 @@ async fn errors_in_the_tar_are_not_reported_to_a_caller_without_the_key() {
     let spooled = spool_folder();
     for body in [&b"no tar at all"[..], &[0; 4096], &tar_with_files(&[("x", b"")])] {
         let error = spooled
-            .error_of_rejected_body(body, Some(&sign_body(b"something else")))
+            .error_of_body_rejected_without_leftovers(body, Some(&sign_body(b"something else")))
             .await;
         assert!(matches!(error, RequestError::WrongSignature), "{error}");
     }
@@ -371,7 +377,7 @@ async fn errors_in_a_body_are_reported_to_a_caller_with_the_key() {
         ),
     ] {
         let error = spooled
-            .error_of_rejected_body(&body, Some(&sign_body(&body)))
+            .error_of_body_rejected_without_leftovers(&body, Some(&sign_body(&body)))
             .await;
         assert_eq!(error.kind(), RequestErrorKind::Invalid, "{error}");
         assert!(error.to_string().contains(hint), "{error}");
@@ -379,7 +385,7 @@ async fn errors_in_a_body_are_reported_to_a_caller_with_the_key() {
     let late = br#"{"image": "hello", "notAfter": "2001-01-01T00:00:00Z"}"#;
     let body = tar_with_files(&[("com.openfaas.docker.config", late), dockerfile]);
     let error = spooled
-        .error_of_rejected_body(&body, Some(&sign_body(&body)))
+        .error_of_body_rejected_without_leftovers(&body, Some(&sign_body(&body)))
         .await;
     assert_eq!(error.kind(), RequestErrorKind::Unauthorized);
 }
@@ -631,7 +637,7 @@ async fn a_signed_request_with_a_time_of_its_own_is_single_use_if_ages_are_limit
     }
     for (body, reason) in [(body(90), "max_age"), (valid_tar(), "require_fresh")] {
         let error = spooled
-            .error_of_rejected_body(&body, Some(&sign_body(&body)))
+            .error_of_body_rejected_without_leftovers(&body, Some(&sign_body(&body)))
             .await;
         assert!(
             error.to_string().contains(reason) && error.kind() == RequestErrorKind::Invalid,

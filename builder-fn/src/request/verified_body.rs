@@ -9,7 +9,7 @@ use function_host::policy::Tenant;
 use super::config::{JsonRequest, NamedContext};
 use super::prepared_context::{
     BuildSource, ContextRules, PreparedContext, ReceivedContext, ReferencedContext, StorableTar,
-    check_storable, limits_with_quota, read_tar,
+    check_and_make_storable, decompress_and_index_tar, limits_with_quota,
 };
 use super::restorable_context::RestorableContext;
 use super::rules;
@@ -52,8 +52,8 @@ impl VerifiedBody {
             .map_or_else(SlotOwner::default, |tenant| SlotOwner::of_tenant(tenant))
     }
 
-    /// Parses the build request in the body, which arrived with `head`: a tar, which is decompressed and indexed, or JSON that
-    /// refers to its context.
+    /// Parses the build request in the body, which arrived with `head`: a tar, which is decompressed and indexed, or
+    /// JSON that refers to its context.
     ///
     /// # Errors
     /// Fails if the tar, its configuration or its Dockerfile is unusable or exceeds a limit, if the request has expired
@@ -80,7 +80,9 @@ impl VerifiedBody {
     pub(crate) async fn into_storable_tar(self, limits: &RequestLimits) -> Result<StorableTar, RequestError> {
         let limits = limits_with_quota(limits, self.quota);
         let turns = limits.indexing.clone();
-        turns.run(move || check_storable(self.spool, &limits)).await
+        turns
+            .run(move || check_and_make_storable(self.spool, &limits))
+            .await
     }
 
     /// Parses the build request in the body, and checks it against the limits and the rules of its tenant. Blocks.
@@ -115,7 +117,9 @@ impl VerifiedBody {
             false => SystemTime::now(),
         };
         check_not_expired(config.not_after, now)?;
-        let is_dated = limits.freshness.check_age(config.submitted_at, now)?;
+        let is_dated = limits
+            .freshness
+            .check_age_returning_if_limited(config.submitted_at, now)?;
         rules::check_config(&config, tenant.map(Arc::as_ref), &limits.reserved)?;
         let submitted_at = SubmittedAt::determine(config.submitted_at, head, now, &mut warnings)?;
         let rules = ContextRules {
@@ -173,7 +177,7 @@ enum RequestedSource {
 impl RequestContent {
     /// Reads the content of a tar, which is decompressed and indexed.
     fn read_tar(body: Spool, limits: &RequestLimits) -> Result<Self, RequestError> {
-        let (contents, spool) = read_tar(body, limits)?;
+        let (contents, spool) = decompress_and_index_tar(body, limits)?;
         let config_text = contents.config.ok_or(RequestError::NoConfig)?;
         Ok(Self {
             config: BuildConfig::parse(&config_text)?,

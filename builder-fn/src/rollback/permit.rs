@@ -10,7 +10,7 @@ use crate::function_id::FunctionId;
 const ROLLBACKS_MAX: usize = 32;
 
 /// The limit on the rollbacks of one tenant that run at the same time.
-const TENANT_MAX: usize = 8;
+const ROLLBACKS_OF_ONE_TENANT_MAX: usize = 8;
 
 /// The rollbacks that run, by their functions. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -34,10 +34,11 @@ impl RollbackPermits {
             return Err(RollbackError::UnderWay { id: other.clone() });
         }
         let of_tenant = running.keys().filter(|other| other.tenant() == function.tenant());
-        let is_tenants_limit = function.tenant().is_some() && of_tenant.count() >= TENANT_MAX;
+        let is_tenants_limit =
+            function.tenant().is_some() && of_tenant.count() >= ROLLBACKS_OF_ONE_TENANT_MAX;
         if is_tenants_limit || running.len() >= ROLLBACKS_MAX {
             let limit = if is_tenants_limit {
-                TENANT_MAX
+                ROLLBACKS_OF_ONE_TENANT_MAX
             } else {
                 ROLLBACKS_MAX
             };
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_function_has_one_rollback_at_a_time_and_a_process_no_more_than_its_limit() {
+    fn rollbacks_are_limited_to_one_of_a_function_and_in_number_per_tenant_and_process() {
         let permits = RollbackPermits::default();
         let admit = |name: &str| permits.admit(FunctionId::new(name, "fn"), name);
         let first = admit("f").expect("the first");
@@ -85,12 +86,14 @@ mod tests {
             let function = FunctionId::new(at.to_string(), "fn").of_tenant(&tenant.parse().expect("a name"));
             permits.admit(function, "r")
         };
-        let of_one: Vec<_> = (0..TENANT_MAX)
+        let of_one: Vec<_> = (0..ROLLBACKS_OF_ONE_TENANT_MAX)
             .map(|at| admit("acme", at).expect("within its limit"))
             .collect();
         assert!(matches!(
-            admit("acme", TENANT_MAX),
-            Err(RollbackError::Busy { limit: TENANT_MAX })
+            admit("acme", ROLLBACKS_OF_ONE_TENANT_MAX),
+            Err(RollbackError::Busy {
+                limit: ROLLBACKS_OF_ONE_TENANT_MAX
+            })
         ));
         drop(admit("globex", 0).expect("another tenant"));
         drop(of_one);

@@ -6,7 +6,7 @@ use super::error::RollbackError;
 use crate::function_id::FunctionId;
 
 /// The most characters of an ID.
-const ID_MAX: usize = 128;
+const ID_CHARS_MAX: usize = 128;
 
 /// A route below `/functions`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +74,8 @@ impl RollbackQuery {
         match &id {
             None => problems
                 .push("id is missing; it should be a new ID of the caller's choice, such as a UUID".into()),
-            Some(id) if !is_new_id(id) => problems.push(format!(
-                "id should have 1 to {ID_MAX} letters, digits, dots, underscores and hyphens, such as a UUID"
+            Some(id) if !is_valid_id(id) => problems.push(format!(
+                "id should have 1 to {ID_CHARS_MAX} letters, digits, dots, underscores and hyphens, such as a UUID"
             )),
             Some(_) => {}
         }
@@ -89,9 +89,9 @@ impl RollbackQuery {
     }
 }
 
-fn is_new_id(id: &str) -> bool {
+fn is_valid_id(id: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    (1..=ID_MAX).contains(&id.len()) && id.bytes().all(is_allowed)
+    (1..=ID_CHARS_MAX).contains(&id.len()) && id.bytes().all(is_allowed)
 }
 
 /// Parses the name of a function, `NAME` or `NAME.NAMESPACE`.
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollback_has_an_id_of_its_own_and_every_mistake_is_named() {
+    fn rollback_queries_need_a_valid_id_and_every_mistake_is_named() {
         let query = |id: &str, to: Option<&str>| {
             Some(RollbackQuery {
                 id: id.into(),

@@ -24,14 +24,14 @@ use crate::request::time::parse_rfc3339;
 use crate::versions::{FunctionVersion, choose_version};
 
 /// A function of the caller's, and the store with its versions.
-struct OwnFunction<'a> {
+struct CallersFunction<'a> {
     tenant: Option<Arc<Tenant>>,
     /// The name of the function, without its tenant.
     function: FunctionId,
     store: &'a RecordStore,
 }
 
-impl OwnFunction<'_> {
+impl CallersFunction<'_> {
     fn tenant_name(&self) -> Option<String> {
         self.tenant.as_ref().map(|tenant| tenant.name().to_string())
     }
@@ -78,16 +78,16 @@ impl BuilderApi {
     }
 
     /// Authenticates a request about the function `name`.
-    fn own_function(
+    fn authenticate_and_parse_function(
         &self,
         name: &str,
         request: &Parts,
         context: &Context,
-    ) -> Result<OwnFunction<'_>, RollbackError> {
+    ) -> Result<CallersFunction<'_>, RollbackError> {
         let tenant = self
-            .authenticate(request, context)
+            .authenticate_bodyless_request(request, context)
             .map_err(|(status, text)| RollbackError::Unauthenticated(status, text))?;
-        Ok(OwnFunction {
+        Ok(CallersFunction {
             tenant,
             function: parse_function(name, &self.builder.settings.default_namespace)?,
             store: self.builder.records.store().ok_or(RollbackError::NoStore)?,
@@ -101,7 +101,7 @@ impl BuilderApi {
         request: &Parts,
         context: &Context,
     ) -> Result<Response, RollbackError> {
-        let own = self.own_function(name, request, context)?;
+        let own = self.authenticate_and_parse_function(name, request, context)?;
         let function = own.function.without_tenant();
         let versions = own.list_versions().await?;
         let target = choose_version(&function, &versions, None).ok();
@@ -115,15 +115,15 @@ impl BuilderApi {
         Ok(answer::json_value_response(StatusCode::OK, &body))
     }
 
-    /// Begins the rollback of a function, and answers with its record. A request that was accepted before is answered with the
-    /// record that it has.
+    /// Begins the rollback of a function, and answers with its record. A request that was accepted before is answered
+    /// with the record that it has.
     async fn answer_rollback(
         &self,
         name: &str,
         request: &Parts,
         context: &Context,
     ) -> Result<Response, RollbackError> {
-        let own = self.own_function(name, request, context)?;
+        let own = self.authenticate_and_parse_function(name, request, context)?;
         let query = RollbackQuery::parse(request.uri.query())?;
         if context.shutdown().has_begun() {
             return Err(RollbackError::Draining);
@@ -152,15 +152,15 @@ impl BuilderApi {
         let current = versions.first().unwrap_or(target);
         let tenant = own.tenant.as_deref();
         let now = SystemTime::now();
-        let signed_at = signed_at(request).unwrap_or(now).min(now);
+        let signed_at = claimed_signing_time(request).unwrap_or(now).min(now);
         // A rollback that was refused and arrives again later undoes nothing that was handed in since.
         if current.submitted_at > signed_at {
             return Err(RollbackError::Outdated {
                 id: current.id.clone(),
             });
         }
-        self.check_rules(target, tenant)?;
-        let warning = self.check_image(target, tenant).await?;
+        self.check_rules_allow_version(target, tenant)?;
+        let warning = self.check_image_still_exists(target, tenant).await?;
         context
             .accept()
             .map_err(|full| RollbackError::Busy { limit: full.limit })?;
@@ -178,7 +178,7 @@ impl BuilderApi {
         let permit = self.rollbacks.admit(function.clone(), &query.id)?;
         let version = target.as_rollback(&query.id, current, signed_at);
         let mut accepted = self.builder.records.accept(key.clone(), now);
-        accepted.update(|record| {
+        accepted.update_unless_succeeded(|record| {
             record.phase = BuildPhase::Deploying;
             record.image = Some(version.tag.clone());
             record.function = Some(version.function.clone());
@@ -190,18 +190,18 @@ impl BuilderApi {
         });
         if let Err(error) = accepted.store_acceptance(None).await {
             // The ID is free again: nothing was begun under it.
-            accepted.leave_to_others();
+            accepted.leave_to_other_processes();
             return Err(error.into());
         }
         // Another builder may have accepted the same request, and ended it.
         match own.store.read(&key).await {
             Ok(Some(stored)) if stored.phase.is_terminal() => {
-                accepted.leave_to_others();
+                accepted.leave_to_other_processes();
                 return Ok(answer_record(&stored));
             }
             Ok(_) => {}
             Err(error) => {
-                accepted.leave_to_others();
+                accepted.leave_to_other_processes();
                 return Err(error.into());
             }
         }
@@ -240,7 +240,11 @@ impl BuilderApi {
     }
 
     /// Fails if the rules of today do not allow a version.
-    fn check_rules(&self, version: &FunctionVersion, tenant: Option<&Tenant>) -> Result<(), RollbackError> {
+    fn check_rules_allow_version(
+        &self,
+        version: &FunctionVersion,
+        tenant: Option<&Tenant>,
+    ) -> Result<(), RollbackError> {
         let image = ImageName::parse(&version.image).map(|image| image.to_string());
         let checked = check_deployment(
             image.as_deref().unwrap_or(&version.image),
@@ -254,8 +258,9 @@ impl BuilderApi {
         })
     }
 
-    /// Fails if the registry does not have the image of a version any more. Returns a warning if that cannot be looked up.
-    async fn check_image(
+    /// Fails if the registry does not have the image of a version any more. Returns a warning if that cannot be looked
+    /// up.
+    async fn check_image_still_exists(
         &self,
         version: &FunctionVersion,
         tenant: Option<&Tenant>,
@@ -282,7 +287,7 @@ impl BuilderApi {
 }
 
 /// Returns the time at which a request was signed.
-fn signed_at(request: &Parts) -> Option<SystemTime> {
+fn claimed_signing_time(request: &Parts) -> Option<SystemTime> {
     parse_rfc3339(request.headers.get(SIGNED_AT_HEADER)?.to_str().ok()?)
 }
 

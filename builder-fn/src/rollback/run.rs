@@ -12,7 +12,7 @@ use crate::build::{BuildResult, DeployingCall};
 use crate::builds::{AcceptedBuild, BuildPhase, outcome_fields};
 use crate::error::Error;
 use crate::function_id::FunctionId;
-use crate::hand_over::{DeployedVersion, Deployment, DryRun, DryRunOutcome, RetriedFailures};
+use crate::hand_over::{DeployedVersion, Deployment, DryRunDocument, DryRunOutcome, RetriedFailures};
 use crate::handler::BuilderApi;
 use crate::redact::{SecretMask, TraceMask};
 use crate::report::{BuildStatus, LineFormatter, LogSink};
@@ -20,7 +20,7 @@ use crate::supersede::{Submission, Supersession};
 use crate::versions::{FunctionVersion, VersionState};
 
 /// The limit on the log of a rollback, in lines. Each has a length limit of its own.
-const LINES_MAX: usize = 200;
+const LOG_LINES_MAX: usize = 200;
 
 /// The time before the end of the process that is left for recording the outcome.
 const TIME_FOR_RECORD: Duration = Duration::from_secs(2);
@@ -45,8 +45,8 @@ pub(super) struct AcceptedRollback {
     pub(super) expected: Option<ExpectedVersion>,
 }
 
-/// What runs if the choice of the last good version is right: the records may miss a version, or have one that another client
-/// has replaced.
+/// What runs if the choice of the last good version is right: the records may miss a version, or have one that another
+/// client has replaced.
 #[derive(Clone, Debug)]
 pub(super) struct ExpectedVersion {
     /// The ID of the newest version.
@@ -71,7 +71,7 @@ impl ExpectedVersion {
     }
 
     /// Fails if another version runs.
-    fn check(&self, deployed: Option<&DeployedVersion>) -> Result<(), Error> {
+    fn check_is_deployed(&self, deployed: Option<&DeployedVersion>) -> Result<(), Error> {
         let Some(deployed) = deployed else {
             return Ok(());
         };
@@ -94,8 +94,8 @@ struct RecordedLog<'a>(&'a AcceptedBuild);
 
 impl LogSink for RecordedLog<'_> {
     fn push(&mut self, line: String) {
-        self.0.update(|record| {
-            if record.log.len() < LINES_MAX {
+        self.0.update_unless_succeeded(|record| {
+            if record.log.len() < LOG_LINES_MAX {
                 record.log.push(line);
             }
         });
@@ -140,9 +140,9 @@ impl BuilderApi {
         });
         let mut lines = LineFormatter::new(SecretMask::default());
         let mut log = RecordedLog(&accepted);
-        log.push(lines.step_started(&format!("[rollback] {} to {to}", version.function)));
+        log.push(lines.format_own_step_start(&format!("[rollback] {} to {to}", version.function)));
         if let Some(warning) = warning {
-            log.push(lines.record_warning(&warning));
+            log.push(lines.record_warning_and_return_line(&warning));
         }
         let deployed = self.deploy_earlier_version(
             &version,
@@ -192,7 +192,7 @@ impl BuilderApi {
         log: &mut dyn LogSink,
     ) -> Result<BuildResult, Error> {
         let signer = self.builder.deployer.signer()?;
-        let dry_run = DryRun::new(
+        let dry_run = DryRunDocument::new(
             &version.tag,
             tenant,
             &version.id,
@@ -200,19 +200,19 @@ impl BuilderApi {
             &version.deploy,
             version.probe.as_ref(),
         );
-        match signer.dry_run(&dry_run).await {
+        match signer.ask_for_dry_run_unless_callback(&dry_run).await {
             DryRunOutcome::NotAsked => {}
             DryRunOutcome::Accepted { warnings, deployed } => {
                 for warning in &warnings {
-                    log.push(lines.record_warning(warning));
+                    log.push(lines.record_warning_and_return_line(warning));
                 }
                 if let Some(expected) = expected {
-                    expected.check(deployed.as_ref())?;
+                    expected.check_is_deployed(deployed.as_ref())?;
                 }
             }
             DryRunOutcome::Refused(refused) => return Err(Error::DeploymentRefused(refused)),
             DryRunOutcome::Unanswered { reason } => {
-                log.push(lines.record_warning(&format!(
+                log.push(lines.record_warning_and_return_line(&format!(
                     "the version could not be checked before its deployment: {reason}"
                 )));
             }

@@ -2,14 +2,17 @@
 //!
 //! | variable | default | meaning |
 //! | --- | --- | --- |
-//! | `buildkit_url` | required | the address of the daemon, `unix://PATH` or `tcp://HOST:PORT`, or several, separated by commas |
+//! | `buildkit_url` | required | the address of the daemon, `unix://PATH` or `tcp://HOST:PORT`, or several, separated
+//! by commas |
 //! | `buildkit_server_name` | the host of the address | the name that the daemons' certificates must be valid for |
-//! | `buildkit_ca` | `buildkit-ca` | the secret with the certificate of the authority that signed the daemon's certificate |
-//! | `buildkit_cert`, `buildkit_key` | `buildkit-cert`, `buildkit-key` | the secrets with the builder's own certificate and key |
+//! | `buildkit_ca` | `buildkit-ca` | the secret with the certificate of the authority that signed the daemon's
+//! certificate |
+//! | `buildkit_cert`, `buildkit_key` | `buildkit-cert`, `buildkit-key` | the secrets with the builder's own certificate
+//! and key |
 //! | `buildkit_plaintext` | `false` | whether `tcp://` to another machine may do without TLS |
 //!
-//! Each of several addresses is one daemon. The host name of a single address may have several IP addresses, each of which
-//! is a daemon then.
+//! Each of several addresses is one daemon. The host name of a single address may have several IP addresses, each of
+//! which is a daemon then.
 //!
 //! `tcp://` uses TLS if the server's name or one of the three secrets is set, or if there is a secret `buildkit-ca`.
 
@@ -47,7 +50,7 @@ struct TransportSecurity {
 pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> DaemonSettings {
     let addresses = match parser.required_text("buildkit_url").as_str() {
         "" => Vec::new(),
-        _ => parser.parse_or_default("buildkit_url", Vec::new(), parse_addresses),
+        _ => parser.parse_or_default("buildkit_url", Vec::new(), parse_daemon_addresses),
     };
     let name = parser.optional_text("buildkit_server_name");
     // Returns the name of a secret, and whether the variable sets it.
@@ -101,7 +104,7 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
         pool,
         is_exposed,
         daemon_factory: Arc::new(move |text| {
-            let addresses = parse_addresses(text)?;
+            let addresses = parse_daemon_addresses(text)?;
             transport
                 .create_pool(&addresses, None)
                 .map_err(|(_, problem)| problem)
@@ -113,7 +116,7 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
 ///
 /// # Errors
 /// Fails with what is wrong. The text follows the name of the setting, and names the address if there are several.
-fn parse_addresses(text: &str) -> Result<Vec<DaemonAddress>, String> {
+fn parse_daemon_addresses(text: &str) -> Result<Vec<DaemonAddress>, String> {
     let parts: Vec<_> = text.split(',').map(str::trim).collect();
     let mut addresses = Vec::new();
     for part in &parts {
@@ -138,7 +141,8 @@ impl TransportSecurity {
         }
     }
 
-    /// Creates the pool of the daemons at `addresses`, whose certificates are for `name`, or for the hosts of the addresses.
+    /// Creates the pool of the daemons at `addresses`, whose certificates are for `name`, or for the hosts of the
+    /// addresses.
     ///
     /// # Errors
     /// Fails with the setting that is wrong, and the problem.
@@ -207,8 +211,8 @@ impl TransportSecurity {
         self.create_handle_for_name(&address, name)
     }
 
-    /// Returns a handle of the daemon at `address`, which uses TLS with the server name `name` if there are secrets for it and
-    /// the address is no socket's.
+    /// Returns a handle of the daemon at `address`, which uses TLS with the server name `name` if there are secrets for
+    /// it and the address is no socket's.
     ///
     /// # Errors
     /// Fails if `name` is not a valid server name and needed.
@@ -319,10 +323,10 @@ mod tests {
                 "should have a host and a port, as in tcp://buildkit:1234",
             ),
         ] {
-            assert_eq!(parse_addresses(urls), Err(expected.to_owned()), "{urls}");
+            assert_eq!(parse_daemon_addresses(urls), Err(expected.to_owned()), "{urls}");
         }
         assert_eq!(
-            parse_addresses("tcp://a:1, tcp://b:1").map(|found| found.len()),
+            parse_daemon_addresses("tcp://a:1, tcp://b:1").map(|found| found.len()),
             Ok(2)
         );
     }

@@ -11,11 +11,11 @@ const VALID_PAYLOAD_KEY: &str = "a key of 17 bytes\n";
 
 fn read_builder_settings(
     variables: &[(&str, &str)],
-    secret: Option<&str>,
+    payload_secret: Option<&str>,
 ) -> Result<Settings, SettingProblems> {
     let folder = tempfile::tempdir().expect("folder");
-    if let Some(secret) = secret {
-        std::fs::write(folder.path().join(PAYLOAD_SECRET_NAME), secret).expect("write");
+    if let Some(payload_secret) = payload_secret {
+        std::fs::write(folder.path().join(PAYLOAD_SECRET_NAME), payload_secret).expect("write");
     }
     let strings: HashMap<&str, &str> = variables.iter().copied().collect();
     let mut parser = SettingsParser::new(&strings);
@@ -136,7 +136,10 @@ fn cores_are_counted_in_thousandths() {
         ("1e3", None),
         ("99999999999999999999", None),
     ] {
-        let millicpus = parse_cores(text).ok().flatten().map(NonZeroU64::get);
+        let millicpus = parse_cores_to_thousandths(text)
+            .ok()
+            .flatten()
+            .map(NonZeroU64::get);
         assert_eq!(millicpus, expected, "{text}");
     }
 }

@@ -1,8 +1,8 @@
 //! The hosts that the builder itself connects to for a caller: registries, servers with contexts, receivers of results,
 //! and the APIs of forges.
 //!
-//! The builder sees more than the daemon does: what a name resolves to. A host is checked as it is written, and its addresses
-//! again when a connection is made ([`ConnectionRule::address_check`]).
+//! The builder sees more than the daemon does: what a name resolves to. A host is checked as it is written, and its
+//! addresses again when a connection is made ([`ConnectionRule::address_check`]).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ impl ConnectionRule {
     /// # Errors
     /// Fails if the certificates cannot be read, or there are none to trust.
     pub(crate) fn http_client(self, secrets: &Secrets, insecure: bool) -> Result<HttpClient, BoxError> {
-        let trusting = HttpClient::trusting_system_certificates(secrets, self.address_check());
+        let trusting = HttpClient::trusting_system_and_gateway_certificates(secrets, self.address_check());
         trusting.or_else(|error| match insecure {
             true => HttpClient::trusting_no_certificate(self.address_check()),
             false => Err(error),
@@ -59,8 +59,8 @@ impl ConnectionRule {
 }
 
 impl AllowedSources {
-    /// Returns to which addresses the builder may connect for `host`, as a URL has it, and `port`. `is_known` says that the
-    /// operator has credentials for the host.
+    /// Returns to which addresses the builder may connect for `host`, as a URL has it, and `port`: more
+    /// of them if the operator has credentials for the host.
     ///
     /// # Errors
     /// Fails if it may not connect at all. The text names the host and the reason.
@@ -68,13 +68,13 @@ impl AllowedSources {
         &self,
         host: &str,
         port: u16,
-        is_known: bool,
+        operator_has_credentials: bool,
     ) -> Result<ConnectionRule, String> {
         let host = Host::parse(host).map_err(|error| format!("the host {error}"))?;
         if self.allows_host(&host, port) {
             return Ok(ConnectionRule::Any);
         }
-        let kind = match is_known {
+        let kind = match operator_has_credentials {
             true => host
                 .is_metadata_or_link_local()
                 .then_some("a link-local address or a metadata service"),
@@ -84,7 +84,7 @@ impl AllowedSources {
             Some(kind) => Err(format!(
                 "{host} is {kind}, to which the builder does not connect, unless its setting allowed_sources names it"
             )),
-            None if is_known => Ok(ConnectionRule::Known),
+            None if operator_has_credentials => Ok(ConnectionRule::Known),
             None => Ok(ConnectionRule::Public),
         }
     }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The length of the longest host name, in bytes (RFC 1035).
-const MAX_NAME_BYTES: usize = 253;
+const MAX_HOST_NAME_BYTES: usize = 253;
 
 /// The endings of names that never belong to public hosts: RFC 6761, RFC 6762 (with its appendix G), RFC 8375, ICANN's
 /// `internal`, and the names of Kubernetes' services.
@@ -30,7 +30,7 @@ const METADATA_NAMES: [&str; 1] = ["metadata.goog"];
 
 /// The first labels of metadata services' names with a private suffix: `metadata.google.internal`,
 /// `instance-data.ec2.internal`.
-const METADATA_LABELS: [&str; 2] = ["metadata", "instance-data"];
+const METADATA_FIRST_LABELS: [&str; 2] = ["metadata", "instance-data"];
 
 /// The host of an address, without its port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Host {
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
             !label.is_empty() && label.len() <= 63 && label.bytes().all(allowed)
         };
-        if name.len() > MAX_NAME_BYTES || !name.split('.').all(is_label) {
+        if name.len() > MAX_HOST_NAME_BYTES || !name.split('.').all(is_label) {
             return Err(MalformedHost);
         }
         // A name whose last label is a number is an address to most programs, whatever comes before it.
@@ -93,7 +93,7 @@ impl Host {
                     || name
                         .split('.')
                         .next()
-                        .is_some_and(|label| METADATA_LABELS.contains(&label))
+                        .is_some_and(|label| METADATA_FIRST_LABELS.contains(&label))
                         && private_name_kind(name).is_some()
             }
             Self::V4(address) => is_metadata_or_link_local_v4(*address),
@@ -408,7 +408,7 @@ mod tests {
         }
 
         #[test]
-        fn no_spelling_of_an_address_hides_another(number in any::<u32>()) {
+        fn no_spelling_of_an_address_changes_whether_it_is_private(number in any::<u32>()) {
             let address = Ipv4Addr::from(number);
             for spelling in spellings_of_ipv4(address) {
                 if let Ok(host) = Host::parse(&spelling) {

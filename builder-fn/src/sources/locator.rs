@@ -119,7 +119,8 @@ impl Source {
 }
 
 impl Url {
-    /// Parses a URL with the scheme `http`, `https`, `ssh` or `git`, and normalises it: without user information and fragment.
+    /// Parses a URL with the scheme `http`, `https`, `ssh` or `git`, and normalises it: without user information and
+    /// fragment.
     pub(super) fn parse(text: &str) -> Result<Self, LocatorError> {
         let (scheme, rest) = text.split_once("://").ok_or(LocatorError::Scheme)?;
         let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_is_a_source_of_the_repository_of_its_image() {
+    fn an_image_or_a_blob_is_a_source_of_its_repository_without_tag_and_digest() {
         for scheme in ["docker-image", "docker-image+blob"] {
             match parse(&format!("{scheme}://Registry.Example/a/b:c@sha256:00"), &[]) {
                 Ok(Source::Image(image) | Source::Blob(image)) => {

@@ -1,13 +1,16 @@
 //! The separation of what a BuildKit daemon has fetched for the tenants that share it.
 //!
-//! The daemon finds again what it fetched before, whoever asks (BuildKit `source/git/source.go`, `source/http/source.go`):
+//! The daemon finds again what it fetched before, whoever asks (BuildKit `source/git/source.go`,
+//! `source/http/source.go`):
 //!
 //! - the checkout of a git repository by its commit and folder, without the address (`shaToCacheKey`);
-//! - the commits of a git repository by its address, without the token that they were fetched with (`mountRemote`). It asks
+//! - the commits of a git repository by its address, without the token that they were fetched with (`mountRemote`). It
+//! asks
 //!   the server nothing if it has the commit that is named;
 //! - a file from the web with a checksum by name and checksum, without the address (`formatCacheKey`).
 //!
-//! Each of these keys has a part that the answer to the daemon's question may change. That part gets the tag of the tenant.
+//! Each of these keys has a part that the answer to the daemon's question may change. That part gets the tag of the
+//! tenant.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +20,8 @@ use sha2::{Digest, Sha256};
 use super::locator::{GIT_BUNDLE_ATTRIBUTE, GIT_FULL_URL_ATTRIBUTE};
 use crate::buildkit::SecretStore;
 
-/// The attribute with the policy for modification times in a checkout, which is part of the checkout's key. BuildKit treats
-/// every value but `commit` alike.
+/// The attribute with the policy for modification times in a checkout, which is part of the checkout's key. BuildKit
+/// treats every value but `commit` alike.
 const GIT_MTIME_ATTRIBUTE: &str = "git.mtime";
 /// The value of [`GIT_MTIME_ATTRIBUTE`] for the time of the checkout, which is the default.
 const MTIME_OF_CHECKOUT: &str = "checkout";
@@ -71,15 +74,15 @@ impl TenantTag {
     }
 
     /// Changes the attributes of a git repository so that neither its checkout nor its commits are another tenant's.
-    /// `named` is the identifier without its scheme, and `secrets` are those of the build.
+    /// `identifier_without_scheme` is that of BuildKit, and `secrets` are those of the build.
     ///
     /// # Errors
-    /// Fails if the user name in the address could be the tag of a tenant, or if the daemon is `shared` and the attributes
-    /// leave no room for the tag.
+    /// Fails if the user name in the address could be the tag of a tenant, or if the daemon is `shared` and the
+    /// attributes leave no room for the tag.
     pub(super) fn separate_git(
         &self,
         attributes: &mut BTreeMap<String, String>,
-        named: &str,
+        identifier_without_scheme: &str,
         secrets: &dyn SecretStore,
         is_shared: bool,
     ) -> Result<(), SeparationError> {
@@ -95,7 +98,7 @@ impl TenantTag {
                 attributes.insert(GIT_MTIME_ATTRIBUTE.to_owned(), tagged);
             }
         }
-        self.separate_git_remote(attributes, named, secrets)
+        self.separate_git_remote(attributes, identifier_without_scheme, secrets)
     }
 
     /// Changes the address of a git repository that is fetched with a secret: the address with the user name stands for
@@ -103,11 +106,11 @@ impl TenantTag {
     fn separate_git_remote(
         &self,
         attributes: &mut BTreeMap<String, String>,
-        named: &str,
+        identifier_without_scheme: &str,
         secrets: &dyn SecretStore,
     ) -> Result<(), SeparationError> {
         let full = attributes.get(GIT_FULL_URL_ATTRIBUTE).cloned();
-        let full = full.unwrap_or_else(|| format!("https://{}", without_fragment(named)));
+        let full = full.unwrap_or_else(|| format!("https://{}", without_fragment(identifier_without_scheme)));
         let Some((scheme, rest)) = full.split_once("://") else {
             // SSH knows no tokens, and the session serves no keys for it.
             return Ok(());
@@ -160,36 +163,36 @@ fn without_fragment(identifier: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buildkit::NamedSecrets;
+    use crate::buildkit::NamedSecretsWithValueX;
 
-    const NO_SECRETS: NamedSecrets = NamedSecrets(&[]);
-    const TOKEN: NamedSecrets = NamedSecrets(&["GIT_AUTH_TOKEN"]);
+    const NO_SECRETS: NamedSecretsWithValueX = NamedSecretsWithValueX(&[]);
+    const WITH_GIT_TOKEN: NamedSecretsWithValueX = NamedSecretsWithValueX(&["GIT_AUTH_TOKEN"]);
 
     fn tag(name: &str) -> TenantTag {
         TenantTag::of_tenant(&name.parse().expect("name"))
     }
 
-    fn git_attributes(more: &[(&str, &str)]) -> BTreeMap<String, String> {
+    fn git_attributes(more_attributes: &[(&str, &str)]) -> BTreeMap<String, String> {
         let defaults = [
             ("git.authtokensecret", "GIT_AUTH_TOKEN"),
             ("git.authheadersecret", "GIT_AUTH_HEADER"),
         ];
-        let all = defaults.iter().chain(more);
+        let all = defaults.iter().chain(more_attributes);
         all.map(|(name, value)| (name.to_string(), value.to_string()))
             .collect()
     }
 
     fn separate(
         tenant: &str,
-        more: &[(&str, &str)],
-        secrets: &NamedSecrets,
+        more_attributes: &[(&str, &str)],
+        secrets: &NamedSecretsWithValueX,
     ) -> Result<BTreeMap<String, String>, SeparationError> {
-        let mut attributes = git_attributes(more);
+        let mut attributes = git_attributes(more_attributes);
         tag(tenant).separate_git(&mut attributes, "example.com/a.git#main:b", secrets, true)?;
         Ok(attributes)
     }
 
-    fn separated_url(tenant: &str, url: &str, secrets: &NamedSecrets) -> String {
+    fn separated_url(tenant: &str, url: &str, secrets: &NamedSecretsWithValueX) -> String {
         separate(tenant, &[("git.fullurl", url)], secrets).expect(url)["git.fullurl"].clone()
     }
 
@@ -216,12 +219,12 @@ mod tests {
         ] {
             let scheme = &url[..url.find(':').unwrap()];
             let expected = format!("{scheme}://{acme}@{expected}");
-            assert_eq!(separated_url("acme", url, &TOKEN), expected);
-            assert_eq!(separated_url("acme", &expected, &TOKEN), expected);
+            assert_eq!(separated_url("acme", url, &WITH_GIT_TOKEN), expected);
+            assert_eq!(separated_url("acme", &expected, &WITH_GIT_TOKEN), expected);
         }
-        let named = separate("acme", &[], &TOKEN).expect("git");
+        let named = separate("acme", &[], &WITH_GIT_TOKEN).expect("git");
         assert_eq!(named["git.fullurl"], format!("https://{acme}@example.com/a.git"));
-        let of_host = NamedSecrets(&["GIT_AUTH_HEADER.example.com:8443"]);
+        let of_host = NamedSecretsWithValueX(&["GIT_AUTH_HEADER.example.com:8443"]);
         let url = "https://example.com:8443/a.git";
         assert_ne!(separated_url("acme", url, &of_host), url);
         let other = "https://example.com/a.git";
@@ -250,7 +253,7 @@ mod tests {
     #[test]
     fn no_token_is_sent_to_an_address_with_a_password() {
         let url = "https://user:pass@example.com/a.git";
-        let separated = separate("acme", &[("git.fullurl", url)], &TOKEN).expect("git");
+        let separated = separate("acme", &[("git.fullurl", url)], &WITH_GIT_TOKEN).expect("git");
         assert_eq!(separated["git.fullurl"], url);
         assert!(
             !separated.keys().any(|name| name.starts_with("git.auth")),
@@ -259,11 +262,15 @@ mod tests {
     }
 
     #[test]
-    fn no_address_of_another_tenants_clone_can_be_written() {
+    fn an_address_with_a_tags_user_name_is_rejected_for_other_tenants_and_without_a_token() {
         let TenantTag(acme) = tag("acme");
         let encoded = acme.replacen('s', "%73", 1);
         for user in [&*acme, &format!("{acme}:"), &encoded, "slipway-x"] {
-            for (tenant, secrets) in [("globex", &NO_SECRETS), ("globex", &TOKEN), ("acme", &NO_SECRETS)] {
+            for (tenant, secrets) in [
+                ("globex", &NO_SECRETS),
+                ("globex", &WITH_GIT_TOKEN),
+                ("acme", &NO_SECRETS),
+            ] {
                 let url = format!("https://{user}@example.com/a.git");
                 let separated = separate(tenant, &[("git.fullurl", &url)], secrets);
                 assert_eq!(separated, Err(SeparationError::UserName), "{tenant} {url}");

@@ -10,8 +10,8 @@ const OWN_DAEMON_JSON: &str = r#""buildkit": "tcp://buildkit-of-acme:1234""#;
 
 /// Returns the rules for a build of the tenant `acme` that has these members in the policy, or, if they are empty, of a
 /// builder without a policy.
-fn rules_of_policy(policy: &str) -> SourceRules {
-    let tenant = match policy {
+fn rules_of_policy(tenant_members: &str) -> SourceRules {
+    let tenant = match tenant_members {
         "" => None,
         rules => {
             let text = format!(r#"{{"tenants": {{"acme": {{"keys": ["acme-payload"], {rules}}}}}}}"#);

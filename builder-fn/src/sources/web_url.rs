@@ -43,7 +43,8 @@ pub enum WebUrlError {
     Path,
 }
 
-/// The reason why the builder sends no request to a URL for a caller. The texts follow the name of the member with the URL.
+/// The reason why the builder sends no request to a URL for a caller. The texts follow the name of the member with the
+/// URL.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UrlRejection {
     /// The builder does not connect to the host. The text names it.
@@ -98,8 +99,8 @@ impl WebUrl {
         Ok(Self { url, uri })
     }
 
-    /// Parses the `Location` of a response to a request of this URL: a URL, or a path at the same server. A fragment, which
-    /// servers may add, is left out.
+    /// Parses the `Location` of a response to a request of this URL: a URL, or a path at the same server. A fragment,
+    /// which servers may add, is left out.
     ///
     /// # Errors
     /// Fails as [`parse`](Self::parse).
@@ -116,8 +117,8 @@ impl WebUrl {
         }
     }
 
-    /// Returns whether BuildKit takes the URL for that of a git repository, and git and BuildKit read the same one: it ends with
-    /// `.git`, without a query and percent-encoded characters.
+    /// Returns whether BuildKit takes the URL for that of a git repository, and git and BuildKit read the same one: it
+    /// ends with `.git`, without a query and percent-encoded characters.
     pub(crate) fn is_git_repository(&self) -> bool {
         let path = self.uri.path();
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/._~+@-".contains(&byte);
@@ -147,8 +148,8 @@ impl WebUrl {
         self.url.clone().without_query().to_string()
     }
 
-    /// Returns to which addresses the builder may connect for this URL, for a request of `tenant`. `insecure` says that requests
-    /// without TLS are allowed.
+    /// Returns to which addresses the builder may connect for this URL, for a request of `tenant`. `insecure` says that
+    /// requests without TLS are allowed.
     ///
     /// # Errors
     /// Fails if no request may be sent to the URL.
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_programs_read_as_different_urls_is_rejected() {
+    fn a_text_that_is_no_plain_web_url_is_rejected_with_its_problem() {
         for (text, expected) in [
             ("", "begins with https://"),
             ("example.com/a", "begins with https://"),

@@ -16,13 +16,13 @@ const FUNCTIONS_MAX: usize = 10_000;
 
 /// The newest successful build of each function, as a daemon's history has shown them.
 #[derive(Debug)]
-pub(super) struct KnownBuilds {
+pub(super) struct NewestSuccesses {
     newest: HashMap<FunctionId, Submission>,
     /// The time of submission from which on a build is superseded by no successful build that is not known here.
     complete_from: SystemTime,
 }
 
-impl KnownBuilds {
+impl NewestSuccesses {
     /// Creates known builds that are complete for builds submitted at `complete_from` or later, once what the history has
     /// of newer ones is added.
     pub(super) fn complete_from(complete_from: SystemTime) -> Self {
@@ -33,17 +33,17 @@ impl KnownBuilds {
     }
 
     /// Returns whether every successful build is known that supersedes one submitted at `submitted_at`.
-    pub(super) fn cover(&self, submitted_at: SystemTime) -> bool {
+    pub(super) fn are_complete_for(&self, submitted_at: SystemTime) -> bool {
         submitted_at >= self.complete_from
     }
 
     /// Extends the known builds to those that supersede one submitted at `submitted_at`, which are to be added now.
-    pub(super) fn extend_to(&mut self, submitted_at: SystemTime) {
+    pub(super) fn set_complete_from(&mut self, submitted_at: SystemTime) {
         self.complete_from = submitted_at;
     }
 
     /// Adds a build that has succeeded. Any other one changes nothing.
-    pub(super) fn add(&mut self, build: &KnownBuild) {
+    pub(super) fn add_if_succeeded(&mut self, build: &KnownBuild) {
         let (Some(submission), BuildState::Succeeded) = (Submission::of_known_build(build), build.state)
         else {
             return;
@@ -82,17 +82,17 @@ mod tests {
     use super::*;
     use crate::supersede::tests::{known_build, submission};
 
-    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+    const NOW_AT_EPOCH: SystemTime = SystemTime::UNIX_EPOCH;
 
-    fn newer_call(known: &KnownBuilds, function: &str, seconds: u64) -> Option<String> {
+    fn superseding_call_of_arrival(known: &NewestSuccesses, function: &str, seconds: u64) -> Option<String> {
         let arriving = submission(function, "arriving", seconds);
-        let newer = known.find_newer(&arriving, NOW + Duration::from_secs(100));
+        let newer = known.find_newer(&arriving, NOW_AT_EPOCH + Duration::from_secs(100));
         newer.map(|newer| newer.call_id.clone())
     }
 
     #[test]
     fn a_build_that_arrives_late_is_superseded_by_the_newest_one_that_succeeded_and_by_no_other() {
-        let mut known = KnownBuilds::complete_from(NOW);
+        let mut known = NewestSuccesses::complete_from(NOW_AT_EPOCH);
         for (call_id, seconds, state) in [
             ("first", 10, BuildState::Succeeded),
             ("older", 5, BuildState::Succeeded),
@@ -100,54 +100,60 @@ mod tests {
             // Its end may never be reported.
             ("running", 30, BuildState::Running),
         ] {
-            known.add(&known_build(&submission("hello", call_id, seconds), state));
+            known.add_if_succeeded(&known_build(&submission("hello", call_id, seconds), state));
         }
-        assert_eq!(newer_call(&known, "hello", 7).as_deref(), Some("first"));
         assert_eq!(
-            newer_call(&known, "hello", 10),
+            superseding_call_of_arrival(&known, "hello", 7).as_deref(),
+            Some("first")
+        );
+        assert_eq!(
+            superseding_call_of_arrival(&known, "hello", 10),
             None,
             "it was submitted at the same time"
         );
-        assert_eq!(newer_call(&known, "other", 7), None);
-        known.add(&known_build(
+        assert_eq!(superseding_call_of_arrival(&known, "other", 7), None);
+        known.add_if_succeeded(&known_build(
             &submission("hello", "running", 30),
             BuildState::Succeeded,
         ));
-        assert_eq!(newer_call(&known, "hello", 15).as_deref(), Some("running"));
+        assert_eq!(
+            superseding_call_of_arrival(&known, "hello", 15).as_deref(),
+            Some("running")
+        );
     }
 
     #[test]
     fn a_build_from_the_future_supersedes_nothing_until_its_time_comes() {
-        let mut known = KnownBuilds::complete_from(NOW);
-        known.add(&known_build(
+        let mut known = NewestSuccesses::complete_from(NOW_AT_EPOCH);
+        known.add_if_succeeded(&known_build(
             &submission("hello", "ahead", 401),
             BuildState::Succeeded,
         ));
         let arriving = submission("hello", "arriving", 1);
         for (now, supersedes) in [(100, false), (101, true)] {
-            let newer = known.find_newer(&arriving, NOW + Duration::from_secs(now));
+            let newer = known.find_newer(&arriving, NOW_AT_EPOCH + Duration::from_secs(now));
             assert_eq!(newer.is_some(), supersedes, "at {now}");
         }
     }
 
     #[test]
     fn builds_that_are_forgotten_to_make_room_are_no_longer_claimed_to_be_known() {
-        let mut known = KnownBuilds::complete_from(NOW);
+        let mut known = NewestSuccesses::complete_from(NOW_AT_EPOCH);
         let mut seconds = 0;
-        while known.cover(NOW) {
+        while known.are_complete_for(NOW_AT_EPOCH) {
             seconds += 1;
             let build = submission(&format!("function-{seconds}"), "call", seconds);
-            known.add(&known_build(&build, BuildState::Succeeded));
+            known.add_if_succeeded(&known_build(&build, BuildState::Succeeded));
         }
         let count = known.newest.len();
         assert!((FUNCTIONS_MAX / 3..FUNCTIONS_MAX).contains(&count), "{count}");
         for build in 1..=seconds {
             let function = FunctionId::new(format!("function-{build}"), "openfaas-fn");
             // A build that was submitted just before it is superseded by it.
-            let is_claimed = known.cover(NOW + Duration::from_secs(build - 1));
+            let is_claimed = known.are_complete_for(NOW_AT_EPOCH + Duration::from_secs(build - 1));
             assert!(!is_claimed || known.newest.contains_key(&function), "{build}");
         }
-        known.extend_to(NOW);
-        assert!(known.cover(NOW));
+        known.set_complete_from(NOW_AT_EPOCH);
+        assert!(known.are_complete_for(NOW_AT_EPOCH));
     }
 }

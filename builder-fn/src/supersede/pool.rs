@@ -1,8 +1,8 @@
 //! Supersession among the builds on all daemons of a pool.
 //!
-//! A newer build may run on another daemon than an older one, because its image is another, or a daemon is busy or lost. So
-//! each build is registered for every daemon, also for those that join while it runs, and the first that knows a newer build
-//! ends it.
+//! A newer build may run on another daemon than an older one, because its image is another, or a daemon is busy or
+//! lost. So each build is registered for every daemon, also for those that join while it runs, and the first that knows
+//! a newer build ends it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,8 @@ use futures_util::stream::FuturesUnordered;
 use super::{DaemonRegistration, DaemonSupersession, Submission, Superseded};
 use crate::buildkit::DaemonPool;
 
-/// The registries of this process's builds that may supersede each other, one for each daemon of a pool. Clones share them.
+/// The registries of this process's builds that may supersede each other, one for each daemon of a pool. Clones share
+/// them.
 #[derive(Clone, Debug)]
 pub struct Supersession(Arc<PoolSupersession>);
 
@@ -22,7 +23,8 @@ pub struct Supersession(Arc<PoolSupersession>);
 #[derive(Debug)]
 struct PoolSupersession {
     pool: DaemonPool,
-    /// The registries, by the names of the daemons. Those of daemons that are gone stay while builds are registered in them.
+    /// The registries, by the names of the daemons. Those of daemons that are gone stay while builds are registered in
+    /// them.
     daemons: Mutex<HashMap<String, DaemonSupersession>>,
 }
 
@@ -60,8 +62,8 @@ impl Supersession {
 }
 
 impl Registration {
-    /// Registers the build for the daemons of the pool for which it is not registered yet, and for those that are gone and have
-    /// registered builds, so that any two builds of this process have a registry in common.
+    /// Registers the build for the daemons of the pool for which it is not registered yet, and for those that are gone
+    /// and have registered builds, so that any two builds of this process have a registry in common.
     fn register_for_all_daemons(&self) {
         let Supersession(shared) = &self.supersession;
         let current = shared.pool.known_daemons();
@@ -83,12 +85,14 @@ impl Registration {
         }
     }
 
-    /// Returns whether the histories of all daemons that answer, which have the builds of other builders, could be read last
-    /// time.
+    /// Returns whether the histories of all daemons that answer, which have the builds of other builders, could be read
+    /// last time.
     pub(crate) fn sees_other_builders(&self) -> bool {
         let pool = &self.supersession.0.pool;
         let registrations = lock(&self.daemons);
-        let mut answering = registrations.iter().filter(|(name, _)| pool.is_in_use(name));
+        let mut answering = registrations
+            .iter()
+            .filter(|(name, _)| pool.is_daemon_in_use(name));
         answering.all(|(_, registration)| registration.sees_other_builders())
     }
 
@@ -107,19 +111,21 @@ impl Registration {
         }
     }
 
-    /// Waits until the builds in the histories of the daemons that answer are known, and checks that none of them which runs or
-    /// has succeeded supersedes the registered build. A history that cannot be read in time is logged and does not prevent
-    /// the build.
+    /// Waits until the builds in the histories of the daemons that answer are known, and checks that none of them which
+    /// runs or has succeeded supersedes the registered build. A history that cannot be read in time is logged and does
+    /// not prevent the build.
     ///
     /// # Errors
     /// Fails if there is a newer build.
-    pub async fn check_history(&self) -> Result<(), Superseded> {
+    pub async fn check_not_superseded_in_histories(&self) -> Result<(), Superseded> {
         self.register_for_all_daemons();
         let pool = &self.supersession.0.pool;
         let waiting: Vec<_> = lock(&self.daemons)
             .iter()
-            .filter(|(name, _)| pool.is_in_use(name))
-            .map(|(_, registration)| DaemonRegistration::wait_for_history(registration.shared.clone()))
+            .filter(|(name, _)| pool.is_daemon_in_use(name))
+            .map(|(_, registration)| {
+                DaemonRegistration::wait_until_history_is_read(registration.shared.clone())
+            })
             .collect();
         join_all(waiting).await;
         let registrations = lock(&self.daemons);

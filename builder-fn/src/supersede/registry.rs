@@ -28,17 +28,20 @@ struct RegisteredBuild {
 
 impl RegisteredBuilds {
     /// Adds a build, which supersedes the older builds of its function, or is superseded by the newest: a registered one,
-    /// or `known`. Returns the build's number, and a receiver of the build that supersedes it.
+    /// or `known_newer_build`. Returns the build's number, and a receiver of the build that supersedes it.
     pub(super) fn insert_and_supersede(
         &mut self,
         submission: Submission,
-        known: Option<&Submission>,
+        known_newer_build: Option<&Submission>,
     ) -> (u64, watch::Receiver<Option<Submission>>) {
         let id = self.next_id;
         self.next_id += 1;
         self.supersede_older_than(&submission);
         let builds = self.builds.entry(submission.function.clone()).or_default();
-        let newest = builds.iter().map(|entry| &entry.submission).chain(known);
+        let newest = builds
+            .iter()
+            .map(|entry| &entry.submission)
+            .chain(known_newer_build);
         let newest = newest
             .filter(|other| other.is_newer_than(&submission))
             .max_by_key(|other| other.submitted_at)
@@ -114,7 +117,7 @@ mod tests {
     use super::*;
     use crate::supersede::tests::{known_build, submission};
 
-    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+    const NOW_AT_EPOCH: SystemTime = SystemTime::UNIX_EPOCH;
 
     fn superseding_call(newer: &watch::Receiver<Option<Submission>>) -> Option<String> {
         newer.borrow().as_ref().map(|newer| newer.call_id.clone())
@@ -150,7 +153,10 @@ mod tests {
         assert!(registry.is_empty());
         let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1), None);
         assert_eq!(superseding_call(&old), None);
-        assert_eq!(registry.earliest_submission(), Some(NOW + Duration::from_secs(1)));
+        assert_eq!(
+            registry.earliest_submission(),
+            Some(NOW_AT_EPOCH + Duration::from_secs(1))
+        );
     }
 
     #[test]
@@ -189,7 +195,7 @@ mod tests {
         ] {
             let mut registry = RegisteredBuilds::default();
             let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1), None);
-            registry.supersede_by_known_build(&build, NOW);
+            registry.supersede_by_known_build(&build, NOW_AT_EPOCH);
             assert_eq!(
                 superseding_call(&old).as_deref(),
                 supersedes.then_some("newer"),
@@ -212,10 +218,10 @@ mod tests {
                 receivers.push(newer);
                 for (before, (_, seconds)) in builds[..at].iter().enumerate() {
                     let running = submission("hello", &before.to_string(), *seconds);
-                    builders[*builder].supersede_by_known_build(&known_build(&running, BuildState::Running), NOW);
+                    builders[*builder].supersede_by_known_build(&known_build(&running, BuildState::Running), NOW_AT_EPOCH);
                 }
                 for registry in &mut builders {
-                    registry.supersede_by_known_build(&known_build(&arriving, BuildState::Running), NOW);
+                    registry.supersede_by_known_build(&known_build(&arriving, BuildState::Running), NOW_AT_EPOCH);
                 }
             }
             let newest = builds.iter().map(|(_, seconds)| *seconds).max();

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::gateway::start_answering_gateway;
-use crate::job::output_response;
+use crate::job::step_output_response;
 use crate::setting::{Answer, TestBuilder, build_request_with, hmac_keys, request_tar_with, tar_with_files};
 use crate::{complete_or_panic, daemon};
 
@@ -59,7 +59,7 @@ async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
     }
     status
         .events
-        .send(Ok(output_response("compiling\n")))
+        .send(Ok(step_output_response("compiling\n")))
         .await
         .expect("listening");
     drop(status);
@@ -193,7 +193,7 @@ async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_error() {
     let (solve, status, _session) = calls.next_build_calls().await;
     status
         .events
-        .send(Ok(output_response("error: no such crate\n")))
+        .send(Ok(step_output_response("error: no such crate\n")))
         .await
         .expect("listening");
     drop(status);
@@ -232,7 +232,7 @@ async fn a_daemon_that_is_down_or_lost_is_502() {
     let (_solve, status, _session) = calls.next_build_calls().await;
     status
         .events
-        .send(Ok(output_response("so far\n")))
+        .send(Ok(step_output_response("so far\n")))
         .await
         .expect("listening");
     status.events.reserve().await.expect("it was read");
@@ -305,7 +305,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     let (solve, status, _session) = calls.next_build_calls().await;
     let begun = Instant::now();
     let second = spawn_build(&setting, request_tar_with(json!({"noCache": true})));
-    setting.wait_until_full().await;
+    setting.wait_until_no_request_is_admitted().await;
 
     let rejected = setting
         .send_request(build_request_with(Body::empty(), None))
@@ -319,7 +319,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     assert_eq!((second.status, begun.elapsed().as_secs()), (429, 60));
 
     let third = spawn_build(&setting, request_tar_with(json!({"noCache": true})));
-    setting.wait_until_full().await;
+    setting.wait_until_no_request_is_admitted().await;
     drop(status);
     solve.answer_with_digest("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
@@ -530,7 +530,7 @@ async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
     let (solve, status, _session) = calls.next_build_calls().await;
     status
         .events
-        .send(Ok(output_response("s3cr3t in the output\n")))
+        .send(Ok(step_output_response("s3cr3t in the output\n")))
         .await
         .expect("listening");
     drop(status);

@@ -70,7 +70,7 @@ fn numbered_line(record: &Value) -> Option<(u64, String)> {
     Some((seq, line.as_str().expect("a line").to_owned()))
 }
 
-fn timestamp(seconds: i64, milliseconds: i32) -> Timestamp {
+fn timestamp_after_base(seconds: i64, milliseconds: i32) -> Timestamp {
     Timestamp {
         seconds: 1_790_000_000 + seconds,
         nanos: milliseconds * 1_000_000,
@@ -82,14 +82,14 @@ pub(crate) fn status_with_lines(count: usize, text: &str) -> Vec<StatusResponse>
     let vertex = |completed| Vertex {
         digest: "sha256:1".into(),
         name: "[1/1] RUN count".into(),
-        started: Some(timestamp(0, 0)),
+        started: Some(timestamp_after_base(0, 0)),
         completed,
         ..Vertex::default()
     };
     let logs: Vec<_> = (0..count)
         .map(|number| VertexLog {
             vertex: "sha256:1".into(),
-            timestamp: Some(timestamp(
+            timestamp: Some(timestamp_after_base(
                 1 + i64::try_from(number).expect("small") / 1000,
                 i32::try_from(number % 1000).expect("small"),
             )),
@@ -106,14 +106,14 @@ pub(crate) fn status_with_lines(count: usize, text: &str) -> Vec<StatusResponse>
         ..StatusResponse::default()
     }));
     responses.push(StatusResponse {
-        vertexes: vec![vertex(Some(timestamp(10_000, 0)))],
+        vertexes: vec![vertex(Some(timestamp_after_base(10_000, 0)))],
         ..StatusResponse::default()
     });
     responses
 }
 
 /// Answers every reader of a status with `responses`, the last of them once the returned switch is set.
-pub(crate) fn answer_statuses(
+pub(crate) fn answer_statuses_holding_back_the_last(
     calls: &mut DaemonCalls,
     responses: Vec<StatusResponse>,
 ) -> watch::Sender<bool> {
@@ -156,7 +156,7 @@ pub(crate) async fn start_build(
 async fn every_builder_of_a_daemon_answers_with_a_builds_state_while_it_runs_and_afterwards() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
-    let ended = answer_statuses(&mut calls, status_with_lines(3, "line"));
+    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
     let path = format!("/builds/{CALL_ID}");
     assert_eq!(ask(&builder, Method::GET, &path).await.status, 404);
 
@@ -215,7 +215,7 @@ async fn a_rejected_request_is_known_with_its_reason() {
 async fn a_log_has_the_same_numbers_live_afterwards_and_at_another_builder() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
-    let ended = answer_statuses(&mut calls, status_with_lines(100, "line"));
+    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(100, "line"));
     let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
     let mut live = open_log(&builder, 1).await.into_body();
     let mut received = Vec::new();
@@ -262,10 +262,10 @@ async fn a_log_has_the_same_numbers_live_afterwards_and_at_another_builder() {
 
 #[tokio::test]
 async fn a_reader_that_is_cut_off_many_times_gets_every_line_once() {
-    const LINES: usize = 5_000;
+    const LINE_COUNT: usize = 5_000;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
-    let ended = answer_statuses(&mut calls, status_with_lines(LINES, "line"));
+    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(LINE_COUNT, "line"));
     let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
     let mut solve = Some(solve);
 
@@ -312,14 +312,14 @@ async fn a_reader_that_is_cut_off_many_times_gets_every_line_once() {
         .iter()
         .filter_map(|line| line.split("line ").nth(1)?.parse::<usize>().ok())
         .collect();
-    assert_eq!(numbers, (0..LINES).collect::<Vec<_>>());
+    assert_eq!(numbers, (0..LINE_COUNT).collect::<Vec<_>>());
 }
 
 #[tokio::test]
 async fn a_cancelled_build_ends_its_solve_and_answers_409() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
-    let _ended = answer_statuses(&mut calls, status_with_lines(3, "line"));
+    let _ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
     for (asked, id) in [(builder.clone(), "here"), (TestBuilder::new(daemon), "there")] {
         let builder = builder.with_call_id(id);
         let path = format!("/builds/{id}");
@@ -354,7 +354,7 @@ async fn a_cancelled_build_ends_its_solve_and_answers_409() {
 async fn a_cancelled_call_is_not_built_by_another_builder_that_gets_it_again() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let first = TestBuilder::new(daemon.clone());
-    let _ended = answer_statuses(&mut calls, status_with_lines(3, "line"));
+    let _ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
     let (build, _solve) = start_build(&first, &mut calls, request_tar_with(json!({}))).await;
     let own = first.clone();
     let cancelling =
@@ -378,7 +378,7 @@ async fn a_cancelled_call_is_not_built_by_another_builder_that_gets_it_again() {
 async fn an_ended_build_is_not_cancelled() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
-    let ended = answer_statuses(&mut calls, status_with_lines(3, "line"));
+    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
     ended.send_replace(true);
     let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
     solve.answer_with_digest("sha256:12");
@@ -428,7 +428,7 @@ async fn the_build_of_another_tenant_looks_like_one_that_does_not_exist() {
         builder
     };
     let (builder, other) = (create(daemon.clone()), create(daemon));
-    let ended = answer_statuses(&mut calls, status_with_lines(3, "line"));
+    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
     ended.send_replace(true);
     let own = builder.clone();
     let build = tokio::spawn(async move {
@@ -475,7 +475,8 @@ async fn secrets_are_masked_in_a_log_that_another_builder_reads_from_the_history
     let mut values = values.filter_map(Value::as_str).map(str::trim_end);
     let secret = values.find(|value| !value.contains('\n')).expect("a secret");
     let builder = TestBuilder::new(daemon.clone()).with_seal_key(key);
-    let ended = answer_statuses(&mut calls, status_with_lines(1, &format!("it is {secret}")));
+    let ended =
+        answer_statuses_holding_back_the_last(&mut calls, status_with_lines(1, &format!("it is {secret}")));
     ended.send_replace(true);
     let tar = tar_with_sealed_secrets(recorded["sealed"].as_str().expect("an envelope"));
     let (build, solve) = start_build(&builder, &mut calls, tar).await;
@@ -538,11 +539,15 @@ async fn lists_that_follow_each_other_make_the_daemon_read_its_history_once_and_
         ids
     };
     assert_eq!(ids().await, ["0", "1", "2"]);
-    let decoded = calls.history.decoded_records();
+    let decoded = calls.history.decoded_record_count();
     for _ in 0..3 {
         assert_eq!(ids().await, ["0", "1", "2"]);
     }
-    assert_eq!(calls.history.decoded_records(), decoded, "answered from memory");
+    assert_eq!(
+        calls.history.decoded_record_count(),
+        decoded,
+        "answered from memory"
+    );
 
     let own = builder.with_call_id("3");
     let build = tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
@@ -557,7 +562,7 @@ async fn lists_that_follow_each_other_make_the_daemon_read_its_history_once_and_
     // The daemon is started again.
     calls.history.disconnect_listeners();
     complete_or_panic(async {
-        while calls.history.decoded_records() <= decoded {
+        while calls.history.decoded_record_count() <= decoded {
             assert_eq!(ids().await, ["0", "1", "2", "3"]);
         }
     })

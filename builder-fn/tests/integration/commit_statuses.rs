@@ -13,8 +13,8 @@ use crate::builds::ask;
 use crate::captured_log::CapturedLog;
 use crate::complete_or_panic;
 use crate::daemon;
-use crate::job::output_response;
-use crate::record_store::{ask_until, records_of};
+use crate::job::step_output_response;
+use crate::record_store::{ask_until, record_repository_of};
 use crate::registry::FakeRegistry;
 use crate::secrets::seal_secrets;
 use crate::setting::{
@@ -23,16 +23,16 @@ use crate::setting::{
 use crate::sources::ask_about_source;
 use crate::web_server::{FakeWebServer, Page};
 
-const COMMIT: &str = "0123456789012345678901234567890123456789";
+const COMMIT_HASH: &str = "0123456789012345678901234567890123456789";
 
-const TOKEN: &str = "the-token-for-statuses";
+const OPERATOR_STATUS_TOKEN: &str = "the-token-for-statuses";
 
 fn builder_with_token(daemon: builder_fn::buildkit::Daemon, server: &FakeWebServer) -> TestBuilder {
     let tokens = format!("{}=status-token", server.url("/"));
     let builder = TestBuilder::new(daemon)
-        .with_allowed_sources(&server.host)
+        .with_allowed_private_hosts(&server.host)
         .with_status_tokens(&tokens);
-    builder.write_secret("status-token", &format!("{TOKEN}\n"));
+    builder.write_secret("status-token", &format!("{OPERATOR_STATUS_TOKEN}\n"));
     builder
 }
 
@@ -42,8 +42,8 @@ fn header<'a>(head: &'a Parts, name: &str) -> &'a str {
 
 #[tokio::test]
 async fn a_commit_is_pending_during_its_build_and_then_has_its_outcome() {
-    let encoded = format!("/projects/acme%2Ffunctions%2Fhello/statuses/{COMMIT}");
-    let plain = format!("/repos/acme/hello/statuses/{COMMIT}");
+    let encoded = format!("/projects/acme%2Ffunctions%2Fhello/statuses/{COMMIT_HASH}");
+    let plain = format!("/repos/acme/hello/statuses/{COMMIT_HASH}");
     for (forge, project, path, fails, states, name_key) in [
         (
             "github",
@@ -75,7 +75,7 @@ async fn a_commit_is_pending_during_its_build_and_then_has_its_outcome() {
         server.set_page(path, Page::Status(201));
         let builder = builder_with_token(daemon, &server);
         let config = json!({"commitStatus": {
-            forge: project, "api": server.url(""), "commit": COMMIT, "name": "ci/hello", "link": "https://ci.example/1?a=b",
+            forge: project, "api": server.url(""), "commit": COMMIT_HASH, "name": "ci/hello", "link": "https://ci.example/1?a=b",
         }});
         let sender = builder.clone();
         let answer = tokio::spawn(async move { sender.send_signed_build(request_tar_with(config)).await });
@@ -102,14 +102,21 @@ async fn a_commit_is_pending_during_its_build_and_then_has_its_outcome() {
             assert!(header(&request.head, "user-agent").contains("slipway"));
             match forge {
                 "github" => {
-                    assert_eq!(header(&request.head, "authorization"), format!("Bearer {TOKEN}"));
+                    assert_eq!(
+                        header(&request.head, "authorization"),
+                        format!("Bearer {OPERATOR_STATUS_TOKEN}")
+                    );
                     assert_eq!(header(&request.head, "accept"), "application/vnd.github+json");
                 }
-                _ => assert_eq!(header(&request.head, "private-token"), TOKEN),
+                _ => assert_eq!(header(&request.head, "private-token"), OPERATOR_STATUS_TOKEN),
             }
         }
         builder.wait_for_notifications("sent", 2).await;
-        assert!(!answer.body.to_string().contains(TOKEN), "{}", answer.body);
+        assert!(
+            !answer.body.to_string().contains(OPERATOR_STATUS_TOKEN),
+            "{}",
+            answer.body
+        );
     }
 }
 
@@ -117,10 +124,11 @@ async fn a_commit_is_pending_during_its_build_and_then_has_its_outcome() {
 async fn a_status_that_fails_is_sent_again_until_the_next_one_replaces_it() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
-    let path = format!("/repos/acme/hello/statuses/{COMMIT}");
+    let path = format!("/repos/acme/hello/statuses/{COMMIT_HASH}");
     server.set_pages(&path, [Page::Status(503), Page::Status(503), Page::Status(201)]);
     let builder = builder_with_token(daemon, &server);
-    let config = json!({"commitStatus": {"github": "acme/hello", "api": server.url(""), "commit": COMMIT}});
+    let config =
+        json!({"commitStatus": {"github": "acme/hello", "api": server.url(""), "commit": COMMIT_HASH}});
     let sender = builder.clone();
     let answer = tokio::spawn(async move { sender.send_signed_build(request_tar_with(config)).await });
     let (solve, status, _session) = calls.next_build_calls().await;
@@ -153,17 +161,17 @@ async fn a_status_that_cannot_be_set_rejects_the_request_before_its_build() {
             "commitStatus.commit is missing",
         ),
         (
-            json!({"github": "acme/hello", "commit": COMMIT}),
+            json!({"github": "acme/hello", "commit": COMMIT_HASH}),
             400,
             "commitStatus: no token for https://api.github.com/repos/acme/hello",
         ),
         (
-            json!({"gitlab": "acme/hello", "api": "https://10.0.0.1/api/v4", "commit": COMMIT}),
+            json!({"gitlab": "acme/hello", "api": "https://10.0.0.1/api/v4", "commit": COMMIT_HASH}),
             403,
             "commitStatus: 10.0.0.1 is a private address",
         ),
         (
-            json!({"github": "acme/hello", "api": "https://169.254.169.254", "commit": COMMIT}),
+            json!({"github": "acme/hello", "api": "https://169.254.169.254", "commit": COMMIT_HASH}),
             403,
             "commitStatus: 169.254.169.254",
         ),
@@ -185,7 +193,7 @@ async fn a_tenant_uses_the_token_of_the_operator_only_by_a_rule_for_the_project(
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let server = FakeWebServer::start().await;
         server.set_page(
-            &format!("/projects/acme%2Fhello/statuses/{COMMIT}"),
+            &format!("/projects/acme%2Fhello/statuses/{COMMIT_HASH}"),
             Page::Status(201),
         );
         let key = "the payload key of acme";
@@ -197,7 +205,7 @@ async fn a_tenant_uses_the_token_of_the_operator_only_by_a_rule_for_the_project(
         let builder = builder_with_token(daemon, &server).with_policy(&policy);
         builder.write_secret("acme-payload", key);
         let config =
-            json!({"commitStatus": {"gitlab": "acme/hello", "api": server.url(""), "commit": COMMIT}});
+            json!({"commitStatus": {"gitlab": "acme/hello", "api": server.url(""), "commit": COMMIT_HASH}});
         let sender = builder.clone();
         let answer = tokio::spawn(async move {
             sender
@@ -221,13 +229,23 @@ async fn a_tenant_uses_the_token_of_the_operator_only_by_a_rule_for_the_project(
 /// rejected, git's and the step's errors contain both tokens, and so does the output of the step.
 #[tokio::test]
 async fn sealed_tokens_are_in_no_log_record_error_notification_or_provenance() {
-    const SEALED: &str = "the-sealed-token-for-statuses";
-    const GIT: &str = "the-sealed-token-for-git";
-    let encoded = format!("/projects/acme%2Fhello/statuses/{COMMIT}");
-    let plain = format!("/repos/acme/hello/statuses/{COMMIT}");
+    const SEALED_STATUS_TOKEN: &str = "the-sealed-token-for-statuses";
+    const SEALED_GIT_TOKEN: &str = "the-sealed-token-for-git";
+    let encoded = format!("/projects/acme%2Fhello/statuses/{COMMIT_HASH}");
+    let plain = format!("/repos/acme/hello/statuses/{COMMIT_HASH}");
     for (forge, path, token_header, token_value) in [
-        ("github", &plain, "authorization", format!("Bearer {SEALED}")),
-        ("gitlab", &encoded, "private-token", SEALED.to_owned()),
+        (
+            "github",
+            &plain,
+            "authorization",
+            format!("Bearer {SEALED_STATUS_TOKEN}"),
+        ),
+        (
+            "gitlab",
+            &encoded,
+            "private-token",
+            SEALED_STATUS_TOKEN.to_owned(),
+        ),
     ] {
         let (log, _capturing) = CapturedLog::begin();
         let registry = FakeRegistry::start().await;
@@ -237,15 +255,18 @@ async fn sealed_tokens_are_in_no_log_record_error_notification_or_provenance() {
         server.set_page("/result", Page::Status(204));
         // The operator's token for the same project is not used.
         let builder = builder_with_token(daemon, &server)
-            .with_record_store(&records_of(&registry))
+            .with_record_store(&record_repository_of(&registry))
             .with_seal_key(&STANDARD.encode([7; 32]));
         let public_key = SecretKey::from([7; 32]).public_key();
-        let secrets = [("COMMIT_STATUS_TOKEN", SEALED), ("GIT_AUTH_TOKEN", GIT)];
+        let secrets = [
+            ("COMMIT_STATUS_TOKEN", SEALED_STATUS_TOKEN),
+            ("GIT_AUTH_TOKEN", SEALED_GIT_TOKEN),
+        ];
         let body = json!({
             "image": "registry:5000/hello:1",
             "context": {"git": {"repository": "https://git.example/team/app.git", "ref": "v1"}},
             "sealedSecrets": seal_secrets(public_key.as_bytes(), &secrets),
-            "commitStatus": {forge: "acme/hello", "api": server.url(""), "commit": COMMIT},
+            "commitStatus": {forge: "acme/hello", "api": server.url(""), "commit": COMMIT_HASH},
             "notify": server.url("/result"),
             "provenance": "max",
         });
@@ -270,16 +291,20 @@ async fn sealed_tokens_are_in_no_log_record_error_notification_or_provenance() {
         ask_about_source(&session, "git://git.example/team/app.git#v1")
             .await
             .expect("an answer");
-        lookup.answer_with_commit(None, COMMIT);
+        lookup.answer_with_commit(None, COMMIT_HASH);
         let (solve, status, _session) = calls.next_build_calls().await;
         let requested = format!("{:?}", solve.request);
         status
             .events
-            .send(Ok(output_response(&format!("tokens {SEALED} {GIT}\n"))))
+            .send(Ok(step_output_response(&format!(
+                "tokens {SEALED_STATUS_TOKEN} {SEALED_GIT_TOKEN}\n"
+            ))))
             .await
             .expect("listening");
         drop(status);
-        solve.answer_with_error(Status::unknown(format!("process \"use {SEALED} {GIT}\" failed")));
+        solve.answer_with_error(Status::unknown(format!(
+            "process \"use {SEALED_STATUS_TOKEN} {SEALED_GIT_TOKEN}\" failed"
+        )));
         let answer = complete_or_panic(answer).await.expect("no panic");
         assert_eq!(answer.status, 422, "{}", answer.body);
         assert_eq!(answer.body["error"], "process \"use *** ***\" failed");
@@ -308,7 +333,8 @@ async fn sealed_tokens_are_in_no_log_record_error_notification_or_provenance() {
             panic!("{results:?}");
         };
         let own = ask(&builder, Method::GET, &format!("/builds/{CALL_ID}")).await;
-        let later = TestBuilder::new(daemon::unreachable_daemon()).with_record_store(&records_of(&registry));
+        let later = TestBuilder::new(daemon::unreachable_daemon())
+            .with_record_store(&record_repository_of(&registry));
         let stored = ask_until(&later, CALL_ID, |asked| asked.body["state"] == "failed").await;
         let stored_bytes: Vec<_> = registry
             .contents()
@@ -335,7 +361,7 @@ async fn sealed_tokens_are_in_no_log_record_error_notification_or_provenance() {
             ),
             ("the bodies of requests", sent.concat()),
         ] {
-            for token in [SEALED, GIT, TOKEN] {
+            for token in [SEALED_STATUS_TOKEN, SEALED_GIT_TOKEN, OPERATOR_STATUS_TOKEN] {
                 assert!(!text.contains(token), "{forge}: {place} has {token}: {text}");
             }
             assert!(!text.is_empty(), "{forge}: {place}");

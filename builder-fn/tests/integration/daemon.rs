@@ -215,14 +215,14 @@ impl SolveCall {
     }
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type AnswerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Control for FakeControl {
-    type PruneStream = Answers<UsageRecord>;
-    type StatusStream = Answers<StatusResponse>;
-    type SessionStream = Answers<BytesMessage>;
-    type ListenBuildHistoryStream = Answers<BuildHistoryEvent>;
+    type PruneStream = AnswerStream<UsageRecord>;
+    type StatusStream = AnswerStream<StatusResponse>;
+    type SessionStream = AnswerStream<BytesMessage>;
+    type ListenBuildHistoryStream = AnswerStream<BuildHistoryEvent>;
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let (reply, replied) = oneshot::channel();

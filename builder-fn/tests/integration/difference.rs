@@ -5,10 +5,10 @@ use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex};
 use function_host::http::Method;
 use serde_json::{Value, json};
 
-use crate::builds::{answer_statuses, ask, question};
+use crate::builds::{answer_statuses_holding_back_the_last, ask, question};
 use crate::complete_or_panic;
 use crate::daemon;
-use crate::record_store::records_of;
+use crate::record_store::record_repository_of;
 use crate::registry::FakeRegistry;
 use crate::setting::{Answer, TestBuilder, request_tar_with};
 
@@ -33,7 +33,7 @@ fn status_with_steps(steps: &[(&str, Option<i64>)]) -> StatusResponse {
 }
 
 /// Builds the call `id`, and waits until what it was made from is recorded.
-async fn build(
+async fn build_and_wait_for_inputs(
     registry: &FakeRegistry,
     id: &str,
     config: Value,
@@ -41,9 +41,9 @@ async fn build(
 ) -> TestBuilder {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon)
-        .with_record_store(&records_of(registry))
+        .with_record_store(&record_repository_of(registry))
         .with_call_id(id);
-    let ended = answer_statuses(
+    let ended = answer_statuses_holding_back_the_last(
         &mut calls,
         vec![status_with_steps(steps), StatusResponse::default()],
     );
@@ -71,7 +71,7 @@ async fn the_first_step_without_its_cache_is_named_with_the_argument_that_change
     let (copy, run) = ("[2/3] COPY hunter2 b", "[3/3] RUN make");
     let arguments = |version: &str| json!({"buildArgs": {"VERSION": version, "TOKEN": "hunter2"}});
     let config = arguments("secret-1");
-    build(
+    build_and_wait_for_inputs(
         &registry,
         "v1",
         config,
@@ -79,7 +79,7 @@ async fn the_first_step_without_its_cache_is_named_with_the_argument_that_change
     )
     .await;
     let config = arguments("secret-2");
-    let builder = build(
+    let builder = build_and_wait_for_inputs(
         &registry,
         "v2",
         config,
@@ -134,12 +134,12 @@ async fn the_first_step_without_its_cache_is_named_with_the_argument_that_change
 }
 
 #[tokio::test]
-async fn what_cannot_be_compared_is_said_clearly() {
+async fn builds_of_other_images_unknown_ones_and_unsigned_questions_cannot_be_compared() {
     let registry = FakeRegistry::start().await;
     let steps = [("[1/1] RUN make", Some(1))];
-    build(&registry, "v1", json!({}), &steps).await;
+    build_and_wait_for_inputs(&registry, "v1", json!({}), &steps).await;
     let other = json!({"image": "registry:5000/other:1"});
-    let builder = build(&registry, "v2", other, &steps).await;
+    let builder = build_and_wait_for_inputs(&registry, "v2", other, &steps).await;
     let asked = async |path: &str| ask(&builder, Method::GET, path).await;
     let wrong = complete_or_panic(async {
         loop {

@@ -17,7 +17,7 @@ use tonic::{Code, Request, Status, Streaming};
 
 use crate::daemon::{self, DaemonCalls, SessionCall};
 use crate::job::FakeManifestLookup;
-use crate::shared_keys;
+use crate::new_shared_key_pool;
 
 /// Waits for `future`, and fails the test if it hangs.
 async fn complete_in_time<T>(future: impl Future<Output = T>, what_hangs: &str) -> T {
@@ -39,7 +39,7 @@ async fn start_served_build(tar: Vec<u8>) -> ServedBuild {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let build = tokio::spawn(async move {
         let connection = daemon.connect().await.expect("connect");
-        let lease = Arc::new(shared_keys().lease_single_use());
+        let lease = Arc::new(new_shared_key_pool().lease_single_use());
         let job = BuildJob {
             services: SessionServices::new()
                 .with_health()
@@ -329,7 +329,7 @@ async fn only_entries_that_the_patterns_select_are_announced_and_numbered() {
 }
 
 #[tokio::test]
-async fn files_that_were_not_announced_are_not_sent() {
+async fn requests_for_unannounced_files_unknown_folders_or_bad_patterns_fail_the_transfer() {
     let served = start_served_build(context_tar(&[("context/folder/file", b"x")])).await;
     for id in [0, 2, u32::MAX] {
         let mut transfer = served

@@ -14,9 +14,9 @@ use crate::referenced_contexts::{send_json, send_json_as};
 use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder};
 use crate::sources::ask_about_source;
 
-const COMMIT: &str = "0123456789012345678901234567890123456789";
+const COMMIT_HASH: &str = "0123456789012345678901234567890123456789";
 
-const SOURCE: &str = "git://git.example/team/app.git#v1";
+const SOURCE_IDENTIFIER: &str = "git://git.example/team/app.git#v1";
 
 fn request() -> Value {
     json!({
@@ -26,16 +26,16 @@ fn request() -> Value {
 }
 
 /// Starts a build, and waits for the calls that look its commit up.
-async fn start_lookup(
+async fn start_build_and_wait_for_lookup(
     builder: &TestBuilder,
     calls: &mut DaemonCalls,
     request: Value,
 ) -> (JoinHandle<Answer>, SolveCall, SessionCall, LookupCall) {
-    start_lookup_as(builder, PAYLOAD_KEY, calls, request).await
+    start_build_signed_with_and_wait_for_lookup(builder, PAYLOAD_KEY, calls, request).await
 }
 
 /// Starts a build that is signed with `key`, and waits for the calls that look its commit up.
-async fn start_lookup_as(
+async fn start_build_signed_with_and_wait_for_lookup(
     builder: &TestBuilder,
     key: &'static str,
     calls: &mut DaemonCalls,
@@ -56,7 +56,7 @@ async fn start_lookup_as(
 #[tokio::test]
 async fn a_git_context_is_built_at_its_commit_which_image_answer_and_record_have() {
     for (tag, label, expected_label) in [
-        (None, None, COMMIT),
+        (None, None, COMMIT_HASH),
         (
             Some("9999999999999999999999999999999999999999"),
             Some("own"),
@@ -69,7 +69,8 @@ async fn a_git_context_is_built_at_its_commit_which_image_answer_and_record_have
         if let Some(label) = label {
             request["labels"] = json!({"org.opencontainers.image.revision": label});
         }
-        let (answer, solve, session, lookup) = start_lookup(&builder, &mut calls, request).await;
+        let (answer, solve, session, lookup) =
+            start_build_and_wait_for_lookup(&builder, &mut calls, request).await;
         assert!(solve.request.internal, "the history has no record of a lookup");
         assert_eq!(
             (solve.request.frontend.as_str(), &solve.request.definition),
@@ -78,20 +79,22 @@ async fn a_git_context_is_built_at_its_commit_which_image_answer_and_record_have
         assert_eq!(solve.request.source_policy_session, solve.request.session);
         assert_eq!(lookup.reference, solve.request.r#ref);
         let source = lookup.request.source.clone().expect("a source");
-        assert_eq!(source.identifier, SOURCE);
+        assert_eq!(source.identifier, SOURCE_IDENTIFIER);
         assert_eq!(source.attrs["git.fullurl"], "https://git.example/team/app.git");
-        let decision = ask_about_source(&session, SOURCE).await.expect("an answer");
+        let decision = ask_about_source(&session, SOURCE_IDENTIFIER)
+            .await
+            .expect("an answer");
         assert_eq!(decision.action(), PolicyAction::Allow);
-        lookup.answer_with_commit(tag, COMMIT);
+        lookup.answer_with_commit(tag, COMMIT_HASH);
 
         let (solve, status, _session) = calls.next_build_calls().await;
         let attrs = &solve.request.frontend_attrs;
         assert_eq!(
             attrs["context"],
-            format!("https://git.example/team/app.git?checksum={COMMIT}&ref=v1&subdir=fn")
+            format!("https://git.example/team/app.git?checksum={COMMIT_HASH}&ref=v1&subdir=fn")
         );
         assert_eq!(attrs["label:org.opencontainers.image.revision"], expected_label);
-        assert_eq!(attrs["slipway.commit"], COMMIT);
+        assert_eq!(attrs["slipway.commit"], COMMIT_HASH);
         assert_eq!(
             attrs["cmdline"], "dockerfile.v0",
             "no other frontend reads the Dockerfile"
@@ -100,7 +103,7 @@ async fn a_git_context_is_built_at_its_commit_which_image_answer_and_record_have
         drop(status);
         let answer = complete_or_panic(answer).await.expect("no panic");
         assert_eq!(answer.status, 200, "{}", answer.body);
-        assert_eq!(answer.body["commit"], COMMIT);
+        assert_eq!(answer.body["commit"], COMMIT_HASH);
         let log = answer.body["log"].to_string();
         assert!(
             log.contains("[context] look up the commit of https://git.example/team/app.git#v1:fn"),
@@ -135,12 +138,15 @@ async fn nothing_is_built_from_a_repository_that_the_daemon_cannot_or_may_not_re
     ] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let builder = TestBuilder::new(daemon);
-        let (answer, _solve, session, lookup) = start_lookup(&builder, &mut calls, request()).await;
+        let (answer, _solve, session, lookup) =
+            start_build_and_wait_for_lookup(&builder, &mut calls, request()).await;
         if asks {
-            ask_about_source(&session, SOURCE).await.expect("an answer");
+            ask_about_source(&session, SOURCE_IDENTIFIER)
+                .await
+                .expect("an answer");
         }
         match message {
-            "" => lookup.answer_with_commit(None, COMMIT),
+            "" => lookup.answer_with_commit(None, COMMIT_HASH),
             message => lookup.answer_with_error(message),
         }
         if status == 200 {
@@ -169,11 +175,11 @@ async fn ask_for_secret(session: &SessionCall, id: &str) -> Result<Vec<u8>, Code
         .map_err(|status| status.code())
 }
 
-const TOKEN: &str = "the-token-of-the-operator";
+const OPERATOR_GIT_TOKEN: &str = "the-token-of-the-operator";
 
 fn builder_with_token(daemon: Daemon) -> TestBuilder {
     let builder = TestBuilder::new(daemon).with_git_tokens("https://git.example/team/=git-token");
-    builder.write_secret("git-token", &format!("{TOKEN}\n"));
+    builder.write_secret("git-token", &format!("{OPERATOR_GIT_TOKEN}\n"));
     builder
 }
 
@@ -181,16 +187,19 @@ fn builder_with_token(daemon: Daemon) -> TestBuilder {
 async fn a_token_of_the_operator_reads_the_context_and_is_in_no_session_with_steps() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = builder_with_token(daemon);
-    let (answer, _solve, session, lookup) = start_lookup(&builder, &mut calls, request()).await;
+    let (answer, _solve, session, lookup) =
+        start_build_and_wait_for_lookup(&builder, &mut calls, request()).await;
     let token = complete_or_panic(ask_for_secret(&session, "GIT_AUTH_TOKEN")).await;
-    assert_eq!(token, Ok(TOKEN.into()));
-    let decision = ask_about_source(&session, SOURCE).await.expect("an answer");
+    assert_eq!(token, Ok(OPERATOR_GIT_TOKEN.into()));
+    let decision = ask_about_source(&session, SOURCE_IDENTIFIER)
+        .await
+        .expect("an answer");
     let attributes = decision.update.expect("other attributes").attrs;
     assert_eq!(
         attributes["git.skipsubmodules"], "true",
         "the repository names their addresses"
     );
-    lookup.answer_with_commit(None, COMMIT);
+    lookup.answer_with_commit(None, COMMIT_HASH);
     let checkout = complete_or_panic(calls.bridge_solves.recv())
         .await
         .expect("a checkout");
@@ -200,57 +209,72 @@ async fn a_token_of_the_operator_reads_the_context_and_is_in_no_session_with_ste
         calls.solves.try_recv().is_err(),
         "the checkout comes before the build"
     );
-    checkout.answer();
+    checkout.answer_with_success();
 
     let (solve, status, session) = calls.next_build_calls().await;
     let attrs = &solve.request.frontend_attrs;
     assert_eq!(
         attrs["context"],
-        format!("https://git.example/team/app.git?checksum={COMMIT}&ref={COMMIT}&subdir=fn")
+        format!("https://git.example/team/app.git?checksum={COMMIT_HASH}&ref={COMMIT_HASH}&subdir=fn")
     );
-    let decision = ask_about_source(&session, &format!("git://git.example/team/app.git#{COMMIT}:fn"))
-        .await
-        .expect("an answer");
+    let decision = ask_about_source(
+        &session,
+        &format!("git://git.example/team/app.git#{COMMIT_HASH}:fn"),
+    )
+    .await
+    .expect("an answer");
     let attributes = decision.update.expect("other attributes").attrs;
     assert_eq!(attributes["git.skipsubmodules"], "true", "the same checkout");
     let stolen = complete_or_panic(ask_for_secret(&session, "GIT_AUTH_TOKEN")).await;
     assert_eq!(stolen, Err(Code::Unimplemented), "a step could mount it");
     let text = format!("{:?}", solve.request);
-    assert!(!text.contains(TOKEN), "{text}");
+    assert!(!text.contains(OPERATOR_GIT_TOKEN), "{text}");
     solve.answer_with_digest("sha256:12");
     drop(status);
     let answer = complete_or_panic(answer).await.expect("no panic");
     assert_eq!(
         (answer.status, &answer.body["commit"]),
-        (200, &json!(COMMIT)),
+        (200, &json!(COMMIT_HASH)),
         "{}",
         answer.body
     );
-    assert!(!answer.body.to_string().contains(TOKEN), "{}", answer.body);
+    assert!(
+        !answer.body.to_string().contains(OPERATOR_GIT_TOKEN),
+        "{}",
+        answer.body
+    );
 }
 
 #[tokio::test]
 async fn a_token_of_the_operator_is_masked_in_the_error_of_git() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = builder_with_token(daemon);
-    let (answer, _solve, session, lookup) = start_lookup(&builder, &mut calls, request()).await;
-    ask_about_source(&session, SOURCE).await.expect("an answer");
-    lookup.answer_with_commit(None, COMMIT);
+    let (answer, _solve, session, lookup) =
+        start_build_and_wait_for_lookup(&builder, &mut calls, request()).await;
+    ask_about_source(&session, SOURCE_IDENTIFIER)
+        .await
+        .expect("an answer");
+    lookup.answer_with_commit(None, COMMIT_HASH);
     let checkout = complete_or_panic(calls.bridge_solves.recv())
         .await
         .expect("a checkout");
-    checkout.answer_with_error(&format!("git fetch: fatal: Authorization: {TOKEN} is wrong"));
+    checkout.answer_with_error(&format!(
+        "git fetch: fatal: Authorization: {OPERATOR_GIT_TOKEN} is wrong"
+    ));
     let answer = complete_or_panic(answer).await.expect("no panic");
     let error = answer.body["error"].as_str().expect("a text");
     assert_eq!(answer.status, 422, "{error}");
     assert!(error.starts_with("context.git: git fetch: fatal: "), "{error}");
-    assert!(!error.contains(TOKEN), "{error}");
+    assert!(!error.contains(OPERATOR_GIT_TOKEN), "{error}");
 }
 
 #[tokio::test]
 async fn a_tenant_gets_the_token_of_the_operator_only_by_a_rule_for_the_repository() {
     for (rules, expected) in [
-        (json!({"git": ["https://git.example/team/"]}), Ok(TOKEN.into())),
+        (
+            json!({"git": ["https://git.example/team/"]}),
+            Ok(OPERATOR_GIT_TOKEN.into()),
+        ),
         (Value::Null, Err(Code::Unimplemented)),
     ] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
@@ -261,7 +285,8 @@ async fn a_tenant_gets_the_token_of_the_operator_only_by_a_rule_for_the_reposito
         }
         let builder = builder_with_token(daemon).with_policy(&policy);
         builder.write_secret("acme-payload", key);
-        let (answer, _solve, session, _lookup) = start_lookup_as(&builder, key, &mut calls, request()).await;
+        let (answer, _solve, session, _lookup) =
+            start_build_signed_with_and_wait_for_lookup(&builder, key, &mut calls, request()).await;
         let token = complete_or_panic(ask_for_secret(&session, "GIT_AUTH_TOKEN")).await;
         assert_eq!(token, expected, "{rules}");
         answer.abort();
@@ -274,7 +299,8 @@ async fn the_rules_for_sources_apply_to_the_repository_of_a_context() {
     let builder = TestBuilder::new(daemon);
     let request =
         json!({"image": "r.example/a", "context": {"git": {"repository": "https://10.0.0.1/app.git"}}});
-    let (answer, _solve, session, lookup) = start_lookup(&builder, &mut calls, request).await;
+    let (answer, _solve, session, lookup) =
+        start_build_and_wait_for_lookup(&builder, &mut calls, request).await;
     let source = lookup.request.source.clone().expect("a source").identifier;
     let decision = ask_about_source(&session, &source).await.expect("an answer");
     assert_eq!(decision.action(), PolicyAction::Deny);

@@ -187,7 +187,7 @@ async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signe
     let config = json!({"deploy": {"service": "hello"}, "probe": {"path": "/works"}});
     let answer = tokio::spawn({
         let setting = setting.clone();
-        async move { setting.send_build_unread(request_tar_with(config)).await }
+        async move { setting.send_signed_build_unread(request_tar_with(config)).await }
     });
     let_build_succeed(&mut calls).await;
 

@@ -20,11 +20,11 @@ use crate::setting::{CALL_ID, TestBuilder, request_tar_with, tar_with_files};
 const DOCKERFILE: &[u8] = b"FROM scratch\n\nCOPY config.json /\nRUN make\n";
 
 /// The error of BuildKit for a copied file that is not there.
-const MISSING_FILE: &str =
+const MISSING_FILE_ERROR: &str =
     "failed to compute cache key: failed to calculate checksum of ref a::b: \"/config.json\": not found";
 
 /// Returns a request with these files of its context.
-fn tar_with_context(files: &[(&str, &[u8])]) -> Vec<u8> {
+fn request_tar_with_files(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut all = vec![(
         "com.openfaas.docker.config",
         &br#"{"image": "registry:5000/hello:1"}"#[..],
@@ -34,7 +34,7 @@ fn tar_with_context(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// Returns the status of a solve that failed at a line of the Dockerfile.
-fn failure_at_line(message: &str, line: u32) -> Status {
+fn solve_failure_at_dockerfile_line(message: &str, line: u32) -> Status {
     let source = json!({"info": {"filename": "Dockerfile"}, "ranges": [{"start": {"line": line}, "end": {"line": line}}]});
     let details = rpc::Status {
         code: 2,
@@ -48,11 +48,11 @@ fn failure_at_line(message: &str, line: u32) -> Status {
 }
 
 /// Lets the build of the next call fail in a step that has written `output`.
-async fn let_step_fail(calls: &mut DaemonCalls, name: &str, output: &str, failure: Status) {
+async fn let_build_fail_in_step(calls: &mut DaemonCalls, step_name: &str, output: &str, failure: Status) {
     let (solve, status, _session) = calls.next_build_calls().await;
     let vertex = |error: &str| Vertex {
         digest: "sha256:1".into(),
-        name: name.into(),
+        name: step_name.into(),
         started: Some(Default::default()),
         completed: (!error.is_empty()).then(Default::default),
         error: error.into(),
@@ -85,11 +85,11 @@ async fn let_step_fail(calls: &mut DaemonCalls, name: &str, output: &str, failur
 }
 
 #[tokio::test]
-async fn a_result_its_terminal_record_and_its_build_have_the_same_hint() {
+async fn an_answer_a_terminal_record_and_a_build_query_have_the_same_hint_for_an_ignored_file() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let tar = || {
-        tar_with_context(&[
+        request_tar_with_files(&[
             ("context/Dockerfile", DOCKERFILE),
             ("context/.dockerignore", b"# local\n*.json\n"),
             ("context/config.json", b"{}"),
@@ -106,11 +106,11 @@ async fn a_result_its_terminal_record_and_its_build_have_the_same_hint() {
 
     let sender = setting.clone();
     let answer = tokio::spawn(async move { sender.send_signed_build(tar()).await });
-    let_step_fail(
+    let_build_fail_in_step(
         &mut calls,
         "[2/3] COPY config.json /",
         "",
-        failure_at_line(MISSING_FILE, 3),
+        solve_failure_at_dockerfile_line(MISSING_FILE_ERROR, 3),
     )
     .await;
     let answer = answer.await.expect("no panic");
@@ -121,14 +121,14 @@ async fn a_result_its_terminal_record_and_its_build_have_the_same_hint() {
 
     let streaming = setting.with_call_id("call-2");
     let records = streaming.send_streamed_build(tar(), "application/x-ndjson").await;
-    let_step_fail(
+    let_build_fail_in_step(
         &mut calls,
         "[2/3] COPY config.json /",
         "",
-        failure_at_line(MISSING_FILE, 3),
+        solve_failure_at_dockerfile_line(MISSING_FILE_ERROR, 3),
     )
     .await;
-    let (_, last) = records.read_to_end().await;
+    let (_, last) = records.read_lines_and_terminal_record().await;
     assert_eq!(last["hint"], expected, "{last}");
 }
 
@@ -138,7 +138,7 @@ async fn a_failure_without_a_known_cause_has_no_hint() {
     let setting = TestBuilder::new(daemon);
     let answer = tokio::spawn(async move { setting.send_signed_build(request_tar_with(json!({}))).await });
     let error = "process \"/bin/sh -c make\" did not complete successfully: exit code: 2";
-    let_step_fail(
+    let_build_fail_in_step(
         &mut calls,
         "[2/2] RUN make",
         "make: *** [all] Error 2\n",
@@ -170,7 +170,7 @@ async fn a_hint_shows_no_secret_that_a_step_has_written() {
     let answer = tokio::spawn(async move { setting.send_signed_build(tar).await });
     let error = format!("process \"/bin/sh -c cc {secret}\" did not complete successfully: exit code: 1");
     let output = format!("a.c:4:1: error: unknown type name '{secret}'\n");
-    let_step_fail(
+    let_build_fail_in_step(
         &mut calls,
         &format!("[2/2] RUN cc {secret}"),
         &output,
@@ -184,7 +184,7 @@ async fn a_hint_shows_no_secret_that_a_step_has_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_build_that_took_too_long_says_what_it_waited_for() {
+async fn the_hint_for_a_build_over_its_time_limit_names_the_step_and_its_last_output() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let tar = request_tar_with(json!({"timeout": "90s"}));
@@ -206,7 +206,7 @@ async fn a_build_that_took_too_long_says_what_it_waited_for() {
         ..StatusResponse::default()
     };
     status.events.send(Ok(begun)).await.expect("the builder listens");
-    let (_, last) = records.read_to_end().await;
+    let (_, last) = records.read_lines_and_terminal_record().await;
     let hint = &last["hint"];
     assert_eq!(hint["kind"], "time-limit", "{last}");
     let cause = hint["cause"].as_str().expect("a cause");
@@ -218,8 +218,8 @@ async fn a_build_that_took_too_long_says_what_it_waited_for() {
 
 #[tokio::test]
 async fn a_deployment_that_failed_has_the_hint_for_the_deployers_reasons() {
-    const ANSWER: &str = r#"{"status":"rolled_back","reasons":["not ready within 20s: the container ended with exit code 101; its log ends with: starting | panicked at src/main.rs:4:5"]}"#;
-    let (address, _deliveries) = start_answering_gateway(422, ANSWER).await;
+    const ROLLED_BACK_ANSWER_JSON: &str = r#"{"status":"rolled_back","reasons":["not ready within 20s: the container ended with exit code 101; its log ends with: starting | panicked at src/main.rs:4:5"]}"#;
+    let (address, _deliveries) = start_answering_gateway(422, ROLLED_BACK_ANSWER_JSON).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key");
@@ -241,7 +241,7 @@ proptest! {
     fn a_hint_for_any_texts_is_short_and_has_no_control_characters(
         line in any::<u8>(),
         parts in prop::collection::vec(prop::collection::vec(prop_oneof![
-            prop::sample::select(WORDS).prop_map(str::to_owned),
+            prop::sample::select(HINT_TEXT_FRAGMENTS).prop_map(str::to_owned),
             ".{0,40}",
         ], 0..10), 5),
     ) {
@@ -253,7 +253,7 @@ proptest! {
 }
 
 /// The beginnings and ends of texts that rules look for.
-const WORDS: &[&str] = &[
+const HINT_TEXT_FRAGMENTS: &[&str] = &[
     "process \"x\" did not complete successfully: exit code: 1",
     "process \"x\" did not complete successfully: exit code: 127",
     "failed to calculate checksum of ref a::b: \"/x\": not found",

@@ -16,13 +16,13 @@ use crate::harness;
 const TAR_BLOCK_BYTES: usize = 512;
 
 /// Returns the bytes of a tar entry, whose header `change` may make invalid.
-fn tar_entry(name: &[u8], content: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
+fn tar_entry(name: &[u8], content: &[u8], change_header: impl FnOnce(&mut Header)) -> Vec<u8> {
     let mut header = Header::new_ustar();
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
     header.set_mode(0o644);
     header.set_size(content.len() as u64);
     header.set_entry_type(EntryType::Regular);
-    change(&mut header);
+    change_header(&mut header);
     header.set_cksum();
     let mut bytes = header.as_bytes().to_vec();
     bytes.extend_from_slice(content);
@@ -34,11 +34,11 @@ fn regular_file_entry(name: &str) -> Vec<u8> {
     tar_entry(name.as_bytes(), b"content", |_| ())
 }
 
-fn entry_of_type(name: &str, kind: EntryType, target: &str) -> Vec<u8> {
+fn entry_of_type(name: &str, entry_type: EntryType, link_target: &str) -> Vec<u8> {
     tar_entry(name.as_bytes(), b"", |header| {
-        header.set_entry_type(kind);
-        if !target.is_empty() {
-            header.set_link_name_literal(target).expect("target");
+        header.set_entry_type(entry_type);
+        if !link_target.is_empty() {
+            header.set_link_name_literal(link_target).expect("link_target");
         }
     })
 }
@@ -50,21 +50,27 @@ fn pax_header_entry(records: &str) -> Vec<u8> {
 }
 
 /// Returns the tar of a valid request, with `more` entries added.
-fn request_with_entries(more: &[Vec<u8>]) -> Vec<u8> {
+fn request_tar_with_entries(additional_entries: &[Vec<u8>]) -> Vec<u8> {
     let config = tar_entry(
         b"com.openfaas.docker.config",
         br#"{"image": "example.com/a"}"#,
         |_| (),
     );
     let dockerfile = tar_entry(b"context/Dockerfile", b"FROM scratch\n", |_| ());
-    [config, dockerfile, more.concat(), vec![0; 2 * TAR_BLOCK_BYTES]].concat()
+    [
+        config,
+        dockerfile,
+        additional_entries.concat(),
+        vec![0; 2 * TAR_BLOCK_BYTES],
+    ]
+    .concat()
 }
 
 /// Sends a tar, checks that no file and no byte of the quota is left afterwards, and returns the error if it is
 /// rejected.
-async fn rejection_of_tar(
+async fn rejection_of_tar_that_leaves_nothing_stored(
     body: Vec<u8>,
-    limits: impl FnOnce(&mut ArchiveLimits),
+    change_limits: impl FnOnce(&mut ArchiveLimits),
 ) -> Option<(RequestErrorKind, String)> {
     let folder = tempfile::tempdir().expect("folder");
     let spooled = IntGauge::new("used", "used").expect("gauge");
@@ -73,7 +79,7 @@ async fn rejection_of_tar(
         folder.path(),
         SpoolQuota::new(u64::MAX, spooled.clone()),
     );
-    limits(&mut allowed.archive);
+    change_limits(&mut allowed.archive);
     let head = RequestHead {
         signature: None,
         tenant: None,
@@ -96,7 +102,7 @@ async fn rejection_of_tar(
 }
 
 #[tokio::test]
-async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
+async fn a_malformed_or_malicious_tar_entry_is_rejected_with_its_name_and_the_reason() {
     let sized = |size: &[u8; 12]| {
         let size = *size;
         tar_entry(b"context/huge", b"", move |header| {
@@ -288,16 +294,17 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
             "unknown type",
         ),
     ] {
-        let (kind, text) = rejection_of_tar(request_with_entries(&more), |_| ())
-            .await
-            .unwrap_or_else(|| panic!("{name} is accepted"));
+        let (kind, text) =
+            rejection_of_tar_that_leaves_nothing_stored(request_tar_with_entries(&more), |_| ())
+                .await
+                .unwrap_or_else(|| panic!("{name} is accepted"));
         assert_eq!(kind, RequestErrorKind::Invalid, "{name}: {text}");
         assert!(text.contains(&format!("\"{entry}")), "{name}: {text}");
         assert!(text.contains(reason), "{name}: {text}");
     }
     assert_eq!(
-        rejection_of_tar(
-            request_with_entries(&[regular_file_entry("context/good")]),
+        rejection_of_tar_that_leaves_nothing_stored(
+            request_tar_with_entries(&[regular_file_entry("context/good")]),
             |_| ()
         )
         .await,
@@ -307,14 +314,14 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_cut_within_an_entry_is_rejected() {
+async fn a_tar_cut_within_an_entry_is_rejected_and_one_cut_between_entries_may_be_accepted() {
     let more = [
         pax_header_entry("12 mtime=12\n"),
         regular_file_entry("context/a"),
         entry_of_type("context/b", EntryType::Symlink, "a"),
         regular_file_entry("context/c"),
     ];
-    let body = request_with_entries(&more);
+    let body = request_tar_with_entries(&more);
     let end = body.len() - 2 * TAR_BLOCK_BYTES;
     // A tar that is cut between two entries is accepted, as tar itself does.
     let between: Vec<usize> = std::iter::successors(Some(0), |at| Some(at + TAR_BLOCK_BYTES))
@@ -325,7 +332,9 @@ async fn a_body_that_is_cut_within_an_entry_is_rejected() {
         .flat_map(|at| [at.saturating_sub(1), *at, at + 1, at + 257])
         .filter(|at| *at < end)
     {
-        let Some((kind, text)) = rejection_of_tar(body[..at].to_vec(), |_| ()).await else {
+        let Some((kind, text)) =
+            rejection_of_tar_that_leaves_nothing_stored(body[..at].to_vec(), |_| ()).await
+        else {
             assert!(
                 at % TAR_BLOCK_BYTES == 0 && at >= 4 * TAR_BLOCK_BYTES,
                 "cut at {at}"
@@ -337,22 +346,27 @@ async fn a_body_that_is_cut_within_an_entry_is_rejected() {
 }
 
 #[tokio::test]
-async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
+async fn decompression_bombs_floods_of_entries_and_large_indexes_are_rejected_at_their_limits() {
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    bomb.write_all(&request_with_entries(&[])[..4 * TAR_BLOCK_BYTES])
+    bomb.write_all(&request_tar_with_entries(&[])[..4 * TAR_BLOCK_BYTES])
         .expect("gzip");
     bomb.write_all(&tar_entry(b"context/zeros", &vec![0; 80 << 20], |_| ()))
         .expect("gzip");
-    let (kind, text) = rejection_of_tar(bomb.finish().expect("gzip"), |limits| limits.body = 1 << 40)
-        .await
-        .expect("the bomb is rejected");
+    let (kind, text) = rejection_of_tar_that_leaves_nothing_stored(bomb.finish().expect("gzip"), |limits| {
+        limits.body = 1 << 40
+    })
+    .await
+    .expect("the bomb is rejected");
     assert_eq!(kind, RequestErrorKind::Invalid);
     assert!(text.contains("200 times its size"), "{text}");
 
     let flood: Vec<_> = (0..20_000)
         .map(|number| tar_entry(format!("context/{number}").as_bytes(), b"", |_| ()))
         .collect();
-    let (kind, text) = rejection_of_tar(request_with_entries(&flood), |limits| limits.entries = 10_000)
+    let (kind, text) =
+        rejection_of_tar_that_leaves_nothing_stored(request_tar_with_entries(&flood), |limits| {
+            limits.entries = 10_000
+        })
         .await
         .expect("the flood is rejected");
     assert_eq!(
@@ -364,10 +378,15 @@ async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
     let deep: Vec<_> = (0..400)
         .map(|number| regular_file_entry(&format!("{deep}{number}")))
         .collect();
-    assert_eq!(rejection_of_tar(request_with_entries(&deep), |_| ()).await, None);
-    let (_, text) = rejection_of_tar(request_with_entries(&deep), |limits| limits.index = 20_000)
-        .await
-        .expect("the index is rejected");
+    assert_eq!(
+        rejection_of_tar_that_leaves_nothing_stored(request_tar_with_entries(&deep), |_| ()).await,
+        None
+    );
+    let (_, text) = rejection_of_tar_that_leaves_nothing_stored(request_tar_with_entries(&deep), |limits| {
+        limits.index = 20_000
+    })
+    .await
+    .expect("the index is rejected");
     assert!(text.contains("more than 20000 bytes"), "{text}");
 }
 
@@ -396,7 +415,7 @@ fn damaged_tars() -> impl Strategy<Value = Vec<u8>> {
             }
         })
     });
-    prop::collection::vec(one, 0..8).prop_map(|more| request_with_entries(&more))
+    prop::collection::vec(one, 0..8).prop_map(|more| request_tar_with_entries(&more))
 }
 
 proptest! {
@@ -414,8 +433,8 @@ proptest! {
     }
 
     #[test]
-    fn a_request_is_parsed_or_rejected_and_leaves_nothing(tar in damaged_tars(), mode in 0u8..8) {
-        current_thread_runtime().block_on(harness::check_request(&[&[mode][..], &tar].concat()));
+    fn a_request_is_parsed_or_rejected_and_its_stored_bytes_are_released(tar in damaged_tars(), mode in 0u8..8) {
+        current_thread_runtime().block_on(harness::check_receiving_of_request(&[&[mode][..], &tar].concat()));
     }
 
     #[test]
@@ -438,9 +457,9 @@ proptest! {
     ) {
         let head = [&[mode][..], patterns.join("\n").as_bytes(), b"\n\n"].concat();
         let asked: Vec<u8> = asked.into_iter().flat_map(|(kind, number)| [kind, number]).collect();
-        current_thread_runtime().block_on(harness::check_file_sync(&[&head[..], &asked].concat()));
-        current_thread_runtime().block_on(harness::check_file_sync(&[&head[..], &bytes].concat()));
-        current_thread_runtime().block_on(harness::check_file_sync(&bytes));
+        current_thread_runtime().block_on(harness::check_file_sync_with_fuzzed_daemon(&[&head[..], &asked].concat()));
+        current_thread_runtime().block_on(harness::check_file_sync_with_fuzzed_daemon(&[&head[..], &bytes].concat()));
+        current_thread_runtime().block_on(harness::check_file_sync_with_fuzzed_daemon(&bytes));
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::{daemon, shared_keys};
+use crate::{daemon, new_shared_key_pool};
 
 /// A credential store that has credentials for `registry:5000` only.
 #[derive(Debug)]
@@ -85,11 +85,11 @@ pub(crate) fn job_reference() -> BuildReference {
 
 /// Starts a job without files on `daemon`.
 pub(crate) fn start_job(daemon: Daemon) -> RunningJob {
-    start_job_with(daemon, FakeManifestLookup::Present)
+    start_job_with_manifest_lookup(daemon, FakeManifestLookup::Present)
 }
 
 /// Starts a job without files on `daemon`, for which lookups in registries are answered by `manifests`.
-pub(crate) fn start_job_with(daemon: Daemon, manifests: FakeManifestLookup) -> RunningJob {
+pub(crate) fn start_job_with_manifest_lookup(daemon: Daemon, manifests: FakeManifestLookup) -> RunningJob {
     let services = SessionServices::new()
         .with_health()
         .with_credentials(Arc::new(OneRegistryCredentials));
@@ -101,7 +101,7 @@ pub(crate) fn start_job_with(daemon: Daemon, manifests: FakeManifestLookup) -> R
     };
     let job = BuildJob {
         services,
-        shared_key: Arc::new(shared_keys().lease_single_use()),
+        shared_key: Arc::new(new_shared_key_pool().lease_single_use()),
         solve,
         manifests: Arc::new(manifests),
         first_attempt: 1,
@@ -117,7 +117,7 @@ pub(crate) fn start_job_with(daemon: Daemon, manifests: FakeManifestLookup) -> R
 }
 
 /// Returns a status response with output of a step.
-pub(crate) fn output_response(text: &str) -> StatusResponse {
+pub(crate) fn step_output_response(text: &str) -> StatusResponse {
     let log = VertexLog {
         vertex: "step".into(),
         stream: 1,
@@ -144,7 +144,7 @@ fn failed_step_response(name: &str, error: &str) -> StatusResponse {
 }
 
 /// Returns the text of an output event; fails the test for any other event.
-pub(crate) fn output_text(event: Option<BuildEvent>) -> String {
+pub(crate) fn expect_output_text(event: Option<BuildEvent>) -> String {
     match event.expect("an event") {
         BuildEvent::Output { text, .. } => String::from_utf8(text).expect("text"),
         other => panic!("not output: {other:?}"),
@@ -152,7 +152,7 @@ pub(crate) fn output_text(event: Option<BuildEvent>) -> String {
 }
 
 /// Returns the text of the cause of a [`JobError::Lost`]; fails the test for any other result.
-pub(crate) fn cause_of_lost_job(result: Result<BuiltImage, JobError>) -> String {
+pub(crate) fn expect_cause_of_lost_job(result: Result<BuiltImage, JobError>) -> String {
     match result.expect_err("the daemon was lost") {
         JobError::Lost(source) => source.to_string(),
         other => panic!("the build failed instead: {other:?}"),
@@ -160,7 +160,7 @@ pub(crate) fn cause_of_lost_job(result: Result<BuiltImage, JobError>) -> String 
 }
 
 #[tokio::test]
-async fn a_build_solves_and_follows_its_status_under_one_reference() {
+async fn a_build_uses_one_reference_passes_output_on_while_it_runs_and_ends_its_session() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut running = start_job(daemon);
     let (solve, status, session) = calls.next_build_calls().await;
@@ -175,22 +175,22 @@ async fn a_build_solves_and_follows_its_status_under_one_reference() {
 
     status
         .events
-        .send(Ok(output_response("first\n")))
+        .send(Ok(step_output_response("first\n")))
         .await
         .expect("the client reads");
     assert_eq!(
-        output_text(running.events.recv().await),
+        expect_output_text(running.events.recv().await),
         "first\n",
         "events come while the build runs"
     );
     solve.answer_with_digest("sha256:12");
     status
         .events
-        .send(Ok(output_response("last\n")))
+        .send(Ok(step_output_response("last\n")))
         .await
         .expect("the client reads");
     drop(status);
-    assert_eq!(output_text(running.events.recv().await), "last\n");
+    assert_eq!(expect_output_text(running.events.recv().await), "last\n");
     let image = running.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(image.digest.as_deref(), Some("sha256:12"));
     session
@@ -231,7 +231,7 @@ async fn the_session_serves_health_and_credentials() {
 }
 
 #[tokio::test]
-async fn a_failing_build_ends_after_the_rest_of_its_log() {
+async fn a_failed_push_is_reported_after_the_rest_of_its_log_as_the_platforms_fault() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut running = start_job(daemon);
     let (solve, status, _session) = calls.next_build_calls().await;
@@ -241,7 +241,7 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
     ));
     status
         .events
-        .send(Ok(output_response("why\n")))
+        .send(Ok(step_output_response("why\n")))
         .await
         .expect("the client reads");
     let exporting = failed_step_response(
@@ -251,7 +251,7 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
     status.events.send(Ok(exporting)).await.expect("the client reads");
     drop(status);
 
-    assert_eq!(output_text(running.events.recv().await), "why\n");
+    assert_eq!(expect_output_text(running.events.recv().await), "why\n");
     match running.build.await.expect("no panic").expect_err("it fails") {
         JobError::Failed(BuildFailure { fault, message, .. }) => {
             assert_eq!(
@@ -268,7 +268,7 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
 /// BuildKit puts the whole Dockerfile into the details of an error, which gRPC sends as a trailer. The trailer of a large
 /// Dockerfile exceeds the HTTP/2 library's default limit on headers, which would look like a broken connection.
 #[tokio::test]
-async fn a_failing_build_with_a_large_dockerfile_is_a_failed_build_and_not_a_lost_daemon() {
+async fn a_failed_build_with_large_error_details_is_a_failed_build_and_not_a_lost_daemon() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
     let (solve, status, _session) = calls.next_build_calls().await;
@@ -287,7 +287,7 @@ async fn a_failing_build_with_a_large_dockerfile_is_a_failed_build_and_not_a_los
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_does_not_end_delays_a_finished_build_only_briefly() {
+async fn a_silent_log_that_does_not_end_delays_a_finished_build_by_the_idle_timeout() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
     let (solve, _status, _session) = calls.next_build_calls().await;
@@ -300,7 +300,7 @@ async fn a_log_that_does_not_end_delays_a_finished_build_only_briefly() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_continues_after_the_build_is_cut_off() {
+async fn a_log_that_continues_after_the_build_is_cut_off_at_the_total_timeout() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
     let (solve, status, _session) = calls.next_build_calls().await;
@@ -308,7 +308,12 @@ async fn a_log_that_continues_after_the_build_is_cut_off() {
 
     solve.answer_with_digest("sha256:12");
     let writing = tokio::spawn(async move {
-        while status.events.send(Ok(output_response("and\n"))).await.is_ok() {
+        while status
+            .events
+            .send(Ok(step_output_response("and\n")))
+            .await
+            .is_ok()
+        {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     });
@@ -338,7 +343,7 @@ async fn dropping_a_build_cancels_all_its_calls() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_session_ends_the_build() {
+async fn the_end_of_the_session_ends_the_build_as_lost() {
     for status in [None, Some(Status::internal("healthcheck failed fatally"))] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let running = start_job(daemon);
@@ -347,7 +352,7 @@ async fn the_end_of_the_session_ends_the_build() {
         session.end.send(status).expect("the session runs");
 
         assert_eq!(
-            cause_of_lost_job(running.build.await.expect("no panic")),
+            expect_cause_of_lost_job(running.build.await.expect("no panic")),
             "BuildKit ended the session"
         );
         solve.reply.closed().await;
@@ -357,7 +362,7 @@ async fn the_end_of_the_session_ends_the_build() {
 
 /// A daemon answers a status call for a build that it does not know with `not_found`, after 6 s.
 #[tokio::test]
-async fn a_build_that_a_busy_daemon_begins_late_is_followed_from_its_beginning() {
+async fn a_status_call_is_repeated_until_the_daemon_knows_the_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut running = start_job(daemon);
     let (solve, mut status, _session) = calls.next_build_calls().await;
@@ -371,17 +376,17 @@ async fn a_build_that_a_busy_daemon_begins_late_is_followed_from_its_beginning()
     }
     status
         .events
-        .send(Ok(output_response("first\n")))
+        .send(Ok(step_output_response("first\n")))
         .await
         .expect("the client reads");
-    assert_eq!(output_text(running.events.recv().await), "first\n");
+    assert_eq!(expect_output_text(running.events.recv().await), "first\n");
     solve.answer_with_digest("sha256:12");
     drop(status);
     running.build.await.expect("no panic").expect("it succeeds");
 }
 
 #[tokio::test]
-async fn an_error_of_the_status_stream_ends_the_build() {
+async fn an_error_of_the_status_stream_ends_the_build_as_lost() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
     let (mut solve, status, session) = calls.next_build_calls().await;
@@ -392,7 +397,7 @@ async fn an_error_of_the_status_stream_ends_the_build() {
         .await
         .expect("the client reads");
 
-    assert!(cause_of_lost_job(running.build.await.expect("no panic")).contains("no such job ref"));
+    assert!(expect_cause_of_lost_job(running.build.await.expect("no panic")).contains("no such job ref"));
     solve.reply.closed().await;
     session
         .ended_by_client
@@ -401,14 +406,14 @@ async fn an_error_of_the_status_stream_ends_the_build() {
 }
 
 #[tokio::test]
-async fn a_broken_connection_ends_the_build() {
+async fn a_broken_connection_ends_the_build_as_lost() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
     let _unanswered = calls.next_build_calls().await;
 
     calls.cut_connections();
 
-    cause_of_lost_job(running.build.await.expect("no panic"));
+    expect_cause_of_lost_job(running.build.await.expect("no panic"));
 }
 
 #[tokio::test]
@@ -424,12 +429,12 @@ async fn a_daemon_that_shuts_down_is_lost_and_not_a_failed_build() {
         solve.answer_with_error(status);
         drop(status_call);
 
-        cause_of_lost_job(running.build.await.expect("no panic"));
+        expect_cause_of_lost_job(running.build.await.expect("no panic"));
     }
 }
 
 #[tokio::test]
-async fn a_probe_succeeds_while_the_daemon_answers() {
+async fn a_probe_succeeds_only_while_the_daemon_answers() {
     let (daemon, calls) = daemon::start_fake_daemon();
     daemon.check_that_it_answers().await.expect("it answers");
 

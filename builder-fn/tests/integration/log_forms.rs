@@ -4,14 +4,18 @@ use function_host::http::Method;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use crate::builds::{answer_statuses, question, start_build, status_with_lines};
+use crate::builds::{answer_statuses_holding_back_the_last, question, start_build, status_with_lines};
 use crate::complete_or_panic;
 use crate::daemon;
 use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, request_tar_with};
 
 /// Returns the content type of the log from the line `from` on in the form that `accept` asks for, and its text.
-async fn read_log_as(builder: &TestBuilder, accept: &str, from: u64) -> (String, String) {
-    let path = format!("/builds/{CALL_ID}/log?from={from}");
+async fn content_type_and_text_of_log(
+    builder: &TestBuilder,
+    accept: &str,
+    from_line: u64,
+) -> (String, String) {
+    let path = format!("/builds/{CALL_ID}/log?from={from_line}");
     let response = builder
         .send_request(question(PAYLOAD_KEY, Method::GET, &path, accept))
         .await;
@@ -26,7 +30,7 @@ async fn read_log_as(builder: &TestBuilder, accept: &str, from: u64) -> (String,
 }
 
 /// Parses a record, and returns its number with its line, or with `None` for the terminal record.
-fn parse_record(json: &str) -> (u64, Option<String>) {
+fn parse_record_number_and_log_line(json: &str) -> (u64, Option<String>) {
     let record: Value = serde_json::from_str(json).expect("JSON");
     let number = record["seq"].as_u64().expect("a number");
     match record["status"] == "in_progress" {
@@ -39,13 +43,13 @@ fn parse_record(json: &str) -> (u64, Option<String>) {
 async fn a_log_has_the_same_lines_in_each_form_live_and_afterwards() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
-    let ended = answer_statuses(&mut calls, status_with_lines(100, "line"));
+    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(100, "line"));
     let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
     let live: Vec<_> = ["*/*", "application/x-ndjson", "text/event-stream"]
         .into_iter()
         .map(|accept| {
             let builder = builder.clone();
-            tokio::spawn(async move { read_log_as(&builder, accept, 1).await })
+            tokio::spawn(async move { content_type_and_text_of_log(&builder, accept, 1).await })
         })
         .collect();
     ended.send_replace(true);
@@ -60,7 +64,7 @@ async fn a_log_has_the_same_lines_in_each_form_live_and_afterwards() {
     for (asked, from) in [(&builder, 1), (&other, 1), (&other, 60)] {
         let mut forms = Vec::new();
         for accept in ["*/*", "application/x-ndjson", "text/event-stream"] {
-            forms.push(read_log_as(asked, accept, from).await);
+            forms.push(content_type_and_text_of_log(asked, accept, from).await);
         }
         let [
             (plain_type, plain),
@@ -78,10 +82,10 @@ async fn a_log_has_the_same_lines_in_each_form_live_and_afterwards() {
                 "text/event-stream"
             ]
         );
-        let numbered: Vec<_> = records.lines().map(parse_record).collect();
+        let numbered: Vec<_> = records.lines().map(parse_record_number_and_log_line).collect();
         let of_events: Vec<_> = events
             .split_terminator("\n\n")
-            .map(|event| parse_record(event.strip_prefix("data: ").expect("an event")))
+            .map(|event| parse_record_number_and_log_line(event.strip_prefix("data: ").expect("an event")))
             .collect();
         assert_eq!(of_events, numbered);
         let numbers: Vec<_> = numbered.iter().map(|(number, _)| *number).collect();

@@ -56,7 +56,7 @@ async fn complete_or_panic<F: Future>(future: F) -> F::Output {
         .expect("it completes")
 }
 
-fn shared_keys() -> SharedKeyPool {
+fn new_shared_key_pool() -> SharedKeyPool {
     SharedKeyPool::new(
         Metrics::register(&Registry::new())
             .expect("metrics")

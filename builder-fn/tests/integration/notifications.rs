@@ -27,7 +27,7 @@ async fn build(
     complete_or_panic(answer).await.expect("no panic")
 }
 
-fn succeed(solve: SolveCall) {
+fn answer_solve_with_digest(solve: SolveCall) {
     solve.answer_with_digest("sha256:12");
 }
 
@@ -37,10 +37,10 @@ async fn the_result_is_sent_as_it_was_answered_and_signed_with_the_callers_key()
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let server = FakeWebServer::start().await;
         server.set_page("/result", Page::Status(204));
-        let builder = TestBuilder::new(daemon).with_allowed_sources(&server.host);
+        let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
         let config = json!({"notify": server.url("/result?for=me")});
         let answer = build(&builder, &mut calls, config, |solve| match fails {
-            false => succeed(solve),
+            false => answer_solve_with_digest(solve),
             true => solve.answer_with_error(tonic::Status::unknown("exit code: 1")),
         })
         .await;
@@ -74,13 +74,13 @@ async fn the_result_of_a_streamed_build_is_sent_too() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
     server.set_page("/result", Page::Status(200));
-    let builder = TestBuilder::new(daemon).with_allowed_sources(&server.host);
+    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
     let tar = request_tar_with(json!({"notify": server.url("/result")}));
     let records = builder.send_streamed_build(tar, "application/x-ndjson").await;
     let (solve, status, _session) = calls.next_build_calls().await;
-    succeed(solve);
+    answer_solve_with_digest(solve);
     drop(status);
-    let (_, terminal) = complete_or_panic(records.read_to_end()).await;
+    let (_, terminal) = complete_or_panic(records.read_lines_and_terminal_record()).await;
 
     let request = server.wait_for_requests(1).await.remove(0);
     let sent: Value = serde_json::from_slice(&request.body).expect("JSON");
@@ -95,9 +95,9 @@ async fn a_failed_notification_is_sent_again_and_does_not_change_the_result() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
     server.set_pages("/result", [Page::Status(503), Page::Status(200)]);
-    let builder = TestBuilder::new(daemon).with_allowed_sources(&server.host);
+    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
     let config = json!({"notify": server.url("/result")});
-    let answer = build(&builder, &mut calls, config, succeed).await;
+    let answer = build(&builder, &mut calls, config, answer_solve_with_digest).await;
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("success")));
 
     let requests = server.wait_for_requests(2).await;
@@ -110,7 +110,8 @@ async fn a_failed_notification_is_sent_again_and_does_not_change_the_result() {
 async fn a_receiver_that_rejects_or_redirects_gets_the_result_once_and_nobody_else_does() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let (server, other) = (FakeWebServer::start().await, FakeWebServer::start().await);
-    let builder = TestBuilder::new(daemon).with_allowed_sources(&format!("{},{}", server.host, other.host));
+    let builder =
+        TestBuilder::new(daemon).with_allowed_private_hosts(&format!("{},{}", server.host, other.host));
     let pages = [
         Page::Status(404),
         Page::Status(401),
@@ -120,7 +121,7 @@ async fn a_receiver_that_rejects_or_redirects_gets_the_result_once_and_nobody_el
         server.set_page("/result", page);
         let sender = builder.with_call_id(&format!("call-of-page-{number}"));
         let config = json!({"notify": server.url("/result")});
-        let answer = build(&sender, &mut calls, config, succeed).await;
+        let answer = build(&sender, &mut calls, config, answer_solve_with_digest).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         builder.wait_for_notifications("failed", number as u64 + 1).await;
         assert_eq!(server.requests().len(), number + 1);
@@ -129,7 +130,7 @@ async fn a_receiver_that_rejects_or_redirects_gets_the_result_once_and_nobody_el
 }
 
 #[tokio::test]
-async fn a_result_is_sent_to_no_private_address_and_the_request_is_rejected_before_its_build() {
+async fn a_forbidden_or_malformed_notify_url_is_rejected_before_the_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
     let forbidden = FORBIDDEN_HOSTS.map(|(host, text)| (format!("http://{host}/a"), 403, "notify: ", text));
@@ -157,7 +158,7 @@ async fn a_tenants_results_are_signed_with_its_own_key_and_sent_where_its_rules_
         "read": {"http": [server.url("/acme/")]},
     }}});
     let builder = TestBuilder::new(daemon)
-        .with_allowed_sources(&server.host)
+        .with_allowed_private_hosts(&server.host)
         .with_policy(&policy);
     builder.write_secret("acme-payload", "the payload key of acme");
     let send = async |builder: TestBuilder, url: String| {
@@ -176,7 +177,7 @@ async fn a_tenants_results_are_signed_with_its_own_key_and_sent_where_its_rules_
 
     let answer = tokio::spawn(send(builder.clone(), server.url("/acme/result")));
     let (solve, status, _session) = calls.next_build_calls().await;
-    succeed(solve);
+    answer_solve_with_digest(solve);
     drop(status);
     assert_eq!(complete_or_panic(answer).await.expect("no panic").status, 200);
     let request = server.wait_for_requests(1).await.remove(0);
@@ -190,11 +191,11 @@ async fn a_build_that_ends_during_a_shutdown_is_answered_after_its_result_was_se
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
     server.set_pages("/result", [Page::Status(503), Page::Status(200)]);
-    let builder = TestBuilder::new(daemon).with_allowed_sources(&server.host);
+    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
     let config = json!({"notify": server.url("/result")});
     let answer = build(&builder, &mut calls, config, |solve| {
         builder.begin_shutdown(Instant::now() + Duration::from_secs(60));
-        succeed(solve);
+        answer_solve_with_digest(solve);
     })
     .await;
     assert_eq!(answer.status, 200, "{}", answer.body);

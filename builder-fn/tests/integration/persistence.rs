@@ -8,7 +8,7 @@ use function_host::signature::sign_body;
 use serde_json::json;
 use tonic::Status;
 
-use crate::builds::answer_statuses;
+use crate::builds::answer_statuses_holding_back_the_last;
 use crate::complete_or_panic;
 use crate::daemon;
 use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_keys, request_tar_with};
@@ -33,7 +33,7 @@ pub(crate) async fn send_queued_build_as(builder: &TestBuilder, key: &str, tar: 
 async fn a_queued_build_goes_on_without_its_caller_and_a_redelivery_gets_its_result() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
-    let statuses = answer_statuses(&mut calls, vec![StatusResponse::default()]);
+    let statuses = answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]);
     statuses.send_replace(true);
     let tar = request_tar_with(json!({}));
     let (own, first) = (builder.clone(), tar.clone());
@@ -59,7 +59,7 @@ async fn a_queued_build_goes_on_without_its_caller_and_a_redelivery_gets_its_res
 async fn a_synchronous_build_ends_with_its_caller() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
-    let _statuses = answer_statuses(&mut calls, vec![StatusResponse::default()]);
+    let _statuses = answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]);
     let delivery = tokio::spawn(async move { builder.send_signed_build(request_tar_with(json!({}))).await });
     let mut solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
 
@@ -72,7 +72,7 @@ async fn a_synchronous_build_ends_with_its_caller() {
 async fn a_build_is_tried_again_after_failures_of_the_platform_and_its_log_says_so() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon).with_retry_time(Duration::from_secs(60));
-    let statuses = answer_statuses(&mut calls, vec![StatusResponse::default()]);
+    let statuses = answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]);
     statuses.send_replace(true);
     let build = tokio::spawn(async move { send_queued_build(&builder, request_tar_with(json!({}))).await });
 
@@ -99,7 +99,7 @@ async fn a_build_is_tried_again_after_failures_of_the_platform_and_its_log_says_
 async fn a_failing_step_is_not_tried_again() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon).with_retry_time(Duration::from_secs(60));
-    let statuses = answer_statuses(&mut calls, vec![StatusResponse::default()]);
+    let statuses = answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]);
     statuses.send_replace(true);
     let build = tokio::spawn(async move { send_queued_build(&builder, request_tar_with(json!({}))).await });
 

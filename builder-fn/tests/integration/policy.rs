@@ -153,7 +153,7 @@ async fn without_a_policy_no_function_takes_a_name_or_secret_of_the_platform() {
 }
 
 /// Requests the public key for build secrets of a tenant.
-async fn public_key_of(setting: &TestBuilder, tenant: &str) -> Answer {
+async fn request_public_key_for_tenant(setting: &TestBuilder, tenant: &str) -> Answer {
     let mut request = build_request_with(Body::empty(), None);
     *request.method_mut() = Method::GET;
     *request.uri_mut() = "/publickey".parse().expect("path");
@@ -168,14 +168,20 @@ async fn secrets_sealed_to_the_key_of_a_tenant_are_opened_for_its_builds_only() 
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = with_policy_and_keys(TestBuilder::new(daemon)).with_seal_key(&STANDARD.encode([7; 32]));
     let [acme, globex] = [
-        public_key_of(&setting, "acme").await,
-        public_key_of(&setting, "globex").await,
+        request_public_key_for_tenant(&setting, "acme").await,
+        request_public_key_for_tenant(&setting, "globex").await,
     ];
     assert_eq!((acme.status, globex.status), (200, 200));
     assert_ne!(acme.body, globex.body);
     // The answer does not depend on whether the policy has a tenant of this name.
-    assert_eq!(public_key_of(&setting, "nobody").await.status, 200);
-    assert_eq!(public_key_of(&setting, "No tenant").await.status, 404);
+    assert_eq!(
+        request_public_key_for_tenant(&setting, "nobody").await.status,
+        200
+    );
+    assert_eq!(
+        request_public_key_for_tenant(&setting, "No tenant").await.status,
+        404
+    );
 
     let key = STANDARD
         .decode(acme.body["public_key"].as_str().expect("a key"))

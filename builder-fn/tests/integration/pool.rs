@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::builds::{answer_statuses, ask};
+use crate::builds::{answer_statuses_holding_back_the_last, ask};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::persistence::send_queued_build;
@@ -39,15 +39,15 @@ impl FakeDaemons {
             calls: Vec::new(),
         };
         for _ in 0..count {
-            fakes.add();
+            fakes.add_daemon();
         }
         fakes
     }
 
     /// Starts one more daemon.
-    fn add(&mut self) {
-        let (daemon, mut calls) = daemon::start_fake_daemon_at(&name(self.daemons.len()));
-        answer_statuses(&mut calls, vec![StatusResponse::default()]).send_replace(true);
+    fn add_daemon(&mut self) {
+        let (daemon, mut calls) = daemon::start_fake_daemon_at(&daemon_address(self.daemons.len()));
+        answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]).send_replace(true);
         self.daemons.push(daemon);
         self.calls.push(calls);
     }
@@ -86,15 +86,15 @@ impl FakeDaemons {
     }
 }
 
-fn name(number: usize) -> String {
+fn daemon_address(number: usize) -> String {
     format!("tcp://buildkit-{number}:1234")
 }
 
 /// Returns the number of the daemon that builds of `image` prefer among the first `count`.
-fn preferred(image: &str, count: usize) -> usize {
+fn preferred_daemon(image: &str, count: usize) -> usize {
     let daemons: Vec<_> = (0..count)
         .map(|number| DaemonLoad {
-            hash: PlacementHash::of(&[&name(number)]),
+            hash: PlacementHash::of(&[&daemon_address(number)]),
             running: 0,
         })
         .collect();
@@ -107,11 +107,11 @@ fn preferred(image: &str, count: usize) -> usize {
 fn image_preferring(number: usize, count: usize) -> String {
     let mut images = (0..).map(|suffix| format!("registry:5000/function-{suffix}:1"));
     images
-        .find(|image| preferred(image, count) == number)
+        .find(|image| preferred_daemon(image, count) == number)
         .expect("endless")
 }
 
-fn tar_of(image: &str) -> Vec<u8> {
+fn request_tar_for_image(image: &str) -> Vec<u8> {
     request_tar_with(json!({ "image": image }))
 }
 
@@ -125,7 +125,7 @@ fn spawn_queued_build(builder: &TestBuilder, call_id: &str, tar: Vec<u8>) -> Joi
     tokio::spawn(async move { send_queued_build(&builder, tar).await })
 }
 
-async fn digest_of(build: JoinHandle<Answer>) -> String {
+async fn await_success_and_return_digest(build: JoinHandle<Answer>) -> String {
     let answer = complete_or_panic(build).await.expect("no panic");
     assert_eq!(answer.status, 200, "{:?}", answer.body);
     answer.body["digest"].as_str().expect("a digest").to_owned()
@@ -139,12 +139,12 @@ async fn builds_of_one_image_go_to_one_daemon_from_every_builder_and_images_are_
     for number in 0..8 {
         let image = format!("registry:5000/function-{number}:1");
         for (at, builder) in builders.iter().enumerate() {
-            let build = spawn_build(builder, &format!("{number}-{at}"), tar_of(&image));
+            let build = spawn_build(builder, &format!("{number}-{at}"), request_tar_for_image(&image));
             let (daemon, solve) = fakes.next_solve().await;
-            assert_eq!(daemon, preferred(&image, 3), "{image}");
+            assert_eq!(daemon, preferred_daemon(&image, 3), "{image}");
             used.insert(daemon);
             solve.answer_with_digest("sha256:12");
-            digest_of(build).await;
+            await_success_and_return_digest(build).await;
         }
     }
     assert!(used.len() > 1, "{used:?}");
@@ -157,40 +157,44 @@ async fn a_busy_daemon_overflows_to_another_one() {
     let mut running = Vec::new();
     for number in 0..4 {
         // Builds of other builders count too.
-        let build = spawn_build(&builders[number % 2], &number.to_string(), tar_of(IMAGE));
+        let build = spawn_build(
+            &builders[number % 2],
+            &number.to_string(),
+            request_tar_for_image(IMAGE),
+        );
         let (daemon, solve) = fakes.next_solve().await;
-        assert_eq!(daemon, preferred(IMAGE, 3));
+        assert_eq!(daemon, preferred_daemon(IMAGE, 3));
         running.push((build, solve));
     }
 
-    let fifth = spawn_build(&builders[0], "fifth", tar_of(IMAGE));
+    let fifth = spawn_build(&builders[0], "fifth", request_tar_for_image(IMAGE));
     let (daemon, solve) = fakes.next_solve().await;
-    assert_ne!(daemon, preferred(IMAGE, 3));
+    assert_ne!(daemon, preferred_daemon(IMAGE, 3));
     solve.answer_with_digest("sha256:12");
-    digest_of(fifth).await;
+    await_success_and_return_digest(fifth).await;
     for (build, solve) in running {
         solve.answer_with_digest("sha256:12");
-        digest_of(build).await;
+        await_success_and_return_digest(build).await;
     }
 
-    let sixth = spawn_build(&builders[0], "sixth", tar_of(IMAGE));
+    let sixth = spawn_build(&builders[0], "sixth", request_tar_for_image(IMAGE));
     let (daemon, solve) = fakes.next_solve().await;
-    assert_eq!(daemon, preferred(IMAGE, 3), "it is not busy any more");
+    assert_eq!(daemon, preferred_daemon(IMAGE, 3), "it is not busy any more");
     solve.answer_with_digest("sha256:12");
-    digest_of(sixth).await;
+    await_success_and_return_digest(sixth).await;
 }
 
 #[tokio::test]
 async fn a_daemon_that_refuses_connections_is_passed_over() {
     let mut fakes = FakeDaemons::start(3);
     let builder = fakes.builder();
-    fakes.kill(preferred(IMAGE, 3));
+    fakes.kill(preferred_daemon(IMAGE, 3));
     for call in ["first", "second"] {
-        let build = spawn_build(&builder, call, tar_of(IMAGE));
+        let build = spawn_build(&builder, call, request_tar_for_image(IMAGE));
         let (daemon, solve) = fakes.next_solve().await;
-        assert_ne!(daemon, preferred(IMAGE, 3));
+        assert_ne!(daemon, preferred_daemon(IMAGE, 3));
         solve.answer_with_digest("sha256:12");
-        digest_of(build).await;
+        await_success_and_return_digest(build).await;
     }
 }
 
@@ -198,31 +202,31 @@ async fn a_daemon_that_refuses_connections_is_passed_over() {
 async fn a_daemon_whose_host_does_not_answer_is_asked_twice_for_300_milliseconds_and_delays_the_next_builds_not()
  {
     let mut fakes = FakeDaemons::start(3);
-    let dead = preferred(IMAGE, 3);
-    fakes.daemons[dead] = daemon::unreachable_daemon_at(&name(dead));
+    let dead = preferred_daemon(IMAGE, 3);
+    fakes.daemons[dead] = daemon::unreachable_daemon_at(&daemon_address(dead));
     let builder = fakes.builder();
     for (call, delay) in [("first", 600), ("second", 0)] {
         let start = Instant::now();
-        let build = spawn_build(&builder, call, tar_of(IMAGE));
+        let build = spawn_build(&builder, call, request_tar_for_image(IMAGE));
         let (daemon, solve) = fakes.next_solve().await;
         assert_ne!(daemon, dead);
         assert_eq!(start.elapsed().as_millis(), delay, "{call}");
         solve.answer_with_digest("sha256:12");
-        digest_of(build).await;
+        await_success_and_return_digest(build).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_build_fails_once_no_daemon_answers() {
-    let daemons = (0..3).map(|number| daemon::unreachable_daemon_at(&name(number)));
+    let daemons = (0..3).map(|number| daemon::unreachable_daemon_at(&daemon_address(number)));
     let pool = DaemonPool::of_daemons("the pool in this test", daemons).expect("there are daemons");
     let builder = TestBuilder::new(pool);
 
-    let answer = builder.send_signed_build(tar_of(IMAGE)).await;
+    let answer = builder.send_signed_build(request_tar_for_image(IMAGE)).await;
 
     assert_eq!(answer.status, 502);
     let error = answer.body["error"].as_str().expect("an error");
-    let dead = name(preferred(IMAGE, 3));
+    let dead = daemon_address(preferred_daemon(IMAGE, 3));
     assert!(
         error.contains(&format!("BuildKit at {dead} does not answer")),
         "{error}"
@@ -233,10 +237,10 @@ async fn a_build_fails_once_no_daemon_answers() {
 async fn a_call_that_two_builders_get_is_built_once_also_with_a_daemon_added_in_between() {
     let mut fakes = FakeDaemons::start(3);
     let before = fakes.builder();
-    fakes.add();
+    fakes.add_daemon();
     let after = fakes.builder();
     // The second builder prefers the new daemon.
-    let tar = tar_of(&image_preferring(3, 4));
+    let tar = request_tar_for_image(&image_preferring(3, 4));
     let first = spawn_queued_build(&before, "call", tar.clone());
     let (daemon, solve) = fakes.next_solve().await;
     assert_ne!(daemon, 3);
@@ -247,15 +251,15 @@ async fn a_call_that_two_builders_get_is_built_once_also_with_a_daemon_added_in_
     complete_or_panic(fakes.calls[daemon].next_session_call()).await;
     solve.answer_with_digest("sha256:12");
     for build in [first, second] {
-        assert_eq!(digest_of(build).await, "sha256:12");
+        assert_eq!(await_success_and_return_digest(build).await, "sha256:12");
     }
     let third = spawn_queued_build(&after, "call", tar);
-    assert_eq!(digest_of(third).await, "sha256:12");
+    assert_eq!(await_success_and_return_digest(third).await, "sha256:12");
     fakes.assert_no_further_solve();
     for (number, calls) in fakes.calls.iter().enumerate() {
         if number != daemon {
             assert_eq!(
-                calls.history.decoded_records(),
+                calls.history.decoded_record_count(),
                 0,
                 "{number} has no record of the call"
             );
@@ -270,12 +274,12 @@ async fn a_new_build_makes_no_daemon_decode_its_records() {
     for calls in &fakes.calls {
         calls.add_finished_build("earlier", Ok("sha256:12"));
     }
-    let build = spawn_queued_build(&builder, "call", tar_of(IMAGE));
+    let build = spawn_queued_build(&builder, "call", request_tar_for_image(IMAGE));
     let (_, solve) = fakes.next_solve().await;
     solve.answer_with_digest("sha256:12");
-    digest_of(build).await;
+    await_success_and_return_digest(build).await;
     for calls in &fakes.calls {
-        assert_eq!(calls.history.decoded_records(), 0);
+        assert_eq!(calls.history.decoded_record_count(), 0);
     }
 }
 
@@ -287,9 +291,9 @@ async fn a_signed_request_is_accepted_once_by_builders_that_prefer_different_dae
     };
     for outcome in [Ok("sha256:12"), Err("exit code: 1")] {
         let mut fakes = FakeDaemons::start(3);
-        let before = fakes.builder().with_max_age(Duration::from_secs(600));
-        fakes.add();
-        let after = fakes.builder().with_max_age(Duration::from_secs(600));
+        let before = fakes.builder().with_max_request_age(Duration::from_secs(600));
+        fakes.add_daemon();
+        let after = fakes.builder().with_max_request_age(Duration::from_secs(600));
         let tar = tar_signed_now();
         let first = spawn_build(&before, "first", tar.clone());
         let (_, solve) = fakes.next_solve().await;
@@ -307,12 +311,12 @@ async fn a_signed_request_is_accepted_once_by_builders_that_prefer_different_dae
 }
 
 #[tokio::test]
-async fn a_call_that_failed_is_built_again_where_its_image_belongs_under_the_next_name() {
+async fn a_failed_call_is_built_again_on_its_preferred_daemon_under_the_next_reference() {
     let mut fakes = FakeDaemons::start(3);
     let before = fakes.builder();
-    fakes.add();
+    fakes.add_daemon();
     let after = fakes.builder();
-    let tar = tar_of(&image_preferring(3, 4));
+    let tar = request_tar_for_image(&image_preferring(3, 4));
     let first = spawn_queued_build(&before, "call", tar.clone());
     let (_, solve) = fakes.next_solve().await;
     let reference = solve.request.r#ref.clone();
@@ -326,13 +330,13 @@ async fn a_call_that_failed_is_built_again_where_its_image_belongs_under_the_nex
         (3, format!("{reference}-2").as_str())
     );
     solve.answer_with_digest("sha256:12");
-    digest_of(second).await;
+    await_success_and_return_digest(second).await;
 }
 
 /// Returns the daemon among the first two that gives way if both run the build `reference`.
 fn daemon_that_gives_way(reference: &str) -> usize {
     let build = PlacementHash::of(&[reference]);
-    let score = |number| PlacementHash::of(&[&name(number)]).score(build);
+    let score = |number| PlacementHash::of(&[&daemon_address(number)]).score(build);
     usize::from(score(0) > score(1))
 }
 
@@ -343,7 +347,7 @@ async fn of_two_builders_that_begin_a_call_at_the_same_moment_on_two_daemons_one
     let mut seen = HashSet::new();
     for number in 0.. {
         let call = number.to_string();
-        let build = spawn_queued_build(&builder, &call, tar_of(IMAGE));
+        let build = spawn_queued_build(&builder, &call, request_tar_for_image(IMAGE));
         let (own, mut solve) = fakes.next_solve().await;
         let other = 1 - own;
         let reference = solve.request.r#ref.clone();
@@ -366,7 +370,7 @@ async fn of_two_builders_that_begin_a_call_at_the_same_moment_on_two_daemons_one
             solve.answer_with_digest("sha256:own");
         }
         let expected = if gives_way { "sha256:other" } else { "sha256:own" };
-        assert_eq!(digest_of(build).await, expected);
+        assert_eq!(await_success_and_return_digest(build).await, expected);
         seen.insert(gives_way);
         if seen.len() == 2 {
             return;
@@ -378,7 +382,7 @@ async fn of_two_builders_that_begin_a_call_at_the_same_moment_on_two_daemons_one
 async fn a_queued_build_on_a_lost_daemon_goes_to_another_one_as_one_retry() {
     let mut fakes = FakeDaemons::start(3);
     let builder = fakes.builder().with_retry_time(Duration::from_secs(120));
-    let build = spawn_queued_build(&builder, "call", tar_of(IMAGE));
+    let build = spawn_queued_build(&builder, "call", request_tar_for_image(IMAGE));
     let (lost, _solve) = fakes.next_solve().await;
 
     fakes.kill(lost);
@@ -386,7 +390,7 @@ async fn a_queued_build_on_a_lost_daemon_goes_to_another_one_as_one_retry() {
     let (daemon, solve) = fakes.next_solve().await;
     assert_ne!(daemon, lost);
     solve.answer_with_digest("sha256:12");
-    digest_of(build).await;
+    await_success_and_return_digest(build).await;
     let asked = ask(&builder, Method::GET, "/builds/call").await;
     assert_eq!(asked.body["attempts"], 2, "{}", asked.body);
 }
@@ -397,7 +401,7 @@ async fn every_builder_answers_questions_about_builds_on_every_daemon() {
     let (builder, other) = (fakes.builder(), fakes.builder());
     let mut builds = Vec::new();
     for number in 0..3 {
-        let tar = tar_of(&image_preferring(number, 3));
+        let tar = request_tar_for_image(&image_preferring(number, 3));
         let build = spawn_queued_build(&builder, &format!("call-{number}"), tar);
         let (daemon, solve) = fakes.next_solve().await;
         assert_eq!(daemon, number);
@@ -428,7 +432,7 @@ async fn every_builder_answers_questions_about_builds_on_every_daemon() {
             }
             _ => {
                 solve.answer_with_digest("sha256:12");
-                digest_of(build).await;
+                await_success_and_return_digest(build).await;
             }
         }
     }
@@ -441,7 +445,7 @@ async fn questions_about_builds_say_that_a_daemon_could_not_be_asked() {
     fakes.kill(1);
     let list = ask(&builder, Method::GET, "/builds").await.body;
     let incomplete = list["incomplete"].as_str().expect("a note");
-    assert!(incomplete.contains(&name(1)), "{incomplete}");
+    assert!(incomplete.contains(&daemon_address(1)), "{incomplete}");
 }
 
 /// A resolver whose daemons a test changes.
@@ -463,20 +467,20 @@ async fn a_name_with_other_addresses_leads_to_other_daemons() {
     let by_name = daemon::unreachable_daemon();
     let pool = DaemonPool::of_resolved_daemons("the pool in this test", by_name, resolver.clone());
     let builder = TestBuilder::new(pool);
-    let build = spawn_build(&builder, "first", tar_of(IMAGE));
+    let build = spawn_build(&builder, "first", request_tar_for_image(IMAGE));
     let (daemon, solve) = fakes.next_solve().await;
     assert_eq!(daemon, 0);
     solve.answer_with_digest("sha256:12");
-    digest_of(build).await;
+    await_success_and_return_digest(build).await;
 
     *resolver.0.lock().expect("no panic") = fakes.daemons[1..].to_vec();
     tokio::time::sleep(Duration::from_secs(5)).await;
 
-    let build = spawn_build(&builder, "second", tar_of(IMAGE));
+    let build = spawn_build(&builder, "second", request_tar_for_image(IMAGE));
     let (daemon, solve) = fakes.next_solve().await;
     assert_ne!(daemon, 0);
     solve.answer_with_digest("sha256:12");
-    digest_of(build).await;
+    await_success_and_return_digest(build).await;
 }
 
 #[tokio::test(start_paused = true)]

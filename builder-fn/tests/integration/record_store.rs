@@ -16,17 +16,17 @@ use crate::persistence::send_queued_build;
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with, tar_with_files};
 
-fn builder_with(daemon: Daemon, registry: &FakeRegistry) -> TestBuilder {
-    TestBuilder::new(daemon).with_record_store(&records_of(registry))
+fn builder_with_record_store(daemon: Daemon, registry: &FakeRegistry) -> TestBuilder {
+    TestBuilder::new(daemon).with_record_store(&record_repository_of(registry))
 }
 
-pub(crate) fn records_of(registry: &FakeRegistry) -> String {
+pub(crate) fn record_repository_of(registry: &FakeRegistry) -> String {
     format!("{}/slipway/records", registry.host)
 }
 
 /// Returns a further builder with the records in `registry`, whose daemon does not answer.
-fn later_builder(registry: &FakeRegistry) -> TestBuilder {
-    builder_with(daemon::unreachable_daemon(), registry)
+fn later_builder_without_daemon(registry: &FakeRegistry) -> TestBuilder {
+    builder_with_record_store(daemon::unreachable_daemon(), registry)
 }
 
 /// Waits until a repository has `count` tags: a record that is written in the background has two.
@@ -61,7 +61,7 @@ pub(crate) async fn ask_until(
 async fn a_rejected_build_is_known_after_its_builder_has_gone() {
     let registry = FakeRegistry::start().await;
     let (daemon, _calls) = daemon::start_fake_daemon();
-    let builder = builder_with(daemon, &registry);
+    let builder = builder_with_record_store(daemon, &registry);
     let answer = builder
         .send_signed_build(tar_with_files(&[("context/Dockerfile", b"")]))
         .await;
@@ -70,7 +70,7 @@ async fn a_rejected_build_is_known_after_its_builder_has_gone() {
     drop(builder);
 
     let (daemon, _calls) = daemon::start_fake_daemon();
-    let later = builder_with(daemon, &registry);
+    let later = builder_with_record_store(daemon, &registry);
     let asked = ask(&later, Method::GET, &format!("/builds/{CALL_ID}")).await;
     assert_eq!(asked.status, 200, "{}", asked.body);
     assert_eq!(asked.body["state"], "failed");
@@ -84,8 +84,11 @@ async fn a_rejected_build_is_known_after_its_builder_has_gone() {
 async fn a_waiting_build_is_known_at_every_builder_before_it_waits() {
     let registry = FakeRegistry::start().await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let builder =
-        builder_with(daemon, &registry).with_slots(BuildSlots::new(1, Duration::from_secs(600), 16));
+    let builder = builder_with_record_store(daemon, &registry).with_slots(BuildSlots::new(
+        1,
+        Duration::from_secs(600),
+        16,
+    ));
     let [running, waiting] = ["running", "waiting"].map(|id| {
         let builder = builder.with_call_id(id);
         async move { send_queued_build(&builder, request_tar_with(json!({}))).await }
@@ -95,7 +98,7 @@ async fn a_waiting_build_is_known_at_every_builder_before_it_waits() {
     let waiting = tokio::spawn(waiting);
 
     let (daemon, _calls) = daemon::start_fake_daemon();
-    let later = builder_with(daemon, &registry);
+    let later = builder_with_record_store(daemon, &registry);
     let asked = ask_until(&later, "waiting", |asked| asked.status == 200).await;
     assert_eq!(asked.body["state"], "waiting");
     assert_eq!(asked.body["image"], "registry:5000/hello:1");
@@ -116,7 +119,7 @@ async fn a_deployment_and_its_warnings_are_known_after_builders_and_the_history_
     let (gateway, _hand_overs) = start_answering_gateway(200, deployed).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::with_gateway(daemon, &format!("http://{gateway}"))
-        .with_record_store(&records_of(&registry));
+        .with_record_store(&record_repository_of(&registry));
     let tar = request_tar_with(json!({"deploy": {"service": "hello"}, "colour": "red"}));
     let own = builder.clone();
     let build = tokio::spawn(async move { send_queued_build(&own, tar).await });
@@ -126,7 +129,7 @@ async fn a_deployment_and_its_warnings_are_known_after_builders_and_the_history_
     drop((builder, calls));
 
     let asked = ask(
-        &later_builder(&registry),
+        &later_builder_without_daemon(&registry),
         Method::GET,
         &format!("/builds/{CALL_ID}"),
     )
@@ -184,7 +187,7 @@ async fn a_deployment_and_its_warnings_are_known_after_builders_and_the_history_
 async fn a_redelivery_that_fails_does_not_hide_the_success() {
     let registry = FakeRegistry::start().await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let builder = builder_with(daemon, &registry);
+    let builder = builder_with_record_store(daemon, &registry);
     let own = builder.clone();
     let build = tokio::spawn(async move { send_queued_build(&own, request_tar_with(json!({}))).await });
     let_build_succeed(&mut calls).await;
@@ -192,7 +195,7 @@ async fn a_redelivery_that_fails_does_not_hide_the_success() {
     let written = registry.tags("slipway/records");
     assert_eq!(written.len(), 3, "{written:?}");
 
-    let other = later_builder(&registry);
+    let other = later_builder_without_daemon(&registry);
     let redelivered = send_queued_build(&other, tar_with_files(&[("context/Dockerfile", b"")])).await;
     assert_eq!(redelivered.status, 400);
     // The write of the rejection has read the record before it gave up.
@@ -210,7 +213,7 @@ async fn a_redelivery_that_fails_does_not_hide_the_success() {
     })
     .await;
     let asked = ask(
-        &later_builder(&registry),
+        &later_builder_without_daemon(&registry),
         Method::GET,
         &format!("/builds/{CALL_ID}"),
     )
@@ -223,7 +226,7 @@ async fn a_redelivery_that_fails_does_not_hide_the_success() {
 async fn an_acceptance_is_written_after_the_sign_of_its_builder_and_before_its_solve() {
     let registry = FakeRegistry::start().await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let builder = builder_with(daemon, &registry);
+    let builder = builder_with_record_store(daemon, &registry);
     let own = builder.clone();
     let build = tokio::spawn(async move { send_queued_build(&own, request_tar_with(json!({}))).await });
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
@@ -246,7 +249,7 @@ async fn a_registry_that_fails_costs_the_record_and_not_the_build() {
     let registry = FakeRegistry::start().await;
     registry.set_behaviour(RegistryBehaviour::Failing("/v2/slipway/records", 503));
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let builder = builder_with(daemon, &registry);
+    let builder = builder_with_record_store(daemon, &registry);
     let own = builder.clone();
     let build = tokio::spawn(async move { send_queued_build(&own, request_tar_with(json!({}))).await });
     let_build_succeed(&mut calls).await;
@@ -260,7 +263,12 @@ async fn a_registry_that_fails_costs_the_record_and_not_the_build() {
 
     let (daemon, calls) = daemon::start_fake_daemon();
     calls.history.set_behaviour(HistoryBehaviour::Kept);
-    let asked = ask(&builder_with(daemon, &registry), Method::GET, "/builds/another").await;
+    let asked = ask(
+        &builder_with_record_store(daemon, &registry),
+        Method::GET,
+        "/builds/another",
+    )
+    .await;
     assert_eq!(asked.status, 404);
     let error = asked.body["error"].as_str().expect("a text");
     assert!(
@@ -272,8 +280,8 @@ async fn a_registry_that_fails_costs_the_record_and_not_the_build() {
 #[tokio::test]
 async fn no_build_uses_the_repository_of_the_records() {
     let registry = FakeRegistry::start().await;
-    let builder = later_builder(&registry);
-    let records = records_of(&registry);
+    let builder = later_builder_without_daemon(&registry);
+    let records = record_repository_of(&registry);
     for config in [
         json!({"image": format!("{records}:r-00")}),
         json!({"image": format!("{records}/acme:1")}),
@@ -301,7 +309,7 @@ async fn a_tenant_sees_its_own_records_only() {
     }});
     let new_builder = || {
         let (daemon, calls) = daemon::start_fake_daemon();
-        let builder = builder_with(daemon, &registry).with_policy(&policy);
+        let builder = builder_with_record_store(daemon, &registry).with_policy(&policy);
         builder.write_secret("acme-payload", "the payload key of acme");
         builder.write_secret("globex-payload", "the payload key of globex");
         (builder, calls)

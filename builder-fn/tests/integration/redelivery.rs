@@ -13,12 +13,12 @@ use crate::complete_or_panic;
 use crate::daemon;
 use crate::gateway::start_answering_gateway;
 use crate::job::{
-    FakeManifestLookup, OneRegistryCredentials, job_reference, output_response, output_text, start_job,
-    start_job_with,
+    FakeManifestLookup, OneRegistryCredentials, expect_output_text, job_reference, start_job,
+    start_job_with_manifest_lookup, step_output_response,
 };
 
 /// Returns the name of the job's attempt with this number.
-fn attempt_name(number: u32) -> String {
+fn attempt_reference(number: u32) -> String {
     match number {
         1 => job_reference().to_string(),
         _ => format!("{}-{number}", job_reference()),
@@ -39,12 +39,12 @@ async fn a_second_delivery_follows_the_running_build() {
     solve.answer_with_error(job_id_exists_status());
     status
         .events
-        .send(Ok(output_response("of the first\n")))
+        .send(Ok(step_output_response("of the first\n")))
         .await
         .expect("the client reads");
-    assert_eq!(output_text(second.events.recv().await), "of the first\n");
+    assert_eq!(expect_output_text(second.events.recv().await), "of the first\n");
     drop(status);
-    calls.add_finished_build(&attempt_name(1), Ok("sha256:12"));
+    calls.add_finished_build(&attempt_reference(1), Ok("sha256:12"));
 
     let image = second.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(image.digest.as_deref(), Some("sha256:12"));
@@ -63,7 +63,7 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
         .await
         .expect("the client reads");
     drop(status);
-    calls.add_finished_build(&attempt_name(1), Err(Status::unknown("exit code: 3")));
+    calls.add_finished_build(&attempt_reference(1), Err(Status::unknown("exit code: 3")));
 
     match second.build.await.expect("no panic").expect_err("it fails") {
         JobError::Failed(failure) => {
@@ -87,11 +87,11 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
     let (solve, status, _session) = calls.next_build_calls().await;
     solve.answer_with_error(job_id_exists_status());
     drop(status);
-    calls.add_finished_build(&attempt_name(1), Err(Status::cancelled("context canceled")));
+    calls.add_finished_build(&attempt_reference(1), Err(Status::cancelled("context canceled")));
 
     let (solve, status, _session) = calls.next_build_calls().await;
-    assert_eq!(solve.request.r#ref, attempt_name(2));
-    assert_eq!(status.reference, attempt_name(2));
+    assert_eq!(solve.request.r#ref, attempt_reference(2));
+    assert_eq!(status.reference, attempt_reference(2));
     drop(status);
     solve.answer_with_digest("sha256:34");
 
@@ -102,32 +102,32 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
 #[tokio::test]
 async fn a_delivery_after_a_success_gets_its_log_and_image_without_a_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    calls.add_finished_build(&attempt_name(1), Ok("sha256:12"));
+    calls.add_finished_build(&attempt_reference(1), Ok("sha256:12"));
     let mut second = start_job(daemon);
 
     let status = calls.statuses.recv().await.expect("a status");
     status
         .events
-        .send(Ok(output_response("of the first\n")))
+        .send(Ok(step_output_response("of the first\n")))
         .await
         .expect("it reads");
     drop(status);
 
-    assert_eq!(output_text(second.events.recv().await), "of the first\n");
+    assert_eq!(expect_output_text(second.events.recv().await), "of the first\n");
     let image = second.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(image.digest.as_deref(), Some("sha256:12"));
     assert!(calls.solves.is_empty(), "nothing is solved");
 }
 
 #[tokio::test]
-async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
+async fn a_delivery_after_failures_is_built_under_the_next_unused_reference() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    calls.add_finished_build(&attempt_name(1), Err(Status::unknown("failed to push")));
-    calls.add_finished_build(&attempt_name(2), Err(Status::unknown("failed to push")));
+    calls.add_finished_build(&attempt_reference(1), Err(Status::unknown("failed to push")));
+    calls.add_finished_build(&attempt_reference(2), Err(Status::unknown("failed to push")));
     let third = start_job(daemon);
 
     let (solve, status, _session) = calls.next_build_calls().await;
-    assert_eq!(solve.request.r#ref, attempt_name(3));
+    assert_eq!(solve.request.r#ref, attempt_reference(3));
     drop(status);
     solve.answer_with_digest("sha256:12");
 
@@ -137,11 +137,11 @@ async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
 #[tokio::test]
 async fn an_image_that_has_left_its_registry_is_built_again() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    calls.add_finished_build(&attempt_name(1), Ok("sha256:12"));
-    let second = start_job_with(daemon, FakeManifestLookup::Missing);
+    calls.add_finished_build(&attempt_reference(1), Ok("sha256:12"));
+    let second = start_job_with_manifest_lookup(daemon, FakeManifestLookup::Missing);
 
     let (solve, status, _session) = calls.next_build_calls().await;
-    assert_eq!(solve.request.r#ref, attempt_name(2));
+    assert_eq!(solve.request.r#ref, attempt_reference(2));
     drop(status);
     solve.answer_with_digest("sha256:34");
 
@@ -152,8 +152,8 @@ async fn an_image_that_has_left_its_registry_is_built_again() {
 #[tokio::test]
 async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    calls.add_finished_build(&attempt_name(1), Ok("sha256:12"));
-    let mut second = start_job_with(daemon, FakeManifestLookup::Unknown);
+    calls.add_finished_build(&attempt_reference(1), Ok("sha256:12"));
+    let mut second = start_job_with_manifest_lookup(daemon, FakeManifestLookup::Unknown);
 
     drop(calls.statuses.recv().await.expect("a status"));
 
@@ -196,10 +196,10 @@ async fn a_registry_is_asked_for_the_manifest_by_digest_in_the_images_repository
 
 /// No later delivery can succeed, so a queue that retries by the status stops.
 #[tokio::test]
-async fn a_call_whose_builds_have_all_failed_is_not_taken_for_a_lost_daemon() {
+async fn a_call_whose_sixteen_attempts_have_failed_is_used_up_and_not_a_lost_daemon() {
     let (daemon, calls) = daemon::start_fake_daemon();
     for number in 1..=16 {
-        calls.add_finished_build(&attempt_name(number), Err(Status::unknown("exit code: 3")));
+        calls.add_finished_build(&attempt_reference(number), Err(Status::unknown("exit code: 3")));
     }
     let running = start_job(daemon);
     let error = complete_or_panic(running.build)

@@ -42,7 +42,7 @@ pub(crate) fn gzipped(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Requests the files of the context as BuildKit does, and returns their paths.
-pub(crate) async fn files_sent_for(session: &SessionCall) -> Vec<String> {
+pub(crate) async fn request_context_files_and_return_paths(session: &SessionCall) -> Vec<String> {
     ask_about_source(session, "local://context")
         .await
         .expect("an answer");
@@ -68,7 +68,7 @@ pub(crate) async fn files_sent_for(session: &SessionCall) -> Vec<String> {
 }
 
 /// Returns a JSON request with this reference to an artifact.
-pub(crate) fn request_for(oci: &str) -> Value {
+pub(crate) fn json_request_for_artifact(oci: &str) -> Value {
     json!({"image": "registry:5000/hello:1", "context": {"oci": oci}})
 }
 
@@ -82,12 +82,15 @@ async fn a_context_in_a_registry_is_built_like_one_in_a_body() {
     ] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let registry = FakeRegistry::start().await;
-        let builder = TestBuilder::new(daemon).with_allowed_sources(&registry.host);
+        let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&registry.host);
         let oci = registry.push_artifact("team/contexts", &[&packed]);
-        let request = request_for(&oci);
+        let request = json_request_for_artifact(&oci);
         let answer = tokio::spawn(async move { send_json(&builder, &request).await });
         let (solve, status, session) = calls.next_build_calls().await;
-        assert_eq!(files_sent_for(&session).await, ["Dockerfile", "a"]);
+        assert_eq!(
+            request_context_files_and_return_paths(&session).await,
+            ["Dockerfile", "a"]
+        );
         solve.answer_with_digest("sha256:12");
         drop(status);
 
@@ -103,7 +106,7 @@ async fn a_context_that_cannot_be_fetched_is_the_callers_or_the_platforms_fault_
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let other = FakeRegistry::start().await;
-    let builder = TestBuilder::new(daemon).with_allowed_sources(&registry.host);
+    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&registry.host);
     let good = registry.push_artifact("team/contexts", &[&context_tar()]);
     let none = format!("{}/team/contexts@sha256:{}", registry.host, "0".repeat(64));
     let two = registry.push_artifact("team/contexts", &[b"1", b"2"]);
@@ -169,7 +172,7 @@ async fn a_context_that_cannot_be_fetched_is_the_callers_or_the_platforms_fault_
         ),
     ] {
         registry.set_behaviour(behaviour.clone());
-        let answer = complete_or_panic(send_json(&builder, &request_for(oci))).await;
+        let answer = complete_or_panic(send_json(&builder, &json_request_for_artifact(oci))).await;
         let error = answer.body["error"].as_str().unwrap_or_default();
         assert_eq!(answer.status, status, "{behaviour:?}: {error}");
         assert!(error.contains(text), "{behaviour:?}: {error}");
@@ -243,9 +246,9 @@ async fn a_redelivery_whose_context_is_gone_gets_the_result_of_the_first_deliver
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon)
-        .with_allowed_sources(&registry.host)
+        .with_allowed_private_hosts(&registry.host)
         .with_stored_contexts(&format!("{}/contexts", registry.host), true);
-    let request = request_for(&registry.push_artifact("contexts", &[&context_tar()]));
+    let request = json_request_for_artifact(&registry.push_artifact("contexts", &[&context_tar()]));
     let (first, sent) = (builder.clone(), request.clone());
     let answer = tokio::spawn(async move { send_json(&first, &sent).await });
     let (solve, status, _session) = calls.next_build_calls().await;
@@ -282,10 +285,10 @@ async fn a_context_is_kept_if_its_build_fails_or_it_is_not_stored_here() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon)
-        .with_allowed_sources(&registry.host)
+        .with_allowed_private_hosts(&registry.host)
         .with_stored_contexts(&format!("{}/contexts", registry.host), true);
     for (repository, fails) in [("contexts", true), ("contexts-of-others", false)] {
-        let request = request_for(&registry.push_artifact(repository, &[&context_tar()]));
+        let request = json_request_for_artifact(&registry.push_artifact(repository, &[&context_tar()]));
         let sender = builder.with_call_id(repository);
         let answer = tokio::spawn(async move { send_json(&sender, &request).await });
         let (solve, status, _session) = calls.next_build_calls().await;

@@ -107,10 +107,10 @@ impl FakeRegistry {
     }
 
     /// Gives the repository `count` tags that begin with `prefix`.
-    pub(crate) fn add_tags(&self, repository: &str, prefix: &str, count: usize) {
+    pub(crate) fn add_tags(&self, repository: &str, tag_prefix: &str, count: usize) {
         let mut state = self.state();
         for number in 0..count {
-            let tag = format!("{repository}@{prefix}{number:05}");
+            let tag = format!("{repository}@{tag_prefix}{number:05}");
             state.tags.insert(tag, digest_of(b"none"));
         }
     }
@@ -135,9 +135,9 @@ impl FakeRegistry {
     }
 
     /// Deletes the manifest with the first tag of a repository that begins with `prefix`.
-    pub(crate) fn delete_tagged(&self, repository: &str, prefix: &str) {
+    pub(crate) fn delete_manifest_with_tag_prefix(&self, repository: &str, tag_prefix: &str) {
         let mut state = self.state();
-        let beginning = format!("{repository}@{prefix}");
+        let beginning = format!("{repository}@{tag_prefix}");
         let tags = state.tags.iter();
         let mut found = tags.filter(|(tag, _)| tag.starts_with(&beginning));
         let (tag, digest) = found.next().expect("a tag");

@@ -15,13 +15,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::builds::answer_statuses;
+use crate::builds::answer_statuses_holding_back_the_last;
 use crate::captured_log::CapturedLog;
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::gateway::{DRY_RUN_ACCEPTED_JSON, GatewayCall, ReceivedRequest, start_manual_gateway};
 use crate::record_store::ask_until;
-use crate::referenced_contexts::files_sent_for;
+use crate::referenced_contexts::request_context_files_and_return_paths;
 use crate::registry::FakeRegistry;
 use crate::secrets::seal_secrets;
 use crate::setting::{
@@ -29,20 +29,20 @@ use crate::setting::{
 };
 
 /// The time at which the gateway received the calls, in nanoseconds since 1970.
-const SUBMITTED: &str = "1790000000000000000";
+const SUBMISSION_TIME_NANOS: &str = "1790000000000000000";
 
 /// A builder with a fake gateway, whose requests the test answers, and a fake daemon.
-struct Fixture {
+struct BuilderGatewayAndDaemon {
     builder: TestBuilder,
     calls: DaemonCalls,
     submissions: mpsc::UnboundedReceiver<GatewayCall>,
 }
 
-impl Fixture {
+impl BuilderGatewayAndDaemon {
     async fn new() -> Self {
         let (gateway, submissions) = start_manual_gateway().await;
         let (daemon, mut calls) = daemon::start_fake_daemon();
-        answer_statuses(&mut calls, vec![StatusResponse::default()]).send_replace(true);
+        answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]).send_replace(true);
         Self {
             builder: TestBuilder::with_gateway(daemon, &format!("http://{gateway}")),
             calls,
@@ -56,7 +56,7 @@ impl Fixture {
             .expect("a solve")
     }
 
-    async fn next_submission(&mut self) -> GatewayCall {
+    async fn next_gateway_call(&mut self) -> GatewayCall {
         complete_or_panic(self.submissions.recv())
             .await
             .expect("a request")
@@ -67,7 +67,7 @@ impl Fixture {
 fn queued_request(body: Vec<u8>) -> Request {
     let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &body);
     let mut request = build_request_with(body, Some(&signature));
-    for time in [SUBMITTED, "1790000000000000001"] {
+    for time in [SUBMISSION_TIME_NANOS, "1790000000000000001"] {
         request
             .headers_mut()
             .append("x-start-time", time.parse().expect("header"));
@@ -77,13 +77,13 @@ fn queued_request(body: Vec<u8>) -> Request {
     request
 }
 
-fn send(builder: &TestBuilder, id: &str, request: Request) -> JoinHandle<Answer> {
+fn spawn_request_with_call_id(builder: &TestBuilder, id: &str, request: Request) -> JoinHandle<Answer> {
     let builder = builder.with_call_id(id);
     tokio::spawn(async move { Answer::from_response(builder.send_request(request).await).await })
 }
 
 /// Delivers to `builder` what was submitted to the queue again.
-fn deliver(builder: &TestBuilder, submitted: &ReceivedRequest) -> JoinHandle<Answer> {
+fn spawn_redelivery(builder: &TestBuilder, submitted: &ReceivedRequest) -> JoinHandle<Answer> {
     let mut request = build_request_with(submitted.body().to_vec(), None);
     *request.headers_mut() = submitted.headers().clone();
     // The gateway adds a time when it accepts the call, and another one when it passes it on.
@@ -92,15 +92,15 @@ fn deliver(builder: &TestBuilder, submitted: &ReceivedRequest) -> JoinHandle<Ans
             .headers_mut()
             .append("x-start-time", time.parse().expect("header"));
     }
-    let id = text_of(submitted.headers(), "x-call-id").to_owned();
-    send(builder, &id, request)
+    let id = header_text(submitted.headers(), "x-call-id").to_owned();
+    spawn_request_with_call_id(builder, &id, request)
 }
 
-fn text_of<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
     headers[name].to_str().expect("text")
 }
 
-async fn answer_of(delivery: JoinHandle<Answer>) -> Answer {
+async fn await_answer(delivery: JoinHandle<Answer>) -> Answer {
     complete_or_panic(delivery).await.expect("no panic")
 }
 
@@ -116,54 +116,58 @@ fn assert_submitted_again(answer: &Answer) {
 
 #[tokio::test]
 async fn running_waiting_and_late_builds_are_submitted_again_and_built_by_another_builder() {
-    let mut fixture = Fixture::new().await;
+    let mut fixture = BuilderGatewayAndDaemon::new().await;
     let slots = BuildSlots::new(1, Duration::from_secs(600), 16);
     let builder = fixture.builder.clone().with_slots(slots);
     let tar = |tag: &str| request_tar_with(json!({"image": format!("registry:5000/{tag}:1")}));
-    let running = send(&builder, "running", queued_request(tar("running")));
+    let running = spawn_request_with_call_id(&builder, "running", queued_request(tar("running")));
     let mut solve = fixture.next_solve().await;
-    let waiting = send(&builder, "waiting", queued_request(tar("waiting")));
+    let waiting = spawn_request_with_call_id(&builder, "waiting", queued_request(tar("waiting")));
     ask_until(&builder, "waiting", |asked| asked.body["state"] == "waiting").await;
 
     builder.begin_shutdown(Instant::now());
-    let late = send(&builder, "late", queued_request(tar("late")));
+    let late = spawn_request_with_call_id(&builder, "late", queued_request(tar("late")));
     complete_or_panic(solve.reply.closed()).await;
     drop(solve);
     let (other_daemon, mut other_calls) = daemon::start_fake_daemon();
-    answer_statuses(&mut other_calls, vec![StatusResponse::default()]).send_replace(true);
+    answer_statuses_holding_back_the_last(&mut other_calls, vec![StatusResponse::default()])
+        .send_replace(true);
     let other = TestBuilder::new(other_daemon);
     let mut ids = Vec::new();
     for _ in 0..3 {
-        let call = fixture.next_submission().await;
+        let call = fixture.next_gateway_call().await;
         let (head, body) = (call.request.headers(), call.request.body());
         assert_eq!(
             (call.request.method().as_str(), call.request.uri().path()),
             ("POST", "/async-function/builder-fn")
         );
-        let id = text_of(head, "x-call-id").to_owned();
+        let id = header_text(head, "x-call-id").to_owned();
         assert_eq!(body, &tar(&id), "the body as it was sent");
         assert_eq!(
-            text_of(head, "x-build-signature"),
+            header_text(head, "x-build-signature"),
             sign_body(&hmac_keys(PAYLOAD_KEY), body)
         );
         assert_eq!(
             head.get_all("x-start-time").iter().collect::<Vec<_>>(),
-            [SUBMITTED]
+            [SUBMISSION_TIME_NANOS]
         );
-        assert_eq!(text_of(head, "x-callback-url"), "http://callback.example/result");
-        let delivery = deliver(&other, &call.request);
+        assert_eq!(
+            header_text(head, "x-callback-url"),
+            "http://callback.example/result"
+        );
+        let delivery = spawn_redelivery(&other, &call.request);
         call.answer(202, "");
         let solve = complete_or_panic(other_calls.solves.recv())
             .await
             .expect("a solve");
         solve.answer_with_digest("sha256:12");
-        assert_eq!(answer_of(delivery).await.status, 200);
+        assert_eq!(await_answer(delivery).await.status, 200);
         ids.push(id);
     }
     ids.sort();
     assert_eq!(ids, ["late", "running", "waiting"]);
     for delivery in [running, waiting, late] {
-        assert_submitted_again(&answer_of(delivery).await);
+        assert_submitted_again(&await_answer(delivery).await);
     }
     assert!(fixture.submissions.try_recv().is_err(), "each once");
     assert!(
@@ -174,8 +178,8 @@ async fn running_waiting_and_late_builds_are_submitted_again_and_built_by_anothe
 
 #[tokio::test]
 async fn a_build_that_ends_within_the_grace_period_is_not_submitted_again() {
-    let mut fixture = Fixture::new().await;
-    let running = send(
+    let mut fixture = BuilderGatewayAndDaemon::new().await;
+    let running = spawn_request_with_call_id(
         &fixture.builder,
         "running",
         queued_request(request_tar_with(json!({}))),
@@ -185,34 +189,34 @@ async fn a_build_that_ends_within_the_grace_period_is_not_submitted_again() {
         .builder
         .begin_shutdown(Instant::now() + Duration::from_secs(3600));
     solve.answer_with_digest("sha256:12");
-    assert_eq!(answer_of(running).await.status, 200);
+    assert_eq!(await_answer(running).await.status, 200);
     assert!(fixture.submissions.try_recv().is_err());
 }
 
 #[tokio::test]
 async fn two_deliveries_of_an_interrupted_call_are_submitted_again_once() {
-    let mut fixture = Fixture::new().await;
+    let mut fixture = BuilderGatewayAndDaemon::new().await;
     let builder = fixture
         .builder
         .clone()
         .with_slots(BuildSlots::new(2, Duration::ZERO, 0));
     let tar = request_tar_with(json!({}));
-    let first = send(&builder, "twice", queued_request(tar.clone()));
+    let first = spawn_request_with_call_id(&builder, "twice", queued_request(tar.clone()));
     let _solve = fixture.next_solve().await;
-    let second = send(&builder, "twice", queued_request(tar));
-    complete_or_panic(builder.wait_until_full()).await;
+    let second = spawn_request_with_call_id(&builder, "twice", queued_request(tar));
+    complete_or_panic(builder.wait_until_no_request_is_admitted()).await;
     builder.begin_shutdown(Instant::now());
-    fixture.next_submission().await.answer(202, "");
+    fixture.next_gateway_call().await.answer(202, "");
     for delivery in [first, second] {
-        assert_submitted_again(&answer_of(delivery).await);
+        assert_submitted_again(&await_answer(delivery).await);
     }
     assert!(fixture.submissions.try_recv().is_err());
 }
 
 #[tokio::test]
 async fn a_call_is_submitted_until_the_gateway_accepts_it() {
-    let mut fixture = Fixture::new().await;
-    let running = send(
+    let mut fixture = BuilderGatewayAndDaemon::new().await;
+    let running = spawn_request_with_call_id(
         &fixture.builder,
         "running",
         queued_request(request_tar_with(json!({}))),
@@ -220,40 +224,46 @@ async fn a_call_is_submitted_until_the_gateway_accepts_it() {
     let _solve = fixture.next_solve().await;
     fixture.builder.begin_shutdown(Instant::now());
     // A connection that breaks off, and a queue that cannot be reached.
-    drop(fixture.next_submission().await);
-    fixture.next_submission().await.answer(500, "nats: no connection");
-    fixture.next_submission().await.answer(202, "");
-    assert_submitted_again(&answer_of(running).await);
+    drop(fixture.next_gateway_call().await);
+    fixture
+        .next_gateway_call()
+        .await
+        .answer(500, "nats: no connection");
+    fixture.next_gateway_call().await.answer(202, "");
+    assert_submitted_again(&await_answer(running).await);
 }
 
 /// The deployer deploys an image once, however often it is handed over.
 #[tokio::test]
 async fn a_build_whose_deployment_is_interrupted_is_submitted_again() {
-    let mut fixture = Fixture::new().await;
+    let mut fixture = BuilderGatewayAndDaemon::new().await;
     fixture
         .builder
         .write_secret("deploy-secret", "the key of the deployer\n");
     let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
-    let running = send(&fixture.builder, "running", queued_request(tar.clone()));
-    fixture.next_submission().await.answer(200, DRY_RUN_ACCEPTED_JSON);
+    let running = spawn_request_with_call_id(&fixture.builder, "running", queued_request(tar.clone()));
+    fixture
+        .next_gateway_call()
+        .await
+        .answer(200, DRY_RUN_ACCEPTED_JSON);
     fixture.next_solve().await.answer_with_digest("sha256:12");
-    let hand_over = fixture.next_submission().await;
+    let hand_over = fixture.next_gateway_call().await;
     assert_eq!(hand_over.request.uri().path(), "/function/deployer-fn");
     fixture.builder.begin_shutdown(Instant::now());
-    let again = fixture.next_submission().await;
+    let again = fixture.next_gateway_call().await;
     assert_eq!(again.request.uri().path(), "/async-function/builder-fn");
     assert_eq!(again.request.body(), &tar);
     again.answer(202, "");
-    assert_submitted_again(&answer_of(running).await);
+    assert_submitted_again(&await_answer(running).await);
 }
 
 #[tokio::test]
 async fn a_tar_that_is_too_large_for_a_copy_is_stored_and_submitted_again_by_reference() {
-    let mut fixture = Fixture::new().await;
+    let mut fixture = BuilderGatewayAndDaemon::new().await;
     let registry = FakeRegistry::start().await;
     let repository = format!("{}/slipway/contexts", registry.host);
     let with_settings = |builder: TestBuilder| {
-        let builder = builder.with_allowed_sources(&registry.host);
+        let builder = builder.with_allowed_private_hosts(&registry.host);
         builder
             .with_stored_contexts(&repository, false)
             .with_seal_key(&STANDARD.encode([7; 32]))
@@ -268,12 +278,12 @@ async fn a_tar_that_is_too_large_for_a_copy_is_stored_and_submitted_again_by_ref
         ("context/Dockerfile", b"FROM scratch\n"),
         ("context/a", b"a"),
     ]);
-    let running = send(&builder, "large", queued_request(tar));
+    let running = spawn_request_with_call_id(&builder, "large", queued_request(tar));
     let _solve = fixture.next_solve().await;
     builder.begin_shutdown(Instant::now());
-    let call = fixture.next_submission().await;
+    let call = fixture.next_gateway_call().await;
     let head = call.request.headers();
-    assert_eq!(text_of(head, "content-type"), "application/json");
+    assert_eq!(header_text(head, "content-type"), "application/json");
     let body: Value = serde_json::from_slice(call.request.body()).expect("JSON");
     assert_eq!(body["sealedSecrets"], envelope);
     let reference = body["context"]["oci"].as_str().expect("a reference");
@@ -284,17 +294,17 @@ async fn a_tar_that_is_too_large_for_a_copy_is_stored_and_submitted_again_by_ref
 
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let other = with_settings(TestBuilder::new(daemon));
-    let delivery = deliver(&other, &call.request);
+    let delivery = spawn_redelivery(&other, &call.request);
     call.answer(202, "");
-    assert_submitted_again(&answer_of(running).await);
+    assert_submitted_again(&await_answer(running).await);
     let (solve, status, session) = calls.next_build_calls().await;
     assert_eq!(solve.request.frontend_attrs["label:by"], "tar");
     assert_eq!(solve.request.frontend_attrs["slipway.call-id"], "large");
-    let files = complete_or_panic(files_sent_for(&session)).await;
+    let files = complete_or_panic(request_context_files_and_return_paths(&session)).await;
     assert!(files.iter().any(|path| path == "a"), "{files:?}");
     solve.answer_with_digest("sha256:12");
     drop(status);
-    assert_eq!(answer_of(delivery).await.status, 200);
+    assert_eq!(await_answer(delivery).await.status, 200);
 }
 
 #[tokio::test]
@@ -304,18 +314,19 @@ async fn a_call_that_cannot_be_submitted_again_is_named_in_the_log() {
         (true, Some(400), "the gateway answered 400"),
     ] {
         let (log, _capturing) = CapturedLog::begin();
-        let mut fixture = Fixture::new().await;
+        let mut fixture = BuilderGatewayAndDaemon::new().await;
         let builder = match keeps_copies {
             true => fixture.builder.clone(),
             false => fixture.builder.clone().without_body_copies(),
         };
-        let running = send(&builder, "lost", queued_request(request_tar_with(json!({}))));
+        let running =
+            spawn_request_with_call_id(&builder, "lost", queued_request(request_tar_with(json!({}))));
         let _solve = fixture.next_solve().await;
         builder.begin_shutdown(Instant::now());
         if let Some(status) = reply {
-            fixture.next_submission().await.answer(status, "");
+            fixture.next_gateway_call().await.answer(status, "");
         }
-        assert_eq!(answer_of(running).await.status, 502);
+        assert_eq!(await_answer(running).await.status, 502);
         assert!(fixture.submissions.try_recv().is_err());
         let text = log.text();
         assert!(
@@ -323,7 +334,7 @@ async fn a_call_that_cannot_be_submitted_again_is_named_in_the_log() {
             "{text}"
         );
 
-        let late = answer_of(send(
+        let late = await_answer(spawn_request_with_call_id(
             &builder,
             "late",
             queued_request(request_tar_with(json!({}))),
@@ -335,14 +346,14 @@ async fn a_call_that_cannot_be_submitted_again_is_named_in_the_log() {
 }
 
 #[tokio::test]
-async fn calls_whose_callers_wait_are_not_submitted_again() {
-    let mut fixture = Fixture::new().await;
+async fn a_synchronous_call_is_not_submitted_again() {
+    let mut fixture = BuilderGatewayAndDaemon::new().await;
     let signature = |tar: &[u8]| sign_body(&hmac_keys(PAYLOAD_KEY), tar);
     let tar = request_tar_with(json!({"tags": ["2"]}));
     let synchronous = build_request_with(tar.clone(), Some(&signature(&tar)));
-    let synchronous = send(&fixture.builder, "synchronous", synchronous);
+    let synchronous = spawn_request_with_call_id(&fixture.builder, "synchronous", synchronous);
     let _solve = fixture.next_solve().await;
     fixture.builder.begin_shutdown(Instant::now());
-    assert_eq!(answer_of(synchronous).await.status, 502);
+    assert_eq!(await_answer(synchronous).await.status, 502);
     assert!(fixture.submissions.try_recv().is_err());
 }

@@ -12,12 +12,12 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::builds::{answer_statuses, ask};
+use crate::builds::{answer_statuses_holding_back_the_last, ask};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::gateway::start_answering_gateway;
 use crate::persistence::{send_queued_build, send_queued_build_as};
-use crate::record_store::{ask_until, records_of};
+use crate::record_store::{ask_until, record_repository_of};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with};
 
@@ -72,9 +72,9 @@ impl Drop for KillableBuilder {
 }
 
 /// Starts a fake daemon whose builds have logs without lines.
-fn start_fake_daemon() -> (Daemon, DaemonCalls) {
+fn start_fake_daemon_with_empty_logs() -> (Daemon, DaemonCalls) {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let ended = answer_statuses(&mut calls, vec![StatusResponse::default()]);
+    let ended = answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]);
     ended.send_replace(true);
     (daemon, calls)
 }
@@ -93,7 +93,7 @@ fn spawn_queued_build(builder: &TestBuilder, id: &str) -> JoinHandle<Answer> {
 }
 
 fn builder_with_leases(daemon: Daemon, registry: &FakeRegistry) -> TestBuilder {
-    TestBuilder::new(daemon).with_leases(&records_of(registry), STALE_AFTER)
+    TestBuilder::new(daemon).with_leases(&record_repository_of(registry), STALE_AFTER)
 }
 
 #[tokio::test]
@@ -101,10 +101,10 @@ async fn builds_of_a_killed_builder_are_finished_and_deployed_once_by_another() 
     let registry = FakeRegistry::start().await;
     let (gateway, mut hand_overs) =
         start_answering_gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let new_builder = || {
         TestBuilder::with_gateway(daemon.clone(), &format!("http://{gateway}"))
-            .with_leases(&records_of(&registry), STALE_AFTER)
+            .with_leases(&record_repository_of(&registry), STALE_AFTER)
     };
     let slots = BuildSlots::new(1, Duration::from_secs(600), 16);
     let mut killed = KillableBuilder::new(new_builder().with_slots(slots));
@@ -145,9 +145,9 @@ async fn builds_of_a_killed_builder_are_finished_and_deployed_once_by_another() 
 #[tokio::test]
 async fn a_shutdown_hands_back_at_once_what_waits_and_what_still_arrives() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     // Only what is handed back is resumed.
-    let new_builder = || TestBuilder::new(daemon.clone()).with_record_store(&records_of(&registry));
+    let new_builder = || TestBuilder::new(daemon.clone()).with_record_store(&record_repository_of(&registry));
     let slots = BuildSlots::new(1, Duration::from_secs(600), 16);
     let builder = new_builder().with_slots(slots);
     let running = spawn_queued_build(&builder, "running");
@@ -189,8 +189,8 @@ async fn a_shutdown_hands_back_at_once_what_waits_and_what_still_arrives() {
 #[tokio::test]
 async fn a_build_that_does_not_finish_before_the_end_of_a_shutdown_is_handed_back() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = start_fake_daemon();
-    let new_builder = || TestBuilder::new(daemon.clone()).with_record_store(&records_of(&registry));
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
+    let new_builder = || TestBuilder::new(daemon.clone()).with_record_store(&record_repository_of(&registry));
     let builder = new_builder();
     let running = spawn_queued_build(&builder, "running");
     let first = next_solve(&mut calls).await;
@@ -212,7 +212,7 @@ async fn a_build_that_does_not_finish_before_the_end_of_a_shutdown_is_handed_bac
 #[tokio::test]
 async fn a_build_that_cannot_be_resumed_is_reported_as_lost() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let builder = builder_with_leases(daemon.clone(), &registry).without_body_copies();
     let mut killed = KillableBuilder::new(builder);
     killed.send_queued_build(CALL_ID, request_tar_with(json!({})));
@@ -233,7 +233,7 @@ async fn a_build_that_cannot_be_resumed_is_reported_as_lost() {
 #[tokio::test]
 async fn a_build_that_ends_every_builder_is_given_up() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let new_builder = || KillableBuilder::new(builder_with_leases(daemon.clone(), &registry));
     let mut builder = new_builder();
     builder.send_queued_build(CALL_ID, request_tar_with(json!({})));
@@ -252,24 +252,24 @@ async fn a_build_that_ends_every_builder_is_given_up() {
     );
 }
 
-/// Waits until the registry has got `count` requests whose lines contain `part`.
-async fn wait_for_requests(registry: &FakeRegistry, part: &str, count: usize) {
+/// Waits until the registry has got `count` requests whose lines contain `line_part`.
+async fn wait_for_requests(registry: &FakeRegistry, line_part: &str, count: usize) {
     complete_or_panic(async {
-        while count_requests(registry, part) < count {
+        while count_requests(registry, line_part) < count {
             tokio::task::yield_now().await;
         }
     })
     .await;
 }
 
-/// Returns how many requests the registry has got whose lines contain `part`.
-fn count_requests(registry: &FakeRegistry, part: &str) -> usize {
+/// Returns how many requests the registry has got whose lines contain `line_part`.
+fn count_requests(registry: &FakeRegistry, line_part: &str) -> usize {
     let lines = registry.request_lines();
-    lines.iter().filter(|line| line.contains(part)).count()
+    lines.iter().filter(|line| line.contains(line_part)).count()
 }
 
 /// The part after the time in the index tag of a build that was handed back: an owner that no process has.
-const HANDED_BACK: &str = "-0000000000000000-";
+const HANDED_BACK_INDEX_TAG_PART: &str = "-0000000000000000-";
 
 #[tokio::test]
 async fn a_build_without_a_slot_stays_accepted_and_is_tried_again_by_any_builder() {
@@ -281,7 +281,7 @@ async fn a_build_without_a_slot_stays_accepted_and_is_tried_again_by_any_builder
     let first = next_solve(&mut calls).await;
     let _resuming = full.resume_builds_of_others();
     // It claims the build, gets no slot, hands the build back, and tries again.
-    wait_for_requests(&registry, HANDED_BACK, 2).await;
+    wait_for_requests(&registry, HANDED_BACK_INDEX_TAG_PART, 2).await;
     assert!(calls.solves.try_recv().is_err(), "there is no slot");
 
     let other = builder_with_leases(daemon, &registry);
@@ -300,7 +300,7 @@ async fn a_build_without_a_slot_stays_accepted_and_is_tried_again_by_any_builder
 #[tokio::test]
 async fn a_queued_call_that_gets_no_slot_in_time_is_built_when_there_is_one() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let slots = BuildSlots::new(1, Duration::from_millis(1), 16);
     let builder = builder_with_leases(daemon, &registry).with_slots(slots);
     let running = spawn_queued_build(&builder, "running");
@@ -331,7 +331,7 @@ async fn a_queued_call_that_gets_no_slot_in_time_is_built_when_there_is_one() {
 #[tokio::test]
 async fn a_call_is_not_rejected_while_the_registry_may_still_store_its_acceptance() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let new_builder = || {
         let times = LeaseTimes {
             stale_after: STALE_AFTER,
@@ -340,7 +340,7 @@ async fn a_call_is_not_rejected_while_the_registry_may_still_store_its_acceptanc
             exchange: Duration::from_millis(500),
             ..LeaseTimes::default()
         };
-        TestBuilder::new(daemon.clone()).with_record_times(&records_of(&registry), times)
+        TestBuilder::new(daemon.clone()).with_record_store_and_times(&record_repository_of(&registry), times)
     };
     let builder = new_builder().with_slots(BuildSlots::new(1, Duration::from_millis(1), 16));
     let running = spawn_queued_build(&builder, "running");
@@ -377,7 +377,7 @@ async fn a_call_is_not_rejected_while_the_registry_may_still_store_its_acceptanc
 #[tokio::test]
 async fn an_end_that_could_not_be_recorded_does_not_begin_the_build_again() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let times = LeaseTimes {
         stale_after: STALE_AFTER,
         settle: Duration::from_millis(10),
@@ -385,7 +385,8 @@ async fn an_end_that_could_not_be_recorded_does_not_begin_the_build_again() {
         end_pause: Duration::from_millis(1),
         ..LeaseTimes::default()
     };
-    let builder = TestBuilder::new(daemon).with_record_times(&records_of(&registry), times);
+    let builder =
+        TestBuilder::new(daemon).with_record_store_and_times(&record_repository_of(&registry), times);
     let running = spawn_queued_build(&builder, CALL_ID);
     let solve = next_solve(&mut calls).await;
     let part = "PUT /v2/slipway/records/manifests/r-";
@@ -395,7 +396,7 @@ async fn an_end_that_could_not_be_recorded_does_not_begin_the_build_again() {
     let _resuming = builder.resume_builds_of_others();
     // Twice as many attempts as the end of a build has while too many others wait.
     wait_for_requests(&registry, part, before + 10).await;
-    let (daemon, _calls) = start_fake_daemon();
+    let (daemon, _calls) = start_fake_daemon_with_empty_logs();
     let later = builder_with_leases(daemon, &registry);
     registry.set_behaviour(RegistryBehaviour::Open);
     ask_until(&later, CALL_ID, |asked| asked.body["state"] == "failed").await;
@@ -445,7 +446,7 @@ async fn the_end_of_a_process_waits_for_resumed_builds_which_it_may_hand_back_an
 
 #[tokio::test]
 async fn the_end_of_a_process_waits_for_queued_builds_whose_caller_has_gone() {
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let builder = TestBuilder::new(daemon);
     let delivery = spawn_queued_build(&builder, CALL_ID);
     let solve = next_solve(&mut calls).await;
@@ -460,7 +461,7 @@ async fn the_end_of_a_process_waits_for_queued_builds_whose_caller_has_gone() {
 
 /// Leaves the record of an accepted build of a killed builder in `registry`. Returns the build's daemon and its calls.
 async fn leave_accepted_build(registry: &FakeRegistry) -> (Daemon, DaemonCalls) {
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let mut killed = KillableBuilder::new(builder_with_leases(daemon.clone(), registry));
     killed.send_queued_build(CALL_ID, request_tar_with(json!({})));
     let _solve = next_solve(&mut calls).await;
@@ -512,8 +513,8 @@ async fn builds_are_resumed_from_a_registry_that_redirects_to_its_storage() {
 async fn a_build_whose_request_the_registry_has_lost_is_reported_as_lost() {
     let registry = FakeRegistry::start().await;
     let (_daemon, _calls) = leave_accepted_build(&registry).await;
-    registry.delete_tagged("slipway/records", "b-");
-    let (daemon, _calls) = start_fake_daemon();
+    registry.delete_manifest_with_tag_prefix("slipway/records", "b-");
+    let (daemon, _calls) = start_fake_daemon_with_empty_logs();
     let other = builder_with_leases(daemon, &registry);
     let _resuming = other.resume_builds_of_others();
     let asked = ask_until(&other, CALL_ID, |asked| asked.body["state"] == "failed").await;
@@ -524,7 +525,7 @@ async fn a_build_whose_request_the_registry_has_lost_is_reported_as_lost() {
 #[tokio::test]
 async fn a_build_is_resumed_whose_hand_back_was_cut_off() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let builder = builder_with_leases(daemon.clone(), &registry);
     let running = spawn_queued_build(&builder, CALL_ID);
     let first = next_solve(&mut calls).await;
@@ -545,7 +546,7 @@ async fn a_build_is_resumed_whose_hand_back_was_cut_off() {
 #[tokio::test]
 async fn a_full_tenant_does_not_delay_the_builds_of_others() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = start_fake_daemon();
+    let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let policy = json!({"tenants": {
         "acme": {"keys": ["acme-payload"], "maxBuilds": 1},
         "globex": {"keys": ["globex-payload"]},

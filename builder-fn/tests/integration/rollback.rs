@@ -16,46 +16,57 @@ use crate::gateway::{
     DRY_RUN_ACCEPTED_JSON, GatewayCall, ReceivedRequest, start_answering_gateway, start_manual_gateway,
 };
 use crate::job::FakeManifestLookup;
-use crate::record_store::{ask_until, records_of};
+use crate::record_store::{ask_until, record_repository_of};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, request_tar_with};
 
-const READY: &str = r#"{"function":"hello","status":"ready"}"#;
+const READY_DEPLOYER_ANSWER_JSON: &str = r#"{"function":"hello","status":"ready"}"#;
 
 /// A builder with a record store and a gateway, and its daemon.
-struct Setting {
+struct BuilderDaemonAndRegistry {
     builder: TestBuilder,
     calls: DaemonCalls,
     registry: FakeRegistry,
 }
 
-async fn setting(gateway: std::net::SocketAddr) -> Setting {
+async fn setting(gateway: std::net::SocketAddr) -> BuilderDaemonAndRegistry {
     let registry = FakeRegistry::start().await;
     let (daemon, calls) = daemon::start_fake_daemon();
-    Setting {
-        builder: builder_with(daemon, gateway, &registry),
+    BuilderDaemonAndRegistry {
+        builder: builder_with_gateway_and_record_store(daemon, gateway, &registry),
         calls,
         registry,
     }
 }
 
-fn builder_with(daemon: Daemon, gateway: std::net::SocketAddr, registry: &FakeRegistry) -> TestBuilder {
-    TestBuilder::with_gateway(daemon, &format!("http://{gateway}")).with_record_store(&records_of(registry))
+fn builder_with_gateway_and_record_store(
+    daemon: Daemon,
+    gateway: std::net::SocketAddr,
+    registry: &FakeRegistry,
+) -> TestBuilder {
+    TestBuilder::with_gateway(daemon, &format!("http://{gateway}"))
+        .with_record_store(&record_repository_of(registry))
 }
 
-impl Setting {
+impl BuilderDaemonAndRegistry {
     /// Builds and deploys the version `id`, whose image has the digest `sha256:ID`.
-    async fn deploy(&mut self, id: &str) -> Answer {
-        self.deploy_with(id, json!({})).await
+    async fn build_and_deploy(&mut self, id: &str) -> Answer {
+        self.build_and_deploy_with_config_changes(id, json!({})).await
     }
 
-    async fn deploy_with(&mut self, id: &str, config: Value) -> Answer {
-        self.deploy_signed(PAYLOAD_KEY, id, config).await
+    async fn build_and_deploy_with_config_changes(&mut self, id: &str, config_changes: Value) -> Answer {
+        self.build_and_deploy_signed_with_key(PAYLOAD_KEY, id, config_changes)
+            .await
     }
 
-    async fn deploy_signed(&mut self, key: &'static str, id: &str, changes: Value) -> Answer {
+    async fn build_and_deploy_signed_with_key(
+        &mut self,
+        key: &'static str,
+        id: &str,
+        config_changes: Value,
+    ) -> Answer {
         let mut config = json!({"deploy": {"service": "hello", "envVars": {"VERSION": id}}});
-        for (key, value) in changes.as_object().expect("an object") {
+        for (key, value) in config_changes.as_object().expect("an object") {
             config[key] = value.clone();
         }
         let builder = self.builder.with_call_id(id);
@@ -68,7 +79,7 @@ impl Setting {
     }
 }
 
-async fn versions(builder: &TestBuilder) -> Vec<Value> {
+async fn listed_versions_of_hello(builder: &TestBuilder) -> Vec<Value> {
     let answer = ask(builder, Method::GET, "/functions/hello/versions").await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     answer.body["versions"].as_array().expect("a list").clone()
@@ -78,7 +89,7 @@ async fn versions(builder: &TestBuilder) -> Vec<Value> {
 async fn wait_for_versions(builder: &TestBuilder, expected: &[(&str, &str)]) {
     complete_or_panic(async {
         loop {
-            let versions = versions(builder).await;
+            let versions = listed_versions_of_hello(builder).await;
             let found: Vec<_> = versions
                 .iter()
                 .map(|version| {
@@ -107,7 +118,7 @@ async fn roll_back(builder: &TestBuilder, query: &str) -> Answer {
 }
 
 /// Waits for the end of the rollback `id`, and returns its record.
-async fn ended(builder: &TestBuilder, id: &str) -> Value {
+async fn wait_for_end_of_rollback(builder: &TestBuilder, id: &str) -> Value {
     let is_ended = |answer: &Answer| {
         answer.status == 200 && matches!(answer.body["state"].as_str(), Some("success" | "failed"))
     };
@@ -120,7 +131,7 @@ async fn next_hand_over(hand_overs: &mut UnboundedReceiver<ReceivedRequest>) -> 
 }
 
 /// Answers the next dry run, and returns the hand-over after it.
-async fn next_manual_hand_over(calls: &mut UnboundedReceiver<GatewayCall>) -> GatewayCall {
+async fn accept_dry_runs_until_next_hand_over(calls: &mut UnboundedReceiver<GatewayCall>) -> GatewayCall {
     loop {
         let call = complete_or_panic(calls.recv()).await.expect("a call");
         match call.is_dry_run() {
@@ -132,14 +143,14 @@ async fn next_manual_hand_over(calls: &mut UnboundedReceiver<GatewayCall>) -> Ga
 
 #[tokio::test]
 async fn a_rollback_hands_over_the_last_good_version_as_handed_in_now_and_is_known_as_a_build() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
-        assert_eq!(setting.deploy(id).await.status, 200);
+        assert_eq!(setting.build_and_deploy(id).await.status, 200);
     }
     let builder = &setting.builder;
     wait_for_versions(builder, &[("v2", "ready"), ("v1", "ready")]).await;
-    let listed = versions(builder).await;
+    let listed = listed_versions_of_hello(builder).await;
     assert_eq!(
         (&listed[0]["current"], &listed[0]["target"]),
         (&json!(true), &json!(false))
@@ -163,7 +174,7 @@ async fn a_rollback_hands_over_the_last_good_version_as_handed_in_now_and_is_kno
     assert_eq!(again["callId"], "r1");
     assert!(again["submittedAt"].as_str() > second["submittedAt"].as_str());
 
-    let record = ended(builder, "r1").await;
+    let record = wait_for_end_of_rollback(builder, "r1").await;
     assert_eq!(record["state"], "success", "{record}");
     assert_eq!(
         record["deployment"],
@@ -189,7 +200,8 @@ async fn a_rollback_hands_over_the_last_good_version_as_handed_in_now_and_is_kno
     );
 
     // After every builder and the history of the daemon have gone.
-    let later = builder_with(daemon::unreachable_daemon(), gateway, &setting.registry);
+    let later =
+        builder_with_gateway_and_record_store(daemon::unreachable_daemon(), gateway, &setting.registry);
     for builder in [builder, &later] {
         let request = question(
             PAYLOAD_KEY,
@@ -226,12 +238,12 @@ async fn a_rollback_hands_over_the_last_good_version_as_handed_in_now_and_is_kno
 }
 
 #[tokio::test]
-async fn nothing_of_a_version_is_readable_in_the_registry_or_in_the_list() {
-    let (gateway, _hand_overs) = start_answering_gateway(200, READY).await;
+async fn the_specification_of_a_version_is_readable_neither_in_the_registry_nor_in_the_list() {
+    let (gateway, _hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     let config =
         json!({"deploy": {"service": "hello", "envVars": {"PASSWORD": "hunter2"}, "secrets": ["api-key"]}});
-    setting.deploy_with("v1", config).await;
+    setting.build_and_deploy_with_config_changes("v1", config).await;
     wait_for_versions(&setting.builder, &[("v1", "ready")]).await;
     for (key, content) in setting.registry.contents() {
         let text = String::from_utf8_lossy(&content);
@@ -240,23 +252,27 @@ async fn nothing_of_a_version_is_readable_in_the_registry_or_in_the_list() {
         }
     }
     assert!(
-        !json!(versions(&setting.builder).await)
+        !json!(listed_versions_of_hello(&setting.builder).await)
             .to_string()
             .contains("hunter2")
     );
 }
 
 #[tokio::test]
-async fn a_version_that_was_not_deployed_is_no_version() {
+async fn a_build_whose_deployment_was_rolled_back_is_not_listed_as_a_version() {
     let (gateway, mut calls) = start_manual_gateway().await;
     let mut setting = setting(gateway).await;
     let answers = [
-        ("v1", 200, READY),
+        ("v1", 200, READY_DEPLOYER_ANSWER_JSON),
         ("v2", 422, r#"{"status":"rolled_back","reasons":["it exits"]}"#),
     ];
     for (id, status, body) in answers {
-        let answering = async { next_manual_hand_over(&mut calls).await.answer(status, body) };
-        let (answer, ()) = tokio::join!(setting.deploy(id), answering);
+        let answering = async {
+            accept_dry_runs_until_next_hand_over(&mut calls)
+                .await
+                .answer(status, body)
+        };
+        let (answer, ()) = tokio::join!(setting.build_and_deploy(id), answering);
         assert_eq!(answer.status, status, "{}", answer.body);
     }
     wait_for_versions(&setting.builder, &[("v1", "ready")]).await;
@@ -268,16 +284,21 @@ async fn a_redelivered_call_that_a_newer_version_has_replaced_stays_a_version() 
     let mut setting = setting(gateway).await;
     let newer = r#"{"status":"superseded","reasons":["a newer build is deployed"],"supersededBy":"v2"}"#;
     for (id, submitted_at, status, body) in [
-        ("v1", "2026-01-01T00:00:00Z", 200, READY),
-        ("v2", "2026-01-02T00:00:00Z", 200, READY),
+        ("v1", "2026-01-01T00:00:00Z", 200, READY_DEPLOYER_ANSWER_JSON),
+        ("v2", "2026-01-02T00:00:00Z", 200, READY_DEPLOYER_ANSWER_JSON),
         ("v1", "2026-01-01T00:00:00Z", 409, newer),
     ] {
-        let answering = async { next_manual_hand_over(&mut calls).await.answer(status, body) };
+        let answering = async {
+            accept_dry_runs_until_next_hand_over(&mut calls)
+                .await
+                .answer(status, body)
+        };
         // Each delivery is at another builder, whose daemon knows of no other build.
         let (daemon, daemon_calls) = daemon::start_fake_daemon();
-        setting.builder = builder_with(daemon, gateway, &setting.registry);
+        setting.builder = builder_with_gateway_and_record_store(daemon, gateway, &setting.registry);
         setting.calls = daemon_calls;
-        let deploying = setting.deploy_with(id, json!({"submittedAt": submitted_at}));
+        let deploying =
+            setting.build_and_deploy_with_config_changes(id, json!({"submittedAt": submitted_at}));
         let (answer, ()) = tokio::join!(deploying, answering);
         assert_eq!(answer.status, status, "{}", answer.body);
         setting.builder.wait_until_background_work_ended().await;
@@ -289,22 +310,26 @@ async fn a_redelivered_call_that_a_newer_version_has_replaced_stays_a_version() 
 async fn a_rollback_during_a_deployment_replaces_what_is_being_deployed() {
     let (gateway, mut calls) = start_manual_gateway().await;
     let mut setting = setting(gateway).await;
-    let answering = async { next_manual_hand_over(&mut calls).await.answer(200, READY) };
-    tokio::join!(setting.deploy("v1"), answering);
+    let answering = async {
+        accept_dry_runs_until_next_hand_over(&mut calls)
+            .await
+            .answer(200, READY_DEPLOYER_ANSWER_JSON)
+    };
+    tokio::join!(setting.build_and_deploy("v1"), answering);
     wait_for_versions(&setting.builder, &[("v1", "ready")]).await;
 
     let builder = setting.builder.clone();
-    let deploying = tokio::spawn(async move { setting.deploy("v2").await });
-    let second = next_manual_hand_over(&mut calls).await;
+    let deploying = tokio::spawn(async move { setting.build_and_deploy("v2").await });
+    let second = accept_dry_runs_until_next_hand_over(&mut calls).await;
     wait_for_versions(&builder, &[("v2", "deploying"), ("v1", "ready")]).await;
     assert_eq!(roll_back(&builder, "id=r1").await.status, 202);
-    let rollback = next_manual_hand_over(&mut calls).await;
+    let rollback = accept_dry_runs_until_next_hand_over(&mut calls).await;
     assert_eq!(rollback.body()["image"], "registry:5000/hello@sha256:v1");
     assert!(rollback.body()["submittedAt"].as_str() > second.body()["submittedAt"].as_str());
     let newer = r#"{"status":"superseded","reasons":["a newer build waits"],"supersededBy":"r1"}"#;
     second.answer(409, newer);
-    rollback.answer(200, READY);
-    assert_eq!(ended(&builder, "r1").await["state"], "success");
+    rollback.answer(200, READY_DEPLOYER_ANSWER_JSON);
+    assert_eq!(wait_for_end_of_rollback(&builder, "r1").await["state"], "success");
     let replaced = complete_or_panic(deploying).await.expect("no panic");
     assert_eq!(
         (replaced.status, &replaced.body["supersededBy"]),
@@ -318,8 +343,12 @@ async fn a_build_that_was_handed_in_before_a_rollback_ends_as_superseded_by_it()
     let (gateway, mut calls) = start_manual_gateway().await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
-        let answering = async { next_manual_hand_over(&mut calls).await.answer(200, READY) };
-        tokio::join!(setting.deploy(id), answering);
+        let answering = async {
+            accept_dry_runs_until_next_hand_over(&mut calls)
+                .await
+                .answer(200, READY_DEPLOYER_ANSWER_JSON)
+        };
+        tokio::join!(setting.build_and_deploy(id), answering);
     }
     wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
     let builder = setting.builder.with_call_id("v3");
@@ -338,16 +367,21 @@ async fn a_build_that_was_handed_in_before_a_rollback_ends_as_superseded_by_it()
         answer.body
     );
     drop(solve);
-    next_manual_hand_over(&mut calls).await.answer(200, READY);
-    assert_eq!(ended(&setting.builder, "r1").await["state"], "success");
+    accept_dry_runs_until_next_hand_over(&mut calls)
+        .await
+        .answer(200, READY_DEPLOYER_ANSWER_JSON);
+    assert_eq!(
+        wait_for_end_of_rollback(&setting.builder, "r1").await["state"],
+        "success"
+    );
 }
 
 #[tokio::test]
 async fn a_rollback_that_is_requested_again_changes_nothing() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2", "v3"] {
-        setting.deploy(id).await;
+        setting.build_and_deploy(id).await;
         next_hand_over(&mut hand_overs).await;
     }
     wait_for_versions(
@@ -355,9 +389,10 @@ async fn a_rollback_that_is_requested_again_changes_nothing() {
         &[("v3", "ready"), ("v2", "ready"), ("v1", "ready")],
     )
     .await;
-    let later = builder_with(daemon::unreachable_daemon(), gateway, &setting.registry);
+    let later =
+        builder_with_gateway_and_record_store(daemon::unreachable_daemon(), gateway, &setting.registry);
     roll_back(&setting.builder, "id=r1").await;
-    ended(&setting.builder, "r1").await;
+    wait_for_end_of_rollback(&setting.builder, "r1").await;
     next_hand_over(&mut hand_overs).await;
     for builder in [&setting.builder, &later] {
         let again = roll_back(builder, "id=r1").await;
@@ -376,10 +411,10 @@ async fn a_rollback_that_is_requested_again_changes_nothing() {
 
 #[tokio::test]
 async fn a_second_rollback_goes_further_back_and_an_id_chooses_any_version() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2", "v3"] {
-        setting.deploy(id).await;
+        setting.build_and_deploy(id).await;
         next_hand_over(&mut hand_overs).await;
     }
     wait_for_versions(
@@ -393,7 +428,10 @@ async fn a_second_rollback_goes_further_back_and_an_id_chooses_any_version() {
         ("id=r3&to=v3", "r3", "v3"),
     ] {
         roll_back(&setting.builder, query).await;
-        assert_eq!(ended(&setting.builder, id).await["state"], "success");
+        assert_eq!(
+            wait_for_end_of_rollback(&setting.builder, id).await["state"],
+            "success"
+        );
         let image = next_hand_over(&mut hand_overs).await["image"].clone();
         assert_eq!(
             image,
@@ -401,7 +439,7 @@ async fn a_second_rollback_goes_further_back_and_an_id_chooses_any_version() {
             "{query}"
         );
         complete_or_panic(async {
-            while versions(&setting.builder).await[0]["state"] != "ready" {
+            while listed_versions_of_hello(&setting.builder).await[0]["state"] != "ready" {
                 tokio::task::yield_now().await;
             }
         })
@@ -418,11 +456,11 @@ async fn a_second_rollback_goes_further_back_and_an_id_chooses_any_version() {
 
 #[tokio::test]
 async fn ten_versions_are_kept_and_older_ones_are_deleted() {
-    let (gateway, _hand_overs) = start_answering_gateway(200, READY).await;
+    let (gateway, _hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     let ids: Vec<_> = (1..=14).map(|number| format!("v{number}")).collect();
     for id in &ids {
-        setting.deploy(id).await;
+        setting.build_and_deploy(id).await;
     }
     let newest: Vec<_> = ids
         .iter()
@@ -448,17 +486,17 @@ async fn ten_versions_are_kept_and_older_ones_are_deleted() {
 
 #[tokio::test]
 async fn an_image_that_is_gone_is_refused_before_anything_is_changed() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
-        setting.deploy(id).await;
+        setting.build_and_deploy(id).await;
         next_hand_over(&mut hand_overs).await;
     }
     wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
     let builder = setting
         .builder
         .clone()
-        .with_manifests(FakeManifestLookup::Missing);
+        .with_manifest_lookup(FakeManifestLookup::Missing);
     let refused = roll_back(&builder, "id=r1").await;
     assert_eq!(refused.status, 410, "{}", refused.body);
     let error = refused.body["error"].as_str().expect("a text");
@@ -471,12 +509,16 @@ async fn an_image_that_is_gone_is_refused_before_anything_is_changed() {
 }
 
 #[tokio::test]
-async fn todays_deployer_refuses_a_version_before_it_is_deployed() {
+async fn a_rollback_that_todays_deployer_refuses_in_the_dry_run_fails_and_deploys_nothing() {
     let (gateway, mut calls) = start_manual_gateway().await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
-        let answering = async { next_manual_hand_over(&mut calls).await.answer(200, READY) };
-        tokio::join!(setting.deploy(id), answering);
+        let answering = async {
+            accept_dry_runs_until_next_hand_over(&mut calls)
+                .await
+                .answer(200, READY_DEPLOYER_ANSWER_JSON)
+        };
+        tokio::join!(setting.build_and_deploy(id), answering);
     }
     wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
     assert_eq!(roll_back(&setting.builder, "id=r1").await.status, 202);
@@ -484,7 +526,7 @@ async fn todays_deployer_refuses_a_version_before_it_is_deployed() {
     assert!(dry_run.is_dry_run());
     let refusal = r#"{"dryRun":true,"status":"refused","reasons":["the secret \"api-key\" does not exist"]}"#;
     dry_run.answer(422, refusal);
-    let record = ended(&setting.builder, "r1").await;
+    let record = wait_for_end_of_rollback(&setting.builder, "r1").await;
     assert_eq!(
         (&record["state"], &record["code"]),
         (&json!("failed"), &json!(422))
@@ -497,12 +539,16 @@ async fn todays_deployer_refuses_a_version_before_it_is_deployed() {
 }
 
 #[tokio::test]
-async fn a_rollback_without_an_id_is_refused_while_something_unknown_runs() {
+async fn a_rollback_without_a_target_version_fails_while_an_unknown_image_is_deployed() {
     let (gateway, mut calls) = start_manual_gateway().await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
-        let answering = async { next_manual_hand_over(&mut calls).await.answer(200, READY) };
-        tokio::join!(setting.deploy(id), answering);
+        let answering = async {
+            accept_dry_runs_until_next_hand_over(&mut calls)
+                .await
+                .answer(200, READY_DEPLOYER_ANSWER_JSON)
+        };
+        tokio::join!(setting.build_and_deploy(id), answering);
     }
     wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
     for (query, image, is_deployed) in [
@@ -518,10 +564,10 @@ async fn a_rollback_without_an_id_is_refused_while_something_unknown_runs() {
         if is_deployed {
             let hand_over = complete_or_panic(calls.recv()).await.expect("a hand-over");
             assert!(!hand_over.is_dry_run());
-            hand_over.answer(200, READY);
+            hand_over.answer(200, READY_DEPLOYER_ANSWER_JSON);
         }
         let id = &query["id=".len().."id=r1".len()];
-        let record = ended(&setting.builder, id).await;
+        let record = wait_for_end_of_rollback(&setting.builder, id).await;
         let expected = if is_deployed { "success" } else { "failed" };
         assert_eq!(record["state"], expected, "{query}: {record}");
         if !is_deployed {
@@ -534,7 +580,7 @@ async fn a_rollback_without_an_id_is_refused_while_something_unknown_runs() {
         }
         if is_deployed {
             complete_or_panic(async {
-                while versions(&setting.builder).await[0]["state"] != "ready" {
+                while listed_versions_of_hello(&setting.builder).await[0]["state"] != "ready" {
                     tokio::task::yield_now().await;
                 }
             })
@@ -544,19 +590,23 @@ async fn a_rollback_without_an_id_is_refused_while_something_unknown_runs() {
 }
 
 #[tokio::test]
-async fn a_version_of_which_the_outcome_is_lost_is_not_forgotten() {
+async fn a_version_with_an_unknown_outcome_stays_listed_as_deploying() {
     let (gateway, mut calls) = start_manual_gateway().await;
     let mut setting = setting(gateway).await;
     for (id, status, body) in [
-        ("v1", 200, READY),
+        ("v1", 200, READY_DEPLOYER_ANSWER_JSON),
         (
             "v2",
             502,
             r#"{"status":"failed","reasons":["the state is unknown"]}"#,
         ),
     ] {
-        let answering = async { next_manual_hand_over(&mut calls).await.answer(status, body) };
-        tokio::join!(setting.deploy(id), answering);
+        let answering = async {
+            accept_dry_runs_until_next_hand_over(&mut calls)
+                .await
+                .answer(status, body)
+        };
+        tokio::join!(setting.build_and_deploy(id), answering);
     }
     setting.builder.wait_until_background_work_ended().await;
     wait_for_versions(&setting.builder, &[("v2", "deploying"), ("v1", "ready")]).await;
@@ -564,16 +614,16 @@ async fn a_version_of_which_the_outcome_is_lost_is_not_forgotten() {
 
 #[tokio::test]
 async fn a_rollback_that_was_signed_before_the_current_version_is_refused() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
-    setting.deploy("v1").await;
+    setting.build_and_deploy("v1").await;
     let request = question(
         PAYLOAD_KEY,
         Method::POST,
         "/functions/hello/rollback?id=r1",
         "*/*",
     );
-    setting.deploy("v2").await;
+    setting.build_and_deploy("v2").await;
     for _ in 0..2 {
         next_hand_over(&mut hand_overs).await;
     }
@@ -590,8 +640,8 @@ async fn a_rollback_that_was_signed_before_the_current_version_is_refused() {
 
 #[tokio::test]
 async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
-    const KEYS: [&str; 2] = ["the payload key of acme", "the payload key of globex"];
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    const ACME_AND_GLOBEX_KEYS: [&str; 2] = ["the payload key of acme", "the payload key of globex"];
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     let policy = |secrets: Value| {
         json!({"tenants": {
@@ -601,14 +651,16 @@ async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
     };
     let with_policy = |builder: TestBuilder, secrets: Value| {
         let builder = builder.with_policy(&policy(secrets));
-        builder.write_secret("acme-payload", KEYS[0]);
-        builder.write_secret("globex-payload", KEYS[1]);
+        builder.write_secret("acme-payload", ACME_AND_GLOBEX_KEYS[0]);
+        builder.write_secret("globex-payload", ACME_AND_GLOBEX_KEYS[1]);
         builder
     };
     setting.builder = with_policy(setting.builder, json!(["api-key"]));
     for (id, secrets) in [("v1", json!(["api-key"])), ("v2", json!([]))] {
         let config = json!({"deploy": {"service": "hello", "secrets": secrets}});
-        let answer = setting.deploy_signed(KEYS[0], id, config).await;
+        let answer = setting
+            .build_and_deploy_signed_with_key(ACME_AND_GLOBEX_KEYS[0], id, config)
+            .await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         next_hand_over(&mut hand_overs).await;
     }
@@ -619,7 +671,9 @@ async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
     let roll_back = "/functions/hello/rollback?id=r1&to=v1";
     complete_or_panic(async {
         loop {
-            let listed = send(&setting.builder, KEYS[0], Method::GET, list).await.body;
+            let listed = send(&setting.builder, ACME_AND_GLOBEX_KEYS[0], Method::GET, list)
+                .await
+                .body;
             if listed["versions"][0]["state"] == "ready" && listed["versions"][1]["state"] == "ready" {
                 return;
             }
@@ -628,10 +682,10 @@ async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
     })
     .await;
 
-    let foreign = send(&setting.builder, KEYS[1], Method::GET, list).await;
+    let foreign = send(&setting.builder, ACME_AND_GLOBEX_KEYS[1], Method::GET, list).await;
     assert_eq!(foreign.body["versions"], json!([]));
     assert_eq!(
-        send(&setting.builder, KEYS[1], Method::POST, roll_back)
+        send(&setting.builder, ACME_AND_GLOBEX_KEYS[1], Method::POST, roll_back)
             .await
             .status,
         404
@@ -640,7 +694,7 @@ async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
     assert_eq!(forged.status, 401);
 
     let stricter = with_policy(setting.builder.clone(), json!([]));
-    let refused = send(&stricter, KEYS[0], Method::POST, roll_back).await;
+    let refused = send(&stricter, ACME_AND_GLOBEX_KEYS[0], Method::POST, roll_back).await;
     assert_eq!(refused.status, 403, "{}", refused.body);
     let error = refused.body["error"].as_str().expect("a text");
     assert!(
@@ -652,7 +706,7 @@ async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
 
 #[tokio::test]
 async fn without_a_place_for_versions_or_a_deployer_that_is_called_a_rollback_is_refused_clearly() {
-    let (gateway, _hand_overs) = start_answering_gateway(200, READY).await;
+    let (gateway, _hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let (daemon, _calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::with_gateway(daemon, &format!("http://{gateway}"));
     let refused = roll_back(&builder, "id=r1").await;
@@ -668,7 +722,7 @@ async fn without_a_place_for_versions_or_a_deployer_that_is_called_a_rollback_is
 
     let registry = FakeRegistry::start().await;
     let builder = builder
-        .with_record_store(&records_of(&registry))
+        .with_record_store(&record_repository_of(&registry))
         .with_deploy_via(DeployVia::Callback);
     let refused = roll_back(&builder, "id=r1").await;
     assert_eq!(refused.status, 501);
@@ -681,10 +735,10 @@ async fn without_a_place_for_versions_or_a_deployer_that_is_called_a_rollback_is
 
 #[tokio::test]
 async fn a_rollback_that_cannot_be_recorded_is_not_begun() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY).await;
+    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
-        setting.deploy(id).await;
+        setting.build_and_deploy(id).await;
         next_hand_over(&mut hand_overs).await;
     }
     wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
@@ -700,19 +754,19 @@ async fn a_rollback_that_cannot_be_recorded_is_not_begun() {
 }
 
 #[tokio::test]
-async fn a_deployment_waits_for_no_registry() {
-    let (gateway, _hand_overs) = start_answering_gateway(200, READY).await;
+async fn a_deployment_does_not_wait_for_a_registry_that_stalls_on_records() {
+    let (gateway, _hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     setting
         .registry
         .set_behaviour(RegistryBehaviour::Stalling("/v2/slipway/records"));
-    let answer = tokio::time::timeout(Duration::from_secs(30), setting.deploy("v1")).await;
+    let answer = tokio::time::timeout(Duration::from_secs(30), setting.build_and_deploy("v1")).await;
     assert_eq!(answer.expect("no wait").status, 200);
 }
 
 #[tokio::test]
-async fn mistakes_in_a_request_are_named() {
-    let (gateway, _hand_overs) = start_answering_gateway(200, READY).await;
+async fn wrong_rollback_and_version_requests_are_rejected_with_the_reason() {
+    let (gateway, _hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
     let setting = setting(gateway).await;
     for (method, path, status, text) in [
         (Method::POST, "/functions/hello/rollback", 400, "id is missing"),

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use crate::daemon;
 use crate::hand_over::let_build_succeed;
-use crate::job::output_response;
+use crate::job::step_output_response;
 use crate::setting::{Answer, TestBuilder, build_request_with, tar_with_files};
 
 /// Returns recorded secrets that faas-cli generated and sealed.
@@ -94,12 +94,12 @@ async fn secrets_are_served_to_the_build_and_masked_in_the_log_and_the_error() {
 
     status
         .events
-        .send(Ok(output_response("the token is s3c")))
+        .send(Ok(step_output_response("the token is s3c")))
         .await
         .expect("listening");
     status
         .events
-        .send(Ok(output_response("r3t!\n")))
+        .send(Ok(step_output_response("r3t!\n")))
         .await
         .expect("listening");
     drop(status);

@@ -14,12 +14,12 @@ use builder_fn::docker_config::CredentialHelpers;
 use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
-use builder_fn::notify::{NotificationRoom, Notifier};
+use builder_fn::notify::{NotificationMemory, Notifier};
 use builder_fn::registry::OperatorRepository;
 use builder_fn::remote_context::{RemoteContexts, StoredContextSettings, UploadLimit};
 use builder_fn::request::{FreshnessLimit, RequestLimits};
 use builder_fn::rollback::RollbackPermits;
-use builder_fn::sealed::SealKey;
+use builder_fn::sealed::SealKeyFile;
 use builder_fn::settings::SignatureSettings;
 use builder_fn::slots::BuildSlots;
 use builder_fn::sources::AllowedSources;
@@ -40,7 +40,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::job::{FakeManifestLookup, OneRegistryCredentials};
-use crate::shared_keys;
+use crate::new_shared_key_pool;
 
 /// The ID of the call that requests belong to, unless a test sets another.
 pub(crate) const CALL_ID: &str = "call-1";
@@ -95,7 +95,7 @@ impl TestBuilder {
             },
         };
         let metrics = Metrics::register(&Registry::new()).expect("metrics");
-        pool.show_in(metrics.pool());
+        pool.set_metrics_if_unset(metrics.pool());
         let tenants = TenantResources::new(
             secrets.clone(),
             true,
@@ -124,7 +124,7 @@ impl TestBuilder {
                 default_namespace: "openfaas-fn".into(),
                 ..BuildSettings::default()
             },
-            keys: shared_keys(),
+            keys: new_shared_key_pool(),
             deployer,
             timeouts: EventTimeouts::default(),
             slots: BuildSlots::unlimited(),
@@ -137,7 +137,7 @@ impl TestBuilder {
             insecure: true,
             secrets: secrets.clone(),
             metrics: metrics.notifications(),
-            room: NotificationRoom::default(),
+            room: NotificationMemory::default(),
         };
         let api = BuilderApi {
             builder,
@@ -182,7 +182,7 @@ impl TestBuilder {
     }
 
     /// Sets the maximum age of requests whose config has `submittedAt`.
-    pub(crate) fn with_max_age(mut self, max_age: Duration) -> Self {
+    pub(crate) fn with_max_request_age(mut self, max_age: Duration) -> Self {
         self.api.limits.freshness = FreshnessLimit::Limited {
             max_age,
             is_required: false,
@@ -191,7 +191,7 @@ impl TestBuilder {
     }
 
     /// Limits the log to `max_log` bytes.
-    pub(crate) fn with_max_log(mut self, max_log: usize) -> Self {
+    pub(crate) fn with_max_log_bytes(mut self, max_log: usize) -> Self {
         self.api.max_log = max_log;
         self
     }
@@ -205,13 +205,13 @@ impl TestBuilder {
     }
 
     /// Lets pages wait for the log of a build however busy the machine is.
-    pub(crate) fn with_patient_pages(mut self) -> Self {
+    pub(crate) fn with_one_minute_log_wait_for_pages(mut self) -> Self {
         self.api.pages.log_wait = Duration::from_secs(60);
         self
     }
 
     /// Sets the time for which links to pages are valid.
-    pub(crate) fn with_page_lifetime(mut self, lifetime: Duration) -> Self {
+    pub(crate) fn with_page_link_lifetime(mut self, lifetime: Duration) -> Self {
         self.api.pages.lifetime = lifetime;
         self
     }
@@ -223,21 +223,21 @@ impl TestBuilder {
     }
 
     /// Names the private hosts from which contexts may be fetched, and to which notifications may be sent.
-    pub(crate) fn with_allowed_sources(mut self, hosts: &str) -> Self {
+    pub(crate) fn with_allowed_private_hosts(mut self, hosts: &str) -> Self {
         self.api.builder.contexts.allowed = hosts.parse().expect("hosts");
         self.api.notifier.allowed = hosts.parse().expect("hosts");
         self
     }
 
     /// Names the secrets with the operator's tokens for git repositories.
-    pub(crate) fn with_git_tokens(mut self, tokens: &str) -> Self {
-        self.api.builder.settings.git_tokens = tokens.parse().expect("tokens");
+    pub(crate) fn with_git_tokens(mut self, token_secrets: &str) -> Self {
+        self.api.builder.settings.git_tokens = token_secrets.parse().expect("token_secrets");
         self
     }
 
     /// Names the secrets with the operator's tokens for the statuses of commits.
-    pub(crate) fn with_status_tokens(mut self, tokens: &str) -> Self {
-        self.api.builder.settings.status_tokens = tokens.parse().expect("tokens");
+    pub(crate) fn with_status_tokens(mut self, token_secrets: &str) -> Self {
+        self.api.builder.settings.status_tokens = token_secrets.parse().expect("token_secrets");
         self
     }
 
@@ -258,7 +258,8 @@ impl TestBuilder {
         self
     }
 
-    /// Keeps the records of builds in `repository`, of a registry without authentication. Builders of one test share them.
+    /// Keeps the records of builds in `repository`, of a registry without authentication. Builders of one test share
+    /// them.
     ///
     /// A builder that has gone is noticed only if it has handed its builds back.
     pub(crate) fn with_record_store(self, repository: &str) -> Self {
@@ -267,7 +268,7 @@ impl TestBuilder {
 
     /// Keeps the records of builds in `repository`. Builders that have gone are noticed after `stale_after`.
     pub(crate) fn with_leases(self, repository: &str, stale_after: Duration) -> Self {
-        self.with_record_times(
+        self.with_record_store_and_times(
             repository,
             LeaseTimes {
                 stale_after,
@@ -279,7 +280,7 @@ impl TestBuilder {
     }
 
     /// Keeps the records of builds in `repository`, with these times.
-    pub(crate) fn with_record_times(mut self, repository: &str, times: LeaseTimes) -> Self {
+    pub(crate) fn with_record_store_and_times(mut self, repository: &str, times: LeaseTimes) -> Self {
         self.write_secret("deploy-secret", "the key of the deployer\n");
         let repository = OperatorRepository::parse(repository).expect("a repository");
         let access = RecordStoreAccess {
@@ -292,7 +293,7 @@ impl TestBuilder {
         };
         let store = RecordStore::new(access, self.api.metrics.record_writes());
         self.api.builder.settings.records_repository = Some(repository);
-        self.api.builder.records = BuildRecords::kept_in(store);
+        self.api.builder.records = BuildRecords::also_kept_in_store(store);
         self
     }
 
@@ -302,7 +303,7 @@ impl TestBuilder {
     }
 
     /// Sets how registries answer lookups of manifests.
-    pub(crate) fn with_manifests(mut self, manifests: FakeManifestLookup) -> Self {
+    pub(crate) fn with_manifest_lookup(mut self, manifests: FakeManifestLookup) -> Self {
         self.api.builder.manifests = Arc::new(manifests);
         self
     }
@@ -330,7 +331,7 @@ impl TestBuilder {
     }
 
     /// Waits until no further request is admitted.
-    pub(crate) async fn wait_until_full(&self) {
+    pub(crate) async fn wait_until_no_request_is_admitted(&self) {
         // A body is verified on another thread, which nothing here could wait for.
         while !self.api.builder.slots.is_full() {
             tokio::task::yield_now().await;
@@ -364,7 +365,7 @@ impl TestBuilder {
     pub(crate) fn with_seal_key(mut self, key: &str) -> Self {
         self.write_secret("build-secrets-key", key);
         let path = self.secrets.path().join("build-secrets-key");
-        self.api.seal_key = Some(SealKey::at(&path));
+        self.api.seal_key = Some(SealKeyFile::at(&path));
         self
     }
 
@@ -416,7 +417,7 @@ impl TestBuilder {
 
     /// Sends a signed build request with `tar`, and returns its answer.
     pub(crate) async fn send_signed_build(&self, tar: Vec<u8>) -> Answer {
-        Answer::from_response(self.send_build_unread(tar).await).await
+        Answer::from_response(self.send_signed_build_unread(tar).await).await
     }
 
     /// Sends a build request with `tar` that is signed with `payload_key`, and names the tenant `tenant` if there is one.
@@ -436,7 +437,7 @@ impl TestBuilder {
     }
 
     /// Sends a signed build request with `tar`, and returns its response with an unread body.
-    pub(crate) async fn send_build_unread(&self, tar: Vec<u8>) -> Response {
+    pub(crate) async fn send_signed_build_unread(&self, tar: Vec<u8>) -> Response {
         let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
         self.send_request(build_request_with(tar, Some(&signature))).await
     }
@@ -477,7 +478,7 @@ impl StreamedRecords {
     }
 
     /// Reads the streamed answer to its end. Returns the remaining log lines and the terminal record.
-    pub(crate) async fn read_to_end(mut self) -> (Vec<String>, Value) {
+    pub(crate) async fn read_lines_and_terminal_record(mut self) -> (Vec<String>, Value) {
         let mut lines = Vec::new();
         while let Some(mut record) = self.next_record_json().await {
             if record["status"] != "in_progress" {
@@ -495,8 +496,8 @@ impl StreamedRecords {
     }
 }
 
-pub(crate) fn hmac_keys(text: &str) -> HmacKeys {
-    HmacKeys::new(&Secret::new(text)).expect("a key")
+pub(crate) fn hmac_keys(key: &str) -> HmacKeys {
+    HmacKeys::new(&Secret::new(key)).expect("a key")
 }
 
 /// Returns a `POST /build` request with this body, and with this signature in its header, if there is one.
@@ -512,9 +513,9 @@ pub(crate) fn build_request_with(body: impl Into<Body>, signature: Option<&str>)
 }
 
 /// Returns the tar of a build request, with `changes` to a minimal config.
-pub(crate) fn request_tar_with(changes: Value) -> Vec<u8> {
+pub(crate) fn request_tar_with(config_changes: Value) -> Vec<u8> {
     let mut config = json!({"image": "registry:5000/hello:1"});
-    for (key, value) in changes.as_object().expect("an object") {
+    for (key, value) in config_changes.as_object().expect("an object") {
         config[key] = value.clone();
     }
     let config = config.to_string();

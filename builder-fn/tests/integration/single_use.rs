@@ -16,7 +16,7 @@ use crate::sources::ask_about_source;
 use crate::web_server::{FakeWebServer, Page};
 
 fn builder_with_max_age(daemon: &Daemon) -> TestBuilder {
-    TestBuilder::new(daemon.clone()).with_max_age(Duration::from_secs(600))
+    TestBuilder::new(daemon.clone()).with_max_request_age(Duration::from_secs(600))
 }
 
 /// Returns the tar of a request whose config has the time of signing.
@@ -30,7 +30,7 @@ fn spawn_build_as_call(setting: &TestBuilder, call_id: &str, tar: &[u8]) -> Join
     tokio::spawn(async move { setting.send_signed_build(tar).await })
 }
 
-async fn assert_rejected(answer: JoinHandle<Answer>) {
+async fn assert_rejected_as_already_built(answer: JoinHandle<Answer>) {
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 409, "{answer:?}");
     assert_eq!(
@@ -41,13 +41,13 @@ async fn assert_rejected(answer: JoinHandle<Answer>) {
 }
 
 #[tokio::test]
-async fn while_a_request_is_built_another_call_with_it_is_rejected_and_a_redelivery_follows() {
+async fn while_a_request_is_built_another_call_is_rejected_and_a_redelivery_follows_the_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let request = tar_with_signing_time();
     let first = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
     let (solve, status, _session) = calls.next_build_calls().await;
 
-    assert_rejected(spawn_build_as_call(
+    assert_rejected_as_already_built(spawn_build_as_call(
         &builder_with_max_age(&daemon),
         "second",
         &request,
@@ -80,7 +80,7 @@ async fn a_request_that_was_built_is_rejected_for_another_call_also_by_a_builder
     solve.answer_with_digest("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
 
-    assert_rejected(spawn_build_as_call(
+    assert_rejected_as_already_built(spawn_build_as_call(
         &builder_with_max_age(&daemon),
         "second",
         &request,
@@ -104,7 +104,7 @@ async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
     solve.answer_with_error(Status::unknown("exit code: 1"));
     assert_eq!(first.await.expect("no panic").status, 422);
 
-    assert_rejected(spawn_build_as_call(
+    assert_rejected_as_already_built(spawn_build_as_call(
         &builder_with_max_age(&daemon),
         "second",
         &request,
@@ -137,7 +137,7 @@ async fn a_request_whose_context_is_gone_is_rejected_for_another_call_than_the_o
         "submittedAt": now.to_string(),
         "context": {"git": {"repository": "https://git.example/app.git"}},
     });
-    let builder = builder_with_max_age(&daemon).with_allowed_sources(&server.host);
+    let builder = builder_with_max_age(&daemon).with_allowed_private_hosts(&server.host);
     let send = |call_id: &str, request: &Value| {
         let (builder, request) = (builder.with_call_id(call_id), request.clone());
         tokio::spawn(async move { send_json(&builder, &request).await })
@@ -165,7 +165,7 @@ async fn a_request_whose_context_is_gone_is_rejected_for_another_call_than_the_o
                 lookup.answer_with_error("failed to fetch remote");
             }
             match call_id {
-                "second" => assert_rejected(answer).await,
+                "second" => assert_rejected_as_already_built(answer).await,
                 _ => {
                     drop(calls.statuses.recv().await.expect("a status"));
                     let answer = answer.await.expect("no panic");

@@ -38,7 +38,7 @@ pub(crate) async fn ask_about_source(
 }
 
 /// Requests the files of the context, as BuildKit does.
-async fn request_files(session: &SessionCall) -> Result<(), Status> {
+async fn request_files_until_first_packet(session: &SessionCall) -> Result<(), Status> {
     let mut request = Request::new(tokio_stream::pending::<Packet>());
     request
         .metadata_mut()
@@ -67,7 +67,7 @@ async fn a_daemon_that_does_not_ask_about_sources_gets_no_files() {
         "the session decides about sources"
     );
 
-    let error = complete_or_panic(request_files(&session))
+    let error = complete_or_panic(request_files_until_first_packet(&session))
         .await
         .expect_err("no files");
     assert_eq!(error.code(), Code::FailedPrecondition);
@@ -77,7 +77,9 @@ async fn a_daemon_that_does_not_ask_about_sources_gets_no_files() {
         .await
         .expect("an answer");
     assert_eq!(decision.action, i32::from(PolicyAction::Allow));
-    complete_or_panic(request_files(&session)).await.expect("files");
+    complete_or_panic(request_files_until_first_packet(&session))
+        .await
+        .expect("files");
     solve.answer_with_digest("sha256:12");
     drop(status);
     assert_eq!(answer.await.expect("no panic").status, 200);

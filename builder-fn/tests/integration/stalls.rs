@@ -11,14 +11,14 @@ use crate::hand_over::let_build_succeed;
 use crate::setting::{TestBuilder, request_tar_with};
 use crate::{daemon, gateway};
 
-const NDJSON: &str = "application/x-ndjson";
+const NDJSON_MEDIA_TYPE: &str = "application/x-ndjson";
 
 /// The time until the deadline of the call, or until the end of the process.
 const TIME_TO_DEADLINE: Duration = Duration::from_secs(600);
 
 /// The step at which a stalled build waits for another party.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Stall {
+enum StalledStep {
     DryRun,
     Slot,
     Connection,
@@ -29,12 +29,12 @@ enum Stall {
 }
 
 /// Runs a streamed build that stalls at a step, and returns its terminal record.
-async fn terminal_record_of_stalled_build(stall: Stall, is_shutdown: bool) -> Value {
+async fn run_stalled_build_to_terminal_record(stall: StalledStep, ends_by_shutdown: bool) -> Value {
     let (address, mut received) = gateway::start_manual_gateway().await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(
         match stall {
-            Stall::Connection => daemon::unreachable_daemon(),
+            StalledStep::Connection => daemon::unreachable_daemon(),
             _ => daemon,
         },
         &format!("http://{address}"),
@@ -44,51 +44,51 @@ async fn terminal_record_of_stalled_build(stall: Stall, is_shutdown: bool) -> Va
     setting.write_secret("deploy-secret", "deploy key\n");
     // What must not be dropped while the build stalls.
     let mut held: Vec<Box<dyn Any>> = Vec::new();
-    if stall == Stall::Slot {
+    if stall == StalledStep::Slot {
         held.push(Box::new(
             setting
-                .send_streamed_build(request_tar_with(json!({})), NDJSON)
+                .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
                 .await,
         ));
         held.push(Box::new(calls.next_build_calls().await));
     }
     let end = Instant::now() + TIME_TO_DEADLINE;
-    let limited = match is_shutdown {
+    let limited = match ends_by_shutdown {
         true => setting.clone(),
         false => setting.clone().with_deadline(end),
     };
     let config = json!({"deploy": {"service": "hello"}, "noCache": true});
     let records = limited
-        .send_streamed_build(request_tar_with(config), NDJSON)
+        .send_streamed_build(request_tar_with(config), NDJSON_MEDIA_TYPE)
         .await;
     let dry_run = received.recv().await.expect("a dry run");
     match stall {
-        Stall::DryRun => held.push(Box::new(dry_run)),
+        StalledStep::DryRun => held.push(Box::new(dry_run)),
         _ => dry_run.answer(200, gateway::DRY_RUN_ACCEPTED_JSON),
     }
     match stall {
-        Stall::DryRun | Stall::Slot | Stall::Connection => {}
-        Stall::Solve => held.push(Box::new(calls.next_build_calls().await)),
-        Stall::LogAfterSolve => {
+        StalledStep::DryRun | StalledStep::Slot | StalledStep::Connection => {}
+        StalledStep::Solve => held.push(Box::new(calls.next_build_calls().await)),
+        StalledStep::LogAfterSolve => {
             let (solve, status, session) = calls.next_build_calls().await;
             solve.answer_with_digest("sha256:12");
             held.push(Box::new((status, session)));
         }
-        Stall::HandOver => {
+        StalledStep::HandOver => {
             let_build_succeed(&mut calls).await;
             held.push(Box::new(received.recv().await));
         }
-        Stall::Retries => {
+        StalledStep::Retries => {
             let_build_succeed(&mut calls).await;
             received.recv().await.expect("a hand-over").answer(503, "");
         }
     }
     // From here on, time passes while everything waits.
     tokio::time::pause();
-    if is_shutdown {
+    if ends_by_shutdown {
         setting.begin_shutdown(end);
     }
-    let (_, last) = records.read_to_end().await;
+    let (_, last) = records.read_lines_and_terminal_record().await;
     assert!(Instant::now() < end, "{stall:?}");
     last
 }
@@ -96,16 +96,16 @@ async fn terminal_record_of_stalled_build(stall: Stall, is_shutdown: bool) -> Va
 #[tokio::test]
 async fn every_stalled_build_ends_in_a_terminal_record_before_the_call_or_the_process_ends() {
     for stall in [
-        Stall::DryRun,
-        Stall::Slot,
-        Stall::Connection,
-        Stall::Solve,
-        Stall::LogAfterSolve,
-        Stall::HandOver,
-        Stall::Retries,
+        StalledStep::DryRun,
+        StalledStep::Slot,
+        StalledStep::Connection,
+        StalledStep::Solve,
+        StalledStep::LogAfterSolve,
+        StalledStep::HandOver,
+        StalledStep::Retries,
     ] {
         for is_shutdown in [false, true] {
-            let last = terminal_record_of_stalled_build(stall, is_shutdown).await;
+            let last = run_stalled_build_to_terminal_record(stall, is_shutdown).await;
             assert_eq!(last["status"], "failed", "{stall:?}, shutdown: {is_shutdown}");
             assert!(last["error"].is_string(), "{stall:?}, shutdown: {is_shutdown}");
             tokio::time::resume();

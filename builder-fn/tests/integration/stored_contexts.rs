@@ -6,18 +6,18 @@ use serde_json::{Value, json};
 
 use crate::complete_or_panic;
 use crate::daemon;
-use crate::referenced_contexts::{context_tar, request_for, send_json_as};
+use crate::referenced_contexts::{context_tar, json_request_for_artifact, send_json_as};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_keys};
 
-async fn store_as(builder: &TestBuilder, key: &str, body: Vec<u8>) -> Answer {
+async fn post_context_signed_with(builder: &TestBuilder, key: &str, body: Vec<u8>) -> Answer {
     let signature = sign_body(&hmac_keys(key), &body);
     let mut request = build_request_with(body, Some(&signature));
     *request.uri_mut() = "/contexts".parse().expect("path");
     Answer::from_response(builder.send_request(request).await).await
 }
 
-fn reference_in(answer: &Answer) -> String {
+fn context_reference_in(answer: &Answer) -> String {
     answer.body["context"]["oci"]
         .as_str()
         .unwrap_or_default()
@@ -30,23 +30,23 @@ async fn a_stored_context_is_built_by_its_reference() {
     let registry = FakeRegistry::start().await;
     let repository = format!("{}/slipway/contexts", registry.host);
     let builder = TestBuilder::new(daemon)
-        .with_allowed_sources(&registry.host)
+        .with_allowed_private_hosts(&registry.host)
         .with_stored_contexts(&repository, false);
     let tar = context_tar();
 
-    let stored = store_as(&builder, PAYLOAD_KEY, tar.clone()).await;
+    let stored = post_context_signed_with(&builder, PAYLOAD_KEY, tar.clone()).await;
     assert_eq!(stored.status, 201, "{}", stored.body);
     assert_eq!(stored.body["bytes"], json!(tar.len()));
-    let reference = reference_in(&stored);
+    let reference = context_reference_in(&stored);
     assert!(
         reference.starts_with(&format!("{repository}@sha256:")),
         "{reference}"
     );
     assert_eq!(builder.spooled_bytes(), 0);
 
-    let again = store_as(&builder, PAYLOAD_KEY, tar).await;
+    let again = post_context_signed_with(&builder, PAYLOAD_KEY, tar).await;
     assert_ne!(
-        reference_in(&again),
+        context_reference_in(&again),
         reference,
         "each has a manifest of its own, so that it may be deleted"
     );
@@ -56,7 +56,7 @@ async fn a_stored_context_is_built_by_its_reference() {
         "the tar and the empty config are there once"
     );
 
-    let request = request_for(&reference);
+    let request = json_request_for_artifact(&reference);
     let answer = tokio::spawn(async move { send_json_as(&builder, PAYLOAD_KEY, &request).await });
     let (solve, status, _session) = calls.next_build_calls().await;
     solve.answer_with_digest("sha256:12");
@@ -65,11 +65,11 @@ async fn a_stored_context_is_built_by_its_reference() {
 }
 
 #[tokio::test]
-async fn what_is_not_signed_no_tar_or_not_offered_is_not_stored() {
+async fn an_upload_without_setting_signature_or_tar_is_rejected_and_nothing_is_stored() {
     let (daemon, _calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon);
-    let answer = store_as(&builder, PAYLOAD_KEY, context_tar()).await;
+    let answer = post_context_signed_with(&builder, PAYLOAD_KEY, context_tar()).await;
     assert_eq!(answer.status, 501);
     assert!(
         answer.body["error"]
@@ -78,11 +78,18 @@ async fn what_is_not_signed_no_tar_or_not_offered_is_not_stored() {
     );
 
     let builder = builder
-        .with_allowed_sources(&registry.host)
+        .with_allowed_private_hosts(&registry.host)
         .with_stored_contexts(&format!("{}/contexts", registry.host), false);
-    assert_eq!(store_as(&builder, "another key", context_tar()).await.status, 401);
     assert_eq!(
-        store_as(&builder, PAYLOAD_KEY, b"hello".to_vec()).await.status,
+        post_context_signed_with(&builder, "another key", context_tar())
+            .await
+            .status,
+        401
+    );
+    assert_eq!(
+        post_context_signed_with(&builder, PAYLOAD_KEY, b"hello".to_vec())
+            .await
+            .status,
         400
     );
     let mut get = build_request_with(Vec::new(), None);
@@ -98,7 +105,7 @@ async fn an_upload_that_fails_is_the_platforms_fault_and_is_cancelled_at_the_reg
     let (daemon, _calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon)
-        .with_allowed_sources(&registry.host)
+        .with_allowed_private_hosts(&registry.host)
         .with_stored_contexts(&format!("{}/contexts", registry.host), false);
     for (part, is_begun) in [
         ("POST", false),
@@ -107,7 +114,7 @@ async fn an_upload_that_fails_is_the_platforms_fault_and_is_cancelled_at_the_reg
     ] {
         registry.set_behaviour(RegistryBehaviour::Failing(part, 500));
         let before = registry.request_lines().len();
-        let answer = store_as(&builder, PAYLOAD_KEY, context_tar()).await;
+        let answer = post_context_signed_with(&builder, PAYLOAD_KEY, context_tar()).await;
         assert_eq!(answer.status, 502, "{part}: {}", answer.body);
         assert_eq!(builder.spooled_bytes(), 0, "{part}");
         if is_begun {
@@ -125,7 +132,7 @@ async fn an_upload_that_fails_is_the_platforms_fault_and_is_cancelled_at_the_reg
 }
 
 /// The tenants of one builder, of which acme may read everything.
-fn policy() -> Value {
+fn policy_with_acme_and_globex() -> Value {
     json!({"tenants": {
         "acme": {"keys": ["acme-payload"], "push": ["registry:5000/"]},
         "globex": {"keys": ["globex-payload"], "push": ["registry:5000/"], "read": {"images": []}},
@@ -138,15 +145,15 @@ async fn a_tenant_reads_its_own_stored_contexts_and_none_of_others() {
     let registry = FakeRegistry::start().await;
     let repository = format!("{}/contexts", registry.host);
     let builder = TestBuilder::new(daemon)
-        .with_policy(&policy())
-        .with_allowed_sources(&registry.host)
+        .with_policy(&policy_with_acme_and_globex())
+        .with_allowed_private_hosts(&registry.host)
         .with_stored_contexts(&repository, false);
     builder.write_secret("acme-payload", "the payload key of acme");
     builder.write_secret("globex-payload", "the payload key of globex");
 
-    let stored = store_as(&builder, "the payload key of globex", context_tar()).await;
+    let stored = post_context_signed_with(&builder, "the payload key of globex", context_tar()).await;
     assert_eq!(stored.status, 201, "{}", stored.body);
-    let reference = reference_in(&stored);
+    let reference = context_reference_in(&stored);
     assert!(
         reference.starts_with(&format!("{repository}/globex@")),
         "{reference}"
@@ -159,7 +166,12 @@ async fn a_tenant_reads_its_own_stored_contexts_and_none_of_others() {
         format!("{repository}@{digest}"),
         format!("{repository}/globex/x@{digest}"),
     ] {
-        let answer = send_json_as(&builder, "the payload key of acme", &request_for(&guessed)).await;
+        let answer = send_json_as(
+            &builder,
+            "the payload key of acme",
+            &json_request_for_artifact(&guessed),
+        )
+        .await;
         assert_eq!(answer.status, 403, "{guessed}: {}", answer.body);
     }
     assert_eq!(
@@ -170,7 +182,7 @@ async fn a_tenant_reads_its_own_stored_contexts_and_none_of_others() {
     let own = send_json_as(
         &builder,
         "the payload key of acme",
-        &request_for(&format!("{repository}/acme@{digest}")),
+        &json_request_for_artifact(&format!("{repository}/acme@{digest}")),
     )
     .await;
     assert_eq!(
@@ -179,7 +191,7 @@ async fn a_tenant_reads_its_own_stored_contexts_and_none_of_others() {
         own.body
     );
 
-    let request = request_for(&reference);
+    let request = json_request_for_artifact(&reference);
     let answer =
         tokio::spawn(async move { send_json_as(&builder, "the payload key of globex", &request).await });
     let (solve, status, _session) = calls.next_build_calls().await;

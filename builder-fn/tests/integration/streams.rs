@@ -9,17 +9,17 @@ use tonic::Status;
 
 use crate::gateway::{self, start_answering_gateway};
 use crate::hand_over::let_build_succeed;
-use crate::job::output_response;
+use crate::job::step_output_response;
 use crate::setting::{Answer, TestBuilder, build_request_with, hmac_keys, request_tar_with, tar_with_files};
 use crate::{complete_or_panic, daemon};
 
-const NDJSON: &str = "application/x-ndjson";
+const NDJSON_MEDIA_TYPE: &str = "application/x-ndjson";
 
 #[tokio::test]
 async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut records = TestBuilder::new(daemon)
-        .send_streamed_build(request_tar_with(json!({"surprise": 1})), NDJSON)
+        .send_streamed_build(request_tar_with(json!({"surprise": 1})), NDJSON_MEDIA_TYPE)
         .await;
 
     let first = records
@@ -30,7 +30,7 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
     let (solve, status, _session) = calls.next_build_calls().await;
     status
         .events
-        .send(Ok(output_response("compiling\n")))
+        .send(Ok(step_output_response("compiling\n")))
         .await
         .expect("listening");
     let mut lines = Vec::new();
@@ -48,13 +48,13 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
     }
     status
         .events
-        .send(Ok(output_response("done\n")))
+        .send(Ok(step_output_response("done\n")))
         .await
         .expect("listening");
     drop(status);
     solve.answer_with_digest("sha256:12");
 
-    let (lines, mut last) = records.read_to_end().await;
+    let (lines, mut last) = records.read_lines_and_terminal_record().await;
     assert_eq!(lines, ["l: 1970-01-01T00:00:00Z done"]);
     assert!(last["duration"].take().is_f64());
     assert!(
@@ -101,17 +101,17 @@ async fn an_event_stream_has_the_framing_that_browsers_read() {
 async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let records = TestBuilder::new(daemon)
-        .send_streamed_build(request_tar_with(json!({})), NDJSON)
+        .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
         .await;
     let (solve, status, _session) = calls.next_build_calls().await;
     status
         .events
-        .send(Ok(output_response("error: no such crate\n")))
+        .send(Ok(step_output_response("error: no such crate\n")))
         .await
         .expect("listening");
     drop(status);
     solve.answer_with_error(Status::unknown("exit code: 101"));
-    let (lines, last) = records.read_to_end().await;
+    let (lines, last) = records.read_lines_and_terminal_record().await;
     assert_eq!(lines, ["l: 1970-01-01T00:00:00Z error: no such crate"]);
     assert_eq!(
         (&last["status"], &last["error"]),
@@ -121,17 +121,17 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
 
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let records = TestBuilder::new(daemon)
-        .send_streamed_build(request_tar_with(json!({})), NDJSON)
+        .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
         .await;
     let (_solve, status, _session) = calls.next_build_calls().await;
     status
         .events
-        .send(Ok(output_response("so far\n")))
+        .send(Ok(step_output_response("so far\n")))
         .await
         .expect("listening");
     status.events.reserve().await.expect("it was read");
     calls.cut_connections();
-    let (_, last) = records.read_to_end().await;
+    let (_, last) = records.read_lines_and_terminal_record().await;
     assert_eq!(last["error"], "BuildKit was lost during the build");
 }
 
@@ -140,21 +140,21 @@ async fn a_timeout_and_a_shutdown_end_in_a_terminal_record() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let records = setting
-        .send_streamed_build(request_tar_with(json!({"timeout": "90s"})), NDJSON)
+        .send_streamed_build(request_tar_with(json!({"timeout": "90s"})), NDJSON_MEDIA_TYPE)
         .await;
     let (mut solve, _status, _session) = calls.next_build_calls().await;
-    let (lines, last) = records.read_to_end().await;
+    let (lines, last) = records.read_lines_and_terminal_record().await;
     assert_eq!(last["error"], "the build ran past its time limit of 1m30s");
     assert_eq!(lines, [""; 0]);
     complete_or_panic(solve.reply.closed()).await;
 
     let records = setting
-        .send_streamed_build(request_tar_with(json!({})), NDJSON)
+        .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
         .await;
     let (mut solve, _status, _session) = calls.next_build_calls().await;
     let deadline = Instant::now() + Duration::from_secs(30);
     setting.begin_shutdown(deadline);
-    let (_, last) = records.read_to_end().await;
+    let (_, last) = records.read_lines_and_terminal_record().await;
     assert!(Instant::now() < deadline);
     assert_eq!(
         last["error"],
@@ -169,7 +169,7 @@ async fn errors_before_the_signature_is_verified_keep_their_status_and_later_one
     let setting = TestBuilder::new(daemon);
     let request = |body: Vec<u8>, signature: Option<&str>| {
         let mut request = build_request_with(body, signature);
-        let accept = NDJSON.parse().expect("header");
+        let accept = NDJSON_MEDIA_TYPE.parse().expect("header");
         request.headers_mut().insert("accept", accept);
         request
     };
@@ -195,9 +195,9 @@ async fn errors_before_the_signature_is_verified_keep_their_status_and_later_one
         (expired, "notAfter"),
     ] {
         let (lines, last) = setting
-            .send_streamed_build(body, NDJSON)
+            .send_streamed_build(body, NDJSON_MEDIA_TYPE)
             .await
-            .read_to_end()
+            .read_lines_and_terminal_record()
             .await;
         assert_eq!((lines.len(), &last["status"]), (0, &json!("failed")));
         assert!(
@@ -219,11 +219,14 @@ async fn a_deployment_is_in_the_log_and_in_the_terminal_record() {
         let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
         setting.write_secret("deploy-secret", "deploy key\n");
         let records = setting
-            .send_streamed_build(request_tar_with(json!({"deploy": {"service": "hello"}})), NDJSON)
+            .send_streamed_build(
+                request_tar_with(json!({"deploy": {"service": "hello"}})),
+                NDJSON_MEDIA_TYPE,
+            )
             .await;
         let_build_succeed(&mut calls).await;
 
-        let (lines, last) = records.read_to_end().await;
+        let (lines, last) = records.read_lines_and_terminal_record().await;
 
         assert_eq!(last["status"], outcome);
         assert_eq!(
@@ -250,7 +253,10 @@ async fn a_shutdown_during_a_deployment_ends_in_a_terminal_record() {
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key\n");
     let records = setting
-        .send_streamed_build(request_tar_with(json!({"deploy": {"service": "hello"}})), NDJSON)
+        .send_streamed_build(
+            request_tar_with(json!({"deploy": {"service": "hello"}})),
+            NDJSON_MEDIA_TYPE,
+        )
         .await;
     received
         .recv()
@@ -264,7 +270,7 @@ async fn a_shutdown_during_a_deployment_ends_in_a_terminal_record() {
     // The time that is reserved for the answer: the deployment is ended immediately.
     setting.begin_shutdown(Instant::now() + Duration::from_secs(2));
 
-    let (_, last) = records.read_to_end().await;
+    let (_, last) = records.read_lines_and_terminal_record().await;
     assert_eq!(last["status"], "failed");
     assert_eq!(last["digest"], "sha256:12", "the image exists");
     assert_eq!(last["deployment"]["status"], "failed");
@@ -280,7 +286,7 @@ async fn a_shutdown_during_a_deployment_ends_in_a_terminal_record() {
 async fn a_build_is_cancelled_when_the_reader_disconnects() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut records = TestBuilder::new(daemon)
-        .send_streamed_build(request_tar_with(json!({})), NDJSON)
+        .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
         .await;
     records.next_record_json().await.expect("a record");
     let (mut solve, status, session) = calls.next_build_calls().await;
@@ -299,20 +305,20 @@ async fn a_reader_that_does_not_read_blocks_no_build_and_costs_little_memory() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let records = setting
-        .send_streamed_build(request_tar_with(json!({})), NDJSON)
+        .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
         .await;
     let (solve, status, _session) = calls.next_build_calls().await;
     for block in 0..50 {
         let text: String = (0..10_000).map(|line| format!("{block} {line}\n")).collect();
         status
             .events
-            .send(Ok(output_response(&text)))
+            .send(Ok(step_output_response(&text)))
             .await
             .expect("it is taken");
     }
     drop(status);
     solve.answer_with_digest("sha256:12");
-    let (lines, last) = records.read_to_end().await;
+    let (lines, last) = records.read_lines_and_terminal_record().await;
 
     assert_eq!(last["status"], "success");
     let held: usize = lines.iter().map(String::len).sum();

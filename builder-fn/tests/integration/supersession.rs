@@ -22,18 +22,22 @@ async fn builder_with_ready_deployer(daemon: &Daemon) -> TestBuilder {
 }
 
 /// Sends a build request that deploys `hello`, with `changes` to its config, in a background task.
-fn spawn_build_as_call(setting: &TestBuilder, call_id: &str, changes: Value) -> JoinHandle<Answer> {
+fn spawn_build_deploying_hello(
+    setting: &TestBuilder,
+    call_id: &str,
+    config_changes: Value,
+) -> JoinHandle<Answer> {
     let setting = setting.with_call_id(call_id);
     let mut config = json!({"deploy": {"service": "hello"}});
-    for (key, value) in changes.as_object().expect("an object") {
+    for (key, value) in config_changes.as_object().expect("an object") {
         config[key] = value.clone();
     }
     tokio::spawn(async move { setting.send_signed_build(request_tar_with(config)).await })
 }
 
 /// Returns a solve request of another builder for `function`, submitted `ahead` after now.
-fn solve_of_another(call_id: &str, function: &str, ahead: Duration) -> SolveRequest {
-    let submitted_at = jiff::Timestamp::try_from(SystemTime::now() + ahead).expect("a time");
+fn solve_request_of_another_builder(call_id: &str, function: &str, submitted_in: Duration) -> SolveRequest {
+    let submitted_at = jiff::Timestamp::try_from(SystemTime::now() + submitted_in).expect("a time");
     let attrs = [
         ("slipway.call-id", call_id.to_owned()),
         ("slipway.function", function.to_owned()),
@@ -46,13 +50,14 @@ fn solve_of_another(call_id: &str, function: &str, ahead: Duration) -> SolveRequ
     }
 }
 
-async fn assert_superseded(answer: JoinHandle<Answer>, by: &str) {
+async fn assert_superseded(answer: JoinHandle<Answer>, newer_call_id: &str) {
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 409, "{answer:?}");
     assert_eq!(answer.body["status"], "failed");
-    assert_eq!(answer.body["supersededBy"], by);
+    assert_eq!(answer.body["supersededBy"], newer_call_id);
     let error = answer.body["error"].as_str().expect("text");
-    let expected = format!("superseded by the build {by} of function hello.openfaas-fn, submitted at 20");
+    let expected =
+        format!("superseded by the build {newer_call_id} of function hello.openfaas-fn, submitted at 20");
     assert!(error.starts_with(&expected), "{error}");
 }
 
@@ -63,7 +68,7 @@ fn format_submission_time(seconds_ago: u64) -> String {
 }
 
 /// Waits until a builder listens to the fake daemon's history: for newer builds, and for requests to cancel its own.
-async fn wait_until_listening(calls: &DaemonCalls) {
+async fn wait_for_two_history_listeners(calls: &DaemonCalls) {
     while calls.history.listener_count() < 2 {
         tokio::task::yield_now().await;
     }
@@ -78,10 +83,10 @@ async fn a_newer_build_cancels_the_solve_of_an_older_one_whichever_builder_runs_
             true => first.clone(),
             false => builder_with_ready_deployer(&daemon).await,
         };
-        let old = spawn_build_as_call(&first, "old", json!({}));
+        let old = spawn_build_deploying_hello(&first, "old", json!({}));
         let (mut old_solve, _status, _session) = calls.next_build_calls().await;
 
-        let new = spawn_build_as_call(
+        let new = spawn_build_deploying_hello(
             &second,
             "new",
             json!({"deploy": {"service": "hello", "namespace": "openfaas-fn"}}),
@@ -102,12 +107,12 @@ async fn a_newer_build_ends_an_older_one_that_waits_for_a_slot() {
     let setting = builder_with_ready_deployer(&daemon)
         .await
         .with_slots(BuildSlots::new(1, Duration::from_secs(600), 8));
-    let other = spawn_build_as_call(&setting, "other", json!({"deploy": {"service": "other"}}));
+    let other = spawn_build_deploying_hello(&setting, "other", json!({"deploy": {"service": "other"}}));
     let (solve, status, _session) = calls.next_build_calls().await;
-    let old = spawn_build_as_call(&setting, "old", json!({}));
+    let old = spawn_build_deploying_hello(&setting, "old", json!({}));
 
     // As another builder runs it.
-    let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
+    let request = solve_request_of_another_builder("new", "hello.openfaas-fn", Duration::from_secs(60));
     let _running = calls.history.record_start(&request).expect("a free reference");
 
     assert_superseded(old, "new").await;
@@ -117,7 +122,7 @@ async fn a_newer_build_ends_an_older_one_that_waits_for_a_slot() {
 }
 
 #[tokio::test]
-async fn builds_that_are_not_deployed_or_opt_out_or_are_of_another_function_go_on() {
+async fn builds_that_are_not_deployed_or_are_of_another_function_or_namespace_go_on() {
     for (first, second) in [
         (json!({"deploy": null}), json!({})),
         (json!({}), json!({"deploy": null})),
@@ -131,10 +136,10 @@ async fn builds_that_are_not_deployed_or_opt_out_or_are_of_another_function_go_o
         let setting = builder_with_ready_deployer(&daemon).await;
         let mut builds = Vec::new();
         for (call_id, config) in [("first", &first), ("second", &second)] {
-            let build = spawn_build_as_call(&setting, call_id, config.clone());
+            let build = spawn_build_deploying_hello(&setting, call_id, config.clone());
             builds.push((build, calls.next_build_calls().await));
         }
-        wait_until_listening(&calls).await;
+        wait_for_two_history_listeners(&calls).await;
 
         for (build, (solve, status, _session)) in builds {
             drop(status);
@@ -149,7 +154,7 @@ async fn builds_that_are_not_deployed_or_opt_out_or_are_of_another_function_go_o
 async fn an_older_build_is_not_solved_once_a_newer_one_runs_or_has_succeeded() {
     for is_finished in [false, true] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
-        let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
+        let request = solve_request_of_another_builder("new", "hello.openfaas-fn", Duration::from_secs(60));
         let recording = calls.history.record_start(&request).expect("a free reference");
         let _running = match is_finished {
             true => {
@@ -160,7 +165,7 @@ async fn an_older_build_is_not_solved_once_a_newer_one_runs_or_has_succeeded() {
         };
 
         assert_superseded(
-            spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "old", json!({})),
+            spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "old", json!({})),
             "new",
         )
         .await;
@@ -171,10 +176,10 @@ async fn an_older_build_is_not_solved_once_a_newer_one_runs_or_has_succeeded() {
 #[tokio::test]
 async fn a_failed_newer_build_supersedes_none() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
+    let request = solve_request_of_another_builder("new", "hello.openfaas-fn", Duration::from_secs(60));
     let recording = calls.history.record_start(&request).expect("a free reference");
     recording.record_outcome(Err(&tonic::Status::unknown("exit code: 1")));
-    let old = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "old", json!({}));
+    let old = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "old", json!({}));
 
     let (solve, status, _session) = calls.next_build_calls().await;
     drop(status);
@@ -186,13 +191,13 @@ async fn a_failed_newer_build_supersedes_none() {
 async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects() {
     for is_finished in [false, true] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
-        let old = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "old", json!({}));
+        let old = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "old", json!({}));
         let _solve = calls.next_build_calls().await;
-        wait_until_listening(&calls).await;
+        wait_for_two_history_listeners(&calls).await;
 
         calls.history.set_behaviour(HistoryBehaviour::Unimplemented);
         calls.history.disconnect_listeners();
-        let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
+        let request = solve_request_of_another_builder("new", "hello.openfaas-fn", Duration::from_secs(60));
         let recording = calls.history.record_start(&request).expect("a free reference");
         let _running = match is_finished {
             true => {
@@ -214,7 +219,8 @@ async fn a_history_that_fails_or_never_answers_prevents_no_build() {
     for behaviour in [HistoryBehaviour::Unimplemented, HistoryBehaviour::Silent] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         calls.history.set_behaviour(behaviour);
-        let build = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
+        let build =
+            spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
 
         let (solve, status, _session) = calls.next_build_calls().await;
         drop(status);
@@ -229,12 +235,12 @@ async fn a_history_that_fails_or_never_answers_prevents_no_build() {
 }
 
 #[tokio::test]
-async fn the_deployer_decides_once_the_hand_over_was_sent() {
+async fn a_build_whose_hand_over_was_sent_ends_with_the_deployers_answer_despite_a_newer_build() {
     let (address, mut received) = gateway::start_manual_gateway().await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key\n");
-    let old = spawn_build_as_call(&setting, "old", json!({}));
+    let old = spawn_build_deploying_hello(&setting, "old", json!({}));
     received
         .recv()
         .await
@@ -245,7 +251,7 @@ async fn the_deployer_decides_once_the_hand_over_was_sent() {
     solve.answer_with_digest("sha256:12");
     let hand_over = received.recv().await.expect("a hand-over");
 
-    let new = spawn_build_as_call(&setting, "new", json!({}));
+    let new = spawn_build_deploying_hello(&setting, "new", json!({}));
     received
         .recv()
         .await
@@ -264,9 +270,9 @@ async fn the_deployer_decides_once_the_hand_over_was_sent() {
 #[tokio::test]
 async fn deliveries_of_one_call_do_not_supersede_each_other() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let first = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
+    let first = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
     let (solve, status, _session) = calls.next_build_calls().await;
-    let second = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
+    let second = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
     // The daemon has refused the second solve once its session has ended.
     let _followed = calls.statuses.recv().await.expect("a status");
     let ended = calls.next_session_call().await.ended_by_client;
@@ -284,7 +290,7 @@ async fn deliveries_of_one_call_do_not_supersede_each_other() {
 #[tokio::test]
 async fn a_solve_carries_its_call_and_function_for_other_builders() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let build = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
+    let build = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
     let (solve, ..) = calls.next_build_calls().await;
 
     let attrs = &solve.request.frontend_attrs;
@@ -296,7 +302,7 @@ async fn a_solve_carries_its_call_and_function_for_other_builders() {
         .expect("RFC 3339");
     build.abort();
 
-    let build = spawn_build_as_call(
+    let build = spawn_build_deploying_hello(
         &builder_with_ready_deployer(&daemon).await,
         "call-2",
         json!({"deploy": null}),
@@ -307,11 +313,11 @@ async fn a_solve_carries_its_call_and_function_for_other_builders() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_listens_for_long_once_the_builds_have_ended() {
+async fn history_listeners_end_within_a_minute_after_the_last_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let build = spawn_build_as_call(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
+    let build = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
     let (mut solve, ..) = calls.next_build_calls().await;
-    wait_until_listening(&calls).await;
+    wait_for_two_history_listeners(&calls).await;
 
     build.abort();
     solve.reply.closed().await;
@@ -327,35 +333,39 @@ async fn nobody_listens_for_long_once_the_builds_have_ended() {
 async fn builds_that_follow_each_other_make_the_daemon_decode_its_records_once() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = builder_with_ready_deployer(&daemon).await;
-    let request = solve_of_another("other", "other.openfaas-fn", Duration::ZERO);
+    let request = solve_request_of_another_builder("other", "other.openfaas-fn", Duration::ZERO);
     let recording = calls.history.record_start(&request).expect("a free reference");
     recording.record_outcome(Ok("sha256:12"));
     for (call_id, service) in [("first", "hello"), ("second", "hello"), ("third", "other")] {
-        let build = spawn_build_as_call(&builder, call_id, json!({"deploy": {"service": service}}));
+        let build = spawn_build_deploying_hello(&builder, call_id, json!({"deploy": {"service": service}}));
         let (solve, status, _session) = calls.next_build_calls().await;
         drop(status);
         solve.answer_with_digest("sha256:12");
         assert_eq!(build.await.expect("no panic").body["digest"], "sha256:12");
-        assert_eq!(calls.history.decoded_records(), 1, "after the {call_id} build");
+        assert_eq!(
+            calls.history.decoded_record_count(),
+            1,
+            "after the {call_id} build"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_build_that_was_submitted_long_before_is_superseded_by_one_of_which_the_builder_had_no_need_yet() {
+async fn a_build_submitted_two_hours_ago_is_superseded_by_a_finished_one_submitted_an_hour_ago() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = builder_with_ready_deployer(&daemon).await;
     // It supersedes builds that were submitted more than an hour ago.
     let hour_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(3600);
-    let mut request = solve_of_another("newer", "old.openfaas-fn", Duration::ZERO);
+    let mut request = solve_request_of_another_builder("newer", "old.openfaas-fn", Duration::ZERO);
     let submitted_at = ("slipway.submitted-at".to_owned(), hour_ago.to_string());
     request.frontend_attrs.extend([submitted_at]);
     let recording = calls.history.record_start(&request).expect("a free reference");
     recording.record_outcome(Ok("sha256:12"));
-    let running = spawn_build_as_call(&builder, "running", json!({}));
+    let running = spawn_build_deploying_hello(&builder, "running", json!({}));
     let _running_calls = calls.next_build_calls().await;
 
     let changes = json!({"deploy": {"service": "old"}, "submittedAt": format_submission_time(7200)});
-    let old = spawn_build_as_call(&builder, "old", changes)
+    let old = spawn_build_deploying_hello(&builder, "old", changes)
         .await
         .expect("no panic");
 
@@ -374,10 +384,10 @@ async fn a_config_with_supersede_false_neither_supersedes_nor_is_superseded() {
         let setting = builder_with_ready_deployer(&daemon).await;
         let mut builds = Vec::new();
         for (call_id, supersede) in [("first", first), ("second", second)] {
-            let build = spawn_build_as_call(&setting, call_id, json!({"supersede": supersede}));
+            let build = spawn_build_deploying_hello(&setting, call_id, json!({"supersede": supersede}));
             builds.push((build, calls.next_build_calls().await));
         }
-        wait_until_listening(&calls).await;
+        wait_for_two_history_listeners(&calls).await;
 
         for (build, (solve, status, _session)) in builds {
             drop(status);
@@ -390,14 +400,14 @@ async fn a_config_with_supersede_false_neither_supersedes_nor_is_superseded() {
 #[tokio::test]
 async fn the_time_of_submission_orders_builds_and_not_their_arrival() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let new = spawn_build_as_call(
+    let new = spawn_build_deploying_hello(
         &builder_with_ready_deployer(&daemon).await,
         "new",
         json!({"submittedAt": format_submission_time(10)}),
     );
     let (solve, status, _session) = calls.next_build_calls().await;
 
-    let old = spawn_build_as_call(
+    let old = spawn_build_deploying_hello(
         &builder_with_ready_deployer(&daemon).await,
         "old",
         json!({"submittedAt": format_submission_time(20)}),
@@ -408,7 +418,7 @@ async fn the_time_of_submission_orders_builds_and_not_their_arrival() {
     solve.answer_with_digest("sha256:12");
     assert_eq!(new.await.expect("no panic").status, 200);
     // Also after a restart of both builders.
-    let older = spawn_build_as_call(
+    let older = spawn_build_deploying_hello(
         &builder_with_ready_deployer(&daemon).await,
         "older",
         json!({"submittedAt": format_submission_time(30)}),
@@ -426,9 +436,9 @@ async fn a_streamed_answer_ends_with_a_record_that_names_the_newer_build() {
         .send_streamed_build(request_tar_with(config), "application/x-ndjson")
         .await;
     let _old = calls.next_build_calls().await;
-    let new = spawn_build_as_call(&setting, "new", json!({"noCache": true}));
+    let new = spawn_build_deploying_hello(&setting, "new", json!({"noCache": true}));
 
-    let (_, last) = records.read_to_end().await;
+    let (_, last) = records.read_lines_and_terminal_record().await;
     assert_eq!(
         (&last["status"], &last["supersededBy"]),
         (&json!("failed"), &json!("new"))
@@ -452,7 +462,7 @@ fn generate_steps() -> impl Strategy<Value = Vec<SupersessionStep>> {
 }
 
 /// Runs generated steps on two builders of one daemon, and checks that no build outlives a newer one.
-async fn run_steps(steps: Vec<SupersessionStep>) {
+async fn run_steps_and_check_supersession(steps: Vec<SupersessionStep>) {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builders = [
         builder_with_ready_deployer(&daemon).await,
@@ -467,7 +477,7 @@ async fn run_steps(steps: Vec<SupersessionStep>) {
             SupersessionStep::Arrive { seconds_ago, .. } if !times.insert(seconds_ago) => {}
             SupersessionStep::Arrive { builder, seconds_ago } => {
                 let call_id = at.to_string();
-                let build = spawn_build_as_call(
+                let build = spawn_build_deploying_hello(
                     &builders[builder],
                     &call_id,
                     json!({"submittedAt": format_submission_time(seconds_ago)}),
@@ -522,6 +532,6 @@ proptest! {
             .enable_all()
             .build()
             .expect("a runtime");
-        runtime.block_on(run_steps(steps));
+        runtime.block_on(run_steps_and_check_supersession(steps));
     }
 }

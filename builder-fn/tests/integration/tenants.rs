@@ -17,14 +17,14 @@ use crate::sources::ask_about_source;
 const ACME_KEY: &str = "the payload key of acme";
 
 /// Returns a builder with the tenant acme, and with credentials of its own and of others.
-fn builder_with_tenant_acme(daemon: Daemon, rules: Value) -> TestBuilder {
+fn builder_with_tenant_acme(daemon: Daemon, additional_rules: Value) -> TestBuilder {
     let mut acme = json!({
         "keys": ["acme-payload"],
         "push": ["registry:5000/acme/"],
         "read": {"images": ["registry:5000/public/"]},
         "registryConfig": "acme-registry",
     });
-    for (name, value) in rules.as_object().expect("an object") {
+    for (name, value) in additional_rules.as_object().expect("an object") {
         acme[name] = value.clone();
     }
     let builder = TestBuilder::new(daemon).with_policy(&json!({"tenants": {"acme": acme}}));

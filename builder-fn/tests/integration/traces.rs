@@ -36,7 +36,7 @@ async fn the_trace_context_is_sent_to_buildkit_and_with_the_hand_over() {
         parent
     };
     let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
-    let (answer, solve) = tokio::join!(setting.send_build_unread(tar), daemon);
+    let (answer, solve) = tokio::join!(setting.send_signed_build_unread(tar), daemon);
 
     assert_eq!(solve.expect("a parent"), TRACEPARENT);
     assert_eq!(answer.status(), 200);
@@ -56,7 +56,7 @@ async fn without_a_trace_no_trace_context_is_sent() {
         solve.answer_with_digest("sha256:12");
     };
     let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
-    let (answer, ()) = tokio::join!(setting.send_build_unread(tar), daemon);
+    let (answer, ()) = tokio::join!(setting.send_signed_build_unread(tar), daemon);
 
     assert!(!answer.headers().contains_key("traceparent"));
 }

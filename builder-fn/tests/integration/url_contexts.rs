@@ -5,13 +5,15 @@ use serde_json::{Value, json};
 
 use crate::complete_or_panic;
 use crate::daemon;
-use crate::referenced_contexts::{context_tar, files_sent_for, gzipped, send_json, send_json_as};
+use crate::referenced_contexts::{
+    context_tar, gzipped, request_context_files_and_return_paths, send_json, send_json_as,
+};
 use crate::registry::digest_of;
 use crate::setting::{TestBuilder, tar_with_files};
 use crate::web_server::{FakeWebServer, Page};
 
 /// Returns a JSON request with a context of this URL and digest, which may begin with `sha256:`.
-fn request_for(url: &str, digest: &str) -> Value {
+fn json_request_for_url(url: &str, digest: &str) -> Value {
     let digits = digest.strip_prefix("sha256:").unwrap_or(digest);
     json!({"image": "registry:5000/hello:1", "context": {"url": url, "sha256": digits}})
 }
@@ -33,11 +35,14 @@ async fn a_context_on_a_web_server_is_built_like_one_in_a_body_and_no_server_get
         );
         storage.set_page("/stored", Page::Chunked(packed.clone().into()));
         let builder =
-            TestBuilder::new(daemon).with_allowed_sources(&format!("{},{}", server.host, storage.host));
-        let request = request_for(&server.url("/fn.tar?signature=of-caller"), &digest_of(&packed));
+            TestBuilder::new(daemon).with_allowed_private_hosts(&format!("{},{}", server.host, storage.host));
+        let request = json_request_for_url(&server.url("/fn.tar?signature=of-caller"), &digest_of(&packed));
         let answer = tokio::spawn(async move { send_json(&builder, &request).await });
         let (solve, status, session) = calls.next_build_calls().await;
-        assert_eq!(files_sent_for(&session).await, ["Dockerfile", "a"]);
+        assert_eq!(
+            request_context_files_and_return_paths(&session).await,
+            ["Dockerfile", "a"]
+        );
         solve.answer_with_digest("sha256:12");
         drop(status);
 
@@ -115,16 +120,16 @@ pub(crate) const MALFORMED_URLS: [(&str, &str); 14] = [
 ];
 
 #[tokio::test]
-async fn each_way_to_a_private_address_is_rejected_by_name_and_nothing_is_connected_to() {
+async fn a_forbidden_or_malformed_context_url_is_rejected_directly_and_as_redirect_without_connecting() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let (server, other) = (FakeWebServer::start().await, FakeWebServer::start().await);
-    let builder = TestBuilder::new(daemon).with_allowed_sources(&server.host);
+    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
     let port = other.host.rsplit_once(':').expect("a port").1;
     let digest = "0".repeat(64);
     let forbidden = FORBIDDEN_HOSTS.map(|(host, text)| (format!("http://{host}:{port}/a"), 403, text));
     let malformed = MALFORMED_URLS.map(|(url, text)| (url.to_owned(), 400, text));
     for (url, status, text) in forbidden.into_iter().chain(malformed) {
-        let answer = complete_or_panic(send_json(&builder, &request_for(&url, &digest))).await;
+        let answer = complete_or_panic(send_json(&builder, &json_request_for_url(&url, &digest))).await;
         let error = answer.body["error"].as_str().unwrap_or_default();
         assert_eq!(answer.status, status, "{url}: {error}");
         assert!(
@@ -135,7 +140,7 @@ async fn each_way_to_a_private_address_is_rejected_by_name_and_nothing_is_connec
         // A server that the caller may name leads no further than the caller.
         if url.bytes().all(|byte| byte.is_ascii_graphic()) {
             server.set_page("/a", Page::Redirect(302, url.clone()));
-            let request = request_for(&server.url("/a"), &digest);
+            let request = json_request_for_url(&server.url("/a"), &digest);
             let answer = complete_or_panic(send_json(&builder, &request)).await;
             let error = answer.body["error"].as_str().unwrap_or_default();
             assert_eq!(answer.status, status, "a redirect to {url}: {error}");
@@ -150,10 +155,10 @@ async fn each_way_to_a_private_address_is_rejected_by_name_and_nothing_is_connec
 }
 
 #[tokio::test]
-async fn a_context_that_no_server_sends_is_the_callers_or_the_platforms_fault_and_nothing_is_built() {
+async fn a_context_url_that_gives_no_usable_tar_is_the_callers_or_platforms_fault_and_builds_nothing() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
-    let builder = TestBuilder::new(daemon).with_allowed_sources(&server.host);
+    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
     let tar = Bytes::from(context_tar());
     let digest = digest_of(&tar);
     let large = Bytes::from(vec![0; (1 << 20) + 1]);
@@ -225,7 +230,7 @@ async fn a_context_that_no_server_sends_is_the_callers_or_the_platforms_fault_an
         ),
     ] {
         server.set_page("/a", page.clone());
-        let request = request_for(&server.url("/a?secret"), digest);
+        let request = json_request_for_url(&server.url("/a?secret"), digest);
         let answer = complete_or_panic(send_json(&builder, &request)).await;
         let error = answer.body["error"].as_str().unwrap_or_default();
         assert_eq!(answer.status, status, "{page:?}: {error}");
@@ -239,13 +244,17 @@ async fn a_context_that_no_server_sends_is_the_callers_or_the_platforms_fault_an
 }
 
 #[tokio::test]
-async fn a_context_is_read_over_tls_unless_the_operator_allows_it_otherwise() {
+async fn an_http_context_url_is_rejected_by_a_builder_that_uses_tls_only() {
     let (daemon, _calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
     let builder = TestBuilder::new(daemon)
-        .with_allowed_sources(&server.host)
+        .with_allowed_private_hosts(&server.host)
         .with_tls_only();
-    let answer = send_json(&builder, &request_for(&server.url("/a"), &"0".repeat(64))).await;
+    let answer = send_json(
+        &builder,
+        &json_request_for_url(&server.url("/a"), &"0".repeat(64)),
+    )
+    .await;
     let error = answer.body["error"].as_str().unwrap_or_default();
     assert_eq!(answer.status, 400, "{error}");
     assert!(error.contains("should begin with https://"), "{error}");
@@ -261,7 +270,7 @@ async fn a_tenant_with_listed_sources_fetches_contexts_from_those_only_also_by_r
         "read": {"http": [server.url("/files/")]},
     }}});
     let builder = TestBuilder::new(daemon)
-        .with_allowed_sources(&format!("{},{}", server.host, other.host))
+        .with_allowed_private_hosts(&format!("{},{}", server.host, other.host))
         .with_policy(&policy);
     builder.write_secret("acme-payload", "the payload key of acme");
     let tar = context_tar();
@@ -275,7 +284,7 @@ async fn a_tenant_with_listed_sources_fetches_contexts_from_those_only_also_by_r
         server.url("/files/out"),
         server.url("/files/up"),
     ] {
-        let request = request_for(&url, &digest_of(&tar));
+        let request = json_request_for_url(&url, &digest_of(&tar));
         let answer = send_json_as(&builder, "the payload key of acme", &request).await;
         let error = answer.body["error"].as_str().unwrap_or_default();
         assert_eq!(answer.status, 403, "{url}: {error}");
@@ -287,7 +296,7 @@ async fn a_tenant_with_listed_sources_fetches_contexts_from_those_only_also_by_r
     }
     assert_eq!(other.requests().len(), 0);
 
-    let request = request_for(&server.url("/files/a"), &digest_of(&tar));
+    let request = json_request_for_url(&server.url("/files/a"), &digest_of(&tar));
     let answer =
         tokio::spawn(async move { send_json_as(&builder, "the payload key of acme", &request).await });
     let (solve, status, _session) = calls.next_build_calls().await;

@@ -10,7 +10,7 @@ use tonic::Status;
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
 use crate::gateway::{self, DRY_RUN_ACCEPTED_JSON};
-use crate::job::{FakeManifestLookup, output_response};
+use crate::job::{FakeManifestLookup, step_output_response};
 use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files};
 
 /// A reason for which a build has one warning in its list, or, with `Nothing` and `Lint`, none.
@@ -111,7 +111,7 @@ impl WarningSource {
                 warnings: vec![lint],
                 ..StatusResponse::default()
             },
-            Self::Log => output_response(&"a line\n".repeat(1000)),
+            Self::Log => step_output_response(&"a line\n".repeat(1000)),
             _ => StatusResponse::default(),
         };
         status.events.send(Ok(response)).await.expect("listening");
@@ -133,7 +133,7 @@ fn spawn_build_for_log_and_result(
         match is_streamed {
             true => {
                 let records = setting.send_streamed_build(tar, "application/x-ndjson").await;
-                let (lines, last) = records.read_to_end().await;
+                let (lines, last) = records.read_lines_and_terminal_record().await;
                 (lines.join("\n"), last)
             }
             false => {
@@ -145,7 +145,7 @@ fn spawn_build_for_log_and_result(
 }
 
 #[tokio::test]
-async fn every_source_of_warnings_is_in_the_list_and_in_the_log() {
+async fn each_warning_source_gives_its_one_warning_in_the_list_and_the_log_or_none() {
     for source in WarningSource::ALL {
         for is_streamed in [false, true] {
             let (address, mut received) = gateway::start_manual_gateway().await;
@@ -163,10 +163,10 @@ async fn every_source_of_warnings_is_in_the_list_and_in_the_log() {
             setting.write_secret("deploy-secret", "deploy key");
             let tar = source.request_tar();
             match source {
-                WarningSource::Log => setting = setting.with_max_log(2000),
+                WarningSource::Log => setting = setting.with_max_log_bytes(2000),
                 WarningSource::History => calls.history.set_behaviour(HistoryBehaviour::Unimplemented),
                 WarningSource::Registry => {
-                    setting = setting.with_manifests(FakeManifestLookup::Unknown);
+                    setting = setting.with_manifest_lookup(FakeManifestLookup::Unknown);
                     let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
                     let reference = BuildReference::for_call_and_signature(CALL_ID, &signature);
                     calls.add_finished_build(&reference.to_string(), Ok("sha256:12"));

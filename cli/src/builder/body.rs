@@ -1,5 +1,5 @@
-//! Bodies of requests: bytes in memory, or a packed context in a file. A file is read in pieces, so that memory does not depend
-//! on its size.
+//! Bodies of requests: bytes in memory, or a packed context in a file. A file is read in pieces, so that memory does
+//! not depend on its size.
 
 use std::fs::File;
 use std::io;
@@ -72,22 +72,29 @@ impl RequestBody {
         Ok(self.rest.slice(start..(start + PIECE_BYTES).min(self.rest.len())))
     }
 
-    /// Returns the body as it is sent, with its length. `on_sent` gets the number of bytes that were taken to be sent.
-    pub(crate) fn into_upload(self, on_sent: impl FnMut(u64) + Send + 'static) -> OutgoingRequestBody {
+    /// Returns the body as it is sent, with its length. `on_total_bytes_sent` gets the number of bytes that were
+    /// taken to be sent.
+    pub(crate) fn into_upload(
+        self,
+        on_total_bytes_sent: impl FnMut(u64) + Send + 'static,
+    ) -> OutgoingRequestBody {
         let left = self.len();
-        let pieces = stream::unfold((self, 0, on_sent), |(body, offset, mut on_sent)| async move {
-            let source = body.clone();
-            let read = tokio::task::spawn_blocking(move || source.read_piece(offset)).await;
-            let piece = match read {
-                Ok(Ok(piece)) if piece.is_empty() => return None,
-                Ok(Ok(piece)) => Ok(piece),
-                Ok(Err(error)) => Err(BoxError::from(error)),
-                Err(error) => Err(BoxError::from(error)),
-            };
-            let end = offset + piece.as_ref().map_or(0, |piece| piece.len() as u64);
-            on_sent(end);
-            Some((piece.map(Frame::data), (body, end, on_sent)))
-        });
+        let pieces = stream::unfold(
+            (self, 0, on_total_bytes_sent),
+            |(body, offset, mut on_total_bytes_sent)| async move {
+                let source = body.clone();
+                let read = tokio::task::spawn_blocking(move || source.read_piece(offset)).await;
+                let piece = match read {
+                    Ok(Ok(piece)) if piece.is_empty() => return None,
+                    Ok(Ok(piece)) => Ok(piece),
+                    Ok(Err(error)) => Err(BoxError::from(error)),
+                    Err(error) => Err(BoxError::from(error)),
+                };
+                let end = offset + piece.as_ref().map_or(0, |piece| piece.len() as u64);
+                on_total_bytes_sent(end);
+                Some((piece.map(Frame::data), (body, end, on_total_bytes_sent)))
+            },
+        );
         SizedBody {
             body: StreamBody::new(Box::pin(pieces)),
             left,

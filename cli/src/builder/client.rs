@@ -90,7 +90,10 @@ impl BuilderClient {
         let needs_tls = urls.into_iter().flatten().any(|url| url.starts_with("https:"));
         let http = match needs_tls {
             // A folder without secrets: only the system's authorities are trusted.
-            true => HttpClient::trusting_system_certificates(&Secrets::new(Path::new("/nonexistent")), None),
+            true => HttpClient::trusting_system_and_gateway_certificates(
+                &Secrets::new(Path::new("/nonexistent")),
+                None,
+            ),
             false => HttpClient::trusting_no_certificate(None),
         };
         let http = http.map_err(|error| {
@@ -111,15 +114,15 @@ impl BuilderClient {
     }
 
     /// Returns the URL of the page that an answer of the builder names: a URL, or a path that is relative to the builder.
-    pub(crate) fn page_url(&self, route: Route, page: &str) -> String {
-        match page.starts_with('/') {
-            true => format!("{}{page}", request::base_url(&self.settings, route)),
-            false => page.to_owned(),
+    pub(crate) fn page_url(&self, route: Route, page_url_or_path: &str) -> String {
+        match page_url_or_path.starts_with('/') {
+            true => format!("{}{page_url_or_path}", request::base_url(&self.settings, route)),
+            false => page_url_or_path.to_owned(),
         }
     }
 
     /// Returns whether requests by a route are not encrypted.
-    pub(crate) fn is_plain(&self, route: Route) -> bool {
+    pub(crate) fn is_unencrypted(&self, route: Route) -> bool {
         request::base_url(&self.settings, route).starts_with("http:")
     }
 
@@ -129,11 +132,13 @@ impl BuilderClient {
     /// Fails if none does, with the reason.
     pub(crate) async fn probe(&self, route: Route) -> Result<(), RequestError> {
         let request = request::probe_request(&self.settings, route);
-        self.send(request, empty_body(), PROBE_TIMEOUT).await.map(|_| ())
+        self.send_and_expect_success(request, empty_body(), PROBE_TIMEOUT)
+            .await
+            .map(|_| ())
     }
 
-    /// Sends a build request, and returns the stream of its records, or of a queued one the ID of the call. `on_sent` gets
-    /// the number of bytes that were sent so far.
+    /// Sends a build request, and returns the stream of its records, or of a queued one the ID of the call.
+    /// `on_total_bytes_sent` gets the number of bytes that were sent so far.
     ///
     /// # Errors
     /// Fails if the request is refused or lost.
@@ -141,11 +146,13 @@ impl BuilderClient {
         &self,
         route: Route,
         submission: &Submission,
-        on_sent: impl FnMut(u64) + Send + 'static,
+        on_total_bytes_sent: impl FnMut(u64) + Send + 'static,
     ) -> Result<SubmittedBuild, RequestError> {
         let request = request::build_request(&self.settings, route, submission);
-        let body = submission.body.body.clone().into_upload(on_sent);
-        let response = self.send(request, body, UPLOAD_TIMEOUT).await?;
+        let body = submission.body.body.clone().into_upload(on_total_bytes_sent);
+        let response = self
+            .send_and_expect_success(request, body, UPLOAD_TIMEOUT)
+            .await?;
         let call_id = response
             .headers()
             .get("X-Call-Id")
@@ -165,11 +172,15 @@ impl BuilderClient {
         &self,
         route: Route,
         body: SignedBody,
-        on_sent: impl FnMut(u64) + Send + 'static,
+        on_total_bytes_sent: impl FnMut(u64) + Send + 'static,
     ) -> Result<Value, RequestError> {
-        let request = request::context_request(&self.settings, route, &body.signature);
+        let request = request::store_context_request(&self.settings, route, &body.signature);
         let answer = self
-            .send_and_read(request, body.body.into_upload(on_sent), UPLOAD_TIMEOUT)
+            .send_and_read_json(
+                request,
+                body.body.into_upload(on_total_bytes_sent),
+                UPLOAD_TIMEOUT,
+            )
             .await?;
         Ok(answer["context"].clone())
     }
@@ -178,9 +189,10 @@ impl BuilderClient {
     ///
     /// # Errors
     /// Fails if the request is refused or lost.
-    pub(crate) async fn public_key(&self, route: Route) -> Result<Value, RequestError> {
+    pub(crate) async fn ask_for_public_key(&self, route: Route) -> Result<Value, RequestError> {
         let request = request::public_key_request(&self.settings, route);
-        self.send_and_read(request, empty_body(), QUESTION_TIMEOUT).await
+        self.send_and_read_json(request, empty_body(), QUESTION_TIMEOUT)
+            .await
     }
 
     /// Asks a question about builds, and returns the answer.
@@ -189,7 +201,8 @@ impl BuilderClient {
     /// Fails if the request is refused or lost.
     pub(crate) async fn ask(&self, route: Route, method: Method, path: &str) -> Result<Value, RequestError> {
         let request = request::question(&self.settings, route, method, path, SystemTime::now());
-        self.send_and_read(request, empty_body(), QUESTION_TIMEOUT).await
+        self.send_and_read_json(request, empty_body(), QUESTION_TIMEOUT)
+            .await
     }
 
     /// Opens the log of a build at the line with the number `from`.
@@ -200,22 +213,24 @@ impl BuilderClient {
         &self,
         route: Route,
         id: &str,
-        from: u64,
+        from_line: u64,
     ) -> Result<RecordStream, RequestError> {
-        let request = request::log_question(&self.settings, route, id, from, SystemTime::now());
-        let response = self.send(request, empty_body(), QUESTION_TIMEOUT).await?;
+        let request = request::log_question(&self.settings, route, id, from_line, SystemTime::now());
+        let response = self
+            .send_and_expect_success(request, empty_body(), QUESTION_TIMEOUT)
+            .await?;
         Ok(RecordStream::new(response.into_body()))
     }
 
     /// Sends a request, and reads its answer as JSON.
-    async fn send_and_read(
+    async fn send_and_read_json(
         &self,
         request: Builder,
         body: OutgoingRequestBody,
         timeout: Duration,
     ) -> Result<Value, RequestError> {
         let url = request.uri_ref().map(ToString::to_string).unwrap_or_default();
-        let response = self.send(request, body, timeout).await?;
+        let response = self.send_and_expect_success(request, body, timeout).await?;
         let bytes = read_body(response).await.map_err(|reason| RequestError::Lost {
             url: url.clone(),
             reason,
@@ -227,7 +242,7 @@ impl BuilderClient {
     }
 
     /// Sends a request, and returns the response if its status is a success.
-    async fn send(
+    async fn send_and_expect_success(
         &self,
         request: Builder,
         body: OutgoingRequestBody,

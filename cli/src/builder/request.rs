@@ -40,7 +40,7 @@ impl Route {
     }
 
     /// Returns the stream format of the route: the Community gateway passes only server-sent events on at once.
-    fn stream_format(self) -> &'static str {
+    fn stream_media_type(self) -> &'static str {
         match self {
             Self::Builder => "application/x-ndjson",
             Self::Gateway | Self::Queue => "text/event-stream",
@@ -84,25 +84,26 @@ pub(super) fn build_request(settings: &Settings, route: Route, submission: &Subm
         true => "application/json",
         false => "application/octet-stream",
     };
-    let request = signed(settings, Method::POST, &url, &submission.body.signature)
+    let request = request_with_signature_and_tenant(settings, Method::POST, &url, &submission.body.signature)
         .header("Content-Type", media_type)
         .header("X-Call-Id", &submission.call_id);
     match route {
         Route::Queue => request,
-        Route::Builder | Route::Gateway => request.header("Accept", route.stream_format()),
+        Route::Builder | Route::Gateway => request.header("Accept", route.stream_media_type()),
     }
 }
 
 /// Returns a request that stores a context, without its body.
-pub(super) fn context_request(settings: &Settings, route: Route, signature: &str) -> Builder {
+pub(super) fn store_context_request(settings: &Settings, route: Route, signature: &str) -> Builder {
     let url = format!("{}/contexts", base_url(settings, question_route(route)));
-    signed(settings, Method::POST, &url, signature).header("Content-Type", "application/octet-stream")
+    request_with_signature_and_tenant(settings, Method::POST, &url, signature)
+        .header("Content-Type", "application/octet-stream")
 }
 
 /// Returns a request for the public key that build secrets are sealed to.
 pub(super) fn public_key_request(settings: &Settings, route: Route) -> Builder {
     let url = format!("{}/publickey", base_url(settings, question_route(route)));
-    with_tenant(settings, Request::builder().method(Method::GET).uri(url))
+    with_tenant_header(settings, Request::builder().method(Method::GET).uri(url))
 }
 
 /// Returns a request whose answer shows whether there is a builder by a route.
@@ -130,7 +131,7 @@ pub(super) fn question(
             "X-Build-Signature",
             sign_body(&settings.key.keys, text.as_bytes()),
         );
-    with_tenant(settings, request)
+    with_tenant_header(settings, request)
 }
 
 /// Returns a question for the log of a build, from the line with the number `from` on.
@@ -138,20 +139,21 @@ pub(super) fn log_question(
     settings: &Settings,
     route: Route,
     id: &str,
-    from: u64,
+    from_line: u64,
     now: SystemTime,
 ) -> Builder {
-    let path = format!("{}/log?from={from}", build_path(id));
-    question(settings, route, Method::GET, &path, now).header("Accept", question_route(route).stream_format())
+    let path = format!("{}/log?from={from_line}", build_path(id));
+    question(settings, route, Method::GET, &path, now)
+        .header("Accept", question_route(route).stream_media_type())
 }
 
 /// Returns the path of a build.
 pub(crate) fn build_path(id: &str) -> String {
-    format!("/builds/{}", escape(id))
+    format!("/builds/{}", percent_encode_component(id))
 }
 
 /// Percent-encodes a text for a path or a query.
-pub(crate) fn escape(text: &str) -> String {
+pub(crate) fn percent_encode_component(text: &str) -> String {
     utf8_percent_encode(text, ESCAPED_IN_PATH).to_string()
 }
 
@@ -172,12 +174,17 @@ fn question_route(route: Route) -> Route {
     }
 }
 
-fn signed(settings: &Settings, method: Method, url: &str, signature: &str) -> Builder {
+fn request_with_signature_and_tenant(
+    settings: &Settings,
+    method: Method,
+    url: &str,
+    signature: &str,
+) -> Builder {
     let request = Request::builder().method(method).uri(url);
-    with_tenant(settings, request.header("X-Build-Signature", signature))
+    with_tenant_header(settings, request.header("X-Build-Signature", signature))
 }
 
-fn with_tenant(settings: &Settings, request: Builder) -> Builder {
+fn with_tenant_header(settings: &Settings, request: Builder) -> Builder {
     match &settings.tenant {
         Some(tenant) => request.header("X-Slipway-Tenant", tenant),
         None => request,

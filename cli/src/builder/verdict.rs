@@ -20,12 +20,12 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// Judges the outcome of a build whose function was to be deployed. With `is_strict`, a version of which nothing proves
-    /// that it is the one that answers counts as not deployed.
-    pub(crate) fn of_outcome(outcome: &Value, is_strict: bool) -> Self {
-        let verdict = Self::without_hint(outcome, is_strict);
+    /// Judges the outcome of a build whose function was to be deployed. With `is_strict`, a version of which nothing
+    /// proves that it is the one that answers counts as not deployed.
+    pub(crate) fn of_outcome(outcome: &Value, unverified_is_not_deployed: bool) -> Self {
+        let verdict = Self::without_hint(outcome, unverified_is_not_deployed);
         let verdict = match outcome["rollback"].is_object() {
-            true => verdict.in_words_of_rollback(outcome),
+            true => verdict.reworded_for_rollback(outcome),
             false => verdict,
         };
         // A build that was replaced or cancelled, or of which nothing is known, is what it is.
@@ -54,7 +54,7 @@ impl Verdict {
             };
             self.explanation.push(format!("step: {name}{place}"));
         }
-        let log = texts(&hint["log"]).into_iter();
+        let log = texts_in_json_list(&hint["log"]).into_iter();
         self.explanation.extend(log.map(|line| format!("   {line}")));
         if let Some(next) = part("next") {
             self.next = Some(next.to_owned());
@@ -63,9 +63,9 @@ impl Verdict {
     }
 
     /// Returns the verdict on a build in the words of a rollback, which builds nothing.
-    fn in_words_of_rollback(mut self, outcome: &Value) -> Self {
+    fn reworded_for_rollback(mut self, outcome: &Value) -> Self {
         if outcome["deployment"]["status"] == "rolled_back" {
-            let reasons = texts(&outcome["deployment"]["reasons"]).join("; ");
+            let reasons = texts_in_json_list(&outcome["deployment"]["reasons"]).join("; ");
             self.summary = format!(
                 "the earlier version does not work any more, and the one before the rollback was restored: {reasons}"
             );
@@ -80,10 +80,10 @@ impl Verdict {
     }
 
     /// Judges the outcome of a build without its hint.
-    fn without_hint(outcome: &Value, is_strict: bool) -> Self {
+    fn without_hint(outcome: &Value, unverified_is_not_deployed: bool) -> Self {
         let deployment = &outcome["deployment"];
-        let mut warnings = texts(&outcome["warnings"]);
-        warnings.extend(texts(&deployment["warnings"]));
+        let mut warnings = texts_in_json_list(&outcome["warnings"]);
+        warnings.extend(texts_in_json_list(&deployment["warnings"]));
         let error = outcome["error"].as_str().unwrap_or("the builder gave no reason");
         let failed = |status, summary: String, next: &str| Self {
             status,
@@ -98,8 +98,8 @@ impl Verdict {
             let took = deployment_seconds(deployment)
                 .map_or_else(String::new, |seconds| format!(" in {seconds:.1} s"));
             let unsure = match deployed {
-                Some("ready") => return Self::running(format!("running{took}"), warnings),
-                Some("unverified") => texts(&deployment["reasons"]).join("; "),
+                Some("ready") => return Self::successful(format!("running{took}"), warnings),
+                Some("unverified") => texts_in_json_list(&deployment["reasons"]).join("; "),
                 Some("handed_over") => {
                     // Nobody delivers the answer with the hand-over to the deployer.
                     return failed(
@@ -115,7 +115,7 @@ impl Verdict {
                 Some(other) => format!("the deployer's answer has the unknown status {other:?}"),
                 None => "the builder's answer says nothing about the deployment".to_owned(),
             };
-            if is_strict {
+            if unverified_is_not_deployed {
                 let summary = format!("built, and not known to run: {unsure}");
                 return failed(
                     ExitStatus::NotDeployed,
@@ -124,7 +124,7 @@ impl Verdict {
                 );
             }
             warnings.push(format!("not verified: {unsure}"));
-            return Self::running(format!("deployed{took}"), warnings);
+            return Self::successful(format!("deployed{took}"), warnings);
         }
         if let Some(newer) = outcome["supersededBy"]
             .as_str()
@@ -155,7 +155,7 @@ impl Verdict {
         if let Some(status) = deployed {
             return Self::of_failed_deployment(status, deployment, error, code, warnings);
         }
-        let (status, next) = next_step(code, error);
+        let (status, next) = exit_status_and_next_step(code, error);
         failed(status, error.to_owned(), next)
     }
 
@@ -167,7 +167,7 @@ impl Verdict {
         code: Option<u64>,
         warnings: Vec<String>,
     ) -> Self {
-        let reasons = texts(&deployment["reasons"]).join("; ");
+        let reasons = texts_in_json_list(&deployment["reasons"]).join("; ");
         let reasons = match reasons.is_empty() {
             true => error.to_owned(),
             false => reasons,
@@ -210,7 +210,7 @@ impl Verdict {
         }
     }
 
-    fn running(summary: String, warnings: Vec<String>) -> Self {
+    fn successful(summary: String, warnings: Vec<String>) -> Self {
         Self {
             status: ExitStatus::Success,
             summary,
@@ -222,8 +222,8 @@ impl Verdict {
 }
 
 /// Returns the exit status for the HTTP status of a failure, and what to do next.
-fn next_step(code: Option<u64>, error: &str) -> (ExitStatus, &'static str) {
-    match code {
+fn exit_status_and_next_step(http_status: Option<u64>, error: &str) -> (ExitStatus, &'static str) {
+    match http_status {
         Some(401) => (
             ExitStatus::Usage,
             "give the key that the builder has as its secret payload-secret (--payload-secret FILE), and check this machine's \
@@ -278,7 +278,7 @@ fn deployment_seconds(deployment: &Value) -> Option<f64> {
 }
 
 /// Returns the texts in a JSON list.
-fn texts(list: &Value) -> Vec<String> {
+fn texts_in_json_list(list: &Value) -> Vec<String> {
     let items = list.as_array().into_iter().flatten();
     items
         .filter_map(|item| item.as_str().map(str::to_owned))

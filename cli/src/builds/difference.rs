@@ -4,15 +4,15 @@ use clap::Args;
 use function_host::http::Method;
 use serde_json::Value;
 
-use super::{Questions, failure_of_question, warn_of_gaps};
-use crate::builder::{RequestError, build_path, escape};
+use super::{QuestionClient, failure_of_question, warn_if_incomplete};
+use crate::builder::{RequestError, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_result, printable};
 use crate::settings::ConnectionArguments;
 
 /// The most paths and names of each kind that are shown.
-const SHOWN_MAX: usize = 20;
+const SHOWN_PER_LIST_MAX: usize = 20;
 
 /// The arguments of `slipway diff`.
 #[derive(Args)]
@@ -33,11 +33,11 @@ pub(crate) struct DiffArguments {
 /// # Errors
 /// Fails if the builds cannot be compared.
 pub(crate) async fn diff(arguments: &DiffArguments) -> Result<ExitStatus, Failure> {
-    let questions = Questions::find(&arguments.connection).await?;
+    let questions = QuestionClient::find(&arguments.connection).await?;
     let path = format!(
         "{}/diff/{}",
         build_path(&arguments.older),
-        escape(&arguments.newer)
+        percent_encode_component(&arguments.newer)
     );
     let answer = questions.client.ask(questions.route, Method::GET, &path).await;
     let answer = answer.map_err(|error| failure_of_diff(&questions, &error))?;
@@ -48,12 +48,12 @@ pub(crate) async fn diff(arguments: &DiffArguments) -> Result<ExitStatus, Failur
     lines_of_difference(&answer)
         .iter()
         .for_each(|line| print_result(line));
-    warn_of_gaps(&answer);
+    warn_if_incomplete(&answer);
     Ok(ExitStatus::Success)
 }
 
 /// Creates the error for builds that cannot be compared.
-fn failure_of_diff(questions: &Questions, error: &RequestError) -> Failure {
+fn failure_of_diff(questions: &QuestionClient, error: &RequestError) -> Failure {
     let next = match error {
         RequestError::Refused(refusal) => match refusal.status {
             400 | 404 => "slipway builds --function NAME lists the builds of a function",
@@ -73,10 +73,10 @@ fn lines_of_difference(answer: &Value) -> Vec<String> {
         let build = &answer[build];
         lines.push(format!(
             "{}  {}  {}  {}",
-            text(&build["id"]),
-            text(&build["state"]),
-            seconds(&build["seconds"]),
-            text(&build["submittedAt"]),
+            text_or_hyphen(&build["id"]),
+            text_or_hyphen(&build["state"]),
+            seconds_or_hyphen(&build["seconds"]),
+            text_or_hyphen(&build["submittedAt"]),
         ));
     }
     lines.push(match answer["firstMiss"].is_object() {
@@ -85,8 +85,8 @@ fn lines_of_difference(answer: &Value) -> Vec<String> {
             let miss = &answer["firstMiss"];
             format!(
                 "first step without its cache: {} ({})",
-                text(&miss["step"]),
-                seconds(&miss["seconds"])
+                text_or_hyphen(&miss["step"]),
+                seconds_or_hyphen(&miss["seconds"])
             )
         }
     });
@@ -105,11 +105,14 @@ fn lines_of_difference(answer: &Value) -> Vec<String> {
             continue;
         }
         lines.push(format!("{title}:"));
-        for (sign, list) in lines_within_limit(&lists) {
-            lines.push(format!("  {sign} {}", text(list)));
+        for (sign, list) in first_entries_with_signs(&lists) {
+            lines.push(format!("  {sign} {}", text_or_hyphen(list)));
         }
         let total: usize = lists.iter().map(|(_, list)| list.len()).sum();
-        let shown: usize = lists.iter().map(|(_, list)| list.len().min(SHOWN_MAX)).sum();
+        let shown: usize = lists
+            .iter()
+            .map(|(_, list)| list.len().min(SHOWN_PER_LIST_MAX))
+            .sum();
         if total > shown {
             lines.push(format!(
                 "  and {} more (--json shows up to 100 of each kind)",
@@ -122,40 +125,40 @@ fn lines_of_difference(answer: &Value) -> Vec<String> {
         format!(
             "{}: {} -> {}",
             printable(key),
-            text(&values["a"]),
-            text(&values["b"])
+            text_or_hyphen(&values["a"]),
+            text_or_hyphen(&values["b"])
         )
     }));
     let bases = answer["bases"].as_array().into_iter().flatten();
     lines.extend(bases.filter(|base| base["a"] != base["b"]).map(|base| {
         format!(
             "base image {}: {} -> {}",
-            text(&base["image"]),
-            short(&base["a"]),
-            short(&base["b"])
+            text_or_hyphen(&base["image"]),
+            short_digest(&base["a"]),
+            short_digest(&base["b"])
         )
     }));
-    lines.extend(lines_of_steps(&answer["steps"]));
+    lines.extend(lines_of_step_times(&answer["steps"]));
     let bytes = |build: &str| match answer[build]["imageBytes"].as_u64() {
         Some(bytes) => format!("{bytes} bytes"),
         None => "unknown".to_owned(),
     };
     lines.push(format!("image, compressed: {} -> {}", bytes("a"), bytes("b")));
     let notes = answer["notes"].as_array().into_iter().flatten();
-    lines.extend(notes.map(|note| format!("note: {}", text(note))));
+    lines.extend(notes.map(|note| format!("note: {}", text_or_hyphen(note))));
     lines
 }
 
 /// Returns the first entries of each list, with its sign.
-fn lines_within_limit<'a>(lists: &[(char, &'a Vec<Value>)]) -> Vec<(char, &'a Value)> {
+fn first_entries_with_signs<'a>(lists: &[(char, &'a Vec<Value>)]) -> Vec<(char, &'a Value)> {
     let lists = lists.iter();
     lists
-        .flat_map(|(sign, list)| list.iter().take(SHOWN_MAX).map(|entry| (*sign, entry)))
+        .flat_map(|(sign, list)| list.iter().take(SHOWN_PER_LIST_MAX).map(|entry| (*sign, entry)))
         .collect()
 }
 
 /// Returns the lines of the steps that ran in one of the builds.
-fn lines_of_steps(steps: &Value) -> Vec<String> {
+fn lines_of_step_times(steps: &Value) -> Vec<String> {
     let show = |step: &Value| match (
         step.is_object(),
         step["cached"].as_bool(),
@@ -163,8 +166,8 @@ fn lines_of_steps(steps: &Value) -> Vec<String> {
     ) {
         (false, _, _) => "-".to_owned(),
         (_, Some(true), _) => "cached".to_owned(),
-        (_, _, Some(true)) => format!("failed after {}", seconds(&step["seconds"])),
-        _ => seconds(&step["seconds"]),
+        (_, _, Some(true)) => format!("failed after {}", seconds_or_hyphen(&step["seconds"])),
+        _ => seconds_or_hyphen(&step["seconds"]),
     };
     let rows: Vec<_> = steps
         .as_array()
@@ -179,7 +182,7 @@ fn lines_of_steps(steps: &Value) -> Vec<String> {
                 || is_long(&step["a"])
                 || is_long(&step["b"])
         })
-        .map(|step| (show(&step["a"]), show(&step["b"]), text(&step["name"])))
+        .map(|step| (show(&step["a"]), show(&step["b"]), text_or_hyphen(&step["name"])))
         .collect();
     let width = |of: fn(&(String, String, String)) -> &String| {
         rows.iter()
@@ -197,14 +200,14 @@ fn lines_of_steps(steps: &Value) -> Vec<String> {
 
 /// Describes why a step lost its cache, as part of a sentence.
 fn describe_cause(cause: &Value) -> String {
-    let change = text(&cause["change"]);
+    let change = text_or_hyphen(&cause["change"]);
     match cause["kind"].as_str() {
         Some("file") => match cause["more"].as_u64() {
-            Some(more) if more > 0 => format!("{} was {change}, and {more} more", text(&cause["path"])),
-            _ => format!("{} was {change}", text(&cause["path"])),
+            Some(more) if more > 0 => format!("{} was {change}, and {more} more", text_or_hyphen(&cause["path"])),
+            _ => format!("{} was {change}", text_or_hyphen(&cause["path"])),
         },
-        Some("argument") => format!("the build argument {} was {change}", text(&cause["name"])),
-        Some("base") => format!("the base image {} is another one", text(&cause["image"])),
+        Some("argument") => format!("the build argument {} was {change}", text_or_hyphen(&cause["name"])),
+        Some("base") => format!("the base image {} is another one", text_or_hyphen(&cause["image"])),
         Some("instruction") => match cause["before"].as_str() {
             Some(before) => format!("the instruction is new; in its place was {}", printable(before)),
             None => "the instruction is new".to_owned(),
@@ -219,16 +222,19 @@ fn describe_cause(cause: &Value) -> String {
     }
 }
 
-fn text(value: &Value) -> String {
+fn text_or_hyphen(value: &Value) -> String {
     printable(value.as_str().unwrap_or("-"))
 }
 
 /// Returns the beginning of a digest.
-fn short(digest: &Value) -> String {
-    text(digest).chars().take("sha256:".len() + 12).collect()
+fn short_digest(digest: &Value) -> String {
+    text_or_hyphen(digest)
+        .chars()
+        .take("sha256:".len() + 12)
+        .collect()
 }
 
-fn seconds(value: &Value) -> String {
+fn seconds_or_hyphen(value: &Value) -> String {
     match value.as_f64() {
         Some(seconds) => format!("{seconds:.2} s"),
         None => "-".to_owned(),

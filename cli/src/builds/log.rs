@@ -7,8 +7,8 @@ use function_host::http::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Questions, failure_of_question, follow_to_end};
-use crate::builder::{LogLine, Record, RequestError, Verdict, build_path, escape};
+use super::{QuestionClient, failure_of_question, follow_to_end};
+use crate::builder::{LogLine, Record, RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_message, print_result, printable};
@@ -47,7 +47,7 @@ enum LookupFailure {
 /// # Errors
 /// Fails if there is no such build, or its log is lost.
 pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
-    let questions = Questions::find(&arguments.connection).await?;
+    let questions = QuestionClient::find(&arguments.connection).await?;
     let found = find_build(&questions, &arguments.subject).await;
     let is_id = Uuid::try_parse(&arguments.subject).is_ok();
     let (build, patience) = match found {
@@ -89,14 +89,14 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
         return Ok(verdict.status);
     }
     let state = build["state"].as_str().unwrap_or_default();
-    print_log(&questions, &id, arguments.json, state).await
+    print_log_so_far(&questions, &id, arguments.json, state).await
 }
 
 /// Finds the build with this ID, or the newest one of the function with this name.
-async fn find_build(questions: &Questions, subject: &str) -> Result<Value, LookupFailure> {
+async fn find_build(questions: &QuestionClient, id_or_function: &str) -> Result<Value, LookupFailure> {
     let by_id = questions
         .client
-        .ask(questions.route, Method::GET, &build_path(subject))
+        .ask(questions.route, Method::GET, &build_path(id_or_function))
         .await;
     let place = &questions.client.settings().key.place;
     let not_found = match by_id {
@@ -104,7 +104,10 @@ async fn find_build(questions: &Questions, subject: &str) -> Result<Value, Looku
         Err(RequestError::Refused(refusal)) if refusal.status == 404 => refusal,
         Err(error) => return Err(LookupFailure::Other(failure_of_question(&error, place))),
     };
-    let path = format!("/builds?function={}&limit=1", escape(subject));
+    let path = format!(
+        "/builds?function={}&limit=1",
+        percent_encode_component(id_or_function)
+    );
     let list = questions
         .ask(Method::GET, &path)
         .await
@@ -113,7 +116,7 @@ async fn find_build(questions: &Questions, subject: &str) -> Result<Value, Looku
         Some(build) => Ok(build.clone()),
         None => Err(LookupFailure::NotFound(Failure::usage(
             format!(
-                "there is no build {subject:?}, and none of a function of that name: {}",
+                "there is no build {id_or_function:?}, and none of a function of that name: {}",
                 not_found.text
             ),
             "slipway builds lists the builds",
@@ -122,16 +125,16 @@ async fn find_build(questions: &Questions, subject: &str) -> Result<Value, Looku
 }
 
 /// Prints the log as far as it is there.
-async fn print_log(
-    questions: &Questions,
+async fn print_log_so_far(
+    questions: &QuestionClient,
     id: &str,
     is_json: bool,
-    state: &str,
+    build_state: &str,
 ) -> Result<ExitStatus, Failure> {
     let place = &questions.client.settings().key.place;
     let opened = questions.client.open_log(questions.route, id, 1).await;
     let mut records = opened.map_err(|error| failure_of_question(&error, place))?;
-    let is_running = matches!(state, "waiting" | "running" | "deploying");
+    let is_running = matches!(build_state, "waiting" | "running" | "deploying");
     loop {
         let record = match is_running {
             // A build that runs has no end yet: what there is comes at once.
@@ -151,7 +154,9 @@ async fn print_log(
                 }
             }
             Record::Progress { lines, .. } => {
-                lines.iter().for_each(|line| print_result(&text_of(line)));
+                lines
+                    .iter()
+                    .for_each(|line| print_result(&printable_log_line(line)));
             }
             Record::Terminal(outcome) if is_json => {
                 print_result(&outcome.to_string());
@@ -170,7 +175,7 @@ async fn print_log(
 }
 
 /// Returns a line of a log as people read it.
-fn text_of(line: &str) -> String {
+fn printable_log_line(line: &str) -> String {
     match LogLine::parse(line) {
         LogLine::StepStarted { name } => format!("=> {}", printable(name)),
         LogLine::StepEnded { name, seconds } => format!("=> {} {seconds:.2} s", printable(name)),

@@ -4,7 +4,7 @@ use clap::Args;
 use function_host::http::Method;
 use serde_json::json;
 
-use super::Questions;
+use super::QuestionClient;
 use crate::builder::build_path;
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
@@ -28,7 +28,7 @@ pub(crate) struct OpenArguments {
 /// # Errors
 /// Fails if the builder does not know the build, or has no pages.
 pub(crate) async fn open(arguments: &OpenArguments) -> Result<ExitStatus, Failure> {
-    let questions = Questions::find(&arguments.connection).await?;
+    let questions = QuestionClient::find(&arguments.connection).await?;
     let path = match &arguments.id {
         Some(id) => build_path(id),
         None => "/builds?limit=1".to_owned(),

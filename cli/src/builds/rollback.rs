@@ -8,17 +8,17 @@ use serde_json::Value;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{Questions, failure_of_question, table, warn_of_gaps};
-use crate::builder::{RequestError, Verdict, build_path, escape};
+use super::{QuestionClient, failure_of_question, table, warn_if_incomplete};
+use crate::builder::{RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_message, print_result, printable};
 use crate::progress::{Event, Progress, ProgressForm};
 use crate::settings::ConnectionArguments;
-use crate::up::{Following, LogForm, follow_log};
+use crate::up::{FollowedBuild, LogForm, follow_log};
 
 /// The number of times that a rollback is requested whose answer is lost, and the pause between two requests.
-const REQUESTS: (u32, Duration) = (4, Duration::from_secs(1));
+const REQUEST_COUNT_AND_PAUSE: (u32, Duration) = (4, Duration::from_secs(1));
 
 /// The arguments of `slipway rollback`.
 #[derive(Args)]
@@ -53,9 +53,9 @@ pub(crate) struct RollbackArguments {
 /// # Errors
 /// Fails if the rollback is not begun, or its outcome is not known.
 pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus, Failure> {
-    let questions = Questions::find(&arguments.connection).await?;
+    let questions = QuestionClient::find(&arguments.connection).await?;
     if arguments.list {
-        return list_versions(&questions, arguments).await;
+        return print_versions(&questions, arguments).await;
     }
     let id = match &arguments.id {
         Some(id) => id.clone(),
@@ -71,7 +71,7 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
         ));
     }
     let progress = Progress::new(arguments.progress, &arguments.function);
-    let following = Following {
+    let following = FollowedBuild {
         client: &questions.client,
         route: questions.route,
         id: &id,
@@ -84,7 +84,7 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
     if arguments.json {
         let record = questions.ask(Method::GET, &build_path(&id)).await?;
         print_result(&record.to_string());
-        warn_of_gaps(&record);
+        warn_if_incomplete(&record);
         return Ok(verdict.status);
     }
     for text in &verdict.warnings {
@@ -99,7 +99,10 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
         }),
         None => {
             let gateway = &questions.client.settings().gateway;
-            let url = format!("{gateway}/function/{}", escape(&arguments.function));
+            let url = format!(
+                "{gateway}/function/{}",
+                percent_encode_component(&arguments.function)
+            );
             let image = outcome["image"].as_str().unwrap_or_default();
             let digest = outcome["digest"].as_str().unwrap_or_default();
             progress.show(&Event::Running {
@@ -115,18 +118,18 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
 
 /// Requests the rollback, again if the answer is lost: under one ID it is begun once.
 async fn request_rollback(
-    questions: &Questions,
+    questions: &QuestionClient,
     arguments: &RollbackArguments,
     id: &str,
 ) -> Result<Value, Failure> {
     let to = arguments
         .version
         .as_deref()
-        .map(|to| format!("&to={}", escape(to)));
+        .map(|to| format!("&to={}", percent_encode_component(to)));
     let path = format!(
         "/functions/{}/rollback?id={}{}",
-        escape(&arguments.function),
-        escape(id),
+        percent_encode_component(&arguments.function),
+        percent_encode_component(id),
         to.unwrap_or_default()
     );
     let mut requests = 1;
@@ -141,17 +144,17 @@ async fn request_rollback(
             RequestError::Refused(refusal) => matches!(refusal.status, 503 | 504),
             RequestError::Connect { .. } => false,
         };
-        if !may_have_begun || requests == REQUESTS.0 {
+        if !may_have_begun || requests == REQUEST_COUNT_AND_PAUSE.0 {
             return Err(failure_of_rollback(questions, arguments, &error));
         }
         requests += 1;
-        sleep(REQUESTS.1).await;
+        sleep(REQUEST_COUNT_AND_PAUSE.1).await;
     }
 }
 
 /// Creates the error for a rollback that was not begun.
 fn failure_of_rollback(
-    questions: &Questions,
+    questions: &QuestionClient,
     arguments: &RollbackArguments,
     error: &RequestError,
 ) -> Failure {
@@ -194,8 +197,14 @@ fn failure_of_rollback(
 }
 
 /// Lists the versions of the function.
-async fn list_versions(questions: &Questions, arguments: &RollbackArguments) -> Result<ExitStatus, Failure> {
-    let path = format!("/functions/{}/versions", escape(&arguments.function));
+async fn print_versions(
+    questions: &QuestionClient,
+    arguments: &RollbackArguments,
+) -> Result<ExitStatus, Failure> {
+    let path = format!(
+        "/functions/{}/versions",
+        percent_encode_component(&arguments.function)
+    );
     let answer = questions.client.ask(questions.route, Method::GET, &path).await;
     let answer = answer.map_err(|error| failure_of_rollback(questions, arguments, &error))?;
     if arguments.json {

@@ -5,26 +5,26 @@ use serde_json::Value;
 use crate::output::printable;
 
 /// The titles of the columns of a list.
-const TITLES: [&str; 5] = ["ID", "STATE", "SUBMITTED", "FUNCTION", "IMAGE"];
+const BUILD_LIST_TITLES: [&str; 5] = ["ID", "STATE", "SUBMITTED", "FUNCTION", "IMAGE"];
 
 /// The titles of the columns of a list of versions.
 const VERSION_TITLES: [&str; 6] = ["ID", "STATE", "SUBMITTED", "IMAGE", "DIGEST", ""];
 
 /// The characters of a digest that are enough for people.
-const SHORT_DIGEST: usize = "sha256:".len() + 12;
+const SHORT_DIGEST_CHARS: usize = "sha256:".len() + 12;
 
 /// Returns the lines of a list of builds, with titles.
-pub(super) fn lines_of_list(builds: &[Value]) -> Vec<String> {
+pub(super) fn lines_of_build_list(builds: &[Value]) -> Vec<String> {
     let rows = builds.iter().map(|build| {
         [
-            text(build, "id"),
-            text(build, "state"),
-            time_in_seconds(build),
-            text(build, "function"),
-            text(build, "image"),
+            text_or_hyphen(build, "id"),
+            text_or_hyphen(build, "state"),
+            submission_time_to_the_second(build),
+            text_or_hyphen(build, "function"),
+            text_or_hyphen(build, "image"),
         ]
     });
-    aligned(TITLES, rows)
+    aligned_table_lines(BUILD_LIST_TITLES, rows)
 }
 
 /// Returns the lines of a list of versions, with titles.
@@ -40,25 +40,28 @@ pub(super) fn lines_of_versions(versions: &[Value]) -> Vec<String> {
             None => note.to_owned(),
         };
         [
-            text(version, "id"),
-            text(version, "state"),
-            time_in_seconds(version),
-            text(version, "image"),
-            text(version, "digest").chars().take(SHORT_DIGEST).collect(),
+            text_or_hyphen(version, "id"),
+            text_or_hyphen(version, "state"),
+            submission_time_to_the_second(version),
+            text_or_hyphen(version, "image"),
+            text_or_hyphen(version, "digest")
+                .chars()
+                .take(SHORT_DIGEST_CHARS)
+                .collect(),
             note,
         ]
     });
-    aligned(VERSION_TITLES, rows)
+    aligned_table_lines(VERSION_TITLES, rows)
 }
 
 /// Returns a text of a build or a version, or a hyphen.
-fn text(build: &Value, key: &str) -> String {
+fn text_or_hyphen(build: &Value, key: &str) -> String {
     printable(build[key].as_str().unwrap_or("-"))
 }
 
 /// Returns the time of a submission. Seconds are enough for people.
-fn time_in_seconds(build: &Value) -> String {
-    let submitted = text(build, "submittedAt");
+fn submission_time_to_the_second(build: &Value) -> String {
+    let submitted = text_or_hyphen(build, "submittedAt");
     let seconds = submitted.split_once('.');
     seconds
         .map(|(seconds, _)| format!("{seconds}Z"))
@@ -66,7 +69,10 @@ fn time_in_seconds(build: &Value) -> String {
 }
 
 /// Returns the lines of a table whose columns are as wide as their widest cells.
-fn aligned<const N: usize>(titles: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Vec<String> {
+fn aligned_table_lines<const N: usize>(
+    titles: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> Vec<String> {
     let rows: Vec<_> = [titles.map(str::to_owned)].into_iter().chain(rows).collect();
     let mut widths = [0; N];
     for row in &rows {
@@ -189,7 +195,7 @@ mod tests {
             json!({"id": "long-id", "state": "failed", "function": "shop.openfaas-fn"}),
         ];
         assert_eq!(
-            lines_of_list(&builds),
+            lines_of_build_list(&builds),
             [
                 "ID       STATE    SUBMITTED             FUNCTION          IMAGE",
                 "a        success  2026-12-01T10:00:00Z  -                 r/a:1",

@@ -1,8 +1,8 @@
 //! The layout of a build context: the handler laid over its template, as `faas-cli build --shrinkwrap` does it.
 //!
-//! Nothing is copied: the layout maps each path in the context to the file that it is read from. Like faas-cli, it follows
-//! symbolic links, and leaves the handler's own folders `build` and `template` out. Unlike faas-cli, it follows no link that
-//! leads out of the project, and does not look at what the ignore file excludes.
+//! Nothing is copied: the layout maps each path in the context to the file that it is read from. Like faas-cli, it
+//! follows symbolic links, and leaves the handler's own folders `build` and `template` out. Unlike faas-cli, it follows
+//! no link that leads out of the project, and does not look at what the ignore file excludes.
 
 mod ignoring;
 
@@ -11,14 +11,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use builder_fn::context::MatchedFolder;
+use builder_fn::context::PatternsMatchingFolder;
 
 use crate::failure::Failure;
 use crate::function::Function;
-use ignoring::Ignoring;
+use ignoring::ContextIgnoreRules;
 
 /// The entries of a handler's folder that faas-cli leaves out.
-const SKIPPED_ENTRIES: [&str; 2] = ["build", "template"];
+const SKIPPED_HANDLER_ENTRIES: [&str; 2] = ["build", "template"];
 
 /// The names of a Dockerfile at the root of a context.
 const DOCKERFILE_NAMES: [&str; 2] = ["Dockerfile", "dockerfile"];
@@ -41,8 +41,8 @@ pub(crate) enum LayoutEntry {
 }
 
 /// The state of laying out: the rules, and the real folders that are being added or may be linked to.
-struct Walk {
-    ignoring: Ignoring,
+struct LayoutWalk {
+    ignoring: ContextIgnoreRules,
     /// The real folders that symbolic links may lead into.
     roots: Vec<PathBuf>,
     /// The real folders that are being added, among which a symbolic link must not lead back.
@@ -53,8 +53,8 @@ impl Layout {
     /// Lays out the context of a function, without what its ignore file excludes.
     ///
     /// # Errors
-    /// Fails if a file or folder cannot be read or laid out, the ignore file is malformed, or the context would contain a build
-    /// secret.
+    /// Fails if a file or folder cannot be read or laid out, the ignore file is malformed, or the context would contain
+    /// a build secret.
     pub(crate) fn of_function(function: &Function) -> Result<Self, Failure> {
         let mut layout = Self::default();
         let template = function.template.as_ref();
@@ -63,8 +63,8 @@ impl Layout {
             Some(&function.handler),
             template.map(|template| &*template.folder),
         ];
-        let mut walk = Walk {
-            ignoring: Ignoring::of_function(function)?,
+        let mut walk = LayoutWalk {
+            ignoring: ContextIgnoreRules::of_function(function)?,
             roots: roots
                 .into_iter()
                 .flatten()
@@ -72,15 +72,21 @@ impl Layout {
                 .collect(),
             above: Vec::new(),
         };
-        let handler_folder = template.map(|template| clean_path(&template.handler_folder));
+        let handler_folder = template.map(|template| drop_dot_components(&template.handler_folder));
         let handler_folder = handler_folder.unwrap_or_default();
         if let Some(template) = template {
-            layout.add_entries(&template.folder, "", &[], &MatchedFolder::default(), &mut walk)?;
+            layout.add_entries(
+                &template.folder,
+                "",
+                &[],
+                &PatternsMatchingFolder::default(),
+                &mut walk,
+            )?;
         }
-        if let Some(matched) = walk.ignoring.enter(&handler_folder)? {
+        if let Some(matched) = walk.ignoring.matched_folder_unless_excluded(&handler_folder)? {
             if walk
                 .ignoring
-                .decide(&handler_folder, &MatchedFolder::default())?
+                .decide(&handler_folder, &PatternsMatchingFolder::default())?
                 .is_kept
             {
                 layout.add_folder(&handler_folder)?;
@@ -88,25 +94,25 @@ impl Layout {
             layout.add_entries(
                 &function.handler,
                 &handler_folder,
-                &SKIPPED_ENTRIES,
+                &SKIPPED_HANDLER_ENTRIES,
                 &matched,
                 &mut walk,
             )?;
         }
         for path in &function.copied_paths {
             let source = copied_path_in_project(path)?;
-            let path = join(&handler_folder, &clean_path(path));
+            let path = join(&handler_folder, &drop_dot_components(path));
             let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-            if let Some(matched) = walk.ignoring.enter(parent)? {
+            if let Some(matched) = walk.ignoring.matched_folder_unless_excluded(parent)? {
                 layout.add_tree(&source, &path, &matched, &mut walk)?;
             }
         }
-        layout.check(function)?;
+        layout.check_dockerfile_and_secrets(function)?;
         Ok(layout)
     }
 
     /// Returns the path in the context of a file on this machine, if it is part of the context.
-    pub(crate) fn path_of(&self, file: &Path) -> Option<&str> {
+    pub(crate) fn context_path_of(&self, file: &Path) -> Option<&str> {
         let identity = |path: &Path| {
             fs::metadata(path)
                 .ok()
@@ -120,8 +126,8 @@ impl Layout {
         found.map(|(path, _)| path)
     }
 
-    /// Checks that a context has a Dockerfile and contains no build secret, and that it is not too large.
-    fn check(&self, function: &Function) -> Result<(), Failure> {
+    /// Checks that a context has a Dockerfile and contains the file of no build secret.
+    fn check_dockerfile_and_secrets(&self, function: &Function) -> Result<(), Failure> {
         if !DOCKERFILE_NAMES
             .iter()
             .any(|name| self.entries.contains_key(*name))
@@ -138,7 +144,7 @@ impl Layout {
             ));
         }
         for (secret, file) in &function.build_secrets {
-            if let Some(path) = self.path_of(file) {
+            if let Some(path) = self.context_path_of(file) {
                 return Err(Failure::usage(
                     format!(
                         "the build secret {secret} of {} is sealed, and its file {} would be sent in the context as {path}, too",
@@ -158,25 +164,25 @@ impl Layout {
     }
 
     /// Returns the number of files.
-    pub(crate) fn files(&self) -> usize {
+    pub(crate) fn file_count(&self) -> usize {
         let is_file = |entry: &&LayoutEntry| matches!(entry, LayoutEntry::File(_));
         self.entries.values().filter(is_file).count()
     }
 
     /// Returns the number of files and folders that the ignore file excludes.
-    pub(crate) fn ignored(&self) -> usize {
+    pub(crate) fn ignored_count(&self) -> usize {
         self.ignored
     }
 
-    /// Adds the entries of the folder at `source` to the folder `path`, except those with the names `skipped`. `matched` is
-    /// the decision about the folder.
+    /// Adds the entries of the folder at `source` to the folder `path`, except those with the names `skipped`.
+    /// `matched` is the decision about the folder.
     fn add_entries(
         &mut self,
         source: &Path,
         path: &str,
-        skipped: &[&str],
-        matched: &MatchedFolder,
-        walk: &mut Walk,
+        skipped_names: &[&str],
+        matched: &PatternsMatchingFolder,
+        walk: &mut LayoutWalk,
     ) -> Result<(), Failure> {
         for entry in fs::read_dir(source).map_err(|error| unreadable(source, &error))? {
             let entry = entry.map_err(|error| unreadable(source, &error))?;
@@ -194,7 +200,7 @@ impl Layout {
                 self.ignored += 1;
                 continue;
             };
-            if !skipped.contains(&name) {
+            if !skipped_names.contains(&name) {
                 self.add_tree(&entry.path(), &join(path, name), matched, walk)?;
             }
         }
@@ -207,8 +213,8 @@ impl Layout {
         &mut self,
         source: &Path,
         path: &str,
-        parent: &MatchedFolder,
-        walk: &mut Walk,
+        parent: &PatternsMatchingFolder,
+        walk: &mut LayoutWalk,
     ) -> Result<(), Failure> {
         let decision = walk.ignoring.decide(path, parent)?;
         if !decision.is_kept && !decision.is_entered {
@@ -224,7 +230,7 @@ impl Layout {
                 return Ok(());
             }
         };
-        walk.check_link(source)?;
+        walk.check_link_leads_into_project(source)?;
         if metadata.is_file() {
             return self.add_file(path, source);
         }
@@ -295,9 +301,9 @@ impl Layout {
     }
 }
 
-impl Walk {
+impl LayoutWalk {
     /// Checks that `source`, if it is a symbolic link, leads to a place in the project.
-    fn check_link(&self, source: &Path) -> Result<(), Failure> {
+    fn check_link_leads_into_project(&self, source: &Path) -> Result<(), Failure> {
         let is_link = fs::symlink_metadata(source).is_ok_and(|metadata| metadata.is_symlink());
         let target = source
             .canonicalize()
@@ -330,7 +336,7 @@ fn copied_path_in_project(path: &str) -> Result<PathBuf, Failure> {
     if !is_inside {
         return Err(reject("is not a path below the working folder"));
     }
-    match clean_path(path) {
+    match drop_dot_components(path) {
         cleaned if cleaned.is_empty() => Err(reject("is the whole working folder")),
         cleaned if !Path::new(&cleaned).exists() => Err(reject("does not exist")),
         cleaned => Ok(PathBuf::from(cleaned)),
@@ -338,7 +344,7 @@ fn copied_path_in_project(path: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Returns a relative path without `.` and `..` components and without a trailing slash.
-fn clean_path(path: &str) -> String {
+fn drop_dot_components(path: &str) -> String {
     let parts = path.split('/').filter(|part| !matches!(*part, "" | "." | ".."));
     parts.collect::<Vec<_>>().join("/")
 }
@@ -359,9 +365,9 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
     )
 }
 
-fn conflict(path: &str, what: &str) -> Failure {
+fn conflict(path: &str, both_entries: &str) -> Failure {
     Failure::usage(
-        format!("{path} in the context would be both {what}"),
+        format!("{path} in the context would be both {both_entries}"),
         "rename one of the two: the handler is laid over the template",
     )
 }

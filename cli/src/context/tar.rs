@@ -51,8 +51,9 @@ impl PackedContext {
     /// Fails if a file cannot be read, or changes while it is read, or the temporary file cannot be written.
     pub(crate) fn pack(layout: &Layout) -> Result<Self, Failure> {
         let file = Arc::new(tempfile::tempfile().map_err(|error| no_temporary_file(&error))?);
-        let mut tar =
-            tar::Builder::new(EntryWriter::new(file.clone()).map_err(|error| no_temporary_file(&error))?);
+        let mut tar = tar::Builder::new(
+            CompressingHashWriter::new(file.clone()).map_err(|error| no_temporary_file(&error))?,
+        );
         for (path, entry) in layout.entries() {
             let name = format!("{CONTEXT_FOLDER}/{path}");
             let appended = match entry {
@@ -86,8 +87,8 @@ impl PackedContext {
             compressed,
             fingerprint: packed.0,
             bytes: packed.1,
-            files: layout.files(),
-            ignored: layout.ignored(),
+            files: layout.file_count(),
+            ignored: layout.ignored_count(),
         })
     }
 
@@ -139,7 +140,7 @@ impl PackedContext {
 }
 
 /// Compresses, hashes and counts what is written to it, until it is closed. Then it discards the end that a tar writes.
-struct EntryWriter {
+struct CompressingHashWriter {
     encoder: Option<zstd::stream::write::Encoder<'static, Arc<File>>>,
     hash: digest::Context,
     bytes: u64,
@@ -147,7 +148,7 @@ struct EntryWriter {
     has_failed: bool,
 }
 
-impl EntryWriter {
+impl CompressingHashWriter {
     fn new(file: Arc<File>) -> io::Result<Self> {
         Ok(Self {
             encoder: Some(zstd::stream::write::Encoder::new(file, COMPRESSION_LEVEL)?),
@@ -166,7 +167,7 @@ impl EntryWriter {
     }
 }
 
-impl Write for EntryWriter {
+impl Write for CompressingHashWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Some(encoder) = &mut self.encoder {
             encoder.write_all(bytes).inspect_err(|_| self.has_failed = true)?;
@@ -182,13 +183,13 @@ impl Write for EntryWriter {
 }
 
 /// A file of a known length, whose reader fails if the length changes.
-struct UnchangedFile {
+struct LengthCheckedFile {
     file: File,
     /// The bytes that were not read yet.
     left: u64,
 }
 
-impl Read for UnchangedFile {
+impl Read for LengthCheckedFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.left == 0 {
             return match self.file.read(&mut [0])? {
@@ -224,7 +225,7 @@ fn append_file<W: Write>(tar: &mut tar::Builder<W>, name: &str, source: &Path) -
         name,
         mode,
         left,
-        UnchangedFile { file, left },
+        LengthCheckedFile { file, left },
         tar::EntryType::Regular,
     )
 }
@@ -285,9 +286,9 @@ mod tests {
     }
 
     /// Writes a handler whose files have these permissions and the current time.
-    fn handler(mode: u32, executable: u32) -> tempfile::TempDir {
+    fn handler(dockerfile_mode: u32, script_mode: u32) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");
-        for (name, mode) in [("Dockerfile", mode), ("run.sh", executable)] {
+        for (name, mode) in [("Dockerfile", dockerfile_mode), ("run.sh", script_mode)] {
             let path = folder.path().join(name);
             fs::write(&path, name).expect("a file");
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("permissions");
@@ -322,7 +323,7 @@ mod tests {
             let mut file = tempfile::tempfile().expect("a file");
             Write::write_all(&mut file, b"abc").expect("it is written");
             io::Seek::rewind(&mut file).expect("its beginning");
-            let read = io::read_to_string(UnchangedFile {
+            let read = io::read_to_string(LengthCheckedFile {
                 file,
                 left: announced,
             });

@@ -45,8 +45,8 @@ impl SourceWatcher {
     }
 
     /// Watches these folders and all that is in them, and these single files, and nothing else. Folders that were watched
-    /// before are watched anew, because another folder may have taken their place. A change of another file beside a single
-    /// one may count too.
+    /// before are watched anew, because another folder may have taken their place. A change of another file beside a
+    /// single one may count too.
     ///
     /// # Errors
     /// Fails if one of them cannot be watched.
@@ -86,7 +86,7 @@ impl SourceWatcher {
 
     /// Waits for a change since the last call that returned, and until nothing changes any more. A call that is dropped
     /// loses no change.
-    pub(super) async fn wait_for_change(&mut self) {
+    pub(super) async fn wait_for_change_and_quiet(&mut self) {
         if !self.has_changed && self.changes.recv().await.is_none() {
             // The sender lives as long as the watcher.
             std::future::pending::<()>().await;
@@ -154,13 +154,13 @@ mod tests {
         };
         watch(&mut watcher);
         fs::write(handler.join("file"), "one").expect("a file");
-        watcher.wait_for_change().await;
+        watcher.wait_for_change_and_quiet().await;
         fs::remove_dir_all(&handler).expect("a folder");
         fs::create_dir(&handler).expect("a folder");
-        watcher.wait_for_change().await;
+        watcher.wait_for_change_and_quiet().await;
         watch(&mut watcher);
         fs::write(handler.join("file"), "two").expect("a file");
-        watcher.wait_for_change().await;
+        watcher.wait_for_change_and_quiet().await;
     }
 
     #[test]
@@ -194,11 +194,11 @@ mod tests {
         let watched = watcher.watch([], [folder.path().join("stack.yaml"), file.clone()]);
         watched.expect("it is watched");
         fs::write(&file, "two").expect("a file");
-        watcher.wait_for_change().await;
+        watcher.wait_for_change_and_quiet().await;
         let next = secrets.join("next");
         fs::write(&next, "three").expect("a file");
-        watcher.wait_for_change().await;
+        watcher.wait_for_change_and_quiet().await;
         fs::rename(&next, &file).expect("a file");
-        watcher.wait_for_change().await;
+        watcher.wait_for_change_and_quiet().await;
     }
 }

@@ -42,12 +42,12 @@ struct RequestArguments {
 }
 
 /// The result of a check: lines for the standard output, and whether the request is allowed.
-pub(crate) struct CheckResult {
+pub(crate) struct PolicyCheckResult {
     pub(crate) lines: Vec<String>,
     pub(crate) is_allowed: bool,
 }
 
-impl CheckResult {
+impl PolicyCheckResult {
     /// Makes the result of a request: allowed if there are no violations, or else rejected with one line for each.
     fn of_violations(violations: Vec<String>, tenant: &Tenant) -> Self {
         match violations.is_empty() {
@@ -67,7 +67,7 @@ impl CheckResult {
 ///
 /// # Errors
 /// Fails if the policy is not valid, or the request cannot be read.
-pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> anyhow::Result<CheckResult> {
+pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> anyhow::Result<PolicyCheckResult> {
     let policy = read_policy(&arguments.file)?;
     let mut reserved = ReservedNames::default();
     for name in &arguments.protected_functions {
@@ -88,30 +88,30 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> anyhow::Re
         let tenant = find_tenant(&policy, &name)?;
         let violations = deployer_fn::violations_in_hand_over(&bytes, tenant, &reserved)
             .map_err(|problems| anyhow::anyhow!("{}: {}", path.display(), problems.join("; ")))?;
-        return Ok(CheckResult::of_violations(violations, tenant));
+        return Ok(PolicyCheckResult::of_violations(violations, tenant));
     }
     if let Some(path) = &request.config {
         let tenant = find_tenant(&policy, named.context("--config needs --tenant")?)?;
         let violations = builder_fn::request::violations_in_config(&read_file(path)?, tenant, &reserved)
             .with_context(|| path.display().to_string())?;
-        return Ok(CheckResult::of_violations(violations, tenant));
+        return Ok(PolicyCheckResult::of_violations(violations, tenant));
     }
     if let Some(path) = &request.tar {
         let tenant = find_tenant(&policy, named.context("--tar needs --tenant")?)?;
         let source = source::read_config_and_dockerfile(path).with_context(|| path.display().to_string())?;
         let mut violations = builder_fn::request::violations_in_config(&source.config, tenant, &reserved)
             .with_context(|| path.display().to_string())?;
-        violations.extend(builder_fn::request::violation_in_dockerfile(
+        violations.extend(builder_fn::request::frontend_violation_in_dockerfile(
             &source.dockerfile,
             tenant,
         ));
-        return Ok(CheckResult::of_violations(violations, tenant));
+        return Ok(PolicyCheckResult::of_violations(violations, tenant));
     }
     if let Some(name) = named {
         find_tenant(&policy, name)?;
     }
     let names: Vec<&str> = policy.tenants().map(|tenant| tenant.name().as_str()).collect();
-    Ok(CheckResult {
+    Ok(PolicyCheckResult {
         lines: vec![format!("valid, with the tenants {}", names.join(", "))],
         is_allowed: true,
     })

@@ -5,7 +5,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::Context as _;
-use builder_fn::request::dockerfile_in_config;
+use builder_fn::request::dockerfile_path_in_config;
 
 /// The name of the configuration in a build's tar.
 const CONFIG_FILE_NAME: &str = "com.openfaas.docker.config";
@@ -32,22 +32,22 @@ pub(crate) fn read_config_and_dockerfile(path: &Path) -> anyhow::Result<ConfigAn
     if config.len() as u64 > MAX_CONFIG_BYTES {
         anyhow::bail!("{CONFIG_FILE_NAME} in the tar is larger than {MAX_CONFIG_BYTES} bytes");
     }
-    let dockerfile = format!("context/{}", dockerfile_in_config(&config)?);
+    let dockerfile = format!("context/{}", dockerfile_path_in_config(&config)?);
     Ok(ConfigAndDockerfile {
         dockerfile: read_file_in_tar(path, &dockerfile, DOCKERFILE_READ_BYTES)?.unwrap_or_default(),
         config,
     })
 }
 
-/// Returns the first `most` bytes of the file `name` in the tar at `path`, if the tar has it.
-fn read_file_in_tar(path: &Path, name: &str, most: u64) -> anyhow::Result<Option<Vec<u8>>> {
+/// Returns the first `max_bytes` bytes of the file `name` in the tar at `path`, if the tar has it.
+fn read_file_in_tar(path: &Path, name: &str, max_bytes: u64) -> anyhow::Result<Option<Vec<u8>>> {
     let mut archive = tar::Archive::new(open_tar(path)?);
     for entry in archive.entries()? {
         let entry = entry.context("could not read the tar")?;
         let found = entry.path()?;
         if found.strip_prefix("./").unwrap_or(&found) == Path::new(name) {
             let mut content = Vec::new();
-            entry.take(most).read_to_end(&mut content)?;
+            entry.take(max_bytes).read_to_end(&mut content)?;
             return Ok(Some(content));
         }
     }

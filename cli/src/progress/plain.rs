@@ -31,7 +31,11 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
             Vec::new()
         }
         Event::StepEnded { name, seconds } => {
-            vec![format!("=> {} {}", printable(name), format_seconds(*seconds))]
+            vec![format!(
+                "=> {} {}",
+                printable(name),
+                format_step_duration(*seconds)
+            )]
         }
         Event::Output { text } => vec![format!("   {}", printable(text))],
         Event::Note { text } | Event::Notice { text } => text.lines().map(printable).collect(),
@@ -55,7 +59,7 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
 }
 
 /// Formats the duration of a step; one of no measurable time came from the cache or was done at once.
-fn format_seconds(seconds: f64) -> String {
+fn format_step_duration(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 0.005 => "cached or at once".to_owned(),
         seconds => format!("{seconds:.1} s"),

@@ -16,7 +16,7 @@ const SHOWN_OUTPUT_LINES: usize = 6;
 const KEPT_OUTPUT_LINES: usize = 30;
 
 /// The interval at which the clocks of running steps are redrawn.
-const TICK: Duration = Duration::from_millis(100);
+const CLOCK_REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A live display of one function's build.
 pub(super) struct TerminalDisplay {
@@ -56,15 +56,15 @@ impl TerminalDisplay {
         match event {
             Event::Sent { sent, total } => self.show_upload(*sent, *total),
             Event::State { state } => {
-                self.end_state();
+                self.remove_state_bar();
                 let bar = self.add_bar(" {spinner} {msg} {elapsed}");
                 bar.set_message(format!("{}: {state}", self.function));
                 self.state = Some(bar);
             }
             Event::StepStarted { name } => {
-                self.end_state();
+                self.remove_state_bar();
                 let bar = self.add_bar(" {spinner} {prefix} {elapsed} {msg}");
-                bar.set_prefix(fitting(&printable(name)));
+                bar.set_prefix(truncate_to_terminal_width(&printable(name)));
                 self.steps.push(((*name).to_owned(), bar));
             }
             Event::StepEnded { name, .. } => {
@@ -81,7 +81,11 @@ impl TerminalDisplay {
             }
             Event::StepProgress { id, current } => {
                 if let Some((_, bar)) = self.steps.last() {
-                    bar.set_message(format!("{} {}", fitting(&printable(id)), format_bytes(*current)));
+                    bar.set_message(format!(
+                        "{} {}",
+                        truncate_to_terminal_width(&printable(id)),
+                        format_bytes(*current)
+                    ));
                 }
             }
             Event::Output { text } => {
@@ -94,13 +98,13 @@ impl TerminalDisplay {
                     .last_lines
                     .iter()
                     .skip(skipped)
-                    .map(|line| fitting(line))
+                    .map(|line| truncate_to_terminal_width(line))
                     .collect();
                 self.output.set_message(format!("   {}", lines.join("\n   ")));
                 self.output.tick();
             }
             Event::Failed { .. } => {
-                self.end_all();
+                self.remove_state_step_and_upload_bars();
                 for line in std::mem::take(&mut self.last_lines) {
                     self.print(&format!("   {line}"));
                 }
@@ -108,7 +112,7 @@ impl TerminalDisplay {
                 self.output.finish_and_clear();
             }
             Event::Running { .. } => {
-                self.end_all();
+                self.remove_state_step_and_upload_bars();
                 self.print_lines(event, false);
                 // The URL follows on the standard output, on a line of its own.
                 self.output.finish_and_clear();
@@ -145,18 +149,18 @@ impl TerminalDisplay {
     fn add_bar(&self, template: &str) -> ProgressBar {
         let bar = self.bars.insert_before(&self.output, ProgressBar::new_spinner());
         bar.set_style(style(template));
-        bar.enable_steady_tick(TICK);
+        bar.enable_steady_tick(CLOCK_REDRAW_INTERVAL);
         bar
     }
 
-    fn end_state(&mut self) {
+    fn remove_state_bar(&mut self) {
         if let Some(bar) = self.state.take() {
             self.bars.remove(&bar);
         }
     }
 
-    fn end_all(&mut self) {
-        self.end_state();
+    fn remove_state_step_and_upload_bars(&mut self) {
+        self.remove_state_bar();
         for bar in self.steps.drain(..).map(|(_, bar)| bar).chain(self.upload.take()) {
             self.bars.remove(&bar);
         }
@@ -188,7 +192,7 @@ impl TerminalDisplay {
 
 impl Drop for TerminalDisplay {
     fn drop(&mut self) {
-        self.end_all();
+        self.remove_state_step_and_upload_bars();
         self.output.finish_and_clear();
     }
 }
@@ -199,7 +203,7 @@ fn style(template: &str) -> ProgressStyle {
 }
 
 /// Cuts a text so that it fits on a line with a clock beside it.
-fn fitting(text: &str) -> String {
+fn truncate_to_terminal_width(text: &str) -> String {
     let width = usize::from(console::Term::stderr().size().1)
         .saturating_sub(16)
         .max(20);

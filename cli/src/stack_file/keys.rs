@@ -35,16 +35,16 @@ const FUNCTION_KEYS: [&str; 19] = [
 
 /// The functions of a stack file, with nothing but their keys.
 #[derive(Deserialize)]
-struct FunctionKeys {
+struct KeysByFunction {
     functions: Option<BTreeMap<String, Option<BTreeMap<String, IgnoredAny>>>>,
 }
 
 /// Returns a warning for each key at the top of a valid stack file, or of a function in it, that nobody reads.
-pub(super) fn warn_of_unknown_keys(text: &str) -> Vec<String> {
+pub(super) fn warnings_of_unknown_keys(text: &str) -> Vec<String> {
     let file: BTreeMap<String, IgnoredAny> = serde_saphyr::from_str(text).unwrap_or_default();
     let functions = serde_saphyr::from_str(text).ok();
     let functions = functions
-        .and_then(|keys: FunctionKeys| keys.functions)
+        .and_then(|keys: KeysByFunction| keys.functions)
         .unwrap_or_default();
     let of_file = file.keys().filter(|key| !FILE_KEYS.contains(&key.as_str()));
     // `x-` keys hold anchors, by custom.

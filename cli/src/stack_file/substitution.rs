@@ -1,7 +1,7 @@
 //! Environment variables in a stack file.
 //!
-//! faas-cli replaces them in the text, before it is YAML, with the Go module `drone/envsubst`. Of its forms, the ones with
-//! and without a default value are supported here, and the others are errors.
+//! faas-cli replaces them in the text, before it is YAML, with the Go module `drone/envsubst`. Of its forms, the ones
+//! with and without a default value are supported here, and the others are errors.
 
 /// A substitution that cannot be done.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) fn substitute(
         match content.trim_start().starts_with('#') {
             true => result.push_str(content),
             false => {
-                let replaced = substitute_in(content, environment);
+                let replaced = substitute_in_text(content, environment);
                 result.push_str(&replaced.map_err(|reason| SubstitutionProblem { line, reason })?);
             }
         }
@@ -35,7 +35,7 @@ pub(super) fn substitute(
 }
 
 /// Replaces the variables in a text, whichever line it is in.
-fn substitute_in(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+fn substitute_in_text(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut result = String::new();
     let mut rest = text;
     while let Some(at) = rest.find("${") {
@@ -49,7 +49,7 @@ fn substitute_in(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Re
         result.push_str(before);
         let (expression, after) = split_at_closing_brace(&found[2..])
             .ok_or_else(|| format!("{:?} is not closed by a brace", found.trim_end()))?;
-        result.push_str(&value_of(expression, environment)?);
+        result.push_str(&value_of_expression(expression, environment)?);
         rest = after;
     }
     result.push_str(rest);
@@ -71,7 +71,10 @@ fn split_at_closing_brace(text: &str) -> Option<(&str, &str)> {
 }
 
 /// Returns the value of the expression in a pair of braces.
-fn value_of(expression: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+fn value_of_expression(
+    expression: &str,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, String> {
     let is_in_name = |character: char| character.is_ascii_alphanumeric() || character == '_';
     let end = expression
         .find(|character| !is_in_name(character))
@@ -88,7 +91,7 @@ fn value_of(expression: &str, environment: &dyn Fn(&str) -> Option<String>) -> R
     };
     match environment(name).filter(|value| !value.is_empty()) {
         Some(value) => Ok(value),
-        None => substitute_in(default, environment),
+        None => substitute_in_text(default, environment),
     }
 }
 

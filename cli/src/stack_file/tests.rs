@@ -1,6 +1,6 @@
 use super::*;
 
-const SHOP: &str = "\
+const SHOP_STACK_FILE: &str = "\
 version: 1.0
 provider:
   name: openfaas
@@ -33,8 +33,8 @@ fn parse(text: &str) -> Result<StackFile, Failure> {
 
 #[test]
 fn scalars_keep_the_characters_that_they_are_written_with() {
-    let stack = parse(SHOP).expect("a stack file");
-    let shop = stack.select(&["shop".to_owned()]).expect("the function")[0].1;
+    let stack = parse(SHOP_STACK_FILE).expect("a stack file");
+    let shop = stack.select_or_all(&["shop".to_owned()]).expect("the function")[0].1;
     let environment = shop.environment.as_ref().expect("variables");
     let value = |name: &str| environment[name].as_deref();
     assert_eq!((value("count"), value("on")), (Some("1.10"), Some("yes")));
@@ -46,22 +46,25 @@ fn scalars_keep_the_characters_that_they_are_written_with() {
 
 #[test]
 fn functions_are_selected_by_name_and_a_misspelt_name_is_answered_with_the_nearest() {
-    let stack = parse(SHOP).expect("a stack file");
+    let stack = parse(SHOP_STACK_FILE).expect("a stack file");
     let all: Vec<_> = stack
-        .select(&[])
+        .select_or_all(&[])
         .expect("all")
         .into_iter()
         .map(|(name, _)| name)
         .collect();
     assert_eq!(all, ["other", "shop"]);
-    let failure = stack.select(&["shp".to_owned()]).expect_err("no such function");
+    let failure = stack
+        .select_or_all(&["shp".to_owned()])
+        .expect_err("no such function");
     assert!(failure.message.contains("did you mean \"shop\"?"), "{failure:?}");
     assert!(failure.next.contains("other, shop"), "{failure:?}");
 }
 
 #[test]
 fn a_misspelt_key_is_a_warning_with_the_key_that_was_meant() {
-    let stack = parse(&SHOP.replace("    handler: ./shop", "    hander: ./shop")).expect("a stack file");
+    let stack =
+        parse(&SHOP_STACK_FILE.replace("    handler: ./shop", "    hander: ./shop")).expect("a stack file");
     assert_eq!(
         stack.warnings,
         ["stack.yaml: functions.shop.hander is not read: did you mean \"handler\"?"]

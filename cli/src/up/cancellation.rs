@@ -6,7 +6,7 @@ use function_host::http::Method;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::submit::how_to_return;
+use super::submit::how_to_return_or_cancel;
 use super::{BuildEnd, FunctionBuild, SentBuild};
 use crate::builder::{BuilderClient, RequestError, Route, Verdict, build_path};
 use crate::exit_status::ExitStatus;
@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::interrupt::{Interrupts, SECOND_INTERRUPT_WAIT};
 
 /// The longest time until a build that is being cancelled has ended, and the pause between two questions about it.
-const CANCEL_WAIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_millis(500));
+const CANCEL_WAIT_AND_PAUSE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_millis(500));
 
 /// The longest time until a builder knows a build that is to be cancelled.
 const ACCEPTANCE_WAIT: Duration = Duration::from_secs(10);
@@ -24,7 +24,7 @@ const ACCEPTANCE_WAIT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Fails if the request is refused or lost.
-pub(crate) async fn cancel_build(
+pub(crate) async fn cancel_build_and_wait(
     client: &BuilderClient,
     route: Route,
     id: &str,
@@ -33,9 +33,9 @@ pub(crate) async fn cancel_build(
     let mut build = client.ask(route, Method::DELETE, &path).await?;
     let began = Instant::now();
     while matches!(build["state"].as_str(), Some("waiting" | "running" | "deploying"))
-        && began.elapsed() < CANCEL_WAIT.0
+        && began.elapsed() < CANCEL_WAIT_AND_PAUSE.0
     {
-        sleep(CANCEL_WAIT.1).await;
+        sleep(CANCEL_WAIT_AND_PAUSE.1).await;
         build = client.ask(route, Method::GET, &path).await?;
     }
     Ok(build)
@@ -46,11 +46,11 @@ impl FunctionBuild<'_> {
     pub(super) async fn handle_interrupt(
         &self,
         interrupts: &Interrupts,
-        handed: Option<SentBuild>,
+        sent_build: Option<SentBuild>,
     ) -> Result<Option<BuildEnd>, Failure> {
         let seconds = SECOND_INTERRUPT_WAIT.as_secs();
         let stopped = Ok(Some(BuildEnd::Detached(ExitStatus::Interrupted)));
-        let Some(SentBuild { route, id }) = handed else {
+        let Some(SentBuild { route, id }) = sent_build else {
             self.progress
                 .show_always("stopped before a builder had the request; nothing is built");
             return stopped;
@@ -58,7 +58,7 @@ impl FunctionBuild<'_> {
         if route == Route::Queue {
             self.progress.show_always(&format!(
                 "{}\n  or press Ctrl-C again within {seconds} s",
-                how_to_return(&id, self.client)
+                how_to_return_or_cancel(&id, self.client)
             ));
         } else {
             self.progress.show_always(&format!(
@@ -68,8 +68,8 @@ impl FunctionBuild<'_> {
             ));
         }
         match (interrupts.is_pressed_again().await, route) {
-            (true, Route::Queue) => self.cancel(Route::Gateway, &id).await.map(Some),
-            (true, route) => self.cancel(route, &id).await.map(Some),
+            (true, Route::Queue) => self.cancel_and_wait_for_end(Route::Gateway, &id).await.map(Some),
+            (true, route) => self.cancel_and_wait_for_end(route, &id).await.map(Some),
             (false, Route::Queue) => stopped,
             (false, _) => {
                 self.progress.show_always("the build goes on");
@@ -79,14 +79,14 @@ impl FunctionBuild<'_> {
     }
 
     /// Cancels the build.
-    async fn cancel(&self, route: Route, id: &str) -> Result<BuildEnd, Failure> {
+    async fn cancel_and_wait_for_end(&self, route: Route, id: &str) -> Result<BuildEnd, Failure> {
         self.progress.show_always("cancelling the build");
         let began = Instant::now();
         let options = &self.client.settings().options;
         loop {
-            match cancel_build(self.client, route, id).await {
+            match cancel_build_and_wait(self.client, route, id).await {
                 Ok(build) if matches!(build["state"].as_str(), Some("success" | "failed" | "cancelled")) => {
-                    return Ok(self.ended(Verdict::of_outcome(&build, self.options.strict), &build));
+                    return Ok(self.end_of_build(Verdict::of_outcome(&build, self.options.strict), &build));
                 }
                 Ok(_) => {
                     return Err(Failure::platform(
@@ -102,7 +102,7 @@ impl FunctionBuild<'_> {
                             format!("cancel it in a moment: slipway cancel {id}{options}"),
                         ));
                     }
-                    sleep(CANCEL_WAIT.1).await;
+                    sleep(CANCEL_WAIT_AND_PAUSE.1).await;
                 }
                 Err(RequestError::Refused(refusal)) if refusal.status == 409 => {
                     return Err(Failure::new(
@@ -112,7 +112,7 @@ impl FunctionBuild<'_> {
                     ));
                 }
                 Err(error) => {
-                    let mut failure = self.failure_of(&error);
+                    let mut failure = self.failure_of_request(&error);
                     failure.next = format!("cancel it again: slipway cancel {id}{options}");
                     return Err(failure);
                 }

@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 use crate::builder::format_time;
 use crate::function::Function;
 
-/// The time for which a request is valid. A build may wait in a queue for longer than anybody waits for it, and the builder
-/// resumes accepted builds for as long.
-const VALIDITY: Duration = Duration::from_secs(24 * 60 * 60);
+/// The time for which a request is valid. A build may wait in a queue for longer than anybody waits for it, and the
+/// builder resumes accepted builds for as long.
+const REQUEST_VALIDITY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Returns the configuration of a function's build that is submitted now.
 pub(super) fn configuration(function: &Function, has_no_cache: bool, now: SystemTime) -> Value {
     let mut config = json!({
         "image": function.image,
         "submittedAt": format_time(now),
-        "notAfter": format_time(now.checked_add(VALIDITY).unwrap_or(now)),
+        "notAfter": format_time(now.checked_add(REQUEST_VALIDITY).unwrap_or(now)),
         "deploy": function.deploy,
     });
     if !function.build_args.is_empty() {

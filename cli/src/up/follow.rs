@@ -17,23 +17,24 @@ use crate::output::print_result;
 use crate::progress::{Event, Progress};
 
 /// The pause before the first attempt to connect again, and the longest pause.
-const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+const FIRST_AND_LONGEST_RETRY_PAUSE: (Duration, Duration) =
+    (Duration::from_millis(250), Duration::from_secs(5));
 
 /// The longest time without a record before a build is given up.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(5 * 60);
+const GIVE_UP_AFTER_SILENCE: Duration = Duration::from_secs(5 * 60);
 
 /// The silence after which a build's state is asked for, and the longest time between two such questions.
-const STATE_PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(16));
+const FIRST_AND_LONGEST_STATE_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(16));
 
-/// The longest time for which the end of a build is asked for whose log has ended without saying how it ended, and the pause
-/// between two questions. Another builder may know more than the one that answered.
-const END_WAIT: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1));
+/// The longest time for which the end of a build is asked for whose log has ended without saying how it ended, and the
+/// pause between two questions. Another builder may know more than the one that answered.
+const END_WAIT_AND_PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1));
 
 /// The number of times that a request is sent again whose streamed answer was cut.
 const SENDS_AGAIN_MAX: u32 = 5;
 
 /// A build that is followed by its ID.
-pub(crate) struct Following<'a> {
+pub(crate) struct FollowedBuild<'a> {
     pub(crate) client: &'a BuilderClient,
     pub(crate) route: Route,
     pub(crate) id: &'a str,
@@ -53,7 +54,7 @@ pub(crate) enum LogForm {
 }
 
 /// The state of the connection to a build's log.
-struct Connection {
+struct LogConnectionState {
     /// The time of the last record, or of the beginning.
     last_record: Instant,
     /// The pause before the next attempt to connect.
@@ -64,11 +65,11 @@ struct Connection {
     is_known: bool,
 }
 
-impl Connection {
+impl LogConnectionState {
     /// Notes that a record has come.
     fn note_record(&mut self, progress: &Progress) {
         self.last_record = Instant::now();
-        self.pause = RETRY_PAUSES.0;
+        self.pause = FIRST_AND_LONGEST_RETRY_PAUSE.0;
         self.is_known = true;
         if std::mem::take(&mut self.is_lost) {
             progress.note("connected again");
@@ -76,17 +77,17 @@ impl Connection {
     }
 
     /// Waits before the next attempt to connect, longer each time.
-    async fn wait(&mut self) {
+    async fn wait_before_reconnect(&mut self) {
         sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(RETRY_PAUSES.1);
+        self.pause = (self.pause * 2).min(FIRST_AND_LONGEST_RETRY_PAUSE.1);
     }
 }
 
-impl Following<'_> {
+impl FollowedBuild<'_> {
     /// Shows the lines of a record with this number.
-    fn show_lines(&self, seq: Option<u64>, lines: &[String]) {
+    fn show_log_lines(&self, seq: Option<u64>, lines: &[String]) {
         match self.form {
-            LogForm::Progress => self.progress.show_lines(lines),
+            LogForm::Progress => self.progress.show_log_lines(lines),
             LogForm::Records if lines.is_empty() => {}
             LogForm::Records => {
                 print_result(&json!({"seq": seq, "log": lines, "status": "in_progress"}).to_string());
@@ -95,13 +96,13 @@ impl Following<'_> {
     }
 }
 
-/// Follows the log of a build from its first line to its end, and returns the outcome. A lost connection is resumed at the
-/// line after the last one.
+/// Follows the log of a build from its first line to its end, and returns the outcome. A lost connection is resumed at
+/// the line after the last one.
 ///
 /// # Errors
 /// Fails if no builder knows the build, or none sends a record for five minutes.
-pub(crate) async fn follow_log(following: &Following<'_>) -> Result<Value, Failure> {
-    let Following {
+pub(crate) async fn follow_log(following: &FollowedBuild<'_>) -> Result<Value, Failure> {
+    let FollowedBuild {
         client,
         route,
         id,
@@ -110,26 +111,29 @@ pub(crate) async fn follow_log(following: &Following<'_>) -> Result<Value, Failu
         ..
     } = following;
     let began = Instant::now();
-    let mut connection = Connection {
+    let mut connection = LogConnectionState {
         last_record: began,
-        pause: RETRY_PAUSES.0,
+        pause: FIRST_AND_LONGEST_RETRY_PAUSE.0,
         is_lost: false,
         is_known: false,
     };
     let mut next_line = 1;
     loop {
         let problem = match client.open_log(*route, id, next_line).await {
-            Ok(mut records) => match read_log(following, &mut records, &mut next_line, &mut connection).await
-            {
-                Ok(outcome) => return find_end(following, outcome).await,
-                Err(cut) => cut.to_string(),
-            },
+            Ok(mut records) => {
+                match read_log_to_terminal_record(following, &mut records, &mut next_line, &mut connection)
+                    .await
+                {
+                    Ok(outcome) => return ask_for_end_if_outcome_is_unclear(following, outcome).await,
+                    Err(cut) => cut.to_string(),
+                }
+            }
             Err(RequestError::Refused(refusal)) if refusal.status == 404 && !connection.is_known => {
                 if patience.is_none_or(|patience| began.elapsed() > patience) {
                     return Err(unknown_build(id, &refusal.text, patience.is_some()));
                 }
                 connection.last_record = Instant::now();
-                connection.wait().await;
+                connection.wait_before_reconnect().await;
                 continue;
             }
             Err(RequestError::Refused(refusal)) if matches!(refusal.status, 400 | 401 | 403) => {
@@ -142,7 +146,7 @@ pub(crate) async fn follow_log(following: &Following<'_>) -> Result<Value, Failu
             }
             Err(error) => error.to_string(),
         };
-        if connection.last_record.elapsed() > GIVE_UP_AFTER {
+        if connection.last_record.elapsed() > GIVE_UP_AFTER_SILENCE {
             return Err(Failure::platform(
                 format!("the connection was lost, and nothing came for 5 minutes: {problem}"),
                 format!(
@@ -154,25 +158,25 @@ pub(crate) async fn follow_log(following: &Following<'_>) -> Result<Value, Failu
         if !std::mem::replace(&mut connection.is_lost, true) {
             progress.note(&format!("{problem}; connecting again"));
         }
-        connection.wait().await;
+        connection.wait_before_reconnect().await;
     }
 }
 
 /// Reads a log until its terminal record, which is returned. Shows the build's state while nothing comes.
-async fn read_log(
-    following: &Following<'_>,
+async fn read_log_to_terminal_record(
+    following: &FollowedBuild<'_>,
     records: &mut RecordStream,
     next_line: &mut u64,
-    connection: &mut Connection,
+    connection: &mut LogConnectionState,
 ) -> Result<Value, StreamCut> {
     let mut shown_state = String::new();
-    let mut pause = STATE_PAUSES.0;
+    let mut pause = FIRST_AND_LONGEST_STATE_PAUSE.0;
     loop {
         let record = tokio::select! {
             record = records.next_record() => record?,
             () = sleep(pause) => {
-                pause = (pause * 2).min(STATE_PAUSES.1);
-                show_state(following, &mut shown_state).await;
+                pause = (pause * 2).min(FIRST_AND_LONGEST_STATE_PAUSE.1);
+                ask_and_show_new_state(following, &mut shown_state).await;
                 continue;
             }
         };
@@ -180,9 +184,9 @@ async fn read_log(
         match record {
             Record::Progress { seq, lines } => {
                 if !lines.is_empty() {
-                    pause = STATE_PAUSES.0;
+                    pause = FIRST_AND_LONGEST_STATE_PAUSE.0;
                 }
-                following.show_lines(seq, &lines);
+                following.show_log_lines(seq, &lines);
                 if let Some(seq) = seq {
                     *next_line = (*next_line).max(seq + 1);
                 }
@@ -193,7 +197,7 @@ async fn read_log(
 }
 
 /// Asks for the state of a build, and shows it if it is `waiting` or `deploying` and another one than before.
-async fn show_state(following: &Following<'_>, shown: &mut String) {
+async fn ask_and_show_new_state(following: &FollowedBuild<'_>, shown: &mut String) {
     let path = build_path(following.id);
     // The log has the outcome, so a question without an answer is no failure.
     if let Ok(build) = following.client.ask(following.route, Method::GET, &path).await
@@ -208,7 +212,10 @@ async fn show_state(following: &Following<'_>, shown: &mut String) {
 
 /// Returns the outcome of a build whose log has ended. Where the log does not say how the build ended, asks for it: the
 /// builder that sent the log may not know what became of the deployment, and another one may still be deploying.
-async fn find_end(following: &Following<'_>, outcome: Value) -> Result<Value, Failure> {
+async fn ask_for_end_if_outcome_is_unclear(
+    following: &FollowedBuild<'_>,
+    outcome: Value,
+) -> Result<Value, Failure> {
     if outcome["status"] != "failed" || !outcome["code"].is_null() {
         return Ok(outcome);
     }
@@ -225,10 +232,10 @@ async fn find_end(following: &Following<'_>, outcome: Value) -> Result<Value, Fa
         }
         // A build that is known to go on is waited for.
         let goes_on = matches!(last["state"].as_str(), Some("waiting" | "running" | "deploying"));
-        if !goes_on && began.elapsed() > END_WAIT.0 {
+        if !goes_on && began.elapsed() > END_WAIT_AND_PAUSE.0 {
             return Ok(last);
         }
-        sleep(END_WAIT.1).await;
+        sleep(END_WAIT_AND_PAUSE.1).await;
     }
 }
 
@@ -248,7 +255,7 @@ fn unknown_build(id: &str, text: &str, was_queued: bool) -> Failure {
 impl FunctionBuild<'_> {
     /// Follows a queued build to its end.
     pub(super) async fn follow_queued(&self, id: &str) -> Result<BuildEnd, Failure> {
-        let following = Following {
+        let following = FollowedBuild {
             client: self.client,
             route: Route::Gateway,
             id,
@@ -258,12 +265,12 @@ impl FunctionBuild<'_> {
         };
         self.progress.show(&Event::State { state: "queued" });
         let outcome = follow_log(&following).await?;
-        Ok(self.ended(Verdict::of_outcome(&outcome, self.options.strict), &outcome))
+        Ok(self.end_of_build(Verdict::of_outcome(&outcome, self.options.strict), &outcome))
     }
 
     /// Follows a streamed answer to its end. If it is cut, the request is sent again: the builder goes on where the build
     /// is, or begins it again with what is cached.
-    pub(super) async fn follow_stream(
+    pub(super) async fn follow_stream_with_resends(
         &self,
         route: Route,
         submission: &Submission,
@@ -276,14 +283,16 @@ impl FunctionBuild<'_> {
         };
         let mut shown = ShownLines::default();
         let mut sends = 0;
-        let mut pause = RETRY_PAUSES.0;
+        let mut pause = FIRST_AND_LONGEST_RETRY_PAUSE.0;
         loop {
             match records.next_record().await {
                 Ok(Record::Progress { lines, .. }) => {
-                    self.progress.show_lines(&shown.without_shown(lines));
+                    self.progress.show_log_lines(&shown.without_shown(lines));
                 }
                 Ok(Record::Terminal(outcome)) => {
-                    return Ok(self.ended(Verdict::of_outcome(&outcome, self.options.strict), &outcome));
+                    return Ok(
+                        self.end_of_build(Verdict::of_outcome(&outcome, self.options.strict), &outcome)
+                    );
                 }
                 Err(cut) => {
                     shown.restart();
@@ -299,7 +308,7 @@ impl FunctionBuild<'_> {
                             ));
                         }
                         sleep(pause).await;
-                        pause = (pause * 2).min(RETRY_PAUSES.1);
+                        pause = (pause * 2).min(FIRST_AND_LONGEST_RETRY_PAUSE.1);
                         match self.client.submit(route, &submission, |_| {}).await {
                             Ok(submitted) => {
                                 if let Some(records) = submitted.records {
@@ -308,7 +317,7 @@ impl FunctionBuild<'_> {
                             }
                             Err(RequestError::Refused(refusal)) if !matches!(refusal.status, 429 | 500..) => {
                                 let verdict = Verdict::of_outcome(&refusal.outcome, self.options.strict);
-                                return Ok(self.ended(verdict, &refusal.outcome));
+                                return Ok(self.end_of_build(verdict, &refusal.outcome));
                             }
                             Err(error) => self.progress.note(&error.to_string()),
                         }

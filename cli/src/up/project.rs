@@ -51,7 +51,7 @@ impl Project {
         };
         let mut functions = Vec::new();
         let mut skipped = Vec::new();
-        for (name, entry) in stack.select(&arguments.functions)? {
+        for (name, entry) in stack.select_or_all(&arguments.functions)? {
             match entry.skip_build {
                 Some(true) => skipped.push(format!(
                     "{name} is skipped, because the stack file has skip_build for it; faas-cli deploy deploys its image"
@@ -91,7 +91,7 @@ impl Project {
     }
 
     /// Returns the folders, and the files among them, whose changes change a function, besides the stack file.
-    pub(crate) fn folders_of(function: &Function) -> Vec<PathBuf> {
+    pub(crate) fn watched_folders_of(function: &Function) -> Vec<PathBuf> {
         let template = function.template.as_ref().map(|template| template.folder.clone());
         let copied = function.copied_paths.iter().map(PathBuf::from);
         [function.handler.clone()]
@@ -103,7 +103,7 @@ impl Project {
 
     /// Returns the single files whose changes change a function: the stack file, and those that it names for environment
     /// variables and build secrets.
-    pub(crate) fn files_of(&self, function: &Function) -> Vec<PathBuf> {
+    pub(crate) fn watched_files_of(&self, function: &Function) -> Vec<PathBuf> {
         [self.stack.path.clone()]
             .into_iter()
             .chain(self.stack.environment_files(&function.name))

@@ -47,7 +47,7 @@ impl FunctionBuild<'_> {
         let mut route = routes.route;
         if route == Route::Queue && submission.body.len() > QUEUED_BYTES_MAX {
             match self
-                .store_context(packed, routes, &config, secrets.as_deref())
+                .store_context_or_fall_back(packed, routes, &config, secrets.as_deref())
                 .await?
             {
                 Ok(body) => {
@@ -60,9 +60,9 @@ impl FunctionBuild<'_> {
         self.send_and_follow(route, submission).await
     }
 
-    /// Stores the context, and returns the body of a JSON request that refers to it. If the builder stores none, returns the
-    /// way by which the tar is sent as it is.
-    async fn store_context(
+    /// Stores the context, and returns the body of a JSON request that refers to it. If the builder stores none,
+    /// returns the way by which the tar is sent as it is.
+    async fn store_context_or_fall_back(
         &self,
         packed: &PackedContext,
         routes: &RouteChoice,
@@ -77,7 +77,11 @@ impl FunctionBuild<'_> {
         };
         self.progress
             .note("the request is too large for the queue: its context is stored first");
-        match self.client.store_context(through, tar, self.on_sent(bytes)).await {
+        match self
+            .client
+            .store_context(through, tar, self.show_sent_progress_of(bytes))
+            .await
+        {
             Ok(context) => {
                 let mut request = config.clone();
                 request["context"] = context;
@@ -102,7 +106,7 @@ impl FunctionBuild<'_> {
                      contexts_repository",
                 )),
             },
-            Err(error) => Err(self.failure_of(&error)),
+            Err(error) => Err(self.failure_of_request(&error)),
         }
     }
 
@@ -110,7 +114,11 @@ impl FunctionBuild<'_> {
     async fn send_and_follow(&self, route: Route, submission: Submission) -> Result<BuildEnd, Failure> {
         let sent = self
             .client
-            .submit(route, &submission, self.on_sent(submission.body.len()))
+            .submit(
+                route,
+                &submission,
+                self.show_sent_progress_of(submission.body.len()),
+            )
             .await;
         let submitted = match sent {
             Ok(submitted) => submitted,
@@ -120,7 +128,7 @@ impl FunctionBuild<'_> {
                     let place = &self.client.settings().key.place;
                     verdict.summary = format!("{}, with the key from {place}", verdict.summary);
                 }
-                return Ok(self.ended(verdict, &refusal.outcome));
+                return Ok(self.end_of_build(verdict, &refusal.outcome));
             }
             // The queue may have the request, although its answer was lost.
             Err(error @ RequestError::Lost { .. }) if route == Route::Queue => {
@@ -131,7 +139,7 @@ impl FunctionBuild<'_> {
                     records: None,
                 }
             }
-            Err(error) => return Err(self.failure_of(&error)),
+            Err(error) => return Err(self.failure_of_request(&error)),
         };
         let id = submitted.call_id;
         *self.handed.borrow_mut() = Some(SentBuild {
@@ -143,17 +151,21 @@ impl FunctionBuild<'_> {
             route: route.as_str(),
         });
         if self.is_detached {
-            self.progress.show_always(&how_to_return(&id, self.client));
+            self.progress
+                .show_always(&how_to_return_or_cancel(&id, self.client));
             return Ok(BuildEnd::Detached(ExitStatus::Success));
         }
         match submitted.records {
-            Some(records) => self.follow_stream(route, &submission, &id, records).await,
+            Some(records) => {
+                self.follow_stream_with_resends(route, &submission, &id, records)
+                    .await
+            }
             None => self.follow_queued(&id).await,
         }
     }
 
     /// Returns the end of a build with this outcome.
-    pub(super) fn ended(&self, verdict: Verdict, outcome: &Value) -> BuildEnd {
+    pub(super) fn end_of_build(&self, verdict: Verdict, outcome: &Value) -> BuildEnd {
         let image = outcome["image"].as_str().unwrap_or(&self.function.image);
         BuildEnd::Ended {
             verdict,
@@ -165,7 +177,7 @@ impl FunctionBuild<'_> {
     }
 
     /// Returns the error for a request that was refused or lost on its way.
-    pub(super) fn failure_of(&self, error: &RequestError) -> Failure {
+    pub(super) fn failure_of_request(&self, error: &RequestError) -> Failure {
         match error {
             RequestError::Refused(refusal) => {
                 let verdict = Verdict::of_outcome(&refusal.outcome, self.options.strict);
@@ -187,14 +199,14 @@ impl FunctionBuild<'_> {
         if self.function.build_secrets.is_empty() {
             return Ok(None);
         }
-        let answer = self.client.public_key(route).await.map_err(|error| match &error {
+        let answer = self.client.ask_for_public_key(route).await.map_err(|error| match &error {
             RequestError::Refused(refusal) if refusal.status == 404 => Failure::usage(
                 format!("{} has build_secrets, and this builder has no key for them", self.function.name),
                 "have the operator set build_secrets_private_key_path, or remove build_secrets from the stack file",
             ),
-            _ => self.failure_of(&error),
+            _ => self.failure_of_request(&error),
         })?;
-        if self.client.is_plain(route) {
+        if self.client.is_unencrypted(route) {
             self.progress.show(&Event::Warning {
                 text: "the key for build_secrets came over http: whoever controls the network on the way could have replaced it, and \
                        could then read them; an address with https prevents that",
@@ -215,14 +227,14 @@ impl FunctionBuild<'_> {
     }
 
     /// Returns a function that shows how much of a request was sent.
-    fn on_sent(&self, total: u64) -> impl FnMut(u64) + Send + 'static {
+    fn show_sent_progress_of(&self, total: u64) -> impl FnMut(u64) + Send + 'static {
         let progress = self.progress.clone();
         move |sent| progress.show(&Event::Sent { sent, total })
     }
 }
 
 /// Returns how to return to a build, and how to cancel it, with the options that lead to the same builder.
-pub(super) fn how_to_return(id: &str, client: &BuilderClient) -> String {
+pub(super) fn how_to_return_or_cancel(id: &str, client: &BuilderClient) -> String {
     let options = &client.settings().options;
     format!(
         "the build goes on\n  to return to it: slipway logs {id} -f{options}\n  to cancel it:    slipway cancel {id}{options}"

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::fake_builder::{Answer, End, FakeBuilder, line, running};
+use crate::fake_builder::{
+    BodyEnd, FakeBuilder, ScriptedAnswer, outcome_of_running_function, record_with_line,
+};
 use crate::project::Project;
 
 #[tokio::test]
@@ -10,8 +12,8 @@ async fn builds_are_listed_as_a_table_or_as_the_builders_answer() {
     let answer = json!({"builds": [{"id": "a", "state": "success", "submittedAt": "2026-12-01T10:00:00Z", "image": "r/a:1"}]});
     let path = "GET /function/builder-fn/builds?limit=5&function=shop&state=success";
     let server = FakeBuilder::start(vec![
-        (path, Answer::json(200, &answer)),
-        (path, Answer::json(200, &answer)),
+        (path, ScriptedAnswer::json(200, &answer)),
+        (path, ScriptedAnswer::json(200, &answer)),
     ])
     .await;
     let arguments = [
@@ -41,8 +43,8 @@ async fn builds_are_listed_as_a_table_or_as_the_builders_answer() {
 async fn questions_go_to_the_builder_itself_if_it_is_named_and_an_unknown_build_is_a_usage_error() {
     let build = json!({"id": "a/b", "state": "cancelled", "attempts": 1});
     let server = FakeBuilder::start(vec![
-        ("GET /builds/a%2Fb", Answer::json(200, &build)),
-        ("DELETE /builds/a%2Fb", Answer::json(200, &build)),
+        ("GET /builds/a%2Fb", ScriptedAnswer::json(200, &build)),
+        ("DELETE /builds/a%2Fb", ScriptedAnswer::json(200, &build)),
     ])
     .await;
     for command in ["status", "cancel"] {
@@ -65,15 +67,19 @@ async fn questions_go_to_the_builder_itself_if_it_is_named_and_an_unknown_build_
 #[tokio::test]
 async fn the_log_of_a_function_is_that_of_its_newest_build() {
     let build = json!({"id": "newest", "state": "success", "attempts": 1});
-    let records = [line(1, "v: T [1/1] RUN make"), line(2, "l: T hello"), running()];
+    let records = [
+        record_with_line(1, "v: T [1/1] RUN make"),
+        record_with_line(2, "l: T hello"),
+        outcome_of_running_function(),
+    ];
     let server = FakeBuilder::start(vec![
         (
             "GET /builds?function=shop&limit=1",
-            Answer::json(200, &json!({"builds": [build]})),
+            ScriptedAnswer::json(200, &json!({"builds": [build]})),
         ),
         (
             "GET /builds/newest/log?from=1",
-            Answer::records(&records, End::Complete),
+            ScriptedAnswer::records(&records, BodyEnd::Complete),
         ),
     ])
     .await;
@@ -88,14 +94,14 @@ async fn the_log_of_a_function_is_that_of_its_newest_build() {
 }
 
 #[tokio::test]
-async fn following_a_build_ends_with_its_exit_status() {
+async fn following_a_failed_build_ends_with_its_exit_status_and_error() {
     let build = json!({"id": "a", "state": "running", "attempts": 1});
     let failed = json!({"status": "failed", "error": "exit code: 3", "code": 422});
     let server = FakeBuilder::start(vec![
-        ("GET /builds/a", Answer::json(200, &build)),
+        ("GET /builds/a", ScriptedAnswer::json(200, &build)),
         (
             "GET /builds/a/log?from=1",
-            Answer::records(&[line(1, "l: T hello"), failed], End::Complete),
+            ScriptedAnswer::records(&[record_with_line(1, "l: T hello"), failed], BodyEnd::Complete),
         ),
     ])
     .await;
@@ -114,9 +120,9 @@ async fn a_build_that_ends_by_itself_is_not_called_cancelled() {
     for (end, code) in [("cancelled", 0), ("success", 1), ("failed", 1)] {
         let build = |state: &str| json!({"id": "a", "state": state, "attempts": 1});
         let server = FakeBuilder::start(vec![
-            ("DELETE /builds/a", Answer::json(202, &build("running"))),
-            ("GET /builds/a", Answer::json(200, &build("running"))),
-            ("GET /builds/a", Answer::json(200, &build(end))),
+            ("DELETE /builds/a", ScriptedAnswer::json(202, &build("running"))),
+            ("GET /builds/a", ScriptedAnswer::json(200, &build("running"))),
+            ("GET /builds/a", ScriptedAnswer::json(200, &build(end))),
         ])
         .await;
         let printed = Project::empty()
@@ -135,12 +141,15 @@ async fn a_build_that_waits_in_the_queue_is_followed_by_its_id() {
     let server = FakeBuilder::start(vec![
         (
             &format!("GET /builds?function={id}&limit=1"),
-            Answer::json(200, &json!({"builds": []})),
+            ScriptedAnswer::json(200, &json!({"builds": []})),
         ),
-        (&log, Answer::json(404, &nothing)),
+        (&log, ScriptedAnswer::json(404, &nothing)),
         (
             &log,
-            Answer::records(&[line(1, "l: T hello"), running()], End::Complete),
+            ScriptedAnswer::records(
+                &[record_with_line(1, "l: T hello"), outcome_of_running_function()],
+                BodyEnd::Complete,
+            ),
         ),
     ])
     .await;
@@ -154,7 +163,7 @@ async fn a_build_that_waits_in_the_queue_is_followed_by_its_id() {
 #[tokio::test]
 async fn questions_go_to_the_gateway_of_the_stack_file() {
     let path = "GET /function/builder-fn/builds?limit=20";
-    let server = FakeBuilder::start(vec![(path, Answer::json(200, &json!({"builds": []})))]).await;
+    let server = FakeBuilder::start(vec![(path, ScriptedAnswer::json(200, &json!({"builds": []})))]).await;
     let project = Project::empty();
     project.write(
         "stack.yaml",
@@ -170,12 +179,12 @@ async fn questions_go_to_the_gateway_of_the_stack_file() {
 #[tokio::test]
 async fn the_address_of_a_page_is_printed_as_browsers_reach_it_and_nothing_else() {
     let page = |page: &str| {
-        Answer::json(
+        ScriptedAnswer::json(
             200,
             &json!({"id": "a/b", "state": "running", "attempts": 1, "page": page}),
         )
     };
-    let list = Answer::json(200, &json!({"builds": [], "page": "/builds?link=builds.1..ab"}));
+    let list = ScriptedAnswer::json(200, &json!({"builds": [], "page": "/builds?link=builds.1..ab"}));
     let server = FakeBuilder::start(vec![
         ("GET /builds/a%2Fb", page("/builds/a%2Fb?link=build.1..ab")),
         (
@@ -230,18 +239,24 @@ async fn a_log_that_is_followed_as_records_is_resumed_at_the_line_after_the_last
     let failed = json!({"status": "failed", "error": "exit code: 3", "code": 422});
     let log = |from: u64| format!("GET /builds/a/log?from={from}");
     let server = FakeBuilder::start(vec![
-        ("GET /builds/a", Answer::json(200, &build)),
+        ("GET /builds/a", ScriptedAnswer::json(200, &build)),
         (
             &log(1),
-            Answer::records(&[line(1, "l: T one"), line(2, "l: T two")], End::Cut),
+            ScriptedAnswer::records(
+                &[record_with_line(1, "l: T one"), record_with_line(2, "l: T two")],
+                BodyEnd::Cut,
+            ),
         ),
         (
             &log(3),
-            Answer::json(502, &json!({"status": "failed", "error": "a moment"})),
+            ScriptedAnswer::json(502, &json!({"status": "failed", "error": "a moment"})),
         ),
         (
             &log(3),
-            Answer::records(&[line(3, "l: T three"), failed.clone()], End::Complete),
+            ScriptedAnswer::records(
+                &[record_with_line(3, "l: T three"), failed.clone()],
+                BodyEnd::Complete,
+            ),
         ),
     ])
     .await;

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::fake_builder::{Answer, FakeBuilder};
+use crate::fake_builder::{FakeBuilder, ScriptedAnswer};
 use crate::project::Project;
 
-fn answer() -> Value {
+fn difference_answer_json() -> Value {
     json!({
         "a": {"id": "v1", "state": "success", "seconds": 9.0, "submittedAt": "2026-12-01T10:00:00Z", "imageBytes": 1000},
         "b": {"id": "v2", "state": "success", "seconds": 4.5, "submittedAt": "2026-12-01T11:00:00Z", "imageBytes": null},
@@ -27,7 +27,7 @@ fn answer() -> Value {
     })
 }
 
-async fn run(server: &FakeBuilder, arguments: &[&str]) -> crate::project::Printed {
+async fn run_diff(server: &FakeBuilder, arguments: &[&str]) -> crate::project::FinishedCommand {
     Project::empty()
         .run(&[&["diff", "v1", "v/2"], arguments, &["--builder", &server.url]].concat())
         .await
@@ -35,8 +35,12 @@ async fn run(server: &FakeBuilder, arguments: &[&str]) -> crate::project::Printe
 
 #[tokio::test]
 async fn the_first_step_without_its_cache_its_causes_the_times_and_the_sizes_are_shown() {
-    let server = FakeBuilder::start(vec![("GET /builds/v1/diff/v%2F2", Answer::json(200, &answer()))]).await;
-    let printed = run(&server, &[]).await;
+    let server = FakeBuilder::start(vec![(
+        "GET /builds/v1/diff/v%2F2",
+        ScriptedAnswer::json(200, &difference_answer_json()),
+    )])
+    .await;
+    let printed = run_diff(&server, &[]).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
     for line in [
         "first step without its cache: [2/3] COPY src ./ (0.25 s)",
@@ -62,13 +66,17 @@ async fn the_first_step_without_its_cache_its_causes_the_times_and_the_sizes_are
 }
 
 #[tokio::test]
-async fn the_answer_is_printed_with_json() {
-    let server = FakeBuilder::start(vec![("GET /builds/v1/diff/v%2F2", Answer::json(200, &answer()))]).await;
-    let printed = run(&server, &["--json"]).await;
+async fn diff_with_json_prints_the_builders_answer() {
+    let server = FakeBuilder::start(vec![(
+        "GET /builds/v1/diff/v%2F2",
+        ScriptedAnswer::json(200, &difference_answer_json()),
+    )])
+    .await;
+    let printed = run_diff(&server, &["--json"]).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
     assert_eq!(
         serde_json::from_str::<Value>(&printed.stdout).expect("JSON"),
-        answer()
+        difference_answer_json()
     );
 }
 
@@ -82,9 +90,9 @@ async fn builds_that_cannot_be_compared_say_what_to_do_next() {
         (401, 2, "payload-secret"),
         (502, 4, "next:"),
     ] {
-        let refusal = Answer::json(status, &json!({"status": "failed", "error": "the reason"}));
+        let refusal = ScriptedAnswer::json(status, &json!({"status": "failed", "error": "the reason"}));
         let server = FakeBuilder::start(vec![("GET /builds/v1/diff/v%2F2", refusal)]).await;
-        let printed = run(&server, &[]).await;
+        let printed = run_diff(&server, &[]).await;
         assert_eq!(printed.code, Some(code), "{status}: {printed:?}");
         assert!(
             printed.stderr.contains("the reason") && printed.stderr.contains(next),

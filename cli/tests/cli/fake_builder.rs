@@ -11,15 +11,15 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 /// A scripted answer.
-pub(crate) struct Answer {
+pub(crate) struct ScriptedAnswer {
     pub(crate) status: u16,
     pub(crate) chunks: Vec<String>,
-    pub(crate) end: End,
+    pub(crate) end: BodyEnd,
 }
 
 /// The end of an answer's body.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum End {
+pub(crate) enum BodyEnd {
     /// The body is complete.
     Complete,
     /// The connection is cut.
@@ -30,32 +30,32 @@ pub(crate) enum End {
 
 /// A request that the server received.
 #[derive(Clone, Debug)]
-pub(crate) struct Received {
+pub(crate) struct ReceivedRequest {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-type Script = Arc<Mutex<VecDeque<(String, Answer)>>>;
+type Script = Arc<Mutex<VecDeque<(String, ScriptedAnswer)>>>;
 
 /// A running server.
 pub(crate) struct FakeBuilder {
     pub(crate) url: String,
     script: Script,
-    received: mpsc::UnboundedReceiver<Received>,
+    received: mpsc::UnboundedReceiver<ReceivedRequest>,
 }
 
-impl Answer {
+impl ScriptedAnswer {
     /// An answer with one JSON body.
     pub(crate) fn json(status: u16, body: &Value) -> Self {
         Self {
             status,
             chunks: vec![body.to_string()],
-            end: End::Complete,
+            end: BodyEnd::Complete,
         }
     }
 
     /// A stream of records, one on each line.
-    pub(crate) fn records(records: &[Value], end: End) -> Self {
+    pub(crate) fn records(records: &[Value], end: BodyEnd) -> Self {
         Self {
             status: 200,
             chunks: records.iter().map(|record| format!("{record}\n")).collect(),
@@ -68,12 +68,12 @@ impl Answer {
         Self {
             status: 202,
             chunks: Vec::new(),
-            end: End::Complete,
+            end: BodyEnd::Complete,
         }
     }
 
     /// A stream of records as server-sent events.
-    pub(crate) fn events(records: &[Value], end: End) -> Self {
+    pub(crate) fn events(records: &[Value], end: BodyEnd) -> Self {
         Self {
             status: 200,
             chunks: records
@@ -88,7 +88,7 @@ impl Answer {
 impl FakeBuilder {
     /// Starts a server, which answers each request with the first answer that is left for its method and path, such as
     /// `POST /build`, and with 404 if there is none. Probes are answered with 200.
-    pub(crate) async fn start(script: Vec<(&str, Answer)>) -> Self {
+    pub(crate) async fn start(script: Vec<(&str, ScriptedAnswer)>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port");
@@ -99,7 +99,7 @@ impl FakeBuilder {
             .map(|(request, answer)| (request.to_owned(), answer));
         let script: Script = Arc::new(Mutex::new(script.collect()));
         let app = Router::new()
-            .fallback(answer)
+            .fallback(give_scripted_answer)
             .layer(DefaultBodyLimit::disable())
             .with_state((script.clone(), sender));
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -111,7 +111,7 @@ impl FakeBuilder {
     }
 
     /// Adds an answer to a request such as `POST /build`.
-    pub(crate) fn answer(&self, request: &str, answer: Answer) {
+    pub(crate) fn add_answer(&self, request: &str, answer: ScriptedAnswer) {
         self.script
             .lock()
             .expect("the lock")
@@ -119,13 +119,13 @@ impl FakeBuilder {
     }
 
     /// Waits for the next request that is no probe.
-    pub(crate) async fn next_request(&mut self) -> Received {
+    pub(crate) async fn next_request_except_probes(&mut self) -> ReceivedRequest {
         self.received.recv().await.expect("the server runs")
     }
 
     /// Waits for the next build request, and returns the ID of its call.
     pub(crate) async fn next_call_id(&mut self) -> String {
-        let request = self.next_request().await;
+        let request = self.next_request_except_probes().await;
         request.headers["x-call-id"].to_str().expect("text").to_owned()
     }
 
@@ -135,8 +135,8 @@ impl FakeBuilder {
     }
 }
 
-async fn answer(
-    State((script, received)): State<(Script, mpsc::UnboundedSender<Received>)>,
+async fn give_scripted_answer(
+    State((script, received)): State<(Script, mpsc::UnboundedSender<ReceivedRequest>)>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -144,7 +144,7 @@ async fn answer(
 ) -> Response<Body> {
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     if path.ends_with("/_/health") {
-        return respond(Answer::json(200, &json!({})));
+        return respond(ScriptedAnswer::json(200, &json!({})));
     }
     let request = format!("{method} {path}");
     let found = {
@@ -152,22 +152,22 @@ async fn answer(
         let at = script.iter().position(|(expected, _)| *expected == request);
         at.and_then(|at| script.remove(at))
     };
-    let _ = received.send(Received { headers, body });
-    let missing = || Answer::json(404, &json!({"status": "failed", "error": "no such build"}));
+    let _ = received.send(ReceivedRequest { headers, body });
+    let missing = || ScriptedAnswer::json(404, &json!({"status": "failed", "error": "no such build"}));
     respond(found.map_or_else(missing, |(_, answer)| answer))
 }
 
-fn respond(answer: Answer) -> Response<Body> {
+fn respond(answer: ScriptedAnswer) -> Response<Body> {
     let (sender, chunks) = mpsc::unbounded_channel::<Result<Bytes, std::io::Error>>();
     for chunk in answer.chunks {
         let _ = sender.send(Ok(chunk.into()));
     }
     match answer.end {
-        End::Complete => drop(sender),
-        End::Cut => {
+        BodyEnd::Complete => drop(sender),
+        BodyEnd::Cut => {
             let _ = sender.send(Err(std::io::Error::other("cut by the test")));
         }
-        End::Open => {
+        BodyEnd::Open => {
             tokio::spawn(async move {
                 sender.closed().await;
             });
@@ -186,12 +186,12 @@ fn respond(answer: Answer) -> Response<Body> {
 }
 
 /// A record with one line.
-pub(crate) fn line(seq: u64, text: &str) -> Value {
+pub(crate) fn record_with_line(seq: u64, text: &str) -> Value {
     json!({"seq": seq, "log": [text], "status": "in_progress", "duration": 0.1})
 }
 
 /// The outcome of a build whose function runs.
-pub(crate) fn running() -> Value {
+pub(crate) fn outcome_of_running_function() -> Value {
     json!({"image": "r.example/shop:1", "digest": "sha256:ab", "status": "success", "duration": 1.0,
            "deployment": {"status": "ready", "durations": {"total": 0.5}}})
 }

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 use tokio::io::BufReader;
 
-use crate::fake_builder::{Answer, End, FakeBuilder, line};
+use crate::fake_builder::{BodyEnd, FakeBuilder, ScriptedAnswer, record_with_line};
 use crate::project::{Project, interrupt, read_until};
 use crate::up::incompressible;
 
@@ -19,18 +19,24 @@ const MEMORY_BYTES_MAX: u64 = 80 << 20;
 async fn a_context_is_packed_signed_and_sent_without_being_in_memory() {
     let stored = json!({"status": "success", "context": {"oci": "r.example/contexts@sha256:1"}});
     let mut server = FakeBuilder::start(vec![
-        ("POST /function/builder-fn/contexts", Answer::json(201, &stored)),
-        ("POST /async-function/builder-fn", Answer::queued()),
+        (
+            "POST /function/builder-fn/contexts",
+            ScriptedAnswer::json(201, &stored),
+        ),
+        ("POST /async-function/builder-fn", ScriptedAnswer::queued()),
     ])
     .await;
     let project = Project::shop();
     project.write("shop/large", incompressible(CONTEXT_BYTES));
     let mut child = project.spawn(&["up", "--gateway", &server.url]);
-    let context = server.next_request().await;
+    let context = server.next_request_except_probes().await;
     assert!(context.body.len() >= CONTEXT_BYTES);
     let id = server.next_call_id().await;
     let log = format!("GET /function/builder-fn/builds/{id}/log?from=1");
-    server.answer(&log, Answer::events(&[line(1, "l: T begun")], End::Open));
+    server.add_answer(
+        &log,
+        ScriptedAnswer::events(&[record_with_line(1, "l: T begun")], BodyEnd::Open),
+    );
     let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
     read_until(&mut stderr, "begun").await;
 

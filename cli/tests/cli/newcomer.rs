@@ -1,6 +1,6 @@
 //! What a newcomer reads: each mistake has its exit status, and says what to do next.
 
-use crate::fake_builder::{Answer, End, FakeBuilder, line};
+use crate::fake_builder::{BodyEnd, FakeBuilder, ScriptedAnswer, record_with_line};
 use crate::project::Project;
 
 #[tokio::test]
@@ -95,11 +95,15 @@ async fn an_unknown_function_a_missing_template_and_a_wrong_option_are_usage_err
 async fn a_broken_handler_shows_the_output_of_its_step_and_the_error() {
     let error = "process \"/bin/sh -c make\" did not complete successfully: exit code: 2";
     let records = [
-        line(1, "v: T [2/2] RUN make"),
-        line(2, "l: T main.c:3: error: expected ';'"),
+        record_with_line(1, "v: T [2/2] RUN make"),
+        record_with_line(2, "l: T main.c:3: error: expected ';'"),
         serde_json::json!({"status": "failed", "error": error, "code": 422}),
     ];
-    let server = FakeBuilder::start(vec![("POST /build", Answer::records(&records, End::Complete))]).await;
+    let server = FakeBuilder::start(vec![(
+        "POST /build",
+        ScriptedAnswer::records(&records, BodyEnd::Complete),
+    )])
+    .await;
     let printed = Project::shop()
         .run(&["up", "--via", "builder", "--builder", &server.url])
         .await;

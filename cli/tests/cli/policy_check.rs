@@ -15,7 +15,7 @@ const POLICY_JSON: &str = r#"{"tenants": {
 
 /// Runs `slipway policy check` in a folder with these files, and returns its exit code, standard output and standard
 /// error.
-fn run_slipway(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String, String) {
+fn run_policy_check(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String, String) {
     let folder = tempfile::tempdir().unwrap();
     for (name, content) in files {
         fs::write(folder.path().join(name), content).unwrap();
@@ -36,10 +36,17 @@ fn run_slipway(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String, Str
 
 /// Runs `slipway policy check` with [`POLICY_JSON`] and a request in the file `name`, which also names the option for
 /// it.
-fn check_file_against_policy(name: &str, content: &[u8], arguments: &[&str]) -> (i32, String, String) {
-    let option = format!("--{}", name.split('.').next().unwrap());
-    let arguments = [&["policy", &option, name], arguments].concat();
-    run_slipway(&[("policy", POLICY_JSON.as_bytes()), (name, content)], &arguments)
+fn check_file_against_policy(
+    option_file_name: &str,
+    content: &[u8],
+    arguments: &[&str],
+) -> (i32, String, String) {
+    let option = format!("--{}", option_file_name.split('.').next().unwrap());
+    let arguments = [&["policy", &option, option_file_name], arguments].concat();
+    run_policy_check(
+        &[("policy", POLICY_JSON.as_bytes()), (option_file_name, content)],
+        &arguments,
+    )
 }
 
 fn tar_with_config_and_dockerfile(config: &Value, dockerfile: &str) -> Vec<u8> {
@@ -58,13 +65,13 @@ fn tar_with_config_and_dockerfile(config: &Value, dockerfile: &str) -> Vec<u8> {
 
 #[test]
 fn a_valid_policy_ends_with_0_and_an_invalid_one_with_2_and_every_problem() {
-    let (code, out, _) = run_slipway(&[("policy", POLICY_JSON.as_bytes())], &["policy"]);
+    let (code, out, _) = run_policy_check(&[("policy", POLICY_JSON.as_bytes())], &["policy"]);
     assert_eq!(
         (code, out.as_str()),
         (0, "valid, with the tenants acme, globex\n")
     );
     let wrong = br#"{"tenants": {"acme": {"keys": ["a"], "push": ["nginx"], "pull": []}}}"#;
-    let (code, out, error) = run_slipway(&[("policy", wrong)], &["policy"]);
+    let (code, out, error) = run_policy_check(&[("policy", wrong)], &["policy"]);
     assert_eq!((code, out.as_str()), (2, ""));
     for problem in ["tenants.acme.push[0] should", "tenants.acme.pull is not"] {
         assert!(error.contains(problem), "{error}");
@@ -144,6 +151,6 @@ fn a_request_without_a_tenant_and_an_unknown_tenant_end_with_2() {
             check_file_against_policy("config", br#"{"image": "registry.example/x"}"#, arguments);
         assert_eq!(code, 2, "{error}");
     }
-    assert_eq!(run_slipway(&[], &["policy"]).0, 2);
-    assert_eq!(run_slipway(&[], &[]).0, 2);
+    assert_eq!(run_policy_check(&[], &["policy"]).0, 2);
+    assert_eq!(run_policy_check(&[], &[]).0, 2);
 }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 
 /// The key of the tests.
-pub(crate) const KEY: &str = "a key of the command's tests";
+pub(crate) const SIGNING_KEY: &str = "a key of the command's tests";
 
 /// The longest time until a command ends that has all that it waits for.
 const END_TIMEOUT: Duration = Duration::from_secs(120);
@@ -22,7 +22,7 @@ pub(crate) struct Project {
 
 /// What the command printed, and its exit status.
 #[derive(Debug)]
-pub(crate) struct Printed {
+pub(crate) struct FinishedCommand {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
@@ -58,14 +58,15 @@ impl Project {
         self.folder.path()
     }
 
-    /// Returns the command with these arguments, in the project's folder, with the key and none of the test's own variables.
+    /// Returns the command with these arguments, in the project's folder, with the key and none of the test's own
+    /// variables.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_slipway")));
         command
             .args(arguments)
             .current_dir(self.path())
             .env_clear()
-            .env("SLIPWAY_PAYLOAD_SECRET", KEY)
+            .env("SLIPWAY_PAYLOAD_SECRET", SIGNING_KEY)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -79,7 +80,7 @@ impl Project {
     }
 
     /// Runs the command to its end.
-    pub(crate) async fn run(&self, arguments: &[&str]) -> Printed {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> FinishedCommand {
         wait_for_end(self.spawn(arguments)).await
     }
 }
@@ -107,12 +108,12 @@ pub(crate) fn interrupt(child: &Child) {
 }
 
 /// Waits for the end of the command.
-pub(crate) async fn wait_for_end(child: Child) -> Printed {
+pub(crate) async fn wait_for_end(child: Child) -> FinishedCommand {
     let output = tokio::time::timeout(END_TIMEOUT, child.wait_with_output()).await;
     let output = output
         .expect("the command ends in time")
         .expect("the command ends");
-    Printed {
+    FinishedCommand {
         code: output.status.code(),
         stdout: String::from_utf8(output.stdout).expect("text"),
         stderr: String::from_utf8(output.stderr).expect("text"),

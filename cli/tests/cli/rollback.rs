@@ -2,17 +2,17 @@
 
 use serde_json::{Value, json};
 
-use crate::fake_builder::{Answer, End, FakeBuilder, line};
+use crate::fake_builder::{BodyEnd, FakeBuilder, ScriptedAnswer, record_with_line};
 use crate::project::Project;
 
 const POST: &str = "POST /functions/shop/rollback?id=r1";
 
-fn begun() -> Value {
+fn begun_rollback_json() -> Value {
     json!({"id": "r1", "state": "deploying", "function": "shop.openfaas-fn", "rollback": {"to": "v1", "from": "v2"}})
 }
 
 /// The outcome of a rollback with this deployment.
-fn ended(status: &str, code: Option<u16>, deployment: &Value) -> Value {
+fn rollback_outcome_json(status: &str, code: Option<u16>, deployment: &Value) -> Value {
     let mut outcome = json!({"image": "r.example/shop:1", "digest": "sha256:ab", "status": status, "deployment": deployment,
                              "rollback": {"to": "v1", "from": "v2"}});
     if let Some(code) = code {
@@ -22,7 +22,7 @@ fn ended(status: &str, code: Option<u16>, deployment: &Value) -> Value {
     outcome
 }
 
-async fn run(server: &FakeBuilder, arguments: &[&str]) -> crate::project::Printed {
+async fn run_rollback(server: &FakeBuilder, arguments: &[&str]) -> crate::project::FinishedCommand {
     let connection = ["--builder", &server.url, "--gateway", "http://gateway.example"];
     Project::empty()
         .run(&[&["rollback", "shop"], arguments, &connection[..]].concat())
@@ -65,15 +65,18 @@ async fn a_rollback_ends_with_the_url_and_the_exit_status_of_its_deployment() {
         ),
     ] {
         let log = [
-            line(1, "v: T [rollback] shop.openfaas-fn to v1"),
-            ended(status, code, &deployment),
+            record_with_line(1, "v: T [rollback] shop.openfaas-fn to v1"),
+            rollback_outcome_json(status, code, &deployment),
         ];
         let server = FakeBuilder::start(vec![
-            (POST, Answer::json(202, &begun())),
-            ("GET /builds/r1/log?from=1", Answer::records(&log, End::Complete)),
+            (POST, ScriptedAnswer::json(202, &begun_rollback_json())),
+            (
+                "GET /builds/r1/log?from=1",
+                ScriptedAnswer::records(&log, BodyEnd::Complete),
+            ),
         ])
         .await;
-        let printed = run(&server, &["--id", "r1"]).await;
+        let printed = run_rollback(&server, &["--id", "r1"]).await;
         assert_eq!(printed.code, Some(exit), "{deployment}: {printed:?}");
         assert!(printed.stderr.contains("rollback r1 to v1"), "{printed:?}");
         match exit {
@@ -91,17 +94,23 @@ async fn a_rollback_ends_with_the_url_and_the_exit_status_of_its_deployment() {
 }
 
 #[tokio::test]
-async fn a_version_of_which_nothing_proves_that_it_runs_is_not_deployed_with_strict() {
+async fn with_strict_a_rollback_to_an_unverified_version_ends_as_not_deployed() {
     let deployment = json!({"status": "unverified", "reasons": ["no header"]});
     let server = FakeBuilder::start(vec![
-        (POST, Answer::json(202, &begun())),
+        (POST, ScriptedAnswer::json(202, &begun_rollback_json())),
         (
             "GET /builds/r1/log?from=1",
-            Answer::records(&[ended("success", None, &deployment)], End::Complete),
+            ScriptedAnswer::records(
+                &[rollback_outcome_json("success", None, &deployment)],
+                BodyEnd::Complete,
+            ),
         ),
     ])
     .await;
-    assert_eq!(run(&server, &["--id", "r1", "--strict"]).await.code, Some(3));
+    assert_eq!(
+        run_rollback(&server, &["--id", "r1", "--strict"]).await.code,
+        Some(3)
+    );
 }
 
 #[tokio::test]
@@ -109,23 +118,27 @@ async fn a_rollback_whose_answer_is_lost_is_requested_again_under_its_id() {
     let server = FakeBuilder::start(vec![
         (
             POST,
-            Answer {
+            ScriptedAnswer {
                 status: 202,
                 chunks: vec!["{".to_owned()],
-                end: End::Cut,
+                end: BodyEnd::Cut,
             },
         ),
-        (POST, Answer::json(202, &begun())),
+        (POST, ScriptedAnswer::json(202, &begun_rollback_json())),
         (
             "GET /builds/r1/log?from=1",
-            Answer::records(
-                &[ended("success", None, &json!({"status": "ready"}))],
-                End::Complete,
+            ScriptedAnswer::records(
+                &[rollback_outcome_json(
+                    "success",
+                    None,
+                    &json!({"status": "ready"}),
+                )],
+                BodyEnd::Complete,
             ),
         ),
     ])
     .await;
-    let printed = run(&server, &["--id", "r1"]).await;
+    let printed = run_rollback(&server, &["--id", "r1"]).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
     assert_eq!(server.answers_left(), 0);
 }
@@ -143,10 +156,10 @@ async fn a_rollback_that_is_not_begun_says_what_to_do_next() {
         (501, 2, "slipway up"),
         (502, 4, "run the command again"),
     ] {
-        let refusal = Answer::json(status, &json!({"status": "failed", "error": "the reason"}));
+        let refusal = ScriptedAnswer::json(status, &json!({"status": "failed", "error": "the reason"}));
         let server =
             FakeBuilder::start(vec![("POST /functions/shop/rollback?id=r1&to=v%2F1", refusal)]).await;
-        let printed = run(&server, &["v/1", "--id", "r1"]).await;
+        let printed = run_rollback(&server, &["v/1", "--id", "r1"]).await;
         assert_eq!(printed.code, Some(exit), "{status}: {printed:?}");
         assert!(
             printed.stderr.contains("the reason") && printed.stderr.contains(next),
@@ -166,11 +179,11 @@ async fn the_versions_are_listed_as_a_table_or_as_the_builders_answer() {
     ]});
     let path = "GET /functions/shop/versions";
     let server = FakeBuilder::start(vec![
-        (path, Answer::json(200, &answer)),
-        (path, Answer::json(200, &answer)),
+        (path, ScriptedAnswer::json(200, &answer)),
+        (path, ScriptedAnswer::json(200, &answer)),
     ])
     .await;
-    let printed = run(&server, &["--list"]).await;
+    let printed = run_rollback(&server, &["--list"]).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
     let lines: Vec<_> = printed.stdout.lines().collect();
     assert!(lines[0].starts_with("ID  STATE"), "{printed:?}");
@@ -179,34 +192,38 @@ async fn the_versions_are_listed_as_a_table_or_as_the_builders_answer() {
         "{printed:?}"
     );
     assert!(lines[2].ends_with("the next rollback"), "{printed:?}");
-    let printed = run(&server, &["--list", "--json"]).await;
+    let printed = run_rollback(&server, &["--list", "--json"]).await;
     assert_eq!(
         serde_json::from_str::<Value>(&printed.stdout).expect("JSON"),
         answer
     );
     assert_eq!(
-        run(&server, &["v1", "--list"]).await.code,
+        run_rollback(&server, &["v1", "--list"]).await.code,
         Some(2),
         "nothing is listed and rolled back at once"
     );
 }
 
 #[tokio::test]
-async fn the_record_is_printed_with_json() {
+async fn rollback_with_json_prints_the_record_of_the_rollback() {
     let record = json!({"id": "r1", "state": "success", "rollback": {"to": "v1", "from": "v2"}});
     let server = FakeBuilder::start(vec![
-        (POST, Answer::json(202, &begun())),
+        (POST, ScriptedAnswer::json(202, &begun_rollback_json())),
         (
             "GET /builds/r1/log?from=1",
-            Answer::records(
-                &[ended("success", None, &json!({"status": "ready"}))],
-                End::Complete,
+            ScriptedAnswer::records(
+                &[rollback_outcome_json(
+                    "success",
+                    None,
+                    &json!({"status": "ready"}),
+                )],
+                BodyEnd::Complete,
             ),
         ),
-        ("GET /builds/r1", Answer::json(200, &record)),
+        ("GET /builds/r1", ScriptedAnswer::json(200, &record)),
     ])
     .await;
-    let printed = run(&server, &["--id", "r1", "--json"]).await;
+    let printed = run_rollback(&server, &["--id", "r1", "--json"]).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
     assert_eq!(
         serde_json::from_str::<Value>(&printed.stdout).expect("JSON"),

@@ -6,26 +6,32 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 
-use crate::fake_builder::{Answer, End, FakeBuilder, line, running};
+use crate::fake_builder::{
+    BodyEnd, FakeBuilder, ScriptedAnswer, outcome_of_running_function, record_with_line,
+};
 use crate::project::{Project, interrupt, read_until, wait_for_end};
 
 #[tokio::test]
 async fn a_cut_log_is_resumed_at_the_line_after_the_last_one() {
     let (first, second) = (
-        [line(1, "l: T one"), line(2, "l: T two")],
-        [line(3, "l: T three"), running()],
+        [record_with_line(1, "l: T one"), record_with_line(2, "l: T two")],
+        [record_with_line(3, "l: T three"), outcome_of_running_function()],
     );
     let project = Project::shop();
-    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
+    let mut server = FakeBuilder::start(vec![(
+        "POST /async-function/builder-fn",
+        ScriptedAnswer::queued(),
+    )])
+    .await;
     let child = project.spawn(&["up", "--gateway", &server.url]);
     let id = server.next_call_id().await;
     let log = |from: u64| format!("GET /function/builder-fn/builds/{id}/log?from={from}");
-    server.answer(&log(1), Answer::events(&first, End::Cut));
-    server.answer(
+    server.add_answer(&log(1), ScriptedAnswer::events(&first, BodyEnd::Cut));
+    server.add_answer(
         &log(3),
-        Answer::json(502, &json!({"status": "failed", "error": "a moment"})),
+        ScriptedAnswer::json(502, &json!({"status": "failed", "error": "a moment"})),
     );
-    server.answer(&log(3), Answer::events(&second, End::Complete));
+    server.add_answer(&log(3), ScriptedAnswer::events(&second, BodyEnd::Complete));
     let printed = wait_for_end(child).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
     assert_eq!(server.answers_left(), 0);
@@ -43,12 +49,19 @@ async fn a_cut_log_is_resumed_at_the_line_after_the_last_one() {
 async fn a_cut_answer_is_asked_for_again_as_the_same_build_and_no_line_is_shown_twice() {
     let record = |text: &str| json!({"log": [text], "status": "in_progress"});
     let mut server = FakeBuilder::start(vec![
-        ("POST /build", Answer::records(&[record("l: T one")], End::Cut)),
         (
             "POST /build",
-            Answer::records(
-                &[record("l: T one"), record("l: T two"), running()],
-                End::Complete,
+            ScriptedAnswer::records(&[record("l: T one")], BodyEnd::Cut),
+        ),
+        (
+            "POST /build",
+            ScriptedAnswer::records(
+                &[
+                    record("l: T one"),
+                    record("l: T two"),
+                    outcome_of_running_function(),
+                ],
+                BodyEnd::Complete,
             ),
         ),
     ])
@@ -57,7 +70,10 @@ async fn a_cut_answer_is_asked_for_again_as_the_same_build_and_no_line_is_shown_
         .run(&["up", "--via", "builder", "--builder", &server.url])
         .await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
-    let (one, other) = (server.next_request().await, server.next_request().await);
+    let (one, other) = (
+        server.next_request_except_probes().await,
+        server.next_request_except_probes().await,
+    );
     assert_eq!(one.headers["x-call-id"], other.headers["x-call-id"]);
     assert_eq!(one.body, other.body);
     assert_eq!(printed.stderr.matches("   one\n").count(), 1, "{printed:?}");
@@ -71,7 +87,10 @@ async fn give_build_an_open_log(
 ) -> (String, BufReader<tokio::process::ChildStderr>) {
     let id = server.next_call_id().await;
     let log = format!("GET /function/builder-fn/builds/{id}/log?from=1");
-    server.answer(&log, Answer::events(&[line(1, "l: T begun")], End::Open));
+    server.add_answer(
+        &log,
+        ScriptedAnswer::events(&[record_with_line(1, "l: T begun")], BodyEnd::Open),
+    );
     let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
     read_until(&mut stderr, "begun").await;
     (id, stderr)
@@ -79,7 +98,11 @@ async fn give_build_an_open_log(
 
 #[tokio::test]
 async fn ctrl_c_leaves_a_queued_build_and_says_how_to_return_and_to_cancel() {
-    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
+    let mut server = FakeBuilder::start(vec![(
+        "POST /async-function/builder-fn",
+        ScriptedAnswer::queued(),
+    )])
+    .await;
     let project = Project::shop();
     let mut child = project.spawn(&["up", "--gateway", &server.url]);
     let (id, mut stderr) = give_build_an_open_log(&mut server, &mut child).await;
@@ -95,14 +118,18 @@ async fn ctrl_c_leaves_a_queued_build_and_says_how_to_return_and_to_cancel() {
 
 #[tokio::test]
 async fn a_second_ctrl_c_cancels_the_build() {
-    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
+    let mut server = FakeBuilder::start(vec![(
+        "POST /async-function/builder-fn",
+        ScriptedAnswer::queued(),
+    )])
+    .await;
     let project = Project::shop();
     let mut child = project.spawn(&["up", "--gateway", &server.url]);
     let (id, mut stderr) = give_build_an_open_log(&mut server, &mut child).await;
     let cancel = format!("DELETE /function/builder-fn/builds/{id}");
-    server.answer(
+    server.add_answer(
         &cancel,
-        Answer::json(200, &json!({"id": id, "state": "cancelled"})),
+        ScriptedAnswer::json(200, &json!({"id": id, "state": "cancelled"})),
     );
     interrupt(&child);
     read_until(&mut stderr, "press Ctrl-C again").await;
@@ -115,7 +142,11 @@ async fn a_second_ctrl_c_cancels_the_build() {
 
 #[tokio::test]
 async fn a_build_that_no_builder_accepts_is_given_up_after_the_time_that_the_command_line_says() {
-    let server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
+    let server = FakeBuilder::start(vec![(
+        "POST /async-function/builder-fn",
+        ScriptedAnswer::queued(),
+    )])
+    .await;
     let printed = Project::shop()
         .run(&["up", "--gateway", &server.url, "--queue-timeout", "0"])
         .await;
@@ -126,12 +157,19 @@ async fn a_build_that_no_builder_accepts_is_given_up_after_the_time_that_the_com
 #[tokio::test]
 async fn two_ctrl_c_cancel_a_build_by_the_builders_own_address() {
     let begun = [json!({"log": ["l: T begun"], "status": "in_progress"})];
-    let mut server = FakeBuilder::start(vec![("POST /build", Answer::records(&begun, End::Open))]).await;
+    let mut server = FakeBuilder::start(vec![(
+        "POST /build",
+        ScriptedAnswer::records(&begun, BodyEnd::Open),
+    )])
+    .await;
     let project = Project::shop();
     let mut child = project.spawn(&["up", "--via", "builder", "--builder", &server.url]);
     let id = server.next_call_id().await;
     let cancelled = json!({"id": id, "state": "cancelled", "error": "cancelled"});
-    server.answer(&format!("DELETE /builds/{id}"), Answer::json(200, &cancelled));
+    server.add_answer(
+        &format!("DELETE /builds/{id}"),
+        ScriptedAnswer::json(200, &cancelled),
+    );
     let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
     read_until(&mut stderr, "begun").await;
     interrupt(&child);
@@ -143,23 +181,27 @@ async fn two_ctrl_c_cancel_a_build_by_the_builders_own_address() {
 
 #[tokio::test]
 async fn a_log_that_ends_without_the_outcome_of_the_deployment_is_followed_by_asking_for_it() {
-    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
+    let mut server = FakeBuilder::start(vec![(
+        "POST /async-function/builder-fn",
+        ScriptedAnswer::queued(),
+    )])
+    .await;
     let project = Project::shop();
     let child = project.spawn(&["up", "--gateway", &server.url]);
     let id = server.next_call_id().await;
     let unknown =
         json!({"seq": 1, "status": "failed", "error": "what became of its deployment is not known"});
     let build = format!("GET /function/builder-fn/builds/{id}");
-    server.answer(
+    server.add_answer(
         &build,
-        Answer::json(200, &json!({"id": id, "state": "deploying"})),
+        ScriptedAnswer::json(200, &json!({"id": id, "state": "deploying"})),
     );
-    let mut running = running();
+    let mut running = outcome_of_running_function();
     running["state"] = json!("success");
-    server.answer(&build, Answer::json(200, &running));
-    server.answer(
+    server.add_answer(&build, ScriptedAnswer::json(200, &running));
+    server.add_answer(
         &format!("{build}/log?from=1"),
-        Answer::events(&[unknown], End::Complete),
+        ScriptedAnswer::events(&[unknown], BodyEnd::Complete),
     );
     let printed = wait_for_end(child).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
@@ -168,22 +210,28 @@ async fn a_log_that_ends_without_the_outcome_of_the_deployment_is_followed_by_as
 
 #[tokio::test]
 async fn dev_is_quiet_while_nothing_changes_and_builds_again_what_was_saved() {
-    let records = [running()];
+    let records = [outcome_of_running_function()];
     let mut server = FakeBuilder::start(vec![
-        ("POST /build", Answer::records(&records, End::Complete)),
-        ("POST /build", Answer::records(&records, End::Complete)),
+        (
+            "POST /build",
+            ScriptedAnswer::records(&records, BodyEnd::Complete),
+        ),
+        (
+            "POST /build",
+            ScriptedAnswer::records(&records, BodyEnd::Complete),
+        ),
     ])
     .await;
     let project = Project::shop();
     let mut child = project.spawn(&["dev", "--via", "builder", "--builder", &server.url]);
     let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-    server.next_request().await;
+    server.next_request_except_probes().await;
     read_until(&mut stderr, "watching for changes").await;
     let mut line = String::new();
     let quiet = tokio::time::timeout(Duration::from_secs(1), stderr.read_line(&mut line)).await;
     assert!(quiet.is_err(), "it reacts to its own reading: {line}");
     project.write("shop/Dockerfile", "FROM scratch\nLABEL changed=1\n");
-    server.next_request().await;
+    server.next_request_except_probes().await;
     read_until(&mut stderr, "watching for changes").await;
     interrupt(&child);
     assert_eq!(child.wait().await.expect("it ends").code(), Some(0));

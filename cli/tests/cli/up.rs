@@ -4,7 +4,9 @@ use std::io::Read as _;
 
 use serde_json::{Value, json};
 
-use crate::fake_builder::{Answer, End, FakeBuilder, line, running};
+use crate::fake_builder::{
+    BodyEnd, FakeBuilder, ScriptedAnswer, outcome_of_running_function, record_with_line,
+};
 use crate::project::Project;
 
 #[tokio::test]
@@ -15,7 +17,7 @@ async fn each_outcome_has_its_exit_status_and_each_failure_its_next_step() {
                "deployment": {"status": status, "reasons": ["the reason"]}})
     };
     for (outcome, arguments, code) in [
-        (running(), &[][..], 0),
+        (outcome_of_running_function(), &[][..], 0),
         (failed(422), &[], 1),
         (failed(400), &[], 2),
         (deployment("rolled_back", 422), &[], 3),
@@ -46,8 +48,11 @@ async fn each_outcome_has_its_exit_status_and_each_failure_its_next_step() {
             json!({"log": ["v: T [1/1] RUN make"], "status": "in_progress"}),
             outcome.clone(),
         ];
-        let server =
-            FakeBuilder::start(vec![("POST /build", Answer::records(&records, End::Complete))]).await;
+        let server = FakeBuilder::start(vec![(
+            "POST /build",
+            ScriptedAnswer::records(&records, BodyEnd::Complete),
+        )])
+        .await;
         let project = Project::shop();
         let common = [
             "up",
@@ -96,7 +101,7 @@ async fn answers_without_a_stream_have_the_same_exit_statuses() {
         (502, Value::Null, 4, "again"),
         (507, json!({"status": "failed", "error": "no room"}), 4, "no room"),
     ] {
-        let server = FakeBuilder::start(vec![("POST /build", Answer::json(status, &body))]).await;
+        let server = FakeBuilder::start(vec![("POST /build", ScriptedAnswer::json(status, &body))]).await;
         let arguments = ["up", "--via", "builder", "--builder", &server.url];
         let printed = Project::shop().run(&arguments).await;
         assert_eq!(
@@ -110,7 +115,11 @@ async fn answers_without_a_stream_have_the_same_exit_statuses() {
 
 #[tokio::test]
 async fn a_request_is_a_signed_tar_with_the_function_as_the_stack_file_has_it() {
-    let mut server = FakeBuilder::start(vec![("POST /async-function/builder-fn", Answer::queued())]).await;
+    let mut server = FakeBuilder::start(vec![(
+        "POST /async-function/builder-fn",
+        ScriptedAnswer::queued(),
+    )])
+    .await;
     let project = Project::shop();
     project.write("shop/target/large", "x");
     project.write("shop/.dockerignore", "target\n");
@@ -142,7 +151,7 @@ async fn a_request_is_a_signed_tar_with_the_function_as_the_stack_file_has_it() 
             .any(|event| event["event"] == "submitted" && event["route"] == "queue"),
         "{events:?}"
     );
-    let request = server.next_request().await;
+    let request = server.next_request_except_probes().await;
     assert!(request.headers.contains_key("x-build-signature") && request.headers.contains_key("x-call-id"));
     let mut names = Vec::new();
     let mut config = Value::Null;
@@ -183,17 +192,20 @@ async fn a_request_is_a_signed_tar_with_the_function_as_the_stack_file_has_it() 
 async fn a_request_that_is_too_large_for_the_queue_goes_there_as_a_reference_to_its_stored_context() {
     let stored = json!({"status": "success", "context": {"oci": "r.example/contexts@sha256:1"}});
     let mut server = FakeBuilder::start(vec![
-        ("POST /function/builder-fn/contexts", Answer::json(201, &stored)),
-        ("POST /async-function/builder-fn", Answer::queued()),
+        (
+            "POST /function/builder-fn/contexts",
+            ScriptedAnswer::json(201, &stored),
+        ),
+        ("POST /async-function/builder-fn", ScriptedAnswer::queued()),
     ])
     .await;
     let project = Project::shop();
     project.write("shop/large", incompressible(300_000));
     let printed = project.run(&["up", "--detach", "--gateway", &server.url]).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
-    let context = server.next_request().await;
+    let context = server.next_request_except_probes().await;
     assert!(context.body.len() > 256_000);
-    let request = server.next_request().await;
+    let request = server.next_request_except_probes().await;
     assert_eq!(request.headers["content-type"], "application/json");
     let body: Value = serde_json::from_slice(&request.body).expect("JSON");
     assert_eq!(
@@ -207,11 +219,11 @@ async fn a_large_request_goes_past_the_queue_if_the_builder_stores_no_contexts()
     let server = FakeBuilder::start(vec![
         (
             "POST /function/builder-fn/contexts",
-            Answer::json(501, &json!({"status": "failed", "error": "not offered"})),
+            ScriptedAnswer::json(501, &json!({"status": "failed", "error": "not offered"})),
         ),
         (
             "POST /function/builder-fn",
-            Answer::events(&[running()], End::Complete),
+            ScriptedAnswer::events(&[outcome_of_running_function()], BodyEnd::Complete),
         ),
     ])
     .await;
@@ -223,7 +235,7 @@ async fn a_large_request_goes_past_the_queue_if_the_builder_stores_no_contexts()
     assert!(printed.stderr.contains("without the queue"), "{printed:?}");
     let server = FakeBuilder::start(vec![(
         "POST /function/builder-fn/contexts",
-        Answer::json(501, &json!({"status": "failed", "error": "not offered"})),
+        ScriptedAnswer::json(501, &json!({"status": "failed", "error": "not offered"})),
     )])
     .await;
     let printed = project
@@ -236,10 +248,16 @@ async fn a_large_request_goes_past_the_queue_if_the_builder_stores_no_contexts()
 #[tokio::test]
 async fn quiet_progress_prints_errors_only_and_every_failed_function_counts() {
     let failed = json!({"status": "failed", "error": "why", "code": 422});
-    let records = [line(1, "v: T [1/1] RUN make"), failed];
+    let records = [record_with_line(1, "v: T [1/1] RUN make"), failed];
     let server = FakeBuilder::start(vec![
-        ("POST /build", Answer::records(&records, End::Complete)),
-        ("POST /build", Answer::records(&[running()], End::Complete)),
+        (
+            "POST /build",
+            ScriptedAnswer::records(&records, BodyEnd::Complete),
+        ),
+        (
+            "POST /build",
+            ScriptedAnswer::records(&[outcome_of_running_function()], BodyEnd::Complete),
+        ),
     ])
     .await;
     let project = Project::shop();

@@ -40,7 +40,7 @@ pub(crate) fn delete_request(function: &FunctionAddress) -> Result<Request<Bytes
     };
     json_body_request(
         Method::DELETE,
-        &path_in_namespace(FUNCTIONS_PATH, namespace.as_deref()),
+        &path_with_namespace_query(FUNCTIONS_PATH, namespace.as_deref()),
         &body,
     )
 }
@@ -49,12 +49,12 @@ pub(crate) fn delete_request(function: &FunctionAddress) -> Result<Request<Bytes
 /// exist.
 pub(crate) fn status_request(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
     let path = format!("/system/function/{}", function.name);
-    get_json_request(&path_in_namespace(&path, function.namespace.as_deref()))
+    get_json_request(&path_with_namespace_query(&path, function.namespace.as_deref()))
 }
 
 /// Returns the request that lists the secrets of a namespace.
 pub(crate) fn secrets_request(namespace: Option<&str>) -> Result<Request<Bytes>, GatewayError> {
-    get_json_request(&path_in_namespace("/system/secrets", namespace))
+    get_json_request(&path_with_namespace_query("/system/secrets", namespace))
 }
 
 /// Returns the request that lists the namespaces that may have functions.
@@ -108,7 +108,7 @@ fn build_request(method: Method, path: &str, body: Bytes) -> Result<Request<Byte
 }
 
 /// Returns `path` with the namespace in its query.
-fn path_in_namespace(path: &str, namespace: Option<&str>) -> String {
+fn path_with_namespace_query(path: &str, namespace: Option<&str>) -> String {
     match namespace {
         Some(namespace) => format!("{path}?namespace={namespace}"),
         None => path.to_owned(),

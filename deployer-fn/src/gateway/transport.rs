@@ -15,8 +15,8 @@ const BEARER_TOKEN_SECRET: &str = "gateway-token";
 
 /// A sender of requests to the gateway, by the host's client and with the deployer's credentials.
 ///
-/// Requests to `/system/` carry a bearer token: that of the secret [`BEARER_TOKEN_SECRET`] if it exists, or else that of the
-/// token exchange. Without either, the host's client adds basic authentication. Calls of functions carry no
+/// Requests to `/system/` carry a bearer token: that of the secret [`BEARER_TOKEN_SECRET`] if it exists, or else that
+/// of the token exchange. Without either, the host's client adds basic authentication. Calls of functions carry no
 /// credentials.
 #[derive(Debug)]
 pub(crate) struct HttpGatewaySender<'a> {
@@ -36,7 +36,7 @@ impl<'a> HttpGatewaySender<'a> {
     }
 
     /// Adds a bearer token to a request to `/system/`, if the deployer has one.
-    async fn add_authorization(
+    async fn add_bearer_token_to_system_request(
         &self,
         request: &mut Request<Bytes>,
         limit: Duration,
@@ -65,7 +65,8 @@ impl GatewayRequestSender for HttpGatewaySender<'_> {
         mut request: Request<Bytes>,
         limit: Duration,
     ) -> Result<Response<Bytes>, GatewayError> {
-        self.add_authorization(&mut request, limit).await?;
+        self.add_bearer_token_to_system_request(&mut request, limit)
+            .await?;
         let response = self.gateway.send(request.map(Full::new), limit).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             self.exchange.forget_cached_token();

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::pod;
-use super::text::as_one_line;
+use super::text::as_bounded_line;
 use crate::outcome::FaultyParty;
 use crate::request::names_same_image;
 
@@ -48,12 +48,12 @@ pub(crate) struct Obstacle {
 #[derive(Debug)]
 pub(super) struct Assessment {
     pub(super) state: VersionState,
-    pub(super) detail: Option<Detail>,
+    pub(super) detail: Option<DetailToRead>,
 }
 
 /// Something to read that makes a reason exact.
 #[derive(Debug)]
-pub(super) enum Detail {
+pub(super) enum DetailToRead {
     /// The events of the pod with this UID.
     EventsOf { uid: String },
     /// The end of a container's log: of its present run, or of the one before it.
@@ -66,7 +66,7 @@ pub(super) enum Detail {
 
 impl Obstacle {
     /// Makes an obstacle of which it is not known who has to act.
-    pub(super) fn new(reason: impl Into<String>) -> Self {
+    pub(super) fn of_unknown_fault(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
             fault: None,
@@ -76,7 +76,7 @@ impl Obstacle {
 
 impl VersionState {
     /// Adds to the reason, if there is one.
-    pub(super) fn with_detail(mut self, detail: Option<&str>) -> Self {
+    pub(super) fn with_detail_in_reason(mut self, detail: Option<&str>) -> Self {
         if let (Self::Pending(obstacle) | Self::Stuck(obstacle), Some(detail)) = (&mut self, detail) {
             obstacle.reason = format!("{}; {detail}", obstacle.reason);
         }
@@ -103,10 +103,10 @@ pub(super) fn assess_version(
     wanted: WantedReplicas,
 ) -> Assessment {
     let pending = |reason: String| Assessment {
-        state: VersionState::Pending(Obstacle::new(reason)),
+        state: VersionState::Pending(Obstacle::of_unknown_fault(reason)),
         detail: None,
     };
-    if let Some(reason) = reason_not_taken(deployment, image) {
+    if let Some(reason) = reason_status_does_not_describe_version(deployment, image) {
         return pending(reason);
     }
     let spec = deployment.spec.as_ref();
@@ -134,7 +134,7 @@ pub(super) fn assess_version(
     if updated >= needed && available >= needed && all <= updated {
         let starts = own
             .iter()
-            .filter_map(|pod| Some((pod.metadata.uid.clone()?, restarts(pod))));
+            .filter_map(|pod| Some((pod.metadata.uid.clone()?, total_restarts(pod))));
         return Assessment {
             state: VersionState::Complete(PodStarts(starts.collect())),
             detail: None,
@@ -163,7 +163,7 @@ fn creation_failure(status: &DeploymentStatus) -> Option<Assessment> {
     let mut conditions = status.conditions.iter().flatten();
     let failure =
         conditions.find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
-    let message = as_one_line(failure.message.as_deref().unwrap_or_default());
+    let message = as_bounded_line(failure.message.as_deref().unwrap_or_default());
     let lasts = LASTING_CREATION_FAILURES
         .iter()
         .any(|text| message.contains(text));
@@ -178,7 +178,7 @@ fn creation_failure(status: &DeploymentStatus) -> Option<Assessment> {
 }
 
 /// Returns why the Deployment's status does not describe the version yet; `None` if it does.
-fn reason_not_taken(deployment: &Deployment, image: &str) -> Option<String> {
+fn reason_status_does_not_describe_version(deployment: &Deployment, image: &str) -> Option<String> {
     let (metadata, status) = (&deployment.metadata, deployment.status.as_ref());
     if metadata.deletion_timestamp.is_some() {
         return Some("the Deployment is being deleted".to_owned());
@@ -194,7 +194,7 @@ fn reason_not_taken(deployment: &Deployment, image: &str) -> Option<String> {
             .filter_map(|container| container.image.as_deref())
     };
     if !images().any(|other| names_same_image(image, other)) {
-        let images: Vec<_> = images().map(as_one_line).collect();
+        let images: Vec<_> = images().map(as_bounded_line).collect();
         return Some(format!("the Deployment has another image: {}", images.join(", ")));
     }
     if deployment.spec.as_ref().and_then(|spec| spec.paused) == Some(true) {
@@ -216,7 +216,8 @@ fn revision(metadata: &ObjectMeta) -> Option<&String> {
     metadata.annotations.as_ref()?.get(REVISION_ANNOTATION)
 }
 
-/// Returns whether the pod is not being deleted, and has not ended: Kubernetes keeps the remains of pods that were evicted.
+/// Returns whether the pod is not being deleted, and has not ended: Kubernetes keeps the remains of pods that were
+/// evicted.
 fn is_alive(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Failed" | "Succeeded"))
@@ -228,7 +229,7 @@ fn is_ready(pod: &Pod) -> bool {
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn restarts(pod: &Pod) -> i64 {
+fn total_restarts(pod: &Pod) -> i64 {
     let containers = pod
         .status
         .iter()
@@ -247,16 +248,16 @@ mod tests {
     const IMAGE: &str = "registry.example/hello:1";
 
     /// Returns a Deployment of two replicas that is complete, its ReplicaSets, and its pods.
-    fn complete_version() -> Value {
+    fn complete_version_objects() -> Value {
         let pod = |name: &str, set: &str| {
-            json!({"metadata": {"name": name, "uid": name, "ownerReferences": owner("ReplicaSet", set)},
+            json!({"metadata": {"name": name, "uid": name, "ownerReferences": owner_reference_list("ReplicaSet", set)},
                 "spec": {"containers": [{"name": "hello", "resources": {"limits": {"memory": "64Mi"}}}]},
                 "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
                     "containerStatuses": [{"name": "hello", "image": IMAGE, "imageID": "", "ready": true,
                         "restartCount": 2, "state": {"running": {}}}]}})
         };
         let set = |name: &str, revision: &str| {
-            json!({"metadata": {"name": name, "uid": name, "ownerReferences": owner("Deployment", "d"),
+            json!({"metadata": {"name": name, "uid": name, "ownerReferences": owner_reference_list("Deployment", "d"),
                 "annotations": {REVISION_ANNOTATION: revision}}})
         };
         json!({
@@ -270,17 +271,17 @@ mod tests {
         })
     }
 
-    fn owner(kind: &str, uid: &str) -> Value {
+    fn owner_reference_list(kind: &str, uid: &str) -> Value {
         json!([{"apiVersion": "v1", "kind": kind, "name": uid, "uid": uid}])
     }
 
     /// Returns the assessment of a complete version after `changes`: values, by JSON pointers.
-    fn assess_after(changes: &[(&str, Value)]) -> Assessment {
-        assess_with(changes, WantedReplicas::All)
+    fn assess_complete_version_after(changes: &[(&str, Value)]) -> Assessment {
+        assess_complete_version_with(changes, WantedReplicas::All)
     }
 
-    fn assess_with(changes: &[(&str, Value)], wanted: WantedReplicas) -> Assessment {
-        let mut version = complete_version();
+    fn assess_complete_version_with(changes: &[(&str, Value)], wanted: WantedReplicas) -> Assessment {
+        let mut version = complete_version_objects();
         for (pointer, value) in changes {
             let (parent, key) = pointer.rsplit_once('/').unwrap();
             match version.pointer_mut(parent).unwrap() {
@@ -297,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_version_with_all_replicas_and_no_others_is_complete() {
-        let VersionState::Complete(starts) = assess_after(&[]).state else {
+        let VersionState::Complete(starts) = assess_complete_version_after(&[]).state else {
             panic!("it is not complete");
         };
         assert_eq!(starts.0, [("a".to_owned(), 2), ("b".to_owned(), 2)].into());
@@ -307,7 +308,7 @@ mod tests {
             ("/pods", json!([])),
         ];
         assert_eq!(
-            assess_after(&scaled_to_zero).state,
+            assess_complete_version_after(&scaled_to_zero).state,
             VersionState::Complete(PodStarts::default())
         );
     }
@@ -464,7 +465,7 @@ mod tests {
                 "the container ended with exit code 3 (no port), and was started 2 times",
             ),
         ] {
-            let (stuck, obstacle) = match assess_after(&changes).state {
+            let (stuck, obstacle) = match assess_complete_version_after(&changes).state {
                 VersionState::Stuck(obstacle) => (true, obstacle),
                 VersionState::Pending(obstacle) => (false, obstacle),
                 complete => panic!("{reason}: {complete:?}"),
@@ -477,7 +478,7 @@ mod tests {
     #[test]
     fn a_version_that_has_been_good_needs_one_replica() {
         let one_of_two = [("/deployment/status/availableReplicas", json!(1))];
-        let state = |wanted| assess_with(&one_of_two, wanted).state;
+        let state = |wanted| assess_complete_version_with(&one_of_two, wanted).state;
         assert!(matches!(state(WantedReplicas::One), VersionState::Complete(_)));
         assert!(matches!(state(WantedReplicas::All), VersionState::Pending(_)));
     }
@@ -488,10 +489,10 @@ mod tests {
             "containerStatuses": [{"name": "hello", "image": IMAGE, "imageID": "", "ready": false, "restartCount": 1,
                 "state": {"terminated": {"exitCode": 137}}}]});
         let remains = ("/pods/1/status", evicted);
-        let state = assess_after(std::slice::from_ref(&remains)).state;
+        let state = assess_complete_version_after(std::slice::from_ref(&remains)).state;
         assert!(matches!(state, VersionState::Complete(_)), "{state:?}");
         let replacing = [remains, ("/deployment/status/availableReplicas", json!(1))];
-        let VersionState::Pending(obstacle) = assess_after(&replacing).state else {
+        let VersionState::Pending(obstacle) = assess_complete_version_after(&replacing).state else {
             panic!("the remains are a crash loop");
         };
         assert_eq!(
@@ -504,13 +505,16 @@ mod tests {
     fn a_pod_of_another_replica_set_and_one_that_is_being_deleted_do_not_count() {
         let unready = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]});
         for other in [
-            ("/pods/1/metadata/ownerReferences", owner("ReplicaSet", "old")),
+            (
+                "/pods/1/metadata/ownerReferences",
+                owner_reference_list("ReplicaSet", "old"),
+            ),
             (
                 "/pods/1/metadata/deletionTimestamp",
                 json!("2026-01-01T00:00:00Z"),
             ),
         ] {
-            let state = assess_after(&[("/pods/1/status", unready.clone()), other]).state;
+            let state = assess_complete_version_after(&[("/pods/1/status", unready.clone()), other]).state;
             assert!(matches!(state, VersionState::Complete(_)), "{state:?}");
         }
     }

@@ -2,8 +2,8 @@
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod};
 
-use super::assessment::{Assessment, Detail, Obstacle, VersionState};
-use super::text::as_one_line;
+use super::assessment::{Assessment, DetailToRead, Obstacle, VersionState};
+use super::text::as_bounded_line;
 use crate::outcome::FaultyParty;
 
 /// Texts in a kubelet's message on a pull that say that the registry has no such image for this node.
@@ -36,7 +36,7 @@ pub(super) fn assess_pod(pod: &Pod) -> Assessment {
     let unscheduled =
         conditions.find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     if let Some(condition) = unscheduled {
-        let message = as_one_line(condition.message.as_deref().unwrap_or_default());
+        let message = as_bounded_line(condition.message.as_deref().unwrap_or_default());
         let reason = format!("no node takes the pod: {message}");
         return Assessment::pending(Obstacle::of_platform(reason));
     }
@@ -52,10 +52,10 @@ pub(super) fn assess_pod(pod: &Pod) -> Assessment {
         let phase = status.and_then(|status| status.reason.as_deref().or(status.phase.as_deref()));
         let reason = match phase {
             Some("Running") => "the pod runs and is not ready".to_owned(),
-            Some(phase) => format!("the pod is not ready ({})", as_one_line(phase)),
+            Some(phase) => format!("the pod is not ready ({})", as_bounded_line(phase)),
             None => "the pod is not ready".to_owned(),
         };
-        Assessment::pending(Obstacle::new(reason)).with_detail(events_of(pod))
+        Assessment::pending(Obstacle::of_unknown_fault(reason)).with_detail(events_to_read(pod))
     })
 }
 
@@ -64,23 +64,27 @@ fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment
     let state = container.state.as_ref()?;
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref()?;
-        let message = as_one_line(waiting.message.as_deref().unwrap_or_default());
+        let message = as_bounded_line(waiting.message.as_deref().unwrap_or_default());
         return match reason {
-            "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => {
-                Some(assess_pull(pod, &as_one_line(&container.image), &message))
-            }
+            "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => Some(assess_failed_pull(
+                pod,
+                &as_bounded_line(&container.image),
+                &message,
+            )),
             "InvalidImageName" | "ErrImageNeverPull" => {
                 Some(Assessment::stuck(Obstacle::of_caller(format!(
                     "the image {} cannot be pulled: {reason}: {message}",
                     container.image
                 ))))
             }
-            "CreateContainerConfigError" | "RunContainerError" if lasts(&message) => Some(Assessment::stuck(
-                Obstacle::of_caller(format!("the container cannot be started: {reason}: {message}")),
-            )),
+            "CreateContainerConfigError" | "RunContainerError" if start_failure_lasts(&message) => {
+                Some(Assessment::stuck(Obstacle::of_caller(format!(
+                    "the container cannot be started: {reason}: {message}"
+                ))))
+            }
             "CrashLoopBackOff" => Some(assess_crash_loop(pod, container)),
             "ContainerCreating" | "PodInitializing" => None,
-            _ => Some(Assessment::pending(Obstacle::new(format!(
+            _ => Some(Assessment::pending(Obstacle::of_unknown_fault(format!(
                 "the container waits: {reason}: {message}"
             )))),
         };
@@ -89,7 +93,7 @@ fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment
         return Some(assess_crash_loop(pod, container));
     }
     let ended = state.terminated.as_ref().map(|ended| (ended, false));
-    let ended = ended.or_else(|| Some((last_end(container)?, true)));
+    let ended = ended.or_else(|| Some((last_termination(container)?, true)));
     let (ended, has_restarted) = ended?;
     let reason = match has_restarted {
         true => format!(
@@ -98,11 +102,11 @@ fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment
         ),
         false => format!("the container {}", describe_end(pod, container, ended)),
     };
-    let log = log_of(pod, container, has_restarted);
+    let log = log_to_read(pod, container, has_restarted);
     Some(Assessment::pending(Obstacle::of_caller(reason)).with_detail(log))
 }
 
-fn assess_pull(pod: &Pod, image: &str, message: &str) -> Assessment {
+fn assess_failed_pull(pod: &Pod, image: &str, message: &str) -> Assessment {
     let reason = format!("the image {image} cannot be pulled: {message}");
     // Without names of images and addresses, which may have any word in them.
     let words = message.split(' ').filter(|word| !word.contains('/'));
@@ -113,19 +117,19 @@ fn assess_pull(pod: &Pod, image: &str, message: &str) -> Assessment {
         // The node's credentials may have expired.
         () if says(&DENIED_PULL_TEXTS) => Assessment::stuck(Obstacle::of_platform(reason)),
         // Before Kubernetes 1.32, the cause is in an event only.
-        () => Assessment::pending(Obstacle::of_platform(reason)).with_detail(events_of(pod)),
+        () => Assessment::pending(Obstacle::of_platform(reason)).with_detail(events_to_read(pod)),
     }
 }
 
 /// Returns whether a kubelet's message on a start says that the same start would fail again.
-fn lasts(message: &str) -> bool {
+fn start_failure_lasts(message: &str) -> bool {
     LASTING_START_FAILURES.iter().any(|text| message.contains(text))
 }
 
 fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> Assessment {
     let state = container.state.as_ref();
     let now = state.and_then(|state| state.terminated.as_ref());
-    let end = match now.or_else(|| last_end(container)) {
+    let end = match now.or_else(|| last_termination(container)) {
         Some(ended) => describe_end(pod, container, ended),
         None => "does not stay up".to_owned(),
     };
@@ -133,11 +137,11 @@ fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> Assessment {
         "the container {end}, and was started {} times",
         i64::from(container.restart_count) + 1
     );
-    let log = log_of(pod, container, now.is_none());
+    let log = log_to_read(pod, container, now.is_none());
     Assessment::stuck(Obstacle::of_caller(reason)).with_detail(log)
 }
 
-fn last_end(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+fn last_termination(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
     let last: &ContainerState = container.last_state.as_ref()?;
     last.terminated.as_ref()
 }
@@ -145,13 +149,13 @@ fn last_end(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
 /// Returns how a container ended, as the rest of a sentence.
 fn describe_end(pod: &Pod, container: &ContainerStatus, ended: &ContainerStateTerminated) -> String {
     if ended.reason.as_deref() == Some("OOMKilled") {
-        let limit = memory_limit(pod, &container.name).unwrap_or_default();
+        let limit = memory_limit_phrase(pod, &container.name).unwrap_or_default();
         return format!("was ended because it needed more memory than its limit{limit}");
     }
     let message = ended
         .message
         .as_deref()
-        .map(as_one_line)
+        .map(as_bounded_line)
         .filter(|text| !text.is_empty());
     let message = message.map(|text| format!(" ({text})")).unwrap_or_default();
     match (ended.signal, ended.exit_code) {
@@ -162,20 +166,20 @@ fn describe_end(pod: &Pod, container: &ContainerStatus, ended: &ContainerStateTe
     }
 }
 
-fn memory_limit(pod: &Pod, container: &str) -> Option<String> {
+fn memory_limit_phrase(pod: &Pod, container: &str) -> Option<String> {
     let mut containers = pod.spec.as_ref()?.containers.iter();
     let container = containers.find(|other| other.name == container)?;
     let limits = container.resources.as_ref()?.limits.as_ref()?;
     Some(format!(" of {}", limits.get("memory")?.0))
 }
 
-fn events_of(pod: &Pod) -> Option<Detail> {
+fn events_to_read(pod: &Pod) -> Option<DetailToRead> {
     let uid = pod.metadata.uid.clone()?;
-    Some(Detail::EventsOf { uid })
+    Some(DetailToRead::EventsOf { uid })
 }
 
-fn log_of(pod: &Pod, container: &ContainerStatus, previous: bool) -> Option<Detail> {
-    Some(Detail::LogOf {
+fn log_to_read(pod: &Pod, container: &ContainerStatus, previous: bool) -> Option<DetailToRead> {
+    Some(DetailToRead::LogOf {
         pod: pod.metadata.name.clone()?,
         container: container.name.clone(),
         previous,
@@ -183,7 +187,7 @@ fn log_of(pod: &Pod, container: &ContainerStatus, previous: bool) -> Option<Deta
 }
 
 /// Returns the message of the latest warning among the events of a pod; `None` if there is none.
-pub(super) fn last_warning(events: &[Event]) -> Option<String> {
+pub(super) fn latest_warning_message(events: &[Event]) -> Option<String> {
     let warnings = events
         .iter()
         .filter(|event| event.type_.as_deref() == Some("Warning"));
@@ -191,7 +195,7 @@ pub(super) fn last_warning(events: &[Event]) -> Option<String> {
         let last = event.last_timestamp.as_ref().map(|time| time.0);
         last.or(event.event_time.as_ref().map(|time| time.0))
     })?;
-    let message = as_one_line(latest.message.as_deref()?);
+    let message = as_bounded_line(latest.message.as_deref()?);
     (!message.is_empty()).then_some(message)
 }
 
@@ -210,7 +214,7 @@ impl Assessment {
         }
     }
 
-    fn with_detail(self, detail: Option<Detail>) -> Self {
+    fn with_detail(self, detail: Option<DetailToRead>) -> Self {
         Self { detail, ..self }
     }
 }

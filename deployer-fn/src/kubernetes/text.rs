@@ -4,7 +4,7 @@
 const TEXT_MAX_CHARS: usize = 500;
 
 /// Returns the text as one line of at most 500 characters. Of a longer one, the end is left out.
-pub(super) fn as_one_line(text: &str) -> String {
+pub(super) fn as_bounded_line(text: &str) -> String {
     let line = join_words(text);
     match line.char_indices().nth(TEXT_MAX_CHARS) {
         Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
@@ -23,16 +23,16 @@ fn join_words(text: &str) -> String {
 /// The words between a reason and the lines of a log that it quotes.
 const LOG_QUOTE: &str = "its log ends with: ";
 
-/// Returns the part of a reason before the lines of a log that it quotes: what a function writes is for whoever deployed it,
-/// and not for the deployer's log nor for annotations.
+/// Returns the part of a reason before the lines of a log that it quotes: what a function writes is for whoever
+/// deployed it, and not for the deployer's log nor for annotations.
 pub(crate) fn without_log_quote(reason: &str) -> &str {
     let end = reason.find(LOG_QUOTE).unwrap_or(reason.len());
     let before = reason.get(..end).unwrap_or_default();
     before.trim_end_matches("; ")
 }
 
-/// Returns the last lines of a container's log as part of a reason, with at most 500 characters: its end says most. `None`
-/// if the log is empty.
+/// Returns the last lines of a container's log as part of a reason, with at most 500 characters: its end says most.
+/// `None` if the log is empty.
 pub(super) fn quote_log(log: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(log);
     let lines: Vec<_> = text
@@ -40,7 +40,7 @@ pub(super) fn quote_log(log: &[u8]) -> Option<String> {
         .map(join_words)
         .filter(|line| !line.is_empty())
         .collect();
-    let start = lines.len().saturating_sub(super::LOG_LINES);
+    let start = lines.len().saturating_sub(super::QUOTED_LOG_LINES_MAX);
     let last = lines.get(start..).filter(|lines| !lines.is_empty())?;
     let joined = last.join(" | ");
     let skipped = joined.chars().count().saturating_sub(TEXT_MAX_CHARS);
@@ -55,8 +55,8 @@ mod tests {
 
     #[test]
     fn a_text_becomes_one_line_without_control_characters() {
-        assert_eq!(as_one_line("a\n\u{1b}[31mb\r\n\tc "), "a [31mb c");
-        let long = as_one_line(&"ü".repeat(600));
+        assert_eq!(as_bounded_line("a\n\u{1b}[31mb\r\n\tc "), "a [31mb c");
+        let long = as_bounded_line(&"ü".repeat(600));
         assert_eq!((long.chars().count(), long.ends_with('…')), (501, true));
     }
 

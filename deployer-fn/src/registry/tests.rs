@@ -95,7 +95,7 @@ fn answers_for_one_image(path: &str, architecture: &str) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn an_image_is_present_only_with_its_manifest_and_for_the_platform() {
+async fn an_image_is_present_if_its_config_or_one_listed_manifest_is_for_the_platform() {
     let right = FakeRegistry::start(|path, _| answers_for_one_image(path, "amd64")).await;
     assert_eq!(right.look_up_image().await, ImagePresence::Present);
 
@@ -160,7 +160,7 @@ async fn an_image_without_a_manifest_is_missing() {
 }
 
 #[tokio::test]
-async fn the_credentials_in_the_pull_secret_are_sent_to_the_registry() {
+async fn credentials_in_the_pull_secret_are_sent_and_unusable_ones_make_the_image_unknown() {
     let registry = FakeRegistry::start(|path, authorization| match authorization {
         "Basic dTpw" => answers_for_one_image(path, "amd64"),
         _ => (401, json!({})),

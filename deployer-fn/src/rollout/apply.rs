@@ -14,7 +14,7 @@ use crate::gateway::{GatewayRequestSender, call, summarize_response};
 use crate::outcome::FaultyParty;
 
 /// The number of retries of a change that certainly had no effect.
-const CHANGE_RETRIES: usize = 6;
+const CHANGE_RETRIES_MAX: usize = 6;
 
 /// Texts in a provider's answer that say that an image cannot be pulled, and that a retry would not help.
 const PERMANENT_PULL_ERROR_TEXTS: [&str; 6] = [
@@ -49,11 +49,15 @@ pub(super) async fn apply_version(
     transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
     deployment: &Value,
-    exists: bool,
+    function_exists: bool,
     deadline: &RolloutDeadline,
 ) -> ApplyAnswer {
     let applied = deadline.run_until_deadline(update_or_create(
-        transport, function, deployment, exists, deadline,
+        transport,
+        function,
+        deployment,
+        function_exists,
+        deadline,
     ));
     applied.await.unwrap_or_else(|| {
         let reason = format!("{}: the provider has not answered", deadline.reason_passed());
@@ -67,7 +71,7 @@ async fn update_or_create(
     transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
     deployment: &Value,
-    exists: bool,
+    function_exists: bool,
     deadline: &RolloutDeadline,
 ) -> ApplyAnswer {
     let update =
@@ -81,7 +85,7 @@ async fn update_or_create(
         "creating the function: there is none to update"
     );
     let created = send_change_with_retries(transport, || call::create_request(deployment), deadline).await;
-    if !exists || !is_server_error(&created) {
+    if !function_exists || !is_server_error(&created) {
         return interpret_response("POST", created, Some(&update));
     }
     // The function cannot be updated and yet exists: a part of it is missing, on Kubernetes the Service
@@ -96,7 +100,7 @@ async fn update_or_create(
         let created =
             send_change_with_retries(transport, || call::create_request(deployment), deadline).await;
         // The function exists until its deletion is complete.
-        if is_server_error(&created) && backoff.wait_count() < CHANGE_RETRIES {
+        if is_server_error(&created) && backoff.wait_count() < CHANGE_RETRIES_MAX {
             backoff.wait_next().await;
             continue;
         }
@@ -127,19 +131,19 @@ pub(super) async fn send_change_with_retries(
             Ok(response) => response.status() == StatusCode::TOO_MANY_REQUESTS,
             Err(error) => matches!(error, GatewayError::Connect { .. }),
         };
-        if !had_no_effect || backoff.wait_count() >= CHANGE_RETRIES {
+        if !had_no_effect || backoff.wait_count() >= CHANGE_RETRIES_MAX {
             return response;
         }
         backoff.wait_next().await;
     }
 }
 
-/// Interprets the response to an update or a creation. `update` is the summary of the response to the update
+/// Interprets the response to an update or a creation. `update_summary` is the summary of the response to the update
 /// before a creation.
 fn interpret_response(
     method: &str,
     response: Result<Response<Bytes>, GatewayError>,
-    update: Option<&str>,
+    update_summary: Option<&str>,
 ) -> ApplyAnswer {
     let response = match response {
         Ok(response) => response,
@@ -151,8 +155,8 @@ fn interpret_response(
         info!(response = text, "the provider accepted the specification");
         return ApplyAnswer::Accepted(text);
     }
-    if let Some(update) = update {
-        text = format!("{text} (and PUT before it with {update})");
+    if let Some(update_summary) = update_summary {
+        text = format!("{text} (and PUT before it with {update_summary})");
     }
     let unclear =
         |reason: &str| ApplyAnswer::Unclear(FaultyParty::Platform, format!("{reason}: it answered {text}"));
@@ -165,7 +169,7 @@ fn interpret_response(
             unclear("the server at gateway_url does not have the gateway's API")
         }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unclear("the gateway is busy"),
-        status if status.is_client_error() && !is_passing_pull_error(&response) => ApplyAnswer::Rejected(
+        status if status.is_client_error() && !is_transient_pull_error(&response) => ApplyAnswer::Rejected(
             format!("the provider rejected the specification: it answered {text}"),
         ),
         _ if is_permanent_pull_error(&response) => ApplyAnswer::Unclear(
@@ -187,7 +191,7 @@ fn is_permanent_pull_error(response: &Response<Bytes>) -> bool {
 
 /// Returns whether a provider's response says that it did not pull the image, for a reason that may pass: the registry
 /// cannot be reached, or fails.
-fn is_passing_pull_error(response: &Response<Bytes>) -> bool {
+fn is_transient_pull_error(response: &Response<Bytes>) -> bool {
     let text = String::from_utf8_lossy(response.body()).to_lowercase();
     text.contains(PULL_ERROR_TEXT) && !is_permanent_pull_error(response)
 }

@@ -8,7 +8,7 @@ use tracing::info;
 use super::apply::{self, ApplyAnswer};
 use super::backoff::Backoff;
 use super::verdict::{Findings, Verdict};
-use super::{APPLY_ATTEMPTS, ApplyAttempt, RunningRollout};
+use super::{APPLY_ATTEMPTS_MAX, ApplyAttemptResult, RunningRollout};
 use crate::gateway::{FunctionStatus, GatewayRequestSender};
 use crate::kubernetes::WantedReplicas;
 use crate::outcome::{FaultyParty, RunningState, Successor};
@@ -55,14 +55,14 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             let (attempt, found) = self.apply_and_watch(&deployment).await;
             findings = findings.followed_by(found);
             let now = match attempt {
-                ApplyAttempt::Ready => return ChangeResult::Ended(Verdict::ready(findings)),
-                ApplyAttempt::Unverified => return ChangeResult::Ended(Verdict::unverified(findings)),
-                ApplyAttempt::Rejected => return self.verdict_on_rejected_spec(findings).await,
-                ApplyAttempt::Superseded(successor) => {
+                ApplyAttemptResult::Ready => return ChangeResult::Ended(Verdict::ready(findings)),
+                ApplyAttemptResult::Unverified => return ChangeResult::Ended(Verdict::unverified(findings)),
+                ApplyAttemptResult::Rejected => return self.verdict_on_rejected_spec(findings).await,
+                ApplyAttemptResult::Superseded(successor) => {
                     return ChangeResult::Ended(self.yield_to_newer_build(successor, findings));
                 }
-                ApplyAttempt::Failed => break,
-                ApplyAttempt::NotTaken(now) => now,
+                ApplyAttemptResult::Failed => break,
+                ApplyAttemptResult::NotTaken(now) => now,
             };
             // Another deployer had read the function before this version was applied.
             if now
@@ -71,7 +71,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             {
                 return ChangeResult::Outdated;
             }
-            let retry = backoff.wait_count() + 1 < APPLY_ATTEMPTS
+            let retry = backoff.wait_count() + 1 < APPLY_ATTEMPTS_MAX
                 && now == self.before
                 && findings.faulty_party() == Some(FaultyParty::Platform)
                 && self
@@ -138,7 +138,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     }
 
     /// Applies the new version once, and watches it until it is ready or has failed.
-    async fn apply_and_watch(&mut self, deployment: &Value) -> (ApplyAttempt, Findings) {
+    async fn apply_and_watch(&mut self, deployment: &Value) -> (ApplyAttemptResult, Findings) {
         let started = Instant::now();
         let span = trace::span("apply");
         let applying = apply::apply_version(
@@ -162,9 +162,10 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     Findings::of_fault(FaultyParty::Caller).followed_by(watched),
                 )
             }
-            ApplyAnswer::Rejected(reason) => {
-                (ApplyAttempt::Rejected, Findings::new(FaultyParty::Caller, reason))
-            }
+            ApplyAnswer::Rejected(reason) => (
+                ApplyAttemptResult::Rejected,
+                Findings::new(FaultyParty::Caller, reason),
+            ),
             ApplyAnswer::Unclear(fault, reason) => {
                 let (attempt, found) = self.look_after_unclear_answer().await;
                 (attempt, Findings::new(fault, reason).followed_by(found))
@@ -174,7 +175,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Reads the function's state after an unclear answer to a change, and watches the new version if it certainly is
     /// deployed.
-    async fn look_after_unclear_answer(&mut self) -> (ApplyAttempt, Findings) {
+    async fn look_after_unclear_answer(&mut self) -> (ApplyAttemptResult, Findings) {
         let now = match self
             .deadline
             .run_until_deadline(self.read_function_status(self.context.timeouts.read_retries))
@@ -187,8 +188,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             Ok(Some(status)) if self.version.is_certainly_deployed(&status) => {
                 self.watch_with_timeout(None, WantedReplicas::All).await
             }
-            Ok(now) => (ApplyAttempt::NotTaken(now), Findings::default()),
-            Err(_) => (ApplyAttempt::Failed, Findings::default()),
+            Ok(now) => (ApplyAttemptResult::NotTaken(now), Findings::default()),
+            Err(_) => (ApplyAttemptResult::Failed, Findings::default()),
         }
     }
 

@@ -143,7 +143,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         } else {
             objections.extend(self.rejection_if_older_than_deployed().map(|older| older.reason));
         }
-        self.add_missing_secret_objections(&mut objections).await?;
+        self.add_secret_objections_and_return_unlisted(&mut objections)
+            .await?;
         let unsettled = self.context.history.unsettled_rollout(&self.id);
         self.last_good = match (&self.before, unsettled) {
             // What an earlier rollout left unfinished is not worth another look.
@@ -280,7 +281,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Adds an objection for each secret of the hand-over that certainly does not exist. Returns the names of those
     /// that the provider leaves out of its list but may have; none if it has no such list.
-    pub(super) async fn add_missing_secret_objections(
+    pub(super) async fn add_secret_objections_and_return_unlisted(
         &self,
         objections: &mut Vec<String>,
     ) -> Result<Vec<&str>, GatewayReadError> {
@@ -398,7 +399,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     ) -> Result<Option<Vec<String>>, GatewayReadError> {
         let timeouts = self.context.timeouts;
         read::read_with_retries(timeouts.read_retries, || {
-            gateway::read_names(self.context.transport, request(), timeouts.request)
+            gateway::read_names_if_provider_lists_them(self.context.transport, request(), timeouts.request)
         })
         .await
     }

@@ -27,21 +27,22 @@ impl RolloutDeadline {
     pub(crate) fn with_reserve(
         limit: Duration,
         reserve: Duration,
-        request: Option<Instant>,
+        request_deadline: Option<Instant>,
         shutdown: Shutdown,
     ) -> Self {
         let now = Instant::now();
-        let request = request.map(|at| at - reserve.min(at.saturating_duration_since(now) / 2));
-        Self::new(limit, request, shutdown)
+        let request_deadline =
+            request_deadline.map(|at| at - reserve.min(at.saturating_duration_since(now) / 2));
+        Self::new(limit, request_deadline, shutdown)
     }
 
     /// Creates a deadline that is `limit` from now, but at the latest shortly before the host ends the request at
-    /// `request`, and shortly before the process ends.
+    /// `request_deadline`, and shortly before the process ends.
     #[must_use]
-    pub fn new(limit: Duration, request: Option<Instant>, shutdown: Shutdown) -> Self {
+    pub fn new(limit: Duration, request_deadline: Option<Instant>, shutdown: Shutdown) -> Self {
         let start = Instant::now();
         let own = start + limit;
-        let end = request
+        let end = request_deadline
             .and_then(|at| at.checked_sub(RESPONSE_MARGIN))
             .map_or(own, |at| at.min(own));
         Self { start, end, shutdown }
@@ -105,7 +106,7 @@ mod tests {
     const ONE_MINUTE: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
-    async fn the_earliest_of_limit_request_and_process_end_is_the_deadline() {
+    async fn the_earlier_of_limit_and_request_end_is_the_deadline() {
         let (_trigger, shutdown) = Shutdown::new();
         let start = Instant::now();
         let own = RolloutDeadline::new(ONE_MINUTE, Some(start + 2 * ONE_MINUTE), shutdown.clone());

@@ -69,8 +69,8 @@ pub(crate) async fn check_without_deploying<T: GatewayRequestSender>(
 }
 
 impl<T: GatewayRequestSender> RunningRollout<'_, T> {
-    /// Adds every objection to the hand-over that does not depend on the image or on other builds, and warnings of what may
-    /// become one.
+    /// Adds every objection to the hand-over that does not depend on the image or on other builds, and warnings of what
+    /// may become one.
     async fn add_objections_to_hand_over(
         &mut self,
         objections: &mut Vec<String>,
@@ -81,7 +81,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             // All further checks would read from that namespace.
             return Ok(());
         }
-        let unlisted = self.add_missing_secret_objections(objections).await?;
+        let unlisted = self.add_secret_objections_and_return_unlisted(objections).await?;
         warnings.extend(unlisted.iter().map(|name| {
             format!(
                 "deploy.secrets: the provider does not list the secret {name:?}; if it does not exist, the deployment is \

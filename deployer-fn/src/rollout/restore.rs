@@ -320,7 +320,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                         }
                     }
                 }
-                (Some(status), _) if !self.is_of_this_rollout(status) => {
+                (Some(status), _) if !self.is_of_or_before_this_rollout(status) => {
                     return RestoredState::Other(status.clone());
                 }
                 (now, Some(version)) => {
@@ -334,7 +334,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     }
 
     /// Returns whether the function's state comes from this rollout, or is the one before it.
-    fn is_of_this_rollout(&self, status: &FunctionStatus) -> bool {
+    fn is_of_or_before_this_rollout(&self, status: &FunctionStatus) -> bool {
         let was_before = self
             .before
             .as_ref()
@@ -346,7 +346,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     async fn apply_earlier_version(
         &mut self,
         version: &FunctionVersion,
-        exists: bool,
+        function_exists: bool,
         failure: Option<&FailureRecord>,
         waiting_for: &mut WaitingFor,
     ) {
@@ -357,8 +357,14 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         let half = self
             .deadline
             .renewed_for_next_part(self.context.timeouts.rollback / 2);
-        let applied =
-            apply::apply_version(self.context.transport, &self.address, &deployment, exists, &half).await;
+        let applied = apply::apply_version(
+            self.context.transport,
+            &self.address,
+            &deployment,
+            function_exists,
+            &half,
+        )
+        .await;
         match applied {
             ApplyAnswer::Accepted(_) => {
                 // Until the provider names it, which may take its settle time.

@@ -26,9 +26,9 @@ use crate::version::FunctionVersion;
 /// (docs/pitfalls.md#old-replicas-count-as-available).
 const VERSION_HEADER: &str = "x-slipway-version";
 
-/// The time after which a version that is stuck counts as failed, because Kubernetes repeats what may pass: a pull, or the
-/// creation of a pod.
-const STUCK_TIME: Duration = Duration::from_secs(4);
+/// The time after which a version that is stuck counts as failed, because Kubernetes repeats what may pass: a pull, or
+/// the creation of a pod.
+const STUCK_TIME_BEFORE_FAILURE: Duration = Duration::from_secs(4);
 
 /// The longest time between two looks at a version that has to stay up.
 const STAY_UP_INTERVAL: Duration = Duration::from_secs(1);
@@ -131,7 +131,7 @@ impl WaitingFor {
 
 impl WaitingFor {
     /// Returns what keeps the version from starting, if time does not help.
-    fn as_stuck(&self) -> Option<&Obstacle> {
+    fn obstacle_if_stuck(&self) -> Option<&Obstacle> {
         match self {
             Self::Kubernetes {
                 obstacle,
@@ -221,8 +221,8 @@ pub(super) async fn watch_version_until_ready(
         if has_lasted(&mut not_taken_since, is_not_taken, watched.timeouts.settle) {
             return WatchResult::NotTaken(found);
         }
-        let stuck = missing.as_stuck().cloned();
-        if has_lasted(&mut stuck_since, stuck.is_some(), STUCK_TIME)
+        let stuck = missing.obstacle_if_stuck().cloned();
+        if has_lasted(&mut stuck_since, stuck.is_some(), STUCK_TIME_BEFORE_FAILURE)
             && let Some(obstacle) = stuck
         {
             *waiting_for = missing;
@@ -264,7 +264,8 @@ fn has_lasted(since: &mut Option<Instant>, holds: bool, limit: Duration) -> bool
 struct StayUpTimer(Option<(Instant, Option<PodStarts>)>);
 
 impl StayUpTimer {
-    /// Records that the version is up, and returns whether it has been for `stay_up`, without a start of a pod in between.
+    /// Records that the version is up, and returns whether it has been for `stay_up`, without a start of a pod in
+    /// between.
     fn has_passed(&mut self, ready: &ReadyVersion, stay_up: Duration) -> bool {
         match &self.0 {
             // If Kubernetes does not answer for a moment, the earlier starts count.
@@ -320,7 +321,16 @@ impl<T: GatewayRequestSender> WatchedVersion<'_, T> {
             return Err((WaitingFor::Replica { was_available: false }, Some(status)));
         }
         let named = match version.usable_probe() {
-            Some(probe) => send_probe(self.transport, self.function, version, probe, self.timeouts).await,
+            Some(probe) => {
+                send_probe_and_check_version_header(
+                    self.transport,
+                    self.function,
+                    version,
+                    probe,
+                    self.timeouts,
+                )
+                .await
+            }
             None => Ok(false),
         };
         match named {
@@ -364,7 +374,7 @@ impl<T: GatewayRequestSender> WatchedVersion<'_, T> {
 
 /// Probes the function once. Returns whether the answer names the version, or as the error the condition that
 /// is not met.
-async fn send_probe(
+async fn send_probe_and_check_version_header(
     transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
     version: &FunctionVersion,

@@ -208,7 +208,7 @@ fn unpack_from_annotations(annotations: &BTreeMap<String, String>, name: &str) -
 mod tests {
     use super::*;
 
-    fn version_with_variables(variables: usize) -> FunctionVersion {
+    fn version_with_variables(variable_count: usize) -> FunctionVersion {
         // Values that do not repeat, so that they do not compress well.
         let value = |n: usize| {
             (n as u64)
@@ -216,7 +216,7 @@ mod tests {
                 .wrapping_add(7)
                 .to_string()
         };
-        let variables: Map<String, Value> = (0..variables)
+        let variables: Map<String, Value> = (0..variable_count)
             .map(|n| (format!("V{n}"), value(n).into()))
             .collect();
         let deployment = json!({"service": "hello", "image": "r/hello@sha256:1", "envVars": variables,

@@ -49,10 +49,10 @@ pub(crate) enum Disruption {
 
 /// The fake gateway with its provider. Clones share its state.
 #[derive(Clone)]
-pub(crate) struct FakeGateway(Arc<SharedState>);
+pub(crate) struct FakeGateway(Arc<SharedGatewayState>);
 
 /// The state of the fake gateway, and the notice that the deployer has to be killed.
-struct SharedState {
+struct SharedGatewayState {
     state: Mutex<GatewayState>,
     killed: Notify,
 }
@@ -98,7 +98,7 @@ impl FakeGateway {
             overlap: true,
             versions: true,
         };
-        Self(Arc::new(SharedState {
+        Self(Arc::new(SharedGatewayState {
             state: Mutex::new(state),
             killed: Notify::new(),
         }))
@@ -122,23 +122,23 @@ impl FakeGateway {
 
     /// Kills the deployer at the request with this number from now (0 is the next one), and before or after the request
     /// takes effect (`false` or `true`); `None` for never.
-    pub(crate) fn kill_deployer_at_request(&self, kill: Option<(usize, bool)>) {
-        self.0.state.lock().unwrap().kill = kill;
+    pub(crate) fn kill_deployer_at_request(&self, number_and_takes_effect: Option<(usize, bool)>) {
+        self.0.state.lock().unwrap().kill = number_and_takes_effect;
     }
 
     /// Makes the deployer panic at the request with this number from now (1 is the next one), before the request takes
     /// effect; `None` for never.
-    pub(crate) fn panic_at_request(&self, panic: Option<usize>) {
-        self.0.state.lock().unwrap().panic = panic;
+    pub(crate) fn panic_at_request(&self, number_from_one: Option<usize>) {
+        self.0.state.lock().unwrap().panic = number_from_one;
     }
 
     /// Waits until the deployer has to be killed.
-    pub(crate) async fn wait_until_killed(&self) {
+    pub(crate) async fn wait_until_kill_is_due(&self) {
         self.0.killed.notified().await;
     }
 
     /// Returns the deployment that answers calls of the function, if it answers with 200.
-    pub(crate) fn answering_deployment(&self, name: &str) -> Option<Value> {
+    pub(crate) fn deployment_answering_with_200(&self, name: &str) -> Option<Value> {
         let state = self.0.state.lock().unwrap();
         let function = state.functions.get(name)?;
         let serving = state.serving_deployment(function)?;
@@ -146,7 +146,7 @@ impl FakeGateway {
     }
 
     /// Returns the deployment that was last set for the function, whether or not it answers yet.
-    pub(crate) fn current_deployment(&self, name: &str) -> Option<Value> {
+    pub(crate) fn last_set_deployment(&self, name: &str) -> Option<Value> {
         let state = self.0.state.lock().unwrap();
         state
             .functions
@@ -155,7 +155,7 @@ impl FakeGateway {
     }
 
     /// Returns the function's last deployment, whether its process listens, and whether the old one still runs beside it.
-    pub(crate) fn rollout_of(&self, name: &str) -> Option<(Value, bool, bool)> {
+    pub(crate) fn deployment_is_up_and_old_one_runs(&self, name: &str) -> Option<(Value, bool, bool)> {
         let state = self.0.state.lock().unwrap();
         let function = state.functions.get(name)?;
         let listens = matches!(
@@ -190,7 +190,7 @@ impl FakeGateway {
     }
 
     /// Returns the number of requests so far that were not reads.
-    pub(crate) fn change_count(&self) -> usize {
+    pub(crate) fn change_request_count(&self) -> usize {
         let state = self.0.state.lock().unwrap();
         state
             .requests
@@ -265,7 +265,7 @@ impl GatewayState {
             }
             (_, path) => match path
                 .strip_prefix("/system/function/")
-                .map(|name| self.answer_status(name))
+                .map(|name| self.answer_status_and_advance_start(name))
             {
                 Some(answer) => answer,
                 None => return self.answer_function_call(path),
@@ -297,7 +297,7 @@ impl GatewayState {
         }
     }
 
-    fn answer_status(&mut self, name: &str) -> (u16, String) {
+    fn answer_status_and_advance_start(&mut self, name: &str) -> (u16, String) {
         let provider = self.provider;
         let Some(function) = self.functions.get_mut(name) else {
             return (404, String::new());

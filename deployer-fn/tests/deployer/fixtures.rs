@@ -117,20 +117,20 @@ pub(crate) async fn roll_out_with(
         succession: &SuccessorReceiver::without_successor(),
     };
     let outcome = roll_out_hand_over(&context, hand_over, vec![], &deadline, url).await;
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
     outcome
 }
 
-/// Asserts the status and the fault of an outcome, and that each of `reasons` is a part of one of its reasons.
+/// Asserts the status and the fault of an outcome, and that each of `reason_parts` is a part of one of its reasons.
 #[track_caller]
 pub(crate) fn assert_outcome(
     outcome: &DeploymentOutcome,
     status: DeploymentStatus,
     fault: Option<FaultyParty>,
-    reasons: &[&str],
+    reason_parts: &[&str],
 ) {
     assert_eq!((outcome.status, outcome.fault), (status, fault), "{outcome:#?}");
-    for reason in reasons {
+    for reason in reason_parts {
         assert!(
             outcome.reasons.iter().any(|given| given.contains(reason)),
             "no reason contains {reason:?}: {outcome:#?}"

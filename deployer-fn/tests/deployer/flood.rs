@@ -84,7 +84,7 @@ impl DeployerProcess {
 
 /// Sends a signed hand-over that is not valid; returns the time until the answer. Fails unless the answer is 400, which
 /// shows that the signature was verified.
-async fn send_signed(address: SocketAddr) -> Result<Duration, String> {
+async fn send_signed_invalid_and_time_answer(address: SocketAddr) -> Result<Duration, String> {
     let body = json!({"deploy": {"service": "x".repeat(2000)}}).to_string();
     let signature = signature::sign_body(&HmacKeys::new(&Secret::new(DEPLOY_KEY)).unwrap(), body.as_bytes());
     let request = format!(
@@ -206,11 +206,11 @@ fn median_and_95th_percentile(mut times: Vec<Duration>) -> [Duration; 2] {
 }
 
 /// Sends a signed hand-over ten times a second for `duration`; returns the time until each answer.
-async fn send_signed_throughout(address: SocketAddr, duration: Duration) -> Vec<Duration> {
+async fn send_signed_invalid_throughout(address: SocketAddr, duration: Duration) -> Vec<Duration> {
     let begun = Instant::now();
     let mut times = Vec::new();
     while begun.elapsed() < duration {
-        times.push(send_signed(address).await.unwrap());
+        times.push(send_signed_invalid_and_time_answer(address).await.unwrap());
         sleep(Duration::from_millis(100)).await;
     }
     times
@@ -220,7 +220,7 @@ async fn send_signed_throughout(address: SocketAddr, duration: Duration) -> Vec<
 async fn unsigned_senders_cost_little_memory_and_no_signed_hand_over() {
     let deployer = DeployerProcess::start().await;
     let address = deployer.address;
-    let alone = send_signed_throughout(address, Duration::from_secs(2)).await;
+    let alone = send_signed_invalid_throughout(address, Duration::from_secs(2)).await;
     let idle = deployer.peak_memory_kib();
     let senders = number_from_environment("FLOOD_SENDERS").map_or(SENDER_COUNT, |number| number as usize);
     let mut flood = JoinSet::new();
@@ -235,7 +235,7 @@ async fn unsigned_senders_cost_little_memory_and_no_signed_hand_over() {
         });
     }
 
-    let flooded = send_signed_throughout(
+    let flooded = send_signed_invalid_throughout(
         address,
         number_from_environment("FLOOD_SECONDS").map_or(FLOOD_DURATION, Duration::from_secs),
     )

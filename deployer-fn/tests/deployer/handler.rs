@@ -34,12 +34,12 @@ pub(crate) struct TestDeployer {
     secrets: TempDir,
 }
 
-pub(crate) fn test_deployer(gateway: &str) -> TestDeployer {
-    test_deployer_with_files(gateway, &[])
+pub(crate) fn test_deployer(gateway_url: &str) -> TestDeployer {
+    test_deployer_with_files(gateway_url, &[])
 }
 
 /// Creates a deployer with further secrets in `files`. One called `policy.json` is its policy.
-pub(crate) fn test_deployer_with_files(gateway: &str, files: &[(&str, &str)]) -> TestDeployer {
+pub(crate) fn test_deployer_with_files(gateway_url: &str, files: &[(&str, &str)]) -> TestDeployer {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in [
         ("deploy-secret", "k\n"),
@@ -52,7 +52,7 @@ pub(crate) fn test_deployer_with_files(gateway: &str, files: &[(&str, &str)]) ->
         fs::write(directory.path().join(name), text).unwrap();
     }
     let secrets = Secrets::new(directory.path());
-    let gateway = Gateway::new(gateway, secrets.clone()).unwrap();
+    let gateway = Gateway::new(gateway_url, secrets.clone()).unwrap();
     let (_trigger, shutdown) = Shutdown::new();
     let none: [(&str, &str); 0] = [];
     let mut settings = Settings::read(&mut SettingsParser::new(&none));
@@ -95,7 +95,7 @@ impl TestDeployer {
 
     pub(crate) async fn post_hand_over(&self, document: &Value) -> (StatusCode, Value) {
         let body = document.to_string();
-        let signature = sign_body_text(&body);
+        let signature = sign_with_deploy_key(&body);
         self.post_body(body, Some(signature)).await
     }
 }
@@ -106,7 +106,7 @@ async fn read_response(response: Response<ResponseBody>) -> (StatusCode, Value) 
     (head.status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
-fn sign_body_text(body: &str) -> String {
+fn sign_with_deploy_key(body: &str) -> String {
     signature::sign_body(&HmacKeys::new(&Secret::new("k")).unwrap(), body.as_bytes())
 }
 
@@ -163,7 +163,7 @@ async fn a_signed_hand_over_is_deployed_with_the_gateways_credentials() {
 
     let (status, answer) = test_deployer(&url).post_hand_over(&hand_over_json()).await;
 
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
     assert_eq!(answer["status"], "ready");
     assert_eq!(answer["function"], "hello");
@@ -199,7 +199,7 @@ async fn a_bearer_token_replaces_the_password_and_is_read_again() {
     fs::remove_file(&token).unwrap();
     fs::write(&token, "two\n").unwrap();
     assert_eq!(deployer.post_hand_over(&hand_over_json()).await.0, StatusCode::OK);
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
 }
 
 #[tokio::test]
@@ -253,7 +253,7 @@ async fn an_exchanged_token_is_cached_until_it_expires_or_is_rejected() {
             StatusCode::BAD_GATEWAY
         );
     }
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
 }
 
 #[tokio::test]
@@ -264,14 +264,14 @@ async fn a_hand_over_that_the_builder_did_not_sign_is_unauthorized() {
     for signature in [
         None,
         Some("sha256=00".to_owned()),
-        Some(sign_body_text("another body")),
+        Some(sign_with_deploy_key("another body")),
         Some(String::new()),
     ] {
         let (status, answer) = deployer.post_body(body.clone(), signature).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{answer}");
         assert_eq!(answer["status"], "refused");
     }
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
 }
 
 #[tokio::test]
@@ -286,19 +286,19 @@ async fn an_invalid_hand_over_is_rejected_with_all_problems() {
     assert_eq!(answer["reasons"].as_array().unwrap().len(), 3, "{answer:#}");
 
     let body = "not JSON".to_owned();
-    let signature = sign_body_text(&body);
+    let signature = sign_with_deploy_key(&body);
     assert_eq!(
         deployer.post_body(body, Some(signature)).await.0,
         StatusCode::BAD_REQUEST
     );
 
     let body = " ".repeat(MAX_BODY_BYTES + 1);
-    let signature = sign_body_text(&body);
+    let signature = sign_with_deploy_key(&body);
     assert_eq!(
         deployer.post_body(body, Some(signature)).await.0,
         StatusCode::PAYLOAD_TOO_LARGE
     );
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
 }
 
 /// The newer hand-over has the timeout of its own, however long the older one would have gone on.
@@ -355,7 +355,7 @@ async fn a_newer_hand_over_takes_the_place_of_an_older_one_that_is_not_ready() {
     );
     let (status, answer) = newer.await.unwrap();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
 }
 
 /// The status differs from that of a hand-over that was never deployable; queues retry neither.
@@ -375,7 +375,7 @@ async fn a_build_older_than_the_deployed_one_is_answered_with_409() {
     let (status, answer) = test_deployer(&gateway.serve_over_http().await)
         .post_hand_over(&older)
         .await;
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::CONFLICT, "{answer:#}");
     assert_eq!(answer["status"], "refused");
     assert_eq!(answer["supersededBy"], "call-8");
@@ -407,7 +407,7 @@ async fn a_hand_over_that_expired_or_is_ahead_of_the_clock_is_refused() {
         let (status, answer) = test_deployer(&gateway.serve_over_http().await)
             .post_hand_over(&wrong)
             .await;
-        gateway.assert_finished();
+        gateway.assert_no_missing_or_unexpected_calls();
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:#}");
         assert_eq!(answer["status"], "refused");
         let reason = answer["reasons"][0].as_str().unwrap();
@@ -432,7 +432,7 @@ async fn a_dry_run_checks_and_changes_nothing() {
             "network": "func_functions"}),
         ))
         .await;
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
     let warning = "deploy.network is ignored: gateways have not used it since Docker Swarm";
     assert_eq!(
@@ -477,7 +477,7 @@ async fn a_dry_run_reports_what_would_be_refused() {
         let (status, answer) = test_deployer(&gateway.serve_over_http().await)
             .post_hand_over(&document)
             .await;
-        gateway.assert_finished();
+        gateway.assert_no_missing_or_unexpected_calls();
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:#}");
         assert_eq!(answer["dryRun"], true);
         assert_eq!(answer["status"], "refused");
@@ -503,7 +503,7 @@ async fn a_secret_that_faas_netes_does_not_list_is_accepted_with_a_warning() {
                 json!({"service": "hello", "secrets": ["api-key", "other"]}),
             ))
             .await;
-        gateway.assert_finished();
+        gateway.assert_no_missing_or_unexpected_calls();
         assert_eq!(status, StatusCode::OK, "{answer:#}");
         assert_eq!(answer["status"], "accepted");
         let warnings = answer["warnings"].as_array().unwrap();
@@ -523,7 +523,7 @@ async fn a_dry_run_warns_of_every_secret_if_the_provider_lists_none() {
             json!({"service": "hello", "secrets": ["api-key", "other"]}),
         ))
         .await;
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
     assert_eq!(answer["status"], "accepted");
     let warnings = answer["warnings"].as_array().unwrap();
@@ -539,7 +539,7 @@ async fn a_dry_run_whose_answer_is_lost_is_neither_accepted_nor_refused() {
     let (status, answer) = test_deployer(&gateway.serve_over_http().await)
         .post_hand_over(&dry_run_json(json!({"service": "hello"})))
         .await;
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::BAD_GATEWAY, "{answer:#}");
     assert_eq!(answer["status"], "failed");
     let reason = answer["reasons"][0].as_str().unwrap();
@@ -577,7 +577,7 @@ async fn a_dry_run_waits_for_no_deployment_of_the_function() {
         .post_hand_over(&dry_run_json(json!({"service": "hello"})))
         .await;
     deployment.abort();
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
 }
 
@@ -641,7 +641,7 @@ async fn a_rejection_by_the_provider_gives_a_status_that_is_not_retried() {
     let (status, answer) = test_deployer(&gateway.serve_over_http().await)
         .post_hand_over(&hand_over_json())
         .await;
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(answer["status"], "refused");
     assert_eq!(answer["running"], Value::Null);
@@ -676,5 +676,5 @@ async fn a_rollout_continues_when_its_caller_disconnects() {
         .await
         .unwrap();
     assert_eq!(probed, Some("probed"));
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
 }

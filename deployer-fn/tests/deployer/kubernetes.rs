@@ -1,5 +1,5 @@
-//! Tests of rollouts on Kubernetes whose deployer may read what Kubernetes knows: the functions do not name their version in
-//! their answers, and the old version answers until the new one is up.
+//! Tests of rollouts on Kubernetes whose deployer may read what Kubernetes knows: the functions do not name their
+//! version in their answers, and the old version answers until the new one is up.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,12 +20,12 @@ use crate::scenarios::{SimulatedDeployer, answering_build_number, hand_over_of_b
 #[derive(Clone)]
 struct FakeKubernetes {
     gateway: FakeGateway,
-    state: Arc<Mutex<FakeState>>,
+    state: Arc<Mutex<FakeKubernetesState>>,
 }
 
 /// What a test makes of the fake API.
 #[derive(Default)]
-struct FakeState {
+struct FakeKubernetesState {
     /// The status of every answer in place of 200.
     error: Option<u16>,
     /// The time at which the new version's container ends, and is started again.
@@ -41,8 +41,8 @@ impl FakeKubernetes {
         }
     }
 
-    fn answer(&self, path: &str) -> Option<Value> {
-        let (deployment, is_up, has_old) = self.gateway.rollout_of("hello")?;
+    fn object_at_path(&self, path: &str) -> Option<Value> {
+        let (deployment, is_up, has_old) = self.gateway.deployment_is_up_and_old_one_runs("hello")?;
         let image = &deployment["image"];
         let (ready, old) = (u8::from(is_up), u8::from(has_old));
         let (kind, query) = path.split_once('?').unwrap_or((path, ""));
@@ -138,7 +138,9 @@ impl KubernetesReader for FakeKubernetes {
                 );
                 Ok(Some(Bytes::from_static(b"Traceback\nValueError: no port\n")))
             }
-            None => Ok(self.answer(&path).map(|value| Bytes::from(value.to_string()))),
+            None => Ok(self
+                .object_at_path(&path)
+                .map(|value| Bytes::from(value.to_string()))),
         };
         Box::pin(async { answer })
     }
@@ -146,7 +148,10 @@ impl KubernetesReader for FakeKubernetes {
 
 /// Deploys build 1, which is good, and then build 2 with this behaviour; returns the outcome of build 2, and how long it
 /// took.
-async fn deploy_build_2(kubernetes: &FakeKubernetes, behaviour: &str) -> (DeploymentOutcome, Duration) {
+async fn deploy_good_build_1_then_build_2(
+    kubernetes: &FakeKubernetes,
+    behaviour: &str,
+) -> (DeploymentOutcome, Duration) {
     let process = SimulatedDeployer::start_with_kubernetes(kubernetes.clone());
     let first = process
         .deploy(&kubernetes.gateway, &hand_over_of_build(1, "good"))
@@ -162,7 +167,7 @@ async fn deploy_build_2(kubernetes: &FakeKubernetes, behaviour: &str) -> (Deploy
 #[tokio::test(start_paused = true)]
 async fn an_update_is_ready_once_kubernetes_has_no_pods_of_the_old_version() {
     let kubernetes = FakeKubernetes::new();
-    let (outcome, _) = deploy_build_2(&kubernetes, "good").await;
+    let (outcome, _) = deploy_good_build_1_then_build_2(&kubernetes, "good").await;
     assert_eq!(outcome.status, Status::Ready, "{outcome:#?}");
     assert_eq!(answering_build_number(&kubernetes.gateway), Some(2));
 }
@@ -188,7 +193,7 @@ async fn a_version_that_does_not_start_is_rolled_back_with_kubernetes_reason_alt
         ),
     ] {
         let kubernetes = FakeKubernetes::new();
-        let (outcome, took) = deploy_build_2(&kubernetes, behaviour).await;
+        let (outcome, took) = deploy_good_build_1_then_build_2(&kubernetes, behaviour).await;
         assert_eq!(
             (outcome.status, outcome.fault),
             (Status::RolledBack, Some(FaultyParty::Caller)),
@@ -226,7 +231,7 @@ async fn a_restart_begins_the_settling_time_again() {
 async fn an_update_is_unverified_if_kubernetes_may_not_be_read() {
     let kubernetes = FakeKubernetes::new();
     kubernetes.state.lock().unwrap().error = Some(403);
-    let (outcome, _) = deploy_build_2(&kubernetes, "crash").await;
+    let (outcome, _) = deploy_good_build_1_then_build_2(&kubernetes, "crash").await;
     assert_eq!(outcome.status, Status::Unverified, "{outcome:#?}");
     let reasons = outcome.reasons.join("; ");
     assert!(reasons.contains("deployments/hello with 403"), "{reasons}");

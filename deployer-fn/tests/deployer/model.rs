@@ -200,7 +200,7 @@ async fn only_a_version_that_was_seen_to_work_is_reported_ready_or_restored() {
             match outcome.status {
                 Status::Ready => assert_eq!((behaviour, answering), ("good", Some(number)), "{story}"),
                 Status::RolledBack => {
-                    let restored = fake.current_deployment("hello");
+                    let restored = fake.last_set_deployment("hello");
                     let number =
                         restored.map(|restored| restored["envVars"]["BUILD"].as_str().unwrap().parse());
                     let restored = number.map(|number| sequence.behaviour_of_build(number.unwrap()));

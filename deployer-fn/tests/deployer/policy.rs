@@ -57,17 +57,17 @@ async fn post_signed_with(deployer: &TestDeployer, key: &str, document: &Value) 
     deployer.post_body(body, Some(signature)).await
 }
 
-/// Asserts that a hand-over was refused with this status, for as many reasons as `reasons` has, each a part of one.
+/// Asserts that a hand-over was refused with this status, with a reason for each of `reason_parts`.
 #[track_caller]
-fn assert_refused(answer: &(StatusCode, Value), status: StatusCode, reasons: &[&str]) {
+fn assert_refused(answer: &(StatusCode, Value), status: StatusCode, reason_parts: &[&str]) {
     assert_eq!(answer.0, status, "{answer:?}");
     assert_eq!(answer.1["status"], "refused", "{answer:?}");
     let given = answer.1["reasons"].as_array().unwrap();
-    for reason in reasons {
+    for reason in reason_parts {
         let is_given = given.iter().any(|given| given.as_str().unwrap().contains(reason));
         assert!(is_given, "{reason:?}: {answer:?}");
     }
-    assert_eq!(given.len(), reasons.len(), "{answer:?}");
+    assert_eq!(given.len(), reason_parts.len(), "{answer:?}");
 }
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn the_rules_of_the_hand_overs_tenant_apply_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_hand_over_of_the_builder_names_a_tenant_that_both_policies_have() {
+async fn a_builders_hand_over_is_refused_unless_its_tenant_is_in_the_deployers_policy() {
     let deployer = deployer_with_policy();
     let deploy = json!({"service": "acme-hello"});
     for (tenant, reason) in [
@@ -276,7 +276,7 @@ async fn a_rollout_does_not_yield_to_a_hand_over_of_another_tenant() {
         StatusCode::UNPROCESSABLE_ENTITY,
         &["belongs to another tenant than globex"],
     );
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
 }
 
 /// Rolls out a hand-over of the tenant on a gateway that expects these calls.
@@ -304,7 +304,7 @@ async fn roll_out_as(
         succession: &SuccessorReceiver::without_successor(),
     };
     let outcome = roll_out_hand_over(&context, &hand_over, vec![], &deadline, String::new()).await;
-    gateway.assert_finished();
+    gateway.assert_no_missing_or_unexpected_calls();
     outcome
 }
 

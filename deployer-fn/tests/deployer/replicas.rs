@@ -16,29 +16,29 @@ const TESTED_PROVIDERS: [ProviderKind; 3] = [
     ProviderKind::Rolling,
 ];
 /// The number of random histories for each provider; each has its own seed.
-const SEQUENCE_COUNT: u64 = 40;
+const RANDOM_HISTORIES_PER_PROVIDER: u64 = 40;
 /// The number of times in a history that two or three replicas deploy at the same time.
-const ROUNDS_PER_SEQUENCE: usize = 4;
+const DEPLOYMENT_ROUNDS_PER_HISTORY: usize = 4;
 
-fn successor_with_call_number(number: u64) -> Option<Successor> {
+fn some_successor_with_call_number(number: u64) -> Option<Successor> {
     let call_id = Some(format!("call-{number}"));
     Some(Successor { call_id })
 }
 
 /// Deploys build 2, and announces to it after 7 s that build 3 waits; returns the outcome of build 2.
-async fn deploy_build_2_while_build_3_arrives(
+async fn deploy_build_2_and_announce_build_3_after_7_s(
     fake: &FakeGateway,
     process: &SimulatedDeployer,
-    behaviour: &str,
+    behaviour_of_build_2: &str,
 ) -> DeploymentOutcome {
     let (announcer, succession) = SuccessorReceiver::channel_with_successor(None);
-    let older = hand_over_of_build(2, behaviour);
+    let older = hand_over_of_build(2, behaviour_of_build_2);
     let arrival = async {
         sleep(Duration::from_secs(7)).await;
-        announcer.send_replace(successor_with_call_number(3));
+        announcer.send_replace(some_successor_with_call_number(3));
     };
     let (outcome, ()) = tokio::join!(
-        process.deploy_with_newer_waiting(fake, &older, &succession),
+        process.deploy_yielding_to_announced_successor(fake, &older, &succession),
         arrival
     );
     outcome
@@ -59,15 +59,19 @@ async fn an_older_build_that_is_not_ready_yields_to_a_newer_one_that_waits() {
             let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
             process.deploy(&fake, &hand_over_of_build(1, "good")).await;
             let started = Instant::now();
-            let outcome = deploy_build_2_while_build_3_arrives(&fake, &process, older).await;
+            let outcome = deploy_build_2_and_announce_build_3_after_7_s(&fake, &process, older).await;
             let story = format!("{provider:?} {older} {newer}: {outcome:#?}");
             assert_eq!(outcome.status, Status::Refused, "{story}");
-            assert_eq!(outcome.superseded_by, successor_with_call_number(3), "{story}");
+            assert_eq!(
+                outcome.superseded_by,
+                some_successor_with_call_number(3),
+                "{story}"
+            );
             assert_eq!(outcome.fault, Some(FaultyParty::Caller), "{story}");
             assert!(started.elapsed() < Duration::from_secs(10), "{story}");
             // It is not rolled back.
             assert_eq!(
-                fake.current_deployment("hello").unwrap()["image"],
+                fake.last_set_deployment("hello").unwrap()["image"],
                 image_of_build(2, older)
             );
 
@@ -86,16 +90,17 @@ async fn an_older_build_that_is_not_ready_yields_to_a_newer_one_that_waits() {
 async fn a_build_that_is_not_applied_yet_yields_to_a_newer_one_without_a_change() {
     let (fake, process) = (FakeGateway::new(ProviderKind::Faasd), SimulatedDeployer::start());
     process.deploy(&fake, &hand_over_of_build(1, "good")).await;
-    let changes = fake.change_count();
-    let (_announcer, succession) = SuccessorReceiver::channel_with_successor(successor_with_call_number(3));
+    let changes = fake.change_request_count();
+    let (_announcer, succession) =
+        SuccessorReceiver::channel_with_successor(some_successor_with_call_number(3));
     let outcome = process
-        .deploy_with_newer_waiting(&fake, &hand_over_of_build(2, "good"), &succession)
+        .deploy_yielding_to_announced_successor(&fake, &hand_over_of_build(2, "good"), &succession)
         .await;
     assert_eq!(
         (outcome.status, outcome.superseded_by),
-        (Status::Refused, successor_with_call_number(3))
+        (Status::Refused, some_successor_with_call_number(3))
     );
-    assert_eq!((outcome.changed, fake.change_count()), (false, changes));
+    assert_eq!((outcome.changed, fake.change_request_count()), (false, changes));
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,7 +108,7 @@ async fn a_build_that_became_ready_in_time_does_not_yield_to_a_newer_one() {
     for provider in TESTED_PROVIDERS {
         let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
         process.deploy(&fake, &hand_over_of_build(1, "good")).await;
-        let outcome = deploy_build_2_while_build_3_arrives(&fake, &process, "good").await;
+        let outcome = deploy_build_2_and_announce_build_3_after_7_s(&fake, &process, "good").await;
         assert_eq!(outcome.status, Status::Ready, "{outcome:#?}");
     }
 }
@@ -122,10 +127,10 @@ async fn a_newer_build_that_is_not_deployed_restores_the_version_before_the_olde
             if existed {
                 process.deploy(&fake, &hand_over_of_build(1, "good")).await;
             }
-            let outcome = deploy_build_2_while_build_3_arrives(&fake, &process, "bad").await;
+            let outcome = deploy_build_2_and_announce_build_3_after_7_s(&fake, &process, "bad").await;
             assert_eq!(
                 outcome.superseded_by,
-                successor_with_call_number(3),
+                some_successor_with_call_number(3),
                 "{provider:?} {outcome:#?}"
             );
             let outcome = process.deploy(&fake, &refused(3)).await;
@@ -137,7 +142,7 @@ async fn a_newer_build_that_is_not_deployed_restores_the_version_before_the_olde
             };
             assert_eq!(outcome.status, expected, "{story}");
             assert_eq!(answering_build_number(&fake), existed.then_some(1), "{story}");
-            assert_eq!(fake.current_deployment("hello").is_some(), existed, "{story}");
+            assert_eq!(fake.last_set_deployment("hello").is_some(), existed, "{story}");
         }
     }
 }
@@ -170,7 +175,7 @@ async fn another_replicas_newer_build_is_neither_overwritten_nor_rolled_back() {
                     Status::RolledBack => assert!(older != "good" && delay > 1000, "{story}"),
                     Status::Refused => assert_eq!(
                         older_outcome.superseded_by,
-                        successor_with_call_number(3),
+                        some_successor_with_call_number(3),
                         "{story}"
                     ),
                     Status::Failed | Status::Unverified => panic!("{story}"),
@@ -184,7 +189,7 @@ async fn another_replicas_newer_build_is_neither_overwritten_nor_rolled_back() {
 #[tokio::test(start_paused = true)]
 async fn several_deployer_replicas_end_with_the_newest_build_that_works() {
     for provider in TESTED_PROVIDERS {
-        for seed in 0..SEQUENCE_COUNT {
+        for seed in 0..RANDOM_HISTORIES_PER_PROVIDER {
             let mut rng = Rng::with_seed(seed);
             let fake = FakeGateway::new(provider);
             let replicas = [
@@ -195,7 +200,7 @@ async fn several_deployer_replicas_end_with_the_newest_build_that_works() {
             let mut number = 0;
             let mut newest_ready = None;
             let mut history = Vec::new();
-            for round in 0..ROUNDS_PER_SEQUENCE {
+            for round in 0..DEPLOYMENT_ROUNDS_PER_HISTORY {
                 let mut deployments = Vec::new();
                 let mut newest = (0, "good");
                 let first = rng.usize(..3);

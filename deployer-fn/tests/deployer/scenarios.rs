@@ -68,12 +68,12 @@ impl SimulatedDeployer {
     }
 
     pub(crate) async fn deploy(&self, fake: &FakeGateway, hand_over: &HandOver) -> DeploymentOutcome {
-        self.deploy_with_newer_waiting(fake, hand_over, &SuccessorReceiver::without_successor())
+        self.deploy_yielding_to_announced_successor(fake, hand_over, &SuccessorReceiver::without_successor())
             .await
     }
 
     /// Deploys a hand-over, which yields to a newer build once `succession` announces one.
-    pub(crate) async fn deploy_with_newer_waiting(
+    pub(crate) async fn deploy_yielding_to_announced_successor(
         &self,
         fake: &FakeGateway,
         hand_over: &HandOver,
@@ -101,7 +101,7 @@ impl SimulatedDeployer {
     ) -> Option<DeploymentOutcome> {
         tokio::select! {
             outcome = self.deploy(fake, hand_over) => Some(outcome),
-            () = fake.wait_until_killed() => None,
+            () = fake.wait_until_kill_is_due() => None,
         }
     }
 }
@@ -121,7 +121,7 @@ fn assert_reason_contains(outcome: &DeploymentOutcome, text: &str) {
 
 /// Returns the number of the build that answers calls; `None` if no build answers.
 pub(crate) fn answering_build_number(fake: &FakeGateway) -> Option<u64> {
-    let deployment = fake.answering_deployment("hello")?;
+    let deployment = fake.deployment_answering_with_200("hello")?;
     Some(deployment["envVars"]["BUILD"].as_str()?.parse().unwrap())
 }
 
@@ -137,11 +137,11 @@ async fn a_function_is_created_and_updated_and_a_repeated_delivery_changes_nothi
         assert_eq!(updated.previous_image, Some(image_of_build(1, "good")));
         assert_eq!(answering_build_number(&fake), Some(2));
 
-        let changes = fake.change_count();
+        let changes = fake.change_request_count();
         let repeated = process.deploy(&fake, &hand_over_of_build(2, "good")).await;
         assert_status_and_fault(&repeated, Status::Ready, None);
         assert!(!repeated.changed);
-        assert_eq!(fake.change_count(), changes);
+        assert_eq!(fake.change_request_count(), changes);
     }
 }
 
@@ -171,11 +171,11 @@ async fn a_failed_version_is_replaced_by_the_previous_one_with_its_environment()
                 available_replicas: 1,
             };
             assert_eq!(outcome.running, runs, "{provider:?} {behaviour}");
-            let restored = fake.current_deployment("hello").unwrap();
+            let restored = fake.last_set_deployment("hello").unwrap();
             assert_eq!(restored["envVars"]["BUILD"], "1");
 
             // A repeated delivery is known to fail, also to a new process.
-            let changes = fake.change_count();
+            let changes = fake.change_request_count();
             for process in [process, SimulatedDeployer::start()] {
                 let repeated = process.deploy(&fake, &hand_over_of_build(2, behaviour)).await;
                 assert_eq!(
@@ -183,7 +183,7 @@ async fn a_failed_version_is_replaced_by_the_previous_one_with_its_environment()
                     "{provider:?} {behaviour} {repeated:#?}"
                 );
                 if !(provider == ProviderKind::Rolling && matches!(behaviour, "missing" | "silent")) {
-                    assert_eq!(fake.change_count(), changes, "{provider:?} {behaviour}");
+                    assert_eq!(fake.change_request_count(), changes, "{provider:?} {behaviour}");
                     assert_eq!(repeated.previous_image, outcome.previous_image);
                 }
             }
@@ -210,7 +210,11 @@ async fn a_first_version_that_does_not_run_is_deleted() {
                 .await;
             assert_status_and_fault(&outcome, Status::RolledBack, Some(FaultyParty::Caller));
             assert_eq!(outcome.running, RunningState::Nothing);
-            assert_eq!(fake.current_deployment("hello"), None, "{provider:?} {behaviour}");
+            assert_eq!(
+                fake.last_set_deployment("hello"),
+                None,
+                "{provider:?} {behaviour}"
+            );
         }
     }
 }
@@ -222,7 +226,7 @@ async fn missing_secrets_and_namespaces_are_refused_without_a_change() {
         process.deploy(&fake, &hand_over_of_build(1, "good")).await;
         let mut wrong = hand_over_of_build(2, "good");
         wrong.spec.secrets.extend(["one".to_owned(), "two".to_owned()]);
-        let changes = fake.change_count();
+        let changes = fake.change_request_count();
         let outcome = process.deploy(&fake, &wrong).await;
         assert_status_and_fault(&outcome, Status::Refused, Some(FaultyParty::Caller));
         assert!(!outcome.changed, "{outcome:#?}");
@@ -231,15 +235,15 @@ async fn missing_secrets_and_namespaces_are_refused_without_a_change() {
             assert_reason_contains(&outcome, "secrets \"one\" not found");
         } else {
             assert_eq!(outcome.reasons.len(), 2, "{outcome:#?}");
-            assert_eq!(fake.change_count(), changes);
+            assert_eq!(fake.change_request_count(), changes);
         }
-        let changes = fake.change_count();
+        let changes = fake.change_request_count();
         wrong.spec.namespace = Some("nowhere".to_owned());
         let outcome = process.deploy(&fake, &wrong).await;
         assert_status_and_fault(&outcome, Status::Refused, Some(FaultyParty::Caller));
         assert_reason_contains(&outcome, "namespace \"nowhere\" does not exist");
         assert_eq!(
-            (fake.change_count(), answering_build_number(&fake)),
+            (fake.change_request_count(), answering_build_number(&fake)),
             (changes, Some(1))
         );
     }
@@ -263,32 +267,32 @@ async fn an_older_build_never_replaces_a_newer_one() {
     }
 }
 
-/// Returns a hand-over of a builder whose release sent no `submittedAt`; its build ended `ended` seconds after a fixed
-/// time.
-fn hand_over_of_old_builder(number: u64, ended: i64) -> HandOver {
+/// Returns the hand-over of a build with the behaviour `good` by a builder whose release sent no `submittedAt`; the
+/// build ended `build_end_seconds` seconds after a fixed time.
+fn good_hand_over_without_submitted_at(number: u64, build_end_seconds: i64) -> HandOver {
     HandOver {
         submitted_at: None,
-        built_at: Some(Timestamp::from_second(1_700_000_000 + ended).unwrap()),
+        built_at: Some(Timestamp::from_second(1_700_000_000 + build_end_seconds).unwrap()),
         ..hand_over_of_build(number, "good")
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn builders_of_different_releases_are_ordered_by_the_end_of_the_build() {
+async fn builds_are_ordered_by_submission_if_both_builders_send_it_and_else_by_the_build_end() {
     let ended = |number, ended| HandOver {
         submitted_at: hand_over_of_build(number, "good").submitted_at,
-        ..hand_over_of_old_builder(number, ended)
+        ..good_hand_over_without_submitted_at(number, ended)
     };
     for (deployed, handed_over, replaced) in [
         // Annotations of an earlier release.
-        (hand_over_of_old_builder(1, 100), ended(2, 101), true),
-        (hand_over_of_old_builder(2, 100), ended(1, 99), false),
+        (good_hand_over_without_submitted_at(1, 100), ended(2, 101), true),
+        (good_hand_over_without_submitted_at(2, 100), ended(1, 99), false),
         // A builder of an earlier release.
-        (ended(1, 100), hand_over_of_old_builder(2, 101), true),
-        (ended(2, 100), hand_over_of_old_builder(1, 99), false),
+        (ended(1, 100), good_hand_over_without_submitted_at(2, 101), true),
+        (ended(2, 100), good_hand_over_without_submitted_at(1, 99), false),
         (
-            hand_over_of_old_builder(2, 100),
-            hand_over_of_old_builder(1, 99),
+            good_hand_over_without_submitted_at(2, 100),
+            good_hand_over_without_submitted_at(1, 99),
             false,
         ),
         // Of one release, the end of the build does not matter.
@@ -306,7 +310,7 @@ async fn builders_of_different_releases_are_ordered_by_the_end_of_the_build() {
 
 /// A clock that was ahead once must not lock the function.
 #[tokio::test(start_paused = true)]
-async fn a_deployed_version_from_the_future_is_replaced() {
+async fn only_a_version_dated_far_in_the_future_is_replaced_by_an_older_build() {
     let fake = FakeGateway::new(ProviderKind::Kubernetes);
     let ahead = |minutes| Timestamp::now() + SignedDuration::from_mins(minutes);
     let of = |number, at| HandOver {
@@ -337,7 +341,7 @@ async fn a_function_not_deployed_by_slipway_is_restored_from_its_status() {
             .deploy(&fake, &hand_over_of_build(1, "crash"))
             .await;
         assert_status_and_fault(&outcome, Status::RolledBack, Some(FaultyParty::Caller));
-        let restored = fake.current_deployment("hello").unwrap();
+        let restored = fake.last_set_deployment("hello").unwrap();
         assert_eq!(restored["image"], "registry.example/hello-good:1");
         assert_eq!(restored["annotations"]["topic"], "x");
         assert_eq!(restored["secrets"], json!(["api-key"]));
@@ -378,7 +382,7 @@ async fn the_last_good_version_is_restored_even_if_the_deployed_one_never_was_go
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_function_without_its_service_is_created_again() {
+async fn a_function_that_lost_its_kubernetes_service_is_deployed_again() {
     let (fake, process) = (
         FakeGateway::new(ProviderKind::Kubernetes),
         SimulatedDeployer::start(),
@@ -428,7 +432,7 @@ async fn another_clients_deployment_in_the_meantime_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_panic_the_state_is_reported_and_the_next_hand_over_works() {
+async fn after_a_panic_in_a_rollout_what_runs_is_reported_and_the_next_hand_over_works() {
     for provider in TESTED_PROVIDERS {
         for (behaviour, request) in (1..10).flat_map(|request| [("good", request), ("crash", request)]) {
             let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
@@ -447,7 +451,7 @@ async fn after_a_panic_the_state_is_reported_and_the_next_hand_over_works() {
                     (Status::Failed, Some(FaultyParty::Platform)),
                     "{story}"
                 );
-                let deployed = fake.current_deployment("hello");
+                let deployed = fake.last_set_deployment("hello");
                 let image = deployed.as_ref().and_then(|deployed| deployed["image"].as_str());
                 let reported = match &outcome.running {
                     RunningState::Function { image, .. } => Some(image.as_str()),
@@ -507,7 +511,7 @@ async fn an_unverified_version_never_becomes_the_one_to_restore() {
         let outcome = process.deploy(&fake, &hand_over_of_build(5, "bad")).await;
         assert_status_and_fault(&outcome, Status::RolledBack, Some(FaultyParty::Caller));
         assert_eq!(
-            fake.current_deployment("hello").unwrap()["image"],
+            fake.last_set_deployment("hello").unwrap()["image"],
             image_of_build(1, "good")
         );
         assert_eq!(answering_build_number(&fake), Some(1));
@@ -557,7 +561,7 @@ async fn a_build_older_than_the_newest_submission_of_the_deployed_version_is_ref
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_is_verified_by_a_provider_that_replaces_before_it_answers() {
+async fn without_version_headers_updates_are_verified_on_providers_that_replace_before_answering() {
     for provider in [ProviderKind::Faasd, ProviderKind::Rolling] {
         let fake = FakeGateway::new(provider).omit_versions_in_answers();
         let process = SimulatedDeployer::start();

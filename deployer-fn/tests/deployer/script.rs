@@ -45,9 +45,9 @@ enum ScriptedAnswer {
 
 /// Returns the expectation of one request with this line, such as `GET /system/function/hello`; the answer is status
 /// 200 and an empty body, unless it is set.
-pub(crate) fn expect_request(line: impl Into<String>) -> ExpectedCall {
+pub(crate) fn expect_request(method_and_path: impl Into<String>) -> ExpectedCall {
     ExpectedCall {
-        line: line.into(),
+        line: method_and_path.into(),
         times: 1,
         check: None,
         gate: None,
@@ -117,7 +117,7 @@ impl ScriptedGateway {
     }
 
     /// Fails the test if a call was missing or not expected.
-    pub(crate) fn assert_finished(self) {
+    pub(crate) fn assert_no_missing_or_unexpected_calls(self) {
         let state = self.0.lock().unwrap();
         assert!(state.problems.is_empty(), "{:#?}", state.problems);
         let left: Vec<_> = state
@@ -131,7 +131,10 @@ impl ScriptedGateway {
 
     /// Returns the scripted answer to a request, and its gate if it has one. Records a problem if the request is not
     /// expected now.
-    fn take_next_answer(&self, request: &Request<Bytes>) -> (ScriptedAnswer, Option<Arc<Notify>>) {
+    fn take_answer_or_record_problem(
+        &self,
+        request: &Request<Bytes>,
+    ) -> (ScriptedAnswer, Option<Arc<Notify>>) {
         let state = &mut *self.0.lock().unwrap();
         let path = request.uri().path_and_query().map_or("", |path| path.as_str());
         let line = format!("{} {path}", request.method());
@@ -170,8 +173,8 @@ impl ScriptedGateway {
         answer
     }
 
-    /// Serves the script over HTTP until the test's runtime ends, and returns the address. Fails the test if the script has
-    /// a call that the gateway is unreachable for.
+    /// Serves the script over HTTP until the test's runtime ends, and returns the address. Fails the test if the script
+    /// has a call that the gateway is unreachable for.
     pub(crate) async fn serve_over_http(&self) -> String {
         let unreachable = |call: &ExpectedCall| matches!(call.answer, ScriptedAnswer::Unreachable);
         assert!(
@@ -202,7 +205,7 @@ impl ScriptedGateway {
     async fn answer_over_http(&self, request: Request<Incoming>) -> io::Result<Response<Full<Bytes>>> {
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        let (answer, gate) = self.take_next_answer(&Request::from_parts(head, body));
+        let (answer, gate) = self.take_answer_or_record_problem(&Request::from_parts(head, body));
         if let Some(gate) = gate {
             gate.notified().await;
         }
@@ -222,7 +225,7 @@ impl GatewayRequestSender for ScriptedGateway {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         // Every call takes some time, so that paused time advances.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let (answer, gate) = self.take_next_answer(&request);
+        let (answer, gate) = self.take_answer_or_record_problem(&request);
         if let Some(gate) = gate {
             gate.notified().await;
         }

@@ -52,19 +52,19 @@ pub(crate) struct ProcessorPlacement {
 }
 
 impl ProcessorPlacement {
-    /// Assigns the last `processors` of this process's processors to the server, and the others to the load, or the
-    /// same ones if there are no others.
-    pub(crate) fn choose_processors(processors: usize) -> anyhow::Result<Self> {
+    /// Assigns the last `server_processor_count` of this process's processors to the server, and the others to the
+    /// load, or the same ones if there are no others.
+    pub(crate) fn choose_processors(server_processor_count: usize) -> anyhow::Result<Self> {
         let all = sched_getaffinity(None).context("could not read the processors of this process")?;
         let usable: Vec<_> = (0..CpuSet::MAX_CPU)
             .filter(|number| all.is_set(*number))
             .collect();
         ensure!(
-            (1..=usable.len()).contains(&processors),
+            (1..=usable.len()).contains(&server_processor_count),
             "--processors should be 1 to {}",
             usable.len()
         );
-        let (load, server) = usable.split_at(usable.len() - processors);
+        let (load, server) = usable.split_at(usable.len() - server_processor_count);
         let load = if load.is_empty() { server } else { load };
         Ok(Self {
             server: cpu_set_of(server),

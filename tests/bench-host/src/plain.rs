@@ -56,12 +56,12 @@ async fn serve_until_terminated() -> anyhow::Result<()> {
         serde_json::json!({"message": "listening", "port": port})
     )?;
     tokio::select! {
-        accepting = accept_connections(&listener) => accepting,
+        accepting = accept_and_serve_connections(&listener) => accepting,
         _ = terminate.recv() => Ok(()),
     }
 }
 
-async fn accept_connections(listener: &TcpListener) -> anyhow::Result<()> {
+async fn accept_and_serve_connections(listener: &TcpListener) -> anyhow::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;

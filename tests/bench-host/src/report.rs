@@ -28,7 +28,7 @@ pub(crate) struct RoundPair {
 }
 
 /// Prints the figures of all rounds. The peaks of memory are in KiB.
-pub(crate) fn print_summary(pairs: &[RoundPair], plain_peak: u64, host_peak: u64) {
+pub(crate) fn print_summary(pairs: &[RoundPair], plain_peak_kib: u64, host_peak_kib: u64) {
     let median_of = |value: fn(&RoundPair) -> f64| median(pairs.iter().map(value).collect());
     println!(
         "requests per second: plain {:.0}, host {:.0}, median ratio {:.3}",
@@ -38,19 +38,19 @@ pub(crate) fn print_summary(pairs: &[RoundPair], plain_peak: u64, host_peak: u64
     );
     // Over all rounds together, because a single one is too short for the resolution of the kernel's clock.
     let (plain, host) = (
-        microseconds_per_request(pairs.iter().map(|pair| &pair.plain)),
-        microseconds_per_request(pairs.iter().map(|pair| &pair.host)),
+        mean_processor_microseconds_per_request(pairs.iter().map(|pair| &pair.plain)),
+        mean_processor_microseconds_per_request(pairs.iter().map(|pair| &pair.host)),
     );
     println!(
         "processor time per request: plain {plain:.2} us, host {host:.2} us, ratio {:.3}",
         host / plain
     );
-    let ratio = host_peak as f64 / plain_peak as f64;
-    println!("peak memory: plain {plain_peak} KiB, host {host_peak} KiB, ratio {ratio:.3}");
+    let ratio = host_peak_kib as f64 / plain_peak_kib as f64;
+    println!("peak memory: plain {plain_peak_kib} KiB, host {host_peak_kib} KiB, ratio {ratio:.3}");
 }
 
 /// Returns the mean processor time per request in several rounds, in microseconds.
-fn microseconds_per_request<'a>(rounds: impl Iterator<Item = &'a LoadRound>) -> f64 {
+fn mean_processor_microseconds_per_request<'a>(rounds: impl Iterator<Item = &'a LoadRound>) -> f64 {
     let (requests, time) = rounds.fold((0, Duration::ZERO), |(requests, time), round| {
         (requests + round.load.requests, time + round.processor_time)
     });

@@ -72,7 +72,7 @@ impl BaitServer {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let requests = ReceivedRequests::default();
         let app = Router::new()
-            .fallback(answer_request)
+            .fallback(record_and_answer_request)
             .with_state(Arc::clone(&requests));
         let serving = tokio::spawn(async move {
             axum::serve(listener, app).await.ok();
@@ -91,7 +91,11 @@ impl Drop for BaitServer {
     }
 }
 
-async fn answer_request(State(requests): State<ReceivedRequests>, headers: HeaderMap, uri: Uri) -> Response {
+async fn record_and_answer_request(
+    State(requests): State<ReceivedRequests>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
     let path = uri.path();
     let credentials = headers
         .get(AUTHORIZATION)

@@ -30,13 +30,13 @@ impl BuildContext {
 
     /// Returns the context of a function that serves static pages on port 8080: the smallest function that answers.
     ///
-    /// `base` is the name of the stack's busybox image, `page` the content of `/`.
+    /// `base_image` is the name of the stack's busybox image, `page` the content of `/`.
     ///
     /// Process 1 is a shell that exits on SIGTERM. httpd installs no handler for it, and the kernel delivers to
     /// process 1 only signals that it handles, so the provider would wait for its whole stop timeout.
-    pub fn static_page_function(base: &str, page: &str) -> Self {
+    pub fn static_page_function(base_image: &str, page: &str) -> Self {
         Self::dockerfile(format!(
-            "FROM {base}\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
+            "FROM {base_image}\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
              CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
         ))
         .with_file("www/index.html", page)
@@ -45,8 +45,8 @@ impl BuildContext {
     }
 
     /// Returns a context with a step that runs until its [gate](gated_command) is opened.
-    pub fn with_gated_step(base: &str, gate: &str) -> Self {
-        Self::dockerfile(format!("FROM {base}\nRUN {}\n", gated_command(gate)))
+    pub fn with_gated_step(base_image: &str, gate: &str) -> Self {
+        Self::dockerfile(format!("FROM {base_image}\nRUN {}\n", gated_command(gate)))
     }
 
     /// Replaces the Dockerfile.

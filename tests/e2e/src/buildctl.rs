@@ -41,7 +41,7 @@ impl Buildctl {
     }
 
     /// Returns a `buildctl` of the stack's own daemon, without credentials.
-    pub fn of_stack(testbed: &Testbed) -> Result<Self> {
+    pub fn of_stack_daemon_without_credentials(testbed: &Testbed) -> Result<Self> {
         Self::with_address(testbed, testbed.stack.buildkit_host.clone(), "{}")
     }
 
@@ -67,8 +67,8 @@ impl Buildctl {
         self.build_with_output(folder, image, options, "")
     }
 
-    /// Builds like [`build_and_push`](Self::build_and_push); `output` is appended to the output option and starts with
-    /// a comma.
+    /// Builds like [`build_and_push`](Self::build_and_push); `more_output_options` is appended to the output option and
+    /// starts with a comma.
     ///
     /// # Errors
     /// Fails with the output of `buildctl` if the build or the push fails.
@@ -77,12 +77,12 @@ impl Buildctl {
         folder: &Path,
         image: &str,
         options: &[&str],
-        output: &str,
+        more_output_options: &str,
     ) -> Result<()> {
         self.run_buildctl(&["prune", "--filter", "type==source.local"])?;
         let folder = folder.to_str().context("the folder's path is not UTF-8")?;
         let (context, dockerfile) = (format!("context={folder}"), format!("dockerfile={folder}"));
-        let output = format!("type=image,name={image},push=true,registry.insecure=true{output}");
+        let output = format!("type=image,name={image},push=true,registry.insecure=true{more_output_options}");
         let mut arguments = vec![
             "build",
             "--progress=plain",

@@ -58,14 +58,14 @@ impl BuilderProcess {
         Self::start(testbed, settings, more_secrets, None).await
     }
 
-    /// Starts builder-fn with this file in place of the machine's `resolv.conf`, and without registry credentials. `settings`
-    /// override those of [`start_with_settings`](Self::start_with_settings).
+    /// Starts builder-fn with this file in place of the machine's `resolv.conf`, and without registry credentials.
+    /// `settings` override those of [`start_with_settings`](Self::start_with_settings).
     pub async fn start_with_resolver(
         testbed: &Testbed,
-        resolver: &Path,
+        resolv_conf: &Path,
         settings: &[(&str, &str)],
     ) -> Result<Self> {
-        Self::start(testbed, settings, &[], Some(resolver)).await
+        Self::start(testbed, settings, &[], Some(resolv_conf)).await
     }
 
     async fn start(

@@ -22,20 +22,20 @@ pub struct BuildkitDaemon {
 }
 
 impl BuildkitDaemon {
-    /// Starts a daemon with an empty cache. `config` is appended to its `buildkitd.toml` and starts with a table
+    /// Starts a daemon with an empty cache. `more_toml` is appended to its `buildkitd.toml` and starts with a table
     /// header.
     ///
     /// The daemon pulls from the stack's registry over plain HTTP, as the stack's own daemon does.
-    pub async fn start(testbed: &Testbed, config: &str) -> Result<Self> {
-        Self::start_with_grpc_settings(testbed, "", config).await
+    pub async fn start(testbed: &Testbed, more_toml: &str) -> Result<Self> {
+        Self::start_with_grpc_settings(testbed, "", more_toml).await
     }
 
     /// Starts a daemon with more settings for the table `grpc`; `grpc` may contain subtables.
-    pub async fn start_with_grpc_settings(testbed: &Testbed, grpc: &str, config: &str) -> Result<Self> {
+    pub async fn start_with_grpc_settings(testbed: &Testbed, grpc: &str, more_toml: &str) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let text = format!(
             "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://127.0.0.1:0\"]\n{grpc}\n\
-             [worker.oci]\n  binary = \"{runc}\"\n\n[worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{config}",
+             [worker.oci]\n  binary = \"{runc}\"\n\n[worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{more_toml}",
             root = dir.path().join("root").display(),
             socket = socket_url(&dir),
             runc = testbed.stack.tools.runc.display(),
@@ -44,7 +44,7 @@ impl BuildkitDaemon {
         let toml = dir.path().join("buildkitd.toml");
         fs::write(&toml, text)?;
         let program = testbed.stack.tools.buildkitd.clone();
-        let (process, port) = start_process(&program, &dir).await?;
+        let (process, port) = start_daemon_and_wait_until_listening(&program, &dir).await?;
         Ok(Self {
             process,
             program,
@@ -53,11 +53,11 @@ impl BuildkitDaemon {
         })
     }
 
-    /// Kills the daemon, as a crash does, and starts it again with its data. Its socket has the same URL, and its TCP port
-    /// is another one.
+    /// Kills the daemon, as a crash does, and starts it again with its data. Its socket has the same URL, and its TCP
+    /// port is another one.
     pub async fn kill_and_restart(&mut self) -> Result<()> {
         self.process.kill()?;
-        (self.process, self.port) = start_process(&self.program, &self.dir).await?;
+        (self.process, self.port) = start_daemon_and_wait_until_listening(&self.program, &self.dir).await?;
         Ok(())
     }
 
@@ -79,7 +79,10 @@ impl BuildkitDaemon {
 
 /// Starts the daemon whose configuration and data are in this folder, and returns its process and its TCP port once it
 /// listens.
-async fn start_process(program: &Path, dir: &tempfile::TempDir) -> Result<(LoggedProcess, u16)> {
+async fn start_daemon_and_wait_until_listening(
+    program: &Path,
+    dir: &tempfile::TempDir,
+) -> Result<(LoggedProcess, u16)> {
     let mut command = Command::new(program);
     command.arg("--config").arg(dir.path().join("buildkitd.toml"));
     // As the stack's own daemon has them.

@@ -31,10 +31,10 @@ impl ChangingDns {
     /// get SERVFAIL, so that clients ask their next server.
     pub fn start_in_namespace(
         namespace: &NetworkNamespace,
-        at: Ipv4Addr,
+        address: Ipv4Addr,
         names: &[ChangingName],
     ) -> Result<Self> {
-        let socket = namespace.run_inside(|| Ok(UdpSocket::bind((IpAddr::from(at), 53))?))?;
+        let socket = namespace.run_inside(|| Ok(UdpSocket::bind((IpAddr::from(address), 53))?))?;
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UdpSocket::from_std(socket)?;
         let mut names = names.to_vec();
@@ -60,7 +60,7 @@ impl Drop for ChangingDns {
 }
 
 /// The type of a query for an IPv4 address (RFC 1035).
-const TYPE_A: u16 = 1;
+const A_RECORD_TYPE: u16 = 1;
 
 /// Returns the reply to a query (RFC 1035), or `None` if it is malformed. The answer's time to live is 0.
 fn answer_dns_query(query: &[u8], names: &mut [ChangingName]) -> Option<Vec<u8>> {
@@ -79,7 +79,9 @@ fn answer_dns_query(query: &[u8], names: &mut [ChangingName]) -> Option<Vec<u8>>
     let question = query.get(12..at + 4)?;
     let known = names.iter_mut().find(|known| known.name == labels.join("."));
     let code: u8 = if known.is_some() { 0 } else { 2 };
-    let answer = known.filter(|_| kind == TYPE_A).map(ChangingName::next_address);
+    let answer = known
+        .filter(|_| kind == A_RECORD_TYPE)
+        .map(ChangingName::next_address);
     let mut reply = query.get(..2)?.to_vec();
     // A response to a recursive query, with one question.
     reply.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(answer.is_some()), 0, 0, 0, 0]);

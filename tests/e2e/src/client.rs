@@ -81,7 +81,11 @@ impl SigningClient {
     }
 
     /// Posts a signed tar with more headers.
-    pub async fn post_with_headers(&self, tar: Vec<u8>, headers: &[(&str, &str)]) -> Result<HttpReply> {
+    pub async fn post_signed_with_headers(
+        &self,
+        tar: Vec<u8>,
+        headers: &[(&str, &str)],
+    ) -> Result<HttpReply> {
         let signature = sign_body(&self.key, &tar)?;
         self.post_with_signature(tar, Some(&signature), headers).await
     }

@@ -268,9 +268,9 @@ impl SpeedComparison {
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// Builds a folder with `buildctl`; returns the seconds. `more` is appended to the output option and starts
-    /// with a comma.
-    fn seconds_with_buildctl(&self, folder: &UniqueContextFolder, more: &str) -> Result<f64> {
+    /// Builds a folder with `buildctl`; returns the seconds. `more_output_options` is appended to the output option and
+    /// starts with a comma.
+    fn seconds_with_buildctl(&self, folder: &UniqueContextFolder, more_output_options: &str) -> Result<f64> {
         let local = |name: &str| format!("{name}={}", folder.context_path().display());
         let image = self
             .testbed
@@ -287,7 +287,7 @@ impl SpeedComparison {
                     "--output",
                 ])
                 .arg(format!(
-                    "type=image,name={image},push=true,registry.insecure=true{more}"
+                    "type=image,name={image},push=true,registry.insecure=true{more_output_options}"
                 )),
         )?;
         Ok(begun.elapsed().as_secs_f64())
@@ -309,9 +309,9 @@ impl SpeedComparison {
 
 /// Gives every build the same initial state of the machine: flushes the disk and touches memory for the spooled
 /// tar, the daemon's copy of its files and the layer.
-fn equalize_machine_state(tar: usize) -> Result<()> {
+fn equalize_machine_state(tar_bytes: usize) -> Result<()> {
     run_command(&mut Command::new("sync"))?;
-    std::hint::black_box(vec![1u8; 3 * tar]);
+    std::hint::black_box(vec![1u8; 3 * tar_bytes]);
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! A copy of the stack's builder-fn, deployed as another function with settings of its own. The queue delivers calls to it.
+//! A copy of the stack's builder-fn, deployed as another function with settings of its own. The queue delivers calls to
+//! it.
 
 use std::{
     fs,
@@ -79,9 +80,10 @@ impl<'t> DeployedBuilder<'t> {
         })
     }
 
-    /// Replaces the builder by a new one with the same settings. The provider sends SIGTERM to the old one.
-    pub async fn update(&mut self, version: &str) -> Result<()> {
-        self.deployment["envVars"]["updated_to"] = json!(version);
+    /// Updates the function with this value of a variable that builder-fn does not read, so that the provider replaces
+    /// its process. The provider sends SIGTERM to the old one.
+    pub async fn update_with_changed_variable(&mut self, updated_to: &str) -> Result<()> {
+        self.deployment["envVars"]["updated_to"] = json!(updated_to);
         let updated = self.testbed.functions.update_function(&self.deployment).await?;
         ensure!(updated < 300, "{} was not updated: {updated}", self.name);
         Ok(())

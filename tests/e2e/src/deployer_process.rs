@@ -35,8 +35,8 @@ pub struct HandOverClient {
 
 impl DeployerProcess {
     /// Starts deployer-fn with the stack's secrets, the gateway at this URL, and more settings.
-    pub async fn start(testbed: &Testbed, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
-        Self::start_with_more_secrets(testbed, gateway, settings, &[]).await
+    pub async fn start(testbed: &Testbed, gateway_url: &str, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_with_more_secrets(testbed, gateway_url, settings, &[]).await
     }
 
     /// Starts deployer-fn with the stack's secrets and these; those of the same name replace the stack's.
@@ -70,12 +70,12 @@ impl DeployerProcess {
     /// Starts deployer-fn with the files in `secrets` as its only secrets.
     pub async fn start_with_only_secrets(
         secrets: TempDir,
-        gateway: &str,
+        gateway_url: &str,
         settings: &[(&str, &str)],
     ) -> Result<Self> {
         let fixed: [(&str, &OsStr); 5] = [
             ("secret_mount_path", secrets.path().as_ref()),
-            ("gateway_url", gateway.as_ref()),
+            ("gateway_url", gateway_url.as_ref()),
             ("exec_timeout", "3m".as_ref()),
             ("insecure", "true".as_ref()),
             ("settling_time", "0s".as_ref()),

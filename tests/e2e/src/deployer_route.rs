@@ -44,11 +44,11 @@ struct RecordedHandOvers {
 
 impl DeployerRoute {
     /// Starts a server that forwards calls to the deployer at this URL.
-    pub async fn start_forwarding_to(deployer: &str) -> Result<Self> {
+    pub async fn start_forwarding_to(deployer_url: &str) -> Result<Self> {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
         let inner = Arc::new(RouteState {
-            deployer: format!("{deployer}/"),
+            deployer: format!("{deployer_url}/"),
             http: reqwest::Client::builder()
                 .no_proxy()
                 .timeout(FORWARD_TIMEOUT)

@@ -116,8 +116,10 @@ impl Flood {
         namespace: Option<NetworkNamespace>,
     ) -> Result<Self> {
         let bodies = Arc::new(FloodBodies {
-            extended_attributes: gzip_without_trailer(&append_random_file(tar_of_large_attributes()?)?)?,
-            ratio: gzip_without_trailer(&append_random_file(tar_of_zeros()?)?)?,
+            extended_attributes: gzip_without_trailer(&append_beginning_of_random_file(
+                tar_of_large_attributes()?,
+            )?)?,
+            ratio: gzip_without_trailer(&append_beginning_of_random_file(tar_of_zeros()?)?)?,
             plain: vec![0; target.body],
         });
         let counters = Arc::<FloodCounters>::default();
@@ -325,7 +327,7 @@ fn tar_of_zeros() -> Result<Vec<u8>> {
 
 /// Appends the beginning of a file that does not compress. A receiver that processes a body in batches gets to all that
 /// precedes it.
-fn append_random_file(mut tar: Vec<u8>) -> Result<Vec<u8>> {
+fn append_beginning_of_random_file(mut tar: Vec<u8>) -> Result<Vec<u8>> {
     tar.extend(tar_header("context/noise", 1 << 30)?);
     // Xorshift.
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;

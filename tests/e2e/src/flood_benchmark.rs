@@ -73,7 +73,7 @@ pub struct FloodResult {
 }
 
 /// The port of a function in its container, and that of its metrics.
-const FUNCTION_PORTS: (u16, u16) = (8080, 8081);
+const FUNCTION_AND_METRICS_PORTS: (u16, u16) = (8080, 8081);
 
 impl FloodBenchmark {
     /// Finds or starts the two functions, and builds once so that they are warm.
@@ -81,8 +81,12 @@ impl FloodBenchmark {
         let testbed = Testbed::find_running_stack()?;
         let (builder, deployer, started) = match receivers {
             FloodReceivers::Stack => {
-                let builder = ReceivingFunction::in_container("builder-fn")?;
-                (builder, ReceivingFunction::in_container("deployer-fn")?, None)
+                let builder = ReceivingFunction::find_in_container("builder-fn")?;
+                (
+                    builder,
+                    ReceivingFunction::find_in_container("deployer-fn")?,
+                    None,
+                )
             }
             FloodReceivers::Processes => {
                 let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
@@ -116,7 +120,9 @@ impl FloodBenchmark {
             processes,
             _started: started,
         };
-        benchmark.run_in_namespace(async |client| benchmark.build_once(&client).await.map(drop))?;
+        benchmark.run_with_client_in_builder_namespace(async |client| {
+            benchmark.build_once(&client).await.map(drop)
+        })?;
         Ok(benchmark)
     }
 
@@ -128,7 +134,9 @@ impl FloodBenchmark {
         length: Duration,
     ) -> Result<FloodResult> {
         let measure = |flood: &[&FloodProcess]| {
-            self.run_in_namespace(async |client| self.measure_phase(&client, flood, length).await)
+            self.run_with_client_in_builder_namespace(async |client| {
+                self.measure_phase(&client, flood, length).await
+            })
         };
         let alone = measure(&[])?;
         let flood = |function: FloodedFunction, receiver: &ReceivingFunction, count: usize| {
@@ -156,7 +164,7 @@ impl FloodBenchmark {
     }
 
     /// Runs `work` in builder-fn's network namespace, with a client that calls builder-fn at its own address.
-    fn run_in_namespace<T: Send>(
+    fn run_with_client_in_builder_namespace<T: Send>(
         &self,
         work: impl AsyncFnOnce(SigningClient) -> Result<T> + Send,
     ) -> Result<T> {
@@ -191,7 +199,7 @@ impl FloodBenchmark {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         while begun.elapsed() < length {
             second.tick().await;
-            let (client, tar) = (client.clone(), self.build_request_tar()?);
+            let (client, tar) = (client.clone(), self.unique_build_request_tar()?);
             builds.spawn(async move {
                 let begun = Instant::now();
                 build_tar(&client, tar).await?;
@@ -215,7 +223,7 @@ impl FloodBenchmark {
     }
 
     /// Returns the tar of a build of 30 KB whose content no earlier build had.
-    fn build_request_tar(&self) -> Result<Vec<u8>> {
+    fn unique_build_request_tar(&self) -> Result<Vec<u8>> {
         let source = BuildContext::dockerfile("FROM scratch\nCOPY page more /\n");
         let source = source.with_file("page", format!("{:?}", Instant::now()));
         let config = json!({ "image": self.testbed.image_name("hostile/bench-flood", "1") });
@@ -225,7 +233,7 @@ impl FloodBenchmark {
     }
 
     async fn build_once(&self, client: &SigningClient) -> Result<()> {
-        build_tar(client, self.build_request_tar()?).await
+        build_tar(client, self.unique_build_request_tar()?).await
     }
 }
 
@@ -239,7 +247,7 @@ async fn build_tar(client: &SigningClient, tar: Vec<u8>) -> Result<()> {
 
 impl ReceivingFunction {
     /// Finds the process of a function of the stack.
-    fn in_container(name: &str) -> Result<Self> {
+    fn find_in_container(name: &str) -> Result<Self> {
         let shim = find_process("containerd-shim-runc-v2", &format!("{name}."))?;
         let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
         let pid = children
@@ -248,8 +256,8 @@ impl ReceivingFunction {
             .with_context(|| format!("{name} does not run"))?;
         Ok(Self {
             pid: pid.parse()?,
-            port: FUNCTION_PORTS.0,
-            metrics: format!("http://127.0.0.1:{}/metrics", FUNCTION_PORTS.1),
+            port: FUNCTION_AND_METRICS_PORTS.0,
+            metrics: format!("http://127.0.0.1:{}/metrics", FUNCTION_AND_METRICS_PORTS.1),
         })
     }
 

@@ -124,9 +124,9 @@ impl Drop for ExtraAddresses {
     }
 }
 
-/// Returns the id of a process whose program's path ends with `program` and one of whose arguments contains `argument`.
-/// Fails if there is none.
-pub fn find_process(program: &str, argument: &str) -> Result<u32> {
+/// Returns the id of a process whose program's path ends with `program_suffix` and one of whose arguments contains
+/// `argument_part`. Fails if there is none.
+pub fn find_process(program_suffix: &str, argument_part: &str) -> Result<u32> {
     for entry in fs::read_dir("/proc")? {
         let folder = entry?.path();
         // Most entries are not processes, and a process may exit while the list is read.
@@ -135,8 +135,8 @@ pub fn find_process(program: &str, argument: &str) -> Result<u32> {
         };
         let line = String::from_utf8_lossy(&line);
         let mut words = line.split('\0');
-        let is_program = words.next().is_some_and(|word| word.ends_with(program));
-        if is_program && words.any(|word| word.contains(argument)) {
+        let is_program = words.next().is_some_and(|word| word.ends_with(program_suffix));
+        if is_program && words.any(|word| word.contains(argument_part)) {
             let name = folder
                 .file_name()
                 .unwrap_or_default()
@@ -145,5 +145,5 @@ pub fn find_process(program: &str, argument: &str) -> Result<u32> {
             return name.parse().context(name);
         }
     }
-    anyhow::bail!("no process {program} with {argument} in its arguments is running")
+    anyhow::bail!("no process {program_suffix} with {argument_part} in its arguments is running")
 }

@@ -72,7 +72,9 @@ impl<'a> PartOutage<'a> {
                 .await
                 .context("stopping a part"),
             Some(proxied) => {
-                proxied.proxy_for(self.part)?.drop_connections();
+                proxied
+                    .proxy_for(self.part)?
+                    .drop_connections_until_accepted_again();
                 Ok(())
             }
         }

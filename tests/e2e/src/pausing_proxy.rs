@@ -59,7 +59,7 @@ pub enum ExtraRoute {
     Answer(Value),
 }
 
-/// A running proxy. It forwards all requests until [`pause_at`](Self::pause_at); it stops on drop.
+/// A running proxy. It forwards all requests until [`reset_and_pause_at`](Self::reset_and_pause_at); it stops on drop.
 #[derive(Debug)]
 pub struct PausingProxy {
     url: String,
@@ -118,12 +118,12 @@ impl PausingProxy {
     }
 
     /// Forgets all requests so far, and pauses at one of the following.
-    pub fn pause_at(&self, request: RequestSelector, point: PausePoint) {
+    pub fn reset_and_pause_at(&self, request: RequestSelector, point: PausePoint) {
         self.reset_and_set_pause(Some((request, point)));
     }
 
     /// Forgets all requests so far, and forwards the paused request and all following ones.
-    pub fn forward_again(&self) {
+    pub fn reset_and_forward_again(&self) {
         self.reset_and_set_pause(None);
     }
 
@@ -171,7 +171,7 @@ impl Drop for PausingProxy {
 
 impl ProxyState {
     /// Records a request, returns its number, and notes whether it is the selected one.
-    fn count_request(&mut self, request: &Request<Incoming>) -> usize {
+    fn record_request_and_get_number(&mut self, request: &Request<Incoming>) -> usize {
         let number = self.requests.len();
         self.requests
             .push(format!("{} {}", request.method(), request.uri().path()));
@@ -223,7 +223,7 @@ impl ProxyShared {
 
     /// Forwards a request, and pauses before or after that if it is the selected one.
     async fn handle_request(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let number = self.lock().count_request(&request);
+        let number = self.lock().record_request_and_get_number(&request);
         self.pause_if_selected(number, PausePoint::BeforeForwarding).await;
         let answer = self.forward_request(request).await;
         self.pause_if_selected(number, PausePoint::AfterResponse).await;
@@ -234,7 +234,8 @@ impl ProxyShared {
         })
     }
 
-    /// Waits until [`forward_again`](PausingProxy::forward_again) if the proxy pauses at this point of this request.
+    /// Waits until [`reset_and_forward_again`](PausingProxy::reset_and_forward_again) if the
+    /// proxy pauses at this point of this request.
     async fn pause_if_selected(&self, number: usize, point: PausePoint) {
         {
             let state = self.lock();

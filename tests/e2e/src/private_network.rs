@@ -35,7 +35,7 @@ impl PrivateNetwork {
     }
 
     /// Returns the path of the `resolv.conf`.
-    pub fn resolver_configuration(&self) -> PathBuf {
+    pub fn resolv_conf_path(&self) -> PathBuf {
         self.folder.path().join("resolv.conf")
     }
 }

@@ -18,9 +18,9 @@ use tokio::sync::Mutex;
 use crate::logged_process::LoggedProcess;
 
 /// Returns the files that a process has open and that have no name, such as the spool of a request.
-pub(crate) fn unlinked_open_files(process: u32) -> Result<Vec<PathBuf>> {
+pub(crate) fn unlinked_open_files(process_id: u32) -> Result<Vec<PathBuf>> {
     let mut unlinked = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
+    for entry in fs::read_dir(format!("/proc/{process_id}/fd"))? {
         // A descriptor may be closed while the list is read.
         let Ok(target) = fs::read_link(entry?.path()) else {
             continue;
@@ -33,19 +33,19 @@ pub(crate) fn unlinked_open_files(process: u32) -> Result<Vec<PathBuf>> {
 }
 
 /// Returns a process's peak resident memory so far, in bytes.
-pub(crate) fn peak_memory_bytes(process: u32) -> Result<usize> {
-    status_bytes(process, "VmHWM")
+pub(crate) fn peak_memory_bytes(process_id: u32) -> Result<usize> {
+    proc_status_bytes(process_id, "VmHWM")
 }
 
-/// Returns a process's peak resident memory so far, minus the pages of files that are resident now, in bytes. Those are the
-/// program's code, and the kernel can drop them.
-pub(crate) fn peak_own_memory_bytes(process: u32) -> Result<usize> {
-    Ok(peak_memory_bytes(process)?.saturating_sub(status_bytes(process, "RssFile")?))
+/// Returns a process's peak resident memory so far, minus the pages of files that are resident now, in bytes. Those are
+/// the program's code, and the kernel can drop them.
+pub(crate) fn peak_own_memory_bytes(process_id: u32) -> Result<usize> {
+    Ok(peak_memory_bytes(process_id)?.saturating_sub(proc_status_bytes(process_id, "RssFile")?))
 }
 
 /// Reads a field of `/proc/PID/status` that is a number of kilobytes, and returns it in bytes.
-fn status_bytes(process: u32, field: &str) -> Result<usize> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+fn proc_status_bytes(process_id: u32, field: &str) -> Result<usize> {
+    let status = fs::read_to_string(format!("/proc/{process_id}/status"))?;
     let value = status
         .lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));

@@ -16,7 +16,7 @@ use crate::{
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The media type of the log's records.
-const RECORDS_TYPE: &str = "application/x-ndjson";
+const RECORDS_MEDIA_TYPE: &str = "application/x-ndjson";
 
 /// A client that signs questions with one key and sends them to one builder-fn.
 #[derive(Debug, Clone)]
@@ -59,18 +59,22 @@ impl QuestionClient {
     ///
     /// # Errors
     /// Fails if the answer has another status or media type.
-    pub async fn open_log(&self, id: &str, from: u64) -> Result<Option<RecordStream>> {
+    pub async fn open_log_unless_too_many_readers(
+        &self,
+        id: &str,
+        from: u64,
+    ) -> Result<Option<RecordStream>> {
         let path = format!("/builds/{id}/log?from={from}");
-        let response = self.send(Method::GET, &path, RECORDS_TYPE).await?;
+        let response = self.send(Method::GET, &path, RECORDS_MEDIA_TYPE).await?;
         match response.status().as_u16() {
             429 => Ok(None),
-            _ => RecordStream::new(response, RECORDS_TYPE).map(Some),
+            _ => RecordStream::new(response, RECORDS_MEDIA_TYPE).map(Some),
         }
     }
 
     /// Reads the log of a build from its first line to its end; returns the numbered lines and the terminal record.
     pub async fn read_log(&self, id: &str) -> Result<(Vec<(u64, String)>, Value)> {
-        let log = self.open_log(id, 1).await?;
+        let log = self.open_log_unless_too_many_readers(id, 1).await?;
         let mut log = log.context("the builder has too many readers")?;
         let mut lines = Vec::new();
         loop {

@@ -22,15 +22,17 @@ pub struct RecordStream {
 
 impl RecordStream {
     /// Checks status and media type of a streamed answer, and returns the stream of its records.
-    pub fn new(response: reqwest::Response, accepted: &str) -> Result<Self> {
+    pub fn new(response: reqwest::Response, accepted_media_type: &str) -> Result<Self> {
         let headers = response.headers();
         ensure!(response.status().as_u16() == 200, "{response:?}");
         ensure!(
-            headers.get("content-type").is_some_and(|found| found == accepted),
+            headers
+                .get("content-type")
+                .is_some_and(|found| found == accepted_media_type),
             "{headers:?}"
         );
         Ok(Self {
-            events: accepted == "text/event-stream",
+            events: accepted_media_type == "text/event-stream",
             response,
             received: Vec::new(),
         })
@@ -70,8 +72,8 @@ impl RecordStream {
         }
     }
 
-    /// Waits for the next numbered line of a build's log, or for its terminal record; `None` if the stream ends before. Leaves
-    /// out records without lines.
+    /// Waits for the next numbered line of a build's log, or for its terminal record; `None` if the stream ends before.
+    /// Leaves out records without lines.
     pub async fn next_numbered_record(&mut self) -> Result<Option<NumberedRecord>> {
         loop {
             let Some(record) = self.next_record().await? else {

@@ -73,7 +73,7 @@ impl CliRecording {
     }
 
     /// Returns the body of a recorded `POST /build`, with these variables.
-    pub fn build_request_body(&self, send: &Value, variables: &RequestVariables) -> Result<Vec<u8>> {
+    pub fn build_request_body(&self, recorded_send: &Value, variables: &RequestVariables) -> Result<Vec<u8>> {
         let mut tar = Vec::new();
         let owner = &self.requests["owner"];
         let owner = EntryOwner {
@@ -120,9 +120,9 @@ impl CliRecording {
                 content.as_bytes(),
             )
         };
-        let config = text_of_value(&send["config"])?.replace("{repository}", &variables.repository);
+        let config = text_of_value(&recorded_send["config"])?.replace("{repository}", &variables.repository);
         last(&self.requests["config_entry"], &config)?;
-        if send["secrets"] == true {
+        if recorded_send["secrets"] == true {
             last(
                 &self.requests["secrets_entry"],
                 text_of_value(&self.secrets["sealed"])?,
@@ -157,7 +157,7 @@ mod tests {
     use crate::client::sign_body;
 
     #[test]
-    fn every_recorded_request_is_reproduced_byte_for_byte() {
+    fn every_recorded_build_request_is_reproduced_byte_for_byte() {
         let recorded = CliRecording::read_recording().unwrap();
         let key = recorded.requests["payload_secret"].as_str().unwrap().trim();
         let variables = RequestVariables {

@@ -26,10 +26,10 @@ use tokio::{
 };
 
 /// The name of the repository, as its URL has it.
-const REPOSITORY: &str = "app.git";
+const REPOSITORY_FOLDER_NAME: &str = "app.git";
 
 /// The size of the pieces in which a response is sent, in bytes.
-const PIECE_BYTES: usize = 64 << 10;
+const RESPONSE_PIECE_BYTES: usize = 64 << 10;
 
 /// A git repository with one branch, `main`, in a temporary folder.
 #[derive(Debug)]
@@ -44,7 +44,10 @@ impl GitRepository {
             folder: tempfile::tempdir()?,
         };
         repository
-            .run_git(["init", "--quiet", "--initial-branch=main", REPOSITORY], false)
+            .run_git(
+                ["init", "--quiet", "--initial-branch=main", REPOSITORY_FOLDER_NAME],
+                false,
+            )
             .await?;
         Ok(repository)
     }
@@ -68,22 +71,22 @@ impl GitRepository {
     }
 
     /// Makes an annotated tag of the last commit.
-    pub async fn tag_commit(&self, name: &str) -> Result<()> {
+    pub async fn tag_last_commit(&self, name: &str) -> Result<()> {
         self.run_git(["tag", "--annotate", "--message=A tag", name], true)
             .await?;
         Ok(())
     }
 
     fn work_tree(&self) -> PathBuf {
-        self.folder.path().join(REPOSITORY)
+        self.folder.path().join(REPOSITORY_FOLDER_NAME)
     }
 
     async fn run_git(
         &self,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
-        is_inside: bool,
+        inside_work_tree: bool,
     ) -> Result<String> {
-        let folder = match is_inside {
+        let folder = match inside_work_tree {
             true => self.work_tree(),
             false => self.folder.path().to_owned(),
         };
@@ -164,7 +167,7 @@ impl SmartGitServer {
 
     /// Returns the URL of the repository.
     pub fn repository_url(&self) -> String {
-        format!("http://{}/{REPOSITORY}", self.host)
+        format!("http://{}/{REPOSITORY_FOLDER_NAME}", self.host)
     }
 }
 
@@ -261,7 +264,7 @@ async fn run_http_backend(
     }
     // The child is waited for with the end of its output.
     let content = stream::try_unfold((output, child), |(mut output, mut child)| async move {
-        let mut piece = vec![0; PIECE_BYTES];
+        let mut piece = vec![0; RESPONSE_PIECE_BYTES];
         let length = output.read(&mut piece).await?;
         piece.truncate(length);
         if length == 0 {

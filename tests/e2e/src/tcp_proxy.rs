@@ -47,8 +47,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 impl TcpProxy {
     /// Starts a proxy on a loopback address to a URL with the scheme `unix`, `tcp` or `http`.
-    pub async fn start_to(url: &str) -> Result<Self> {
-        Self::start_at(Ipv4Addr::LOCALHOST.into(), url).await
+    pub async fn start_to(target_url: &str) -> Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), target_url).await
     }
 
     /// Starts a proxy at this address of the machine to a URL with the scheme `unix`, `tcp` or `http`.
@@ -86,8 +86,9 @@ impl TcpProxy {
         &self.url
     }
 
-    /// Drops all connections of the proxy, and new ones until [`accept_connections_again`](Self::accept_connections_again).
-    pub fn drop_connections(&self) {
+    /// Drops all connections of the proxy, and new ones until
+    /// [`accept_connections_again`](Self::accept_connections_again).
+    pub fn drop_connections_until_accepted_again(&self) {
         self.state.send_modify(|state| {
             state.is_open = false;
             state.disconnects += 1;

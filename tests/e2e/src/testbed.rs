@@ -22,7 +22,7 @@ static PARTS_LOCK: RwLock<()> = RwLock::const_new(());
 const POLL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The name of the stack's busybox image, once this process has built it.
-static BUSYBOX_IMAGE: OnceCell<String> = OnceCell::const_new();
+static BUSYBOX_IMAGE_NAME: OnceCell<String> = OnceCell::const_new();
 
 /// The running stack and clients for it.
 pub struct Testbed {
@@ -89,8 +89,8 @@ impl Testbed {
 
     /// Builds an image that contains only this machine's static busybox, unless this run has built it before, and
     /// returns its name.
-    pub async fn busybox_image_name(&self) -> Result<&'static str> {
-        let name = BUSYBOX_IMAGE
+    pub async fn build_busybox_once_and_get_name(&self) -> Result<&'static str> {
+        let name = BUSYBOX_IMAGE_NAME
             .get_or_try_init(|| async {
                 let image = self.image_name("e2e/busybox", "1");
                 build_busybox_image(&self.builder, &image).await?;
@@ -102,13 +102,16 @@ impl Testbed {
 
     /// Polls until a build step on this machine whose command contains `command` is running, or until none is. Fails
     /// after two minutes.
-    pub async fn wait_for_step(&self, command: &str, running: bool) -> Result<()> {
+    pub async fn wait_for_step(&self, command: &str, should_run: bool) -> Result<()> {
         let what = format!(
             "a build step with {command:?} {}",
-            if running { "is running" } else { "has ended" }
+            if should_run { "is running" } else { "has ended" }
         );
-        self.wait_until_condition(&what, || Ok(step_process_folder(command)?.is_some() == running))
-            .await
+        self.wait_until_condition(
+            &what,
+            || Ok(step_process_folder(command)?.is_some() == should_run),
+        )
+        .await
     }
 
     /// Ends a running step with a [`gated_command`](crate::build_context::gated_command) command: creates the file it
@@ -137,7 +140,7 @@ impl Testbed {
         const TCP_ESTABLISHED_STATE: &str = "01";
         const BUILDKIT_PORT_HEX: &str = ":04D2";
         // BuildKit has a network of its own; a daemon that does not run has no connections.
-        let Some(daemon) = self.buildkit_process()? else {
+        let Some(daemon) = self.buildkit_process_folder()? else {
             return Ok(0);
         };
         let table = fs::read_to_string(daemon.join("net/tcp"))?;
@@ -155,13 +158,13 @@ impl Testbed {
 
     /// Returns the process id of the stack's BuildKit daemon on this machine; `None` if it does not run.
     pub fn buildkit_process_id(&self) -> Result<Option<u32>> {
-        self.buildkit_process()?
+        self.buildkit_process_folder()?
             .map(|folder| process_id(&folder))
             .transpose()
     }
 
     /// Returns the folder in `/proc` of the stack's BuildKit daemon; `None` if it does not run.
-    fn buildkit_process(&self) -> Result<Option<PathBuf>> {
+    fn buildkit_process_folder(&self) -> Result<Option<PathBuf>> {
         // Fails for a stack that was not started by the launcher, whose daemon is not found by its configuration.
         self.stack.supervisor_pid()?;
         let config = self.stack.dir.root.join("config/buildkitd.toml");
@@ -171,7 +174,7 @@ impl Testbed {
 }
 
 /// Returns the process id of the shell that runs the build step with this command, or `None` if none does.
-pub fn step_process(command: &str) -> Result<Option<u32>> {
+pub fn step_process_id(command: &str) -> Result<Option<u32>> {
     step_process_folder(command)?
         .map(|folder| process_id(&folder))
         .transpose()
@@ -200,14 +203,14 @@ fn process_id(folder: &Path) -> Result<u32> {
 }
 
 /// Returns the folder in `/proc` of the first process whose command line, with spaces between its words, is as wanted.
-fn process_folder(wanted: impl Fn(&str) -> bool) -> Result<Option<PathBuf>> {
+fn process_folder(is_wanted_command_line: impl Fn(&str) -> bool) -> Result<Option<PathBuf>> {
     for entry in fs::read_dir("/proc")? {
         let folder = entry?.path();
         // Most entries are not processes, and a process may exit while the list is read.
         let Ok(line) = fs::read(folder.join("cmdline")) else {
             continue;
         };
-        if wanted(&String::from_utf8_lossy(&line).replace('\0', " ")) {
+        if is_wanted_command_line(&String::from_utf8_lossy(&line).replace('\0', " ")) {
             return Ok(Some(folder));
         }
     }

@@ -82,7 +82,7 @@ impl TokenRegistry {
     async fn start_with_token_proxy(
         testbed: &Testbed,
         authority: &CertificateAuthority,
-        has_tls: bool,
+        token_server_has_tls: bool,
     ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let identity = authority.issue_certificate("127.0.0.1")?;
@@ -96,7 +96,7 @@ impl TokenRegistry {
         }
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let proxy = match has_tls {
+        let proxy = match token_server_has_tls {
             true => Some(TlsProxy::start_to(&url, &authority.issue_certificate("localhost")?).await?),
             false => None,
         };
@@ -144,7 +144,7 @@ impl TokenRegistry {
     }
 
     /// Takes the list of tokens issued since the last call, each as `SUBJECT by METHOD for SCOPE`.
-    pub fn take_issued_tokens(&self) -> Vec<String> {
+    pub fn take_issued_token_descriptions(&self) -> Vec<String> {
         std::mem::take(&mut self.tokens.issued.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -174,7 +174,7 @@ impl TokenServer {
     }
 
     /// Signs a token for the scopes, and records who got it, how, and for which scopes.
-    fn issue_token(&self, who: &str, how: &str, scope: &str) -> (StatusCode, Json<Value>) {
+    fn record_and_issue_token(&self, who: &str, how: &str, scope: &str) -> (StatusCode, Json<Value>) {
         let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
         issued.push(format!("{who} by {how} for {scope}"));
         match self.signed_token(who, scope) {
@@ -242,7 +242,7 @@ async fn issue_token_for_password(
         .filter(|(name, _)| name == "scope")
         .map(|(_, scope)| scope.as_str())
         .collect();
-    tokens.issue_token(TOKEN_USER, "password", &scopes.join(" "))
+    tokens.record_and_issue_token(TOKEN_USER, "password", &scopes.join(" "))
 }
 
 /// Answers `POST /token`: issues a token for the scope to whoever has [`IDENTITY_TOKEN`], else 401.
@@ -253,7 +253,7 @@ async fn issue_token_for_identity_token(
     let field = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();
     match (field("grant_type"), field("refresh_token")) {
         ("refresh_token", IDENTITY_TOKEN) => {
-            tokens.issue_token("anonymous", "identity token", field("scope"))
+            tokens.record_and_issue_token("anonymous", "identity token", field("scope"))
         }
         _ => unauthorized_response(),
     }

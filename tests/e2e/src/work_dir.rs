@@ -46,14 +46,14 @@ pub struct ClientFolder {
 }
 
 impl ClientFolder {
-    /// Creates a folder that contains only the template. `base` is the stack's busybox image: functions of the
+    /// Creates a folder that contains only the template. `base_image` is the stack's busybox image: functions of the
     /// template serve their handler's files.
-    pub fn new(base: &str) -> Result<Self> {
+    pub fn new(base_image: &str) -> Result<Self> {
         let work_dir = Self {
             folder: tempfile::tempdir()?,
         };
         let dockerfile = format!(
-            "FROM {base}\nARG ADDITIONAL_PACKAGE\nARG NOTE=none\nLABEL note=\"$NOTE\" packages=\"$ADDITIONAL_PACKAGE\"\n\
+            "FROM {base_image}\nARG ADDITIONAL_PACKAGE\nARG NOTE=none\nLABEL note=\"$NOTE\" packages=\"$ADDITIONAL_PACKAGE\"\n\
              COPY function /www\nRUN mkdir -p /www/_ && echo OK > /www/_/health && cp /www/_/health /www/_/ready\nUSER 1000\n\
              CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
         );

@@ -1,6 +1,7 @@
 //! A simulation of a pool of BuildKit daemons, which places builds with the builder's own code.
 //!
-//! A crate of its own, so that its loops are optimised in tests too: the functions of builder-fn that they call are inline.
+//! A crate of its own, so that its loops are optimised in tests too: the functions of builder-fn that they call are
+//! inline.
 
 use std::fmt;
 use std::ops::Range;
@@ -27,7 +28,7 @@ pub struct Balance {
 
 /// What a further daemon changes.
 #[derive(Clone, Copy, Debug)]
-pub struct Movement {
+pub struct FunctionMovement {
     /// The part of the functions that move to the further daemon.
     pub to_added: f64,
     /// The part of the functions that move between the others.
@@ -65,7 +66,7 @@ impl Simulation {
 
     /// Returns what a further daemon would change in `placed`, the daemons of the functions. The pool itself stays the
     /// same.
-    pub fn movement_to_added_daemon(&self, placed: &[usize]) -> Movement {
+    pub fn movement_to_added_daemon(&self, placed: &[usize]) -> FunctionMovement {
         let mut daemons = self.daemons.clone();
         let added = daemons.len();
         daemons.push(idle_daemon(added));
@@ -78,15 +79,15 @@ impl Simulation {
         };
         let to_added = moved().filter(|(_, after)| **after == added).count();
         let part = |count: usize| count as f64 / placed.len() as f64;
-        Movement {
+        FunctionMovement {
             to_added: part(to_added),
             between_others: part(moved().count() - to_added),
         }
     }
 
-    /// Builds `builds` functions once more, in another order, while `in_flight` builds run at a time, and returns the part of
-    /// the builds that land on the daemon in `placed`, whose cache is warm.
-    pub fn rebuild(&self, placed: &[usize], builds: usize, in_flight: usize) -> f64 {
+    /// Builds `builds` functions once more, in another order, while `in_flight` builds run at a time, and returns the
+    /// part of the builds that land on the daemon in `placed`, whose cache is warm.
+    pub fn warm_fraction_of_rebuilds(&self, placed: &[usize], builds: usize, in_flight: usize) -> f64 {
         let mut daemons = self.daemons.clone();
         let mut running = std::collections::VecDeque::with_capacity(in_flight + 1);
         let limit = busy_from(in_flight, daemons.len());
@@ -146,7 +147,7 @@ impl fmt::Display for Balance {
     }
 }
 
-impl fmt::Display for Movement {
+impl fmt::Display for FunctionMovement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (added, others) = (self.to_added * 100.0, self.between_others * 100.0);
         write!(
@@ -176,7 +177,7 @@ mod tests {
         assert!(movement.between_others == 0.0, "{movement}");
 
         for (in_flight, expected) in [(500, 0.99), (1000, 0.97)] {
-            let hits = simulation.rebuild(&placed, 100_000, in_flight);
+            let hits = simulation.warm_fraction_of_rebuilds(&placed, 100_000, in_flight);
             println!("{in_flight} builds at a time: {:.2} % warm", hits * 100.0);
             assert!(hits > expected, "{hits} with {in_flight} builds at a time");
         }

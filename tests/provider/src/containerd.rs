@@ -93,7 +93,7 @@ impl NamespaceClient {
     }
 
     /// Creates a request in the client's namespace, and under its lease if it has one.
-    fn request_in_namespace<T>(&self, message: T) -> Request<T> {
+    fn request_in_namespace_and_lease<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request
             .metadata_mut()
@@ -132,9 +132,9 @@ fn containerd_error(operation: &'static str, subject: &str) -> impl FnOnce(Statu
 }
 
 /// Converts containerd's answer "not found" to success, for removals.
-fn not_found_as_success<T: Default>(answer: Result<T, ProviderError>) -> Result<T, ProviderError> {
+fn default_if_not_found<T: Default>(answer: Result<T, ProviderError>) -> Result<T, ProviderError> {
     match answer {
-        Err(error) if error.is_not_found() => Ok(T::default()),
+        Err(error) if error.is_containerd_not_found() => Ok(T::default()),
         answer => answer,
     }
 }

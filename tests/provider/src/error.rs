@@ -132,7 +132,7 @@ impl ProviderError {
     }
 
     /// Returns whether the error is containerd's answer that a subject does not exist.
-    pub(crate) fn is_not_found(&self) -> bool {
+    pub(crate) fn is_containerd_not_found(&self) -> bool {
         matches!(self, Self::Containerd { source, .. } if source.code() == Code::NotFound)
     }
 }

@@ -86,7 +86,7 @@ impl FunctionStore {
         let secrets = SecretStore::open(settings.secrets_dir())?;
         let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
         containerd
-            .create_namespace_if_missing(&settings.function_namespace)
+            .create_function_namespace_if_missing(&settings.function_namespace)
             .await?;
         let network = Arc::new(FunctionNetwork::write_configuration(&settings)?);
         let logs = LogStore::open(settings.logs_dir())?;
@@ -123,13 +123,13 @@ impl FunctionStore {
 
     /// Creates the bridge of the functions' network, and restores the functions of an earlier provider.
     pub(crate) async fn restore_functions(&self) -> Result<(), ProviderError> {
-        self.0.network.connect_test_namespace().await?;
+        self.0.network.connect_and_disconnect_test_namespace().await?;
         restore::restore_functions(&self.0).await
     }
 
     /// Returns the names of the default namespace and of all namespaces with the label `openfaas`, whatever its value.
     pub(crate) async fn namespaces(&self) -> Result<Vec<String>, ProviderError> {
-        let labelled = self.0.containerd.list_function_namespaces().await?;
+        let labelled = self.0.containerd.list_labelled_namespaces().await?;
         let default = &self.0.settings.function_namespace;
         let others = labelled
             .into_iter()
@@ -143,7 +143,7 @@ impl FunctionStore {
         if namespace == self.0.settings.function_namespace {
             return Ok(());
         }
-        let labelled = self.0.containerd.list_function_namespaces().await?;
+        let labelled = self.0.containerd.list_labelled_namespaces().await?;
         let valid = |labelled: &LabelledNamespace| {
             labelled.name == namespace && matches!(labelled.label_value.as_str(), "true" | "1")
         };
@@ -183,7 +183,7 @@ impl FunctionStore {
         &self,
         deployment: FunctionDeployment,
     ) -> Result<(), ProviderError> {
-        let key = self.0.key_of(&deployment);
+        let key = self.0.key_of_function(&deployment);
         let inner = Arc::clone(&self.0);
         self.0
             .run_exclusively(key, |key| async move {
@@ -197,7 +197,7 @@ impl FunctionStore {
         &self,
         deployment: FunctionDeployment,
     ) -> Result<UpdateProgress, ProviderError> {
-        let key = self.0.key_of(&deployment);
+        let key = self.0.key_of_function(&deployment);
         let inner = Arc::clone(&self.0);
         let strategy = inner.settings.strategy_for(&deployment.annotations);
         let work = move |key: FunctionKey| async move {
@@ -287,7 +287,7 @@ impl FunctionStoreInner {
     }
 
     /// Returns the key of a deployment's function; an empty namespace stands for the default one.
-    fn key_of(&self, deployment: &FunctionDeployment) -> FunctionKey {
+    fn key_of_function(&self, deployment: &FunctionDeployment) -> FunctionKey {
         let namespace = match deployment.namespace.as_str() {
             "" => &self.settings.function_namespace,
             namespace => namespace,
@@ -425,7 +425,7 @@ impl FunctionStoreInner {
             ) => (1, 0),
             (UpdateStrategy::Recreate, InstanceStatus::Starting) | (_, InstanceStatus::Listening) => (1, 1),
         };
-        let accepted = self.accepted_version(&info.key);
+        let accepted = self.image_and_record_of_rollout(&info.key);
         let (image, record) = accepted.unwrap_or_else(|| (info.image.clone(), info.record.clone()));
         let StoredFunction {
             deployment,

@@ -41,8 +41,8 @@ pub(crate) fn write_resolver_files(settings: &ProviderSettings) -> Result<Resolv
 
 /// Returns the name servers that a function can reach. Inside a function, a loopback address is the function
 /// itself.
-fn reachable_name_servers(resolv_conf: &str) -> Vec<IpAddr> {
-    let values = resolv_conf
+fn reachable_name_servers(resolv_conf_text: &str) -> Vec<IpAddr> {
+    let values = resolv_conf_text
         .lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver"));
     let addresses = values.filter_map(|value| value.trim().parse().ok());

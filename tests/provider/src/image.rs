@@ -77,7 +77,7 @@ impl ImagePuller {
                 });
             }
         }
-        stored_image(containerd, name).await
+        read_stored_image(containerd, name).await
     }
 
     /// Pulls the image with this reference, if it is not stored, and returns the stored image.
@@ -86,15 +86,18 @@ impl ImagePuller {
         containerd: &NamespaceClient,
         reference: &Reference,
     ) -> Result<UnpackedImage, ProviderError> {
-        match stored_image(containerd, reference.whole()).await {
-            Err(error) if error.is_not_found() => self.pull_image(containerd, reference).await,
+        match read_stored_image(containerd, reference.whole()).await {
+            Err(error) if error.is_containerd_not_found() => self.pull_image(containerd, reference).await,
             stored => stored,
         }
     }
 }
 
 /// Reads an image that is in containerd's store; fails with containerd's status if it is not.
-async fn stored_image(containerd: &NamespaceClient, name: String) -> Result<UnpackedImage, ProviderError> {
+async fn read_stored_image(
+    containerd: &NamespaceClient,
+    name: String,
+) -> Result<UnpackedImage, ProviderError> {
     let target = containerd.image_target(&name).await?;
     let manifest = match target.media_type.as_str() {
         "application/vnd.oci.image.index.v1+json"

@@ -24,7 +24,7 @@ impl FunctionKey {
     }
 
     /// Parses a function's key from its name in the path of a call: `name` or `name.namespace`.
-    pub(crate) fn from_path(name: &str, default_namespace: &str) -> Self {
+    pub(crate) fn from_name_in_path(name: &str, default_namespace: &str) -> Self {
         match name.rsplit_once('.') {
             Some((name, namespace)) => Self::new(name, namespace),
             None => Self::new(name, default_namespace),
@@ -65,15 +65,15 @@ mod tests {
     #[test]
     fn the_namespace_follows_the_last_dot() {
         assert_eq!(
-            FunctionKey::from_path("hello", "openfaas-fn"),
+            FunctionKey::from_name_in_path("hello", "openfaas-fn"),
             FunctionKey::new("hello", "openfaas-fn")
         );
         assert_eq!(
-            FunctionKey::from_path("hello.dev", "openfaas-fn"),
+            FunctionKey::from_name_in_path("hello.dev", "openfaas-fn"),
             FunctionKey::new("hello", "dev")
         );
         assert_eq!(
-            FunctionKey::from_path("a.b.dev", "openfaas-fn"),
+            FunctionKey::from_name_in_path("a.b.dev", "openfaas-fn"),
             FunctionKey::new("a.b", "dev")
         );
     }

@@ -94,9 +94,9 @@ impl LogStore {
         )
     }
 
-    /// Removes the oldest logs of a function's other instances, so that the log of this instance fits the limit. An instance
-    /// that is started again has a log already, so nothing is removed for it a second time.
-    pub(crate) fn remove_oldest_logs(&self, function: &FunctionKey, instance: &str) {
+    /// Removes the oldest logs of a function's other instances, so that the log of this instance fits the limit. An
+    /// instance that is started again has a log already, so nothing is removed for it a second time.
+    pub(crate) fn make_room_for_log_of_instance(&self, function: &FunctionKey, instance: &str) {
         let directory = self.directory_of_function(function);
         let own = read::log_file_path(&directory, instance);
         let mut others = read::list_log_files(&directory);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     /// Writes empty logs of the generations 1 to `count` of an instance.
-    fn write_logs_of_generations(logs: &LogStore, key: &FunctionKey, count: usize) {
+    fn write_empty_logs_of_generations(logs: &LogStore, key: &FunctionKey, count: usize) {
         let directory = logs.directory_of_function(key);
         fs::create_dir_all(&directory).unwrap();
         for generation in 1..=count {
@@ -220,8 +220,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let logs = LogStore::open(directory.path().into()).unwrap();
         let key = FunctionKey::new("hello", "fn");
-        write_logs_of_generations(&logs, &key, 7);
-        logs.remove_oldest_logs(&key, "hello.8");
+        write_empty_logs_of_generations(&logs, &key, 7);
+        logs.make_room_for_log_of_instance(&key, "hello.8");
         assert_eq!(
             log_file_names(&logs, &key),
             ["hello.4.log", "hello.5.log", "hello.6.log", "hello.7.log"]
@@ -235,10 +235,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let logs = LogStore::open(directory.path().into()).unwrap();
         let key = FunctionKey::new("hello", "fn");
-        write_logs_of_generations(&logs, &key, KEPT_INSTANCE_LOGS);
+        write_empty_logs_of_generations(&logs, &key, KEPT_INSTANCE_LOGS);
         let before = log_file_names(&logs, &key);
         for _ in 0..KEPT_INSTANCE_LOGS {
-            logs.remove_oldest_logs(&key, "hello.5");
+            logs.make_room_for_log_of_instance(&key, "hello.5");
         }
         assert_eq!(log_file_names(&logs, &key), before);
     }

@@ -71,7 +71,7 @@ impl FunctionNetwork {
 
     /// Connects and disconnects a test namespace. This creates the bridge, with the host's address on it, and
     /// shows whether the plugins work on this machine.
-    pub(crate) async fn connect_test_namespace(&self) -> Result<(), ProviderError> {
+    pub(crate) async fn connect_and_disconnect_test_namespace(&self) -> Result<(), ProviderError> {
         self.connect_container("self-test").await?;
         self.disconnect_container("self-test").await;
         Ok(())

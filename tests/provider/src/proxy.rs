@@ -46,7 +46,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The limit on reading the body of a call to a missing function, in bytes.
 const DISCARDED_BODY_MAX_BYTES: usize = 256 << 10;
 /// The timeout for reading the body of a call to a missing function.
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+const DISCARDED_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The header that distinguishes the proxy's own answers from a function's.
 const INTERNAL_HEADER: HeaderName = HeaderName::from_static("x-openfaas-internal");
@@ -101,25 +101,26 @@ pub(crate) async fn proxy_call(
     ConnectInfo(caller): ConnectInfo<SocketAddr>,
     request: Request,
 ) -> Response {
-    if matches!(*request.method(), Method::CONNECT | Method::TRACE) || is_unsupported(request.method()) {
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) || is_unsupported_method(request.method())
+    {
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }
-    let Some((name, path)) = split_uri(request.uri()) else {
+    let Some((name, path)) = split_function_name_and_path(request.uri()) else {
         return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
     };
     let name = name.to_owned();
     let Some((backend, guard)) = proxy
         .functions
-        .route_call(&FunctionKey::from_path(&name, &proxy.default_namespace))
+        .route_call(&FunctionKey::from_name_in_path(&name, &proxy.default_namespace))
     else {
         // Closing the connection while the caller still sends its body would lose the answer.
         let rest = Limited::new(request.into_body(), DISCARDED_BODY_MAX_BYTES).collect();
-        let _ = timeout(DISCARD_TIMEOUT, rest).await;
+        let _ = timeout(DISCARDED_BODY_TIMEOUT, rest).await;
         let text = format!("No endpoints available for: {name}.");
-        return error_response(StatusCode::SERVICE_UNAVAILABLE, text);
+        return error_response_of_proxy(StatusCode::SERVICE_UNAVAILABLE, text);
     };
     let unreachable = || {
-        error_response(
+        error_response_of_proxy(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("Can't reach service for: {name}."),
         )
@@ -136,14 +137,14 @@ pub(crate) async fn proxy_call(
     match timeout_at(deadline, proxy.client.request(upstream)).await {
         Ok(Ok(response)) => {
             let (mut parts, body) = response.into_parts();
-            remove_hop_by_hop(&mut parts.headers);
+            remove_hop_by_hop_headers(&mut parts.headers);
             if !parts.headers.contains_key(CONTENT_TYPE) {
                 let default = || HeaderValue::from_static("text/plain");
                 parts
                     .headers
                     .insert(CONTENT_TYPE, request_type.unwrap_or_else(default));
             }
-            let body = CountedBody {
+            let body = GuardedBodyWithDeadline {
                 body,
                 _guard: guard,
                 deadline: Box::pin(sleep_until(deadline)),
@@ -166,7 +167,7 @@ pub(crate) async fn proxy_call(
 }
 
 /// Returns whether calls with this method are answered with 405.
-fn is_unsupported(method: &Method) -> bool {
+fn is_unsupported_method(method: &Method) -> bool {
     let supported = [
         Method::GET,
         Method::HEAD,
@@ -180,13 +181,13 @@ fn is_unsupported(method: &Method) -> bool {
 }
 
 /// Creates an answer of the proxy's own, which a header distinguishes from a function's.
-fn error_response(status: StatusCode, text: String) -> Response {
+fn error_response_of_proxy(status: StatusCode, text: String) -> Response {
     (status, [(INTERNAL_HEADER, "proxy")], text + "\n").into_response()
 }
 
 /// Splits the URI of a call into the function's name, and the path and query for the function, which are `None` if they
 /// are invalid; returns `None` without a valid name.
-fn split_uri(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
+fn split_function_name_and_path(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
     let rest = uri.path().strip_prefix(FUNCTION_PATH_PREFIX)?;
     let (name, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let in_names = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -210,7 +211,7 @@ fn upstream_request(
 ) -> Option<Request> {
     let (mut parts, body) = request.into_parts();
     let headers = &mut parts.headers;
-    remove_hop_by_hop(headers);
+    remove_hop_by_hop_headers(headers);
     // The server has already sent the `100 Continue`.
     headers.remove(EXPECT);
     if let Some(host) = headers.remove(HOST) {
@@ -231,7 +232,7 @@ fn upstream_request(
 }
 
 /// Removes the headers of one connection, and those that the header `Connection` names.
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
+fn remove_hop_by_hop_headers(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -246,13 +247,13 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// The body of a function's response. The call is in progress until the body ends; at the deadline the body
 /// fails.
-struct CountedBody<B> {
+struct GuardedBodyWithDeadline<B> {
     body: B,
     _guard: CallGuard,
     deadline: Pin<Box<Sleep>>,
 }
 
-impl<B> http_body::Body for CountedBody<B>
+impl<B> http_body::Body for GuardedBodyWithDeadline<B>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
     B::Error: Into<axum::BoxError>,
@@ -291,16 +292,16 @@ mod tests {
     use super::*;
     use crate::backend::DrainableBackend;
 
-    fn request_parts(path: &str) -> Option<(String, String)> {
+    fn name_and_path_of_call(path: &str) -> Option<(String, String)> {
         let uri: Uri = path.parse().unwrap();
-        split_uri(&uri).map(|(name, path)| (name.to_owned(), path.unwrap().to_string()))
+        split_function_name_and_path(&uri).map(|(name, path)| (name.to_owned(), path.unwrap().to_string()))
     }
 
     #[test]
     fn the_function_gets_the_path_after_its_name() {
         let expect = |path: &str, name: &str, rest: &str| {
             assert_eq!(
-                request_parts(path),
+                name_and_path_of_call(path),
                 Some((name.to_owned(), rest.to_owned())),
                 "{path}"
             );
@@ -310,8 +311,8 @@ mod tests {
         expect("/function/hello.dev/a/b?x=1&y=%2F", "hello.dev", "/a/b?x=1&y=%2F");
         expect("/function/hello?x", "hello", "/?x");
         expect("/function/hello/a%20b//c", "hello", "/a%20b//c");
-        assert_eq!(request_parts("/function/"), None);
-        assert_eq!(request_parts("/function/a%2Fb"), None);
+        assert_eq!(name_and_path_of_call("/function/"), None);
+        assert_eq!(name_and_path_of_call("/function/a%2Fb"), None);
     }
 
     #[test]
@@ -369,7 +370,7 @@ mod tests {
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let body = Body::from_stream(stream);
         let deadline = Box::pin(sleep_until(Instant::now() + Duration::from_secs(60)));
-        let mut body = CountedBody {
+        let mut body = GuardedBodyWithDeadline {
             body,
             _guard: backend.begin_call(),
             deadline,

@@ -24,12 +24,12 @@ const USER_FILE_MAX_BYTES: u64 = 1 << 20;
 
 /// Mounts an image's root file system and reads its user and group files. A missing file counts as empty.
 pub(crate) async fn read_user_files(mounts: SnapshotMounts) -> Result<UserFiles, ProviderError> {
-    let read = tokio::task::spawn_blocking(move || mount_and_read(&mounts)).await;
+    let read = tokio::task::spawn_blocking(move || mount_and_read_user_files(&mounts)).await;
     read.unwrap_or(Err(ProviderError::Stopping))
 }
 
 /// Mounts a root file system for as long as its user and group files are read.
-fn mount_and_read(mounts: &[Mount]) -> Result<UserFiles, ProviderError> {
+fn mount_and_read_user_files(mounts: &[Mount]) -> Result<UserFiles, ProviderError> {
     let directory =
         tempfile::tempdir().map_err(ProviderError::io_error("create", "a temporary directory"))?;
     let mounted = MountedRoot::mount(mounts, directory.path())?;

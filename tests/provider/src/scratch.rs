@@ -37,20 +37,20 @@ impl ScratchDirectories {
 
     /// Removes the `/tmp` directory of an instance, if it has one.
     pub(crate) fn remove(&self, id: &str) {
-        remove(&self.0.join(id));
+        remove_directory_tree(&self.0.join(id));
     }
 
     /// Removes the `/tmp` directories of all instances that are not to be kept.
     pub(crate) fn keep_only(&self, keep: impl Fn(&str) -> bool) {
         for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
             if !entry.file_name().to_str().is_some_and(&keep) {
-                remove(&entry.path());
+                remove_directory_tree(&entry.path());
             }
         }
     }
 }
 
-fn remove(directory: &Path) {
+fn remove_directory_tree(directory: &Path) {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(directory = %directory.display(), %error, "cannot remove a directory");

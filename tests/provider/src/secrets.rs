@@ -22,7 +22,7 @@ pub(crate) struct SecretStore {
 impl SecretStore {
     /// Opens the directory of all secrets; creates it if it does not exist.
     pub(crate) fn open(root: PathBuf) -> Result<Self, ProviderError> {
-        create_directory(&root)?;
+        create_private_directory(&root)?;
         Ok(Self { root })
     }
 
@@ -51,7 +51,7 @@ impl SecretStore {
     pub(crate) fn set(&self, namespace: &str, name: &str, value: &[u8]) -> Result<(), ProviderError> {
         let directory = self.directory(namespace);
         let path = directory.join(check_secret_name(name)?);
-        create_directory(&directory)?;
+        create_private_directory(&directory)?;
         let opened = OpenOptions::new()
             .write(true)
             .create(true)
@@ -75,7 +75,7 @@ impl SecretStore {
     }
 
     /// Fails if one of the named secrets does not exist.
-    pub(crate) fn check_exist(&self, namespace: &str, names: &[String]) -> Result<(), ProviderError> {
+    pub(crate) fn check_all_exist(&self, namespace: &str, names: &[String]) -> Result<(), ProviderError> {
         let directory = self.directory(namespace);
         for name in names {
             if check_secret_name(name).is_err() || !directory.join(name).is_file() {
@@ -100,7 +100,7 @@ fn check_secret_name(name: &str) -> Result<&str, ProviderError> {
 }
 
 /// Creates a directory if it is missing, and limits access to its owner.
-fn create_directory(path: &Path) -> Result<(), ProviderError> {
+fn create_private_directory(path: &Path) -> Result<(), ProviderError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     /// Creates an empty store, which is removed when the directory is dropped.
-    fn secrets() -> (tempfile::TempDir, SecretStore) {
+    fn empty_secret_store() -> (tempfile::TempDir, SecretStore) {
         let directory = tempfile::tempdir().unwrap();
         let secrets = SecretStore::open(directory.path().join("secrets")).unwrap();
         (directory, secrets)
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn changing_a_secret_keeps_its_inode() {
-        let (_directory, secrets) = secrets();
+        let (_directory, secrets) = empty_secret_store();
         let path = secrets.directory("fn").join("key");
         secrets.set("fn", "key", b"a longer value").unwrap();
         let inode = fs::metadata(&path).unwrap().ino();
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_readable_by_every_user_in_a_directory_that_only_its_owner_can_enter() {
-        let (_directory, secrets) = secrets();
+        let (_directory, secrets) = empty_secret_store();
         secrets.set("fn", "key", b"v").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
         assert_eq!(mode(&secrets.directory("fn").join("key")), 0o644);
@@ -145,13 +145,13 @@ mod tests {
 
     #[test]
     fn each_namespace_has_its_own_secrets() {
-        let (_directory, secrets) = secrets();
+        let (_directory, secrets) = empty_secret_store();
         secrets.set("a", "two", b"v").unwrap();
         secrets.set("a", "one", b"v").unwrap();
         assert_eq!(secrets.names("a").unwrap(), ["one", "two"]);
         assert!(secrets.names("b").unwrap().is_empty());
-        secrets.check_exist("a", &["one".into()]).unwrap();
-        let error = secrets.check_exist("b", &["one".into()]).unwrap_err();
+        secrets.check_all_exist("a", &["one".into()]).unwrap();
+        let error = secrets.check_all_exist("b", &["one".into()]).unwrap_err();
         assert_eq!(error.to_string(), "unable to find secret: one");
         secrets.delete("a", "one").unwrap();
         assert!(secrets.delete("a", "one").is_err());
@@ -159,10 +159,13 @@ mod tests {
 
     #[test]
     fn secret_names_cannot_lead_out_of_the_directory() {
-        let (_directory, secrets) = secrets();
+        let (_directory, secrets) = empty_secret_store();
         for name in ["", " ", "../key", "a/b", "..", "."] {
             assert!(secrets.set("fn", name, b"v").is_err(), "{name}");
-            assert!(secrets.check_exist("fn", &[name.to_owned()]).is_err(), "{name}");
+            assert!(
+                secrets.check_all_exist("fn", &[name.to_owned()]).is_err(),
+                "{name}"
+            );
         }
     }
 }

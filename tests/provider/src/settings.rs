@@ -16,7 +16,7 @@ use crate::{error::ProviderError, model::NameValueMap};
 
 /// The annotation with a function's own update strategy: `rolling`, `recreate` or `deferred`. With it, a test can
 /// use all strategies on one provider without affecting other functions.
-const STRATEGY_ANNOTATION: &str = "dev.slipway.update-strategy";
+const UPDATE_STRATEGY_ANNOTATION: &str = "dev.slipway.update-strategy";
 
 /// Settings of the provider.
 #[derive(Args, Clone, Debug)]
@@ -143,7 +143,7 @@ impl ProviderSettings {
 
     /// Returns the update strategy of a function with these annotations.
     pub(crate) fn strategy_for(&self, annotations: &NameValueMap) -> UpdateStrategy {
-        let requested = annotations.get(STRATEGY_ANNOTATION);
+        let requested = annotations.get(UPDATE_STRATEGY_ANNOTATION);
         let own = requested.and_then(|text| UpdateStrategy::from_str(text, false).ok());
         own.unwrap_or(self.update_strategy)
     }
@@ -228,7 +228,8 @@ mod tests {
     #[test]
     fn an_annotation_overrides_the_strategy_of_one_function() {
         let settings = settings_with_flags(&[]);
-        let annotated = |text: &str| NameValueMap::from([(STRATEGY_ANNOTATION.to_owned(), text.to_owned())]);
+        let annotated =
+            |text: &str| NameValueMap::from([(UPDATE_STRATEGY_ANNOTATION.to_owned(), text.to_owned())]);
         assert_eq!(
             settings.strategy_for(&NameValueMap::new()),
             UpdateStrategy::Rolling

@@ -49,12 +49,12 @@ pub(crate) struct SpecInput<'a> {
 }
 
 /// Parses the memory limit of a deployment, in bytes; `None` if it has no limit.
-pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64>, ProviderError> {
+pub(crate) fn memory_limit_bytes(deployment: &FunctionDeployment) -> Result<Option<i64>, ProviderError> {
     let memory = deployment
         .limits
         .as_ref()
         .map_or("", |limits| limits.memory.as_str());
-    match (memory, quantity::parse_bytes(memory)) {
+    match (memory, quantity::parse_quantity_as_bytes(memory)) {
         ("", _) => Ok(None),
         (_, Some(bytes)) => Ok(Some(bytes)),
         (_, None) => Err(ProviderError::Invalid(format!(
@@ -65,8 +65,8 @@ pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64
 
 /// Builds the runtime specification of a function's container.
 pub(crate) fn build_spec(input: SpecInput<'_>) -> Result<Spec, ProviderError> {
-    let memory = memory_limit(input.deployment)?;
-    let args = process_command(input.config);
+    let memory = memory_limit_bytes(input.deployment)?;
+    let args = entrypoint_and_command(input.config);
     if args.is_empty() {
         return Err(ProviderError::Image {
             image: input.deployment.image.clone(),
@@ -163,7 +163,7 @@ fn assemble_spec(
 }
 
 /// Returns the image's entrypoint followed by its command.
-fn process_command(config: &Config) -> Vec<String> {
+fn entrypoint_and_command(config: &Config) -> Vec<String> {
     let entrypoint = config.entrypoint().iter().flatten();
     entrypoint.chain(config.cmd().iter().flatten()).cloned().collect()
 }
@@ -180,7 +180,10 @@ fn deployment_env(deployment: &FunctionDeployment) -> NameValueMap {
 }
 
 /// Returns the environment for a function's status, without `PATH` and `fprocess`, and the value of `fprocess`.
-pub(crate) fn status_env(config: &Config, deployment: &FunctionDeployment) -> (NameValueMap, String) {
+pub(crate) fn status_env_and_fprocess(
+    config: &Config,
+    deployment: &FunctionDeployment,
+) -> (NameValueMap, String) {
     let from_image = config
         .env()
         .iter()
@@ -229,13 +232,13 @@ fn bind_mount(source: &Path, destination: PathBuf, options: &[&str]) -> Mount {
     mount
 }
 
-fn tmpfs_mount(destination: &str, mode: &str) -> Mount {
+fn tmpfs_mount(destination: &str, mode_option: &str) -> Mount {
     let mut mount = Mount::default();
     mount
         .set_destination(destination.into())
         .set_typ(Some("tmpfs".to_owned()))
         .set_source(Some("tmpfs".into()))
-        .set_options(Some(["nosuid", "nodev", mode].map(str::to_owned).to_vec()));
+        .set_options(Some(["nosuid", "nodev", mode_option].map(str::to_owned).to_vec()));
     mount
 }
 
@@ -378,7 +381,7 @@ mod tests {
         let mut deployment = test_deployment();
         deployment.env_process = "cat".into();
         deployment.env_vars = NameValueMap::from([("B".into(), "2".into())]);
-        let (env, process) = status_env(&config, &deployment);
+        let (env, process) = status_env_and_fprocess(&config, &deployment);
         assert_eq!(
             env,
             NameValueMap::from([("A".into(), "1".into()), ("B".into(), "2".into())])

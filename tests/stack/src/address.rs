@@ -16,7 +16,7 @@ pub(crate) const BRIDGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 62, 0, 1);
 /// The name of the bridge interface of the functions' network; the same as faasd's.
 pub(crate) const BRIDGE_INTERFACE: &str = "openfaas0";
 /// The name of the stack's end of the pair of interfaces that connects the stack to the machine.
-pub(crate) const INNER_INTERFACE: &str = "host0";
+pub(crate) const STACKS_INTERFACE_TO_MACHINE: &str = "host0";
 /// The name of the interface that slirp4netns creates for the stack's outgoing connections.
 pub(crate) const EGRESS_INTERFACE: &str = "tap0";
 /// The address of slirp4netns's resolver, which forwards queries to the machine's resolver.
@@ -44,9 +44,9 @@ pub(crate) const MAX_TENANT_NETWORKS: usize = 128;
 /// The subnet of the pairs of interfaces that connect the machine to its stacks.
 pub(crate) const STACKS_SUBNET: &str = "10.63.0.0/16";
 /// The name of the stack's end of the pair of interfaces to BuildKit's network.
-pub(crate) const BUILDKIT_INTERFACE: &str = "buildkit0";
+pub(crate) const STACKS_INTERFACE_TO_BUILDKIT: &str = "buildkit0";
 /// The name of BuildKit's end of the pair of interfaces to the stack.
-pub(crate) const STACK_INTERFACE: &str = "stack0";
+pub(crate) const BUILDKITS_INTERFACE_TO_STACK: &str = "stack0";
 /// The port of NATS Streaming.
 pub(crate) const NATS_PORT: u16 = 4222;
 /// The port of NATS Streaming's monitoring.
@@ -73,24 +73,24 @@ impl StackNumber {
     }
 
     /// Returns the address of the machine's end of the pair of interfaces that connects it to the stack.
-    pub(crate) fn outer_address(self) -> Ipv4Addr {
+    pub(crate) fn machines_end_address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 63, self.0, 1)
     }
 
     /// Returns the IP address of the stack's own end of the interface pair that connects it to the machine. The machine,
     /// BuildKit, the provider and functions all reach the stack's servers at this address.
-    pub(crate) fn inner_address(self) -> Ipv4Addr {
+    pub(crate) fn stacks_end_address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 63, self.0, 2)
     }
 
     /// Returns the name of the machine's end of the pair of interfaces that connects it to the stack.
-    pub(crate) fn outer_interface(self) -> String {
+    pub(crate) fn machines_end_interface(self) -> String {
         format!("slipway{}", self.0)
     }
 
     /// Returns the address of the stack's registry for image references.
     pub(crate) fn registry_address(self) -> SocketAddr {
-        (self.inner_address(), REGISTRY_PORT).into()
+        (self.stacks_end_address(), REGISTRY_PORT).into()
     }
 
     /// Returns the registry's address for faasd, which uses plain HTTP only with loopback addresses. The
@@ -101,17 +101,17 @@ impl StackNumber {
 
     /// Returns the URL of the stack's gateway for clients on the machine.
     pub(crate) fn gateway_url(self) -> String {
-        format!("http://{}:{GATEWAY_PORT}", self.inner_address())
+        format!("http://{}:{GATEWAY_PORT}", self.stacks_end_address())
     }
 
     /// Returns the URL of builder-fn without the gateway, for clients on the machine.
     pub(crate) fn builder_url(self) -> String {
-        format!("http://{}:{BUILDER_PORT}", self.inner_address())
+        format!("http://{}:{BUILDER_PORT}", self.stacks_end_address())
     }
 
     /// Returns the URL of the builder-fn that runs as a plain process, for clients on the machine.
     pub(crate) fn plain_builder_url(self) -> String {
-        format!("http://{}:{PLAIN_BUILDER_PORT}", self.inner_address())
+        format!("http://{}:{PLAIN_BUILDER_PORT}", self.stacks_end_address())
     }
 }
 

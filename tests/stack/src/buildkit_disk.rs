@@ -7,16 +7,16 @@ use tokio::fs;
 
 use crate::{
     command::{new_command, run_program},
-    directories::{StackDir, free_space},
+    directories::{StackDir, free_space_bytes},
     error::{IoResultExt as _, Result},
     progress::ProgressSink,
 };
 
-/// Makes the image at a stack's first start, with `size` bytes or three quarters of the free space, whichever is less;
+/// Makes the image at a stack's first start, with `max_bytes` or three quarters of the free space, whichever is less;
 /// checks it at later starts, repairs it if it is damaged, and makes it anew if that fails.
 pub(crate) async fn make_or_repair_disk_image(
     dir: &StackDir,
-    size: u64,
+    max_bytes: u64,
     progress: &ProgressSink,
 ) -> Result<()> {
     let image = dir.buildkit_disk_image();
@@ -38,11 +38,11 @@ pub(crate) async fn make_or_repair_disk_image(
         progress.emit_step("buildkit", "cannot repair the file system; making a new one");
         fs::remove_file(&image).await.with_operation("remove", &image)?;
     }
-    empty_mount_point(dir, progress).await?;
+    make_mount_point_empty(dir, progress).await?;
     let new = image.with_extension("new");
     File::create(&new)
         .with_operation("create", &new)?
-        .set_len(size.min(free_space(&dir.root)? / 4 * 3))
+        .set_len(max_bytes.min(free_space_bytes(&dir.root)? / 4 * 3))
         .with_operation("resize", &new)?;
     run_program(
         new_command("mkfs.ext4")
@@ -56,7 +56,7 @@ pub(crate) async fn make_or_repair_disk_image(
 
 /// Makes the mount point an empty directory: removes the data that an earlier launcher, which did not limit it, kept
 /// there.
-async fn empty_mount_point(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
+async fn make_mount_point_empty(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
     let target = dir.part_data_directory("buildkit");
     if let Err(error) = fs::remove_dir(&target).await
         && error.kind() != io::ErrorKind::NotFound
@@ -78,10 +78,10 @@ mod tests {
     use super::*;
 
     /// The size of a test's image, in bytes.
-    const SIZE: u64 = 16 << 20;
+    const TEST_IMAGE_BYTES: u64 = 16 << 20;
 
     /// Returns the handle of the stack directory `root`, in which the parent directory of BuildKit's data is created.
-    fn stack_directory(root: &Path) -> StackDir {
+    fn create_stack_directory(root: &Path) -> StackDir {
         fs::create_dir_all(root.join("data")).unwrap();
         StackDir {
             name: "test".into(),
@@ -90,8 +90,8 @@ mod tests {
     }
 
     /// Makes or checks the image, and returns its inode and its size in bytes.
-    async fn prepare_and_identify(dir: &StackDir) -> (u64, u64) {
-        make_or_repair_disk_image(dir, SIZE, &ProgressSink::discarding())
+    async fn prepare_and_return_inode_and_size(dir: &StackDir) -> (u64, u64) {
+        make_or_repair_disk_image(dir, TEST_IMAGE_BYTES, &ProgressSink::discarding())
             .await
             .unwrap();
         let image = fs::metadata(dir.buildkit_disk_image()).unwrap();
@@ -101,11 +101,11 @@ mod tests {
     #[tokio::test]
     async fn the_data_of_an_earlier_launcher_is_replaced_by_an_image_and_a_mount_point() {
         let root = tempfile::tempdir().unwrap();
-        let dir = stack_directory(root.path());
+        let dir = create_stack_directory(root.path());
         let old = dir.part_data_directory("buildkit").join("runc/snapshots");
         fs::create_dir_all(&old).unwrap();
         fs::write(old.join("file"), "old").unwrap();
-        assert_eq!(prepare_and_identify(&dir).await.1, SIZE);
+        assert_eq!(prepare_and_return_inode_and_size(&dir).await.1, TEST_IMAGE_BYTES);
         let mut mount_point = fs::read_dir(dir.part_data_directory("buildkit")).unwrap();
         assert!(mount_point.next().is_none());
     }
@@ -113,10 +113,10 @@ mod tests {
     #[tokio::test]
     async fn an_intact_image_is_kept_and_a_damaged_one_is_made_anew() {
         let root = tempfile::tempdir().unwrap();
-        let dir = stack_directory(root.path());
-        let first = prepare_and_identify(&dir).await;
-        assert_eq!(prepare_and_identify(&dir).await, first);
+        let dir = create_stack_directory(root.path());
+        let first = prepare_and_return_inode_and_size(&dir).await;
+        assert_eq!(prepare_and_return_inode_and_size(&dir).await, first);
         fs::write(dir.buildkit_disk_image(), "damaged").unwrap();
-        assert_eq!(prepare_and_identify(&dir).await.1, SIZE);
+        assert_eq!(prepare_and_return_inode_and_size(&dir).await.1, TEST_IMAGE_BYTES);
     }
 }

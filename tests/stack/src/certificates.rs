@@ -35,20 +35,20 @@ pub(crate) const DAEMON_CERTIFICATE_FILE: &str = "buildkit-daemon.crt";
 pub(crate) const DAEMON_KEY_FILE: &str = "buildkit-daemon.key";
 
 /// The name of the file with the time at which the certificates expire, in seconds since 1970.
-const EXPIRY_FILE: &str = "buildkit-certificates-expire";
+const CERTIFICATES_EXPIRY_FILE: &str = "buildkit-certificates-expire";
 
 /// Makes the stack's certificates if they are missing or less than a third of their life is left, and returns when
 /// they expire, in seconds since 1970.
-pub(crate) fn ensure_certificates(dir: &StackDir) -> Result<u64> {
+pub(crate) fn ensure_certificates_and_read_expiry_seconds(dir: &StackDir) -> Result<u64> {
     ensure_certificates_at(dir, SystemTime::now())
 }
 
-/// Does the work of [`ensure_certificates`], as if the time were `now`.
+/// Does the work of [`ensure_certificates_and_read_expiry_seconds`], as if the time were `now`.
 fn ensure_certificates_at(dir: &StackDir, now: SystemTime) -> Result<u64> {
     let files = [DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE].map(|name| dir.config_directory().join(name));
     let secrets = BUILDKIT_CLIENT_SECRET_NAMES.map(|name| dir.secrets_directory().join(name));
     let complete = files.iter().chain(&secrets).all(|path| path.exists());
-    let path = dir.config_directory().join(EXPIRY_FILE);
+    let path = dir.config_directory().join(CERTIFICATES_EXPIRY_FILE);
     let expiry = fs::read_to_string(&path)
         .ok()
         .and_then(|text| text.trim().parse().ok());
@@ -59,8 +59,8 @@ fn ensure_certificates_at(dir: &StackDir, now: SystemTime) -> Result<u64> {
         _ => {
             // The time is written last: an interrupted renewal is repeated.
             let _ = fs::remove_file(&path);
-            let expiry = since_epoch(now) + CERTIFICATE_LIFE;
-            issue_certificates(dir, since_epoch(now).saturating_sub(CLOCK_SKEW), expiry)?;
+            let expiry = time_since_epoch(now) + CERTIFICATE_LIFE;
+            issue_certificates(dir, time_since_epoch(now).saturating_sub(CLOCK_SKEW), expiry)?;
             let expiry = expiry.as_secs();
             write_private_file(&path, expiry.to_string().as_bytes())?;
             Ok(expiry)
@@ -69,21 +69,21 @@ fn ensure_certificates_at(dir: &StackDir, now: SystemTime) -> Result<u64> {
 }
 
 /// Returns the time since 1970; zero for an earlier time.
-fn since_epoch(time: SystemTime) -> Duration {
+fn time_since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Makes and writes the certificates of a new authority, of the daemon and of builder-fn, valid between two times since
 /// 1970.
-fn issue_certificates(dir: &StackDir, from: Duration, until: Duration) -> Result<()> {
+fn issue_certificates(dir: &StackDir, from_since_epoch: Duration, until_since_epoch: Duration) -> Result<()> {
     let failed = |error: rcgen::Error| {
         LauncherError::Environment(format!("cannot make BuildKit's certificates: {error}"))
     };
     let params = |name: &str, subjects: Vec<String>| {
         let mut params = CertificateParams::new(subjects).map_err(failed)?;
         params.distinguished_name.push(DnType::CommonName, name);
-        params.not_before = date_time_ymd(1970, 1, 1) + from;
-        params.not_after = date_time_ymd(1970, 1, 1) + until;
+        params.not_before = date_time_ymd(1970, 1, 1) + from_since_epoch;
+        params.not_after = date_time_ymd(1970, 1, 1) + until_since_epoch;
         Ok::<_, LauncherError>(params)
     };
     let mut authority = params("slipway-stack", Vec::new())?;

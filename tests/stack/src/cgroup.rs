@@ -25,7 +25,7 @@ pub(crate) const STEPS_GROUP: &str = "slipway-steps";
 
 /// The CPU weight of all build steps together, by the name of its file in versions 1 and 2: half of the weight of other
 /// groups, which have 1024 and 100.
-const STEPS_CPU_WEIGHT: [(&str, u64); 2] = [("cpu.shares", 512), ("cpu.weight", 50)];
+const STEPS_CPU_WEIGHT_BY_FILE: [(&str, u64); 2] = [("cpu.shares", 512), ("cpu.weight", 50)];
 
 /// The longest time for the kernel to empty a control group whose processes were killed.
 const CGROUP_EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,16 +80,16 @@ impl CgroupHierarchy {
             .filter(|_| kind == "cgroup" || kind == "cgroup2")
     }
 
-    /// Returns the directory of the control group below which the stack's group is created; `own` is the content of
-    /// `/proc/self/cgroup`.
+    /// Returns the directory of the control group below which the stack's group is created; `own_cgroups` is the
+    /// content of `/proc/self/cgroup`.
     ///
     /// In version 2 a group that has processes cannot delegate controllers, so this is the root. In version 1
     /// it is this process's own group, whose limits then apply.
-    fn parent_group_directory(&self, own: &str) -> PathBuf {
+    fn parent_group_directory(&self, own_cgroups: &str) -> PathBuf {
         if self.unified {
             return self.mount.clone();
         }
-        let line = own
+        let line = own_cgroups
             .lines()
             .filter_map(|line| line.split(':').nth(1).zip(line.splitn(3, ':').nth(2)));
         let path = line
@@ -149,7 +149,7 @@ impl StackControlGroups {
 
     /// Moves the holder of the stack into a subgroup: in version 2 a group that delegates controllers may not
     /// have processes.
-    pub(crate) fn move_holder_to_subgroup(&self, holder: u32) -> Result<()> {
+    pub(crate) fn move_holder_to_subgroup(&self, holder_pid: u32) -> Result<()> {
         for dir in self
             .dirs
             .iter()
@@ -158,14 +158,14 @@ impl StackControlGroups {
             let subgroup = dir.join("holder");
             fs::create_dir_all(&subgroup).with_operation("create", &subgroup)?;
             let procs = subgroup.join("cgroup.procs");
-            fs::write(&procs, holder.to_string()).with_operation("write", procs)?;
+            fs::write(&procs, holder_pid.to_string()).with_operation("write", procs)?;
         }
         Ok(())
     }
 
     /// Removes the stack's control groups and their subgroups; waits up to [`CGROUP_EMPTY_TIMEOUT`] in all until their
     /// processes have ended.
-    pub(crate) fn remove(&self) -> Result<()> {
+    pub(crate) fn wait_until_empty_and_remove(&self) -> Result<()> {
         let end = Instant::now() + CGROUP_EMPTY_TIMEOUT;
         for dir in &self.dirs {
             while let Err(error) = remove_group_tree(dir) {
@@ -200,7 +200,7 @@ fn inherit_cpuset(dir: &Path) -> Result<()> {
 }
 
 /// Creates the control group of build steps, inside the namespaces, and sets the limits of all steps together.
-pub(crate) fn limit_steps(limits: &StepLimits) -> Result<()> {
+pub(crate) fn create_steps_group_with_limits(limits: &StepLimits) -> Result<()> {
     let values = [
         ("memory.limit_in_bytes", limits.total_memory),
         ("memory.max", limits.total_memory),
@@ -210,7 +210,7 @@ pub(crate) fn limit_steps(limits: &StepLimits) -> Result<()> {
         let dir = hierarchy.mount.join(STEPS_GROUP);
         fs::create_dir_all(&dir).with_operation("create", &dir)?;
         inherit_cpuset(&dir)?;
-        for (name, value) in values.into_iter().chain(STEPS_CPU_WEIGHT) {
+        for (name, value) in values.into_iter().chain(STEPS_CPU_WEIGHT_BY_FILE) {
             let path = dir.join(name);
             if path.exists() {
                 fs::write(&path, value.to_string()).with_operation("write", path)?;
@@ -232,8 +232,9 @@ pub(crate) struct RunningStep {
 impl RunningStep {
     /// Returns the memory that the kernel uses for the step, in bytes, or 0 if that is unknown; most of it is for files
     /// that the step opened or made.
-    pub(crate) fn kernel_memory(&self) -> u64 {
-        let read = |name: &str| fs::read_to_string(group_of_steps(name)?.join(&self.id).join(name)).ok();
+    pub(crate) fn kernel_memory_bytes(&self) -> u64 {
+        let read =
+            |name: &str| fs::read_to_string(group_of_steps_with_file(name)?.join(&self.id).join(name)).ok();
         let version_1 = read("memory.kmem.usage_in_bytes").and_then(|text| text.trim().parse().ok());
         let version_2 = || {
             let text = read("memory.stat")?;
@@ -245,7 +246,7 @@ impl RunningStep {
 }
 
 /// Returns the group below which BuildKit makes the groups of steps, in the hierarchy that has files of this name.
-fn group_of_steps(file: &str) -> Option<PathBuf> {
+fn group_of_steps_with_file(file: &str) -> Option<PathBuf> {
     let hierarchies = CgroupHierarchy::parse_mountinfo(&read_file("/proc/self/mountinfo").ok()?);
     // BuildKit makes a group with its own name.
     let groups = hierarchies
@@ -256,7 +257,7 @@ fn group_of_steps(file: &str) -> Option<PathBuf> {
 
 /// Returns the running build steps.
 pub(crate) fn running_steps() -> Vec<RunningStep> {
-    let Some(group) = group_of_steps("pids.max") else {
+    let Some(group) = group_of_steps_with_file("pids.max") else {
         return Vec::new();
     };
     let steps = fs::read_dir(group).into_iter().flatten().flatten();
@@ -288,7 +289,7 @@ fn remove_group_tree(dir: &Path) -> io::Result<()> {
 }
 
 /// Mounts the cgroup hierarchies again inside the namespaces, so that the stack's groups are the roots.
-pub(crate) fn mount_hierarchies() -> Result<()> {
+pub(crate) fn remount_hierarchies_in_namespaces() -> Result<()> {
     let hierarchies = CgroupHierarchy::parse_mountinfo(&read_file("/proc/self/mountinfo")?);
     let links = read_controller_links(Path::new(CGROUP_ROOT));
     rustix::mount::unmount(CGROUP_ROOT, UnmountFlags::DETACH).with_operation("unmount", CGROUP_ROOT)?;
@@ -332,7 +333,7 @@ fn read_controller_links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
 /// Enables every cgroup controller for subgroups, inside the namespaces; does nothing unless only version 2 is mounted.
 ///
 /// The root's own process, which is this one, moves to a subgroup first, as version 2 requires.
-pub(crate) fn delegate_controllers() -> Result<()> {
+pub(crate) fn enter_subgroup_and_delegate_controllers() -> Result<()> {
     let root = Path::new(CGROUP_ROOT);
     let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {
         return Ok(());

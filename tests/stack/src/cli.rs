@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use slipway_stack::{
     LauncherDirectories, LauncherError, PartState, ProgressSink, PublicAccess, Result, Stack, StackOptions,
-    StackPart, StepLimits, TenantNetwork, parse_size,
+    StackPart, StepLimits, TenantStepNetworkRule, parse_size,
 };
 
 use crate::console;
@@ -112,7 +112,7 @@ struct UpArguments {
         value_delimiter = ';',
         value_name = "TENANT=ENTRY,…"
     )]
-    tenant_networks: Vec<TenantNetwork>,
+    tenant_networks: Vec<TenantStepNetworkRule>,
     /// The memory of one build step, such as 2G; all steps together get half as much again. Default: half of the
     /// machine's memory.
     #[arg(long, env = "SLIPWAY_STEP_MEMORY", value_parser = parse_size)]
@@ -201,7 +201,7 @@ impl LauncherCommand {
             LauncherCommand::Down { stack, purge } => {
                 slipway_stack::stop_named_stack(&stack.name, purge, &progress).await?
             }
-            LauncherCommand::Env(name) => print_environment(&running_stack(&name)?),
+            LauncherCommand::Env(name) => print_shell_exports(&running_stack(&name)?),
             LauncherCommand::Status(name) => {
                 for status in running_stack(&name)?.part_statuses().await? {
                     let state = match status.state {
@@ -251,7 +251,7 @@ fn running_stack(name: &StackNameArgument) -> Result<Stack> {
 }
 
 /// Prints shell commands that export the stack's environment variables and put its programs in front of `PATH`.
-fn print_environment(stack: &Stack) {
+fn print_shell_exports(stack: &Stack) {
     for (name, value) in stack.environment_variables() {
         console::print_line(&format!("export {name}={}", quote_for_shell(&value)));
     }

@@ -90,9 +90,9 @@ fn displayed_command(command: &std::process::Command) -> String {
 }
 
 /// Returns the last lines of a text, each cut to [`LONGEST_LINE_BYTES`].
-pub(crate) fn last_lines(text: &str, lines: usize) -> String {
+pub(crate) fn last_lines(text: &str, count: usize) -> String {
     let all = text.trim_end().lines().collect::<Vec<_>>();
-    let last = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
+    let last = all.get(all.len().saturating_sub(count)..).unwrap_or_default();
     let cut = |line: &&str| line[..line.floor_char_boundary(LONGEST_LINE_BYTES)].to_owned();
     last.iter().map(cut).collect::<Vec<_>>().join("\n")
 }

@@ -58,10 +58,13 @@ impl StackCredentials {
         registry_requires_password: bool,
     ) -> Result<Self> {
         let secrets = dir.secrets_directory();
-        let random = |name: &str| read_or_write_file(&secrets.join(name), random_hex);
+        let random = |name: &str| read_or_write_file(&secrets.join(name), random_hex_of_192_bits);
         random("payload-secret")?;
         random("deploy-secret")?;
-        let password = read_or_write_file(&dir.config_directory().join("registry-password"), random_hex)?;
+        let password = read_or_write_file(
+            &dir.config_directory().join("registry-password"),
+            random_hex_of_192_bits,
+        )?;
         let credentials = Self {
             gateway: Login {
                 user: read_or_write_file(&secrets.join("basic-auth-user"), || {
@@ -132,7 +135,7 @@ fn read_or_write_file(path: &Path, make: impl FnOnce() -> Result<String>) -> Res
 }
 
 /// Generates 192 random bits in hexadecimal.
-fn random_hex() -> Result<String> {
+fn random_hex_of_192_bits() -> Result<String> {
     let source = "/dev/urandom";
     let mut bytes = [0; 24];
     fs::File::open(source)

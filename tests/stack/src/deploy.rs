@@ -52,7 +52,7 @@ const READY_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Deploys Slipway's functions and the sample function, except those that are already up to date, after building the
 /// images that the registry lacks; then calls the sample function.
-pub(crate) async fn deploy_functions(
+pub(crate) async fn deploy_functions_and_call_sample(
     stack: &Stack,
     registry: &RegistryClient,
     progress: &ProgressSink,

@@ -134,8 +134,8 @@ impl StackDir {
     }
 
     /// Returns the path of the log of a part or of the supervisor.
-    pub(crate) fn part_log_file(&self, of: &str) -> PathBuf {
-        self.root.join("log").join(format!("{of}.log"))
+    pub(crate) fn part_log_file(&self, part_or_supervisor: &str) -> PathBuf {
+        self.root.join("log").join(format!("{part_or_supervisor}.log"))
     }
 
     /// Creates the stack's directory, with access for its owner only, and the directories in it.
@@ -211,7 +211,7 @@ pub(crate) fn write_private_file(path: &Path, content: &[u8]) -> Result<()> {
 }
 
 /// Returns the free space of the file system that a path is on, in bytes.
-pub(crate) fn free_space(path: &Path) -> Result<u64> {
+pub(crate) fn free_space_bytes(path: &Path) -> Result<u64> {
     let space = rustix::fs::statvfs(path).with_operation("read the free space of", path)?;
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }

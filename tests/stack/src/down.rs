@@ -55,7 +55,7 @@ pub async fn stop_named_stack(name: &str, purge: bool, progress: &ProgressSink) 
     let lock = dir.lock_stack().await?;
     stop_and_clean_up(&dir, progress).await?;
     if purge {
-        remove_whole_directory(&dir.root)?;
+        rename_and_remove_directory(&dir.root)?;
         progress.emit_step("stack", "removed its data");
     }
     drop(lock);
@@ -64,7 +64,7 @@ pub async fn stop_named_stack(name: &str, purge: bool, progress: &ProgressSink) 
 
 /// Renames a directory and then removes it: after an interrupted removal, nothing is left under the directory's own
 /// name, and the next removal deletes the rest.
-fn remove_whole_directory(path: &Path) -> Result<()> {
+fn rename_and_remove_directory(path: &Path) -> Result<()> {
     let mut name = OsString::from(".removed-");
     name.push(path.file_name().unwrap_or_default());
     let removed = path.with_file_name(name);
@@ -83,7 +83,7 @@ pub(crate) async fn stop_and_clean_up(dir: &StackDir, progress: &ProgressSink) -
     if running.holder_is_alive() {
         progress.emit_step("stack", "stopping");
         // A supervisor that fails or does not answer in time is killed below, with the holder.
-        let _ = tokio::time::timeout(PARTS_STOP_TIMEOUT, stop_parts(dir, progress)).await;
+        let _ = tokio::time::timeout(PARTS_STOP_TIMEOUT, shut_down_supervisor(dir, progress)).await;
         if wait_until_condition(Duration::from_secs(5), || !running.holder_is_alive())
             .await
             .is_err()
@@ -98,12 +98,12 @@ pub(crate) async fn stop_and_clean_up(dir: &StackDir, progress: &ProgressSink) -
         operation: format!(
             "the end of process {} and of interface {}",
             running.holder,
-            running.number.outer_interface()
+            running.number.machines_end_interface()
         ),
         seconds: NAMESPACE_REMOVAL_TIMEOUT.as_secs(),
         details: "\nrun the command again: the kernel may still be writing data to disk".into(),
     })?;
-    StackControlGroups::from_directories(running.groups).remove()?;
+    StackControlGroups::from_directories(running.groups).wait_until_empty_and_remove()?;
     for path in [dir.control_socket(), dir.running_state_file()] {
         let _ = fs::remove_file(path);
     }
@@ -112,7 +112,7 @@ pub(crate) async fn stop_and_clean_up(dir: &StackDir, progress: &ProgressSink) -
 }
 
 /// Lets the supervisor stop all parts, in order, and end itself.
-async fn stop_parts(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
+async fn shut_down_supervisor(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
     let on_event = |event| {
         if let SupervisorEvent::Stopped { part } = event {
             progress.emit_step(part, "stopped");
@@ -139,7 +139,7 @@ async fn wait_until_condition(limit: Duration, condition: impl Fn() -> bool) -> 
 
 /// Returns the sysfs path of a stack's interface on this machine.
 pub(crate) fn sysfs_interface_path(number: StackNumber) -> PathBuf {
-    Path::new("/sys/class/net").join(number.outer_interface())
+    Path::new("/sys/class/net").join(number.machines_end_interface())
 }
 
 #[cfg(test)]
@@ -153,7 +153,7 @@ mod tests {
         for directory in [&path, &parent.path().join(".removed-x")] {
             fs::create_dir_all(directory.join("data")).unwrap();
         }
-        remove_whole_directory(&path).unwrap();
+        rename_and_remove_directory(&path).unwrap();
         assert!(fs::read_dir(parent.path()).unwrap().next().is_none());
     }
 }

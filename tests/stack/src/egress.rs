@@ -49,7 +49,7 @@ pub(crate) struct Ipv4Network {
 
 impl Ipv4Network {
     /// Returns the network with a single address.
-    fn of_host(address: Ipv4Addr) -> Self {
+    fn of_single_address(address: Ipv4Addr) -> Self {
         Self { address, prefix: 32 }
     }
 
@@ -135,7 +135,7 @@ impl FromStr for PublicAccess {
 
 /// A rule for what the build steps of a tenant reach, in place of the rules for other steps; hosts may be names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TenantNetwork {
+pub struct TenantStepNetworkRule {
     /// The name of the tenant in builder-fn's policy.
     pub tenant: String,
     /// The addresses, networks and host names that the tenant's steps reach; names are resolved when the stack is
@@ -145,7 +145,7 @@ pub struct TenantNetwork {
     pub is_public: bool,
 }
 
-impl FromStr for TenantNetwork {
+impl FromStr for TenantStepNetworkRule {
     type Err = LauncherError;
 
     /// Parses `TENANT=ENTRY,…`, where an entry is an address, a network, a name, or `public`.
@@ -175,7 +175,7 @@ impl FromStr for TenantNetwork {
 
 /// A rule for what the build steps of a tenant reach, with addresses in place of host names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TenantEgress {
+pub(crate) struct ResolvedTenantStepRule {
     /// The name of the tenant.
     pub(crate) tenant: String,
     /// The networks that the tenant's steps reach.
@@ -186,7 +186,7 @@ pub(crate) struct TenantEgress {
 
 /// The networks that BuildKit and build steps may and may not reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Egress {
+pub(crate) struct EgressRules {
     /// The networks that the operator opened, which have precedence.
     pub(crate) allowed: Vec<Ipv4Network>,
     /// The networks that are closed unless the operator opened them.
@@ -194,20 +194,20 @@ pub(crate) struct Egress {
     /// The choice of who reaches the networks that are neither opened nor closed, which are public.
     pub(crate) public: PublicAccess,
     /// The rules of tenants whose steps have their own.
-    pub(crate) tenants: Vec<TenantEgress>,
+    pub(crate) tenants: Vec<ResolvedTenantStepRule>,
 }
 
-impl Egress {
+impl EgressRules {
     /// Returns rules with these opened networks on a machine with these networks of its own, with public addresses for
     /// all and without rules of tenants.
-    pub(crate) fn new(allowed: Vec<Ipv4Network>, machine: Vec<Ipv4Network>) -> Result<Self> {
+    pub(crate) fn new(allowed: Vec<Ipv4Network>, networks_of_machine: Vec<Ipv4Network>) -> Result<Self> {
         let reserved = RESERVED_NETWORKS
             .into_iter()
             .map(str::parse)
             .collect::<Result<Vec<Ipv4Network>>>()?;
         Ok(Self {
             allowed,
-            denied: [reserved, machine].concat(),
+            denied: [reserved, networks_of_machine].concat(),
             public: PublicAccess::All,
             tenants: Vec::new(),
         })
@@ -217,7 +217,7 @@ impl Egress {
 /// Parses the output of `ip -json -4 address show`: the networks of the machine's interfaces.
 ///
 /// A service of the machine that listens on every address is reached at any of them.
-pub(crate) fn machine_networks(addresses: &[u8]) -> Result<Vec<Ipv4Network>> {
+pub(crate) fn parse_machine_networks(ip_json_output: &[u8]) -> Result<Vec<Ipv4Network>> {
     #[derive(Deserialize)]
     struct Interface {
         addr_info: Vec<Address>,
@@ -228,7 +228,7 @@ pub(crate) fn machine_networks(addresses: &[u8]) -> Result<Vec<Ipv4Network>> {
         prefixlen: u8,
     }
     let interfaces: Vec<Interface> =
-        serde_json::from_slice(addresses).map_err(|source| LauncherError::InvalidFile {
+        serde_json::from_slice(ip_json_output).map_err(|source| LauncherError::InvalidFile {
             path: "the output of ip -json address".into(),
             source,
         })?;
@@ -240,8 +240,10 @@ pub(crate) fn machine_networks(addresses: &[u8]) -> Result<Vec<Ipv4Network>> {
 
 /// Returns the rules of tenants, with addresses in place of names; fails if a tenant has two, or if there are more than
 /// [`MAX_TENANT_NETWORKS`].
-pub(crate) async fn resolve_tenants(tenants: &[TenantNetwork]) -> Result<Vec<TenantEgress>> {
-    let mut resolved: Vec<TenantEgress> = Vec::new();
+pub(crate) async fn resolve_tenant_rules(
+    tenants: &[TenantStepNetworkRule],
+) -> Result<Vec<ResolvedTenantStepRule>> {
+    let mut resolved: Vec<ResolvedTenantStepRule> = Vec::new();
     if tenants.len() > MAX_TENANT_NETWORKS {
         return Err(LauncherError::Environment(format!(
             "{} tenants have rules for their steps, and at most {MAX_TENANT_NETWORKS} are right",
@@ -255,9 +257,9 @@ pub(crate) async fn resolve_tenants(tenants: &[TenantNetwork]) -> Result<Vec<Ten
                 network.tenant
             )));
         }
-        resolved.push(TenantEgress {
+        resolved.push(ResolvedTenantStepRule {
             tenant: network.tenant.clone(),
-            allowed: resolve_entries(&network.allowed).await?,
+            allowed: resolve_allowed_entries(&network.allowed).await?,
             is_public: network.is_public,
         });
     }
@@ -266,7 +268,7 @@ pub(crate) async fn resolve_tenants(tenants: &[TenantNetwork]) -> Result<Vec<Ten
 
 /// Returns the networks that an operator opened: each entry is an address, a network, or a host name, which is
 /// resolved now to its IPv4 addresses.
-pub(crate) async fn resolve_entries(entries: &[String]) -> Result<Vec<Ipv4Network>> {
+pub(crate) async fn resolve_allowed_entries(entries: &[String]) -> Result<Vec<Ipv4Network>> {
     let mut networks = Vec::new();
     for entry in entries
         .iter()
@@ -283,7 +285,7 @@ pub(crate) async fn resolve_entries(entries: &[String]) -> Result<Vec<Ipv4Networ
             ))
         })?;
         networks.extend(found.filter_map(|address| match address {
-            SocketAddr::V4(address) => Some(Ipv4Network::of_host(*address.ip())),
+            SocketAddr::V4(address) => Some(Ipv4Network::of_single_address(*address.ip())),
             SocketAddr::V6(_) => None,
         }));
     }
@@ -298,7 +300,7 @@ mod tests {
 
     #[test]
     fn every_metadata_address_and_private_network_is_denied() {
-        let egress = Egress::new(Vec::new(), Vec::new()).unwrap();
+        let egress = EgressRules::new(Vec::new(), Vec::new()).unwrap();
         let is_denied = |address: &str| {
             let address: Ipv4Addr = address.parse().unwrap();
             egress
@@ -331,7 +333,7 @@ mod tests {
     fn the_machines_own_networks_are_found_whatever_their_addresses() {
         let output = br#"[{"ifname":"lo","addr_info":[{"local":"127.0.0.1","prefixlen":8}]},
             {"ifname":"eth0","addr_info":[{"local":"198.51.100.7","prefixlen":24}]}, {"addr_info":[]}]"#;
-        let networks = machine_networks(output).unwrap();
+        let networks = parse_machine_networks(output).unwrap();
         assert_eq!(
             networks.iter().map(Ipv4Network::to_string).collect::<Vec<_>>(),
             ["127.0.0.0/8", "198.51.100.0/24"]
@@ -341,29 +343,31 @@ mod tests {
     #[tokio::test]
     async fn an_operator_opens_addresses_networks_and_names() {
         let entries = ["10.1.2.3", " 10.2.9.9/16", "localhost", ""].map(str::to_owned);
-        let networks = resolve_entries(&entries).await.unwrap();
+        let networks = resolve_allowed_entries(&entries).await.unwrap();
         assert_eq!(
             networks.iter().map(Ipv4Network::to_string).collect::<Vec<_>>(),
             ["10.1.2.3/32", "10.2.0.0/16", "127.0.0.1/32"]
         );
-        let error = resolve_entries(&["10.0.0.0/33".to_owned()]).await.unwrap_err();
+        let error = resolve_allowed_entries(&["10.0.0.0/33".to_owned()])
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("10.0.0.0/33"), "{error}");
     }
 
     #[tokio::test]
     async fn a_tenant_has_one_rule_with_addresses_and_maybe_public_ones() {
-        let acme: TenantNetwork = "acme=10.1.2.3, public".parse().unwrap();
-        let closed: TenantNetwork = "closed=".parse().unwrap();
-        let rules = resolve_tenants(&[acme.clone(), closed]).await.unwrap();
+        let acme: TenantStepNetworkRule = "acme=10.1.2.3, public".parse().unwrap();
+        let closed: TenantStepNetworkRule = "closed=".parse().unwrap();
+        let rules = resolve_tenant_rules(&[acme.clone(), closed]).await.unwrap();
         assert_eq!(rules[0].allowed, ["10.1.2.3".parse().unwrap()]);
         assert!(rules[0].is_public);
         assert_eq!(
             (rules[1].allowed.as_slice(), rules[1].is_public),
             ([].as_slice(), false)
         );
-        resolve_tenants(&[acme.clone(), acme]).await.unwrap_err();
+        resolve_tenant_rules(&[acme.clone(), acme]).await.unwrap_err();
         for wrong in ["acme", "=10.1.2.3", "Acme=public", "a b=public"] {
-            wrong.parse::<TenantNetwork>().unwrap_err();
+            wrong.parse::<TenantStepNetworkRule>().unwrap_err();
         }
     }
 }

@@ -62,8 +62,9 @@ impl BaseImageLayers {
     ) -> Result<Self> {
         let cache = directories.cache.join("images");
         fs::create_dir_all(&cache).with_operation("create", &cache)?;
-        let debian = layer::debian_layer(&cache, DEBIAN_REPOSITORY_AND_TAG.1, progress).await?;
-        let toolchain = layer::toolchain_layer(&cache, TOOLCHAIN_PATH_IN_IMAGE, progress).await?;
+        let debian = layer::load_or_make_debian_layer(&cache, DEBIAN_REPOSITORY_AND_TAG.1, progress).await?;
+        let toolchain =
+            layer::load_or_make_toolchain_layer(&cache, TOOLCHAIN_PATH_IN_IMAGE, progress).await?;
         Ok(Self {
             debian,
             toolchain,

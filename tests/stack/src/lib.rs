@@ -3,8 +3,8 @@
 //!
 //! [`Stack::start_stack`] starts a stack or its missing parts; [`Stack::load_running`] finds a running one. All
 //! processes of a stack are in one PID namespace, whose first process is the supervisor. The supervisor is killed with
-//! the holder, so a stack ends as a whole. `ARCHITECTURE.md` describes this, and `docs/local-stack.md` has a picture of the
-//! network.
+//! the holder, so a stack ends as a whole. `ARCHITECTURE.md` describes this, and `docs/local-stack.md` has a picture of
+//! the network.
 
 mod address;
 mod buildkit_disk;
@@ -39,18 +39,18 @@ pub use self::{
     control::{PartState, PartStatus},
     directories::{LauncherDirectories, StackDir},
     down::stop_named_stack,
-    egress::{PublicAccess, TenantNetwork},
+    egress::{PublicAccess, TenantStepNetworkRule},
     error::{LauncherError, Result},
     hold::become_holder,
     limits::{StepLimits, parse_size},
-    packages::{install_missing_packages, install_missing_packages_for_tests, promtool_path},
+    packages::{install_missing_packages, install_missing_packages_for_tests, unpack_promtool_if_missing},
     part::StackPart,
     plan::StackOptions,
     progress::ProgressSink,
     stack::{GatewayAccess, RegistryAccess, Stack, part_log_tail as log_tail},
-    step_address::{is_address_plugin, run_address_plugin},
-    step_link::{is_link_plugin, run_link_plugin},
-    step_runtime::{is_step_runtime, limit_step_and_become_runc},
+    step_address::{run_address_plugin, was_started_as_address_plugin},
+    step_link::{release_address_or_become_ptp, was_started_as_link_plugin},
+    step_runtime::{limit_step_and_become_runc, was_started_as_step_runtime},
     supervisor::run_supervisor as supervise,
     tools::{ToolPaths, build_go_module},
 };

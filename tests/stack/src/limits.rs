@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{IoResultExt as _, LauncherError, Result};
 
-const GIB: u64 = 1 << 30;
+const BYTES_PER_GIB: u64 = 1 << 30;
 
 /// Limits on what one build step and all build steps together use of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ impl StepLimits {
     pub fn for_this_machine() -> Result<Self> {
         let path = "/proc/meminfo";
         let meminfo = fs::read_to_string(path).with_operation("read", path)?;
-        let memory = total_memory(&meminfo)
+        let memory = memory_bytes_in_meminfo(&meminfo)
             .ok_or_else(|| LauncherError::Environment(format!("{path} has no line MemTotal")))?;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
@@ -40,7 +40,7 @@ impl StepLimits {
             total_memory: memory / 4 * 3,
             cpus: u32::try_from(cpus).map_or(1.0, f64::from),
             processes: 4096,
-            disk: 30 * GIB,
+            disk: 30 * BYTES_PER_GIB,
         })
     }
 
@@ -51,7 +51,7 @@ impl StepLimits {
 }
 
 /// Returns the machine's memory in bytes, from `/proc/meminfo`.
-fn total_memory(meminfo: &str) -> Option<u64> {
+fn memory_bytes_in_meminfo(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     kilobytes.checked_mul(1024)
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn one_step_gets_less_memory_than_all_steps_and_all_less_than_the_machine() {
         let limits = StepLimits::for_this_machine().unwrap();
-        let machine = total_memory(&fs::read_to_string("/proc/meminfo").unwrap()).unwrap();
+        let machine = memory_bytes_in_meminfo(&fs::read_to_string("/proc/meminfo").unwrap()).unwrap();
         assert!(limits.memory < limits.total_memory && limits.total_memory < machine);
     }
 }

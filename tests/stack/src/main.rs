@@ -9,12 +9,12 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     // BuildKit starts these three by name, without a subcommand.
-    let done = if slipway_stack::is_step_runtime() {
+    let done = if slipway_stack::was_started_as_step_runtime() {
         slipway_stack::limit_step_and_become_runc().map(|()| ExitCode::SUCCESS)
-    } else if slipway_stack::is_address_plugin() {
+    } else if slipway_stack::was_started_as_address_plugin() {
         slipway_stack::run_address_plugin()
-    } else if slipway_stack::is_link_plugin() {
-        slipway_stack::run_link_plugin()
+    } else if slipway_stack::was_started_as_link_plugin() {
+        slipway_stack::release_address_or_become_ptp()
     } else {
         cli::Cli::parse().run_command_line()
     };

@@ -65,7 +65,7 @@ async fn install_packages_if_missing(packages: &[&'static str], progress: &Progr
         )));
     }
     progress.emit_step("packages", format_args!("installing {names}"));
-    run_apt_get(
+    run_apt_get_with_retry(
         &[&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat(),
         None,
     )
@@ -75,7 +75,7 @@ async fn install_packages_if_missing(packages: &[&'static str], progress: &Progr
 }
 
 /// Downloads and unpacks the package of the registry's program, if it is not installed, and returns the program's path.
-pub(crate) async fn registry_program_path(
+pub(crate) async fn unpack_registry_program_if_missing(
     directories: &LauncherDirectories,
     progress: &ProgressSink,
 ) -> Result<PathBuf> {
@@ -83,7 +83,10 @@ pub(crate) async fn registry_program_path(
 }
 
 /// Downloads and unpacks the package of `promtool`, which checks metrics, if it is not installed, and returns its path.
-pub async fn promtool_path(directories: &LauncherDirectories, progress: &ProgressSink) -> Result<PathBuf> {
+pub async fn unpack_promtool_if_missing(
+    directories: &LauncherDirectories,
+    progress: &ProgressSink,
+) -> Result<PathBuf> {
     unpack_package_if_missing(PROMETHEUS_PACKAGE, "promtool", directories, progress).await
 }
 
@@ -109,7 +112,7 @@ async fn unpack_package_if_missing(
     fs::create_dir_all(&tools).with_operation("create", &tools)?;
     let new = tempfile::tempdir_in(&tools).with_operation("create a directory in", &tools)?;
     // apt downloads as a user of its own, which cannot write here; root avoids the warning about that.
-    run_apt_get(
+    run_apt_get_with_retry(
         &["download", "-o", "APT::Sandbox::User=root", package],
         Some(new.path()),
     )
@@ -125,7 +128,7 @@ async fn unpack_package_if_missing(
 }
 
 /// Runs apt-get; if that fails, updates the package lists, which a new machine lacks, and runs it again.
-async fn run_apt_get(args: &[&str], dir: Option<&Path>) -> Result<()> {
+async fn run_apt_get_with_retry(args: &[&str], dir: Option<&Path>) -> Result<()> {
     let apt = |args: &[&str]| {
         let mut apt = new_command("apt-get");
         apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-q").args(args);
@@ -159,9 +162,9 @@ async fn missing_packages(packages: &[&'static str]) -> Result<Vec<&'static str>
 }
 
 /// Returns those of the packages that are not installed by a list of dpkg-query, with a name and a status on each line.
-fn packages_not_installed(packages: &[&'static str], listed: &str) -> Vec<&'static str> {
+fn packages_not_installed(packages: &[&'static str], dpkg_query_output: &str) -> Vec<&'static str> {
     let installed = |name: &str| {
-        listed
+        dpkg_query_output
             .lines()
             .any(|line| line.strip_prefix(name) == Some(" installed"))
     };

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     address::StackNumber,
     directories::{StackDir, write_private_file},
-    egress::{Ipv4Network, PublicAccess, TenantEgress, TenantNetwork},
+    egress::{Ipv4Network, PublicAccess, ResolvedTenantStepRule, TenantStepNetworkRule},
     error::{IoResultExt as _, LauncherError, Result},
     limits::StepLimits,
     tools::ToolPaths,
@@ -36,7 +36,7 @@ pub struct StackOptions {
     /// The choice of who reaches public addresses: BuildKit and build steps, BuildKit alone, or neither.
     pub public: PublicAccess,
     /// The tenants whose build steps have rules of their own instead of `allowed` and `public`.
-    pub tenant_networks: Vec<TenantNetwork>,
+    pub tenant_networks: Vec<TenantStepNetworkRule>,
     /// The limits of build steps; `None` for those of this machine.
     pub limits: Option<StepLimits>,
     /// Whether to push the base images that compile Rust to the stack's registry.
@@ -127,7 +127,7 @@ pub(crate) struct StackPlan {
     pub(crate) public: PublicAccess,
     /// The tenants whose build steps have rules of their own.
     #[serde(default)]
-    pub(crate) tenants: Vec<TenantEgress>,
+    pub(crate) tenants: Vec<ResolvedTenantStepRule>,
     /// The limits of build steps; `None` in the plan of a stack that an earlier launcher started.
     #[serde(default)]
     pub(crate) limits: Option<StepLimits>,

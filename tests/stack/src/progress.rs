@@ -13,10 +13,10 @@ use std::{
 use tokio::time::Instant;
 
 /// The interval between repeated lines about the same work in a log.
-const LOG_INTERVAL: Duration = Duration::from_secs(20);
+const LOG_REPEAT_INTERVAL: Duration = Duration::from_secs(20);
 
 /// The interval at which the clocks on a terminal advance.
-const TERMINAL_INTERVAL: Duration = Duration::from_millis(500);
+const TERMINAL_CLOCK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The number of columns of a terminal that does not report it.
 const DEFAULT_COLUMNS: u16 = 80;
@@ -87,7 +87,7 @@ impl ProgressSink {
     /// Emits a progress line about `subject`.
     pub fn emit_step(&self, subject: impl fmt::Display, message: impl fmt::Display) {
         let line = format_progress_line(self.start.elapsed(), subject, message);
-        self.write_lines(|_| vec![line]);
+        self.write_lines_and_running_work(|_| vec![line]);
     }
 
     /// Awaits `work` and shows how long it has been running, and the last message that it passes to its
@@ -103,19 +103,23 @@ impl ProgressSink {
             id: shown.id,
         }));
         let interval = match self.columns {
-            Some(_) => TERMINAL_INTERVAL,
-            None => LOG_INTERVAL,
+            Some(_) => TERMINAL_CLOCK_INTERVAL,
+            None => LOG_REPEAT_INTERVAL,
         };
         loop {
             match tokio::time::timeout(interval, &mut work).await {
                 Ok(done) => return done,
-                Err(_) => self.write_lines(|progress| match self.columns {
+                Err(_) => self.write_lines_and_running_work(|progress| match self.columns {
                     // The clocks are written below.
                     Some(_) => Vec::new(),
                     None => (progress.running.iter())
                         .filter(|running| running.id == shown.id)
                         .map(|running| {
-                            format_progress_line(self.start.elapsed(), &running.subject, running.state())
+                            format_progress_line(
+                                self.start.elapsed(),
+                                &running.subject,
+                                running.time_and_message(),
+                            )
                         })
                         .collect(),
                 }),
@@ -124,7 +128,7 @@ impl ProgressSink {
     }
 
     /// Writes lines, and below them, on a terminal, what runs.
-    fn write_lines(&self, lines: impl FnOnce(&mut SharedProgress) -> Vec<String>) {
+    fn write_lines_and_running_work(&self, lines: impl FnOnce(&mut SharedProgress) -> Vec<String>) {
         // A line that panicked while it was written leaves nothing half done that matters.
         let mut progress = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
@@ -140,7 +144,8 @@ impl ProgressSink {
         if let Some(columns) = self.columns {
             let columns = usize::from(columns());
             for running in &progress.running {
-                let line = format_progress_line(self.start.elapsed(), &running.subject, running.state());
+                let line =
+                    format_progress_line(self.start.elapsed(), &running.subject, running.time_and_message());
                 // A longer line would take two lines of the terminal.
                 text.extend(line.chars().take(columns.saturating_sub(1)));
                 text.push('\n');
@@ -163,7 +168,7 @@ impl fmt::Debug for ProgressSink {
 
 impl RunningWork {
     /// Returns how long the work has been running, and its last message.
-    fn state(&self) -> String {
+    fn time_and_message(&self) -> String {
         let seconds = self.began.elapsed().as_secs();
         match self.message.as_str() {
             "" => format!("running for {seconds} s"),
@@ -182,7 +187,7 @@ impl<'a> ShownWork<'a> {
     /// Adds work to what the sink shows.
     fn begin(sink: &'a ProgressSink, subject: String) -> Self {
         let mut id = 0;
-        sink.write_lines(|progress| {
+        sink.write_lines_and_running_work(|progress| {
             id = progress.next_id;
             progress.next_id += 1;
             progress.running.push(RunningWork {
@@ -199,7 +204,7 @@ impl<'a> ShownWork<'a> {
 
 impl Drop for ShownWork<'_> {
     fn drop(&mut self) {
-        self.sink.write_lines(|progress| {
+        self.sink.write_lines_and_running_work(|progress| {
             progress.running.retain(|running| running.id != self.id);
             Vec::new()
         });
@@ -271,11 +276,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_log_repeats_the_clock_and_the_last_message_of_each_work() {
         let (progress, output) = sink_with_output(None);
-        let silent = progress.show_while("silent", |_| tokio::time::sleep(LOG_INTERVAL * 3 / 2));
+        let silent = progress.show_while("silent", |_| tokio::time::sleep(LOG_REPEAT_INTERVAL * 3 / 2));
         let talking = progress.show_while("talking", async |messages: WorkMessages| {
             messages.set_message("first");
             messages.set_message("\x1b[2JCompiling\tsyn\r");
-            tokio::time::sleep(LOG_INTERVAL * 5 / 2).await;
+            tokio::time::sleep(LOG_REPEAT_INTERVAL * 5 / 2).await;
         });
         tokio::join!(silent, talking);
         let output = output.lock().unwrap();
@@ -297,7 +302,7 @@ mod tests {
         let (progress, output) = sink_with_output(Some(|| 35));
         let first = progress.show_while("first", async |messages: WorkMessages| {
             messages.set_message("a message that is longer than the terminal is wide");
-            tokio::time::sleep(TERMINAL_INTERVAL * 3 / 2).await;
+            tokio::time::sleep(TERMINAL_CLOCK_INTERVAL * 3 / 2).await;
         });
         first.await;
         progress.emit_step("stack", "running");
@@ -314,7 +319,7 @@ mod tests {
     async fn work_that_is_dropped_is_no_longer_shown() {
         let (progress, output) = sink_with_output(Some(|| 80));
         let work = progress.show_while("given up", |_| std::future::pending::<()>());
-        let _ = tokio::time::timeout(TERMINAL_INTERVAL / 2, work).await;
+        let _ = tokio::time::timeout(TERMINAL_CLOCK_INTERVAL / 2, work).await;
         assert!(output.lock().unwrap().ends_with("\x1b[1F\x1b[J"));
     }
 }

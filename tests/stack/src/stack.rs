@@ -108,16 +108,16 @@ impl Stack {
         Self::from_plan(dir, plan).map(Some)
     }
 
-    /// Returns the command that runs the stack's gateway with the provider at this URL; it belongs into the stack's network.
-    /// The stack's own gateway has to be stopped. Fails for an external stack.
+    /// Returns the command that runs the stack's gateway with the provider at this URL; it belongs into the stack's
+    /// network. The stack's own gateway has to be stopped. Fails for an external stack.
     pub fn gateway_command(&self, provider_url: &str) -> Result<Command> {
-        Ok(self.part_specs()?.gateway_command(provider_url))
+        Ok(self.part_spec_source()?.gateway_command(provider_url))
     }
 
-    /// Returns the command that runs one more queue-worker, whose calls are delivered again after `ack_wait`; it belongs into
-    /// the stack's network. Each queue-worker needs a hostname of its own. Fails for an external stack.
+    /// Returns the command that runs one more queue-worker, whose calls are delivered again after `ack_wait`; it
+    /// belongs into the stack's network. Each queue-worker needs a hostname of its own. Fails for an external stack.
     pub fn queue_worker_command(&self, ack_wait: Duration) -> Result<Command> {
-        Ok(self.part_specs()?.queue_worker_command(ack_wait.as_secs()))
+        Ok(self.part_spec_source()?.queue_worker_command(ack_wait.as_secs()))
     }
 
     /// Returns the URL of the stack's provider within the stack's network, without a trailing slash.
@@ -132,10 +132,10 @@ impl Stack {
 
     /// Returns the address of this machine for processes in the stack's network. Fails for an external stack.
     pub fn machine_address(&self) -> Result<Ipv4Addr> {
-        Ok(self.plan()?.number.outer_address())
+        Ok(self.plan()?.number.machines_end_address())
     }
 
-    fn part_specs(&self) -> Result<PartSpecSource> {
+    fn part_spec_source(&self) -> Result<PartSpecSource> {
         Ok(PartSpecSource {
             dir: self.dir.clone(),
             plan: self.plan()?.clone(),
@@ -336,7 +336,7 @@ impl Stack {
             .await?
             .send_command(command, |_| ())
             .await?;
-        check_supervisor_answer(&self.dir, answer)
+        part_failure_as_error(&self.dir, answer)
     }
 
     /// Reads the credentials of the stack from its directory.
@@ -351,7 +351,7 @@ impl Stack {
 }
 
 /// Converts a supervisor's answer that a part failed to an error with the end of the part's log.
-pub(crate) fn check_supervisor_answer(dir: &StackDir, answer: SupervisorEvent) -> Result<SupervisorEvent> {
+pub(crate) fn part_failure_as_error(dir: &StackDir, answer: SupervisorEvent) -> Result<SupervisorEvent> {
     match answer {
         SupervisorEvent::Failed { part, reason } => {
             let log = dir.part_log_file(part.name());
@@ -367,9 +367,9 @@ pub(crate) fn check_supervisor_answer(dir: &StackDir, answer: SupervisorEvent) -
 }
 
 /// Returns the last lines of the log of a part of the named stack, whether it runs or not; empty if there is no log.
-pub fn part_log_tail(name: &str, part: StackPart, lines: usize) -> Result<String> {
+pub fn part_log_tail(stack_name: &str, part: StackPart, lines: usize) -> Result<String> {
     let log = LauncherDirectories::from_env()?
-        .stack_directory(name)?
+        .stack_directory(stack_name)?
         .part_log_file(part.name());
     let mut text = String::new();
     // A rotated log may be short; the older lines precede it.

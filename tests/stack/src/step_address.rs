@@ -26,45 +26,45 @@ use crate::{
 };
 
 /// The name of the plugin's program: the launcher under another name.
-pub(crate) const PLUGIN_PROGRAM: &str = "slipway-step-address";
+pub(crate) const ADDRESS_PLUGIN_PROGRAM_NAME: &str = "slipway-step-address";
 
 /// The name of the plugin's configuration file, beside its program.
-const CONFIGURATION_FILE: &str = "slipway-step-address.json";
+const ADDRESS_PLUGIN_CONFIGURATION_FILE: &str = "slipway-step-address.json";
 
 /// The folder of Debian's CNI plugins.
-pub(crate) const CNI_PLUGINS: &str = "/usr/lib/cni";
+pub(crate) const DEBIANS_CNI_PLUGINS_DIRECTORY: &str = "/usr/lib/cni";
 
 /// The plugin that chooses an address within a subnet.
-const ADDRESS_PLUGIN: &str = "host-local";
+const DEBIANS_ADDRESS_PLUGIN: &str = "host-local";
 
 /// The argument of CNI plugins with the host name of a step.
-const HOST_NAME_ARGUMENT: &str = "K8S_POD_NAME=";
+const HOST_NAME_ARGUMENT_PREFIX: &str = "K8S_POD_NAME=";
 
 /// The configuration of the plugin: the subnets of tenants, by their names.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct TenantSubnets(BTreeMap<String, String>);
 
 /// Returns the folder with the CNI plugins of the stack.
-pub(crate) fn plugin_directory(dir: &StackDir) -> PathBuf {
+pub(crate) fn cni_plugin_directory_of_stack(dir: &StackDir) -> PathBuf {
     dir.config_directory().join("cni")
 }
 
 /// Writes the folder with the CNI plugins of the stack: this one with its configuration, the one that connects steps, and
 /// a link to Debian's `loopback`.
-pub(crate) fn write_plugins(dir: &StackDir, plan: &StackPlan) -> Result<()> {
-    let folder = plugin_directory(dir);
+pub(crate) fn write_cni_plugin_directory(dir: &StackDir, plan: &StackPlan) -> Result<()> {
+    let folder = cni_plugin_directory_of_stack(dir);
     fs::create_dir_all(&folder).with_operation("create", &folder)?;
     let link = folder.join("loopback");
     let _ = fs::remove_file(&link);
-    std::os::unix::fs::symlink(Path::new(CNI_PLUGINS).join("loopback"), &link)
+    std::os::unix::fs::symlink(Path::new(DEBIANS_CNI_PLUGINS_DIRECTORY).join("loopback"), &link)
         .with_operation("create", &link)?;
-    for program in [PLUGIN_PROGRAM, step_link::PLUGIN_PROGRAM] {
+    for program in [ADDRESS_PLUGIN_PROGRAM_NAME, step_link::LINK_PLUGIN_PROGRAM_NAME] {
         up::write_launcher_as(&folder.join(program), plan)?;
     }
     let tenants = plan.tenants.iter().enumerate();
     let subnets =
         tenants.filter_map(|(index, tenant)| Some((tenant.tenant.clone(), tenant_steps_subnet(index)?)));
-    let path = folder.join(CONFIGURATION_FILE);
+    let path = folder.join(ADDRESS_PLUGIN_CONFIGURATION_FILE);
     let text = serde_json::to_vec(&TenantSubnets(subnets.collect()));
     let text = text.map_err(|source| LauncherError::InvalidFile {
         path: path.clone(),
@@ -74,16 +74,16 @@ pub(crate) fn write_plugins(dir: &StackDir, plan: &StackPlan) -> Result<()> {
 }
 
 /// Returns whether this process was started as the CNI plugin for addresses.
-pub fn is_address_plugin() -> bool {
+pub fn was_started_as_address_plugin() -> bool {
     let program = env::args_os().next().unwrap_or_default();
-    Path::new(&program).file_name() == Some(OsStr::new(PLUGIN_PROGRAM))
+    Path::new(&program).file_name() == Some(OsStr::new(ADDRESS_PLUGIN_PROGRAM_NAME))
 }
 
 /// Runs the plugin that chooses an address, with the subnet of the step's tenant in the configuration that it reads,
 /// and returns its exit code.
 pub fn run_address_plugin() -> Result<ExitCode> {
     let program = PathBuf::from(env::args_os().next().unwrap_or_default());
-    let path = program.with_file_name(CONFIGURATION_FILE);
+    let path = program.with_file_name(ADDRESS_PLUGIN_CONFIGURATION_FILE);
     let invalid = |path: &Path, source| LauncherError::InvalidFile {
         path: path.to_owned(),
         source,
@@ -94,13 +94,13 @@ pub fn run_address_plugin() -> Result<ExitCode> {
     let mut text = Vec::new();
     io::stdin().read_to_end(&mut text).with_operation("read", input)?;
     let mut configuration: Value = serde_json::from_slice(&text).map_err(|error| invalid(input, error))?;
-    choose_subnet(
+    set_address_plugin_and_tenants_subnet(
         &mut configuration,
         &env::var("CNI_ARGS").unwrap_or_default(),
         &subnets,
     );
 
-    let plugin = Path::new(CNI_PLUGINS).join(ADDRESS_PLUGIN);
+    let plugin = Path::new(DEBIANS_CNI_PLUGINS_DIRECTORY).join(DEBIANS_ADDRESS_PLUGIN);
     let mut child = Command::new(&plugin)
         .stdin(Stdio::piped())
         .spawn()
@@ -117,17 +117,21 @@ pub fn run_address_plugin() -> Result<ExitCode> {
 
 /// Changes the configuration of a network (CNI specification) to that of the address plugin, with the subnet of the
 /// step's tenant, if it has one.
-fn choose_subnet(configuration: &mut Value, arguments: &str, subnets: &TenantSubnets) {
+fn set_address_plugin_and_tenants_subnet(
+    configuration: &mut Value,
+    cni_arguments: &str,
+    subnets: &TenantSubnets,
+) {
     let Some(addresses) = configuration
         .get_mut("ipam")
         .filter(|addresses| addresses.is_object())
     else {
         return;
     };
-    addresses["type"] = json!(ADDRESS_PLUGIN);
-    let tenant = arguments
+    addresses["type"] = json!(DEBIANS_ADDRESS_PLUGIN);
+    let tenant = cni_arguments
         .split(';')
-        .find_map(|argument| argument.strip_prefix(HOST_NAME_ARGUMENT));
+        .find_map(|argument| argument.strip_prefix(HOST_NAME_ARGUMENT_PREFIX));
     if let Some(subnet) = tenant.and_then(|tenant| subnets.0.get(tenant)) {
         addresses["ranges"] = json!([[{ "subnet": subnet }]]);
     }
@@ -143,10 +147,10 @@ mod tests {
         let subnet_with = |arguments: &str| {
             let mut configuration = json!({
                 "name": "steps",
-                "ipam": { "type": PLUGIN_PROGRAM, "ranges": [[{ "subnet": "10.65.0.0/17" }]] },
+                "ipam": { "type": ADDRESS_PLUGIN_PROGRAM_NAME, "ranges": [[{ "subnet": "10.65.0.0/17" }]] },
             });
-            choose_subnet(&mut configuration, arguments, &subnets);
-            assert_eq!(configuration["ipam"]["type"], ADDRESS_PLUGIN);
+            set_address_plugin_and_tenants_subnet(&mut configuration, arguments, &subnets);
+            assert_eq!(configuration["ipam"]["type"], DEBIANS_ADDRESS_PLUGIN);
             configuration["ipam"]["ranges"][0][0]["subnet"]
                 .as_str()
                 .unwrap()
@@ -168,7 +172,11 @@ mod tests {
     #[test]
     fn a_request_without_addresses_passes_unchanged() {
         let mut configuration = json!({ "cniVersion": "1.0.0" });
-        choose_subnet(&mut configuration, "K8S_POD_NAME=acme", &TenantSubnets::default());
+        set_address_plugin_and_tenants_subnet(
+            &mut configuration,
+            "K8S_POD_NAME=acme",
+            &TenantSubnets::default(),
+        );
         assert_eq!(configuration, json!({ "cniVersion": "1.0.0" }));
     }
 }

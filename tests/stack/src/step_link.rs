@@ -14,34 +14,34 @@ use std::{
 
 use crate::{
     error::{LauncherError, Result},
-    step_address::{CNI_PLUGINS, run_address_plugin},
+    step_address::{DEBIANS_CNI_PLUGINS_DIRECTORY, run_address_plugin},
 };
 
 /// The name of the plugin's program: the launcher under another name.
-pub(crate) const PLUGIN_PROGRAM: &str = "slipway-step-link";
+pub(crate) const LINK_PLUGIN_PROGRAM_NAME: &str = "slipway-step-link";
 
 /// The plugin that makes a pair of interfaces, one of them in the step's network namespace.
-const INTERFACES_PLUGIN: &str = "ptp";
+const DEBIANS_INTERFACES_PLUGIN: &str = "ptp";
 
 /// The variable with the command of a CNI plugin.
-const COMMAND_VARIABLE: &str = "CNI_COMMAND";
+const CNI_COMMAND_VARIABLE: &str = "CNI_COMMAND";
 
 /// The command that disconnects a step.
 const DISCONNECT_COMMAND: &str = "DEL";
 
 /// Returns whether this process was started as the CNI plugin that connects build steps.
-pub fn is_link_plugin() -> bool {
+pub fn was_started_as_link_plugin() -> bool {
     let program = env::args_os().next().unwrap_or_default();
-    Path::new(&program).file_name() == Some(OsStr::new(PLUGIN_PROGRAM))
+    Path::new(&program).file_name() == Some(OsStr::new(LINK_PLUGIN_PROGRAM_NAME))
 }
 
-/// Disconnects a step by releasing its address, and returns the exit code of that; becomes Debian's plugin for every other
-/// command, and returns only if that fails.
-pub fn run_link_plugin() -> Result<ExitCode> {
-    if env::var_os(COMMAND_VARIABLE).is_some_and(|command| command == DISCONNECT_COMMAND) {
+/// Disconnects a step by releasing its address, and returns the exit code of that; becomes Debian's plugin for every
+/// other command, and returns only if that fails.
+pub fn release_address_or_become_ptp() -> Result<ExitCode> {
+    if env::var_os(CNI_COMMAND_VARIABLE).is_some_and(|command| command == DISCONNECT_COMMAND) {
         return run_address_plugin();
     }
-    let plugin = Path::new(CNI_PLUGINS).join(INTERFACES_PLUGIN);
+    let plugin = Path::new(DEBIANS_CNI_PLUGINS_DIRECTORY).join(DEBIANS_INTERFACES_PLUGIN);
     Err(LauncherError::Spawn {
         program: plugin.display().to_string(),
         source: Command::new(&plugin).exec(),

@@ -21,10 +21,10 @@ use crate::{
 };
 
 /// The name of the runtime's program: the launcher under another name, in the stack's configuration.
-pub(crate) const RUNTIME_PROGRAM: &str = "slipway-step-runtime";
+pub(crate) const STEP_RUNTIME_PROGRAM_NAME: &str = "slipway-step-runtime";
 
 /// The name of the runtime's configuration file, beside its program.
-pub(crate) const CONFIGURATION_FILE: &str = "slipway-step-runtime.json";
+pub(crate) const STEP_RUNTIME_CONFIGURATION_FILE: &str = "slipway-step-runtime.json";
 
 /// The socket for traces that BuildKit mounts into each step.
 const TRACE_SOCKET: &str = "/dev/otel-grpc.sock";
@@ -33,14 +33,14 @@ const TRACE_SOCKET: &str = "/dev/otel-grpc.sock";
 const TRACE_VARIABLE_PREFIX: &str = "OTEL_";
 
 /// How much earlier than other processes the kernel ends a step if the machine has no memory left, from 0 to 1000.
-const STEP_OOM_SCORE: i64 = 500;
+const STEP_OOM_SCORE_ADJUSTMENT: i64 = 500;
 
 /// The period in which a step uses its share of CPU time, in microseconds.
-const CPU_PERIOD: f64 = 100_000.0;
+const CPU_PERIOD_MICROSECONDS: f64 = 100_000.0;
 
 /// The configuration of the runtime of build steps.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct StepRuntime {
+pub(crate) struct StepRuntimeConfiguration {
     /// The path of runc, which runs the steps.
     pub(crate) runc: PathBuf,
     /// The limits that are written into the configuration of each step's container.
@@ -48,9 +48,9 @@ pub(crate) struct StepRuntime {
 }
 
 /// Returns whether this process was started as the runtime of build steps.
-pub fn is_step_runtime() -> bool {
+pub fn was_started_as_step_runtime() -> bool {
     let program = env::args_os().next().unwrap_or_default();
-    Path::new(&program).file_name() == Some(OsStr::new(RUNTIME_PROGRAM))
+    Path::new(&program).file_name() == Some(OsStr::new(STEP_RUNTIME_PROGRAM_NAME))
 }
 
 /// Adds limits to the configuration of the step that this process is to run, and becomes runc; returns only if that
@@ -59,12 +59,12 @@ pub fn limit_step_and_become_runc() -> Result<()> {
     let mut arguments = env::args_os();
     let program = PathBuf::from(arguments.next().unwrap_or_default());
     let arguments = arguments.collect::<Vec<_>>();
-    let path = program.with_file_name(CONFIGURATION_FILE);
-    let runtime: StepRuntime = read_json(&path)?;
-    if let Some(bundle) = created_bundle(&arguments) {
+    let path = program.with_file_name(STEP_RUNTIME_CONFIGURATION_FILE);
+    let runtime: StepRuntimeConfiguration = read_json_file(&path)?;
+    if let Some(bundle) = bundle_of_created_container(&arguments) {
         let path = bundle.join("config.json");
-        let mut spec: Value = read_json(&path)?;
-        add_limits(&mut spec, &runtime.limits);
+        let mut spec: Value = read_json_file(&path)?;
+        add_limits_and_remove_trace_socket(&mut spec, &runtime.limits);
         fs::write(&path, spec.to_string()).with_operation("write", path)?;
     }
     Err(LauncherError::Spawn {
@@ -73,7 +73,7 @@ pub fn limit_step_and_become_runc() -> Result<()> {
     })
 }
 
-fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
+fn read_json_file<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
     let text = fs::read(path).with_operation("read", path)?;
     serde_json::from_slice(&text).map_err(|source| LauncherError::InvalidFile {
         path: path.to_owned(),
@@ -82,7 +82,7 @@ fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
 }
 
 /// Returns the bundle of the container that runc's arguments create, or `None` if they create none.
-fn created_bundle(arguments: &[OsString]) -> Option<PathBuf> {
+fn bundle_of_created_container(arguments: &[OsString]) -> Option<PathBuf> {
     let creates = |argument: &OsString| argument == "run" || argument == "create";
     let at = arguments.iter().position(creates)?;
     let mut rest = arguments.iter().skip(at);
@@ -92,24 +92,24 @@ fn created_bundle(arguments: &[OsString]) -> Option<PathBuf> {
 
 /// Adds limits to a container's configuration (OCI runtime specification), where lower limits stay, and removes
 /// BuildKit's socket for traces with its variables.
-fn add_limits(spec: &mut Value, limits: &StepLimits) {
+fn add_limits_and_remove_trace_socket(spec: &mut Value, limits: &StepLimits) {
     let resources = &mut spec["linux"]["resources"];
-    lower_limit(&mut resources["pids"]["limit"], limits.processes);
-    lower_limit(&mut resources["memory"]["limit"], limits.memory);
+    set_limit_unless_lower(&mut resources["pids"]["limit"], limits.processes);
+    set_limit_unless_lower(&mut resources["memory"]["limit"], limits.memory);
     // Memory and swap together: a step that used up its memory does not go on in swap.
     let memory = resources["memory"]["limit"].as_u64().unwrap_or(limits.memory);
-    lower_limit(&mut resources["memory"]["swap"], memory);
+    set_limit_unless_lower(&mut resources["memory"]["swap"], memory);
     if resources["cpu"]["quota"].is_null() {
         #[expect(
             clippy::cast_possible_truncation,
             reason = "a float becomes the nearest integer"
         )]
-        let quota = (limits.cpus * CPU_PERIOD) as i64;
+        let quota = (limits.cpus * CPU_PERIOD_MICROSECONDS) as i64;
         resources["cpu"]["quota"] = json!(quota);
-        resources["cpu"]["period"] = json!(CPU_PERIOD as u64);
+        resources["cpu"]["period"] = json!(CPU_PERIOD_MICROSECONDS as u64);
     }
     let process = &mut spec["process"];
-    process["oomScoreAdj"] = json!(STEP_OOM_SCORE);
+    process["oomScoreAdj"] = json!(STEP_OOM_SCORE_ADJUSTMENT);
     if let Some(environment) = process["env"].as_array_mut()
         && environment
             .iter()
@@ -127,7 +127,7 @@ fn add_limits(spec: &mut Value, limits: &StepLimits) {
 }
 
 /// Sets `value` to `limit` unless it is a lower limit already; an absent value and −1 mean that there is no limit.
-fn lower_limit(value: &mut Value, limit: u64) {
+fn set_limit_unless_lower(value: &mut Value, limit: u64) {
     let current = value.as_u64().unwrap_or(u64::MAX);
     *value = json!(current.min(limit));
 }
@@ -136,7 +136,7 @@ fn lower_limit(value: &mut Value, limit: u64) {
 mod tests {
     use super::*;
 
-    const LIMITS: StepLimits = StepLimits {
+    const TEST_STEP_LIMITS: StepLimits = StepLimits {
         memory: 1 << 30,
         total_memory: 2 << 30,
         cpus: 1.5,
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn a_step_gets_every_limit_and_keeps_lower_ones() {
         let mut spec = json!({ "process": {}, "linux": {} });
-        add_limits(&mut spec, &LIMITS);
+        add_limits_and_remove_trace_socket(&mut spec, &TEST_STEP_LIMITS);
         let expected = json!({
             "pids": { "limit": 100 },
             "memory": { "limit": 1 << 30, "swap": 1 << 30 },
@@ -161,7 +161,7 @@ mod tests {
             "memory": { "limit": 4096, "swap": -1 },
             "cpu": { "quota": 50_000, "period": 200_000 },
         } } });
-        add_limits(&mut spec, &LIMITS);
+        add_limits_and_remove_trace_socket(&mut spec, &TEST_STEP_LIMITS);
         let expected = json!({
             "pids": { "limit": 100 },
             "memory": { "limit": 4096, "swap": 4096 },
@@ -180,13 +180,13 @@ mod tests {
             ] },
             "mounts": [{ "destination": "/proc" }, { "destination": "/dev/otel-grpc.sock" }],
         });
-        add_limits(&mut spec, &LIMITS);
+        add_limits_and_remove_trace_socket(&mut spec, &TEST_STEP_LIMITS);
         assert_eq!(spec["process"]["env"], json!(["PATH=/bin"]));
         assert_eq!(spec["mounts"], json!([{ "destination": "/proc" }]));
 
         let own = json!(["OTEL_SERVICE_NAME=mine"]);
         let mut spec = json!({ "process": { "env": own } });
-        add_limits(&mut spec, &LIMITS);
+        add_limits_and_remove_trace_socket(&mut spec, &TEST_STEP_LIMITS);
         assert_eq!(spec["process"]["env"], own);
     }
 
@@ -194,7 +194,7 @@ mod tests {
     fn only_commands_that_create_a_container_change_its_configuration() {
         let bundle = |words: &str| {
             let words = words.split(' ').map(OsString::from).collect::<Vec<_>>();
-            created_bundle(&words)
+            bundle_of_created_container(&words)
         };
         let expected = Some(PathBuf::from("/b"));
         assert_eq!(

@@ -72,7 +72,7 @@ async fn supervise_until_shutdown(
     tokio::select! {
         ended = reaper.reap_until_dropped() => ended.with_operation("reap children of", &socket),
         ended = try_join_all(forwarders.iter().map(Forwarder::accept_and_forward)) => ended.map(drop),
-        ended = disk::guard_free_space(&config, &reaper) => ended,
+        ended = disk::end_steps_that_fill_disk_until_error(&config, &reaper) => ended,
         ended = serve::serve_control_socket(&listener, &parts) => ended,
         _ = terminate.recv() => {
             parts.stop_all(&|_| ()).await;

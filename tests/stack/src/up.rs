@@ -27,9 +27,9 @@ use crate::{
     },
     programs,
     progress::ProgressSink,
-    stack::{Stack, check_supervisor_answer, external, log_file_tail},
+    stack::{Stack, external, log_file_tail, part_failure_as_error},
     step_address,
-    step_runtime::{self, StepRuntime},
+    step_runtime::{self, StepRuntimeConfiguration},
     tools::ToolPaths,
 };
 
@@ -59,11 +59,11 @@ impl Stack {
         let directories = LauncherDirectories::from_env()?;
         let dir = directories.stack_directory(&options.name)?;
         packages::install_missing_packages(progress).await?;
-        let (mut plan, images) = prepare_plan(options, &directories, progress).await?;
+        let (mut plan, images) = build_programs_and_make_plan(options, &directories, progress).await?;
         let _one = dir.lock_stack().await?;
         plan.number = choose_stack_number(&directories, &dir)?;
         dir.create_directories()?;
-        plan.certificates_expire = certificates::ensure_certificates(&dir)?;
+        plan.certificates_expire = certificates::ensure_certificates_and_read_expiry_seconds(&dir)?;
         let stack = start_or_restart(&dir, plan, progress).await?;
         let registry = RegistryClient::new(
             http::http_client_without_proxy()?,
@@ -74,7 +74,7 @@ impl Stack {
             images.push_missing(&registry, progress).await?;
         }
         if options.deploy {
-            deploy::deploy_functions(&stack, &registry, progress).await?;
+            deploy::deploy_functions_and_call_sample(&stack, &registry, progress).await?;
         }
         Ok(stack)
     }
@@ -82,7 +82,7 @@ impl Stack {
 
 /// Builds a stack's programs and, if the options ask for them, the layers of its base images, and makes its plan; the
 /// plan's number and the expiry of its certificates are placeholders.
-async fn prepare_plan(
+async fn build_programs_and_make_plan(
     options: &StackOptions,
     directories: &LauncherDirectories,
     progress: &ProgressSink,
@@ -107,11 +107,11 @@ async fn prepare_plan(
     };
     let (mut tools, registry, images, (provider, builder), allowed, tenants) = tokio::try_join!(
         ToolPaths::build_missing_tools(directories, progress),
-        packages::registry_program_path(directories, progress),
+        packages::unpack_registry_program_if_missing(directories, progress),
         images,
         programs,
-        egress::resolve_entries(&options.allowed),
-        egress::resolve_tenants(&options.tenant_networks),
+        egress::resolve_allowed_entries(&options.allowed),
+        egress::resolve_tenant_rules(&options.tenant_networks),
     )?;
     let provider = match &options.faasd {
         Some(faasd) => ProviderChoice::Faasd(ProgramFileStamp::read_stamp(&absolute_path(faasd)?)?),
@@ -197,7 +197,7 @@ async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSi
     buildkit_disk::make_or_repair_disk_image(dir, plan.step_limits()?.disk, progress).await?;
     let stack = Stack::from_plan(dir.clone(), plan)?;
     let holder = HolderProcess::start_holder(&stack)?;
-    holder.wait_for_supervisor(dir).await?;
+    holder.wait_for_supervisor_and_move_holder(dir).await?;
     if let Err(error) = start_all_parts(&stack, progress).await {
         // The error is the reason for the failed start, whatever the clean-up returns; its failure would show
         // at the next start.
@@ -231,7 +231,7 @@ async fn write_stack_files(dir: &StackDir, plan: &StackPlan) -> Result<()> {
         std::os::unix::fs::symlink(program, &link).with_operation("create", &link)?;
     }
     write_step_runtime(dir, plan)?;
-    step_address::write_plugins(dir, plan)
+    step_address::write_cni_plugin_directory(dir, plan)
 }
 
 /// Links or copies the plan's launcher to another name, under which BuildKit starts it.
@@ -250,12 +250,18 @@ pub(crate) fn write_launcher_as(program: &Path, plan: &StackPlan) -> Result<()> 
 
 /// Writes the runtime of build steps, which is this launcher, and its configuration.
 fn write_step_runtime(dir: &StackDir, plan: &StackPlan) -> Result<()> {
-    write_launcher_as(&dir.config_directory().join(step_runtime::RUNTIME_PROGRAM), plan)?;
-    let runtime = StepRuntime {
+    write_launcher_as(
+        &dir.config_directory()
+            .join(step_runtime::STEP_RUNTIME_PROGRAM_NAME),
+        plan,
+    )?;
+    let runtime = StepRuntimeConfiguration {
         runc: plan.tools.runc.clone(),
         limits: plan.step_limits()?,
     };
-    let path = dir.config_directory().join(step_runtime::CONFIGURATION_FILE);
+    let path = dir
+        .config_directory()
+        .join(step_runtime::STEP_RUNTIME_CONFIGURATION_FILE);
     let text = serde_json::to_vec(&runtime).map_err(|source| LauncherError::InvalidFile {
         path: path.clone(),
         source,
@@ -278,7 +284,7 @@ async fn start_all_parts(stack: &Stack, progress: &ProgressSink) -> Result<()> {
     let answer = supervisor
         .send_command(SupervisorCommand::StartAll, on_event)
         .await?;
-    check_supervisor_answer(&stack.dir, answer)?;
+    part_failure_as_error(&stack.dir, answer)?;
     if started == 0 {
         progress.emit_step("stack", "all parts are running");
     }
@@ -315,7 +321,7 @@ impl HolderProcess {
 
     /// Waits until the stack's supervisor accepts connections, and then moves the holder to a control subgroup; fails
     /// if the holder ends or [`SUPERVISOR_START_TIMEOUT`] passes.
-    async fn wait_for_supervisor(&self, dir: &StackDir) -> Result<()> {
+    async fn wait_for_supervisor_and_move_holder(&self, dir: &StackDir) -> Result<()> {
         let holder = self
             .child
             .as_ref()

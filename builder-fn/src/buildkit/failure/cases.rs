@@ -12,7 +12,7 @@ type FailedSolve = (Code, &'static str, &'static str);
 /// Returns the party that is blamed for a failed solve.
 fn party_blamed_for((code, step, message): FailedSolve) -> FaultyParty {
     let mut events = EventReader::default();
-    let step_error = error_of_step(message);
+    let step_error = step_error_in_solve_message(message);
     let failed = [("[2/9] RUN slow", "context canceled"), (step, step_error)];
     let vertexes = failed.into_iter().filter(|(name, _)| !name.is_empty());
     let vertexes = vertexes.map(|(name, error)| Vertex {
@@ -28,7 +28,7 @@ fn party_blamed_for((code, step, message): FailedSolve) -> FaultyParty {
 }
 
 /// Returns the error of the failed step, which is the end of the solve's message.
-fn error_of_step(message: &str) -> &str {
+fn step_error_in_solve_message(message: &str) -> &str {
     for prefix in ["failed to compute cache key: ", "failed to load cache key: "] {
         if let Some(rest) = message.strip_prefix(prefix) {
             return rest;

@@ -1,7 +1,7 @@
 //! The line of the Dockerfile in the details of a gRPC error.
 //!
-//! BuildKit adds details to errors as JSON (`util/grpcerrors/grpcerrors.go`). One is the instruction at which the build failed:
-//! `Source` in `solver/errdefs/errdefs.proto`, with the whole Dockerfile.
+//! BuildKit adds details to errors as JSON (`util/grpcerrors/grpcerrors.go`). One is the instruction at which the build
+//! failed: `Source` in `solver/errdefs/errdefs.proto`, with the whole Dockerfile.
 
 use bollard_buildkit_proto::google::rpc;
 use prost::Message;
@@ -9,10 +9,10 @@ use serde::Deserialize;
 use tonic::Status;
 
 /// The end of the type's URL of such a detail: BuildKit `solver/errdefs/vertex.go`.
-const SOURCE_TYPE: &str = "/errdefs.Source+json";
+const SOURCE_TYPE_URL_SUFFIX: &str = "/errdefs.Source+json";
 
 /// The length after which a detail is not read, in bytes.
-const READ_BYTES_MAX: usize = 1 << 20;
+const PARSED_DETAIL_BYTES_MAX: usize = 1 << 20;
 
 /// The part of a detail that is read.
 #[derive(Deserialize)]
@@ -38,9 +38,9 @@ pub(super) fn find_source_line(status: &Status) -> Option<u32> {
     let sources = details
         .iter()
         .rev()
-        .filter(|detail| detail.type_url.ends_with(SOURCE_TYPE));
+        .filter(|detail| detail.type_url.ends_with(SOURCE_TYPE_URL_SUFFIX));
     let mut lines = sources.filter_map(|detail| {
-        let json = Some(&detail.value).filter(|json| json.len() <= READ_BYTES_MAX)?;
+        let json = Some(&detail.value).filter(|json| json.len() <= PARSED_DETAIL_BYTES_MAX)?;
         let source: Source = serde_json::from_slice(json).ok()?;
         let starts = source
             .ranges
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_that_of_the_instruction_that_buildkit_names() {
+    fn the_first_line_of_a_source_detail_is_found_and_none_in_other_or_malformed_details() {
         let url = "github.com/moby/buildkit/errdefs.Source+json";
         let json = r#"{"info":{"filename":"Dockerfile","data":"RlJPTQ=="},"ranges":[{"start":{"line":3},"end":{"line":5}}]}"#;
         assert_eq!(find_source_line(&status_with_detail(url, json)), Some(3));

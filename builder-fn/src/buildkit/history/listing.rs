@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
 use super::{
-    BuildState, find_record, listen_to_history, none_on_failure, time_from_unix, within_answer_timeout,
+    BuildState, find_finished_record, listen_to_history, none_on_failure, time_from_unix,
+    within_answer_timeout,
 };
 use crate::buildkit::attributes::SolveAttributes;
 use crate::buildkit::cancellation;
@@ -104,8 +105,9 @@ impl Connection {
     ///
     /// # Errors
     /// Fails if the daemon does not answer in time, or has no history.
-    pub async fn list_builds(&self, limit: u16) -> Result<HistoryListing, Status> {
-        self.list_history(Vec::new(), limit.into(), |_| true).await
+    pub async fn list_builds(&self, record_limit_or_zero: u16) -> Result<HistoryListing, Status> {
+        self.list_history(Vec::new(), record_limit_or_zero.into(), |_| true)
+            .await
     }
 
     /// Subscribes to the changes of the history: the builds that run, and then every change.
@@ -136,12 +138,12 @@ impl Connection {
         Ok(changes.boxed())
     }
 
-    /// Lists the attempts of the build `reference`, and whether somebody asked to cancel it. Other builds that run are listed
-    /// too.
+    /// Lists the attempts of the build `reference`, and whether somebody asked to cancel it. Other builds that run are
+    /// listed too.
     ///
     /// # Errors
     /// Fails if the daemon does not answer in time, or has no history.
-    pub async fn list_attempts(
+    pub async fn list_attempts_and_running_builds(
         &self,
         reference: &str,
         cancellation: &Cancellation,
@@ -173,18 +175,21 @@ impl Connection {
         Ok(builds)
     }
 
-    /// Lists the builds of a call, and all requests to cancel builds. Nothing else is kept in memory, however many records the
-    /// history has.
+    /// Lists the builds of a call, and all requests to cancel builds. Nothing else is kept in memory, however many
+    /// records the history has.
     ///
     /// # Errors
     /// Fails if the daemon does not answer in time, or has no history.
-    pub async fn list_builds_of_call(&self, call_id: &str) -> Result<HistoryListing, Status> {
+    pub async fn list_builds_of_call_and_cancellations(
+        &self,
+        call_id: &str,
+    ) -> Result<HistoryListing, Status> {
         let is_of_call = |build: &ListedBuild| build.attributes.call_id == call_id;
         self.list_history(Vec::new(), 0, is_of_call).await
     }
 
-    /// Lists the builds that `keeps` returns `true` for, among those that run and the records that one of `filter` matches, at
-    /// most `limit` of these; 0 is no limit.
+    /// Lists the builds that `keeps` returns `true` for, among those that run and the records that one of `filter`
+    /// matches, at most `limit` of these; 0 is no limit.
     async fn list_history(
         &self,
         filter: Vec<String>,
@@ -220,8 +225,8 @@ impl Connection {
         none_on_failure(self.find_cancellation(cancellation).await).is_some()
     }
 
-    /// Returns whether the history has the request to cancel a call's build. A request whose marker is just being made is an
-    /// event of [`watch_cancellations`](Connection::watch_cancellations).
+    /// Returns whether the history has the request to cancel a call's build. A request whose marker is just being made
+    /// is an event of [`watch_cancellations`](Connection::watch_cancellations).
     ///
     /// # Errors
     /// Fails if the history cannot be read, or not in time.
@@ -238,14 +243,14 @@ impl Connection {
         cancellation: &Cancellation,
     ) -> Result<Option<BuildHistoryRecord>, Status> {
         let reference = cancellation::marker_reference(cancellation.tenant.as_deref(), &cancellation.call_id);
-        find_record(self, &reference).await
+        find_finished_record(self, &reference).await
     }
 }
 
 impl HistoryListing {
-    /// Adds the listing of another daemon. Of the builds with one name, one is kept: one that runs or has succeeded rather
-    /// than one that failed, and of two such the one that began last. A build that has just ended is listed twice by its
-    /// daemon, the second time with its outcome, which counts.
+    /// Adds the listing of another daemon. Of the builds with one name, one is kept: one that runs or has succeeded
+    /// rather than one that failed, and of two such the one that began last. A build that has just ended is listed
+    /// twice by its daemon, the second time with its outcome, which counts.
     pub(crate) fn merge(&mut self, other: Self) {
         let mut ended: HashMap<String, ListedBuild> = HashMap::new();
         for build in other.builds {
@@ -253,7 +258,7 @@ impl HistoryListing {
         }
         for build in &mut self.builds {
             if let Some(other) = ended.remove(&build.reference)
-                && other.counts_more_than(build)
+                && other.replaces_same_build_elsewhere(build)
             {
                 *build = other;
             }
@@ -266,7 +271,7 @@ impl HistoryListing {
 impl ListedBuild {
     /// Returns whether this build replaces `other`, which has the same name at another daemon: one that failed gives
     /// way to one that did not, and of two alike the one that began first.
-    fn counts_more_than(&self, other: &Self) -> bool {
+    fn replaces_same_build_elsewhere(&self, other: &Self) -> bool {
         let rank = |build: &Self| (build.state != BuildState::Failed, build.started_at);
         rank(self) > rank(other)
     }
@@ -294,7 +299,7 @@ impl ListedBuild {
             }),
             error: record
                 .error
-                .map(|error| shorten(without_rpc_prefix(&error.message))),
+                .map(|error| truncate_error(without_rpc_prefix(&error.message))),
             digest: results.remove(&0).map(|descriptor| descriptor.digest),
             started_at: record.created_at.as_ref().and_then(to_system_time),
             ended_at: record.completed_at.as_ref().and_then(to_system_time),
@@ -322,7 +327,7 @@ impl SealedSecrets {
 }
 
 /// Returns the beginning of an error, which may contain all that a step has printed.
-fn shorten(error: &str) -> String {
+fn truncate_error(error: &str) -> String {
     let end = error.floor_char_boundary(ERROR_BYTES_MAX);
     match error.get(..end) {
         Some(start) if end < error.len() => format!("{start}…"),
@@ -341,29 +346,31 @@ mod tests {
     use super::*;
 
     /// Returns a listing of a daemon with builds of these names, states and times of their start.
-    fn listing(builds: &[(&str, BuildState, u64)]) -> HistoryListing {
-        let builds = builds.iter().map(|(reference, state, started)| ListedBuild {
-            daemon: Daemon::at("unix:///run/buildkitd.sock".parse().expect("address")),
-            reference: (*reference).to_owned(),
-            attributes: SolveAttributes {
-                call_id: "call-1".into(),
-                signature: None,
-                tenant: None,
-                submitted_at: SystemTime::UNIX_EPOCH,
-                function: None,
-                supersede: true,
-                commit: None,
-            },
-            image: None,
-            state: *state,
-            is_cancelled: false,
-            error: None,
-            digest: None,
-            started_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(*started)),
-            ended_at: None,
-            steps: StepCounts::default(),
-            secrets: SealedSecrets::None,
-        });
+    fn listing(references_states_and_start_seconds: &[(&str, BuildState, u64)]) -> HistoryListing {
+        let builds = references_states_and_start_seconds
+            .iter()
+            .map(|(reference, state, started)| ListedBuild {
+                daemon: Daemon::at("unix:///run/buildkitd.sock".parse().expect("address")),
+                reference: (*reference).to_owned(),
+                attributes: SolveAttributes {
+                    call_id: "call-1".into(),
+                    signature: None,
+                    tenant: None,
+                    submitted_at: SystemTime::UNIX_EPOCH,
+                    function: None,
+                    supersede: true,
+                    commit: None,
+                },
+                image: None,
+                state: *state,
+                is_cancelled: false,
+                error: None,
+                digest: None,
+                started_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(*started)),
+                ended_at: None,
+                steps: StepCounts::default(),
+                secrets: SealedSecrets::None,
+            });
         HistoryListing {
             builds: builds.collect(),
             cancellations: HashSet::new(),
@@ -371,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_build_that_several_daemons_list_the_one_that_did_not_fail_counts() {
+    fn of_a_build_on_several_daemons_merge_keeps_one_that_did_not_fail_and_began_last() {
         use BuildState::{Failed, Running, Succeeded};
         for (one, other, expected) in [
             ((Failed, 2), (Running, 1), Running),
@@ -403,9 +410,9 @@ mod tests {
 
     #[test]
     fn a_long_error_is_cut_off_between_two_characters() {
-        assert_eq!(shorten("exit code: 1"), "exit code: 1");
+        assert_eq!(truncate_error("exit code: 1"), "exit code: 1");
         let long = format!("x{}", "\u{e4}".repeat(ERROR_BYTES_MAX));
-        let short = shorten(&long);
+        let short = truncate_error(&long);
         assert!(
             short.len() <= ERROR_BYTES_MAX + 3 && short.ends_with('…'),
             "{}",

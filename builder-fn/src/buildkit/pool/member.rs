@@ -45,17 +45,18 @@ impl PoolMember {
 
     /// Leaves the daemon out: it did not answer, and gets no builds for 10 s.
     pub(super) fn leave_out(&self) {
-        *self.lock() = Some(Instant::now() + LEAVE_OUT_TIME);
+        *self.lock_left_out_until() = Some(Instant::now() + LEAVE_OUT_TIME);
     }
 
     /// Gives builds to the daemon again: it answers.
     pub(super) fn readmit(&self) {
-        *self.lock() = None;
+        *self.lock_left_out_until() = None;
     }
 
     /// Returns whether the daemon is left out now.
     pub(super) fn is_left_out(&self) -> bool {
-        self.lock().is_some_and(|until| Instant::now() < until)
+        self.lock_left_out_until()
+            .is_some_and(|until| Instant::now() < until)
     }
 
     /// Counts a build on the daemon until the returned guard is dropped.
@@ -69,7 +70,7 @@ impl PoolMember {
         self.running.load(Ordering::Relaxed)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+    fn lock_left_out_until(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
         self.left_out_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

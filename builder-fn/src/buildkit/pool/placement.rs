@@ -20,9 +20,10 @@ use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Co
 /// and a daemon that is added moves an image down by one place.
 const ASKED_DAEMONS_MAX: usize = 16;
 
-/// The pauses between looks at the other daemons, from the start of a build on. Another builder that sees other daemons may
-/// have begun the same build in the moment between question and start, or later, if it has fetched the context in between.
-const LOOK_PAUSES: [Duration; 5] = [
+/// The pauses between looks at the other daemons, from the start of a build on. Another builder that sees other daemons
+/// may have begun the same build in the moment between question and start, or later, if it has fetched the context in
+/// between.
+const PAUSES_BETWEEN_LOOKS_FOR_SAME_BUILD: [Duration; 5] = [
     Duration::from_millis(300),
     Duration::from_millis(700),
     Duration::from_secs(2),
@@ -146,7 +147,7 @@ impl DaemonPool {
         let loads: Vec<_> = answers.iter().map(load_of).collect();
         let running = loads.iter().map(|load| load.running).sum();
         let placement = choose_daemon(&loads, build.image, busy_from(running, loads.len()))?;
-        let holder = find_holder(&answers, build.reference);
+        let holder = find_holder_index_and_attempt(&answers, build.reference);
         let (number, first_attempt) = match holder {
             Some((number, attempt)) => (number, attempt),
             None => (
@@ -179,7 +180,7 @@ impl DaemonPool {
 impl PlacedBuild {
     /// Makes the next use of the pool look its daemons up, because the build was lost. If the daemon was lost, the next
     /// question finds that out; if only the connection was, it still runs other builds.
-    pub(crate) async fn report_loss(&self) {
+    pub(crate) async fn make_daemon_lookup_due_after_loss(&self) {
         self.pool.make_lookup_due().await;
     }
 
@@ -192,7 +193,7 @@ impl PlacedBuild {
             PlacementHash::of(&[name]).score(build)
         };
         let own = score(&self.connection);
-        for pause in LOOK_PAUSES {
+        for pause in PAUSES_BETWEEN_LOOKS_FOR_SAME_BUILD {
             tokio::time::sleep(pause).await;
             let better = self.others.iter().filter(|other| score(other) > own);
             let mut looking: FuturesUnordered<_> = better
@@ -234,9 +235,13 @@ fn load_of(answer: &DaemonAnswer) -> DaemonLoad {
     }
 }
 
-/// Returns the daemon that has the build, and the number of its attempt there: one that runs, or else one that succeeded. If
-/// only one call may build the signature of the reference, any attempt counts, because it may be another call's.
-fn find_holder(answers: &[DaemonAnswer], reference: &BuildReference) -> Option<(usize, u32)> {
+/// Returns the daemon that has the build, and the number of its attempt there: one that runs, or else one that
+/// succeeded. If only one call may build the signature of the reference, any attempt counts, because it may be another
+/// call's.
+fn find_holder_index_and_attempt(
+    answers: &[DaemonAnswer],
+    reference: &BuildReference,
+) -> Option<(usize, u32)> {
     let attempts = || {
         let attempts = answers.iter().enumerate();
         attempts.flat_map(|(number, answer)| answer.attempts.iter().map(move |attempt| (number, *attempt)))

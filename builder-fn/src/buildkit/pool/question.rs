@@ -11,13 +11,13 @@ use super::member::PoolMember;
 use crate::buildkit::job::{ATTEMPTS_MAX, is_connection_loss};
 use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection, ListedBuild};
 
-/// The longest wait for a daemon's history, and for the connection before it if the daemon is given up soon. A daemon that
-/// takes longer counts as one that does not answer.
+/// The longest wait for a daemon's history, and for the connection before it if the daemon is given up soon. A daemon
+/// that takes longer counts as one that does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The attempts of a build for which a daemon is asked whether it may have a record. The first ones may be those of a daemon
-/// that is gone.
-const ASKED_ATTEMPTS: std::ops::RangeInclusive<u32> = 1..=3;
+/// The attempts of a build for which a daemon is asked whether it may have a record. The first ones may be those of a
+/// daemon that is gone.
+const ASKED_ATTEMPT_NUMBERS: std::ops::RangeInclusive<u32> = 1..=3;
 
 /// Whether a daemon is given up soon, because there are others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +49,8 @@ pub(super) struct KnownAttempt {
     pub(super) state: BuildState,
 }
 
-/// Asks a daemon about a build, and once more if it does not answer the first time and is in use: a single packet that was lost
-/// must not hide the build that it runs.
+/// Asks a daemon about a build, and once more if it does not answer the first time and is in use: a single packet that
+/// was lost must not hide the build that it runs.
 pub(super) async fn ask_about_build(
     member: Arc<PoolMember>,
     reference: &BuildReference,
@@ -74,8 +74,9 @@ pub(super) async fn ask_about_build(
     }
 }
 
-/// Connects to a daemon, and asks it what it answers without decoding its records: which builds run, and whether there is a
-/// record of the build `reference`, or one of a request to cancel it. [`DaemonAnswer::read_attempts`] asks for the rest.
+/// Connects to a daemon, and asks it what it answers without decoding its records: which builds run, and whether there
+/// is a record of the build `reference`, or one of a request to cancel it. [`DaemonAnswer::read_attempts`] asks for the
+/// rest.
 async fn ask_once(
     member: Arc<PoolMember>,
     reference: &BuildReference,
@@ -98,7 +99,7 @@ async fn ask_once(
         Err(elapsed) => return Err(member.daemon.unreachable_error(elapsed)),
     };
     // After the question for what runs, so that a build that ends in between is seen by one of them.
-    let names: Vec<_> = ASKED_ATTEMPTS
+    let names: Vec<_> = ASKED_ATTEMPT_NUMBERS
         .map(|number| reference.attempt_name(number))
         .collect();
     let recorded = join_all(names.iter().map(|name| connection.may_have_record(name)));
@@ -125,7 +126,7 @@ impl DaemonAnswer {
     pub(super) async fn read_attempts(&mut self, reference: &BuildReference, call: &Cancellation) {
         // The first attempt may be another daemon's. Only a daemon that has one decodes its records.
         let mut is_recorded = self.is_recorded;
-        for number in ASKED_ATTEMPTS.end() + 1..=ATTEMPTS_MAX {
+        for number in ASKED_ATTEMPT_NUMBERS.end() + 1..=ATTEMPTS_MAX {
             if is_recorded {
                 break;
             }
@@ -136,7 +137,11 @@ impl DaemonAnswer {
             return;
         }
         let name = reference.to_string();
-        match self.connection.list_attempts(&name, call).await {
+        match self
+            .connection
+            .list_attempts_and_running_builds(&name, call)
+            .await
+        {
             Ok(listing) => self.attempts = attempts_among(&listing.builds, reference),
             Err(status) => {
                 tracing::debug!(daemon = self.member.name(), %status, "could not read BuildKit's history");

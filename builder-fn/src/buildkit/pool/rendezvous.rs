@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 
 /// The number of running builds below which a daemon is never busy: in an idle pool, where a share is smaller, a warm
 /// cache is worth more than an idle processor.
-const BUSY_MIN: usize = 4;
+const BUSY_FROM_MIN_BUILDS: usize = 4;
 
-/// The number of builds that a daemon may run for each build of its share, as a fraction: half more. With less, a pool that
-/// is busy everywhere loses many warm caches; the tests of `tests/pool-simulation` show how many.
+/// The number of builds that a daemon may run for each build of its share, as a fraction: half more. With less, a pool
+/// that is busy everywhere loses many warm caches; the tests of `tests/pool-simulation` show how many.
 const BUSY_LOAD_FACTOR: (usize, usize) = (3, 2);
 
 /// The hash of a daemon's name, or of the image or the reference of a build.
@@ -69,7 +69,7 @@ impl PlacementHash {
 pub fn busy_from(running: usize, daemons: usize) -> usize {
     let (more, less) = BUSY_LOAD_FACTOR;
     let share = ((running + 1) * more).div_ceil(daemons.max(1) * less);
-    share.max(BUSY_MIN)
+    share.max(BUSY_FROM_MIN_BUILDS)
 }
 
 /// Chooses the daemon with the highest score for `image` among those that run fewer than `busy_from` builds. If all are
@@ -124,7 +124,7 @@ mod tests {
     }
 
     /// Returns the hash of the daemon that an image goes to.
-    fn placed(daemons: &[DaemonLoad], number: usize) -> PlacementHash {
+    fn hash_of_chosen_daemon(daemons: &[DaemonLoad], number: usize) -> PlacementHash {
         let busy_from = busy_from(0, daemons.len());
         let placement = choose_daemon(daemons, image(number), busy_from).expect("a daemon");
         daemons[placement.chosen].hash
@@ -139,11 +139,11 @@ mod tests {
             let before = idle_daemons(0..count);
             let after = idle_daemons(0..=count);
             let moved: Vec<_> = (0..IMAGES)
-                .filter(|number| placed(&before, *number) != placed(&after, *number))
+                .filter(|number| hash_of_chosen_daemon(&before, *number) != hash_of_chosen_daemon(&after, *number))
                 .collect();
 
             for number in &moved {
-                prop_assert_eq!(placed(&after, *number), after[count].hash);
+                prop_assert_eq!(hash_of_chosen_daemon(&after, *number), after[count].hash);
             }
             // One in N + 1, and five standard deviations of noise.
             let share = 1.0 / (count + 1) as f64;
@@ -157,20 +157,20 @@ mod tests {
             let before = idle_daemons(0..count);
             let after = idle_daemons((0..count).filter(|name| *name != removed));
             for number in 0..500 {
-                let old = placed(&before, number);
+                let old = hash_of_chosen_daemon(&before, number);
                 if old != before[removed].hash {
-                    prop_assert_eq!(placed(&after, number), old);
+                    prop_assert_eq!(hash_of_chosen_daemon(&after, number), old);
                 }
             }
         }
 
         #[test]
-        fn the_order_of_the_daemons_does_not_matter(count in 1_usize..20, rotation in 0_usize..20) {
+        fn the_order_of_daemons_does_not_change_where_a_build_goes(count in 1_usize..20, rotation in 0_usize..20) {
             let daemons = idle_daemons(0..count);
             let mut rotated = daemons.clone();
             rotated.rotate_left(rotation % count);
             for number in 0..100 {
-                prop_assert_eq!(placed(&daemons, number), placed(&rotated, number));
+                prop_assert_eq!(hash_of_chosen_daemon(&daemons, number), hash_of_chosen_daemon(&rotated, number));
             }
         }
 
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_name_are_told_apart() {
+    fn names_whose_joined_parts_are_alike_have_different_hashes() {
         assert_ne!(PlacementHash::of(&["ab", "c"]), PlacementHash::of(&["a", "bc"]));
         assert_ne!(PlacementHash::of(&["", "a"]), PlacementHash::of(&["a", ""]));
     }

@@ -34,7 +34,7 @@ impl DaemonResolver for HostResolver {
         let (host, by_name, at_ip) = (self.host.clone(), self.by_name.clone(), self.at_ip.clone());
         Box::pin(async move {
             let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
-            let addresses = addresses_of_one_family(found.map(|address| address.ip()));
+            let addresses = sorted_addresses_of_first_family(found.map(|address| address.ip()));
             Ok(match addresses.as_slice() {
                 [] | [_] => vec![by_name],
                 several => several.iter().map(|address| at_ip(*address)).collect(),
@@ -45,7 +45,7 @@ impl DaemonResolver for HostResolver {
 
 /// Returns the addresses that are of the same family as the first one, in order and each once. A daemon in a network with
 /// both families has one address of each.
-fn addresses_of_one_family(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+fn sorted_addresses_of_first_family(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     let mut addresses: Vec<_> = addresses.collect();
     if let Some(first) = addresses.first().copied() {
         addresses.retain(|address| address.is_ipv4() == first.is_ipv4());
@@ -60,10 +60,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_daemon_with_an_address_of_each_family_is_one_daemon() {
+    fn addresses_of_the_first_ones_family_are_kept_sorted_and_each_once() {
         let of = |addresses: &[&str]| {
             let addresses = addresses.iter().map(|address| address.parse().expect("address"));
-            let found = addresses_of_one_family(addresses);
+            let found = sorted_addresses_of_first_family(addresses);
             found.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(of(&["10.0.0.1", "fd00::1"]), ["10.0.0.1"]);

@@ -176,7 +176,7 @@ impl FileTransfer {
             if let Some(contents) = contents.filter(|_| self.is_context) {
                 // On yet another thread: the daemon does not wait for it.
                 self.lease
-                    .list_files(self.context.clone(), self.entries.clone(), contents);
+                    .start_listing_if_requested(self.context.clone(), self.entries.clone(), contents);
             }
         };
         // As listing the entries, this takes a while for a large context.

@@ -20,10 +20,10 @@ pub trait SecretStore: fmt::Debug + Send + Sync + 'static {
 /// Secrets that all have the value `x`, by their names, for tests.
 #[cfg(test)]
 #[derive(Debug)]
-pub(crate) struct NamedSecrets(pub(crate) &'static [&'static str]);
+pub(crate) struct NamedSecretsWithValueX(pub(crate) &'static [&'static str]);
 
 #[cfg(test)]
-impl SecretStore for NamedSecrets {
+impl SecretStore for NamedSecretsWithValueX {
     fn secret(&self, id: &str) -> Option<&[u8]> {
         self.0.contains(&id).then_some(b"x")
     }

@@ -232,9 +232,9 @@ mod tests {
 
     /// A store with the same value for every id.
     #[derive(Debug)]
-    struct OneSecretStore;
+    struct SameSecretForEveryIdStore;
 
-    impl SecretStore for OneSecretStore {
+    impl SecretStore for SameSecretForEveryIdStore {
         fn secret(&self, _id: &str) -> Option<&[u8]> {
             Some(b"value")
         }
@@ -245,7 +245,7 @@ mod tests {
     }
 
     /// Returns all services but the source check.
-    fn all_services() -> SessionServices {
+    fn all_services_but_source_check() -> SessionServices {
         let keys = SharedKeyPool::new(IntCounter::new("sent", "sent").expect("counter"));
         let context = SourceContext::new(
             Index::of(std::iter::empty::<(&str, Entry<'_>)>()),
@@ -255,7 +255,7 @@ mod tests {
             .with_health()
             .with_files(Arc::new(context), Arc::new(keys.lease_single_use()))
             .with_credentials(Arc::new(EmptyCredentialStore))
-            .with_secrets(Arc::new(OneSecretStore))
+            .with_secrets(Arc::new(SameSecretForEveryIdStore))
     }
 
     /// Serves `services` over a pipe in memory, and returns a client at its other end.
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn a_session_announces_one_method_of_each_of_its_services() {
         assert_eq!(
-            all_services().announced_methods(),
+            all_services_but_source_check().announced_methods(),
             [
                 "/grpc.health.v1.Health/Check",
                 "/moby.filesync.v1.FileSync/DiffCopy",
@@ -287,7 +287,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_announced_session_method_is_implemented() {
-        let services = all_services();
+        let services = all_services_but_source_check();
         let methods = services.announced_methods().to_vec();
         let mut client = connect_http2_client(services).await;
 
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dropped_session_connection_cancels_the_requests_on_it() {
+    async fn dropping_the_guard_of_request_tasks_cancels_their_requests() {
         let requests = RequestTasks::default();
         let guard = requests.cancel_on_drop();
         let (alive, cancelled) = tokio::sync::oneshot::channel::<()>();

@@ -86,13 +86,13 @@ impl AnnouncedEntries {
         self.lists.len() * size_of::<Vec<EntryFingerprint>>() + lists.sum::<usize>()
     }
 
-    /// Compares `entry`, which is at `path`, with the announced entries. `hash` returns the hash of a file's content, if it
-    /// can be read; it is called only for a file that looks like an announced one.
+    /// Compares `entry`, which is at `path`, with the announced entries. `hash_content` returns the hash of a file's
+    /// content, if it can be read; it is called only for a file that looks like an announced one.
     pub(super) fn compare_with_announced(
         &self,
         path: &str,
         entry: &Entry<'_>,
-        hash: impl FnOnce() -> Option<ContentHash>,
+        hash_content: impl FnOnce() -> Option<ContentHash>,
     ) -> CopyComparison {
         let Some(identity) = self.hash_of_path_and_stat(path, entry) else {
             return CopyComparison::Same;
@@ -106,7 +106,7 @@ impl AnnouncedEntries {
             return CopyComparison::MayDiffer;
         }
         let content = match entry.kind {
-            Kind::File { .. } => hash(),
+            Kind::File { .. } => hash_content(),
             Kind::Folder | Kind::Symlink { .. } => Some(ContentHash::default()),
         };
         match content.map(|content| hash_unnoticed_parts(content, entry)) {
@@ -115,22 +115,22 @@ impl AnnouncedEntries {
         }
     }
 
-    /// Adds the entries of a new announcement. `each` calls the function that it is given for every one of them, with the
-    /// hash of a file's content if the file was sent, and is called twice. `known` gets, in the same order, the hash of what
-    /// the daemon has of each entry, [`DIFFERENT_CONTENTS_MARK`] if nobody knows.
+    /// Adds the entries of a new announcement. `for_each_entry` calls the function that it is given for every one of
+    /// them, with the hash of a file's content if the file was sent, and is called twice. `receive_known_content` gets,
+    /// in the same order, the hash of what the daemon has of each entry, [`DIFFERENT_CONTENTS_MARK`] if nobody knows.
     ///
     /// A file that was not sent is the one that the daemon has, if one with its path and stat was announced before.
     /// Otherwise nobody knows what the daemon has.
     pub(super) fn add_announcement(
         &mut self,
-        each: impl Fn(&mut dyn FnMut(&str, &Entry<'_>, Option<ContentHash>)),
-        mut known: impl FnMut(ContentHash),
+        for_each_entry: impl Fn(&mut dyn FnMut(&str, &Entry<'_>, Option<ContentHash>)),
+        mut receive_known_content: impl FnMut(ContentHash),
     ) {
         // Counts the new entries first, so that the lists grow by no more than those.
         let mut new = vec![0; self.lists.len()];
-        each(&mut |path, entry, sent| {
+        for_each_entry(&mut |path, entry, sent| {
             let Some(identity) = self.hash_of_path_and_stat(path, entry) else {
-                return known(ContentHash::default());
+                return receive_known_content(ContentHash::default());
             };
             let list = self.list_index(identity);
             let content = unnoticed_parts_hash_if_sent(entry, sent);
@@ -138,14 +138,14 @@ impl AnnouncedEntries {
                 Ok(at) => {
                     let fingerprint = &mut self.lists[list][at];
                     if let Some(content) = content {
-                        fingerprint.merge_content(content);
+                        fingerprint.mark_different_unless_same(content);
                     }
-                    // What was sent is known, whatever was sent before under the same identity.
-                    known(content.unwrap_or(fingerprint.content));
+                    // What was sent is receive_known_content, whatever was sent before under the same identity.
+                    receive_known_content(content.unwrap_or(fingerprint.content));
                 }
                 Err(_) => {
                     new[list] += 1;
-                    known(content.unwrap_or(DIFFERENT_CONTENTS_MARK));
+                    receive_known_content(content.unwrap_or(DIFFERENT_CONTENTS_MARK));
                 }
             }
         });
@@ -156,7 +156,7 @@ impl AnnouncedEntries {
         for (list, new) in self.lists.iter_mut().zip(new) {
             list.reserve_exact(new);
         }
-        each(&mut |path, entry, sent| {
+        for_each_entry(&mut |path, entry, sent| {
             if let Some(identity) = self.hash_of_path_and_stat(path, entry) {
                 let list = self.list_index(identity);
                 if find_fingerprint(&self.lists[list][..lengths[list]], identity).is_err() {
@@ -171,7 +171,7 @@ impl AnnouncedEntries {
             list.dedup_by(|again, first| {
                 let is_same = again.identity == first.identity;
                 if is_same {
-                    first.merge_content(again.content);
+                    first.mark_different_unless_same(again.content);
                 }
                 is_same
             });
@@ -213,7 +213,7 @@ impl AnnouncedEntries {
 
 impl EntryFingerprint {
     /// Marks the fingerprint as one with different contents, unless `content` is the one that it has.
-    fn merge_content(&mut self, content: ContentHash) {
+    fn mark_different_unless_same(&mut self, content: ContentHash) {
         if self.content != content {
             self.content = DIFFERENT_CONTENTS_MARK;
         }
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn announced_entries_are_recognised_in_any_order_and_take_no_more_memory_than_reserved() {
+    fn announced_entries_are_compared_by_content_and_take_no_more_memory_than_bytes_for_entries() {
         let path = |at: u32| format!("folder/{at}");
         let content = |at: u32| Some(ContentHash::of(&at.to_le_bytes()));
         let entry = file_with_content(0).1;

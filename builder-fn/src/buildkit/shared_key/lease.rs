@@ -57,7 +57,8 @@ impl SharedKeyPool {
             .take_key_of_image(image)
             .and_then(|(mut record, reservation)| {
                 let reuse = plan_key_reuse(&mut record, context)?;
-                let reservation = reservation.grow(AnnouncedEntries::bytes_for_entries(reuse.new_entries))?;
+                let reservation =
+                    reservation.grow_or_release(AnnouncedEntries::bytes_for_entries(reuse.new_entries))?;
                 Some((record, reservation, reuse.forced))
             });
         if let Some((record, reservation, forced)) = known {
@@ -183,7 +184,7 @@ impl KeyLease {
     /// Returns the shared key to the pool for the next build, or discards it if a transfer under it was broken off or
     /// has not ended. To be called only after a build that the daemon has ended itself, with success or failure: a
     /// lease that is dropped without this call discards its key.
-    pub(in crate::buildkit) fn return_to_pool(&self) {
+    pub(in crate::buildkit) fn return_to_pool_unless_broken_off(&self) {
         let mut state = self.lock_state();
         let record = state
             .record
@@ -195,8 +196,8 @@ impl KeyLease {
     }
 
     /// Records the entries of `view`, with the contents that were sent. A forced file is recorded as one with different
-    /// contents, so that it is forced from then on. Returns the hash of each entry's content, [`DIFFERENT_CONTENTS_MARK`] if it
-    /// is not known.
+    /// contents, so that it is forced from then on. Returns the hash of each entry's content,
+    /// [`DIFFERENT_CONTENTS_MARK`] if it is not known.
     fn record_announced_entries(
         &self,
         record: &mut KeyRecord,
@@ -234,31 +235,32 @@ impl KeyLease {
         contents
     }
 
-    /// Has the files of later transfers listed, for [`listed_files`](Self::listed_files).
-    pub(crate) fn request_listing(&self) {
+    /// Has the files of later transfers listed, for [`take_listed_files`](Self::take_listed_files).
+    pub(crate) fn request_listing_of_later_transfers(&self) {
         self.is_listed.store(true, Ordering::Relaxed);
     }
 
-    /// Lists the files of a transfer on another thread, for [`listed_files`](Self::listed_files). `contents` has the hash of
+    /// Starts to list the files of a transfer on another thread, if that was requested, for
+    /// [`take_listed_files`](Self::take_listed_files). `content_hashes` has the hash of
     /// each entry's content.
-    pub(in crate::buildkit) fn list_files(
+    pub(in crate::buildkit) fn start_listing_if_requested(
         &self,
         context: Arc<SourceContext>,
         view: Arc<ContextView>,
-        contents: Vec<ContentHash>,
+        content_hashes: Vec<ContentHash>,
     ) {
         if !self.is_listed.load(Ordering::Relaxed) {
             return;
         }
         let listing = tokio::task::spawn_blocking(move || {
-            FileTree::of_view(context.index(), &view, &contents, DIFFERENT_CONTENTS_MARK)
+            FileTree::of_view(context.index(), &view, &content_hashes, DIFFERENT_CONTENTS_MARK)
         });
         *self.listing.lock().unwrap_or_else(PoisonError::into_inner) = Some(listing);
     }
 
-    /// Returns the digests of the files that the last complete transfer of the context announced, once; `None` if there was
-    /// none, or their contents are not remembered.
-    pub(crate) async fn listed_files(&self) -> Option<FileTree> {
+    /// Returns the digests of the files that the last complete transfer of the context announced, once; `None` if there
+    /// was none, or their contents are not remembered.
+    pub(crate) async fn take_listed_files(&self) -> Option<FileTree> {
         let listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner).take();
         listing?.await.ok()
     }

@@ -115,11 +115,11 @@ impl MemoryReservation {
     /// Reserves `bytes` of memory, or returns `None` if other keys in use leave too little.
     pub(super) fn new(keys: &SharedKeyPool, bytes: usize) -> Option<Self> {
         let keys = keys.clone();
-        Self { keys, bytes: 0 }.grow(bytes)
+        Self { keys, bytes: 0 }.grow_or_release(bytes)
     }
 
     /// Adds `more` bytes to the reservation; on failure releases all of it and returns `None`.
-    pub(super) fn grow(mut self, more: usize) -> Option<Self> {
+    pub(super) fn grow_or_release(mut self, more: usize) -> Option<Self> {
         {
             let mut pool = self.keys.lock_pool();
             if !pool.evict_until_fits(more, self.keys.memory_max) {

@@ -71,21 +71,21 @@ enum TransferEnd {
 }
 
 impl DaemonModel {
-    /// Receives a transfer as fsutil's receiver does, into the folder of the key that `take` chooses, or into a new
-    /// one. Returns the folder that the build sees; an empty one if the transfer is broken off.
+    /// Receives a transfer as fsutil's receiver does, into the folder of the key that `folder_choice` chooses, or into
+    /// a new one. Returns the folder that the build sees; an empty one if the transfer is broken off.
     fn receive_transfer(
         &mut self,
         context: &SourceContext,
         lease: &Arc<KeyLease>,
         filter: &ViewFilter,
-        take: usize,
+        folder_choice: usize,
         end: TransferEnd,
     ) -> DaemonFolder {
         let announced_view = view(context, filter).expect("patterns");
         let mut transfer = lease.begin_transfer();
         let key = lease.key.clone();
         let mut with_key: Vec<_> = self.folders.iter_mut().filter(|(name, _)| *name == key).collect();
-        let at = take % (with_key.len() + 1);
+        let at = folder_choice % (with_key.len() + 1);
         let kept = match with_key.get_mut(at) {
             Some((_, folder)) => folder,
             None => {
@@ -120,17 +120,17 @@ impl DaemonModel {
         let result = kept.clone();
         let contents = transfer.complete_transfer(context, &announced_view);
         for (hash, visible) in contents.into_iter().flatten().zip(announced_view.iter()) {
-            assert_hash_is_right(context, visible, hash);
+            assert_known_hash_is_that_of_content(context, visible, hash);
         }
         result
     }
 }
 
 impl StoredEntry {
-    /// Returns the entry with the number `at` as the daemon stores it; `link` is the path of the file that it is a hard
-    /// link of, or empty.
-    fn from_entry(context: &SourceContext, at: u32, link: String) -> Self {
-        let entry = context.entry_by_number(at);
+    /// Returns the entry with the number `entry_number` as the daemon stores it; `link` is the path of the file that it
+    /// is a hard link of, or empty.
+    fn from_entry(context: &SourceContext, entry_number: u32, link: String) -> Self {
+        let entry = context.entry_by_number(entry_number);
         let attributes: Vec<_> = entry
             .xattrs
             .iter()
@@ -279,7 +279,7 @@ fn read_content(context: &SourceContext, entry: Entry<'_>) -> Vec<u8> {
 }
 
 /// Asserts that the hash of an entry after its transfer is that of its content, unless it is not known.
-fn assert_hash_is_right(context: &SourceContext, visible: ViewEntry, hash: ContentHash) {
+fn assert_known_hash_is_that_of_content(context: &SourceContext, visible: ViewEntry, hash: ContentHash) {
     let entry = context.entry_by_number(visible.entry);
     if matches!(entry.kind, Kind::File { .. }) && hash != DIFFERENT_CONTENTS_MARK {
         let content = ContentHash::of(&read_content(context, entry));
@@ -352,7 +352,7 @@ fn generate_builds() -> impl Strategy<Value = Vec<GeneratedBuild>> {
 }
 
 /// Returns the filter that selects everything, or everything but `b`.
-fn filter_for_build(excluding: bool) -> ViewFilter {
+fn filter_excluding_b_if(excluding: bool) -> ViewFilter {
     ViewFilter {
         exclude: if excluding {
             vec!["b".to_owned()]
@@ -372,7 +372,7 @@ proptest! {
         let mut daemon = DaemonModel::default();
         for (context, excluding, take, end, other) in &builds {
             let lease = Arc::new(keys.lease_for_image(if *other { "other" } else { IMAGE }, context));
-            let filter = filter_for_build(*excluding);
+            let filter = filter_excluding_b_if(*excluding);
             let received = daemon.receive_transfer(context, &lease, &filter, *take, *end);
             if *end == TransferEnd::Complete {
                 let expected: Vec<_> = view(context, &filter).expect("patterns").iter().map(|visible| {
@@ -382,7 +382,7 @@ proptest! {
                 prop_assert_eq!(received, expected);
             }
             if *end != TransferEnd::DaemonLost {
-                lease.return_to_pool();
+                lease.return_to_pool_unless_broken_off();
             }
         }
     }
@@ -392,12 +392,12 @@ proptest! {
 fn build_and_return_key(keys: &SharedKeyPool, image: &str, context: &SourceContext) -> String {
     let lease = Arc::new(keys.lease_for_image(image, context));
     transfer_all(&lease, context);
-    lease.return_to_pool();
+    lease.return_to_pool_unless_broken_off();
     lease.key.clone()
 }
 
 /// Builds a context of two files of one byte, of which `a` has this content and `b` always the same.
-fn context_with_content(content: u8) -> SourceContext {
+fn context_of_a_with_content_and_fixed_b(content: u8) -> SourceContext {
     context_of_specs(vec![
         entry_spec("a", SpecKind::File, content, 1, 0),
         entry_spec("b", SpecKind::File, 7, 1, 0),
@@ -409,7 +409,7 @@ async fn the_files_of_a_build_are_listed_whether_they_were_sent_again_or_not() {
     let keys = empty_key_pool();
     let list = async |context: SourceContext, sends_all: bool| {
         let lease = Arc::new(keys.lease_for_image(IMAGE, &context));
-        lease.request_listing();
+        lease.request_listing_of_later_transfers();
         let everything = view(&context, &ViewFilter::default()).expect("patterns");
         let mut transfer = lease.begin_transfer();
         for visible in everything
@@ -421,13 +421,13 @@ async fn the_files_of_a_build_are_listed_whether_they_were_sent_again_or_not() {
         let contents = transfer
             .complete_transfer(&context, &everything)
             .expect("they are remembered");
-        lease.list_files(Arc::new(context), Arc::new(everything), contents);
-        lease.return_to_pool();
-        lease.listed_files().await.expect("a listing")
+        lease.start_listing_if_requested(Arc::new(context), Arc::new(everything), contents);
+        lease.return_to_pool_unless_broken_off();
+        lease.take_listed_files().await.expect("a listing")
     };
-    let first = list(context_with_content(1), true).await;
-    assert_eq!(list(context_with_content(1), false).await, first);
-    let changed = list(context_with_content(2), false).await;
+    let first = list(context_of_a_with_content_and_fixed_b(1), true).await;
+    assert_eq!(list(context_of_a_with_content_and_fixed_b(1), false).await, first);
+    let changed = list(context_of_a_with_content_and_fixed_b(2), false).await;
     let difference = first.compare_with(&changed, 10);
     assert_eq!(
         (difference.changed, difference.unknown),
@@ -438,24 +438,30 @@ async fn the_files_of_a_build_are_listed_whether_they_were_sent_again_or_not() {
 #[test]
 fn builds_of_one_image_share_a_key_and_builds_of_different_images_do_not() {
     let keys = empty_key_pool();
-    let first = build_and_return_key(&keys, "a", &context_with_content(1));
-    assert_eq!(build_and_return_key(&keys, "a", &context_with_content(1)), first);
-    assert_ne!(build_and_return_key(&keys, "b", &context_with_content(1)), first);
+    let first = build_and_return_key(&keys, "a", &context_of_a_with_content_and_fixed_b(1));
+    assert_eq!(
+        build_and_return_key(&keys, "a", &context_of_a_with_content_and_fixed_b(1)),
+        first
+    );
+    assert_ne!(
+        build_and_return_key(&keys, "b", &context_of_a_with_content_and_fixed_b(1)),
+        first
+    );
 }
 
 #[test]
 fn two_simultaneous_builds_of_an_image_have_two_shared_keys_and_both_are_reused() {
     let keys = empty_key_pool();
     let (first, second) = (
-        keys.lease_for_image("a", &context_with_content(1)),
-        keys.lease_for_image("a", &context_with_content(1)),
+        keys.lease_for_image("a", &context_of_a_with_content_and_fixed_b(1)),
+        keys.lease_for_image("a", &context_of_a_with_content_and_fixed_b(1)),
     );
     assert_ne!(first.key, second.key);
-    first.return_to_pool();
-    second.return_to_pool();
+    first.return_to_pool_unless_broken_off();
+    second.return_to_pool_unless_broken_off();
     let again = [
-        keys.lease_for_image("a", &context_with_content(1)),
-        keys.lease_for_image("a", &context_with_content(1)),
+        keys.lease_for_image("a", &context_of_a_with_content_and_fixed_b(1)),
+        keys.lease_for_image("a", &context_of_a_with_content_and_fixed_b(1)),
     ];
     assert!(
         again
@@ -467,10 +473,10 @@ fn two_simultaneous_builds_of_an_image_have_two_shared_keys_and_both_are_reused(
 #[test]
 fn only_a_file_that_looks_unchanged_to_buildkit_and_has_other_content_is_forced() {
     let keys = empty_key_pool();
-    let first = build_and_return_key(&keys, "a", &context_with_content(1));
-    let lease = keys.lease_for_image("a", &context_with_content(2));
+    let first = build_and_return_key(&keys, "a", &context_of_a_with_content_and_fixed_b(1));
+    let lease = keys.lease_for_image("a", &context_of_a_with_content_and_fixed_b(2));
     assert_eq!(lease.key, first);
-    let context = context_with_content(2);
+    let context = context_of_a_with_content_and_fixed_b(2);
     let is_forced = |path| lease.is_forced(context.index().find(path).expect("it is in the context"));
     assert_eq!((is_forced("a"), is_forced("b")), (true, false));
 }
@@ -478,14 +484,14 @@ fn only_a_file_that_looks_unchanged_to_buildkit_and_has_other_content_is_forced(
 #[test]
 fn a_file_that_was_announced_and_not_sent_is_forced_next_time() {
     let keys = empty_key_pool();
-    let context = context_with_content(1);
+    let context = context_of_a_with_content_and_fixed_b(1);
     let lease = Arc::new(keys.lease_for_image("a", &context));
     let everything = view(&context, &ViewFilter::default()).expect("patterns");
     let mut transfer = lease.begin_transfer();
     // The second entry is not sent.
     send_entry_content(&mut transfer, &context, everything.get(0).expect("an entry"));
     transfer.complete_transfer(&context, &everything);
-    lease.return_to_pool();
+    lease.return_to_pool_unless_broken_off();
     let again = keys.lease_for_image("a", &context);
     assert_eq!(again.key, lease.key);
     let is_forced = |path| again.is_forced(context.index().find(path).expect("it is in the context"));
@@ -509,10 +515,10 @@ fn a_hard_link_counts_as_having_the_content_of_the_file_that_was_sent() {
 #[test]
 fn a_shared_key_is_discarded_once_more_than_half_of_the_context_was_forced() {
     let keys = empty_key_pool();
-    let first = build_and_return_key(&keys, "a", &context_with_content(1));
+    let first = build_and_return_key(&keys, "a", &context_of_a_with_content_and_fixed_b(1));
     // One of the two files differs each time.
     let used: Vec<_> = (0..4)
-        .map(|turn| build_and_return_key(&keys, "a", &context_with_content(turn % 2)))
+        .map(|turn| build_and_return_key(&keys, "a", &context_of_a_with_content_and_fixed_b(turn % 2)))
         .collect();
     assert_eq!(used[0], first);
     assert!(used[1..].iter().all(|key| *key != first));
@@ -540,7 +546,7 @@ fn a_context_whose_files_all_look_unchanged_and_differ_gets_a_new_shared_key_at_
 #[test]
 fn a_shared_key_is_discarded_if_its_transfer_or_its_build_was_broken_off() {
     let keys = empty_key_pool();
-    let context = context_with_content(1);
+    let context = context_of_a_with_content_and_fixed_b(1);
     let first = build_and_return_key(&keys, "a", &context);
 
     let lease = Arc::new(keys.lease_for_image("a", &context));
@@ -550,13 +556,13 @@ fn a_shared_key_is_discarded_if_its_transfer_or_its_build_was_broken_off() {
         first,
         "a second session of the same build does not use it"
     );
-    lease.return_to_pool();
+    lease.return_to_pool_unless_broken_off();
     let second = build_and_return_key(&keys, "a", &context);
     assert_ne!(second, first);
 
     let lease = Arc::new(keys.lease_for_image("a", &context));
     let _running = lease.begin_transfer();
-    lease.return_to_pool();
+    lease.return_to_pool_unless_broken_off();
     let third = build_and_return_key(&keys, "a", &context);
     assert_ne!(third, second);
 
@@ -573,10 +579,10 @@ fn a_context_with_a_folder_of_another_mode_gets_a_new_shared_key() {
     assert_ne!(build_and_return_key(&keys, "a", &folder(1)), first);
 }
 
-/// Builds a context of `count` files of one byte, whose names begin with `name`.
-fn context_with_files(name: &str, count: usize) -> SourceContext {
+/// Builds a context of `count` files of one byte, whose names begin with `name_prefix`.
+fn context_with_files(name_prefix: &str, count: usize) -> SourceContext {
     let entries = (0..count)
-        .map(|number| entry_spec(&format!("{name}{number}"), SpecKind::File, 1, 1, 0))
+        .map(|number| entry_spec(&format!("{name_prefix}{number}"), SpecKind::File, 1, 1, 0))
         .collect();
     context_of_specs(entries)
 }
@@ -632,7 +638,9 @@ fn the_memory_of_shared_keys_in_use_is_bounded() {
         (a.key_for_session(), b.key_for_session())
     );
     assert_ne!(c.key_for_session(), c.key_for_session(), "it is for single use");
-    running.iter().for_each(|lease| lease.return_to_pool());
+    running
+        .iter()
+        .for_each(|lease| lease.return_to_pool_unless_broken_off());
 
     assert_eq!(keys.lock_pool().reserved, 0);
     assert_eq!(build_and_return_key(&keys, "a", &context), a.key);
@@ -684,6 +692,6 @@ fn a_single_use_shared_key_is_never_used_twice() {
     let keys = empty_key_pool();
     let lease = keys.lease_single_use();
     assert_ne!(lease.key_for_session(), lease.key_for_session());
-    lease.return_to_pool();
+    lease.return_to_pool_unless_broken_off();
     assert_eq!(keys.lock_pool().idle.len(), 0);
 }

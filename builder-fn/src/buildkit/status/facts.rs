@@ -11,20 +11,20 @@ use super::reader::to_system_time;
 use crate::redact::SecretMask;
 
 /// The most steps of which facts are kept. BuildKit's own limit is higher.
-const STEPS_MAX: usize = 1000;
+const KEPT_STEPS_MAX: usize = 1000;
 
 /// The most parts of steps of which facts are kept.
-const PARTS_MAX: usize = 100;
+const KEPT_PARTS_MAX: usize = 100;
 
-/// The longest name that is kept, in bytes: what a page shows of it. The name of a step with a here-document has the whole
-/// document.
-const NAME_BYTES_MAX: usize = 512;
+/// The longest name that is kept, in bytes: what a page shows of it. The name of a step with a here-document has the
+/// whole document.
+const STEP_NAME_BYTES_MAX: usize = 512;
 
 /// The beginning of the name of the step that transfers the context.
-const CONTEXT_STEP: &str = "[internal] load build context";
+const CONTEXT_STEP_NAME_PREFIX: &str = "[internal] load build context";
 
 /// The beginnings of the names of the parts of steps that are kept: those of the export.
-const KEPT_PARTS: [&str; 3] = ["exporting layers", "pushing layers", "pushing manifest"];
+const KEPT_PART_NAME_PREFIXES: [&str; 3] = ["exporting layers", "pushing layers", "pushing manifest"];
 
 /// A step as the daemon last reported it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub struct StatusFacts {
 
 impl StatusFacts {
     /// Creates facts of which none is known yet, with the mask of the build's secrets.
-    pub(crate) fn masked(mask: SecretMask) -> Self {
+    pub(crate) fn empty_with_mask(mask: SecretMask) -> Self {
         Self {
             mask,
             ..Self::default()
@@ -77,12 +77,12 @@ impl StatusFacts {
     }
 
     fn add_step(&mut self, vertex: &Vertex) {
-        if vertex.name.starts_with(CONTEXT_STEP) && self.context_steps.len() < PARTS_MAX {
+        if vertex.name.starts_with(CONTEXT_STEP_NAME_PREFIX) && self.context_steps.len() < KEPT_PARTS_MAX {
             self.context_steps.insert(vertex.digest.clone());
         }
         let facts = StepFacts {
             digest: vertex.digest.clone(),
-            name: self.shown_name(&vertex.name),
+            name: self.masked_and_cut_name(&vertex.name),
             started: vertex.started.as_ref().map(to_system_time),
             ended: vertex.completed.as_ref().map(to_system_time),
             cached: vertex.cached,
@@ -96,7 +96,7 @@ impl StatusFacts {
                     *known = StepFacts { started, ..facts };
                 }
             }
-            None if self.steps.len() < STEPS_MAX => {
+            None if self.steps.len() < KEPT_STEPS_MAX => {
                 self.positions.insert(vertex.digest.clone(), self.steps.len());
                 self.steps.push(facts);
             }
@@ -107,17 +107,20 @@ impl StatusFacts {
     fn add_status(&mut self, status: &VertexStatus) {
         if self.context_steps.contains(&status.vertex) && status.id.starts_with("transferring") {
             let current = u64::try_from(status.current).unwrap_or_default();
-            if self.sent.len() < PARTS_MAX {
+            if self.sent.len() < KEPT_PARTS_MAX {
                 let sent = self.sent.entry(status.id.clone()).or_default();
                 *sent = current.max(*sent);
             }
         }
-        if !KEPT_PARTS.iter().any(|kept| status.id.starts_with(kept)) {
+        if !KEPT_PART_NAME_PREFIXES
+            .iter()
+            .any(|kept| status.id.starts_with(kept))
+        {
             return;
         }
         let facts = StepFacts {
             digest: status.vertex.clone(),
-            name: self.shown_name(&status.id),
+            name: self.masked_and_cut_name(&status.id),
             started: status.started.as_ref().map(to_system_time),
             ended: status.completed.as_ref().map(to_system_time),
             ..StepFacts::default()
@@ -129,15 +132,15 @@ impl StatusFacts {
                     *known = facts;
                 }
             }
-            None if self.parts.len() < PARTS_MAX => self.parts.push(facts),
+            None if self.parts.len() < KEPT_PARTS_MAX => self.parts.push(facts),
             None => {}
         }
     }
 
-    /// Returns the name as it may be shown: masked as a whole, and then cut at [`NAME_BYTES_MAX`].
-    fn shown_name(&self, name: &str) -> String {
+    /// Returns the name as it may be shown: masked as a whole, and then cut at [`STEP_NAME_BYTES_MAX`].
+    fn masked_and_cut_name(&self, name: &str) -> String {
         let masked = self.mask.mask_text(name);
-        masked[..masked.floor_char_boundary(NAME_BYTES_MAX)].to_owned()
+        masked[..masked.floor_char_boundary(STEP_NAME_BYTES_MAX)].to_owned()
     }
 
     /// Takes the steps, in the order in which the daemon reported them.
@@ -219,8 +222,8 @@ mod tests {
     #[test]
     fn secrets_are_masked_in_names_even_where_they_are_cut() {
         let secret = "the value of a secret";
-        let mut facts = StatusFacts::masked(SecretMask::new([secret.as_bytes()]));
-        let across_the_cut = format!("RUN {}{secret} more", "x".repeat(NAME_BYTES_MAX - 10));
+        let mut facts = StatusFacts::empty_with_mask(SecretMask::new([secret.as_bytes()]));
+        let across_the_cut = format!("RUN {}{secret} more", "x".repeat(STEP_NAME_BYTES_MAX - 10));
         let vertex = |digest: &str, name: String| Vertex {
             digest: digest.into(),
             error: format!("process {name} failed"),
@@ -251,12 +254,13 @@ mod tests {
     #[test]
     fn facts_of_a_hostile_build_are_bounded() {
         let mut facts = StatusFacts::default();
-        let vertexes = (0..STEPS_MAX + 10).map(|number| Vertex {
+        let vertexes = (0..KEPT_STEPS_MAX + 10).map(|number| Vertex {
             digest: number.to_string(),
-            name: "é".repeat(NAME_BYTES_MAX),
+            name: "é".repeat(STEP_NAME_BYTES_MAX),
             ..Vertex::default()
         });
-        let statuses = (0..PARTS_MAX + 10).map(|number| status("x", &format!("pushing layers {number}"), -1));
+        let statuses =
+            (0..KEPT_PARTS_MAX + 10).map(|number| status("x", &format!("pushing layers {number}"), -1));
         facts.add_response(&StatusResponse {
             vertexes: vertexes.collect(),
             statuses: statuses.collect(),
@@ -264,8 +268,13 @@ mod tests {
         });
         assert_eq!(
             (facts.steps.len(), facts.export_parts().len()),
-            (STEPS_MAX, PARTS_MAX)
+            (KEPT_STEPS_MAX, KEPT_PARTS_MAX)
         );
-        assert!(facts.steps.iter().all(|step| step.name.len() <= NAME_BYTES_MAX));
+        assert!(
+            facts
+                .steps
+                .iter()
+                .all(|step| step.name.len() <= STEP_NAME_BYTES_MAX)
+        );
     }
 }

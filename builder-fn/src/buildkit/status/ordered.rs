@@ -1,17 +1,17 @@
 //! The log of one attempt of a build, in an order that is the same for every reader.
 //!
 //! BuildKit gives every reader of a build's status its own grouping: between two reads, it collects updates by their IDs,
-//! sorts them by time, and separates steps, progress and output. What all readers get alike are the contents: the pieces of
-//! output with their times, and when each step began and ended. The events are therefore sorted by these times.
+//! sorts them by time, and separates steps, progress and output. What all readers get alike are the contents: the
+//! pieces of output with their times, and when each step began and ended. The events are therefore sorted by these times.
 //!
-//! A piece of output gets its time just before BuildKit queues it, and the queue keeps its order. So an event is held until
-//! events from one second later are there, or until nothing came for a second. Left out is what depends on the reader:
-//! progress, which BuildKit thins out; steps that it reports as cached with the times of other steps; and the ends of
-//! steps that it makes up when a build is cancelled. Warnings have no time, and are the last events.
+//! A piece of output gets its time just before BuildKit queues it, and the queue keeps its order. So an event is held
+//! until events from one second later are there, or until nothing came for a second. Left out is what depends on the
+//! reader: progress, which BuildKit thins out; steps that it reports as cached with the times of other steps; and the
+//! ends of steps that it makes up when a build is cancelled. Warnings have no time, and are the last events.
 //!
-//! There is one exception. A build that joins a step which another build has already begun gets its earlier output when it
-//! joins, with the original times. A reader who was there before gets it where it arrived, and one who comes later gets it
-//! where it belongs.
+//! There is one exception. A build that joins a step which another build has already begun gets its earlier output when
+//! it joins, with the original times. A reader who was there before gets it where it arrived, and one who comes later
+//! gets it where it belongs.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ const EVENT_HOLD_TIME: Duration = Duration::from_secs(1);
 const HELD_BYTES_MAX: usize = 8 << 20;
 
 /// The memory of an event besides its text, in bytes, roughly.
-const EVENT_BYTES: usize = 256;
+const EVENT_OVERHEAD_BYTES: usize = 256;
 
 /// The limit on the remembered beginnings and ends of steps, beyond which events of steps are left out.
 const REMEMBERED_TIMES_MAX: usize = 100_000;
@@ -112,7 +112,7 @@ impl OrderedLog {
 
     /// Keeps facts about the steps, in whose names `mask` masks secrets.
     pub(crate) fn with_facts(mut self, mask: SecretMask) -> Self {
-        self.facts = Some(StatusFacts::masked(mask));
+        self.facts = Some(StatusFacts::empty_with_mask(mask));
         self
     }
 
@@ -199,7 +199,7 @@ impl EventOrder {
     fn hold(&mut self, at: SystemTime, rank: u8, digest: Arc<str>, event: BuildEvent) {
         self.latest = self.latest.max(Some(at));
         self.arrived += 1;
-        self.held_bytes += EVENT_BYTES;
+        self.held_bytes += EVENT_OVERHEAD_BYTES;
         self.held.insert((at, rank, digest, self.arrived), event);
     }
 
@@ -225,7 +225,7 @@ impl EventOrder {
             && (first.key().0 <= end || self.held_bytes > HELD_BYTES_MAX)
         {
             let event = first.remove();
-            self.held_bytes -= EVENT_BYTES;
+            self.held_bytes -= EVENT_OVERHEAD_BYTES;
             if let BuildEvent::Output { text, .. } = &event {
                 self.held_bytes -= text.len();
             }
@@ -257,24 +257,24 @@ mod tests {
     }
 
     /// Returns a step that began and ended at these times in milliseconds.
-    fn vertex(digest: &str, started: i64, completed: Option<i64>, error: &str) -> Vertex {
+    fn vertex(digest: &str, started_ms: i64, completed_ms: Option<i64>, error: &str) -> Vertex {
         Vertex {
             digest: digest.into(),
             name: format!("[{digest}]"),
-            started: Some(timestamp(started)),
-            completed: completed.map(timestamp),
+            started: Some(timestamp(started_ms)),
+            completed: completed_ms.map(timestamp),
             error: error.into(),
             ..Vertex::default()
         }
     }
 
     /// Returns a line of a step's output, written at this time in milliseconds.
-    fn log(digest: &str, at: i64) -> VertexLog {
+    fn log(digest: &str, at_ms: i64) -> VertexLog {
         VertexLog {
             vertex: digest.into(),
-            timestamp: Some(timestamp(at)),
+            timestamp: Some(timestamp(at_ms)),
             stream: 1,
-            msg: format!("{digest} {at}\n").into(),
+            msg: format!("{digest} {at_ms}\n").into(),
         }
     }
 

@@ -231,7 +231,7 @@ mod tests {
     }
 
     /// Returns a response with one step that began and ended at these times in milliseconds, as far as they are given.
-    fn step_response(started: Option<i64>, completed: Option<i64>) -> StatusResponse {
+    fn step_response_at_ms(started: Option<i64>, completed: Option<i64>) -> StatusResponse {
         let vertex = Vertex {
             digest: "sha256:1".into(),
             name: "[1/1] RUN".into(),
@@ -254,12 +254,12 @@ mod tests {
         }
     }
 
-    fn ended_event(start: u64, end: u64, is_rerun: bool) -> BuildEvent {
+    fn ended_event(start_ms: u64, end_ms: u64, is_rerun: bool) -> BuildEvent {
         BuildEvent::StepEnded {
             digest: "sha256:1".into(),
             name: "[1/1] RUN".into(),
-            started: Some(time_at_ms(start)),
-            ended: time_at_ms(end),
+            started: Some(time_at_ms(start_ms)),
+            ended: time_at_ms(end_ms),
             cached: false,
             error: String::new(),
             is_rerun,
@@ -294,7 +294,7 @@ mod tests {
                 ..VertexWarning::default()
             }],
             statuses: progress_response(2, 7, false).statuses,
-            ..step_response(Some(1), None)
+            ..step_response_at_ms(Some(1), None)
         };
 
         assert_eq!(
@@ -326,21 +326,24 @@ mod tests {
         let mut reader = EventReader::default();
 
         assert_eq!(
-            reader.read_new_events(step_response(None, None)),
+            reader.read_new_events(step_response_at_ms(None, None)),
             NO_EVENTS,
             "it merely waits"
         );
         assert_eq!(
-            reader.read_new_events(step_response(Some(0), None)),
+            reader.read_new_events(step_response_at_ms(Some(0), None)),
             [started_event(0, false)]
         );
-        assert_eq!(reader.read_new_events(step_response(Some(0), None)), NO_EVENTS);
         assert_eq!(
-            reader.read_new_events(step_response(Some(0), Some(10))),
+            reader.read_new_events(step_response_at_ms(Some(0), None)),
+            NO_EVENTS
+        );
+        assert_eq!(
+            reader.read_new_events(step_response_at_ms(Some(0), Some(10))),
             [ended_event(0, 10, false)]
         );
         assert_eq!(
-            reader.read_new_events(step_response(Some(0), Some(10))),
+            reader.read_new_events(step_response_at_ms(Some(0), Some(10))),
             NO_EVENTS
         );
     }
@@ -348,14 +351,14 @@ mod tests {
     #[test]
     fn a_step_that_runs_again_is_reported_as_a_rerun() {
         let mut reader = EventReader::default();
-        reader.read_new_events(step_response(Some(0), Some(10)));
+        reader.read_new_events(step_response_at_ms(Some(0), Some(10)));
 
         assert_eq!(
-            reader.read_new_events(step_response(Some(20), None)),
+            reader.read_new_events(step_response_at_ms(Some(20), None)),
             [started_event(20, true)]
         );
         assert_eq!(
-            reader.read_new_events(step_response(Some(20), Some(30))),
+            reader.read_new_events(step_response_at_ms(Some(20), Some(30))),
             [ended_event(20, 30, true)]
         );
     }
@@ -397,7 +400,7 @@ mod tests {
     fn steps_beyond_the_limit_of_remembered_ones_are_still_reported() {
         let mut reader = EventReader::default();
         let numbered = |number: usize| {
-            let mut response = step_response(Some(0), Some(1));
+            let mut response = step_response_at_ms(Some(0), Some(1));
             response.vertexes[0].digest = number.to_string();
             response
         };
@@ -417,7 +420,7 @@ mod tests {
     #[test]
     fn the_error_of_a_step_has_no_grpc_prefix_and_identifies_the_step_in_the_solves_message() {
         let mut reader = EventReader::default();
-        let mut response = step_response(Some(0), Some(1));
+        let mut response = step_response_at_ms(Some(0), Some(1));
         response.vertexes[0].error = "rpc error: code = Unknown desc = no such file".into();
 
         let events = reader.read_new_events(response);

@@ -101,7 +101,7 @@ pub enum TlsError {
 }
 
 /// Returns whether the error is about a certificate's period, version or encoding, and not about its signature.
-pub(super) fn is_about_certificate_validity(error: &Error) -> bool {
+pub(super) fn is_about_certificate_period_or_encoding(error: &Error) -> bool {
     use CertificateError::{BadEncoding, Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     match error {
         Error::InvalidCertificate(
@@ -119,7 +119,7 @@ fn is_about_x509_version_1(error: &CertificateError) -> bool {
 
 impl TlsError {
     /// Converts an error of rustls about the certificate or key in `secret`; the builder's key is in the secret `key`.
-    pub(super) fn from_secret(secret: &str, key: &str, error: &Error) -> Self {
+    pub(super) fn from_error_about_own_secret(secret: &str, key: &str, error: &Error) -> Self {
         use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
         let secret = secret.to_owned();
         match error {

@@ -76,11 +76,11 @@ struct SecretFolder {
 
 impl SecretFolder {
     /// Creates the secrets `ca` with the authority's certificate, and, with an identity, `cert` and `key`.
-    fn new(authority: &str, identity: Option<&TestIdentity>) -> Self {
+    fn new(authority_pem: &str, identity: Option<&TestIdentity>) -> Self {
         let folder = Self {
             folder: tempfile::tempdir().expect("folder"),
         };
-        folder.write_secret("ca", authority);
+        folder.write_secret("ca", authority_pem);
         if let Some(TestIdentity { certificate, key }) = identity {
             folder.write_secret("cert", certificate);
             folder.write_secret("key", key);
@@ -106,7 +106,7 @@ impl SecretFolder {
     }
 
     /// Checks the TLS secrets in the folder, and returns the text of the expected error.
-    fn check_error(&self) -> String {
+    fn text_of_expected_check_error(&self) -> String {
         self.tls_secrets()
             .check_usable()
             .expect_err("an error")
@@ -152,7 +152,10 @@ fn tls_server(identity: &TestIdentity, authority: Option<&TestAuthority>) -> Tls
 
 /// Connects to `daemon` over TLS with the secrets in `folder`, and returns the text of the error if one side rejects
 /// the other.
-async fn connect_over_tls(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<(), String> {
+async fn connect_over_tls_and_expect_first_bytes(
+    daemon: TlsAcceptor,
+    folder: &SecretFolder,
+) -> Result<(), String> {
     let config = folder
         .tls_secrets()
         .read_client_config()
@@ -167,7 +170,7 @@ async fn connect_over_tls(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<
         }
     });
     let name = ServerName::try_from("buildkit").expect("name");
-    let mut stream = perform_tls_handshake(ours, name, config)
+    let mut stream = perform_tls_handshake_and_await_first_bytes(ours, name, config)
         .await
         .map_err(|error| error.to_string())?;
     let mut greeting = [0; 8];
@@ -196,8 +199,10 @@ async fn builder_and_daemon_authenticate_each_other_and_a_rotated_tls_secret_is_
         )
     };
 
-    connect_over_tls(ours(), &secrets).await.expect("trust");
-    connect_over_tls(theirs(), &secrets)
+    connect_over_tls_and_expect_first_bytes(ours(), &secrets)
+        .await
+        .expect("trust");
+    connect_over_tls_and_expect_first_bytes(theirs(), &secrets)
         .await
         .expect_err("another authority");
 
@@ -209,8 +214,10 @@ async fn builder_and_daemon_authenticate_each_other_and_a_rotated_tls_secret_is_
     let TestIdentity { certificate, key } = second.issue_certificate("builder", CertificateValidity::Now);
     secrets.write_secret("cert", &certificate);
     secrets.write_secret("key", &key);
-    connect_over_tls(theirs(), &secrets).await.expect("trust");
-    connect_over_tls(ours(), &secrets)
+    connect_over_tls_and_expect_first_bytes(theirs(), &secrets)
+        .await
+        .expect("trust");
+    connect_over_tls_and_expect_first_bytes(ours(), &secrets)
         .await
         .expect_err("the daemon does not trust the new certificate");
 }
@@ -223,7 +230,7 @@ async fn a_builder_without_a_certificate_connects_to_a_daemon_that_asks_for_none
         None,
     );
 
-    connect_over_tls(daemon, &SecretFolder::new(&authority.certificate_pem(), None))
+    connect_over_tls_and_expect_first_bytes(daemon, &SecretFolder::new(&authority.certificate_pem(), None))
         .await
         .expect("trust");
 }
@@ -258,9 +265,10 @@ async fn a_tls_error_names_the_fault_of_the_daemons_certificate() {
         ),
         (version_1, "the daemon's certificate is X.509 version 1"),
     ] {
-        let error = connect_over_tls(tls_server(&identity, Some(&authority)), &secrets)
-            .await
-            .expect_err(reason);
+        let error =
+            connect_over_tls_and_expect_first_bytes(tls_server(&identity, Some(&authority)), &secrets)
+                .await
+                .expect_err(reason);
         assert!(error.contains(reason), "{reason}: {error}");
     }
 }
@@ -280,9 +288,10 @@ async fn a_tls_error_names_the_daemons_reason_to_reject_the_builders_certificate
         ),
     ] {
         let secrets = SecretFolder::new(&authority.certificate_pem(), own.as_ref());
-        let error = connect_over_tls(tls_server(&identity, Some(&authority)), &secrets)
-            .await
-            .expect_err(reason);
+        let error =
+            connect_over_tls_and_expect_first_bytes(tls_server(&identity, Some(&authority)), &secrets)
+                .await
+                .expect_err(reason);
         assert!(error.contains(reason), "{reason}: {error}");
     }
 }
@@ -298,7 +307,7 @@ async fn the_error_for_a_server_without_tls_says_that_it_does_not_speak_tls() {
         .expect("write");
     let name = ServerName::try_from("buildkit").expect("name");
 
-    let error = perform_tls_handshake(
+    let error = perform_tls_handshake_and_await_first_bytes(
         ours,
         name,
         secrets.tls_secrets().read_client_config().expect("secrets"),
@@ -319,7 +328,7 @@ fn unusable_tls_secrets_are_reported_before_any_connection() {
             certificate: certificate.into(),
             key: key.into(),
         };
-        SecretFolder::new(&authority.certificate_pem(), Some(&identity)).check_error()
+        SecretFolder::new(&authority.certificate_pem(), Some(&identity)).text_of_expected_check_error()
     };
     let past = authority.issue_certificate("builder", CertificateValidity::Past);
     let future = authority.issue_certificate("builder", CertificateValidity::Future);
@@ -349,7 +358,7 @@ fn unusable_tls_secrets_are_reported_before_any_connection() {
             "secret key should hold a private key in PEM",
         ),
         (
-            SecretFolder::new("nothing", None).check_error(),
+            SecretFolder::new("nothing", None).text_of_expected_check_error(),
             "secret ca should hold a certificate in PEM",
         ),
     ] {
@@ -357,10 +366,17 @@ fn unusable_tls_secrets_are_reported_before_any_connection() {
     }
     let half = SecretFolder::new(&authority.certificate_pem(), Some(&good));
     std::fs::remove_file(half.folder.path().join("key")).expect("remove");
-    assert!(half.check_error().contains("secret key is missing"));
+    assert!(
+        half.text_of_expected_check_error()
+            .contains("secret key is missing")
+    );
     let nothing = SecretFolder::new(&authority.certificate_pem(), None);
     std::fs::remove_file(nothing.folder.path().join("ca")).expect("remove");
-    assert!(nothing.check_error().contains("secret ca is missing"));
+    assert!(
+        nothing
+            .text_of_expected_check_error()
+            .contains("secret ca is missing")
+    );
 }
 
 #[test]

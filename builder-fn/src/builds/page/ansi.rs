@@ -4,7 +4,7 @@ use std::iter::Peekable;
 use std::str::Chars;
 
 /// The most parts of a line with styles of their own. The rest has the style of the last part.
-const SEGMENTS_MAX: usize = 200;
+const STYLED_PARTS_MAX: usize = 200;
 
 /// The most characters of a line that are shown.
 pub(super) const LINE_CHARS_MAX: usize = 1000;
@@ -40,14 +40,16 @@ impl Style {
                 0 => *self = Self::default(),
                 1 => self.is_bold = true,
                 22 => self.is_bold = false,
-                30..=37 => self.colour = basic(number - 30),
-                90..=97 => self.colour = basic(number - 90),
+                30..=37 => self.colour = to_colour_number(number - 30),
+                90..=97 => self.colour = to_colour_number(number - 90),
                 39 => self.colour = None,
                 38 | 48 => {
                     let colour = match numbers.next() {
                         Some(5) => numbers.next().map(nearest_of_palette),
                         Some(2) => match (numbers.next(), numbers.next(), numbers.next()) {
-                            (Some(red), Some(green), Some(blue)) => Some(nearest(red, green, blue)),
+                            (Some(red), Some(green), Some(blue)) => {
+                                Some(nearest_of_eight_colours(red, green, blue))
+                            }
                             _ => None,
                         },
                         _ => None,
@@ -62,7 +64,7 @@ impl Style {
     }
 }
 
-fn basic(number: u32) -> Option<u8> {
+fn to_colour_number(number: u32) -> Option<u8> {
     u8::try_from(number).ok()
 }
 
@@ -73,7 +75,7 @@ fn nearest_of_palette(number: u32) -> u8 {
         8..=15 => u8::try_from(number - 8).unwrap_or(7),
         16..=231 => {
             let part = |divisor: u32| (number - 16) / divisor % 6 * 51;
-            nearest(part(36), part(6), part(1))
+            nearest_of_eight_colours(part(36), part(6), part(1))
         }
         232..=243 => 0,
         _ => 7,
@@ -81,7 +83,7 @@ fn nearest_of_palette(number: u32) -> u8 {
 }
 
 /// Returns which of the eight colours is nearest to a mixture of red, green and blue, each from 0 to 255.
-fn nearest(red: u32, green: u32, blue: u32) -> u8 {
+fn nearest_of_eight_colours(red: u32, green: u32, blue: u32) -> u8 {
     let half = red.max(green).max(blue) / 2;
     let bit = |part: u32, value: u8| if part > half && part > 63 { value } else { 0 };
     bit(red, 1) | bit(green, 2) | bit(blue, 4)
@@ -112,7 +114,7 @@ pub(super) fn style_line(line: &str) -> StyledLine {
     while let Some(character) = characters.next() {
         match (character, characters.peek()) {
             ('\u{1b}', Some('[')) => match take_control_sequence(&mut characters) {
-                Some((parameters, 'm')) if styled.parts.len() < SEGMENTS_MAX => {
+                Some((parameters, 'm')) if styled.parts.len() < STYLED_PARTS_MAX => {
                     let before = style;
                     style.apply(&parameters);
                     if style != before && !text.is_empty() {
@@ -136,7 +138,8 @@ pub(super) fn style_line(line: &str) -> StyledLine {
     styled
 }
 
-/// Takes the rest of a control sequence, and returns its parameters and its last character. Takes nothing if it has no end.
+/// Takes the rest of a control sequence, and returns its parameters and its last character. Takes nothing if it has no
+/// end.
 fn take_control_sequence(characters: &mut Peekable<Chars<'_>>) -> Option<(String, char)> {
     let mut ahead = characters.clone();
     ahead.next();
@@ -154,7 +157,8 @@ fn take_control_sequence(characters: &mut Peekable<Chars<'_>>) -> Option<(String
     None
 }
 
-/// Skips a command for the terminal, such as one that sets its title. Skips nothing, and returns `false`, if it has no end.
+/// Skips a command for the terminal, such as one that sets its title. Skips nothing, and returns `false`, if it has no
+/// end.
 fn skip_operating_system_command(characters: &mut Peekable<Chars<'_>>) -> bool {
     let mut ahead = characters.clone();
     while let Some(character) = ahead.next() {
@@ -202,7 +206,7 @@ fn visible_control(character: char) -> char {
 }
 
 /// Returns a text without colours, in which no character is invisible: for names and errors.
-pub(super) fn plain_text(text: &str) -> String {
+pub(super) fn with_visible_controls(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
@@ -220,7 +224,7 @@ mod tests {
     use super::*;
 
     /// Returns the parts of a line, each as its classes and its text.
-    fn parts(line: &str) -> Vec<(String, String)> {
+    fn classes_and_texts_of_parts(line: &str) -> Vec<(String, String)> {
         let styled = style_line(line);
         let parts = styled.parts.into_iter();
         parts
@@ -247,7 +251,7 @@ mod tests {
                 .into_iter()
                 .map(|(classes, text)| (classes.to_owned(), text.to_owned()))
                 .collect();
-            assert_eq!(parts(line), expected, "{line:?}");
+            assert_eq!(classes_and_texts_of_parts(line), expected, "{line:?}");
         }
     }
 
@@ -271,12 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_cut_and_says_so() {
+    fn a_long_line_is_cut_with_a_count_of_what_is_left_out_and_its_parts_are_limited() {
         let styled = style_line(&"é".repeat(LINE_CHARS_MAX + 5));
         assert_eq!(styled.left_out, 5);
         assert_eq!(styled.parts[0].1.chars().count(), LINE_CHARS_MAX);
         let many = style_line(&"\u{1b}[31mx\u{1b}[32my".repeat(180));
-        assert!(many.parts.len() <= SEGMENTS_MAX + 1);
+        assert!(many.parts.len() <= STYLED_PARTS_MAX + 1);
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use maud::{Markup, html};
 use serde_json::Value;
 
-use super::ansi::plain_text;
+use super::ansi::with_visible_controls;
 use super::layout::{HasScript, Reload, document};
 use super::log_view::{LogAddresses, log_section};
 use super::{PageAccess, state_badge, waterfall, words};
@@ -52,14 +52,14 @@ impl BuildPage<'_> {
         let is_running = !record.phase.is_terminal() && record.phase != BuildPhase::Unknown;
         let id = encode_id(&record.id);
         let addresses = LogAddresses {
-            page: self.access.query_before("?"),
-            log: format!("{id}/log{}", self.access.query("?")),
+            page: self.access.link_query_before_parameter("?"),
+            log: format!("{id}/log{}", self.access.link_query("?")),
         };
         let top = self.render_top(&name);
-        let rest = self.render_rest();
+        let rest = self.render_image_deployment_warnings_and_chart();
         let page = |log: &Markup| {
             let main = html! {
-                @if self.access.sees_all() { nav { a href={ "../builds" (self.access.query("?")) } { "All builds" } } }
+                @if self.access.sees_all() { nav { a href={ "../builds" (self.access.link_query("?")) } { "All builds" } } }
                 div #build data-state=(record.phase.as_str()) data-live[is_running] data-log=(addresses.log)
                     data-page=(addresses.page) {
                     div #top { (top) }
@@ -91,12 +91,12 @@ impl BuildPage<'_> {
             .as_ref()
             .or(record.image.as_ref())
             .unwrap_or(&record.id);
-        words::cut(&plain_text(name), 120)
+        words::cut(&with_visible_controls(name), 120)
     }
 
-    fn text(&self, key: &str, limit: usize) -> Option<String> {
+    fn outcome_text(&self, key: &str, limit: usize) -> Option<String> {
         let text = self.record.outcome.get(key)?.as_str()?;
-        Some(words::cut(&plain_text(text), limit))
+        Some(words::cut(&with_visible_controls(text), limit))
     }
 
     /// Returns the state, what failed and why, and the steps.
@@ -114,19 +114,19 @@ impl BuildPage<'_> {
                     @if let Some(took) = took { " " span.took { (words::duration(took)) } }
                     @if record.attempts > 1 { " in attempt " (record.attempts) }
                 }
-                @if let Some(text) = &self.incomplete { p.note { (words::cut(&plain_text(text), 500)) } }
+                @if let Some(text) = &self.incomplete { p.note { (words::cut(&with_visible_controls(text), 500)) } }
             }
             (self.render_failure())
             section aria-labelledby="steps-title" {
                 h2 #steps-title { "Steps" }
-                (waterfall::waterfall(record, self.excerpt, self.now))
+                (waterfall::render_waterfall(record, self.excerpt, self.now))
             }
         }
     }
 
     /// Returns what failed and why; nothing for a build that did not fail.
     fn render_failure(&self) -> Markup {
-        let error = self.text("error", ERROR_CHARS_MAX);
+        let error = self.outcome_text("error", ERROR_CHARS_MAX);
         let hint = self.record.outcome.get("hint").filter(|hint| hint.is_object());
         if error.is_none() && hint.is_none() {
             return html! {};
@@ -141,7 +141,7 @@ impl BuildPage<'_> {
                 h2 #failure-title { (title) }
                 @if let Some(hint) = hint { (render_hint(hint)) }
                 @if let Some(error) = error { pre { (error) } }
-                @if let Some(other) = self.text("supersededBy", 128) {
+                @if let Some(other) = self.outcome_text("supersededBy", 128) {
                     p { "A newer build replaces this one: " code { (other) } }
                 }
             }
@@ -149,7 +149,7 @@ impl BuildPage<'_> {
     }
 
     /// Returns the image, the context, the deployment, the warnings and the last builds.
-    fn render_rest(&self) -> Markup {
+    fn render_image_deployment_warnings_and_chart(&self) -> Markup {
         let record = self.record;
         let deployment = record
             .outcome
@@ -166,7 +166,7 @@ impl BuildPage<'_> {
             @if let Some(outcome) = deployment {
                 section aria-labelledby="deployment-title" {
                     h2 #deployment-title { "Deployment" }
-                    (waterfall::deployment(outcome))
+                    (waterfall::render_deployment_outcome(outcome))
                 }
             }
             @if !warnings.is_empty() {
@@ -174,7 +174,7 @@ impl BuildPage<'_> {
                     h2 #warnings-title { "Warnings" }
                     ul {
                         @for warning in warnings.iter().take(WARNINGS_MAX).filter_map(Value::as_str) {
-                            li { (words::cut(&plain_text(warning), 300)) }
+                            li { (words::cut(&with_visible_controls(warning), 300)) }
                         }
                         @if warnings.len() > WARNINGS_MAX { li { "and " (warnings.len() - WARNINGS_MAX) " more" } }
                     }
@@ -190,10 +190,10 @@ impl BuildPage<'_> {
         html! {
             dl {
                 @if let Some(image) = &record.image {
-                    div { dt { "Image" } dd { code { (words::cut(&plain_text(image), 300)) } } }
+                    div { dt { "Image" } dd { code { (words::cut(&with_visible_controls(image), 300)) } } }
                 }
-                @if let Some(digest) = self.text("digest", 100) { div { dt { "Digest" } dd { code { (digest) } } } }
-                @if let Some(commit) = self.text("commit", 100) { div { dt { "Commit" } dd { code { (commit) } } } }
+                @if let Some(digest) = self.outcome_text("digest", 100) { div { dt { "Digest" } dd { code { (digest) } } } }
+                @if let Some(commit) = self.outcome_text("commit", 100) { div { dt { "Commit" } dd { code { (commit) } } } }
                 @if record.context_bytes.is_some() || sent.is_some() {
                     div {
                         dt { "Context" }
@@ -212,13 +212,13 @@ impl BuildPage<'_> {
                 @if let Some(steps) = record.steps {
                     div { dt { "Steps" } dd { (steps.completed) " of " (steps.total) ", " (steps.cached) " cached" } }
                 }
-                div { dt { "ID" } dd { code { (words::cut(&plain_text(&record.id), 128)) } } }
+                div { dt { "ID" } dd { code { (words::cut(&with_visible_controls(&record.id), 128)) } } }
             }
         }
     }
 
-    /// Returns the durations of the last builds of the same function, as bars. Only a reader who may see the builds gets links
-    /// to them.
+    /// Returns the durations of the last builds of the same function, as bars. Only a reader who may see the builds
+    /// gets links to them.
     fn render_chart(&self) -> Markup {
         let took = |build: &BuildRecord| {
             let ended = build.ended_at?;
@@ -238,7 +238,7 @@ impl BuildPage<'_> {
                         @let when = build.submitted_at.map(words::time).unwrap_or_default();
                         li aria-current=[is_this.then_some("true")] {
                             @if self.access.sees_all() && !is_this {
-                                a href={ (encode_id(&build.id)) (self.access.query("?")) } { (when) }
+                                a href={ (encode_id(&build.id)) (self.access.link_query("?")) } { (when) }
                             } @else { span { (when) } }
                             " " (state_badge(build.phase)) " "
                             span.time { (took(build).map(words::duration).unwrap_or_else(|| "–".to_owned())) }
@@ -266,7 +266,11 @@ fn bar_class(phase: BuildPhase) -> &'static str {
 
 /// Returns the cause, the place and the next step of a failure.
 fn render_hint(hint: &Value) -> Markup {
-    let text = |value: &Value, limit| value.as_str().map(|text| words::cut(&plain_text(text), limit));
+    let text = |value: &Value, limit| {
+        value
+            .as_str()
+            .map(|text| words::cut(&with_visible_controls(text), limit))
+    };
     let place = |value: &Value| {
         let file = text(&value["file"], 300)?;
         Some(match value["line"].as_u64() {
@@ -305,7 +309,7 @@ fn render_layers(layers: &[ImageLayer]) -> Markup {
             summary { (layers.len()) " layers, " (words::bytes(total)) }
             ol {
                 @for layer in layers.iter().take(50) {
-                    li { (words::bytes(layer.bytes)) " " code { (words::cut(&plain_text(&layer.digest), 19)) } }
+                    li { (words::bytes(layer.bytes)) " " code { (words::cut(&with_visible_controls(&layer.digest), 19)) } }
                 }
             }
         }

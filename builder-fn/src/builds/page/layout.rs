@@ -19,9 +19,9 @@ const STYLE: &str = include_str!("style.css");
 /// The script of the page of a build.
 const SCRIPT: &str = include_str!("script.js");
 
-/// The policy of a page: its own style sheet and its own script, by their hashes, and nothing else. It may ask its own origin
-/// for the log, and be in no frame.
-static PAGE_POLICY: LazyLock<String> = LazyLock::new(|| {
+/// The policy of a page: its own style sheet and its own script, by their hashes, and nothing else. It may ask its own
+/// origin for the log, and be in no frame.
+static PAGE_CONTENT_SECURITY_POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
     format!(
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data:; \
@@ -32,7 +32,7 @@ static PAGE_POLICY: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The policy of an answer that is no page, if a browser shows it all the same.
-const ANSWER_POLICY: HeaderValue =
+const ANSWER_CONTENT_SECURITY_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 
 /// Whether a page is loaded again by itself in browsers without scripts.
@@ -87,16 +87,19 @@ pub(super) fn page_response(status: StatusCode, page: Markup) -> Response {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-    if let Ok(policy) = HeaderValue::from_str(&PAGE_POLICY) {
+    if let Ok(policy) = HeaderValue::from_str(&PAGE_CONTENT_SECURITY_POLICY) {
         headers.insert(CONTENT_SECURITY_POLICY, policy);
     }
-    protect(headers);
+    add_protective_headers(headers);
     response
 }
 
-/// Adds the headers of every answer about builds: it is stored nowhere, is in no frame, and its address is sent to nobody.
-pub(in crate::builds) fn protect(headers: &mut HeaderMap) {
-    headers.entry(CONTENT_SECURITY_POLICY).or_insert(ANSWER_POLICY);
+/// Adds the headers of every answer about builds: it is stored nowhere, is in no frame, and its address is sent to
+/// nobody.
+pub(in crate::builds) fn add_protective_headers(headers: &mut HeaderMap) {
+    headers
+        .entry(CONTENT_SECURITY_POLICY)
+        .or_insert(ANSWER_CONTENT_SECURITY_POLICY);
     for (name, value) in [
         (CACHE_CONTROL, "private, no-store"),
         (REFERRER_POLICY, "no-referrer"),
@@ -142,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_page_may_use_its_own_style_and_script_only() {
-        let policy = &*PAGE_POLICY;
+        let policy = &*PAGE_CONTENT_SECURITY_POLICY;
         assert!(
             policy.starts_with("default-src 'none'; style-src 'sha256-"),
             "{policy}"

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use maud::{Markup, html};
 
-use super::ansi::plain_text;
+use super::ansi::with_visible_controls;
 use super::layout::{HasScript, Reload, document};
 use super::{PageAccess, state_badge, words};
 use crate::builds::BuildRecord;
@@ -12,7 +12,7 @@ use crate::builds::filter::{BuildFilter, STATES};
 use crate::builds::page_link::encode_id;
 
 /// The number of builds on a page whose query names none. Each takes up to a kilobyte.
-pub(in crate::builds) const LIST_LIMIT: usize = 50;
+pub(in crate::builds) const LIST_PAGE_DEFAULT_LIMIT: usize = 50;
 
 /// The most characters of a name in the list.
 const NAME_CHARS_MAX: usize = 80;
@@ -38,7 +38,7 @@ impl ListPage<'_> {
     pub(in crate::builds) fn render(&self) -> Markup {
         let main = html! {
             header { h1 { "Builds" } }
-            @if let Some(text) = &self.incomplete { p.note { (words::cut(&plain_text(text), 500)) } }
+            @if let Some(text) = &self.incomplete { p.note { (words::cut(&with_visible_controls(text), 500)) } }
             (self.render_filter())
             @if self.builds.is_empty() {
                 p { "There are no builds like this." }
@@ -59,7 +59,7 @@ impl ListPage<'_> {
         let (state, function, image) = (self.filter.state(), self.filter.function(), self.filter.image());
         html! {
             form.filter method="get" {
-                @if let Some(link) = self.access.link() { input type="hidden" name="link" value=(link); }
+                @if let Some(link) = self.access.link_parameter_value() { input type="hidden" name="link" value=(link); }
                 label { "State " select name="state" {
                     option value="" { "all" }
                     @for name in STATES { option selected[state == Some(name)] { (name) } }
@@ -73,7 +73,7 @@ impl ListPage<'_> {
 
     fn render_row(&self, build: &BuildRecord) -> Markup {
         let when = build.submitted_at.map(words::time);
-        let when = when.unwrap_or_else(|| words::cut(&plain_text(&build.id), 40));
+        let when = when.unwrap_or_else(|| words::cut(&with_visible_controls(&build.id), 40));
         let took = build.started_at.map(|began| {
             let ended = build
                 .ended_at
@@ -84,12 +84,12 @@ impl ListPage<'_> {
         let name = |name: &Option<String>| {
             let name = name
                 .as_deref()
-                .map(|name| words::cut(&plain_text(name), NAME_CHARS_MAX));
+                .map(|name| words::cut(&with_visible_controls(name), NAME_CHARS_MAX));
             name.unwrap_or_else(|| "–".to_owned())
         };
         html! {
             tr {
-                td data-label="Submitted" { a href={ (self.folder) (encode_id(&build.id)) (self.access.query("?")) } { (when) } }
+                td data-label="Submitted" { a href={ (self.folder) (encode_id(&build.id)) (self.access.link_query("?")) } { (when) } }
                 td data-label="State" { (state_badge(build.phase)) }
                 td data-label="Function" { (name(&build.function)) }
                 td data-label="Image" { code { (name(&build.image)) } }

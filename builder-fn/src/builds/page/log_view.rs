@@ -2,13 +2,13 @@
 
 use maud::{Markup, PreEscaped, html};
 
-use super::ansi::{StyledLine, plain_text, style_line};
+use super::ansi::{StyledLine, style_line, with_visible_controls};
 use super::words;
 use crate::builds::log_excerpt::{LogExcerpt, LogPart, PAGE_LINES_MAX};
 use crate::builds::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine};
 
 /// The most characters of a step's name.
-const NAME_CHARS_MAX: usize = 120;
+const STEP_NAME_CHARS_MAX: usize = 120;
 
 /// The address of the page and of its log, relative to the page, for the links on it.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub(super) struct LogAddresses {
 }
 
 /// The lines of one step in a row.
-struct Block<'a> {
+struct StepBlock<'a> {
     step: Option<u32>,
     lines: Vec<&'a LogLine>,
 }
@@ -34,15 +34,15 @@ struct RenderedLines<'a> {
     next: Option<u64>,
 }
 
-/// Renders the lines that fit into `budget` bytes of HTML, at least one: the last ones if `from_end`, otherwise the first ones.
-/// Hostile lines need many bytes for few characters.
-fn render_lines(lines: &[LogLine], from_end: bool, budget: usize) -> RenderedLines<'_> {
+/// Renders the lines that fit into `max_html_bytes` bytes of HTML, at least one: the last ones if `from_end`, otherwise
+/// the first ones. Hostile lines need many bytes for few characters.
+fn render_lines(lines: &[LogLine], from_end: bool, max_html_bytes: usize) -> RenderedLines<'_> {
     let mut rendered = Vec::new();
     let mut bytes = 0;
     let mut add = |line| {
         let html = render_line(line).into_string();
         bytes += html.len();
-        let fits = bytes <= budget || rendered.is_empty();
+        let fits = bytes <= max_html_bytes || rendered.is_empty();
         if fits {
             rendered.push((line, html));
         }
@@ -67,7 +67,7 @@ fn render_lines(lines: &[LogLine], from_end: bool, budget: usize) -> RenderedLin
 
 /// Returns the list item of a line.
 fn render_line(line: &LogLine) -> Markup {
-    let (is_step, text) = split_line(&line.text);
+    let (is_step, text) = split_into_is_step_and_text(&line.text);
     let StyledLine { parts, left_out } = style_line(text);
     html! {
         li id={ "L" (line.seq) } {
@@ -87,7 +87,7 @@ fn render_line(line: &LogLine) -> Markup {
 }
 
 /// Splits a line of the log's format into whether it is about a step, and its text without the kind and the time.
-fn split_line(line: &str) -> (bool, &str) {
+fn split_into_is_step_and_text(line: &str) -> (bool, &str) {
     let mut parts = line.splitn(3, ' ');
     match (parts.next(), parts.next(), parts.next()) {
         (Some("v:"), Some(_), Some(text)) => (true, text),
@@ -96,27 +96,28 @@ fn split_line(line: &str) -> (bool, &str) {
     }
 }
 
-/// Returns the number of the line with which the page before the line `first` begins; `None` if it is the first of its attempt.
-fn earlier_line(first: u64) -> Option<u64> {
+/// Returns the number of the line with which the page before the line `first` begins; `None` if it is the first of its
+/// attempt.
+fn first_line_of_page_before(first: u64) -> Option<u64> {
     let start = first.saturating_sub(1) / LINE_NUMBERS_PER_ATTEMPT * LINE_NUMBERS_PER_ATTEMPT + 1;
     (first > start).then(|| first.saturating_sub(PAGE_LINES_MAX).max(start))
 }
 
-/// Returns the section with the log, whose lines take about `budget` bytes.
-pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, budget: usize) -> Markup {
+/// Returns the section with the log, whose lines take about `max_html_bytes`.
+pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, max_html_bytes: usize) -> Markup {
     let RenderedLines {
         lines: rendered,
         has_earlier,
         next: cut,
-    } = render_lines(&excerpt.lines, excerpt.is_end, budget);
+    } = render_lines(&excerpt.lines, excerpt.is_end, max_html_bytes);
     let has_earlier = has_earlier || excerpt.has_earlier;
     let next = cut.unwrap_or(excerpt.next);
     let has_later = cut.is_some() || excerpt.has_later;
-    let mut blocks: Vec<Block<'_>> = Vec::new();
+    let mut blocks: Vec<StepBlock<'_>> = Vec::new();
     for (line, _) in &rendered {
         match blocks.last_mut() {
             Some(block) if block.step == line.step => block.lines.push(line),
-            _ => blocks.push(Block {
+            _ => blocks.push(StepBlock {
                 step: line.step,
                 lines: vec![line],
             }),
@@ -126,8 +127,11 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, budget
     let name = |step: Option<u32>| {
         let step = step?;
         let found = excerpt.steps.iter().find(|(number, _)| *number == Some(step));
-        let name = found.map_or_else(|| format!("step {step}"), |(_, facts)| plain_text(&facts.name));
-        Some(words::cut(&name.replace('\n', " "), NAME_CHARS_MAX))
+        let name = found.map_or_else(
+            || format!("step {step}"),
+            |(_, facts)| with_visible_controls(&facts.name),
+        );
+        Some(words::cut(&name.replace('\n', " "), STEP_NAME_CHARS_MAX))
     };
     html! {
         section #log aria-labelledby="log-title" {
@@ -141,7 +145,7 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, budget
                 output #found aria-live="polite" {}
             }
             ol #hits hidden aria-label="Lines found" {}
-            @if let Some(problem) = &excerpt.problem { p.note { (words::cut(&plain_text(problem), 1000)) } }
+            @if let Some(problem) = &excerpt.problem { p.note { (words::cut(&with_visible_controls(problem), 1000)) } }
             @if let Some(part) = excerpt.unread {
                 p.note {
                     @if rendered.is_empty() { "The log is not read yet. " }
@@ -154,7 +158,7 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, budget
             p.pager {
                 @if has_earlier {
                     a href={ (addresses.page) "from=1#log" } { "First lines" }
-                    @if let Some(earlier) = rendered.first().and_then(|(first, _)| earlier_line(first.seq)) {
+                    @if let Some(earlier) = rendered.first().and_then(|(first, _)| first_line_of_page_before(first.seq)) {
                         " " a href={ (addresses.page) "from=" (earlier) "#log" } { "Earlier lines" }
                     }
                 }
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_lines_are_text() {
+    fn hostile_lines_are_rendered_with_no_tags_but_the_pages_own() {
         for text in [
             "l: T <script>alert(1)</script>",
             "l: T \u{1b}[31m<img src=x onerror=alert(1)>\u{1b}[0m",
@@ -307,7 +311,7 @@ mod tests {
             (1_000_000_005, Some(1_000_000_001)),
             (1_000_000_302, Some(1_000_000_002)),
         ] {
-            assert_eq!(earlier_line(first), earlier, "{first}");
+            assert_eq!(first_line_of_page_before(first), earlier, "{first}");
         }
     }
 

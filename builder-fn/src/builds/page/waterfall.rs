@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use maud::{Markup, html};
 use serde_json::Value;
 
-use super::ansi::plain_text;
+use super::ansi::with_visible_controls;
 use super::words;
 use crate::buildkit::StepFacts;
 use crate::builds::BuildRecord;
@@ -19,7 +19,7 @@ const ROWS_MAX: usize = 40;
 const NAME_CHARS_MAX: usize = 100;
 
 /// The name of the row for the time before a build begins.
-const WAIT_NAME: &str = "waiting for a builder";
+const WAIT_ROW_NAME: &str = "waiting for a builder";
 
 /// The steps of a deployment in their order, with what they do.
 const DEPLOYMENT_STEPS: [(&str, &str); 5] = [
@@ -85,7 +85,7 @@ impl Row {
     }
 
     /// Returns what the row says of its time.
-    fn words(&self, now: SystemTime) -> String {
+    fn duration_text(&self, now: SystemTime) -> String {
         let took = self.began.map(|began| {
             let ended = self.ended.unwrap_or(now);
             words::duration(ended.duration_since(began).unwrap_or_default())
@@ -111,7 +111,7 @@ fn rows(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Vec<Row>
         let until = record.started_at.or(record.ended_at);
         rows.push(Row {
             number: None,
-            name: WAIT_NAME.to_owned(),
+            name: WAIT_ROW_NAME.to_owned(),
             state: match until {
                 None if is_running => RowState::Running,
                 _ => RowState::Waited,
@@ -176,8 +176,8 @@ struct Axis {
 }
 
 impl Axis {
-    /// Returns the axis on which all rows fit. A wait that is longer than everything after it is cut, so that the steps are
-    /// wide enough to be seen.
+    /// Returns the axis on which all rows fit. A wait that is longer than everything after it is cut, so that the steps
+    /// are wide enough to be seen.
     fn of(rows: &[Row], now: SystemTime) -> Option<Self> {
         let first = rows.iter().filter_map(|row| row.began).min()?;
         let end = rows
@@ -202,7 +202,7 @@ impl Axis {
     }
 
     /// Returns where the bar between two times begins, and its width, in thousandths of the axis.
-    fn place(&self, began: SystemTime, ended: SystemTime) -> (u32, u32) {
+    fn bar_start_and_width(&self, began: SystemTime, ended: SystemTime) -> (u32, u32) {
         let place = |time: SystemTime| {
             let seconds = time.duration_since(self.start).unwrap_or_default().as_secs_f64();
             (seconds / self.seconds * 1000.0).clamp(0.0, 1000.0) as u32
@@ -212,8 +212,9 @@ impl Axis {
     }
 }
 
-/// Keeps [`ROWS_MAX`] rows in their order: the wait, the deployment, failed steps, pushes, running steps, then the slowest.
-fn most_telling(rows: Vec<Row>, now: SystemTime) -> Vec<Row> {
+/// Keeps [`ROWS_MAX`] rows in their order: the wait, the deployment, failed steps, pushes, running steps, then the
+/// slowest.
+fn keep_most_telling_rows(rows: Vec<Row>, now: SystemTime) -> Vec<Row> {
     if rows.len() <= ROWS_MAX {
         return rows;
     }
@@ -225,7 +226,7 @@ fn most_telling(rows: Vec<Row>, now: SystemTime) -> Vec<Row> {
         });
         let kind = match row.state {
             RowState::Deployed => 0,
-            _ if row.name == WAIT_NAME => 0,
+            _ if row.name == WAIT_ROW_NAME => 0,
             RowState::Failed => 1,
             _ if is_push => 2,
             RowState::Running => 3,
@@ -243,20 +244,20 @@ fn most_telling(rows: Vec<Row>, now: SystemTime) -> Vec<Row> {
 }
 
 /// Returns the list of steps with their bars.
-pub(super) fn waterfall(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Markup {
+pub(super) fn render_waterfall(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Markup {
     let rows = rows(record, excerpt, now);
     let axis = Axis::of(&rows, now);
     let left_out = rows.len().saturating_sub(ROWS_MAX);
-    let rows = most_telling(rows, now);
+    let rows = keep_most_telling_rows(rows, now);
     html! {
         ol.steps {
             @for row in &rows {
                 li data-step=[row.number] {
-                    span.name { (words::cut(&plain_text(&row.name).replace('\n', " "), NAME_CHARS_MAX)) }
+                    span.name { (words::cut(&with_visible_controls(&row.name).replace('\n', " "), NAME_CHARS_MAX)) }
                     " "
-                    span.time { (row.words(now)) }
+                    span.time { (row.duration_text(now)) }
                     @if let (Some(axis), Some(began)) = (&axis, row.began) {
-                        @let (from, width) = axis.place(began, row.ended.unwrap_or(now));
+                        @let (from, width) = axis.bar_start_and_width(began, row.ended.unwrap_or(now));
                         svg.bar.(row.state.class()) viewBox="0 0 1000 8" preserveAspectRatio="none" aria-hidden="true" {
                             rect x=(from) width=(width) height="8" {}
                         }
@@ -272,11 +273,11 @@ pub(super) fn waterfall(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemT
 }
 
 /// Returns the outcome of a deployment, and what runs now.
-pub(super) fn deployment(outcome: &Value) -> Markup {
+pub(super) fn render_deployment_outcome(outcome: &Value) -> Markup {
     let text = |key: &str| {
         outcome[key]
             .as_str()
-            .map(|text| words::cut(&plain_text(text), 300))
+            .map(|text| words::cut(&with_visible_controls(text), 300))
     };
     let url = outcome["url"].as_str().filter(|url| {
         let is_web = url.starts_with("http://") || url.starts_with("https://");
@@ -301,7 +302,7 @@ pub(super) fn deployment(outcome: &Value) -> Markup {
         @if !reasons.is_empty() {
             ul.reasons {
                 @for reason in reasons.iter().take(20).filter_map(Value::as_str) {
-                    li { (words::cut(&plain_text(reason), 1000)) }
+                    li { (words::cut(&with_visible_controls(reason), 1000)) }
                 }
             }
         }
@@ -359,7 +360,7 @@ mod tests {
         let rows = rows(&record(), &excerpt, at(130));
         let words: Vec<_> = rows
             .iter()
-            .map(|row| format!("{}: {}", row.name, row.words(at(130))))
+            .map(|row| format!("{}: {}", row.name, row.duration_text(at(130))))
             .collect();
         assert_eq!(
             words,
@@ -400,14 +401,14 @@ mod tests {
             is_complete: true,
             ..LogExcerpt::default()
         };
-        let html = waterfall(&record(), &excerpt, at(120)).into_string();
+        let html = render_waterfall(&record(), &excerpt, at(120)).into_string();
         assert_eq!(html.matches("<li").count(), ROWS_MAX, "{html}");
         let place = |name: &str| {
             html.find(&format!(">{name}<"))
                 .unwrap_or_else(|| panic!("{name}: {html}"))
         };
         let shown = [
-            WAIT_NAME,
+            WAIT_ROW_NAME,
             "short 100",
             "long",
             "failing",
@@ -436,17 +437,20 @@ mod tests {
         let axis = Axis::of(&rows, at(1120)).expect("an axis");
         assert_eq!((axis.start, axis.seconds), (at(1100), 20.0));
         for row in &rows {
-            let (from, width) = axis.place(row.began.expect("a time"), row.ended.expect("a time"));
+            let (from, width) =
+                axis.bar_start_and_width(row.began.expect("a time"), row.ended.expect("a time"));
             assert!(from + width <= 1000 && width >= 5, "{row:?}: {from} {width}");
         }
-        assert_eq!(axis.place(at(1110), at(1120)), (500, 500));
+        assert_eq!(axis.bar_start_and_width(at(1110), at(1120)), (500, 500));
     }
 
     #[test]
     fn an_address_that_is_no_web_page_is_no_link() {
-        let page = deployment(&json!({"status": "ready", "url": "javascript:alert(1)"})).into_string();
+        let page = render_deployment_outcome(&json!({"status": "ready", "url": "javascript:alert(1)"}))
+            .into_string();
         assert!(!page.contains("javascript"), "{page}");
-        let page = deployment(&json!({"url": "http://gateway:8080/function/a\"><script>"})).into_string();
+        let page = render_deployment_outcome(&json!({"url": "http://gateway:8080/function/a\"><script>"}))
+            .into_string();
         assert!(
             page.contains("function/a&quot;&gt;&lt;script&gt;\" rel"),
             "{page}"

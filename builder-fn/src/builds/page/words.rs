@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_and_sizes_have_two_or_three_digits() {
+    fn durations_and_sizes_are_rounded_and_have_units_for_people() {
         for (milliseconds, text) in [
             (0, "0.00 s"),
             (9_990, "9.99 s"),

@@ -1,10 +1,10 @@
 //! Takes over the builds of processes that have gone.
 //!
-//! A registry has no locks, so a claim is written, and counts if it is still there a moment later. Two processes that both
-//! count theirs run the same build, which BuildKit builds once.
+//! A registry has no locks, so a claim is written, and counts if it is still there a moment later. Two processes that
+//! both count theirs run the same build, which BuildKit builds once.
 //!
-//! The entries in the index say where to look, and the record itself says who runs the build: of two processes that claim a
-//! build, one writes the record last, whatever entry is the newest.
+//! The entries in the index say where to look, and the record itself says who runs the build: of two processes that
+//! claim a build, one writes the record last, whatever entry is the newest.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -19,8 +19,8 @@ use super::document::{RecordManifest, StoredBody, StoredRecord};
 use super::index_tag::{self, IndexTag, RELEASED_OWNER};
 use super::lease::{DISTINCT_SIGNS, ObservedOwners};
 use super::{
-    AGE_MAX, CONCURRENT_READS, RECORDS_MAX, RecordPlace, RecordStore, ResumableRequest, SealedContent,
-    StoreError, lock,
+    CONCURRENT_READS, RECORD_AGE_MAX, RECORDS_MAX_PER_TENANT, RecordPlace, RecordStore, ResumableRequest,
+    SealedContent, StoreError, lock,
 };
 use crate::builds::{BuildPhase, BuildRecord, RecordKey};
 
@@ -28,7 +28,7 @@ use crate::builds::{BuildPhase, BuildRecord, RecordKey};
 const RESUMED_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The age from which an entry without a record counts as settled: its record was never written.
-const MISSING_AGE: Duration = Duration::from_secs(60 * 60);
+const MISSING_RECORD_SETTLED_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// The largest number of builds that one process claims at a time, so that others get their share.
 const CLAIMS_MAX: usize = 16;
@@ -115,7 +115,7 @@ impl RecordStore {
     /// Fails if the registry does not store it in a short time.
     pub(super) async fn renew_sign(&self) -> Result<(), StoreError> {
         let manifest = RecordManifest::of_sign(self.0.beat.fetch_add(1, Ordering::Relaxed) % DISTINCT_SIGNS);
-        let tag = index_tag::owner_tag(&self.0.owner);
+        let tag = index_tag::sign_tag_of_owner(&self.0.owner);
         let limit = self.0.times.beat;
         let put = self.0.repository.put(&None, &tag, &manifest);
         match tokio::time::timeout(limit, put).await {
@@ -129,8 +129,8 @@ impl RecordStore {
         self.0.times.search
     }
 
-    /// Claims up to `limit` builds of a tenant that processes which have gone left unfinished, and returns those that this
-    /// process now has to resume.
+    /// Claims up to `limit` builds of a tenant that processes which have gone left unfinished, and returns those that
+    /// this process now has to resume.
     ///
     /// # Errors
     /// Fails if the registry cannot be read. What was claimed before is confirmed by the next search.
@@ -149,10 +149,10 @@ impl RecordStore {
         let mut open = Vec::new();
         for mut claim in claims {
             if !claim.is_written {
-                match self.write_claim(&mut claim).await {
+                match self.write_claim_if_open(&mut claim).await {
                     Ok(true) => claim.is_written = true,
                     Ok(false) => continue,
-                    Err(error) => report_claim_error(&claim.place.key, &error),
+                    Err(error) => log_claim_error(&claim.place.key, &error),
                 }
             }
             open.push(claim);
@@ -161,7 +161,7 @@ impl RecordStore {
         let mut builds = Vec::new();
         for claim in open {
             if claim.is_written {
-                match self.confirm_claim(&claim).await {
+                match self.confirm_claim_and_read_body(&claim).await {
                     Ok(None) => continue,
                     Ok(Some(body)) => {
                         // Builds may be handed back and claimed again for a day.
@@ -174,7 +174,7 @@ impl RecordStore {
                         });
                         continue;
                     }
-                    Err(error) => report_claim_error(&claim.place.key, &error),
+                    Err(error) => log_claim_error(&claim.place.key, &error),
                 }
             }
             search.claims.entry(tenant.clone()).or_default().push(claim);
@@ -190,10 +190,13 @@ impl RecordStore {
         claims: &mut Vec<Claim>,
         limit: usize,
     ) -> Result<(), StoreError> {
-        let tags = self.list_entries(tenant).await?;
+        let tags = self.list_unexpired_index_tags(tenant).await?;
         let mut of_owners: HashMap<String, Vec<IndexTag>> = HashMap::new();
         // First the one that was accepted, claimed or handed back first.
-        for entry in index_tag::newest_of_each(&tags, RECORDS_MAX).into_iter().rev() {
+        for entry in index_tag::newest_entry_of_each_build(&tags, RECORDS_MAX_PER_TENANT)
+            .into_iter()
+            .rev()
+        {
             let is_settled = search.settled.contains(&(tenant.clone(), entry.clone()));
             if !is_settled && !self.is_unfinished_here(&entry) {
                 of_owners.entry(entry.owner().to_owned()).or_default().push(entry);
@@ -203,8 +206,9 @@ impl RecordStore {
             if claims.len() >= limit {
                 break;
             }
-            if self.is_gone(search, &owner).await? {
-                self.check_entries(search, tenant, entries, claims, limit).await?;
+            if self.may_take_over_from(search, &owner).await? {
+                self.claim_orphaned_entries(search, tenant, entries, claims, limit)
+                    .await?;
             }
         }
         Ok(())
@@ -216,12 +220,12 @@ impl RecordStore {
     }
 
     /// Returns whether `owner` does not run the builds that it has not finished. This process runs those that it knows.
-    async fn is_gone(&self, search: &mut ClaimSearch, owner: &str) -> Result<bool, StoreError> {
+    async fn may_take_over_from(&self, search: &mut ClaimSearch, owner: &str) -> Result<bool, StoreError> {
         if owner == self.0.owner || owner == RELEASED_OWNER {
             return Ok(true);
         }
-        let tag = index_tag::owner_tag(owner);
-        let digest = self.0.repository.digest(&None, &tag).await?;
+        let tag = index_tag::sign_tag_of_owner(owner);
+        let digest = self.0.repository.digest_of_tag(&None, &tag).await?;
         let stale_after = self.0.times.stale_after;
         Ok(search
             .owners
@@ -229,7 +233,7 @@ impl RecordStore {
     }
 
     /// Reads the records of entries whose owners have gone, and adds those to `claims` that nobody runs.
-    async fn check_entries(
+    async fn claim_orphaned_entries(
         &self,
         search: &mut ClaimSearch,
         tenant: &Option<String>,
@@ -253,7 +257,7 @@ impl RecordStore {
                 Some((record, _)) => record.build.phase.is_terminal(),
                 None => SystemTime::now()
                     .duration_since(entry.accepted_at())
-                    .is_ok_and(|age| age > MISSING_AGE),
+                    .is_ok_and(|age| age > MISSING_RECORD_SETTLED_AGE),
             };
             if is_settled {
                 search.settled.insert((tenant.clone(), entry));
@@ -261,10 +265,11 @@ impl RecordStore {
             }
             let Some((record, digest)) = record else { continue };
             // Another process may have written the record last, or this one a moment ago.
-            let is_orphaned = (record.owner == entry.owner() || self.is_gone(search, &record.owner).await?)
+            let is_orphaned = (record.owner == entry.owner()
+                || self.may_take_over_from(search, &record.owner).await?)
                 && !self.is_unfinished_here(&entry);
             if is_orphaned {
-                claims.extend(self.claim(tenant, record, digest).await?);
+                claims.extend(self.claim_or_record_loss(tenant, record, digest).await?);
             }
             if claims.len() >= limit {
                 break;
@@ -274,7 +279,7 @@ impl RecordStore {
     }
 
     /// Claims a build, or records why it cannot be resumed.
-    async fn claim(
+    async fn claim_or_record_loss(
         &self,
         tenant: &Option<String>,
         record: StoredRecord,
@@ -342,7 +347,7 @@ impl RecordStore {
         build.phase = BuildPhase::Failed;
         build.ended_at = Some(SystemTime::now());
         build.outcome = Map::from_iter([("error".to_owned(), Value::from(error))]);
-        self.write(place, build, None).await
+        self.write_as_this_process(place, build, None).await
     }
 
     /// Hands back the claims that were not confirmed, when the process ends.
@@ -350,28 +355,29 @@ impl RecordStore {
         let claims = search.claims.into_values().flatten();
         for claim in claims.filter(|claim| claim.is_written) {
             if let Err(error) = self.hand_back(&claim.place, claim.build, true).await {
-                report_claim_error(&claim.place.key, &error);
+                log_claim_error(&claim.place.key, &error);
             }
         }
     }
 
-    /// Writes a claim. Returns `false`, and writes nothing, if the build has ended meanwhile or another process has claimed it.
-    async fn write_claim(&self, claim: &mut Claim) -> Result<bool, StoreError> {
+    /// Writes a claim. Returns `false`, and writes nothing, if the build has ended meanwhile or another process has
+    /// claimed it.
+    async fn write_claim_if_open(&self, claim: &mut Claim) -> Result<bool, StoreError> {
         let is_open = self.read_stored(&claim.place.key).await?.is_some_and(|current| {
             let is_unclaimed = current.owner == claim.owner || current.owner == self.0.owner;
             is_unclaimed && !current.build.phase.is_terminal()
         });
         if is_open {
             let request = (claim.request.clone(), claim.body.clone());
-            self.write(&mut claim.place, claim.build.clone(), Some(request))
+            self.write_as_this_process(&mut claim.place, claim.build.clone(), Some(request))
                 .await?;
         }
         Ok(is_open)
     }
 
-    /// Returns the body of a claimed build's request; `None` if another process has claimed the build since, or it cannot be
-    /// resumed.
-    async fn confirm_claim(&self, claim: &Claim) -> Result<Option<Bytes>, StoreError> {
+    /// Returns the body of a claimed build's request; `None` if another process has claimed the build since, or it
+    /// cannot be resumed.
+    async fn confirm_claim_and_read_body(&self, claim: &Claim) -> Result<Option<Bytes>, StoreError> {
         let key = &claim.place.key;
         let current = self.read_stored(key).await?;
         let is_own = current
@@ -413,12 +419,12 @@ impl ClaimSearch {
         self.owners.forget_older_than(RESUMED_AGE_MAX);
         self.settled.retain(|(_, entry)| {
             now.duration_since(entry.accepted_at())
-                .is_ok_and(|age| age < AGE_MAX)
+                .is_ok_and(|age| age < RECORD_AGE_MAX)
         });
     }
 }
 
-fn report_claim_error(key: &RecordKey, error: &StoreError) {
+fn log_claim_error(key: &RecordKey, error: &StoreError) {
     let error = ErrorChain(error).to_string();
     tracing::warn!(
         call_id = key.id,

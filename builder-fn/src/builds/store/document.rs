@@ -70,7 +70,8 @@ pub(crate) struct ResumableRequest {
 
 /// The reference to the manifest with the sealed body of a request.
 ///
-/// A manifest and not a blob: registries redirect requests for blobs to storage elsewhere, and a manifest is deleted at once.
+/// A manifest and not a blob: registries redirect requests for blobs to storage elsewhere, and a manifest is deleted at
+/// once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StoredBody {
     /// The digest of the manifest, `sha256:…`.
@@ -107,7 +108,7 @@ impl ResumableRequest {
 
 impl StoredRecord {
     /// Converts the record to JSON. One of more than 1 MiB loses its warnings, and then its outcome except the digest.
-    pub(super) fn to_json(&self) -> Vec<u8> {
+    pub(super) fn to_json_within_limit(&self) -> Vec<u8> {
         let encode = |record: &Self| serde_json::to_vec(record).unwrap_or_default();
         let json = encode(self);
         if json.len() <= RECORD_MAX_BYTES {
@@ -244,7 +245,7 @@ mod tests {
     fn a_record_is_read_back_from_its_manifest() {
         let mut stored = record("me", BuildPhase::Failed);
         stored.build.outcome.insert("error".into(), json!("broken"));
-        let manifest = RecordManifest::of_record(&stored.to_json());
+        let manifest = RecordManifest::of_record(&stored.to_json_within_limit());
         let sealed = RecordManifest::sealed_content(manifest.as_str().as_bytes()).unwrap();
         let read = StoredRecord::parse(&sealed).unwrap();
         assert_eq!(read.build.to_json(), stored.build.to_json());
@@ -294,7 +295,7 @@ mod tests {
         let outcome = &mut stored.build.outcome;
         outcome.insert("digest".into(), json!("sha256:12"));
         outcome.insert("warnings".into(), json!([long]));
-        let read = StoredRecord::parse(&stored.to_json()).unwrap();
+        let read = StoredRecord::parse(&stored.to_json_within_limit()).unwrap();
         assert_eq!(read.build.outcome["digest"], "sha256:12");
         assert!(
             read.build.outcome["warnings"][0]
@@ -304,7 +305,7 @@ mod tests {
         );
 
         stored.build.outcome.insert("error".into(), json!(long));
-        let json = stored.to_json();
+        let json = stored.to_json_within_limit();
         assert!(json.len() < 1000);
         assert_eq!(
             StoredRecord::parse(&json).unwrap().build.phase,

@@ -1,8 +1,8 @@
 //! The tags of records.
 //!
-//! `r-HASH` is the current record of a build, and `i-TIME-OWNER-HASH` its entry in the index. TIME is that of the acceptance
-//! in milliseconds since 1970, OWNER the process that accepted the call, and HASH the SHA-256 of tenant and ID; all of them
-//! in hexadecimal digits of a fixed length. `b-HASH` is the body of a request, `m-HASH` what the
+//! `r-HASH` is the current record of a build, and `i-TIME-OWNER-HASH` its entry in the index. TIME is that of the
+//! acceptance in milliseconds since 1970, OWNER the process that accepted the call, and HASH the SHA-256 of tenant and
+//! ID; all of them in hexadecimal digits of a fixed length. `b-HASH` is the body of a request, `m-HASH` what the
 //! build was made from, and `o-OWNER` the sign that a process lives. A tag has at most 128 characters.
 
 use std::collections::HashSet;
@@ -126,7 +126,7 @@ pub(super) fn tag_before(time: SystemTime) -> String {
 }
 
 /// Returns the tag of the sign that a process lives.
-pub(super) fn owner_tag(owner: &str) -> String {
+pub(super) fn sign_tag_of_owner(owner: &str) -> String {
     format!("o-{owner}")
 }
 
@@ -138,7 +138,7 @@ pub(super) fn random_owner() -> String {
 }
 
 /// Returns the newest entry of each build among `tags`, the newest first, and at most `limit` of them.
-pub(super) fn newest_of_each(tags: &[String], limit: usize) -> Vec<IndexTag> {
+pub(super) fn newest_entry_of_each_build(tags: &[String], limit: usize) -> Vec<IndexTag> {
     let mut entries: Vec<_> = tags.iter().filter_map(|tag| IndexTag::parse(tag)).collect();
     entries.sort_unstable_by(|one, other| other.cmp(one));
     let mut seen = HashSet::new();
@@ -221,9 +221,9 @@ mod tests {
             .chain(["latest".to_owned()])
             .collect();
         assert_eq!(
-            newest_of_each(&tags, 10),
+            newest_entry_of_each_build(&tags, 10),
             [tag_at("a", 3), tag_at("b", 2), tag_at("c", 0)]
         );
-        assert_eq!(newest_of_each(&tags, 1), [tag_at("a", 3)]);
+        assert_eq!(newest_entry_of_each_build(&tags, 1), [tag_at("a", 3)]);
     }
 }

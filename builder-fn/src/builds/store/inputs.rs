@@ -4,34 +4,36 @@ use function_host::ErrorChain;
 
 use super::document::RecordManifest;
 use super::seal::SealedContent;
-use super::{END_TIMEOUT, RecordStore, StoreError, index_tag};
+use super::{RecordStore, StoreError, WRITE_ATTEMPT_TIMEOUT, index_tag};
 use crate::builds::RecordKey;
 use crate::inputs::BuildInputs;
 
 impl RecordStore {
-    /// Writes in the background what a build was made from. It is tried once: nothing but comparisons needs it. `work` is
-    /// dropped after that.
+    /// Writes in the background what a build was made from. It is tried once: nothing but comparisons needs it.
+    /// `dropped_afterwards` is dropped after that.
     pub(crate) fn record_inputs(
         &self,
         key: RecordKey,
         inputs: impl Future<Output = BuildInputs> + Send + 'static,
-        work: impl Send + 'static,
+        dropped_afterwards: impl Send + 'static,
     ) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        let (guard, is_one_too_many) = self.count_pending_record(&key.tenant);
+        let (guard, is_one_too_many) = self.count_pending_record_and_is_crowded(&key.tenant);
         if is_one_too_many {
             return;
         }
         let store = self.clone();
         runtime.spawn(async move {
-            let _guards = (work, guard);
+            let _guards = (dropped_afterwards, guard);
             let inputs = inputs.await;
-            let writing = tokio::time::timeout(END_TIMEOUT, store.write_inputs(&key, &inputs));
+            let writing = tokio::time::timeout(WRITE_ATTEMPT_TIMEOUT, store.write_inputs(&key, &inputs));
             let written = match writing.await {
                 Ok(written) => written,
-                Err(_) => Err(StoreError::Timeout { limit: END_TIMEOUT }),
+                Err(_) => Err(StoreError::Timeout {
+                    limit: WRITE_ATTEMPT_TIMEOUT,
+                }),
             };
             store.0.writes.count(written.is_ok());
             if let Err(error) = written {

@@ -1,9 +1,10 @@
 //! Which processes live: each that has accepted what it has not finished renews a sign in the registry.
 //!
-//! The sign of a process is the tag `o-OWNER`. Its manifest has a number that counts up to [`DISTINCT_SIGNS`] and begins again, so
-//! that the registry never has more manifests of it. An observer compares what it reads with what it read before, and
-//! measures by its own clock: no two clocks are compared. A process whose sign has not changed for some time counts as
-//! gone. One that only cannot reach the registry is taken for gone as well, and both run the build: BuildKit builds it once.
+//! The sign of a process is the tag `o-OWNER`. Its manifest has a number that counts up to [`DISTINCT_SIGNS`] and
+//! begins again, so that the registry never has more manifests of it. An observer compares what it reads with what it
+//! read before, and measures by its own clock: no two clocks are compared. A process whose sign has not changed for
+//! some time counts as gone. One that only cannot reach the registry is taken for gone as well, and both run the build:
+//! BuildKit builds it once.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use tokio::time::Instant;
 
 use super::index_tag::RELEASED_OWNER;
 
-/// The number of manifests that a sign changes between: more than renewals in [`LeaseTimes::stale_after`], so that none looks
-/// unchanged.
+/// The number of manifests that a sign changes between: more than renewals in [`LeaseTimes::stale_after`], so that none
+/// looks unchanged.
 pub(super) const DISTINCT_SIGNS: u64 = 30;
 
 /// The times of the signs that processes live, of claims, and of exchanges with the registry.
@@ -29,7 +30,8 @@ pub struct LeaseTimes {
     pub search: Duration,
     /// The longest wait for the registry to store or to return a record.
     pub exchange: Duration,
-    /// Half of the pause before the end of a build is written again. Each further pause is twice as long, up to 64 times this.
+    /// Half of the pause before the end of a build is written again. Each further pause is twice as long, up to 64
+    /// times this.
     pub end_pause: Duration,
 }
 
@@ -66,8 +68,8 @@ const COMPARED_PASSES: u64 = 2;
 
 impl ObservedOwners {
     /// Records the digest of an owner's sign, `None` if it has none, and returns whether the owner counts as gone: it has
-    /// been the same for `stale_after`, in every `pass` over the records, whatever a pass takes. An owner without unfinished
-    /// builds renews no sign and is not observed, so that what was seen before such a time says nothing.
+    /// been the same for `stale_after`, in every `pass` over the records, whatever a pass takes. An owner without
+    /// unfinished builds renews no sign and is not observed, so that what was seen before such a time says nothing.
     pub(super) fn record_and_check_gone(
         &mut self,
         owner: &str,
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_that_was_handed_back_needs_no_wait() {
+    fn the_released_owner_counts_as_gone_at_once() {
         assert!(ObservedOwners::default().record_and_check_gone(RELEASED_OWNER, None, STALE_AFTER, 0));
     }
 

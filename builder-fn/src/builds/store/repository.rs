@@ -17,24 +17,25 @@ use tokio::time::Instant;
 use super::document::{RecordManifest, digest_of};
 use super::{RecordStoreAccess, StoreError, lock};
 use crate::registry::{
-    EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to, upload_blob,
+    EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to,
+    upload_blob_if_missing,
 };
 
 /// How long a handle with its token is used. Tokens are valid for at least a minute.
 const HANDLE_AGE_MAX: Duration = Duration::from_secs(45);
 
-/// The time for which a registry is not asked again whether it lists tags after one that does not exist. It may have answered 404
-/// only because the repository was created at that moment.
-const WITHOUT_PLACES_AGE_MAX: Duration = Duration::from_secs(600);
+/// The time for which a registry is not asked again whether it lists tags after one that does not exist. It may have
+/// answered 404 only because the repository was created at that moment.
+const LISTS_AFTER_MISSING_TAG_RECHECK_TIME: Duration = Duration::from_secs(600);
 
 /// The number of tags that are requested at once.
 const TAGS_PER_PAGE: usize = 1000;
 
 /// The limit on the pages of tags.
-const PAGES_MAX: usize = 50;
+const TAG_PAGES_MAX: usize = 50;
 
 /// The limit on one page of tags, in bytes.
-const PAGE_BYTES_MAX: usize = 1 << 20;
+const TAG_PAGE_BYTES_MAX: usize = 1 << 20;
 
 /// The repositories of the records, one for each tenant.
 pub(super) struct RecordRepository {
@@ -69,7 +70,7 @@ impl RecordRepository {
 
     /// Returns the manifest that has the tag, if there is one.
     pub(super) async fn get(&self, tenant: &Option<String>, tag: &str) -> Result<Option<Bytes>, StoreError> {
-        let mut repository = self.open(tenant).await?;
+        let mut repository = self.cached_or_new_handle(tenant).await?;
         let manifest = repository.fetch_manifest(tag).await?;
         self.keep_token(tenant, repository);
         Ok(manifest)
@@ -82,12 +83,12 @@ impl RecordRepository {
         tag: &str,
         manifest: &RecordManifest,
     ) -> Result<(), StoreError> {
-        let mut repository = self.open(tenant).await?;
+        let mut repository = self.cached_or_new_handle(tenant).await?;
         let is_prepared = lock(&self.prepared).contains(tenant);
         if !is_prepared {
             let length = EMPTY_CONFIG.len() as u64;
             let body = || bytes_body(EMPTY_CONFIG.into());
-            upload_blob(&mut repository, &digest_of(EMPTY_CONFIG), length, body).await?;
+            upload_blob_if_missing(&mut repository, &digest_of(EMPTY_CONFIG), length, body).await?;
             lock(&self.prepared).insert(tenant.clone());
         }
         let put = put_manifest(&mut repository, tag, manifest.as_str().to_owned()).await;
@@ -111,7 +112,7 @@ impl RecordRepository {
     }
 
     /// Returns the digest of the manifest that has the tag, if there is one.
-    pub(super) async fn digest(
+    pub(super) async fn digest_of_tag(
         &self,
         tenant: &Option<String>,
         tag: &str,
@@ -160,7 +161,7 @@ impl RecordRepository {
         digest: &str,
     ) -> Result<StatusCode, StoreError> {
         let handle = self.create_handle(tenant).await?;
-        let mut repository = handle.with_actions("delete,pull");
+        let mut repository = handle.with_token_actions("delete,pull");
         let address = repository.uri_of_path(&format!("manifests/{digest}"))?;
         let request = || request_to(Method::DELETE, &address, empty_body());
         Ok(repository.send(request, RESPONSE_TIMEOUT).await?.status())
@@ -168,21 +169,21 @@ impl RecordRepository {
 
     /// Lists the tags of a tenant's repository that begin with `prefix`, by name, and come after the tag `after`.
     ///
-    /// A registry that has its tags in another order returns others as well, and all of these if there are not too many. One
-    /// that lists only after tags that exist returns tags before `after` as well.
+    /// A registry that has its tags in another order returns others as well, and all of these if there are not too
+    /// many. One that lists only after tags that exist returns tags before `after` as well.
     pub(super) async fn list_tags(
         &self,
         tenant: &Option<String>,
         prefix: &str,
         after: &str,
     ) -> Result<Vec<String>, StoreError> {
-        let mut repository = self.open(tenant).await?;
+        let mut repository = self.cached_or_new_handle(tenant).await?;
         let mut entries: Vec<String> = Vec::new();
         let has_places = lock(&self.without_places)
             .get(tenant)
-            .is_none_or(|seen| seen.elapsed() > WITHOUT_PLACES_AGE_MAX);
+            .is_none_or(|seen| seen.elapsed() > LISTS_AFTER_MISSING_TAG_RECHECK_TIME);
         let mut last = has_places.then(|| after.to_owned());
-        for _ in 0..PAGES_MAX {
+        for _ in 0..TAG_PAGES_MAX {
             let Some(page) = request_tags(&mut repository, last.as_deref()).await? else {
                 match last.take() {
                     // A repository exists from its first manifest on.
@@ -212,14 +213,14 @@ impl RecordRepository {
     }
 
     /// Returns a handle of a tenant's repository, with the token of an earlier request if there is one.
-    async fn open(&self, tenant: &Option<String>) -> Result<Repository, StoreError> {
+    async fn cached_or_new_handle(&self, tenant: &Option<String>) -> Result<Repository, StoreError> {
         if let Some((since, repository)) = lock(&self.handles).get(tenant)
             && since.elapsed() < HANDLE_AGE_MAX
         {
             return Ok(repository.clone());
         }
         let handle = self.create_handle(tenant).await?;
-        let repository = handle.with_actions("pull,push");
+        let repository = handle.with_token_actions("pull,push");
         lock(&self.handles).insert(tenant.clone(), (Instant::now(), repository.clone()));
         Ok(repository)
     }
@@ -243,7 +244,8 @@ impl RecordRepository {
     }
 }
 
-/// Requests the tags of a repository after the tag `last`; `None` if the registry knows no such repository, or no such tag.
+/// Requests the tags of a repository after the tag `last`; `None` if the registry knows no such repository, or no such
+/// tag.
 async fn request_tags(
     repository: &mut Repository,
     last: Option<&str>,
@@ -263,7 +265,9 @@ async fn request_tags(
         status => return Err(rejection(repository, status).into()),
     }
     let has_more = response.headers().contains_key(LINK);
-    let body = Limited::new(response.into_body(), PAGE_BYTES_MAX).collect().await;
+    let body = Limited::new(response.into_body(), TAG_PAGE_BYTES_MAX)
+        .collect()
+        .await;
     let body = body.map_err(|_| StoreError::Malformed)?.to_bytes();
     let page: Page = serde_json::from_slice(&body).map_err(|_| StoreError::Malformed)?;
     let tags = page.tags.unwrap_or_default();

@@ -6,16 +6,17 @@ use std::time::{Duration, SystemTime};
 use function_host::ErrorChain;
 
 use super::index_tag::{INDEX_PREFIX, IndexTag};
-use super::{AGE_MAX, RECORDS_MAX, RecordStore, StoreError};
+use super::{RECORD_AGE_MAX, RECORDS_MAX_PER_TENANT, RecordStore, StoreError};
 
 /// The time between two sweeps, to which up to as much is added at random.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30 * 60);
 
 /// The limit on the records that one sweep deletes.
-const DELETIONS_MAX: usize = 2000;
+const DELETIONS_MAX_PER_SWEEP: usize = 2000;
 
 impl RecordStore {
-    /// Deletes records beyond the limits, now and then, for as long as the process runs. `tenants` returns the current ones.
+    /// Deletes records beyond the limits, now and then, for as long as the process runs. `tenants` returns the current
+    /// ones.
     pub async fn sweep_periodically(self, tenants: impl Fn() -> Vec<Option<String>> + Send) {
         loop {
             // At first too, so that builders that start together do not sweep together.
@@ -36,8 +37,8 @@ impl RecordStore {
             return Ok(());
         }
         let tags = repository.list_tags(tenant, INDEX_PREFIX, INDEX_PREFIX).await?;
-        let Excess { entries, kept_builds } = excess_entries(&tags, now);
-        for entry in entries.into_iter().take(DELETIONS_MAX) {
+        let ExcessEntries { entries, kept_builds } = excess_entries(&tags, now);
+        for entry in entries.into_iter().take(DELETIONS_MAX_PER_SWEEP) {
             let mut tags = Vec::new();
             if !kept_builds.contains(entry.hash()) {
                 tags.push(entry.body_tag());
@@ -47,7 +48,7 @@ impl RecordStore {
             tags.push(entry.to_string());
             for tag in tags {
                 // With the manifest, all its tags are deleted. A newer record of the same build has another manifest.
-                if let Some(digest) = repository.digest(tenant, &tag).await? {
+                if let Some(digest) = repository.digest_of_tag(tenant, &tag).await? {
                     repository.delete(tenant, &digest).await;
                 }
             }
@@ -57,7 +58,7 @@ impl RecordStore {
 }
 
 /// The entries of the index that are beyond the limits.
-struct Excess {
+struct ExcessEntries {
     /// The entries, the oldest first.
     entries: Vec<IndexTag>,
     /// The hashes of builds that have other entries, which are kept.
@@ -65,18 +66,21 @@ struct Excess {
 }
 
 /// Returns the entries among `tags` that are beyond the limits.
-fn excess_entries(tags: &[String], now: SystemTime) -> Excess {
+fn excess_entries(tags: &[String], now: SystemTime) -> ExcessEntries {
     let mut entries: Vec<_> = tags.iter().filter_map(|tag| IndexTag::parse(tag)).collect();
     entries.sort_unstable_by(|one, other| other.cmp(one));
     let is_old = |entry: &IndexTag| {
         now.duration_since(entry.accepted_at())
-            .is_ok_and(|age| age > AGE_MAX)
+            .is_ok_and(|age| age > RECORD_AGE_MAX)
     };
-    let kept = entries.iter().take(RECORDS_MAX).filter(|entry| !is_old(entry));
+    let kept = entries
+        .iter()
+        .take(RECORDS_MAX_PER_TENANT)
+        .filter(|entry| !is_old(entry));
     let kept: HashSet<_> = kept.cloned().collect();
     entries.retain(|entry| !kept.contains(entry));
     entries.reverse();
-    Excess {
+    ExcessEntries {
         entries,
         kept_builds: kept.iter().map(|entry| entry.hash().to_owned()).collect(),
     }
@@ -98,7 +102,7 @@ mod tests {
             let age = Duration::from_secs(number);
             IndexTag::new(&key, now.checked_sub(age).unwrap(), "0123456789abcdef").to_string()
         };
-        let few: Vec<_> = [0, 1, AGE_MAX.as_secs(), AGE_MAX.as_secs() + 1]
+        let few: Vec<_> = [0, 1, RECORD_AGE_MAX.as_secs(), RECORD_AGE_MAX.as_secs() + 1]
             .map(tag)
             .into_iter()
             .chain(["latest".to_owned()])
@@ -108,14 +112,20 @@ mod tests {
             .iter()
             .map(ToString::to_string)
             .collect();
-        assert_eq!(excess, [tag(AGE_MAX.as_secs() + 1)]);
+        assert_eq!(excess, [tag(RECORD_AGE_MAX.as_secs() + 1)]);
 
-        let many: Vec<_> = (0..RECORDS_MAX as u64 + 2).map(tag).collect();
+        let many: Vec<_> = (0..RECORDS_MAX_PER_TENANT as u64 + 2).map(tag).collect();
         let excess: Vec<_> = excess_entries(&many, now)
             .entries
             .iter()
             .map(ToString::to_string)
             .collect();
-        assert_eq!(excess, [tag(RECORDS_MAX as u64 + 1), tag(RECORDS_MAX as u64)]);
+        assert_eq!(
+            excess,
+            [
+                tag(RECORDS_MAX_PER_TENANT as u64 + 1),
+                tag(RECORDS_MAX_PER_TENANT as u64)
+            ]
+        );
     }
 }

@@ -1,12 +1,12 @@
 //! Stores the versions of functions, which rollbacks choose from.
 //!
-//! Each version is a manifest of its own, sealed as records are, under the tag `v-FUNCTION-TIME-ID`. FUNCTION is the SHA-256
-//! of tenant and function, TIME the time of the submission in milliseconds subtracted from the largest one, and ID the SHA-256
-//! of the ID; all of them in hexadecimal digits of a fixed length. The newest version of a function is therefore the first of
-//! its tags, and nothing that two builders write at the same time is lost.
+//! Each version is a manifest of its own, sealed as records are, under the tag `v-FUNCTION-TIME-ID`. FUNCTION is the
+//! SHA-256 of tenant and function, TIME the time of the submission in milliseconds subtracted from the largest one, and
+//! ID the SHA-256 of the ID; all of them in hexadecimal digits of a fixed length. The newest version of a function is
+//! therefore the first of its tags, and nothing that two builders write at the same time is lost.
 //!
-//! A version is written while it is deployed, so that a rollback which follows immediately knows what it replaces, and again
-//! with the outcome. One that was not deployed is deleted.
+//! A version is written while it is deployed, so that a rollback which follows immediately knows what it replaces, and
+//! again with the outcome. One that was not deployed is deleted.
 
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
@@ -18,11 +18,11 @@ use tokio::sync::oneshot;
 
 use super::document::{RecordManifest, digest_of};
 use super::seal::SealedContent;
-use super::{CONCURRENT_READS, END_TIMEOUT, PendingRecord, RecordStore, StoreError};
+use super::{CONCURRENT_READS, PendingRecord, RecordStore, StoreError, WRITE_ATTEMPT_TIMEOUT};
 use crate::versions::{FunctionVersion, VERSIONS_KEPT, VersionState};
 
 /// The largest time in a tag, in milliseconds since 1970.
-const TIME_MAX: u64 = (1 << 48) - 1;
+const TAG_TIME_MAX_MILLISECONDS: u64 = (1 << 48) - 1;
 
 /// The number of digits of the hash of a function.
 const FUNCTION_DIGITS: usize = 40;
@@ -31,10 +31,10 @@ const FUNCTION_DIGITS: usize = 40;
 const ID_DIGITS: usize = 24;
 
 /// The number of versions that are stored beyond those that can be chosen: some may turn out not to be deployed.
-const SPARE: usize = 2;
+const SPARE_STORED_VERSIONS: usize = 2;
 
 /// The number of attempts to write a version.
-const ATTEMPTS: u32 = 5;
+const VERSION_WRITE_ATTEMPTS: u32 = 5;
 
 /// The recording of a version that is being deployed. Dropping it leaves the version as one whose outcome is not known.
 #[derive(Debug)]
@@ -67,17 +67,18 @@ impl VersionRecording {
 }
 
 impl RecordStore {
-    /// Records in the background that a version is being deployed, and later the outcome. `work` is dropped after that.
+    /// Records in the background that a version is being deployed, and later the outcome. `dropped_afterwards` is
+    /// dropped after that.
     pub(crate) fn record_version(
         &self,
         tenant: Option<String>,
         version: FunctionVersion,
-        work: impl Send + 'static,
+        dropped_afterwards: impl Send + 'static,
     ) -> VersionRecording {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return VersionRecording::none();
         };
-        let (guard, is_one_too_many) = self.count_pending_record(&tenant);
+        let (guard, is_one_too_many) = self.count_pending_record_and_is_crowded(&tenant);
         if is_one_too_many {
             tracing::warn!(
                 "a version of a function was not recorded: too many records wait for the registry"
@@ -87,7 +88,7 @@ impl RecordStore {
         let (sender, outcome) = oneshot::channel();
         let store = self.clone();
         runtime.spawn(async move {
-            let _work = work;
+            let _work = dropped_afterwards;
             store.record_deployment(&tenant, version, outcome, guard).await;
         });
         VersionRecording(Some(sender))
@@ -101,10 +102,10 @@ impl RecordStore {
         pending: PendingRecord,
     ) {
         version.state = VersionState::Deploying;
-        let begun = match self.begin_version(tenant, &version).await {
+        let begun = match self.write_begun_version_unless_deployed(tenant, &version).await {
             Ok(begun) => begun,
             Err(error) => {
-                report_error(&version, &error);
+                log_version_error(&version, &error);
                 BegunVersion::Unrecorded
             }
         };
@@ -123,7 +124,7 @@ impl RecordStore {
             }
             _ => {}
         }
-        for attempt in 1..=ATTEMPTS {
+        for attempt in 1..=VERSION_WRITE_ATTEMPTS {
             match self.write_version(tenant, &version).await {
                 Ok(_) => {
                     self.0.writes.count(true);
@@ -132,7 +133,7 @@ impl RecordStore {
                     }
                     return self.delete_old_versions(tenant, &version.function).await;
                 }
-                Err(error) => report_error(&version, &error),
+                Err(error) => log_version_error(&version, &error),
             }
             self.0.writes.count(false);
             tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
@@ -140,12 +141,12 @@ impl RecordStore {
     }
 
     /// Writes that a version is being deployed, unless an earlier delivery of the call has deployed it.
-    async fn begin_version(
+    async fn write_begun_version_unless_deployed(
         &self,
         tenant: &Option<String>,
         version: &FunctionVersion,
     ) -> Result<BegunVersion, StoreError> {
-        let limit = END_TIMEOUT;
+        let limit = WRITE_ATTEMPT_TIMEOUT;
         let tag = version_tag(tenant, version);
         let earlier = match tokio::time::timeout(limit, self.read_version(tenant, &tag)).await {
             Ok(earlier) => earlier?,
@@ -176,9 +177,11 @@ impl RecordStore {
             self.0.repository.put(tenant, &tag, &manifest).await?;
             Ok(manifest.digest())
         };
-        match tokio::time::timeout(END_TIMEOUT, writing).await {
+        match tokio::time::timeout(WRITE_ATTEMPT_TIMEOUT, writing).await {
             Ok(written) => written,
-            Err(_) => Err(StoreError::Timeout { limit: END_TIMEOUT }),
+            Err(_) => Err(StoreError::Timeout {
+                limit: WRITE_ATTEMPT_TIMEOUT,
+            }),
         }
     }
 
@@ -243,14 +246,15 @@ impl RecordStore {
         tenant: &Option<String>,
         function: &str,
     ) -> Result<Vec<String>, StoreError> {
-        let prefix = function_prefix(tenant, function);
+        let prefix = version_tag_prefix(tenant, function);
         let mut tags = self.0.repository.list_tags(tenant, &prefix, &prefix).await?;
         tags.sort_unstable();
         tags.dedup();
         Ok(tags)
     }
 
-    /// Deletes the versions of a function that cannot be chosen any more. A failure is logged: the next deployment tries again.
+    /// Deletes the versions of a function that cannot be chosen any more. A failure is logged: the next deployment
+    /// tries again.
     async fn delete_old_versions(&self, tenant: &Option<String>, function: &str) {
         if self.0.repository.refuses_deletion(tenant) {
             return;
@@ -262,7 +266,7 @@ impl RecordStore {
                 return Ok(());
             }
             let tags = self.list_version_tags(tenant, function).await?;
-            for tag in tags.iter().skip(VERSIONS_KEPT + SPARE) {
+            for tag in tags.iter().skip(VERSIONS_KEPT + SPARE_STORED_VERSIONS) {
                 if let Some(manifest) = self.0.repository.get(tenant, tag).await? {
                     self.0.repository.delete(tenant, &digest_of(&manifest)).await;
                 }
@@ -275,7 +279,7 @@ impl RecordStore {
     }
 }
 
-fn report_error(version: &FunctionVersion, error: &StoreError) {
+fn log_version_error(version: &FunctionVersion, error: &StoreError) {
     tracing::warn!(
         function = version.function,
         call_id = version.id,
@@ -285,7 +289,7 @@ fn report_error(version: &FunctionVersion, error: &StoreError) {
 }
 
 /// Returns what the tags of a function's versions begin with.
-fn function_prefix(tenant: &Option<String>, function: &str) -> String {
+fn version_tag_prefix(tenant: &Option<String>, function: &str) -> String {
     // The name of a tenant has no NUL, so no two pairs have the same text.
     let hash = hash_of(
         &[tenant.as_deref().unwrap_or_default(), function],
@@ -297,9 +301,10 @@ fn function_prefix(tenant: &Option<String>, function: &str) -> String {
 /// Returns the tag of a version.
 fn version_tag(tenant: &Option<String>, version: &FunctionVersion) -> String {
     let since = version.submitted_at.duration_since(SystemTime::UNIX_EPOCH);
-    let milliseconds = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(TIME_MAX);
-    let left = TIME_MAX.saturating_sub(milliseconds);
-    let prefix = function_prefix(tenant, &version.function);
+    let milliseconds =
+        u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(TAG_TIME_MAX_MILLISECONDS);
+    let left = TAG_TIME_MAX_MILLISECONDS.saturating_sub(milliseconds);
+    let prefix = version_tag_prefix(tenant, &version.function);
     format!("{prefix}{left:012x}-{}", hash_of(&[&version.id], ID_DIGITS))
 }
 
@@ -325,14 +330,14 @@ mod tests {
         assert!(tag("a", 2_000_000_000) < tag("b", 1_999_999_999));
         assert!(tag("a", 2_000_000_000).len() <= 128);
         assert_ne!(tag("a", 1), tag("b", 1));
-        let prefix = function_prefix(&None, "hello.openfaas-fn");
+        let prefix = version_tag_prefix(&None, "hello.openfaas-fn");
         assert!(tag("a", 1).starts_with(&prefix));
         for (tenant, function) in [
             (Some("hello.openfaas-fn".to_owned()), ""),
             (Some("acme".to_owned()), "hello.openfaas-fn"),
             (None, "hello.other"),
         ] {
-            assert_ne!(function_prefix(&tenant, function), prefix);
+            assert_ne!(version_tag_prefix(&tenant, function), prefix);
         }
     }
 }

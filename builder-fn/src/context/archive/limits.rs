@@ -36,7 +36,7 @@ impl Default for ArchiveLimits {
 impl ArchiveLimits {
     /// Sets the limit on the number of entries, and raises that on the index memory if more entries than by default are
     /// allowed.
-    pub fn set_entries(&mut self, entries: usize) {
+    pub fn set_entry_limit_and_raise_index_limit(&mut self, entries: usize) {
         self.entries = entries;
         self.index = self.index.max(entries.saturating_mul(INDEX_BYTES_PER_ENTRY));
     }
@@ -58,7 +58,7 @@ mod tests {
     fn a_larger_entry_limit_raises_the_index_memory_limit_and_a_smaller_one_leaves_it() {
         let with = |entries| {
             let mut limits = ArchiveLimits::default();
-            limits.set_entries(entries);
+            limits.set_entry_limit_and_raise_index_limit(entries);
             assert_eq!(limits.entries, entries);
             limits.index
         };

@@ -9,7 +9,7 @@ use crate::context::Spool;
 const MAX_READ_BYTES: usize = 64 << 10;
 
 /// The number of bytes that are read at once after a large content was skipped: enough for a header with its extensions.
-const MIN_READ_BYTES: usize = 4 << 10;
+const READ_BYTES_AFTER_SKIP: usize = 4 << 10;
 
 /// The reason why a stored tar cannot be indexed.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ impl ArchiveReader {
             let skipped = self.skip_content(len.saturating_sub(offset))?;
             offset += skipped;
             wanted = match skipped > MAX_READ_BYTES as u64 {
-                true => MIN_READ_BYTES,
+                true => READ_BYTES_AFTER_SKIP,
                 false => (wanted * 2).min(MAX_READ_BYTES),
             };
         }
@@ -67,7 +67,7 @@ mod tests {
     use crate::context::ArchiveLimits;
 
     /// Reads a tar once in one piece and once as a stored one, and returns the outcomes.
-    fn outcomes_of_both_readings(tar: &[u8]) -> [Result<String, String>; 2] {
+    fn outcomes_of_whole_and_stored_reading(tar: &[u8]) -> [Result<String, String>; 2] {
         let limits = ArchiveLimits::default;
         let mut fed = ArchiveReader::new(limits());
         let fed = fed.parse_piece(tar).and_then(|()| fed.finish());
@@ -92,7 +92,7 @@ mod tests {
             511,
             512,
             513,
-            MIN_READ_BYTES,
+            READ_BYTES_AFTER_SKIP,
             MAX_READ_BYTES - 512,
             MAX_READ_BYTES,
             MAX_READ_BYTES + 1,
@@ -111,11 +111,11 @@ mod tests {
             .with_file("com.openfaas.docker.config", b"{}")
             .with_end_marker()
             .0;
-        let [fed, stored] = outcomes_of_both_readings(&whole);
+        let [fed, stored] = outcomes_of_whole_and_stored_reading(&whole);
         assert!(fed.is_ok(), "{fed:?}");
         assert_eq!(fed, stored);
         for cut in (0..whole.len()).step_by(4099) {
-            let [fed, stored] = outcomes_of_both_readings(&whole[..cut]);
+            let [fed, stored] = outcomes_of_whole_and_stored_reading(&whole[..cut]);
             assert_eq!(fed, stored, "cut at {cut}");
         }
     }
@@ -136,7 +136,10 @@ mod tests {
             })
             .unwrap();
         assert_eq!(contents.entries.len(), 10);
-        assert!(bytes_read <= MAX_READ_BYTES + 10 * MIN_READ_BYTES, "{bytes_read}");
+        assert!(
+            bytes_read <= MAX_READ_BYTES + 10 * READ_BYTES_AFTER_SKIP,
+            "{bytes_read}"
+        );
     }
 
     #[test]

@@ -138,12 +138,12 @@ impl PackedEntry {
     }
 
     /// Returns whether a file may share its offset with another one.
-    pub(super) fn is_linked(&self) -> bool {
+    pub(super) fn may_be_hard_linked(&self) -> bool {
         self.flags & HARD_LINKED_FLAG != 0
     }
 
     /// Marks a file as one that may share its offset with another one.
-    pub(super) fn set_linked(&mut self) {
+    pub(super) fn set_may_be_hard_linked(&mut self) {
         self.flags |= HARD_LINKED_FLAG;
     }
 
@@ -220,9 +220,9 @@ mod tests {
                 let text = texts.bytes_from(text);
                 assert_eq!(PackedEntry::name(text), name.as_bytes());
                 assert_eq!(packed.unpack(text), entry);
-                packed.set_linked();
+                packed.set_may_be_hard_linked();
                 assert_eq!(
-                    (packed.unpack(text), packed.folder, packed.is_linked()),
+                    (packed.unpack(text), packed.folder, packed.may_be_hard_linked()),
                     (entry, 7, true)
                 );
             }

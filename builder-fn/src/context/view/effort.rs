@@ -10,12 +10,16 @@ pub(super) struct MatchingEffort<'a> {
 }
 
 impl<'a> MatchingEffort<'a> {
-    /// Creates an allowance of `bytes` compared bytes, valid while `is_wanted` returns `true`. `limit` is the error for
-    /// more work.
-    pub(super) fn new(bytes: usize, limit: &'static str, is_wanted: &'a dyn Fn() -> bool) -> Self {
+    /// Creates an allowance of `max_bytes` compared bytes, valid while `is_wanted` returns `true`. `exceeded_error` is
+    /// the error for more work.
+    pub(super) fn new(
+        max_bytes: usize,
+        exceeded_error: &'static str,
+        is_wanted: &'a dyn Fn() -> bool,
+    ) -> Self {
         Self {
-            left: bytes,
-            limit,
+            left: max_bytes,
+            limit: exceeded_error,
             is_wanted,
         }
     }

@@ -19,7 +19,7 @@ const LINK_EFFORT_MAX_BYTES: usize = 256 << 20;
 ///
 /// # Errors
 /// Fails if links lead to a path that is too long, or following them takes too much effort.
-pub(super) fn follow_links(
+pub(super) fn follow_links_or_none_for_root(
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,
     paths: &[String],
@@ -32,7 +32,7 @@ pub(super) fn follow_links(
     )
 }
 
-/// Does what [`follow_links`] does, within the limit `effort`.
+/// Does what [`follow_links_or_none_for_root`] does, within the limit `effort`.
 fn follow_links_with_effort(
     effort: MatchingEffort<'_>,
     context: &SourceContext,
@@ -47,13 +47,15 @@ fn follow_links_with_effort(
     let mut pending: Vec<String> = paths.iter().rev().cloned().collect();
     while let Some(path) = pending.pop() {
         let path = glob::join_paths(".", &path);
-        let targets = follower.resolve(&path).map_err(|reason| PatternError {
-            pattern: path.chars().take(100).collect(),
-            reason,
-        })?;
+        let targets = follower
+            .resolve_up_to_first_link(&path)
+            .map_err(|reason| PatternError {
+                pattern: path.chars().take(100).collect(),
+                reason,
+            })?;
         pending.extend(targets.into_iter().rev());
     }
-    Ok(without_nested(follower.resolved))
+    Ok(without_nested_or_none_for_root(follower.resolved))
 }
 
 /// The state of following the links in one context.
@@ -65,7 +67,7 @@ struct LinkFollower<'a> {
 
 impl LinkFollower<'_> {
     /// Follows the clean path `path` to its end or to the first symbolic link, and returns the paths to resolve next.
-    fn resolve(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
+    fn resolve_up_to_first_link(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         if path.len() > PATH_MAX_BYTES {
             return Err("links lead to it, and it is longer than 4095 bytes");
         }
@@ -73,7 +75,7 @@ impl LinkFollower<'_> {
         for end in ends.chain([path.len()]) {
             let current = &path[..end];
             let rest = path.get(end + 1..).unwrap_or_default();
-            let targets = self.link_targets(current)?;
+            let targets = self.targets_of_matching_links(current)?;
             if !targets.is_empty() {
                 let is_new = self.resolved.insert(current.to_owned());
                 let further = targets.iter().map(|to| glob::join_paths(to, rest));
@@ -86,7 +88,7 @@ impl LinkFollower<'_> {
 
     /// Looks up the symbolic link at `path` and returns its target, as a path from the root; for a pattern, the
     /// targets of all matching links.
-    fn link_targets(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
+    fn targets_of_matching_links(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         self.effort.check_wanted()?;
         self.effort.spend(path.len())?;
         let (folder, name) = glob::split_folder_and_name(path);
@@ -137,7 +139,9 @@ impl LinkFollower<'_> {
 
 /// Removes each path that is below the last path kept before it, so that sorted paths keep no nested ones. Returns
 /// `None` if the root is among the paths.
-pub(super) fn without_nested(paths: impl IntoIterator<Item = String>) -> Option<Vec<String>> {
+pub(super) fn without_nested_or_none_for_root(
+    paths: impl IntoIterator<Item = String>,
+) -> Option<Vec<String>> {
     let mut kept: Vec<String> = Vec::new();
     for path in paths {
         if path == "." {

@@ -1,8 +1,8 @@
 //! Validation of patterns: a port of the syntax check in Go's `filepath.Match`.
 //!
-//! `github.com/moby/patternmatcher` rejects a pattern exactly if `filepath.Match(pattern, ".")` fails. That function stops at
-//! the first part that does not match, so it accepts patterns that are malformed behind it, such as `a*/b\`. Therefore this is
-//! the same algorithm.
+//! `github.com/moby/patternmatcher` rejects a pattern exactly if `filepath.Match(pattern, ".")` fails. That function
+//! stops at the first part that does not match, so it accepts patterns that are malformed behind it, such as `a*/b\`.
+//! Therefore this is the same algorithm.
 
 /// The error for a malformed pattern, as Go's `ErrBadPattern`.
 struct BadPattern;
@@ -15,7 +15,7 @@ pub(super) fn go_match_accepts(pattern: &str) -> bool {
 /// Returns whether a pattern matches the whole of `name`; fails if a part that is reached is malformed.
 fn match_name(mut pattern: &str, mut name: &str) -> Result<bool, BadPattern> {
     'chunks: while !pattern.is_empty() {
-        let (has_star, chunk, rest) = scan_chunk(pattern);
+        let (has_star, chunk, rest) = split_star_chunk_and_rest(pattern);
         pattern = rest;
         if has_star && chunk.is_empty() {
             return Ok(!name.contains('/'));
@@ -43,7 +43,7 @@ fn match_name(mut pattern: &str, mut name: &str) -> Result<bool, BadPattern> {
 }
 
 /// Splits the next part without stars off a pattern. Returns whether a star precedes the part, the part, and the rest.
-fn scan_chunk(pattern: &str) -> (bool, &str, &str) {
+fn split_star_chunk_and_rest(pattern: &str) -> (bool, &str, &str) {
     let without_stars = pattern.trim_start_matches('*');
     let has_star = without_stars.len() < pattern.len();
     let mut is_in_class = false;

@@ -22,7 +22,7 @@ pub(crate) struct PatternProblem {
 ///
 /// BuildKit's clients reject some of them, and do not notice others, or only when they try them.
 pub(crate) fn pattern_problems(content: &[u8]) -> impl Iterator<Item = PatternProblem> {
-    pattern_texts(content).filter_map(|(line, pattern)| {
+    line_numbers_and_pattern_texts(content).filter_map(|(line, pattern)| {
         let reason = match Pattern::parse(&pattern) {
             Ok(parsed) => parsed.problem()?,
             Err(error) => error.reason,
@@ -35,9 +35,9 @@ pub(crate) fn pattern_problems(content: &[u8]) -> impl Iterator<Item = PatternPr
     })
 }
 
-/// Returns the patterns in the content of an ignore file, as BuildKit sends them to its clients, with the numbers of their
-/// lines.
-pub(super) fn pattern_texts(content: &[u8]) -> impl Iterator<Item = (usize, String)> {
+/// Returns the patterns in the content of an ignore file, as BuildKit sends them to its clients, with the numbers of
+/// their lines.
+pub(super) fn line_numbers_and_pattern_texts(content: &[u8]) -> impl Iterator<Item = (usize, String)> {
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     let lines = (1..).zip(content.split(|byte| *byte == b'\n'));
     lines.filter_map(|(line, text)| Some((line, pattern_text_in_line(&String::from_utf8_lossy(text))?)))
@@ -46,15 +46,18 @@ pub(super) fn pattern_texts(content: &[u8]) -> impl Iterator<Item = (usize, Stri
 /// The limit on the patterns of an ignore file that are tried for [`excluding_pattern`].
 const TRIED_PATTERNS_MAX: usize = 2_000;
 
-/// The limit on the length of the patterns with wildcards that are tried for [`excluding_pattern`], in bytes: each is compiled.
+/// The limit on the length of the patterns with wildcards that are tried for [`excluding_pattern`], in bytes: each is
+/// compiled.
 const TRIED_WILDCARDS_MAX_BYTES: usize = 2 << 10;
 
-/// Returns the pattern in the content of an ignore file that excludes `path` or a folder above it, and its line; `None` if none
-/// does, a pattern is malformed, or there are too many patterns to find out.
+/// Returns the pattern in the content of an ignore file that excludes `path` or a folder above it, and its line; `None`
+/// if none does, a pattern is malformed, or there are too many patterns to find out.
 ///
 /// The last pattern that matches decides, so the search goes from the end.
 pub fn excluding_pattern(content: &[u8], path: &str) -> Option<(usize, String)> {
-    let mut patterns: Vec<_> = pattern_texts(content).take(TRIED_PATTERNS_MAX + 1).collect();
+    let mut patterns: Vec<_> = line_numbers_and_pattern_texts(content)
+        .take(TRIED_PATTERNS_MAX + 1)
+        .collect();
     if patterns.len() > TRIED_PATTERNS_MAX || path.len() > 4096 {
         return None;
     }

@@ -1,7 +1,7 @@
 //! The rules of an ignore file, for a client that leaves out of a context what BuildKit would not read of it.
 
 use super::effort::MatchingEffort;
-use super::ignore_file::pattern_texts;
+use super::ignore_file::line_numbers_and_pattern_texts;
 use super::patterns::MatchedPatterns;
 use super::{PatternError, PatternSelection};
 
@@ -12,7 +12,7 @@ pub struct IgnoreRules {
 
 /// The patterns that match a folder, which the paths directly in it inherit. The default is that of the context's root.
 #[derive(Clone, Debug, Default)]
-pub struct MatchedFolder(MatchedPatterns);
+pub struct PatternsMatchingFolder(MatchedPatterns);
 
 /// The decision of [`IgnoreRules`] about one path.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct IgnoreDecision {
     /// Whether an exception (`!`) may include paths below, if the path is an excluded folder.
     pub may_include_below: bool,
     /// The patterns that match the path, for the paths in it.
-    pub matched: MatchedFolder,
+    pub matched: PatternsMatchingFolder,
 }
 
 impl IgnoreRules {
@@ -31,7 +31,9 @@ impl IgnoreRules {
     /// # Errors
     /// Fails if a pattern is malformed, or there are too many or too long ones.
     pub fn parse(content: &[u8]) -> Result<Self, PatternError> {
-        let texts: Vec<_> = pattern_texts(content).map(|(_, text)| text).collect();
+        let texts: Vec<_> = line_numbers_and_pattern_texts(content)
+            .map(|(_, text)| text)
+            .collect();
         Ok(Self {
             patterns: PatternSelection::by_excludes(&texts)?,
         })
@@ -42,13 +44,17 @@ impl IgnoreRules {
     ///
     /// # Errors
     /// Fails if a malformed pattern has to be tried.
-    pub fn decide(&self, path: &str, parent: &MatchedFolder) -> Result<IgnoreDecision, PatternError> {
+    pub fn decide(
+        &self,
+        path: &str,
+        parent: &PatternsMatchingFolder,
+    ) -> Result<IgnoreDecision, PatternError> {
         let mut effort = MatchingEffort::new(usize::MAX, "the patterns are too complex", &|| true);
         let (is_excluded, matched) = self.patterns.patterns.matches(path, &parent.0, &mut effort)?;
         Ok(IgnoreDecision {
             is_excluded,
             may_include_below: self.patterns.patterns.has_exceptions() && !self.patterns.rules_out(path),
-            matched: MatchedFolder(matched),
+            matched: PatternsMatchingFolder(matched),
         })
     }
 }
@@ -59,7 +65,7 @@ mod tests {
 
     /// Returns whether a path is excluded, after a decision about every folder above it.
     fn is_excluded(rules: &IgnoreRules, path: &str) -> bool {
-        let mut folder = MatchedFolder::default();
+        let mut folder = PatternsMatchingFolder::default();
         let mut end = 0;
         loop {
             end = path[end..].find('/').map_or(path.len(), |at| end + at);

@@ -1,9 +1,9 @@
 //! Lists of patterns in the syntax of `.dockerignore`, with the rules of `github.com/moby/patternmatcher`.
 //!
-//! BuildKit leaves the matching to its client, and every client uses that Go module with its peculiarities. A context must
-//! not have other files here than with `docker build`, and no crate has exactly these rules, so they are written out. In
-//! short: `*`, `?` and `[a-z]` stop at `/`, and `**` does not; a pattern that matches a folder matches everything in it; the
-//! last pattern that matches decides; `!` makes an exception.
+//! BuildKit leaves the matching to its client, and every client uses that Go module with its peculiarities. A context
+//! must not have other files here than with `docker build`, and no crate has exactly these rules, so they are written
+//! out. In short: `*`, `?` and `[a-z]` stop at `/`, and `**` does not; a pattern that matches a folder matches
+//! everything in it; the last pattern that matches decides; `!` makes an exception.
 
 use regex::{Regex, RegexBuilder};
 
@@ -57,8 +57,8 @@ impl Patterns {
     /// Parses a list of patterns, without the blank ones.
     ///
     /// # Errors
-    /// Fails if a pattern is malformed, or there are too many or too long ones. Some malformed patterns are rejected only when they
-    /// are tried, as in the original.
+    /// Fails if a pattern is malformed, or there are too many or too long ones. Some malformed patterns are rejected
+    /// only when they are tried, as in the original.
     pub(super) fn parse(patterns: &[String]) -> Result<Self, PatternError> {
         if let Some(one_more) = patterns.get(PATTERN_COUNT_MAX) {
             return Err(PatternError {
@@ -128,12 +128,12 @@ impl Patterns {
 impl Pattern {
     /// Parses one pattern; fails if Go's `filepath.Match` rejects it. A pattern that fails only once it is tried is
     /// kept.
-    pub(super) fn parse(given: &str) -> Result<Self, PatternError> {
+    pub(super) fn parse(pattern_text: &str) -> Result<Self, PatternError> {
         let reject = |reason| PatternError {
-            pattern: given.to_owned(),
+            pattern: pattern_text.to_owned(),
             reason,
         };
-        let cleaned = glob::clean_path(given);
+        let cleaned = glob::clean_path(pattern_text);
         let (is_exception, text) = match cleaned.strip_prefix('!') {
             Some("") => return Err(reject("a pattern has to follow '!'")),
             Some(rest) => (true, rest.to_owned()),
@@ -277,8 +277,8 @@ fn ends_with_backslash(pattern: &str) -> bool {
 /// A translation of a regular expression from Go's syntax to that of the `regex` crate.
 ///
 /// In patterns the two differ only inside classes, where `[`, `&`, `~` and a first `]` are literals in Go. The original
-/// applies the same substitutions inside classes as outside (so `[*]` has an odd meaning), so classes can be recognised only
-/// here, after the substitutions. Not supported: `[[:alpha:]]`, `\\p` and `\\Q`.
+/// applies the same substitutions inside classes as outside (so `[*]` has an odd meaning), so classes can be recognised
+/// only here, after the substitutions. Not supported: `[[:alpha:]]`, `\\p` and `\\Q`.
 struct GoRegex {
     text: String,
     class: ClassState,

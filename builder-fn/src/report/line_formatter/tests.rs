@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn time_after_epoch(milliseconds: u64) -> SystemTime {
+fn time_after_2026_01_02t03_04_05(milliseconds: u64) -> SystemTime {
     // 2026-01-02T03:04:05Z
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045) + Duration::from_millis(milliseconds)
 }
@@ -13,7 +13,7 @@ fn step_started_event(milliseconds: u64) -> BuildEvent {
     BuildEvent::StepStarted {
         digest: "sha256:1".into(),
         name: "[2/3] RUN make".into(),
-        at: time_after_epoch(milliseconds),
+        at: time_after_2026_01_02t03_04_05(milliseconds),
         is_rerun: false,
     }
 }
@@ -22,8 +22,8 @@ fn step_ended_event(started: Option<u64>, ended: u64) -> BuildEvent {
     BuildEvent::StepEnded {
         digest: "sha256:1".into(),
         name: "[2/3] RUN make".into(),
-        started: started.map(time_after_epoch),
-        ended: time_after_epoch(ended),
+        started: started.map(time_after_2026_01_02t03_04_05),
+        ended: time_after_2026_01_02t03_04_05(ended),
         cached: false,
         error: String::new(),
         is_rerun: false,
@@ -34,7 +34,7 @@ fn output_event(stream: i64, milliseconds: u64, text: &str) -> BuildEvent {
     BuildEvent::Output {
         step: "sha256:1".into(),
         stream,
-        at: time_after_epoch(milliseconds),
+        at: time_after_2026_01_02t03_04_05(milliseconds),
         text: text.into(),
     }
 }
@@ -43,7 +43,7 @@ fn progress_event(milliseconds: u64, current: i64, done: bool) -> BuildEvent {
     BuildEvent::Progress {
         id: "exporting layers".into(),
         current,
-        at: time_after_epoch(milliseconds),
+        at: time_after_2026_01_02t03_04_05(milliseconds),
         done,
         is_rerun: false,
     }
@@ -136,8 +136,8 @@ fn long_lines_are_split_between_characters_and_lose_nothing() {
 #[test]
 fn steps_of_slipways_own_have_the_form_of_buildkits() {
     let lines = LineFormatter::default();
-    let begin = lines.step_started("[deploy] hello");
-    let end = lines.step_ended("[deploy] hello", Duration::from_millis(2340));
+    let begin = lines.format_own_step_start("[deploy] hello");
+    let end = lines.format_own_step_end("[deploy] hello", Duration::from_millis(2340));
 
     assert!(
         begin.starts_with("v: 20") && begin.ends_with("Z [deploy] hello"),
@@ -169,7 +169,7 @@ proptest! {
         for cut in cuts.iter().cycle() {
             let (piece, further) = rest.split_at(rest.len().min(*cut));
             rest = further;
-            let at = time_after_epoch(0);
+            let at = time_after_2026_01_02t03_04_05(0);
             formatted.extend(lines.format_event(BuildEvent::Output { step: "s".into(), stream: 1, at, text: piece.to_vec() }));
             if rest.is_empty() {
                 break;
@@ -197,7 +197,7 @@ proptest! {
         let text = "x".repeat(before) + &secret + &"y".repeat(after);
         let mut formatted = Vec::new();
         for piece in text.as_bytes().chunks(cut) {
-            formatted.extend(lines.format_event(BuildEvent::Output { step: "s".into(), stream: 1, at: time_after_epoch(0), text: piece.to_vec() }));
+            formatted.extend(lines.format_event(BuildEvent::Output { step: "s".into(), stream: 1, at: time_after_2026_01_02t03_04_05(0), text: piece.to_vec() }));
         }
         formatted.extend(lines.take_unfinished_output());
 
@@ -230,7 +230,7 @@ proptest! {
             let event = BuildEvent::Output {
                 step: "s".into(),
                 stream: 1 + (index % 2) as i64,
-                at: time_after_epoch(index as u64 * 1000),
+                at: time_after_2026_01_02t03_04_05(index as u64 * 1000),
                 text: piece.concat(),
             };
             let expected = formatting.format_event(event.clone());
@@ -285,7 +285,7 @@ fn output_that_is_not_utf8_and_names_of_several_lines_become_valid_lines() {
     let event = BuildEvent::Output {
         step: "x".into(),
         stream: 1,
-        at: time_after_epoch(0),
+        at: time_after_2026_01_02t03_04_05(0),
         text: b"\xff\xfe\n".to_vec(),
     };
     assert_eq!(
@@ -296,7 +296,7 @@ fn output_that_is_not_utf8_and_names_of_several_lines_become_valid_lines() {
     let event = BuildEvent::Progress {
         id: "a\nb".into(),
         current: 1,
-        at: time_after_epoch(0),
+        at: time_after_2026_01_02t03_04_05(0),
         done: true,
         is_rerun: false,
     };

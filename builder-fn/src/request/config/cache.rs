@@ -51,8 +51,10 @@ pub(super) fn read_cache_to(fields: &mut ConfigFields) -> Vec<CacheToItem> {
 }
 
 /// Leaves out the blank items of a list: clients split an empty option into a list of one empty string.
-fn without_blank_items(given: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)> {
-    let trimmed = given.into_iter().map(|(at, text)| (at, text.trim().to_owned()));
+fn without_blank_items(indexed_items: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)> {
+    let trimmed = indexed_items
+        .into_iter()
+        .map(|(at, text)| (at, text.trim().to_owned()));
     trimmed.filter(|(_, text)| !text.is_empty())
 }
 
@@ -60,7 +62,7 @@ fn without_blank_items(given: Vec<(usize, String)>) -> impl Iterator<Item = (usi
 ///
 /// # Errors
 /// With the problem, which follows the key in the error's text.
-fn parse_cache_item(text: &str, known: &[&str]) -> Result<CacheToItem, String> {
+fn parse_cache_item(text: &str, known_fields: &[&str]) -> Result<CacheToItem, String> {
     let image =
         |name: &str| ImageRef::parse(name).map_err(|error| format!("is not an image reference: {error}"));
     if !text.contains('=') {
@@ -74,10 +76,10 @@ fn parse_cache_item(text: &str, known: &[&str]) -> Result<CacheToItem, String> {
     for field in text.split(',') {
         let (field, value) = field.split_once('=').unwrap_or((field, ""));
         match (field.trim(), value.trim()) {
-            (field, _) if !known.contains(&field) => {
+            (field, _) if !known_fields.contains(&field) => {
                 return Err(format!(
                     "should be an image, or have only these fields: {}",
-                    known.join(", ")
+                    known_fields.join(", ")
                 ));
             }
             ("type", "registry") => {}

@@ -8,16 +8,16 @@ use super::fields::ConfigFields;
 use crate::sources::WebUrl;
 
 /// The keys of `commitStatus`.
-const KEYS: [&str; 6] = ["github", "gitlab", "commit", "name", "api", "link"];
+const COMMIT_STATUS_KEYS: [&str; 6] = ["github", "gitlab", "commit", "name", "api", "link"];
 
 /// The name of a status whose config gives none.
-const DEFAULT_NAME: &str = "slipway";
+const DEFAULT_STATUS_NAME: &str = "slipway";
 
 /// The length of the longest name of a status, in characters.
-const MAX_NAME_CHARS: usize = 100;
+const MAX_STATUS_NAME_CHARS: usize = 100;
 
 /// The length of the longest path of a project, in bytes.
-const MAX_PROJECT_BYTES: usize = 255;
+const MAX_PROJECT_PATH_BYTES: usize = 255;
 
 /// A service that keeps git repositories and shows the statuses of their commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(crate) enum Forge {
 
 /// The status of a commit that a build sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CommitStatus {
+pub(crate) struct CommitStatusConfig {
     /// The service that has the repository.
     pub(crate) forge: Forge,
     /// The full hash of the commit; `None` if it is that of the build's context.
@@ -45,53 +45,59 @@ pub(crate) struct CommitStatus {
     encoded: String,
 }
 
-impl CommitStatus {
+impl CommitStatusConfig {
     /// Returns the URL of the project in the API. Rules and settings name projects by it.
     pub(crate) fn project(&self) -> &WebUrl {
         &self.project
     }
 
     /// Returns the URL that sets the status of a commit, a full hash.
-    pub(crate) fn url_for(&self, commit: &str) -> Option<Uri> {
+    pub(crate) fn status_url_for(&self, commit: &str) -> Option<Uri> {
         format!("{}/statuses/{commit}", self.encoded).parse().ok()
     }
 }
 
 /// Reads the key `commitStatus`.
-pub(super) fn read_commit_status(fields: &mut ConfigFields) -> Option<CommitStatus> {
+pub(super) fn read_commit_status(fields: &mut ConfigFields) -> Option<CommitStatusConfig> {
     if !fields.has_unread_key("commitStatus") {
         return None;
     }
-    let given = fields.read_spelled_object("commitStatus", &KEYS)?;
-    for key in given.keys().filter(|key| !KEYS.contains(&key.as_str())) {
+    let given = fields.read_object_with_known_keys_in_any_case("commitStatus", &COMMIT_STATUS_KEYS)?;
+    for key in given
+        .keys()
+        .filter(|key| !COMMIT_STATUS_KEYS.contains(&key.as_str()))
+    {
         fields.record_wrong_key(
             format_args!("commitStatus.{}", escape_and_shorten_key(key)),
-            format_args!("is unknown; commitStatus should have {}", KEYS.join(", ")),
+            format_args!(
+                "is unknown; commitStatus should have {}",
+                COMMIT_STATUS_KEYS.join(", ")
+            ),
         );
     }
     let project = read_project(fields, &given);
-    let commit = read_text(
+    let commit = read_optional_text(
         fields,
         &given,
         "commit",
         "should be the full hash of a commit",
-        is_commit,
+        is_full_commit_hash,
     );
-    let name = read_text(
+    let name = read_optional_text(
         fields,
         &given,
         "name",
         "should be a text of at most 100 characters, such as ci/slipway",
-        |name| name.chars().count() <= MAX_NAME_CHARS && !name.contains(char::is_control),
+        |name| name.chars().count() <= MAX_STATUS_NAME_CHARS && !name.contains(char::is_control),
     );
-    let link = read_text(fields, &given, "link", "should be a URL", |link| {
+    let link = read_optional_text(fields, &given, "link", "should be a URL", |link| {
         WebUrl::parse(link).is_ok()
     });
     let (forge, project, encoded) = project?;
-    Some(CommitStatus {
+    Some(CommitStatusConfig {
         forge,
         commit: commit.ok()?.map(|commit| commit.to_ascii_lowercase()),
-        name: name.ok()?.unwrap_or_else(|| DEFAULT_NAME.to_owned()),
+        name: name.ok()?.unwrap_or_else(|| DEFAULT_STATUS_NAME.to_owned()),
         link: link.ok()?,
         project,
         encoded,
@@ -99,8 +105,12 @@ pub(super) fn read_commit_status(fields: &mut ConfigFields) -> Option<CommitStat
 }
 
 /// Reads the project, and the API that has it.
-fn read_project(fields: &mut ConfigFields, given: &Map<String, Value>) -> Option<(Forge, WebUrl, String)> {
-    let (forge, key, api, folder, example) = match (given.get("github"), given.get("gitlab")) {
+fn read_project(
+    fields: &mut ConfigFields,
+    status_object: &Map<String, Value>,
+) -> Option<(Forge, WebUrl, String)> {
+    let (forge, key, api, folder, example) = match (status_object.get("github"), status_object.get("gitlab"))
+    {
         (Some(_), None) => (
             Forge::GitHub,
             "github",
@@ -122,14 +132,14 @@ fn read_project(fields: &mut ConfigFields, given: &Map<String, Value>) -> Option
     };
     let is_valid = |path: &str| {
         let parts = path.split('/').count();
-        path.len() <= MAX_PROJECT_BYTES
-            && path.split('/').all(is_path_component)
+        path.len() <= MAX_PROJECT_PATH_BYTES
+            && path.split('/').all(is_project_path_component)
             && (parts == 2 || (parts > 2 && forge == Forge::GitLab))
     };
-    let project = read_text(fields, given, key, example, is_valid).ok()??;
+    let project = read_optional_text(fields, status_object, key, example, is_valid).ok()??;
     let api_problem = "should be the URL of the API, like https://git.example/api/v4, without a query and encoded characters";
     let is_api = |api: &str| !api.contains(['?', '%']) && WebUrl::parse(api).is_ok();
-    let api = read_text(fields, given, "api", api_problem, is_api)
+    let api = read_optional_text(fields, status_object, "api", api_problem, is_api)
         .ok()?
         .unwrap_or_else(|| api.to_owned());
     let api = api.trim_end_matches('/');
@@ -149,14 +159,14 @@ fn read_project(fields: &mut ConfigFields, given: &Map<String, Value>) -> Option
 }
 
 /// Reads an optional text, and records one that `is_valid` rejects. `Err` stands for such a text.
-fn read_text(
+fn read_optional_text(
     fields: &mut ConfigFields,
-    given: &Map<String, Value>,
+    status_object: &Map<String, Value>,
     key: &str,
     problem: &str,
     is_valid: impl Fn(&str) -> bool,
 ) -> Result<Option<String>, ()> {
-    match given.get(key) {
+    match status_object.get(key) {
         None => Ok(None),
         Some(Value::String(text)) if !text.is_empty() && is_valid(text) => Ok(Some(text.clone())),
         Some(_) => {
@@ -167,12 +177,12 @@ fn read_text(
 }
 
 /// Returns whether a text is the full hash of a commit.
-pub(crate) fn is_commit(text: &str) -> bool {
+pub(crate) fn is_full_commit_hash(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Returns whether a text is a name in the path of a project.
-fn is_path_component(part: &str) -> bool {
+fn is_project_path_component(part: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     !part.is_empty() && !part.starts_with('.') && part.bytes().all(allowed)
 }
@@ -184,16 +194,16 @@ mod tests {
     use super::*;
     use crate::request::BuildConfig;
 
-    const COMMIT: &str = "0123456789012345678901234567890123456789";
+    const COMMIT_HASH: &str = "0123456789012345678901234567890123456789";
 
-    fn parse(status: Value) -> Result<CommitStatus, String> {
+    fn parse_commit_status(status: Value) -> Result<CommitStatusConfig, String> {
         let config = json!({"image": "r.example/a", "commitStatus": status}).to_string();
         let config = BuildConfig::parse(config.as_bytes()).map_err(|error| error.to_string())?;
         Ok(config.commit_status.unwrap())
     }
 
     #[test]
-    fn the_status_of_a_commit_has_an_address_of_its_own_at_each_forge() {
+    fn github_and_gitlab_statuses_have_a_project_url_a_status_url_and_a_default_name() {
         for (status, project, url) in [
             (
                 json!({"github": "acme/hello"}),
@@ -206,20 +216,20 @@ mod tests {
                 "https://git.example/api/v4/projects/acme%2Ffunctions%2Fhello/statuses/",
             ),
         ] {
-            let status = parse(status).unwrap();
+            let status = parse_commit_status(status).unwrap();
             assert_eq!(status.project().to_string(), project);
-            let sent = status.url_for(COMMIT).unwrap();
-            assert_eq!(sent.to_string(), format!("{url}{COMMIT}"));
+            let sent = status.status_url_for(COMMIT_HASH).unwrap();
+            assert_eq!(sent.to_string(), format!("{url}{COMMIT_HASH}"));
             assert_eq!((status.name.as_str(), status.commit), ("slipway", None));
         }
     }
 
     #[test]
-    fn every_wrong_member_is_named_at_once() {
+    fn every_wrong_member_of_commit_status_is_named_in_one_error() {
         let status = json!({
-            "github": "acme", "commit": "main", "name": "a\u{7}", "api": "api.github.com", "link": "javascript:x", "sha": COMMIT,
+            "github": "acme", "commit": "main", "name": "a\u{7}", "api": "api.github.com", "link": "javascript:x", "sha": COMMIT_HASH,
         });
-        let error = parse(status).unwrap_err();
+        let error = parse_commit_status(status).unwrap_err();
         for expected in [
             "commitStatus.github should be OWNER/NAME",
             "commitStatus.commit should be the full hash",
@@ -245,7 +255,7 @@ mod tests {
             (json!({"gitlab": "a/b?x"}), "commitStatus.gitlab should be"),
             (json!({"github": 1}), "commitStatus.github should be"),
         ] {
-            let error = parse(status.clone()).unwrap_err();
+            let error = parse_commit_status(status.clone()).unwrap_err();
             assert!(error.contains(expected), "{status}: {error}");
         }
     }

@@ -10,10 +10,10 @@ use crate::request::Sha256Digest;
 use crate::sources::WebUrl;
 
 /// The kinds of references, which are keys of `context`.
-const KINDS: [&str; 3] = ["oci", "url", "git"];
+const CONTEXT_KINDS: [&str; 3] = ["oci", "url", "git"];
 
 /// The keys of `context`: the kinds of references, and what belongs to one of them.
-const KEYS: [&str; 4] = ["oci", "url", "sha256", "git"];
+const CONTEXT_KEYS: [&str; 4] = ["oci", "url", "sha256", "git"];
 
 /// A reference to a context that is fetched when its build begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,14 +76,17 @@ pub(super) fn read_named_context(fields: &mut ConfigFields) -> Option<NamedConte
         );
         return None;
     }
-    let context = fields.read_spelled_object("context", &KEYS)?;
-    for key in context.keys().filter(|key| !KEYS.contains(&key.as_str())) {
+    let context = fields.read_object_with_known_keys_in_any_case("context", &CONTEXT_KEYS)?;
+    for key in context.keys().filter(|key| !CONTEXT_KEYS.contains(&key.as_str())) {
         fields.record_wrong_key(
             format_args!("context.{}", escape_and_shorten_key(key)),
-            format_args!("is unknown; context should have one of {}", KINDS.join(", ")),
+            format_args!(
+                "is unknown; context should have one of {}",
+                CONTEXT_KINDS.join(", ")
+            ),
         );
     }
-    let given: Vec<&str> = KINDS
+    let given: Vec<&str> = CONTEXT_KINDS
         .into_iter()
         .filter(|kind| context.contains_key(*kind))
         .collect();
@@ -96,7 +99,7 @@ pub(super) fn read_named_context(fields: &mut ConfigFields) -> Option<NamedConte
             read_git(fields, git).map(NamedContext::Git)
         }
         _ => {
-            let problem = format!("should have exactly one of {}", KINDS.join(", "));
+            let problem = format!("should have exactly one of {}", CONTEXT_KINDS.join(", "));
             fields.record_wrong_key("context", problem);
             None
         }

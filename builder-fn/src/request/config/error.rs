@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The most wrong keys that an error lists. Further ones are counted, so that a configuration of 1 MiB cannot make an
 /// answer of many.
-const MAX_KEYS_SHOWN: usize = 50;
+const MAX_WRONG_KEYS_LISTED: usize = 50;
 
 /// The length of the longest part of a caller's key that an error shows, in characters.
 const MAX_KEY_CHARS_SHOWN: usize = 100;
@@ -42,8 +42,8 @@ pub enum ConfigProblem {
     Keys(KeyErrors),
 }
 
-/// The missing and wrong keys of a configuration: the first [`MAX_KEYS_SHOWN`], each with what would be right, and the
-/// number of the others.
+/// The missing and wrong keys of a configuration: the first [`MAX_WRONG_KEYS_LISTED`], each with what would be right,
+/// and the number of the others.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct KeyErrors {
     listed: Vec<String>,
@@ -54,7 +54,7 @@ pub struct KeyErrors {
 impl KeyErrors {
     /// Adds the error of a key. `problem` follows the key, as in `timeout` and `should be a duration`.
     pub(super) fn push(&mut self, key: impl fmt::Display, problem: impl fmt::Display) {
-        if self.listed.len() < MAX_KEYS_SHOWN {
+        if self.listed.len() < MAX_WRONG_KEYS_LISTED {
             self.listed.push(format!("{key} {problem}"));
         } else {
             self.more += 1;

@@ -60,7 +60,7 @@ impl ConfigFields {
     /// Removes a key of any type and returns its value. `null` and the empty string count as absent: Go clients
     /// write them for what they leave out.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
-        let read = take(&mut self.unread, key, key, &mut self.respelled, &mut self.errors);
+        let read = take_every_spelling(&mut self.unread, key, key, &mut self.respelled, &mut self.errors);
         read.filter(|value| !counts_as_absent(value))
     }
 
@@ -100,12 +100,18 @@ impl ConfigFields {
 
     /// Reads a key with an object whose known keys may be spelled with letters of another case. `null` counts
     /// as absent in all of the object.
-    pub(super) fn read_spelled_object(&mut self, key: &str, known: &[&str]) -> Option<Map<String, Value>> {
+    pub(super) fn read_object_with_known_keys_in_any_case(
+        &mut self,
+        key: &str,
+        known: &[&str],
+    ) -> Option<Map<String, Value>> {
         let mut given = self.read_object(key)?;
         let mut map = Map::new();
         for name in known {
             let shown = format!("{key}.{name}");
-            if let Some(value) = take(&mut given, name, &shown, &mut self.respelled, &mut self.errors) {
+            if let Some(value) =
+                take_every_spelling(&mut given, name, &shown, &mut self.respelled, &mut self.errors)
+            {
                 map.insert((*name).to_owned(), value);
             }
         }
@@ -180,7 +186,7 @@ fn counts_as_absent(value: &Value) -> bool {
 
 /// Removes every spelling of `key` from `map`, and returns its value. Two spellings with different values are an error.
 /// `shown` is the key in errors and warnings.
-fn take(
+fn take_every_spelling(
     map: &mut Map<String, Value>,
     key: &str,
     shown: &str,

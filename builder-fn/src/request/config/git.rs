@@ -8,10 +8,10 @@ use crate::buildkit::GitContextSource;
 use crate::sources::WebUrl;
 
 /// The keys of `context.git`.
-const KEYS: [&str; 3] = ["repository", "ref", "subdir"];
+const GIT_CONTEXT_KEYS: [&str; 3] = ["repository", "ref", "subdir"];
 
 /// The length of the longest ref or subdir, in bytes.
-const MAX_PART_BYTES: usize = 255;
+const MAX_REF_OR_SUBDIR_BYTES: usize = 255;
 
 /// A reference to a context in a git repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,21 +42,24 @@ pub(super) fn read_git(fields: &mut ConfigFields, value: &Value) -> Option<GitCo
         );
         return None;
     };
-    for key in git.keys().filter(|key| !KEYS.contains(&key.as_str())) {
+    for key in git.keys().filter(|key| !GIT_CONTEXT_KEYS.contains(&key.as_str())) {
         fields.record_wrong_key(
             format_args!("context.git.{}", escape_and_shorten_key(key)),
-            format_args!("is unknown; context.git should have {}", KEYS.join(", ")),
+            format_args!(
+                "is unknown; context.git should have {}",
+                GIT_CONTEXT_KEYS.join(", ")
+            ),
         );
     }
     let repository = read_repository(fields, git);
-    let reference = read_part(
+    let reference = read_ref_or_subdir(
         fields,
         git,
         "ref",
-        is_ref,
+        is_acceptable_ref,
         "should be a branch, a tag or a full commit hash",
     );
-    let subdir = read_part(
+    let subdir = read_ref_or_subdir(
         fields,
         git,
         "subdir",
@@ -90,7 +93,7 @@ fn read_repository(fields: &mut ConfigFields, git: &Map<String, Value>) -> Optio
 }
 
 /// Reads an optional part, and records one that `is_valid` rejects. `Err` stands for such a part.
-fn read_part(
+fn read_ref_or_subdir(
     fields: &mut ConfigFields,
     git: &Map<String, Value>,
     key: &str,
@@ -100,7 +103,9 @@ fn read_part(
     match git.get(key) {
         None => Ok(None),
         Some(Value::String(text)) if text.is_empty() => Ok(None),
-        Some(Value::String(text)) if text.len() <= MAX_PART_BYTES && is_valid(text) => Ok(Some(text.clone())),
+        Some(Value::String(text)) if text.len() <= MAX_REF_OR_SUBDIR_BYTES && is_valid(text) => {
+            Ok(Some(text.clone()))
+        }
         Some(_) => {
             fields.record_wrong_key(format_args!("context.git.{key}"), problem);
             Err(())
@@ -108,9 +113,9 @@ fn read_part(
     }
 }
 
-/// Returns whether a text is a ref that git accepts and that is no option, revision or refspec: `git help check-ref-format`,
-/// without the characters that no usual name has.
-fn is_ref(text: &str) -> bool {
+/// Returns whether a text is a ref that git accepts and that is no option, revision or refspec: `git help
+/// check-ref-format`, without the characters that no usual name has.
+fn is_acceptable_ref(text: &str) -> bool {
     let is_component = |part: &str| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+@-".contains(&byte);
         part.bytes().all(allowed)
@@ -149,7 +154,7 @@ mod tests {
             "user@feature",
             "0123456789012345678901234567890123456789",
         ] {
-            assert!(is_ref(text), "{text}");
+            assert!(is_acceptable_ref(text), "{text}");
         }
         for text in [
             "-x",
@@ -179,7 +184,7 @@ mod tests {
             "a*",
             "é",
         ] {
-            assert!(!is_ref(text), "{text:?}");
+            assert!(!is_acceptable_ref(text), "{text:?}");
         }
     }
 

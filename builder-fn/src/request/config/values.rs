@@ -241,7 +241,7 @@ pub(super) fn read_deploy_and_probe(
     skip_push: bool,
 ) -> (Option<JsonObject>, Option<JsonObject>) {
     let has_deploy = fields.has_unread_key("deploy");
-    let deploy = fields.read_spelled_object("deploy", &DEPLOY_KEYS);
+    let deploy = fields.read_object_with_known_keys_in_any_case("deploy", &DEPLOY_KEYS);
     if let Some(deploy) = &deploy {
         let service = deploy.get("service").and_then(Value::as_str);
         if service.is_none_or(str::is_empty) {
@@ -260,7 +260,7 @@ pub(super) fn read_deploy_and_probe(
             "should be false, or deploy left out: an image that is not pushed cannot be deployed",
         );
     }
-    let probe = fields.read_spelled_object("probe", &PROBE_KEYS);
+    let probe = fields.read_object_with_known_keys_in_any_case("probe", &PROBE_KEYS);
     if probe.is_some() && !has_deploy {
         fields.record_wrong_key(
             "probe",

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use flate2::write::GzDecoder;
 
-use super::TarOutput;
+use super::LimitedTarWriter;
 use crate::context::ArchiveError;
 use crate::request::RequestError;
 
@@ -12,20 +12,20 @@ const FORMAT_NAME: &str = "gzip";
 
 /// A gzip stream that is decompressed piece by piece into a spool.
 ///
-/// Zeros after the last member are ignored, as by gzip: programs that write whole blocks fill the last one with them. Data
-/// after such zeros is rejected, because some programs read it and others do not.
+/// Zeros after the last member are ignored, as by gzip: programs that write whole blocks fill the last one with them.
+/// Data after such zeros is rejected, because some programs read it and others do not.
 pub(in crate::request) enum GzipStream {
     /// The stream is within a gzip member.
-    Member(Box<GzDecoder<TarOutput>>),
+    Member(Box<GzDecoder<LimitedTarWriter>>),
     /// The stream is at the end of a gzip member.
-    Between(TarOutput),
+    Between(LimitedTarWriter),
     /// The stream is in the zeros after the last gzip member.
-    Padding(TarOutput),
+    Padding(LimitedTarWriter),
 }
 
 impl GzipStream {
     /// Returns a gzip stream at its start.
-    pub(super) fn new(output: TarOutput) -> Self {
+    pub(super) fn new(output: LimitedTarWriter) -> Self {
         Self::Member(Box::new(GzDecoder::new(output)))
     }
 
@@ -60,7 +60,7 @@ impl GzipStream {
     }
 
     /// Checks that the gzip stream does not end within a member, and returns its output.
-    pub(super) fn finish(self) -> Result<TarOutput, RequestError> {
+    pub(super) fn finish(self) -> Result<LimitedTarWriter, RequestError> {
         match self {
             Self::Member(member) => finish_member(member),
             Self::Between(output) | Self::Padding(output) => Ok(output),
@@ -69,7 +69,7 @@ impl GzipStream {
 }
 
 /// Checks that a gzip member is complete, and returns its output.
-fn finish_member(mut member: Box<GzDecoder<TarOutput>>) -> Result<TarOutput, RequestError> {
+fn finish_member(mut member: Box<GzDecoder<LimitedTarWriter>>) -> Result<LimitedTarWriter, RequestError> {
     match member.try_finish() {
         Ok(()) => member
             .finish()

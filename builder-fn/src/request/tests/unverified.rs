@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use super::*;
 
 /// Limits on unverified bodies, so small that a test exceeds them quickly.
-const LIMITS: UnverifiedLimits = UnverifiedLimits {
+const SMALL_LIMITS: UnverifiedLimits = UnverifiedLimits {
     senders: 8,
     memory: 1 << 20,
     disk: 4 << 20,
@@ -19,7 +19,7 @@ const LIMITS: UnverifiedLimits = UnverifiedLimits {
 
 fn folder_with_limits(limits: UnverifiedLimits) -> SpoolFolder {
     let mut folder = spool_folder();
-    folder.limits.unverified = UnverifiedBodies::new(UnverifiedBudget::new(limits));
+    folder.limits.unverified = UnverifiedBodyResources::new(UnverifiedBudget::new(limits));
     folder
 }
 
@@ -59,7 +59,7 @@ fn a_body_takes_no_more_than_its_own_length_before_its_signature_is_verified() {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         io::Write::write_all(&mut gzip, &tar_with_files(&[("context/zeros", &zeros)])).unwrap();
         let bomb = gzip.finish().unwrap();
-        let folder = folder_with_limits(LIMITS);
+        let folder = folder_with_limits(SMALL_LIMITS);
         let budget = folder.limits.unverified.budget();
         let check = signature_required();
         let mut receiving = receive_without_end(vec![bomb.clone()], &check, &folder.limits);
@@ -82,7 +82,7 @@ fn a_body_takes_no_more_than_its_own_length_before_its_signature_is_verified() {
 #[test]
 fn any_number_of_unverified_bodies_stays_within_the_budget_and_leaves_nothing() {
     runtime_with_one_blocking_thread().block_on(async {
-        let folder = folder_with_limits(LIMITS);
+        let folder = folder_with_limits(SMALL_LIMITS);
         let budget = folder.limits.unverified.budget();
         let check = signature_required();
         let mut receiving = Vec::new();
@@ -100,9 +100,9 @@ fn any_number_of_unverified_bodies_stays_within_the_budget_and_leaves_nothing() 
                 }
             }
             receiving = pending;
-            assert!(budget.sender_count() <= LIMITS.senders);
-            assert!(budget.held_bytes(Resource::Memory) <= LIMITS.memory);
-            assert!(budget.held_bytes(Resource::Disk) <= LIMITS.disk);
+            assert!(budget.undisplaced_sender_count() <= SMALL_LIMITS.senders);
+            assert!(budget.held_bytes(Resource::Memory) <= SMALL_LIMITS.memory);
+            assert!(budget.held_bytes(Resource::Disk) <= SMALL_LIMITS.disk);
         }
         assert!(budget.held_bytes(Resource::Disk) > 0, "none of them was large");
         drop(receiving);
@@ -121,11 +121,11 @@ fn any_number_of_unverified_bodies_stays_within_the_budget_and_leaves_nothing() 
 #[test]
 fn a_small_signed_body_is_received_while_others_use_up_every_part_of_the_budget() {
     runtime_with_one_blocking_thread().block_on(async {
-        let folder = folder_with_limits(LIMITS);
+        let folder = folder_with_limits(SMALL_LIMITS);
         let budget = folder.limits.unverified.budget();
         let check = signature_required();
         let another = || receive_without_end(vec![vec![7; 60_000]; 8], &check, &folder.limits);
-        let mut flood: Vec<_> = (0..LIMITS.senders).map(|_| another()).collect();
+        let mut flood: Vec<_> = (0..SMALL_LIMITS.senders).map(|_| another()).collect();
         for round in 0..10 {
             let body = valid_tar();
             let mut signed: Receiving<'_> = Box::pin(async {
@@ -145,7 +145,7 @@ fn a_small_signed_body_is_received_while_others_use_up_every_part_of_the_budget(
             };
             assert!(received.is_ok(), "{round}: {received:?}");
         }
-        assert!(budget.sender_count() <= LIMITS.senders);
+        assert!(budget.undisplaced_sender_count() <= SMALL_LIMITS.senders);
     });
 }
 
@@ -153,7 +153,7 @@ fn a_small_signed_body_is_received_while_others_use_up_every_part_of_the_budget(
 async fn a_verified_body_counts_against_the_quota_of_verified_bodies_and_no_other() {
     let metric = test_gauge();
     for body in [valid_tar(), tar_of_3_megabytes()] {
-        let mut folder = folder_with_limits(LIMITS);
+        let mut folder = folder_with_limits(SMALL_LIMITS);
         folder.limits.spool.quota = SpoolQuota::new(body.len() as u64, metric.clone());
         let budget = folder.limits.unverified.budget();
         let head = request_head(Some(&sign_body(&body)), None);
@@ -166,7 +166,7 @@ async fn a_verified_body_counts_against_the_quota_of_verified_bodies_and_no_othe
 
         assert_eq!(metric.get(), i64::try_from(body.len()).unwrap());
         let held = [Resource::Memory, Resource::Disk].map(|resource| budget.held_bytes(resource));
-        assert_eq!((held, budget.sender_count()), ([0, 0], 0));
+        assert_eq!((held, budget.undisplaced_sender_count()), ([0, 0], 0));
         let error = receive().await.unwrap_err();
         assert_eq!(error.kind(), RequestErrorKind::NoSpace, "{error}");
         drop(verified);
@@ -176,7 +176,7 @@ async fn a_verified_body_counts_against_the_quota_of_verified_bodies_and_no_othe
 
 #[tokio::test(start_paused = true)]
 async fn a_body_below_the_lowest_rate_is_rejected_after_the_grace_period() {
-    let folder = folder_with_limits(LIMITS);
+    let folder = folder_with_limits(SMALL_LIMITS);
     let trickle = stream::unfold((), |()| async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         Some((Ok(vec![7; 10]), ()))
@@ -193,7 +193,7 @@ async fn a_body_below_the_lowest_rate_is_rejected_after_the_grace_period() {
     assert_eq!(error.kind(), RequestErrorKind::TooSlow);
     assert!(error.to_string().contains("receive_rate"), "{error}");
     assert!(
-        begun.elapsed() <= LIMITS.grace + Duration::from_secs(2),
+        begun.elapsed() <= SMALL_LIMITS.grace + Duration::from_secs(2),
         "{:?}",
         begun.elapsed()
     );

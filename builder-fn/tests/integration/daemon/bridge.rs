@@ -53,7 +53,7 @@ pub(crate) struct BridgeSolveCall {
 }
 
 impl BridgeSolveCall {
-    pub(crate) fn answer(self) {
+    pub(crate) fn answer_with_success(self) {
         self.reply
             .send(Ok(SolveResponse::default()))
             .expect("the client waits");

@@ -1,6 +1,8 @@
 //! Checks of the invariants of a build's configuration and of the rules for it, for any bytes.
 
-use builder_fn::request::{dockerfile_in_config, violation_in_dockerfile, violations_in_config};
+use builder_fn::request::{
+    dockerfile_path_in_config, frontend_violation_in_dockerfile, violations_in_config,
+};
 use function_host::policy::{Policy, ReservedNames, Tenant};
 use serde_json::json;
 
@@ -26,8 +28,8 @@ thread_local! {
     .unwrap_or_else(|_| panic!("the policy is valid"));
 }
 
-/// Parses `bytes` as a build's configuration, or as the values in one, or as a Dockerfile, and checks what a tenant may do
-/// with it.
+/// Parses `bytes` as a build's configuration, or as the values in one, or as a Dockerfile, and checks what a tenant may
+/// do with it.
 ///
 /// The first byte says which of these they are. Values are divided by line breaks.
 pub(crate) fn check_config(bytes: &[u8]) {
@@ -49,7 +51,7 @@ fn check_content(content: &[u8], tenant: &Tenant) -> bool {
     let mut reserved = ReservedNames::default();
     reserved.reserve_secret(RESERVED_SECRET);
     let violations = violations_in_config(content, tenant, &reserved);
-    match dockerfile_in_config(content) {
+    match dockerfile_path_in_config(content) {
         Err(error) => {
             let error = error.to_string();
             assert!(
@@ -107,7 +109,7 @@ fn check_values(values: &str, tenant: &Tenant) {
 
 /// Checks that a tenant without frontends of its own gets no frontend by a directive.
 fn check_dockerfile(content: &[u8], tenant: &Tenant) {
-    let violation = violation_in_dockerfile(content, tenant);
+    let violation = frontend_violation_in_dockerfile(content, tenant);
     if let Some(violation) = &violation {
         assert!(!violation.contains(char::is_control), "{violation:?}");
     }

@@ -1,7 +1,7 @@
 //! Checks of hints for any texts of programs, Dockerfiles and ignore files.
 
 use builder_fn::hint::{
-    ContextFiles, FailedStepOutput, Failure, Hint, explain, explain_deployment, refusing_registry,
+    ContextFiles, FailedStepOutput, Failure, Hint, explain, explain_deployment, registry_refusing_credentials,
 };
 use serde_json::json;
 
@@ -34,8 +34,8 @@ impl ContextFiles for AnyFiles<'_> {
 
 /// Explains the failure in `bytes`, and checks that its hint is short and has no control characters.
 ///
-/// The first byte is the line that BuildKit names. The parts after it, which NUL bytes divide, are the error, the step, its output,
-/// the Dockerfile and the ignore file.
+/// The first byte is the line that BuildKit names. The parts after it, which NUL bytes divide, are the error, the step,
+/// its output, the Dockerfile and the ignore file.
 pub(crate) fn check_hint(bytes: &[u8]) {
     let Some((line, bytes)) = bytes.split_first() else {
         return;
@@ -62,7 +62,7 @@ pub(crate) fn check_hint(bytes: &[u8]) {
     let deployment = json!({"reasons": [error], "log": [output]});
     let hints = [explain(&failure), explain_deployment(&deployment)];
     hints.into_iter().flatten().for_each(check_texts);
-    refusing_registry(&error);
+    registry_refusing_credentials(&error);
 }
 
 /// Checks the texts of a hint.

@@ -14,8 +14,8 @@ use builder_fn::context::{Entry, Index};
 pub(crate) use config::check_config;
 pub(crate) use hint::check_hint;
 pub(crate) use index::{check_index, fix_checksums};
-pub(crate) use peer::check_file_sync;
-pub(crate) use request::check_request;
+pub(crate) use peer::check_file_sync_with_fuzzed_daemon;
+pub(crate) use request::check_receiving_of_request;
 
 /// Returns the paths and entries of an index, in order.
 fn paths_and_entries(index: &Index) -> Vec<(String, Entry<'_>)> {

@@ -18,10 +18,10 @@ use tonic::codegen::Service;
 
 /// Runs one file transfer with `bytes` as the daemon's side, and checks the builder's packets.
 ///
-/// The first byte selects the mode. Then come lines of patterns up to an empty one (`i`nclude, `e`xclude or `f`ollow, and the
-/// pattern), and then what the daemon sends: packets, or any bytes.
-pub(crate) async fn check_file_sync(bytes: &[u8]) {
-    let Some((mode, mut rest)) = bytes.split_first() else {
+/// The first byte selects the mode. Then come lines of patterns up to an empty one (`i`nclude, `e`xclude or `f`ollow,
+/// and the pattern), and then what the daemon sends: packets, or any bytes.
+pub(crate) async fn check_file_sync_with_fuzzed_daemon(mode_patterns_and_packets: &[u8]) {
+    let Some((mode, mut rest)) = mode_patterns_and_packets.split_first() else {
         return;
     };
     let mut daemon = FuzzedDaemon {
@@ -50,10 +50,10 @@ pub(crate) async fn check_file_sync(bytes: &[u8]) {
     let lease = Arc::new(keys.lease_for_image("image", &context));
     let server = FileSyncServer::new(FileSync::new(context.clone(), lease));
     if mode & 1 == 0 {
-        daemon.send_frames(server, rest).await;
+        daemon.send_frames_and_check_no_internal_error(server, rest).await;
     } else {
         daemon.packets = rest.chunks(2).map(decode_fuzz_packet).collect();
-        daemon.send_packets(server, &context).await;
+        daemon.send_packets_and_check_answers(server, &context).await;
     }
 }
 
@@ -88,7 +88,11 @@ struct FuzzedDaemon {
 
 impl FuzzedDaemon {
     /// Sends gRPC frames, which may be malformed, as the daemon's side of the transfer.
-    async fn send_frames(self, mut server: FileSyncServer<FileSync>, frames: &[u8]) {
+    async fn send_frames_and_check_no_internal_error(
+        self,
+        mut server: FileSyncServer<FileSync>,
+        frames: &[u8],
+    ) {
         let mut request = http::Request::post("http://session/moby.filesync.v1.FileSync/DiffCopy")
             .header("content-type", "application/grpc")
             .header("dir-name", "context");
@@ -119,7 +123,7 @@ impl FuzzedDaemon {
     }
 
     /// Sends packets as the daemon's side of the transfer, and checks the builder's answers.
-    async fn send_packets(self, server: FileSyncServer<FileSync>, context: &SourceContext) {
+    async fn send_packets_and_check_answers(self, server: FileSyncServer<FileSync>, context: &SourceContext) {
         let packets = self.packets.clone();
         let mut request = tonic::Request::new(tokio_stream::iter(packets));
         request
@@ -141,7 +145,7 @@ impl FuzzedDaemon {
                             assert_eq!(packet.data, status.message().as_bytes());
                             break Err(status);
                         }
-                        Ok(Some(packet)) => received.receive_packet(packet, context),
+                        Ok(Some(packet)) => received.check_and_record_packet(packet, context),
                         Ok(None) => break Ok(()),
                         Err(status) => panic!("a transfer failed without an ERR packet: {status:?}"),
                     }
@@ -154,7 +158,7 @@ impl FuzzedDaemon {
         };
         match ended {
             Err(status) => assert_ne!(status.code(), tonic::Code::Internal, "{status:?}"),
-            Ok(()) => received.assert_answers(&self.packets),
+            Ok(()) => received.assert_every_request_was_answered(&self.packets),
         }
     }
 }
@@ -171,10 +175,10 @@ struct ReceivedPackets {
 }
 
 impl ReceivedPackets {
-    fn receive_packet(&mut self, packet: Packet, context: &SourceContext) {
+    fn check_and_record_packet(&mut self, packet: Packet, context: &SourceContext) {
         assert!(!self.finished, "a packet after the end");
         match (packet.r#type(), packet.stat) {
-            (PacketType::PacketStat, Some(stat)) => self.receive_stat(stat, context),
+            (PacketType::PacketStat, Some(stat)) => self.check_and_record_stat(stat, context),
             (PacketType::PacketStat, None) => {
                 assert!(!std::mem::replace(&mut self.all_announced, true));
             }
@@ -186,7 +190,7 @@ impl ReceivedPackets {
                 file.1 += u64::from(packet.data.is_empty());
                 self.bytes += packet.data.len() as u64;
                 if let Some(byte) = packet.data.first() {
-                    let (path, _) = FILE_SIZES
+                    let (path, _) = CONTEXT_FILE_SIZES
                         .iter()
                         .find(|(path, _)| fill_byte_of_file(path) == *byte)
                         .expect("a file");
@@ -202,7 +206,7 @@ impl ReceivedPackets {
         }
     }
 
-    fn receive_stat(&mut self, stat: Stat, context: &SourceContext) {
+    fn check_and_record_stat(&mut self, stat: Stat, context: &SourceContext) {
         assert!(!self.all_announced);
         let entry = context.get(&stat.path).expect("an entry of the context");
         assert_eq!(u64::try_from(stat.size), Ok(entry.size()));
@@ -231,7 +235,7 @@ impl ReceivedPackets {
     }
 
     /// Checks that every file requested before the end was received as often as it was requested, and nothing else.
-    fn assert_answers(&self, requests: &[Packet]) {
+    fn assert_every_request_was_answered(&self, requests: &[Packet]) {
         assert!(self.all_announced && self.finished);
         let mut requested: HashMap<u32, u64> = HashMap::new();
         for packet in requests {
@@ -250,7 +254,7 @@ impl ReceivedPackets {
 }
 
 /// The paths and sizes of the files in the harness's context.
-const FILE_SIZES: [(&str, u64); 6] = [
+const CONTEXT_FILE_SIZES: [(&str, u64); 6] = [
     ("a", 0),
     ("b/c", 10),
     ("b/d/e", 70_000),
@@ -290,7 +294,7 @@ fn shared_context(on_disk: bool) -> Arc<SourceContext> {
 
 fn context_tar() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
-    for (path, size) in FILE_SIZES {
+    for (path, size) in CONTEXT_FILE_SIZES {
         let mut header = tar::Header::new_gnu();
         header.set_size(size);
         header.set_mode(0o644);

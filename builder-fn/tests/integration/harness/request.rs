@@ -19,8 +19,8 @@ use super::{fix_checksums, paths_and_entries};
 /// without the key.
 ///
 /// The first byte says whether checksums are corrected first, and whether the body is compressed then.
-pub(crate) async fn check_request(bytes: &[u8]) {
-    let Some((mode, body)) = bytes.split_first() else {
+pub(crate) async fn check_receiving_of_request(mode_and_body: &[u8]) {
+    let Some((mode, body)) = mode_and_body.split_first() else {
         return;
     };
     let mut body = body.to_vec();
@@ -94,7 +94,7 @@ pub(crate) async fn check_request(bytes: &[u8]) {
     let budget = limits.unverified.budget();
     let held = [Resource::Memory, Resource::Disk].map(|resource| budget.held_bytes(resource));
     assert_eq!(
-        (held, budget.sender_count()),
+        (held, budget.undisplaced_sender_count()),
         ([0, 0], 0),
         "the budget is released"
     );

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use builder_fn::context::{IgnoreRules, MatchedFolder, PatternError};
+use builder_fn::context::{IgnoreRules, PatternError, PatternsMatchingFolder};
 
-use super::{clean_path, unreadable};
+use super::{drop_dot_components, unreadable};
 use crate::failure::Failure;
 use crate::function::Function;
 
@@ -13,7 +13,7 @@ use crate::function::Function;
 const IGNORE_FILES: [&str; 2] = ["Dockerfile.dockerignore", ".dockerignore"];
 
 /// Files at the root of a context that BuildKit reads even if the ignore file excludes them.
-const ALWAYS_SENT: [&str; 4] = [
+const ALWAYS_KEPT_FILES: [&str; 4] = [
     "Dockerfile",
     "dockerfile",
     "Dockerfile.dockerignore",
@@ -21,7 +21,7 @@ const ALWAYS_SENT: [&str; 4] = [
 ];
 
 /// The rules of a context's ignore file, and the file; without one, nothing is excluded.
-pub(super) struct Ignoring(Option<(IgnoreRules, PathBuf)>);
+pub(super) struct ContextIgnoreRules(Option<(IgnoreRules, PathBuf)>);
 
 /// What is to be done with one path of a context.
 pub(super) struct PathDecision {
@@ -30,10 +30,10 @@ pub(super) struct PathDecision {
     /// Whether something below the path may be part of the context, if it is a folder.
     pub(super) is_entered: bool,
     /// The patterns that match the path, for the paths in it.
-    pub(super) matched: MatchedFolder,
+    pub(super) matched: PatternsMatchingFolder,
 }
 
-impl Ignoring {
+impl ContextIgnoreRules {
     /// Finds and parses the ignore file of a function's context: among the copied paths, the handler and the template, in
     /// this order, as far as they are laid out at the context's root.
     ///
@@ -42,9 +42,9 @@ impl Ignoring {
     pub(super) fn of_function(function: &Function) -> Result<Self, Failure> {
         let template = function.template.as_ref();
         let is_handler_at_root =
-            template.is_none_or(|template| clean_path(&template.handler_folder).is_empty());
+            template.is_none_or(|template| drop_dot_components(&template.handler_folder).is_empty());
         let found = IGNORE_FILES.iter().find_map(|name| {
-            let copied = function.copied_paths.iter().map(|path| clean_path(path));
+            let copied = function.copied_paths.iter().map(|path| drop_dot_components(path));
             let copied = copied.filter(|path| path == name).map(PathBuf::from);
             let handler = copied.chain([function.handler.join(name)]);
             let at_root = handler.filter(|_| is_handler_at_root);
@@ -65,19 +65,23 @@ impl Ignoring {
     ///
     /// # Errors
     /// Fails if a malformed pattern has to be tried.
-    pub(super) fn decide(&self, path: &str, parent: &MatchedFolder) -> Result<PathDecision, Failure> {
+    pub(super) fn decide(
+        &self,
+        path: &str,
+        parent: &PatternsMatchingFolder,
+    ) -> Result<PathDecision, Failure> {
         let Some((rules, file)) = &self.0 else {
             return Ok(PathDecision {
                 is_kept: true,
                 is_entered: true,
-                matched: MatchedFolder::default(),
+                matched: PatternsMatchingFolder::default(),
             });
         };
         let decision = rules
             .decide(path, parent)
             .map_err(|error| malformed(file, &error))?;
         Ok(PathDecision {
-            is_kept: !decision.is_excluded || ALWAYS_SENT.contains(&path),
+            is_kept: !decision.is_excluded || ALWAYS_KEPT_FILES.contains(&path),
             is_entered: !decision.is_excluded || decision.may_include_below,
             matched: decision.matched,
         })
@@ -87,8 +91,11 @@ impl Ignoring {
     ///
     /// # Errors
     /// Fails if a malformed pattern has to be tried.
-    pub(super) fn enter(&self, folder: &str) -> Result<Option<MatchedFolder>, Failure> {
-        let mut matched = MatchedFolder::default();
+    pub(super) fn matched_folder_unless_excluded(
+        &self,
+        folder: &str,
+    ) -> Result<Option<PatternsMatchingFolder>, Failure> {
+        let mut matched = PatternsMatchingFolder::default();
         let ends = folder.match_indices('/').map(|(at, _)| at);
         for end in ends.chain([folder.len()]).filter(|end| *end > 0) {
             let decision = self.decide(&folder[..end], &matched)?;

@@ -4,11 +4,11 @@ use super::*;
 use crate::template::Template;
 
 /// A project in a folder of its own.
-struct Project {
+struct TestProject {
     folder: tempfile::TempDir,
 }
 
-impl Project {
+impl TestProject {
     fn new(files: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         for (path, content) in files {
@@ -36,7 +36,7 @@ impl Project {
     }
 
     /// Lays out the function, and returns the paths, those of folders with a slash at the end.
-    fn paths(&self, function: &Function) -> Vec<String> {
+    fn layout_paths(&self, function: &Function) -> Vec<String> {
         let layout = Layout::of_function(function).expect("a layout");
         let paths = layout.entries().map(|(path, entry)| match entry {
             LayoutEntry::Folder => format!("{path}/"),
@@ -48,7 +48,7 @@ impl Project {
 
 #[test]
 fn the_handler_is_laid_over_the_template_without_its_build_and_template_folders() {
-    let project = Project::new(&[
+    let project = TestProject::new(&[
         ("t/Dockerfile", ""),
         ("t/function/main.rs", "template"),
         ("t/function/kept.rs", ""),
@@ -60,7 +60,7 @@ fn the_handler_is_laid_over_the_template_without_its_build_and_template_folders(
     ]);
     let function = project.function(Some("t"), "function");
     assert_eq!(
-        project.paths(&function),
+        project.layout_paths(&function),
         [
             "Dockerfile",
             "build/",
@@ -86,17 +86,17 @@ fn the_handler_is_laid_over_the_template_without_its_build_and_template_folders(
 
 #[test]
 fn a_handler_without_a_template_is_the_context_and_empty_folders_stay() {
-    let project = Project::new(&[("handler/Dockerfile", ""), ("handler/a/b", "")]);
+    let project = TestProject::new(&[("handler/Dockerfile", ""), ("handler/a/b", "")]);
     fs::create_dir(project.folder.path().join("handler/empty")).expect("a folder");
     assert_eq!(
-        project.paths(&project.function(None, "")),
+        project.layout_paths(&project.function(None, "")),
         ["Dockerfile", "a/", "a/b", "empty/"]
     );
 }
 
 #[test]
 fn the_ignore_file_at_the_root_decides_and_never_excludes_what_the_build_needs() {
-    let project = Project::new(&[
+    let project = TestProject::new(&[
         ("t/Dockerfile", ""),
         (
             "t/.dockerignore",
@@ -112,7 +112,7 @@ fn the_ignore_file_at_the_root_decides_and_never_excludes_what_the_build_needs()
     ]);
     let function = project.function(Some("t"), "function");
     assert_eq!(
-        project.paths(&function),
+        project.layout_paths(&function),
         [
             ".dockerignore",
             "Dockerfile",
@@ -125,18 +125,21 @@ fn the_ignore_file_at_the_root_decides_and_never_excludes_what_the_build_needs()
             "function/src/main.rs",
         ]
     );
-    assert_eq!(Layout::of_function(&function).expect("a layout").ignored(), 3);
+    assert_eq!(
+        Layout::of_function(&function).expect("a layout").ignored_count(),
+        3
+    );
 }
 
 #[test]
 fn symbolic_links_within_the_project_are_followed_and_one_that_leads_back_is_an_error() {
-    let project = Project::new(&[("t/Dockerfile", ""), ("t/shared/file", ""), ("handler/a", "")]);
+    let project = TestProject::new(&[("t/Dockerfile", ""), ("t/shared/file", ""), ("handler/a", "")]);
     let handler = project.folder.path().join("handler");
     std::os::unix::fs::symlink("../t/shared", handler.join("linked")).expect("a link");
     let function = project.function(Some("t"), "function");
     assert!(
         project
-            .paths(&function)
+            .layout_paths(&function)
             .contains(&"function/linked/file".to_owned())
     );
     std::os::unix::fs::symlink(".", handler.join("self")).expect("a link");
@@ -147,7 +150,7 @@ fn symbolic_links_within_the_project_are_followed_and_one_that_leads_back_is_an_
 #[test]
 fn a_symbolic_link_out_of_the_project_is_an_error() {
     for target in ["/etc", "/etc/hostname", "../outside"] {
-        let project = Project::new(&[("handler/Dockerfile", ""), ("outside/key", "")]);
+        let project = TestProject::new(&[("handler/Dockerfile", ""), ("outside/key", "")]);
         let link = project.folder.path().join("handler/link");
         std::os::unix::fs::symlink(target, link).expect("a link");
         let failure = Layout::of_function(&project.function(None, "")).expect_err(target);
@@ -157,7 +160,7 @@ fn a_symbolic_link_out_of_the_project_is_an_error() {
 
 #[test]
 fn what_the_ignore_file_excludes_is_not_looked_at() {
-    let project = Project::new(&[
+    let project = TestProject::new(&[
         ("handler/Dockerfile", ""),
         ("handler/.dockerignore", "ignored\n**/*.sock\n"),
         ("handler/ignored/file", ""),
@@ -172,13 +175,16 @@ fn what_the_ignore_file_excludes_is_not_looked_at() {
         std::os::unix::fs::symlink(target, handler.join(link)).expect("a link");
     }
     let function = project.function(None, "");
-    assert_eq!(project.paths(&function), [".dockerignore", "Dockerfile"]);
-    assert_eq!(Layout::of_function(&function).expect("a layout").ignored(), 2);
+    assert_eq!(project.layout_paths(&function), [".dockerignore", "Dockerfile"]);
+    assert_eq!(
+        Layout::of_function(&function).expect("a layout").ignored_count(),
+        2
+    );
 }
 
 #[test]
-fn a_build_secret_is_never_sent_in_the_context() {
-    let project = Project::new(&[("handler/Dockerfile", ""), ("handler/token", "hush")]);
+fn a_build_secret_in_the_context_is_an_error_unless_the_ignore_file_excludes_it() {
+    let project = TestProject::new(&[("handler/Dockerfile", ""), ("handler/token", "hush")]);
     let handler = project.folder.path().join("handler");
     std::os::unix::fs::symlink("token", handler.join("other-name")).expect("a link");
     let mut function = project.function(None, "");
@@ -191,10 +197,10 @@ fn a_build_secret_is_never_sent_in_the_context() {
 
 #[test]
 fn a_context_without_a_dockerfile_and_a_broken_ignore_file_are_errors() {
-    let project = Project::new(&[("handler/main.rs", "")]);
+    let project = TestProject::new(&[("handler/main.rs", "")]);
     let failure = Layout::of_function(&project.function(None, "")).expect_err("no Dockerfile");
     assert!(failure.message.contains("no Dockerfile"), "{failure:?}");
-    let project = Project::new(&[("handler/Dockerfile", ""), ("handler/.dockerignore", "a[\n")]);
+    let project = TestProject::new(&[("handler/Dockerfile", ""), ("handler/.dockerignore", "a[\n")]);
     let failure = Layout::of_function(&project.function(None, "")).expect_err("a malformed pattern");
     assert!(
         failure.message.contains(".dockerignore") && failure.message.contains("a["),
@@ -203,7 +209,7 @@ fn a_context_without_a_dockerfile_and_a_broken_ignore_file_are_errors() {
 }
 
 #[test]
-fn copied_paths_stay_inside_the_project() {
+fn copied_paths_outside_or_missing_in_the_working_folder_or_all_of_it_are_errors() {
     for path in ["..", "/etc", "a/../../b", ".", "./", "no-such-folder"] {
         copied_path_in_project(path).expect_err(path);
     }

@@ -16,11 +16,11 @@ pub(crate) struct Acceptance {
 }
 
 /// The first stage of a request: it was not accepted yet.
-const RECEIVED: u8 = 0;
+const STAGE_NOT_YET_ACCEPTED: u8 = 0;
 /// The stage of an accepted request, which counts.
-const ACCEPTED: u8 = 1;
+const STAGE_ACCEPTED: u8 = 1;
 /// The last stage of a request, accepted or not.
-const ENDED: u8 = 2;
+const STAGE_ENDED: u8 = 2;
 
 impl Acceptance {
     /// Creates the acceptance of a request on `connection`, which is not accepted yet. `accepted` counts and limits the
@@ -29,22 +29,25 @@ impl Acceptance {
         Self {
             accepted,
             connection,
-            stage: AtomicU8::new(RECEIVED),
+            stage: AtomicU8::new(STAGE_NOT_YET_ACCEPTED),
         }
     }
 
     /// Accepts the request: counts it among the accepted ones, and lets its connection give up its place. Fails if
     /// their limit is reached; without effect for a request that was accepted before or has ended.
     pub(crate) fn accept(&self) -> Result<(), ConcurrencyLimitExceeded> {
-        if self.stage.load(Ordering::Relaxed) != RECEIVED {
+        if self.stage.load(Ordering::Relaxed) != STAGE_NOT_YET_ACCEPTED {
             return Ok(());
         }
         self.accepted.count_request_in()?;
-        let from = self
-            .stage
-            .compare_exchange(RECEIVED, ACCEPTED, Ordering::Relaxed, Ordering::Relaxed);
+        let from = self.stage.compare_exchange(
+            STAGE_NOT_YET_ACCEPTED,
+            STAGE_ACCEPTED,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
         match from {
-            Ok(_) => self.connection.accept_request(),
+            Ok(_) => self.connection.mark_request_authentic_and_free_place(),
             // It was accepted by another clone of the context, or has ended.
             Err(_) => self.accepted.count_request_out(),
         }
@@ -53,15 +56,15 @@ impl Acceptance {
 
     /// Records the end of the request. If it was accepted, it no longer counts.
     pub(crate) fn record_end(&self) {
-        if self.stage.swap(ENDED, Ordering::Relaxed) == ACCEPTED {
+        if self.stage.swap(STAGE_ENDED, Ordering::Relaxed) == STAGE_ACCEPTED {
             self.accepted.count_request_out();
         }
     }
 
     /// Returns whether the connection must not be used for further requests: the request was not accepted, so that each
     /// further one costs its sender a connection; or the connection has a large buffer.
-    pub(crate) fn closes_connection(&self) -> bool {
-        let accepted = self.stage.load(Ordering::Relaxed) != RECEIVED;
+    pub(crate) fn must_close_connection_afterwards(&self) -> bool {
+        let accepted = self.stage.load(Ordering::Relaxed) != STAGE_NOT_YET_ACCEPTED;
         !accepted || self.connection.buffered_bytes() > SMALLEST_BUFFER_BYTES
     }
 }
@@ -102,10 +105,10 @@ mod tests {
     fn a_connection_is_kept_after_an_accepted_request_unless_its_buffer_is_large() {
         let connection = Arc::new(ConnectionState::default());
         let request = Acceptance::new(Arc::new(InFlightLimiter::new(None)), connection.clone());
-        assert!(request.closes_connection());
+        assert!(request.must_close_connection_afterwards());
         request.accept().unwrap();
-        assert!(!request.closes_connection());
+        assert!(!request.must_close_connection_afterwards());
         connection.set_buffered_bytes(SMALLEST_BUFFER_BYTES + 1);
-        assert!(request.closes_connection());
+        assert!(request.must_close_connection_afterwards());
     }
 }

@@ -43,7 +43,7 @@ impl App {
 
     /// Sets the function's service name in traces. The environment takes precedence (`OTEL_SERVICE_NAME`).
     #[must_use]
-    pub fn named(mut self, name: &'static str) -> Self {
+    pub fn with_name_in_traces(mut self, name: &'static str) -> Self {
         self.name = Some(name);
         self
     }
@@ -61,11 +61,12 @@ impl App {
     ///
     /// The host then expects requests from anybody: a request counts against `max_inflight` only once it is accepted,
     /// the memory of connections without an accepted one is limited, and a connection is closed after a request that was
-    /// not accepted. The handler must receive bodies within an [`UnverifiedBudget`](crate::unverified::UnverifiedBudget) of
-    /// `senders`, which displaces those that hold others up.
+    /// not accepted. The handler must receive bodies within an
+    /// [`UnverifiedBudget`](crate::unverified::UnverifiedBudget) of `max_unverified_senders`, which displaces those
+    /// that hold others up.
     #[must_use]
-    pub fn verifies_requests(mut self, senders: usize) -> Self {
-        self.unverified_senders = Some(senders);
+    pub fn verifies_requests(mut self, max_unverified_senders: usize) -> Self {
+        self.unverified_senders = Some(max_unverified_senders);
         self
     }
 
@@ -94,7 +95,7 @@ impl App {
 
     /// Adds a path at which the host answers health probes, besides `/_/health`.
     #[must_use]
-    pub fn health_at(mut self, path: impl Into<String>) -> Self {
+    pub fn also_healthy_at(mut self, path: impl Into<String>) -> Self {
         self.health_paths.push(path.into());
         self
     }

@@ -61,7 +61,7 @@ impl HttpClient {
     /// # Errors
     /// Fails if the secret `gateway-ca` cannot be read or has an invalid certificate, or if there is no certificate at
     /// all.
-    pub fn trusting_system_certificates(
+    pub fn trusting_system_and_gateway_certificates(
         secrets: &crate::secret::Secrets,
         check: Option<AddressCheck>,
     ) -> Result<Self, BoxError> {
@@ -70,7 +70,7 @@ impl HttpClient {
             true => Some(secrets.read_secret(CA_SECRET_NAME)?),
             false => None,
         };
-        let connector = crate::connector::connector_trusting_certificates(
+        let connector = crate::connector::connector_trusting_system_certificates(
             more.as_ref().map(crate::secret::Secret::expose),
             check.clone(),
         )?;
@@ -83,17 +83,18 @@ impl HttpClient {
 
 #[cfg(feature = "tls")]
 impl HttpClient {
-    /// Creates an HTTP client that trusts only the certificates in `authorities` (PEM), and not those of the system.
+    /// Creates an HTTP client that trusts only the certificates in `authorities_pem` (PEM), and not those of the
+    /// system.
     ///
     /// # Errors
-    /// Fails if `authorities` has an invalid certificate, or none.
-    pub fn trusting_only(authorities: &[u8]) -> Result<Self, BoxError> {
-        let connector = crate::connector::connector_trusting_only(authorities)?;
+    /// Fails if `authorities_pem` has an invalid certificate, or none.
+    pub fn trusting_only(authorities_pem: &[u8]) -> Result<Self, BoxError> {
+        let connector = crate::connector::connector_trusting_only(authorities_pem)?;
         Ok(Self::new(connector, RESPONSE_MAX_BYTES))
     }
 
-    /// Creates an HTTP client that trusts no certificate, for servers without TLS. It connects only to addresses that pass
-    /// `check`, if there is one.
+    /// Creates an HTTP client that trusts no certificate, for servers without TLS. It connects only to addresses that
+    /// pass `check`, if there is one.
     ///
     /// # Errors
     /// Fails if TLS cannot be configured.
@@ -129,8 +130,8 @@ impl HttpClient {
     /// Sends an HTTP request and reads the whole response, both within `timeout`.
     ///
     /// # Errors
-    /// Fails if there is no complete response within `timeout`, or if its body is too large: a client that is created with
-    /// certificates reads at most 4 MiB.
+    /// Fails if there is no complete response within `timeout`, or if its body is too large: a client that is created
+    /// with certificates reads at most 4 MiB.
     pub async fn send_and_receive(
         &self,
         request: Request<Full<Bytes>>,

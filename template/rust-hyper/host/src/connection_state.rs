@@ -43,7 +43,8 @@ pub(crate) struct ConnectionState {
     waiting_since: AtomicU32,
     /// The size of the connection's buffer, in bytes; 0 before the first byte has arrived.
     buffered: AtomicU32,
-    /// [`DISPLACED`] with the number of the request that the connection waited for when it was displaced; 0 at first.
+    /// [`DISPLACED_BIT`] with the number of the request that the connection waited for when it was displaced; 0 at
+    /// first.
     displaced: AtomicU32,
     /// Wakes the connection's task, which is always the same one.
     waker: OnceLock<Waker>,
@@ -66,7 +67,7 @@ const EXPECTS_NOTHING: u32 = 2;
 /// The difference between the numbers of two requests in a row.
 const REQUEST_NUMBER_STEP: u32 = 4;
 /// The bit of [`ConnectionState::displaced`] that distinguishes a displacement before request 0 from none.
-const DISPLACED: u32 = 1;
+const DISPLACED_BIT: u32 = 1;
 
 impl ConnectionState {
     /// Creates the state of a connection that counts among the `arrivals` of its listener.
@@ -119,25 +120,25 @@ impl ConnectionState {
     /// waits for the head of the next one.
     pub(crate) fn expect_next_request(&self) {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
-        self.wait_for_request(number.wrapping_add(REQUEST_NUMBER_STEP));
+        self.mark_waiting_for_request(number.wrapping_add(REQUEST_NUMBER_STEP));
     }
 
     /// Records that the connection waits for the head of the request with this number, from now on.
-    fn wait_for_request(&self, number: u32) {
+    fn mark_waiting_for_request(&self, number: u32) {
         self.waiting_since
             .store(self.arrivals.load(Ordering::Relaxed), Ordering::Relaxed);
         self.packed.store(number | EXPECTS_HEAD, Ordering::Relaxed);
     }
 
     /// Records that the current request is authentic, and frees the connection's place for another connection.
-    pub(crate) fn accept_request(&self) {
+    pub(crate) fn mark_request_authentic_and_free_place(&self) {
         self.accepted.store(true, Ordering::Relaxed);
-        self.set_place(None);
+        self.set_or_free_place(None);
     }
 
     /// Sets the connection's place among those that are served before they have sent an authentic request; `None` frees
     /// it.
-    pub(crate) fn set_place(&self, place: Option<OwnedSemaphorePermit>) {
+    pub(crate) fn set_or_free_place(&self, place: Option<OwnedSemaphorePermit>) {
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
 
@@ -158,7 +159,7 @@ impl ConnectionState {
         let reads_answer = self.has_unread_answers() && self.accepted.load(Ordering::Relaxed);
         if self.expected_input_and_request_number().0 != ExpectedInput::Head
             || reads_answer
-            || self.is_displaced()
+            || self.is_displaced_and_still_waiting()
         {
             return None;
         }
@@ -185,17 +186,17 @@ impl ConnectionState {
     /// Asks the connection to end, unless the head of its next request arrives before that.
     pub(crate) fn displace(&self) {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
-        self.displaced.store(number | DISPLACED, Ordering::Relaxed);
+        self.displaced.store(number | DISPLACED_BIT, Ordering::Relaxed);
         if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
         }
     }
 
     /// Returns whether the connection should end instead of waiting for a request any longer.
-    pub(crate) fn is_displaced(&self) -> bool {
+    pub(crate) fn is_displaced_and_still_waiting(&self) -> bool {
         let packed = self.packed.load(Ordering::Relaxed);
         packed & EXPECTED_INPUT_MASK == EXPECTS_HEAD
-            && self.displaced.load(Ordering::Relaxed) == packed | DISPLACED
+            && self.displaced.load(Ordering::Relaxed) == packed | DISPLACED_BIT
     }
 
     /// Returns whether the client may still be sending a body that no one will read.
@@ -338,7 +339,7 @@ mod tests {
             assert_eq!(state.arrivals_while_waiting().is_some(), waits);
         }
         let request = state.begin_request(false, false);
-        state.accept_request();
+        state.mark_request_authentic_and_free_place();
         drop(request);
         assert_eq!(state.arrivals_while_waiting(), None);
     }
@@ -347,7 +348,7 @@ mod tests {
     fn a_head_that_arrives_in_time_keeps_a_displaced_connection() {
         let state = Arc::new(ConnectionState::default());
         state.displace();
-        assert!(state.is_displaced());
+        assert!(state.is_displaced_and_still_waiting());
         assert_eq!(
             state.arrivals_while_waiting(),
             None,
@@ -355,11 +356,11 @@ mod tests {
         );
         for has_body in [true, false] {
             let request = state.begin_request(has_body, true);
-            assert!(!state.is_displaced());
+            assert!(!state.is_displaced_and_still_waiting());
             drop(request);
-            assert!(!state.is_displaced());
+            assert!(!state.is_displaced_and_still_waiting());
         }
         state.displace();
-        assert!(state.is_displaced());
+        assert!(state.is_displaced_and_still_waiting());
     }
 }

@@ -51,21 +51,22 @@ mod kind {
         plain_checked_connector(None)
     }
 
-    /// Returns an HTTP connector for servers without TLS, which connects only to addresses that pass `check`, if there is one.
+    /// Returns an HTTP connector for servers without TLS, which connects only to addresses that pass `check`, if there
+    /// is one.
     pub(crate) fn plain_checked_connector(check: Option<AddressCheck>) -> Result<Connector, BoxError> {
         connector_with_roots(RootCertStore::empty(), check)
     }
 
-    /// Returns an HTTPS connector that trusts the system's certificate authorities, and `more` certificates
+    /// Returns an HTTPS connector that trusts the system's certificate authorities, and `additional_pem` certificates
     /// in PEM. It connects only to addresses that pass `check`, if there is one.
-    pub(crate) fn connector_trusting_certificates(
-        more: Option<&[u8]>,
+    pub(crate) fn connector_trusting_system_certificates(
+        additional_pem: Option<&[u8]>,
         check: Option<AddressCheck>,
     ) -> Result<Connector, BoxError> {
         let mut roots = RootCertStore::empty();
         // The system's certificates that cannot be read are skipped, and the others trusted.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        for certificate in CertificateDer::pem_slice_iter(more.unwrap_or_default()) {
+        for certificate in CertificateDer::pem_slice_iter(additional_pem.unwrap_or_default()) {
             roots.add(certificate?)?;
         }
         if roots.is_empty() {
@@ -74,10 +75,11 @@ mod kind {
         connector_with_roots(roots, check)
     }
 
-    /// Returns a connector for `http` and `https` that trusts the certificates in `authorities` (PEM), and no others.
-    pub(crate) fn connector_trusting_only(authorities: &[u8]) -> Result<Connector, BoxError> {
+    /// Returns a connector for `http` and `https` that trusts the certificates in `authorities_pem` (PEM), and no
+    /// others.
+    pub(crate) fn connector_trusting_only(authorities_pem: &[u8]) -> Result<Connector, BoxError> {
         let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(authorities) {
+        for certificate in CertificateDer::pem_slice_iter(authorities_pem) {
             roots.add(certificate?)?;
         }
         if roots.is_empty() {
@@ -111,4 +113,6 @@ mod kind {
 
 pub(crate) use kind::{Connector, plain_connector};
 #[cfg(feature = "tls")]
-pub(crate) use kind::{connector_trusting_certificates, connector_trusting_only, plain_checked_connector};
+pub(crate) use kind::{
+    connector_trusting_only, connector_trusting_system_certificates, plain_checked_connector,
+};

@@ -41,7 +41,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
         _ => (false, text),
     };
     let nanos = if !unsigned.is_empty() && unsigned.bytes().all(|byte| byte.is_ascii_digit()) {
-        parse_digits(unsigned)?
+        parse_digits_empty_as_zero(unsigned)?
             .checked_mul(1_000_000_000)
             .ok_or(DurationError::TooLong)?
     } else {
@@ -66,16 +66,16 @@ fn parse_go_nanos(text: &str) -> Result<u128, DurationError> {
     let mut rest = text;
     let mut total: u128 = 0;
     while !rest.is_empty() {
-        let (whole, after) = split_digits(rest);
+        let (whole, after) = split_after_leading_digits(rest);
         let (fraction, after) = match after.strip_prefix('.') {
-            Some(after) => split_digits(after),
+            Some(after) => split_after_leading_digits(after),
             None => ("", after),
         };
         if whole.is_empty() && fraction.is_empty() {
             return Err(DurationError::Malformed);
         }
-        let (unit, after) = split_unit(after)?;
-        let nanos = parse_digits(whole)?
+        let (unit, after) = split_leading_unit_to_nanos(after)?;
+        let nanos = parse_digits_empty_as_zero(whole)?
             .checked_mul(unit)
             .ok_or(DurationError::TooLong)?;
         total = total
@@ -89,7 +89,7 @@ fn parse_go_nanos(text: &str) -> Result<u128, DurationError> {
 }
 
 /// Splits a text after its leading decimal digits.
-fn split_digits(text: &str) -> (&str, &str) {
+fn split_after_leading_digits(text: &str) -> (&str, &str) {
     let end = text
         .bytes()
         .position(|byte| !byte.is_ascii_digit())
@@ -101,7 +101,7 @@ fn split_digits(text: &str) -> (&str, &str) {
 /// text.
 ///
 /// As in Go, the unit extends up to the next digit or dot.
-fn split_unit(text: &str) -> Result<(u128, &str), DurationError> {
+fn split_leading_unit_to_nanos(text: &str) -> Result<(u128, &str), DurationError> {
     let end = text
         .bytes()
         .position(|byte| byte.is_ascii_digit() || byte == b'.')
@@ -115,7 +115,7 @@ fn split_unit(text: &str) -> Result<(u128, &str), DurationError> {
 }
 
 /// Parses decimal digits to a number; an empty text is 0.
-fn parse_digits(text: &str) -> Result<u128, DurationError> {
+fn parse_digits_empty_as_zero(text: &str) -> Result<u128, DurationError> {
     if text.is_empty() {
         return Ok(0);
     }
@@ -125,14 +125,14 @@ fn parse_digits(text: &str) -> Result<u128, DurationError> {
 /// Returns the nanoseconds of a decimal fraction of a unit, rounded down.
 ///
 /// Digits after the 15th are ignored: even of an hour, they are less than a nanosecond.
-fn nanos_of_fraction(fraction: &str, unit: u128) -> u128 {
+fn nanos_of_fraction(fraction_digits: &str, unit_nanos: u128) -> u128 {
     let mut nanos = 0;
     let mut scale: u128 = 1;
-    for digit in fraction.bytes().take(15) {
+    for digit in fraction_digits.bytes().take(15) {
         nanos = nanos * 10 + u128::from(digit - b'0');
         scale *= 10;
     }
-    nanos * unit / scale
+    nanos * unit_nanos / scale
 }
 
 /// Formats a duration as Go does: `1h2m3.5s`, `1.5ms`, `0s`.
@@ -169,17 +169,22 @@ impl fmt::Display for GoDuration {
     }
 }
 
-/// Writes `nanos` as a decimal number of units of `unit` nanoseconds each, without trailing zeros, then the name of the
-/// unit.
-fn write_decimal_with_unit(f: &mut fmt::Formatter<'_>, nanos: u128, unit: u128, name: &str) -> fmt::Result {
-    write!(f, "{}", nanos / unit)?;
-    let fraction = nanos % unit;
+/// Writes `nanos` as a decimal number of units of `unit_nanos` nanoseconds each, without trailing zeros, then the name
+/// of the unit.
+fn write_decimal_with_unit(
+    f: &mut fmt::Formatter<'_>,
+    nanos: u128,
+    unit_nanos: u128,
+    unit_name: &str,
+) -> fmt::Result {
+    write!(f, "{}", nanos / unit_nanos)?;
+    let fraction = nanos % unit_nanos;
     if fraction > 0 {
-        let width = unit.ilog10() as usize;
+        let width = unit_nanos.ilog10() as usize;
         let padded = format!("{fraction:0width$}");
         write!(f, ".{}", padded.trim_end_matches('0'))?;
     }
-    f.write_str(name)
+    f.write_str(unit_name)
 }
 
 #[cfg(test)]

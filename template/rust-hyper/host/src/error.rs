@@ -15,8 +15,8 @@ use crate::unverified::ReceiveError;
 ///
 /// Every error type converts to it through `?`. The caller then gets status 500 with `internal error` and the call
 /// id, and the error is logged with its sources. [`Error::status`] sets the status and the message for the caller. A
-/// [`BodyError`] converts to 413, 408 or 400, a [`ReceiveError`] to 429 and 408 as well, and a [`ConcurrencyLimitExceeded`] to
-/// 429.
+/// [`BodyError`] converts to 413, 408 or 400, a [`ReceiveError`] to 429 and 408 as well, and a
+/// [`ConcurrencyLimitExceeded`] to 429.
 pub struct Error {
     /// The response's status and message for the caller; `None` for an internal error.
     for_caller: Option<(StatusCode, String)>,
@@ -61,7 +61,7 @@ impl Error {
     }
 
     /// Logs the handler's error and converts it to a response.
-    pub(crate) fn into_response(self, call_id: &str) -> Response {
+    pub(crate) fn log_and_into_response(self, call_id: &str) -> Response {
         let (status, message) = self.status_and_message();
         let cause = self.cause.as_deref().map(|cause| ErrorChain(cause).to_string());
         let cause = cause.as_deref();
@@ -91,7 +91,7 @@ impl Error {
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
     fn from(error: E) -> Self {
         let cause: BoxError = error.into();
-        match status_of(cause.as_ref()) {
+        match callers_error_status(cause.as_ref()) {
             Some(status) => Self::status(status, cause.to_string()).caused_by(cause),
             None => Self::new(cause),
         }
@@ -99,7 +99,7 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
 }
 
 /// Returns the status for an error of the caller, or of a limit that the caller ran into; `None` for an internal error.
-fn status_of(cause: &(dyn std::error::Error + 'static)) -> Option<StatusCode> {
+fn callers_error_status(cause: &(dyn std::error::Error + 'static)) -> Option<StatusCode> {
     if let Some(error) = cause.downcast_ref::<ReceiveError>() {
         return Some(match error {
             ReceiveError::Displaced(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -184,7 +184,7 @@ mod tests {
             })),
             Error::from(ConcurrencyLimitExceeded { limit: 7 }),
         ] {
-            let response = error.into_response("call");
+            let response = error.log_and_into_response("call");
             assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
             assert_eq!(response.headers()["retry-after"], "1");
         }

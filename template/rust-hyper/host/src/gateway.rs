@@ -34,7 +34,7 @@ use crate::trace;
 pub const DEFAULT_GATEWAY_URL: &str = "http://gateway.openfaas:8080";
 
 /// The default limit on the body of a gateway's response, in bytes ([`Gateway::with_body_limit`]).
-pub const DEFAULT_BODY_LIMIT_BYTES: usize = 4 * 1024 * 1024;
+pub const DEFAULT_RESPONSE_BODY_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
 /// The name of the secret with certificates (PEM) that authenticate the gateway, in addition to the system's.
 ///
@@ -125,7 +125,7 @@ pub enum GatewayError {
 /// absent or wrong.
 ///
 /// If it is wrong, adds a problem to `parser`.
-pub(crate) fn from_settings(
+pub(crate) fn gateway_from_setting_or_default(
     parser: &mut SettingsParser<'_>,
     secrets: &Secrets,
 ) -> Result<Gateway, GatewayError> {
@@ -168,7 +168,7 @@ impl Gateway {
         Self {
             base: url.trim_end_matches('/').into(),
             secrets,
-            client: HttpClient::new(connector, DEFAULT_BODY_LIMIT_BYTES),
+            client: HttpClient::new(connector, DEFAULT_RESPONSE_BODY_LIMIT_BYTES),
         }
     }
 
@@ -226,8 +226,8 @@ impl Gateway {
         if request.uri().host().is_none() {
             *request.uri_mut() = self.uri_of_path(&request.uri().to_string())?;
         }
-        self.add_credentials(&mut request)?;
-        let span = trace::open_outgoing_span(&mut request);
+        self.add_credentials_to_system_request(&mut request)?;
+        let span = trace::open_outgoing_span_and_inject_headers(&mut request);
         let response = self.send_and_receive(request, timeout).await;
         match &response {
             Ok(response) => span.set_response_status(response.status().as_u16()),
@@ -264,7 +264,10 @@ impl Gateway {
 
     /// Adds basic authentication to a request to `/system/` of this gateway, if the function has the secrets for it and
     /// the request has no `Authorization` header.
-    fn add_credentials(&self, request: &mut Request<Full<Bytes>>) -> Result<(), GatewayError> {
+    fn add_credentials_to_system_request(
+        &self,
+        request: &mut Request<Full<Bytes>>,
+    ) -> Result<(), GatewayError> {
         let uri = request.uri().to_string();
         let is_system_api = uri
             .strip_prefix(&*self.base)
@@ -295,7 +298,7 @@ fn connector_trusting_gateway(secrets: &Secrets) -> Result<Connector, BoxError> 
         true => Some(secrets.read_secret(CA_SECRET_NAME)?),
         false => None,
     };
-    connector::connector_trusting_certificates(secret.as_ref().map(Secret::expose), None)
+    connector::connector_trusting_system_certificates(secret.as_ref().map(Secret::expose), None)
 }
 
 impl fmt::Debug for Gateway {

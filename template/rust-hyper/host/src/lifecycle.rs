@@ -141,9 +141,9 @@ pub(crate) async fn serve_until_stopped(
     Ok(())
 }
 
-/// The number of connections that the kernel keeps until they are accepted; the kernel has a limit of its own, usually the
-/// same. Beyond it, a client's connection is delayed by a second or more, so a burst of connections should fit.
-const BACKLOG: u32 = 4096;
+/// The number of connections that the kernel keeps until they are accepted; the kernel has a limit of its own, usually
+/// the same. Beyond it, a client's connection is delayed by a second or more, so a burst of connections should fit.
+const LISTEN_BACKLOG_CONNECTIONS: u32 = 4096;
 
 /// Listens at a port on all IPv6 and IPv4 addresses, as servers in Go do; on IPv4 alone if there is no IPv6.
 fn listen_on_all_addresses(port: u16) -> std::io::Result<TcpListener> {
@@ -151,7 +151,7 @@ fn listen_on_all_addresses(port: u16) -> std::io::Result<TcpListener> {
         // As every server on Unix: the port may be used again at once, after a restart.
         socket.set_reuseaddr(true)?;
         socket.bind((address, port).into())?;
-        socket.listen(BACKLOG)
+        socket.listen(LISTEN_BACKLOG_CONNECTIONS)
     };
     TcpSocket::new_v6()
         .and_then(|socket| listen(socket, Ipv6Addr::UNSPECIFIED.into()))

@@ -49,8 +49,8 @@ impl Policy {
     /// Parses the JSON of a policy.
     ///
     /// # Errors
-    /// Fails with every problem of the policy, each with the path of its member: unknown members, wrong values, members that
-    /// are given twice, and rules that would not do what they seem to say.
+    /// Fails with every problem of the policy, each with the path of its member: unknown members, wrong values, members
+    /// that are given twice, and rules that would not do what they seem to say.
     pub fn parse(text: &str) -> Result<Self, InvalidPolicy> {
         let json: Json =
             serde_json::from_str(text).map_err(|error| InvalidPolicy::of_syntax_error(&error))?;
@@ -61,7 +61,7 @@ impl Policy {
         }
         let own_secrets = tenants
             .values()
-            .flat_map(Tenant::secrets_of_platform)
+            .flat_map(Tenant::secret_names_used_by_platform)
             .map(str::to_owned);
         let own_secrets = Arc::new(own_secrets.collect());
         let tenants = tenants.into_iter().map(|(name, mut tenant)| {
@@ -115,14 +115,17 @@ fn read_tenants(mut reader: ObjectReader<'_>) -> BTreeMap<TenantName, Tenant> {
         }
         _ => reader.report_problem("tenants", "should be an object with at least one tenant"),
     }
-    report_misused_key_secrets(&tenants, &mut reader);
+    report_misused_or_too_many_key_secrets(&tenants, &mut reader);
     reader.report_unknown_members();
     tenants
 }
 
 /// Reports each secret with keys that has a second use, because a key must show whose request it signed; and a policy
 /// that names more than [`KEY_SECRETS_MAX`] of them.
-fn report_misused_key_secrets(tenants: &BTreeMap<TenantName, Tenant>, reader: &mut ObjectReader<'_>) {
+fn report_misused_or_too_many_key_secrets(
+    tenants: &BTreeMap<TenantName, Tenant>,
+    reader: &mut ObjectReader<'_>,
+) {
     let mut owners: BTreeMap<&str, String> = BTreeMap::new();
     for (name, tenant) in tenants {
         for (list, secrets) in [

@@ -165,7 +165,7 @@ impl HostSettings {
         Self {
             log: log::Settings::read(parser),
             server: Settings::read(parser),
-            gateway: gateway::from_settings(parser, &secrets),
+            gateway: gateway::gateway_from_setting_or_default(parser, &secrets),
             traces: trace::Settings::read(parser, &secrets),
             secrets,
         }
@@ -275,7 +275,7 @@ impl ServingThreadInput {
             gateway,
             shutdown,
         });
-        let tracer = match traces.start(app.name) {
+        let tracer = match traces.start_export(app.name) {
             Ok(tracer) => tracer,
             Err(error) => return log_start_failure("could not start the export of traces", error.as_ref()),
         };
@@ -284,7 +284,7 @@ impl ServingThreadInput {
             Err(error) => return log_start_failure("could not register the metrics", &error),
         };
         let served = lifecycle::serve_until_stopped(&server, &settings, &trigger, &mut stop).await;
-        tracer.flush().await;
+        tracer.flush_and_stop_export().await;
         match served {
             Ok(()) => ExitReason::Clean,
             Err(error) => log_start_failure("could not listen for requests and metrics", &error),

@@ -73,7 +73,7 @@ impl Server {
                 .map(|_| Arc::new(InFlightLimiter::new(limit))),
             metrics: RequestMetrics::new(&registry)?,
         });
-        let displaced = metrics::register_displaced_connections(&registry)?;
+        let displaced = metrics::register_displaced_connection_counter(&registry)?;
         let limits = |connections: ConnectionLimits| ListenerLimits {
             timeouts: connection_timeouts(settings),
             max_headers: settings.max_headers,
@@ -139,7 +139,7 @@ const METRICS_CONNECTION_LIMITS: ConnectionLimits = ConnectionLimits {
 
 /// The highest timeout for the head of a request; a shorter `read_timeout` takes its place. Functions often have a
 /// `read_timeout` that is as long as their longest request, because other hosts use it as a limit for a whole request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time for which a connection may idle after a request.
 ///
@@ -151,7 +151,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(95);
 fn connection_timeouts(settings: &Settings) -> ConnectionTimeouts {
     let (read, write) = (settings.read_timeout, settings.write_timeout);
     ConnectionTimeouts {
-        head: read.min(HEAD_TIMEOUT),
+        head: read.min(MAX_HEAD_TIMEOUT),
         read,
         write,
         idle: IDLE_TIMEOUT,
@@ -173,7 +173,7 @@ struct MetricsPageService(Registry);
 
 impl MetricsPageService {
     /// Returns the page of metrics for the path `/metrics`, and status 404 for another path.
-    fn metrics_response(&self, path: &str) -> Response<Full<Bytes>> {
+    fn metrics_or_404_response(&self, path: &str) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::default());
         if path != "/metrics" {
             *response.status_mut() = StatusCode::NOT_FOUND;
@@ -201,13 +201,13 @@ impl ConnectionService for MetricsPageService {
 
     fn respond(&self, request: Request<Incoming>, connection: &Arc<ConnectionState>) -> Self::ResponseFuture {
         connection.expect_next_request();
-        let response = match host_header::bad_request_reason(request.version(), request.headers()) {
+        let response = match host_header::wrong_host_header_reason(request.version(), request.headers()) {
             Some(_) => {
                 let mut response = Response::new(Full::default());
                 *response.status_mut() = StatusCode::BAD_REQUEST;
                 response
             }
-            None => self.metrics_response(request.uri().path()),
+            None => self.metrics_or_404_response(request.uri().path()),
         };
         ready(Ok(response))
     }

@@ -48,8 +48,8 @@ impl Settings {
         Self {
             port,
             metrics_port,
-            read_timeout: read_nonzero_timeout(parser, "read_timeout"),
-            write_timeout: read_nonzero_timeout(parser, "write_timeout"),
+            read_timeout: read_nonzero_timeout_default_10_s(parser, "read_timeout"),
+            write_timeout: read_nonzero_timeout_default_10_s(parser, "write_timeout"),
             exec_timeout: (!exec_timeout.is_zero()).then_some(exec_timeout),
             healthcheck_interval: parser.duration("healthcheck_interval", Duration::from_secs(5)),
             max_inflight: (max_inflight > 0).then_some(max_inflight),
@@ -88,7 +88,7 @@ fn parse_max_header_bytes(text: &str) -> Result<usize, &'static str> {
 /// Reads a timeout that must not be zero; its default is 10 s.
 ///
 /// In OpenFaaS's own programs, zero means no timeout. A client could then hold a connection forever.
-fn read_nonzero_timeout(parser: &mut SettingsParser<'_>, name: &str) -> Duration {
+fn read_nonzero_timeout_default_10_s(parser: &mut SettingsParser<'_>, name: &str) -> Duration {
     let timeout = parser.duration(name, Duration::from_secs(10));
     if timeout.is_zero() {
         parser.add_problem(name, "should be more than 0s");

@@ -15,10 +15,10 @@ use crate::secret::{Secret, Secrets};
 const SIGNATURE_PREFIX: &str = "sha256=";
 
 /// The length of a SHA-256 digest, in bytes.
-const DIGEST_BYTES: usize = 32;
+const SHA256_DIGEST_BYTES: usize = 32;
 
 /// The length of a block of SHA-256, in bytes.
-const BLOCK_BYTES: usize = 64;
+const SHA256_BLOCK_BYTES: usize = 64;
 
 /// The length of the shortest key that a function may start with, in bytes: half of the digest's, which NIST SP 800-107
 /// asks of a key for 128 bits of security.
@@ -65,7 +65,7 @@ pub fn check_key_lines(secret: &Secret) -> Result<(), KeyLineFault> {
 }
 
 /// Adds a problem to `parser` if the secret `name` can be read and has a line that is not fit for a key.
-pub fn check_signing_secret(parser: &mut SettingsParser<'_>, secrets: &Secrets, name: &str) {
+pub fn report_unfit_keys_of_readable_secret(parser: &mut SettingsParser<'_>, secrets: &Secrets, name: &str) {
     if let Ok(secret) = secrets.read_secret(name)
         && let Err(weak) = check_key_lines(&secret)
     {
@@ -110,14 +110,14 @@ impl HmacKeys {
         })
     }
 
-    /// Derives keys for another purpose: the HMAC-SHA256 of `purpose` with each key. A signature by a derived key is none by
-    /// the key that it is derived from, whatever the text.
+    /// Derives keys for another purpose: the HMAC-SHA256 of `purpose` with each key. A signature by a derived key is
+    /// none by the key that it is derived from, whatever the text.
     pub fn derive(&self, purpose: &str) -> Self {
         let derive = |key: &Hmac<Sha256>| {
             let mut mac = key.clone();
             mac.update(purpose.as_bytes());
             // HMAC fills a key up with zeros to the block of its hash.
-            let mut derived = Zeroizing::new([0; BLOCK_BYTES]);
+            let mut derived = Zeroizing::new([0; SHA256_BLOCK_BYTES]);
             derived
                 .iter_mut()
                 .zip(mac.finalize().into_bytes())
@@ -131,7 +131,7 @@ impl HmacKeys {
     }
 
     /// Returns the key at a position in the secret, from 0, as the only one; `None` if there are fewer keys.
-    pub fn only(&self, position: usize) -> Option<Self> {
+    pub fn key_at_position_alone(&self, position: usize) -> Option<Self> {
         let key = match position.checked_sub(1) {
             None => &self.first,
             Some(position) => self.others.get(position)?,
@@ -197,7 +197,7 @@ pub struct SignatureMismatch;
 
 /// A verifier of the signature of a request body that arrives in chunks.
 pub struct SignatureVerifier {
-    expected: [u8; DIGEST_BYTES],
+    expected: [u8; SHA256_DIGEST_BYTES],
     macs: Vec<Hmac<Sha256>>,
 }
 
@@ -208,7 +208,7 @@ impl SignatureVerifier {
             .trim()
             .strip_prefix(SIGNATURE_PREFIX)
             .ok_or(MalformedSignature)?;
-        let mut expected = [0; DIGEST_BYTES];
+        let mut expected = [0; SHA256_DIGEST_BYTES];
         hex::decode_to_slice(digits, &mut expected).map_err(|_| MalformedSignature)?;
         let macs = std::iter::once(&keys.first)
             .chain(&keys.others)
@@ -232,12 +232,14 @@ impl SignatureVerifier {
     /// Fails unless one of the keys gives the signature for the chunks that were added. Takes the same time whichever
     /// key matches, and wherever a wrong signature differs.
     pub fn verify(self) -> Result<(), SignatureMismatch> {
-        self.position_of_key().map(|_| ()).ok_or(SignatureMismatch)
+        self.position_of_matching_key()
+            .map(|_| ())
+            .ok_or(SignatureMismatch)
     }
 
-    /// Returns the position in the secret, from 0, of the key that gives the signature for the chunks that were added; `None`
-    /// if no key does. Computes the signature with every key, whichever matches.
-    pub fn position_of_key(self) -> Option<usize> {
+    /// Returns the position in the secret, from 0, of the key that gives the signature for the chunks that were added;
+    /// `None` if no key does. Computes the signature with every key, whichever matches.
+    pub fn position_of_matching_key(self) -> Option<usize> {
         let macs = self.macs.into_iter().enumerate();
         macs.fold(None, |found, (position, mac)| {
             let is_match = mac.verify_slice(&self.expected).is_ok();
@@ -310,18 +312,21 @@ mod tests {
             let signed = sign_body(&hmac_keys(key), b"body");
             let mut verifier = SignatureVerifier::new(&rotated, &signed).unwrap();
             verifier.update(b"body");
-            assert_eq!(verifier.position_of_key(), Some(position));
-            let only = rotated.only(position).unwrap();
+            assert_eq!(verifier.position_of_matching_key(), Some(position));
+            let only = rotated.key_at_position_alone(position).unwrap();
             assert_eq!(sign_body(&only, b"body"), signed);
             let by_others = sign_body(&hmac_keys("another"), b"body");
             for other in [
                 by_others,
-                sign_body(&rotated.only((position + 1) % 3).unwrap(), b"body"),
+                sign_body(
+                    &rotated.key_at_position_alone((position + 1) % 3).unwrap(),
+                    b"body",
+                ),
             ] {
                 assert_eq!(verify_whole_body(&only, &other, b"body"), Err(SignatureMismatch));
             }
         }
-        assert!(rotated.only(3).is_none());
+        assert!(rotated.key_at_position_alone(3).is_none());
     }
 
     #[test]

@@ -23,19 +23,24 @@
 //!
 //! | variable | default | meaning |
 //! | --- | --- | --- |
-//! | `OTEL_EXPORTER_OTLP_ENDPOINT` | | the collector, `http://HOST:PORT` or `https://…`; spans are posted to `/v1/traces` there |
+//! | `OTEL_EXPORTER_OTLP_ENDPOINT` | | the collector, `http://HOST:PORT` or `https://…`; spans are posted to
+//! `/v1/traces` there |
 //! | `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` | | the complete URL instead |
-//! | `OTEL_EXPORTER_OTLP_HEADERS` | | further headers, `NAME=VALUE,…`, values percent-encoded; secret ones belong in the secret `otel-headers` |
-//! | `OTEL_EXPORTER_OTLP_CERTIFICATE` | | a file with certificates (PEM) that authenticate the collector, besides the system's |
+//! | `OTEL_EXPORTER_OTLP_HEADERS` | | further headers, `NAME=VALUE,…`, values percent-encoded; secret ones belong in
+//! the secret `otel-headers` |
+//! | `OTEL_EXPORTER_OTLP_CERTIFICATE` | | a file with certificates (PEM) that authenticate the collector, besides the
+//! system's |
 //! | `OTEL_EXPORTER_OTLP_COMPRESSION` | `none` | `gzip` or `none` |
 //! | `OTEL_EXPORTER_OTLP_TIMEOUT` | 10000 | the timeout of one export |
 //! | `OTEL_EXPORTER_OTLP_PROTOCOL` | `http/protobuf` | the only supported protocol |
 //! | `OTEL_SERVICE_NAME` | the function's own | the service name in the traces |
 //! | `OTEL_RESOURCE_ATTRIBUTES` | | further attributes of the service, `KEY=VALUE,…` |
-//! | `OTEL_TRACES_SAMPLER` | `parentbased_always_on` | also `always_on`, `always_off`, `traceidratio`, and the last two with the prefix `parentbased_` |
+//! | `OTEL_TRACES_SAMPLER` | `parentbased_always_on` | also `always_on`, `always_off`, `traceidratio`, and the last two
+//! with the prefix `parentbased_` |
 //! | `OTEL_TRACES_SAMPLER_ARG` | 1 | the ratio of sampled traces for `traceidratio`, 0 to 1 |
 //! | `OTEL_BSP_SCHEDULE_DELAY` | 5000 | the interval between exports |
-//! | `OTEL_BSP_MAX_QUEUE_SIZE`, `OTEL_BSP_MAX_EXPORT_BATCH_SIZE` | 2048, 512 | the limits on queued spans, and on spans in one export |
+//! | `OTEL_BSP_MAX_QUEUE_SIZE`, `OTEL_BSP_MAX_EXPORT_BATCH_SIZE` | 2048, 512 | the limits on queued spans, and on spans
+//! in one export |
 //! | `OTEL_TRACES_EXPORTER` | `otlp` | `none` disables tracing |
 //! | `OTEL_SDK_DISABLED` | `false` | `true` disables tracing |
 //!
@@ -110,7 +115,7 @@ pub fn inject_trace_headers(headers: &mut HeaderMap) {
 }
 
 /// Opens the trace span of a request that the host sends, and sets the request's trace headers.
-pub(crate) fn open_outgoing_span<B>(request: &mut http::Request<B>) -> Span {
+pub(crate) fn open_outgoing_span_and_inject_headers<B>(request: &mut http::Request<B>) -> Span {
     let (method, uri) = (request.method().as_str(), request.uri());
     let span = client_span(format!("{method} {}", constant_path_prefix(uri.path())));
     if span.is_recording() {
@@ -192,7 +197,7 @@ impl RequestTracer {
     }
 
     /// Exports the queued trace spans, within [`SPAN_FLUSH_TIMEOUT`], and stops the export.
-    pub(crate) async fn flush(&self) {
+    pub(crate) async fn flush_and_stop_export(&self) {
         let Some(active) = self.0.clone() else {
             return;
         };

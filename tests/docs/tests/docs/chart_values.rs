@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::repository;
 
 /// The folder of the chart within the repository.
-const CHART: &str = "chart/slipway";
+const CHART_FOLDER: &str = "chart/slipway";
 
 /// Values whose content is not compared, because it is Kubernetes' own or has names that the operator chooses.
 const OPAQUE_VALUES: [&str; 5] = [
@@ -20,15 +20,15 @@ const OPAQUE_VALUES: [&str; 5] = [
 ];
 
 /// The parts of the chart that share the values which the README writes as `*.NAME`.
-const PARTS: [&str; 3] = ["builder", "deployer", "buildkit"];
+const CHART_PARTS: [&str; 3] = ["builder", "deployer", "buildkit"];
 
 /// Returns the path of every value in `values.yaml`, such as `builder.image.tag`, and of every group of values.
-fn paths_in_values() -> BTreeSet<String> {
+fn value_paths_in_values_yaml() -> BTreeSet<String> {
     let key = Regex::new(r"^( *)([A-Za-z]+):(.*)$").unwrap();
     let mut parents: Vec<(usize, String)> = Vec::new();
     let mut paths = BTreeSet::new();
     let mut block_indent = None;
-    for line in repository::read(&format!("{CHART}/values.yaml")).lines() {
+    for line in repository::read(&format!("{CHART_FOLDER}/values.yaml")).lines() {
         let indent = line.len() - line.trim_start().len();
         // The lines of a text are deeper than its key.
         match block_indent {
@@ -82,11 +82,11 @@ fn add_schema_paths(root: &Value, schema: &Value, prefix: &str, paths: &mut BTre
     }
 }
 
-/// Returns the path of every value that the table of the chart's README names. After a comma, `.NAME` replaces the last part
-/// of the path before it, and `*.NAME` stands for all parts of the chart.
-fn paths_in_readme() -> BTreeSet<String> {
+/// Returns the path of every value that the table of the chart's README names. After a comma, `.NAME` replaces the last
+/// part of the path before it, and `*.NAME` stands for all parts of the chart.
+fn value_paths_in_chart_readme() -> BTreeSet<String> {
     let name = Regex::new("`([^`]+)`").unwrap();
-    let text = repository::read(&format!("{CHART}/README.md"));
+    let text = repository::read(&format!("{CHART_FOLDER}/README.md"));
     let (_, table) = text.split_once("\n## Values\n").unwrap();
     let mut paths = BTreeSet::new();
     for row in table.lines().filter(|line| line.starts_with("| `")) {
@@ -103,7 +103,7 @@ fn paths_in_readme() -> BTreeSet<String> {
                 None => found[1].to_owned(),
             };
             match path.strip_prefix("*.") {
-                Some(rest) => paths.extend(PARTS.map(|part| format!("{part}.{rest}"))),
+                Some(rest) => paths.extend(CHART_PARTS.map(|part| format!("{part}.{rest}"))),
                 None => {
                     paths.insert(path.clone());
                 }
@@ -121,11 +121,11 @@ fn paths_in_readme() -> BTreeSet<String> {
 
 #[test]
 fn the_schema_of_the_chart_has_the_values_and_no_others() {
-    let schema = repository::read(&format!("{CHART}/values.schema.json"));
+    let schema = repository::read(&format!("{CHART_FOLDER}/values.schema.json"));
     let schema: Value = serde_json::from_str(&schema).unwrap();
     let mut in_schema = BTreeSet::new();
     add_schema_paths(&schema, &schema, "", &mut in_schema);
-    let in_values = paths_in_values();
+    let in_values = value_paths_in_values_yaml();
     assert!(in_values.len() > 100, "{in_values:?}");
     let missing: Vec<_> = in_values.difference(&in_schema).collect();
     // The rules of a tenant are values that the operator names.
@@ -138,7 +138,7 @@ fn the_schema_of_the_chart_has_the_values_and_no_others() {
 
 #[test]
 fn the_readme_of_the_chart_names_the_values_and_no_others() {
-    let (in_values, in_readme) = (paths_in_values(), paths_in_readme());
+    let (in_values, in_readme) = (value_paths_in_values_yaml(), value_paths_in_chart_readme());
     let is_group = |path: &String| {
         let prefix = format!("{path}.");
         in_values.iter().any(|other| other.starts_with(&prefix))

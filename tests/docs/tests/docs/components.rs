@@ -22,7 +22,7 @@ fn text_field<'a>(component: &'a Value, field: &str) -> &'a str {
 }
 
 /// Returns each file that a component names, with the text that pins the version there.
-fn version_pins(component: &Value) -> Vec<(&str, String)> {
+fn files_and_texts_that_pin_version(component: &Value) -> Vec<(&str, String)> {
     let pins = component["pins"].as_array().unwrap();
     let version = text_field(component, "version");
     pins.iter()
@@ -67,7 +67,7 @@ fn no_component_is_older_than_the_lowest_version_without_known_advisories() {
 #[test]
 fn each_component_has_the_version_that_the_files_pin() {
     for component in read_components() {
-        let pins = version_pins(&component);
+        let pins = files_and_texts_that_pin_version(&component);
         assert!(!pins.is_empty(), "{}", component["name"]);
         for (file, pin) in pins {
             assert!(
@@ -83,7 +83,10 @@ fn each_component_has_the_version_that_the_files_pin() {
 #[test]
 fn every_pinned_program_and_image_is_a_component() {
     let components = read_components();
-    let pinned = components.iter().flat_map(version_pins).collect::<Vec<_>>();
+    let pinned = components
+        .iter()
+        .flat_map(files_and_texts_that_pin_version)
+        .collect::<Vec<_>>();
     let tools = Regex::new(r"(?m)^(?:tool |\t)([^ \t\n(]+)$").unwrap();
     for file in repository::files("tests/stack/tools", |name| name == "go.mod") {
         let module = repository::read(&file);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{repository, settings::documented_settings};
 
 /// The variable of an installation that is no setting, because only the C library reads it.
-const READ_BY_THE_C_LIBRARY: &str = "MALLOC_ARENA_MAX";
+const VARIABLE_READ_BY_C_LIBRARY: &str = "MALLOC_ARENA_MAX";
 
 /// The environment and labels of an installed function.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ fn yaml_map(function_text: &str, key: &str) -> BTreeMap<String, String> {
 }
 
 /// Returns the environment and labels of a function in `stack.yml`.
-fn in_stack_yml(name: &str) -> Installation {
+fn installation_in_stack_yml(name: &str) -> Installation {
     let text = repository::read("stack.yml");
     let (_, function) = text.split_once(&format!("\n  {name}:\n")).unwrap();
     // The next function begins with a line that is indented by two spaces.
@@ -47,7 +47,7 @@ fn in_stack_yml(name: &str) -> Installation {
 }
 
 /// Returns the environment and labels of a function in `store.json`.
-fn in_store_json(name: &str) -> Installation {
+fn installation_in_store_json(name: &str) -> Installation {
     let store: Value = serde_json::from_str(&repository::read("store.json")).unwrap();
     let functions = store["functions"].as_array().unwrap();
     let function = functions
@@ -63,7 +63,10 @@ fn in_store_json(name: &str) -> Installation {
 
 #[test]
 fn the_labels_of_the_deployer_keep_it_at_one_replica() {
-    for deployer in [in_stack_yml("deployer-fn"), in_store_json("deployer-fn")] {
+    for deployer in [
+        installation_in_stack_yml("deployer-fn"),
+        installation_in_store_json("deployer-fn"),
+    ] {
         for label in ["com.openfaas.scale.min", "com.openfaas.scale.max"] {
             assert_eq!(deployer.labels[label], "1", "{label} in {deployer:?}");
         }
@@ -75,8 +78,8 @@ fn every_variable_of_an_installation_is_a_setting() {
     for name in ["builder-fn", "deployer-fn"] {
         let mut settings = documented_settings("host");
         settings.extend(documented_settings(name));
-        settings.insert(READ_BY_THE_C_LIBRARY.to_owned());
-        for installation in [in_stack_yml(name), in_store_json(name)] {
+        settings.insert(VARIABLE_READ_BY_C_LIBRARY.to_owned());
+        for installation in [installation_in_stack_yml(name), installation_in_store_json(name)] {
             assert!(!installation.environment.is_empty(), "{name}: no variables");
             for variable in installation.environment.keys() {
                 assert!(settings.contains(variable), "{name}: no setting {variable}");

@@ -1,7 +1,7 @@
 //! Compares the documents' tables of metrics with the metrics in the code.
 //!
-//! The names are taken from the sources, because a registry does not show a metric with labels before its first value. What
-//! a registry does show must be among them.
+//! The names are taken from the sources, because a registry does not show a metric with labels before its first value.
+//! What a registry does show must be among them.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +33,7 @@ fn metrics_in_sources(folder: &str) -> BTreeSet<String> {
 /// Fails unless the table `table` of docs/observability.md has exactly the metrics in `folder`, and these include all
 /// that `registry` shows.
 #[track_caller]
-fn assert_documented(table: &str, folder: &str, registry: &Registry) {
+fn assert_table_has_exactly_metrics_of_folder(table: &str, folder: &str, registry: &Registry) {
     let text = repository::read("docs/observability.md");
     let documented = names_in_table(&text, &format!("metrics: {table}"));
     let in_sources = metrics_in_sources(folder);
@@ -54,19 +54,19 @@ fn assert_documented(table: &str, folder: &str, registry: &Registry) {
 
 #[test]
 fn the_metrics_of_every_function_are_documented_and_exist() {
-    assert_documented("host", "template/rust-hyper/host/src", &Registry::new());
+    assert_table_has_exactly_metrics_of_folder("host", "template/rust-hyper/host/src", &Registry::new());
 }
 
 #[test]
 fn the_metrics_of_the_builder_are_documented_and_exist() {
     let registry = Registry::new();
     let _metrics = builder_fn::metrics::Metrics::register(&registry).unwrap();
-    assert_documented("builder-fn", "builder-fn/src", &registry);
+    assert_table_has_exactly_metrics_of_folder("builder-fn", "builder-fn/src", &registry);
 }
 
 #[test]
 fn the_metrics_of_the_deployer_are_documented_and_exist() {
     let registry = Registry::new();
     let _metrics = deployer_fn::DeploymentMetrics::new(&registry).unwrap();
-    assert_documented("deployer-fn", "deployer-fn/src", &registry);
+    assert_table_has_exactly_metrics_of_folder("deployer-fn", "deployer-fn/src", &registry);
 }

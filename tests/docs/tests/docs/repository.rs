@@ -25,8 +25,8 @@ pub(crate) fn read(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Returns the paths, relative to the root, of all files in `folder` that `wanted` accepts by their name.
-pub(crate) fn files(folder: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+/// Returns the paths, relative to the root, of all files in `folder` that `is_wanted_name` accepts by their name.
+pub(crate) fn files(folder: &str, is_wanted_name: impl Fn(&str) -> bool) -> Vec<String> {
     let root = root();
     let mut found = Vec::new();
     let mut folders = vec![root.join(folder)];
@@ -39,7 +39,7 @@ pub(crate) fn files(folder: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> 
                 if !SKIPPED_FOLDERS.contains(&&*name) {
                     folders.push(path);
                 }
-            } else if wanted(&name) {
+            } else if is_wanted_name(&name) {
                 let relative = path.strip_prefix(&root).unwrap();
                 found.push(relative.to_string_lossy().into_owned());
             }

@@ -1,7 +1,7 @@
 //! Compares the documents' tables of settings with the code that reads settings.
 //!
-//! The parsers get an environment that records which variables they ask for, so the two cannot drift apart: a setting that
-//! is read and not documented fails the test, and so does one that is documented and not read.
+//! The parsers get an environment that records which variables they ask for, so the two cannot drift apart: a setting
+//! that is read and not documented fails the test, and so does one that is documented and not read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -14,7 +14,7 @@ use crate::repository;
 
 /// The variables that OpenTelemetry's SDK reads from the environment by itself (`opentelemetry_sdk`,
 /// `src/trace/span_processor.rs`).
-const READ_BY_THE_SDK: [&str; 3] = [
+const VARIABLES_READ_BY_OTEL_SDK: [&str; 3] = [
     "OTEL_BSP_SCHEDULE_DELAY",
     "OTEL_BSP_MAX_QUEUE_SIZE",
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
@@ -60,7 +60,7 @@ pub(crate) fn documented_settings(table: &str) -> BTreeSet<String> {
 
 /// Fails if the two sets differ, with the names that are in only one of them.
 #[track_caller]
-fn assert_same(documented: &BTreeSet<String>, read: &BTreeSet<String>) {
+fn assert_documented_equals_read(documented: &BTreeSet<String>, read: &BTreeSet<String>) {
     let missing: Vec<_> = read.difference(documented).collect();
     let invented: Vec<_> = documented.difference(read).collect();
     assert!(
@@ -70,7 +70,7 @@ fn assert_same(documented: &BTreeSet<String>, read: &BTreeSet<String>) {
 }
 
 /// Returns the variables that every function of the template reads.
-fn read_by_the_host() -> BTreeSet<String> {
+fn variables_read_by_host() -> BTreeSet<String> {
     let folder = tempfile::tempdir().unwrap();
     let environment = RecordingEnvironment::with(&[
         ("secret_mount_path", folder.path().to_str().unwrap()),
@@ -83,17 +83,17 @@ fn read_by_the_host() -> BTreeSet<String> {
 
 #[test]
 fn the_settings_of_every_function_are_documented_and_read() {
-    let mut read = read_by_the_host();
+    let mut read = variables_read_by_host();
     read.retain(|name| !name.starts_with("OTEL_"));
-    assert_same(&documented_settings("host"), &read);
+    assert_documented_equals_read(&documented_settings("host"), &read);
 }
 
 #[test]
 fn the_settings_of_traces_are_documented_and_read() {
-    let mut read = read_by_the_host();
+    let mut read = variables_read_by_host();
     read.retain(|name| name.starts_with("OTEL_"));
-    read.extend(READ_BY_THE_SDK.map(str::to_owned));
-    assert_same(&documented_settings("traces"), &read);
+    read.extend(VARIABLES_READ_BY_OTEL_SDK.map(str::to_owned));
+    assert_documented_equals_read(&documented_settings("traces"), &read);
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn the_settings_of_the_builder_are_documented_and_read() {
     let mut parser = SettingsParser::new(&environment);
     builder_fn::settings::Settings::read(&mut parser, &Secrets::new(folder.path()), None);
     parser.fail_if_problems().unwrap();
-    assert_same(
+    assert_documented_equals_read(
         &documented_settings("builder-fn"),
         &environment.requested_variables(),
     );
@@ -116,7 +116,7 @@ fn the_settings_of_the_deployer_are_documented_and_read() {
     let mut parser = SettingsParser::new(&environment);
     deployer_fn::Settings::read(&mut parser);
     parser.fail_if_problems().unwrap();
-    assert_same(
+    assert_documented_equals_read(
         &documented_settings("deployer-fn"),
         &environment.requested_variables(),
     );
@@ -132,7 +132,7 @@ fn the_build_arguments_of_the_template_are_documented_with_its_profiles() {
         .collect();
     // BuildKit sets it.
     arguments.remove("TARGETARCH");
-    assert_same(&documented_settings("template"), &arguments);
+    assert_documented_equals_read(&documented_settings("template"), &arguments);
 
     let manifest = repository::read("template/rust-hyper/Cargo.toml");
     let profiles = manifest

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use slipway_e2e::{
-    flood::process::{SENDERS_COMMAND, SenderOptions, run_senders},
+    flood::process::{SENDERS_COMMAND, SenderOptions, run_senders_until_stdin_ends},
     flood_benchmark::{FloodBenchmark, FloodReceivers},
 };
 
@@ -39,7 +39,7 @@ enum Command {
 fn main() -> Result<()> {
     let options = FloodBenchmarkOptions::parse();
     if let Some(Command::Senders(senders)) = &options.command {
-        println!("{}", run_senders(senders)?);
+        println!("{}", run_senders_until_stdin_ends(senders)?);
         return Ok(());
     }
     let receivers = match options.processes {

@@ -21,21 +21,24 @@ pub(super) struct UniqueContextFolder {
 impl UniqueContextFolder {
     /// Creates a folder with files of this shape; equal salts give equal content.
     pub(super) fn of_shape(shape: ContextShape, salt: u64) -> Result<Self> {
-        let folder = Self::empty(salt)?;
+        let folder = Self::with_dockerfile_and_salt(salt)?;
         for number in 0..shape.files {
             let path = folder.context_path().join(format!("{}/{number}", number % 100));
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)?;
             }
-            fs::write(path, random_content(shape.bytes, salt ^ ((number as u64) << 8)))?;
+            fs::write(
+                path,
+                pseudorandom_content(shape.bytes, salt ^ ((number as u64) << 8)),
+            )?;
         }
-        folder.set_times()?;
+        folder.equalize_modification_times()?;
         Ok(folder)
     }
 
     /// Creates a folder with a copy of `source`, and with the salt in a file.
     pub(super) fn copy_of(source: &Path, salt: u64) -> Result<Self> {
-        let folder = Self::empty(salt)?;
+        let folder = Self::with_dockerfile_and_salt(salt)?;
         run_command(
             Command::new("cp")
                 .arg("--archive")
@@ -46,7 +49,7 @@ impl UniqueContextFolder {
     }
 
     /// Creates a folder with a Dockerfile that copies the context, and the salt in a file.
-    fn empty(salt: u64) -> Result<Self> {
+    fn with_dockerfile_and_salt(salt: u64) -> Result<Self> {
         let folder = Self {
             dir: tempfile::tempdir()?,
             salt,
@@ -68,13 +71,13 @@ impl UniqueContextFolder {
     pub(super) fn change_one_file(&self) -> Result<()> {
         let path = self.context_path().join("0/0");
         let bytes = fs::metadata(&path)?.len() as usize;
-        fs::write(&path, random_content(bytes, !self.salt))?;
-        self.set_times()?;
+        fs::write(&path, pseudorandom_content(bytes, !self.salt))?;
+        self.equalize_modification_times()?;
         run_command(Command::new("touch").args(["-d", "@1700000007"]).arg(path))
     }
 
     /// Gives all files and folders of the context the same modification time.
-    fn set_times(&self) -> Result<()> {
+    fn equalize_modification_times(&self) -> Result<()> {
         let all = ["-depth", "-exec", "touch", "-h", "-d", "@1700000000", "{}", "+"];
         run_command(Command::new("find").arg(self.context_path()).args(all))
     }
@@ -105,7 +108,7 @@ impl UniqueContextFolder {
 }
 
 /// Returns incompressible bytes, the same ones for the same seed.
-fn random_content(bytes: usize, seed: u64) -> Vec<u8> {
+fn pseudorandom_content(bytes: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
         state ^= state << 13;
@@ -127,8 +130,8 @@ mod tests {
 
     #[test]
     fn content_depends_on_the_seed_alone() {
-        assert_eq!(random_content(100, 7), random_content(100, 7));
-        assert_ne!(random_content(100, 7), random_content(100, 8 << 8));
-        assert_eq!(random_content(13, 1).len(), 13);
+        assert_eq!(pseudorandom_content(100, 7), pseudorandom_content(100, 7));
+        assert_ne!(pseudorandom_content(100, 7), pseudorandom_content(100, 8 << 8));
+        assert_eq!(pseudorandom_content(13, 1).len(), 13);
     }
 }

@@ -168,7 +168,7 @@ impl FloodReport {
 
 /// Runs senders until the standard input ends, and returns what they have sent as JSON, for
 /// [`FloodProcess::stop`].
-pub fn run_senders(options: &SenderOptions) -> Result<String> {
+pub fn run_senders_until_stdin_ends(options: &SenderOptions) -> Result<String> {
     // Sessions share the processors before the policies of their processes count. Without the file they do not.
     fs::write("/proc/self/autogroup", LOWEST_AUTOGROUP_PRIORITY).ok();
     let flood = Flood::start(

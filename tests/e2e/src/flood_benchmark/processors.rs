@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 
 /// The unit of the processor times in `/proc/PID/stat` and `/proc/stat`, a hundredth of a second (proc_pid_stat(5),
 /// `USER_HZ`).
-const TICK: Duration = Duration::from_millis(10);
+const PROC_STAT_TICK: Duration = Duration::from_millis(10);
 
 /// The index, from 0, of the user time among the fields after a process's name; the system time follows.
-const USER_TIME_FIELD: usize = 11;
+const USER_TIME_FIELD_INDEX: usize = 11;
 
 /// A process whose processor time is measured, with the name of the part that it belongs to.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ impl ProcessorTimes {
             .sum::<u32>();
         Ok(Self {
             parts,
-            machine: TICK * busy,
+            machine: PROC_STAT_TICK * busy,
             elapsed: Duration::ZERO,
         })
     }
@@ -113,9 +113,9 @@ fn processor_time(pid: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in parentheses, may contain blanks.
     let (_, fields) = stat.rsplit_once(')').context("no name")?;
-    let times = fields.split_whitespace().skip(USER_TIME_FIELD).take(2);
+    let times = fields.split_whitespace().skip(USER_TIME_FIELD_INDEX).take(2);
     let times = times
         .map(|field| Ok(field.parse::<u32>()?))
         .collect::<Result<Vec<_>>>()?;
-    Ok(TICK * times.into_iter().sum::<u32>())
+    Ok(PROC_STAT_TICK * times.into_iter().sum::<u32>())
 }

@@ -18,16 +18,16 @@ pub(super) struct HeaderFields<'a> {
     pub(super) owner: &'a EntryOwner<'a>,
 }
 
-/// Appends an entry as Go's `archive/tar` writes it. `long` is the encoding of a name that is over 100 bytes long
-/// or not ASCII.
+/// Appends an entry as Go's `archive/tar` writes it. `long_name_encoding` is the encoding of a name that is over 100
+/// bytes long or not ASCII.
 pub(super) fn append_entry(
     tar: &mut Vec<u8>,
     path: &str,
-    long: Option<&str>,
+    long_name_encoding: Option<&str>,
     header: &HeaderFields<'_>,
     content: &[u8],
 ) -> Result<()> {
-    match long {
+    match long_name_encoding {
         None => append_header_block(tar, "", path, header, content.len(), true)?,
         Some("prefix") => {
             let end = path.len().min(156);
@@ -44,10 +44,17 @@ pub(super) fn append_entry(
                 mtime: 0,
                 owner: &EntryOwner { id: 0, name: "" },
             };
-            let name = ascii_part(&format!("{folder}/PaxHeaders.0/{name}"));
+            let name = first_100_ascii_characters(&format!("{folder}/PaxHeaders.0/{name}"));
             append_header_block(tar, "", &name, &extended, record.len(), false)?;
             append_padded(tar, record.as_bytes());
-            append_header_block(tar, "", &ascii_part(path), header, content.len(), true)?;
+            append_header_block(
+                tar,
+                "",
+                &first_100_ascii_characters(path),
+                header,
+                content.len(),
+                true,
+            )?;
         }
         Some(other) => bail!("{path}: unknown encoding {other:?} of a long name"),
     }
@@ -55,14 +62,14 @@ pub(super) fn append_entry(
     Ok(())
 }
 
-/// Appends a header block as Go's `archive/tar` writes it, with zero device numbers if `devices`.
+/// Appends a header block as Go's `archive/tar` writes it, with zero device numbers if `with_zero_device_numbers`.
 fn append_header_block(
     tar: &mut Vec<u8>,
     prefix: &str,
     name: &str,
     header: &HeaderFields<'_>,
     size: usize,
-    devices: bool,
+    with_zero_device_numbers: bool,
 ) -> Result<()> {
     let mut block = [0; TAR_BLOCK_BYTES];
     let mut put = |at: usize, width: usize, bytes: &[u8]| -> Result<()> {
@@ -85,7 +92,7 @@ fn append_header_block(
     put(257, 8, b"ustar\x0000")?;
     put(265, 31, header.owner.name.as_bytes())?;
     put(297, 31, header.owner.name.as_bytes())?;
-    if devices {
+    if with_zero_device_numbers {
         put(329, 7, b"0000000")?;
         put(337, 7, b"0000000")?;
     }
@@ -113,7 +120,7 @@ fn pax_record(key: &str, value: &str) -> String {
 }
 
 /// Returns the part of a name that Go writes to an ASCII field.
-fn ascii_part(name: &str) -> String {
+fn first_100_ascii_characters(name: &str) -> String {
     name.chars().filter(char::is_ascii).take(100).collect()
 }
 

@@ -76,9 +76,9 @@ pub(super) async fn collect_evidence(
     platform: &SoakPlatform,
     submissions: &[Submission],
 ) -> Result<Vec<Evidence>> {
-    let buildctl = Buildctl::of_stack(&platform.testbed)?;
+    let buildctl = Buildctl::of_stack_daemon_without_credentials(&platform.testbed)?;
     let events = tokio::task::spawn_blocking(move || buildctl.history_events()).await??;
-    let builds = successful_builds(&events);
+    let builds = successful_build_counts_by_image(&events);
     let mut all = Vec::new();
     for submission in submissions {
         let registry = &platform.testbed.registry;
@@ -97,12 +97,16 @@ pub(super) async fn collect_evidence(
             digest,
             is_superseded: answer["supersededBy"].is_string(),
             report: match status {
-                200 => format!("{} {}", text_of(&answer["state"]), text_of(&answer["error"])),
-                _ => format!("{status} {}", text_of(&answer["error"])),
+                200 => format!(
+                    "{} {}",
+                    text_or_empty(&answer["state"]),
+                    text_or_empty(&answer["error"])
+                ),
+                _ => format!("{status} {}", text_or_empty(&answer["error"])),
             },
             ..Evidence::default()
         };
-        evidence.image = image_by_digest(submission, evidence.digest.as_deref());
+        evidence.image = image_by_digest_or_empty(submission, evidence.digest.as_deref());
         evidence.add_journal(&platform.router.journal());
         all.push(evidence);
     }
@@ -126,7 +130,7 @@ fn distrust_unproved_supersession(all: &mut [Evidence]) {
 impl Evidence {
     fn add_journal(&mut self, journal: &Journal) {
         self.deliveries = journal.deliveries_of(&self.call_id).count();
-        self.deployments = journal.changes_to(&self.image).count();
+        self.deployments = journal.possible_changes_to(&self.image).count();
         let callbacks = journal.callbacks.iter();
         for callback in callbacks.filter(|callback| callback.call_id == self.call_id) {
             self.callbacks += 1;
@@ -136,7 +140,7 @@ impl Evidence {
 }
 
 /// Returns the image's name by digest; empty if the image was not pushed.
-fn image_by_digest(submission: &Submission, digest: Option<&str>) -> String {
+fn image_by_digest_or_empty(submission: &Submission, digest: Option<&str>) -> String {
     let name = submission.image.strip_suffix(&format!(":{}", submission.tag));
     match (name, digest) {
         (Some(name), Some(digest)) => format!("{name}@{digest}"),
@@ -145,7 +149,7 @@ fn image_by_digest(submission: &Submission, digest: Option<&str>) -> String {
 }
 
 /// Returns the number of builds without an error in BuildKit's history, by the name of the pushed image.
-fn successful_builds(events: &[Value]) -> BTreeMap<String, usize> {
+fn successful_build_counts_by_image(events: &[Value]) -> BTreeMap<String, usize> {
     let mut records = BTreeMap::new();
     for record in events.iter().map(|event| &event["record"]) {
         let is_complete = record["CompletedAt"].is_object() && record["error"].is_null();
@@ -164,7 +168,7 @@ fn successful_builds(events: &[Value]) -> BTreeMap<String, usize> {
     builds
 }
 
-fn text_of(value: &Value) -> &str {
+fn text_or_empty(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
@@ -192,7 +196,7 @@ mod tests {
             event("running", "registry/a:1", Value::Null, Value::Null),
             json!({ "type": 3 }),
         ];
-        let builds = successful_builds(&events);
+        let builds = successful_build_counts_by_image(&events);
         assert_eq!(builds.get("registry/a:1"), Some(&2), "{builds:?}");
         assert_eq!(builds.get("registry/a:latest"), Some(&1), "{builds:?}");
     }

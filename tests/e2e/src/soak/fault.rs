@@ -12,7 +12,7 @@ use super::platform::{BUILDER_COUNT, SoakPlatform};
 const RESTART_DELAY: Duration = Duration::from_secs(5);
 
 /// The time for which the gateway, or all queue-workers, are away.
-const SHORT_OUTAGE: Duration = Duration::from_secs(2);
+const GATEWAY_OR_WORKERS_OUTAGE: Duration = Duration::from_secs(2);
 
 /// The time for which the registry is away.
 const REGISTRY_OUTAGE: Duration = Duration::from_secs(20);
@@ -81,7 +81,7 @@ impl Fault {
             Self::None => {}
             Self::QueueWorker => {
                 platform.workers.kill_all()?;
-                tokio::time::sleep(SHORT_OUTAGE).await;
+                tokio::time::sleep(GATEWAY_OR_WORKERS_OUTAGE).await;
                 platform.workers.start_missing().await?;
             }
             Self::Nats => {
@@ -90,7 +90,7 @@ impl Fault {
             }
             Self::Gateway => {
                 platform.kill_gateway()?;
-                tokio::time::sleep(SHORT_OUTAGE).await;
+                tokio::time::sleep(GATEWAY_OR_WORKERS_OUTAGE).await;
                 platform.start_gateway().await?;
             }
             Self::Buildkit => kill_and_start_buildkit(platform).await?,

@@ -62,7 +62,7 @@ pub(super) struct Callback {
 
 impl Journal {
     /// Returns the number of the journal's entries and of their ends; it grows while anything happens.
-    pub(super) fn progress(&self) -> usize {
+    pub(super) fn progress_count(&self) -> usize {
         let ended = self.deliveries.iter().filter(|delivery| delivery.end.is_some());
         self.deliveries.len() + ended.count() + self.changes.len() + self.callbacks.len()
     }
@@ -94,7 +94,7 @@ impl Journal {
     }
 
     /// Returns the changes of functions to this image.
-    pub(super) fn changes_to<'a>(&'a self, image: &'a str) -> impl Iterator<Item = &'a Change> {
+    pub(super) fn possible_changes_to<'a>(&'a self, image: &'a str) -> impl Iterator<Item = &'a Change> {
         self.changes
             .iter()
             .filter(move |change| change.image == image && change.may_have_happened())

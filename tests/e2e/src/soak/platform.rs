@@ -85,7 +85,7 @@ impl SoakPlatform {
         let router = Router::start(namespace, &stack.provider_url(), BUILDER_COUNT)?;
         let gateway = start_gateway(stack, &router).await?;
         let deployer = DeployerProcess::start(&testbed, &stack.gateway.url, &DEPLOYER_SETTINGS).await?;
-        router.set_deployer(url_for_stack(stack, deployer.url())?);
+        router.set_deployer(url_reachable_from_stack(stack, deployer.url())?);
         let workers = QueueWorkers::start(stack, options.workers, options.ack_wait).await?;
         let base_image = testbed.image_name("soak/busybox", "1");
         let mut platform = Self {
@@ -102,7 +102,7 @@ impl SoakPlatform {
         for number in 0..BUILDER_COUNT {
             platform.start_builder(number).await?;
         }
-        build_busybox_image(&platform.running_builder()?.client()?, &platform.base_image).await?;
+        build_busybox_image(&platform.first_running_builder()?.client()?, &platform.base_image).await?;
         Ok(platform)
     }
 
@@ -171,7 +171,7 @@ impl SoakPlatform {
         settings.extend(BUILDER_SETTINGS);
         let builder = BuilderProcess::start_with_settings(&self.testbed, &settings).await?;
         builder.wait_until_ready().await?;
-        let url = url_for_stack(&self.testbed.stack, builder.url())?;
+        let url = url_reachable_from_stack(&self.testbed.stack, builder.url())?;
         self.router.set_builder(number, Some(url));
         if let Some(place) = self.builders.get_mut(number) {
             *place = Some(builder);
@@ -181,10 +181,10 @@ impl SoakPlatform {
 
     /// Asks a builder about a build; returns the status and the answer.
     pub(super) async fn ask_about_build(&self, id: &str) -> Result<(u16, Value)> {
-        self.running_builder()?.ask(&format!("/builds/{id}")).await
+        self.first_running_builder()?.ask(&format!("/builds/{id}")).await
     }
 
-    fn running_builder(&self) -> Result<&BuilderProcess> {
+    fn first_running_builder(&self) -> Result<&BuilderProcess> {
         self.builders.iter().flatten().next().context("no builder runs")
     }
 
@@ -231,7 +231,7 @@ async fn start_gateway(stack: &Stack, router: &Router) -> Result<LoggedProcess> 
 }
 
 /// Returns the URL, for processes in the stack's network, of a process of this machine that listens on every address.
-fn url_for_stack(stack: &Stack, url: &str) -> Result<String> {
+fn url_reachable_from_stack(stack: &Stack, url: &str) -> Result<String> {
     let (_, port) = url.rsplit_once(':').context("a URL without a port")?;
     Ok(format!("http://{}:{port}", stack.machine_address()?))
 }

@@ -7,21 +7,21 @@ use slipway_stack::Stack;
 use crate::{blocking_client, network_namespace::NetworkNamespace};
 
 /// The path of the channel's state at the monitoring of NATS Streaming: the gateway's channel, with its subscriptions.
-const CHANNEL_PATH: &str = "/streaming/channelsz?channel=faas-request&subs=1";
+const CHANNEL_STATE_PATH: &str = "/streaming/channelsz?channel=faas-request&subs=1";
 
 /// Returns whether queue-workers are connected and none has a call that it has not acknowledged. The queue is empty then,
 /// except for the moment between an acknowledgement and the next call: NATS sends one to every queue-worker without.
 ///
 /// # Errors
 /// Fails if NATS does not answer.
-pub(super) fn is_idle(stack: &Stack) -> Result<bool> {
+pub(super) fn has_workers_and_all_are_idle(stack: &Stack) -> Result<bool> {
     let address = stack.nats_monitor_address();
     let namespace = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
-    let channel = namespace.run_inside(|| blocking_client::get_json(address, CHANNEL_PATH))?;
-    Ok(is_channel_idle(&channel))
+    let channel = namespace.run_inside(|| blocking_client::get_json(address, CHANNEL_STATE_PATH))?;
+    Ok(channel_has_workers_and_all_are_idle(&channel))
 }
 
-fn is_channel_idle(channel: &Value) -> bool {
+fn channel_has_workers_and_all_are_idle(channel: &Value) -> bool {
     let subscriptions = channel["subscriptions"].as_array();
     let subscriptions = subscriptions.map_or(&[][..], Vec::as_slice);
     let has_worker = subscriptions
@@ -47,13 +47,18 @@ mod tests {
                 { "is_offline": true, "pending_count": pending },
             ] })
         };
-        assert!(is_channel_idle(&channel(false, 0)));
-        assert!(!is_channel_idle(&channel(true, 0)), "no worker");
+        assert!(channel_has_workers_and_all_are_idle(&channel(false, 0)));
         assert!(
-            !is_channel_idle(&channel(false, 1)),
+            !channel_has_workers_and_all_are_idle(&channel(true, 0)),
+            "no worker"
+        );
+        assert!(
+            !channel_has_workers_and_all_are_idle(&channel(false, 1)),
             "a worker that has gone has a call"
         );
-        assert!(!is_channel_idle(&json!({})));
-        assert!(!is_channel_idle(&json!({ "subscriptions": [] })));
+        assert!(!channel_has_workers_and_all_are_idle(&json!({})));
+        assert!(!channel_has_workers_and_all_are_idle(
+            &json!({ "subscriptions": [] })
+        ));
     }
 }

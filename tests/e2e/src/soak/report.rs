@@ -167,12 +167,18 @@ impl PhaseReport {
         })
     }
 
-    fn cells(&self) -> [String; COLUMNS.len()] {
+    fn table_cells(&self) -> [String; COLUMNS.len()] {
         let deliveries = self.evidence.iter().map(|evidence| evidence.deliveries);
         let recoveries: Vec<_> = self
             .recoveries
             .iter()
-            .map(|recovery| format!("{}, {}", seconds(recovery.first), seconds(recovery.all)))
+            .map(|recovery| {
+                format!(
+                    "{}, {}",
+                    format_seconds_or_dash(recovery.first),
+                    format_seconds_or_dash(recovery.all)
+                )
+            })
             .collect();
         [
             self.fault.name().to_owned(),
@@ -187,7 +193,7 @@ impl PhaseReport {
             self.count(Evidence::is_deployed_twice).to_string(),
             self.count_verdict(Verdict::Spent).to_string(),
             recoveries.join("; "),
-            seconds(Some(self.took)),
+            format_seconds_or_dash(Some(self.took)),
         ]
     }
 }
@@ -205,11 +211,11 @@ impl fmt::Display for SoakReport {
         write_row(f, &COLUMNS.map(|(_, width)| "-".repeat(width)))?;
         self.phases
             .iter()
-            .try_for_each(|phase| write_row(f, &phase.cells()))
+            .try_for_each(|phase| write_row(f, &phase.table_cells()))
     }
 }
 
-fn seconds(time: Option<Duration>) -> String {
+fn format_seconds_or_dash(time: Option<Duration>) -> String {
     time.map_or_else(|| "-".to_owned(), |time| format!("{:.0} s", time.as_secs_f64()))
 }
 
@@ -229,7 +235,7 @@ mod tests {
         }
     }
 
-    fn report_of(fault: Fault, evidence: Evidence) -> SoakReport {
+    fn report_of_finished_and(fault: Fault, evidence: Evidence) -> SoakReport {
         let recovery = Recovery {
             outage: Duration::from_secs(2),
             first: Some(Duration::from_secs(3)),
@@ -250,7 +256,7 @@ mod tests {
     #[test]
     fn what_is_lost_or_done_twice_is_a_violation() {
         assert_eq!(
-            report_of(Fault::Nats, finished()).violations(),
+            report_of_finished_and(Fault::Nats, finished()).violations(),
             Vec::<String>::new()
         );
         for evidence in [
@@ -267,7 +273,7 @@ mod tests {
                 ..finished()
             },
         ] {
-            let report = report_of(Fault::Nats, evidence);
+            let report = report_of_finished_and(Fault::Nats, evidence);
             assert_eq!(report.violations().len(), 1, "{report:?}");
         }
     }
@@ -275,27 +281,35 @@ mod tests {
     #[test]
     fn the_queue_may_spend_calls_only_while_the_gateway_is_away() {
         let spent = Evidence::default();
-        assert_eq!(report_of(Fault::Gateway, spent.clone()).violations().len(), 0);
-        assert_eq!(report_of(Fault::Builder, spent).violations().len(), 1);
+        assert_eq!(
+            report_of_finished_and(Fault::Gateway, spent.clone())
+                .violations()
+                .len(),
+            0
+        );
+        assert_eq!(
+            report_of_finished_and(Fault::Builder, spent).violations().len(),
+            1
+        );
     }
 
     #[test]
     fn a_fault_that_did_not_happen_is_a_violation() {
-        let mut report = report_of(Fault::Nats, finished());
+        let mut report = report_of_finished_and(Fault::Nats, finished());
         report.phases[0].recoveries.clear();
         assert_eq!(report.violations().len(), 1);
     }
 
     #[test]
     fn a_phase_in_which_nothing_happened_any_more_is_a_violation() {
-        let mut report = report_of(Fault::Nats, finished());
+        let mut report = report_of_finished_and(Fault::Nats, finished());
         report.phases[0].has_stalled = true;
         assert_eq!(report.violations().len(), 1);
     }
 
     #[test]
     fn the_table_has_a_row_for_each_phase() {
-        let table = report_of(Fault::Nats, finished()).to_string();
+        let table = report_of_finished_and(Fault::Nats, finished()).to_string();
         let rows: Vec<_> = table.lines().collect();
         assert_eq!(rows.len(), 3, "{table}");
         assert!(rows[2].starts_with("| nats         | 2         | 4 "), "{table}");

@@ -37,7 +37,7 @@ use crate::network_namespace::NetworkNamespace;
 const CALLBACK_PATH: &str = "/soak/callback";
 
 /// The limit on the body of a request, in bytes; calls through the queue are much smaller.
-const BODY_MAX: usize = 4 << 20;
+const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// The timeout of one forwarded call, longer than any build of the test.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(20 * 60);
@@ -78,11 +78,15 @@ impl Drop for HeldDeliveries {
 }
 
 impl Router {
-    /// Starts the router in this network, in front of this provider, with places for `builders` builders.
-    pub(super) fn start(namespace: NetworkNamespace, provider: &str, builders: usize) -> Result<Self> {
+    /// Starts the router in this network, in front of this provider, with places for `builder_count` builders.
+    pub(super) fn start(
+        namespace: NetworkNamespace,
+        provider_url: &str,
+        builder_count: usize,
+    ) -> Result<Self> {
         let listener = namespace.run_inside(|| Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?))?;
         let port = listener.local_addr()?.port();
-        let shared = RouterShared::new(provider, builders)?;
+        let shared = RouterShared::new(provider_url, builder_count)?;
         let (stop, stopped) = oneshot::channel();
         let serving = serve_until_stopped(listener, Arc::clone(&shared), stopped);
         let thread = namespace.spawn_inside(move || {
@@ -163,7 +167,7 @@ impl RouterShared {
     }
 
     /// Returns the URLs of the builders that run, in the order in which this call tries them.
-    fn builders_in_turn(&self) -> Vec<String> {
+    fn builder_urls_in_turn(&self) -> Vec<String> {
         let mut builders = lock(&self.builders).clone();
         let first = self.next.fetch_add(1, Ordering::Relaxed) % builders.len().max(1);
         builders.rotate_left(first);
@@ -173,7 +177,7 @@ impl RouterShared {
     /// Forwards a call to a builder, and records the delivery.
     async fn call_builder(self: &Arc<Self>, head: &Parts, path: &str, body: Bytes) -> Response {
         let delivery = self.begin_delivery(call_id(&head.headers)).await;
-        for builder in self.builders_in_turn() {
+        for builder in self.builder_urls_in_turn() {
             match self
                 .forward(head, &format!("{builder}{path}"), body.clone())
                 .await
@@ -219,7 +223,7 @@ impl RouterShared {
     /// Forwards a request to the provider, and records a change of a function.
     async fn call_provider(&self, head: &Parts, body: Bytes) -> Response {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-        let change = changed_image(head, &body).map(|image| {
+        let change = image_in_function_change(head, &body).map(|image| {
             let mut journal = lock(&self.journal);
             journal.changes.push(Change {
                 image,
@@ -308,14 +312,14 @@ async fn serve_until_stopped(
 
 async fn route_request(State(shared): State<Arc<RouterShared>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let Ok(body) = axum::body::to_bytes(body, BODY_MAX).await else {
+    let Ok(body) = axum::body::to_bytes(body, MAX_BODY_BYTES).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
     let path = head.uri.path().to_owned();
     if path == CALLBACK_PATH {
         lock(&shared.journal).callbacks.push(Callback {
             call_id: call_id(&head.headers),
-            status: header_text(&head.headers, "x-function-status")
+            status: header_text_or_empty(&head.headers, "x-function-status")
                 .parse()
                 .unwrap_or_default(),
         });
@@ -343,7 +347,7 @@ fn path_within_function<'a>(path: &'a str, function: &str) -> Option<&'a str> {
 }
 
 /// Returns the image that a request creates a function with, or updates a function to.
-fn changed_image(head: &Parts, body: &[u8]) -> Option<String> {
+fn image_in_function_change(head: &Parts, body: &[u8]) -> Option<String> {
     let is_change =
         matches!(head.method, Method::POST | Method::PUT) && head.uri.path() == "/system/functions";
     let body: Value = serde_json::from_slice(body).ok().filter(|_| is_change)?;
@@ -351,10 +355,10 @@ fn changed_image(head: &Parts, body: &[u8]) -> Option<String> {
 }
 
 fn call_id(headers: &HeaderMap) -> String {
-    header_text(headers, "x-call-id")
+    header_text_or_empty(headers, "x-call-id")
 }
 
-fn header_text(headers: &HeaderMap, name: &str) -> String {
+fn header_text_or_empty(headers: &HeaderMap, name: &str) -> String {
     let value = headers.get(name).map(|value| value.as_bytes());
     String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
 }
@@ -473,7 +477,7 @@ mod tests {
         }
         call_router(&router, Method::POST, "/function/a", body).await?;
         let journal = router.journal();
-        assert_eq!(journal.changes_to("registry/a@sha256:12").count(), 1);
+        assert_eq!(journal.possible_changes_to("registry/a@sha256:12").count(), 1);
         assert_eq!(journal.changes.len(), 1);
         assert_eq!(journal.deployed_image_count(), 1);
         Ok(())

@@ -17,31 +17,31 @@ use super::{
     platform::SoakPlatform,
     queue,
     report::{PhaseReport, Recovery},
-    submission::{Submission, submissions_of_phase, submit_all},
+    submission::{Submission, submissions_of_phase, submit_all_and_count_resent},
 };
 
 /// The interval at which the phase looks at what other processes have done.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The time without any progress after which a phase ends, whatever is unfinished. A builder counts as gone after 20 s, and
-/// retries pause for at most 30 s.
+/// The time without any progress after which a phase ends, whatever is unfinished. A builder counts as gone after 20 s,
+/// and retries pause for at most 30 s.
 const STALL_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// The number of times in a row that everything has to look finished: the queue is idle for a moment between two calls.
-const IDLE_POLLS: usize = 8;
+const IDLE_POLLS_UNTIL_ENDED: usize = 8;
 
-/// Runs a soak test, reports its progress to `progress`, and writes the logs of builders and deployer to `logs`.
+/// Runs a soak test, reports its progress to `progress`, and writes the logs of builders and deployer to `logs_folder`.
 ///
 /// # Errors
 /// Fails if the platform cannot be started, or no evidence be collected. What is lost or done twice is in the report.
 pub async fn run_soak(
     options: &SoakOptions,
-    logs: Option<&Path>,
+    logs_folder: Option<&Path>,
     progress: impl Fn(&str),
 ) -> Result<SoakReport> {
     let mut platform = SoakPlatform::start(options).await?;
     let report = run_phases(&mut platform, options, &progress).await;
-    let written = logs.map_or(Ok(()), |folder| platform.write_logs(folder));
+    let written = logs_folder.map_or(Ok(()), |folder| platform.write_logs(folder));
     platform.remove().await?;
     written.context("writing the logs")?;
     report
@@ -94,7 +94,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         progress: &'a P,
     ) -> Self {
         *platform.router.journal() = Journal::default();
-        let submitting = submit_all(
+        let submitting = submit_all_and_count_resent(
             platform.testbed.queued.clone(),
             platform.router.callback_url(),
             submissions.to_vec(),
@@ -115,7 +115,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
 
     /// Disturbs the builds, waits until all of them have ended, and reports what became of them.
     async fn disturb_and_report(mut self) -> Result<PhaseReport> {
-        let has_stalled = self.disturb_until_ended().await?;
+        let has_stalled = self.disturb_until_ended_or_stalled().await?;
         if let Some(submitting) = self.submitting.take() {
             submitting.abort();
         }
@@ -133,24 +133,24 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         })
     }
 
-    /// Kills queue-workers and lets the fault happen as builds end, and returns once all builds have ended. Returns whether
-    /// it gave up because nothing happened any more.
-    async fn disturb_until_ended(&mut self) -> Result<bool> {
+    /// Kills queue-workers and lets the fault happen as builds end, and returns once all builds have ended. Returns
+    /// whether it gave up because nothing happened any more.
+    async fn disturb_until_ended_or_stalled(&mut self) -> Result<bool> {
         let (mut idle_polls, mut last_progress, mut progressed_at) = (0, 0, Instant::now());
         loop {
-            self.join_submitting().await?;
+            self.join_submitting_if_finished().await?;
             self.kill_workers_when_due().await?;
             self.let_fault_happen_when_due().await?;
-            let now = self.platform.router.journal().progress();
+            let now = self.platform.router.journal().progress_count();
             if now != last_progress {
                 (last_progress, progressed_at) = (now, Instant::now());
             }
-            idle_polls = match self.is_queue_empty() {
+            idle_polls = match self.is_all_submitted_and_queue_empty() {
                 true => idle_polls + 1,
                 false => 0,
             };
-            if idle_polls >= IDLE_POLLS {
-                if self.have_all_ended().await {
+            if idle_polls >= IDLE_POLLS_UNTIL_ENDED {
+                if self.have_all_builds_ended().await {
                     return Ok(false);
                 }
                 idle_polls = 0;
@@ -164,7 +164,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         }
     }
 
-    async fn join_submitting(&mut self) -> Result<()> {
+    async fn join_submitting_if_finished(&mut self) -> Result<()> {
         if self.submitting.as_ref().is_some_and(JoinHandle::is_finished)
             && let Some(submitting) = self.submitting.take()
         {
@@ -178,7 +178,8 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         Ok(())
     }
 
-    /// Kills the next queue-worker when enough functions are deployed, while a delivery is in progress, and starts it again.
+    /// Kills the next queue-worker when enough functions are deployed, while a delivery is in progress, and starts it
+    /// again.
     async fn kill_workers_when_due(&mut self) -> Result<()> {
         let due = {
             let journal = self.platform.router.journal();
@@ -210,15 +211,15 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
     }
 
     /// Returns whether everything is submitted, and no call is in the queue or being delivered.
-    fn is_queue_empty(&self) -> bool {
+    fn is_all_submitted_and_queue_empty(&self) -> bool {
         self.submitting.is_none()
             && !self.platform.router.journal().has_delivery_in_progress()
             // NATS may be away for a moment.
-            && queue::is_idle(self.platform.stack()).unwrap_or(false)
+            && queue::has_workers_and_all_are_idle(self.platform.stack()).unwrap_or(false)
     }
 
     /// Returns whether no builder has a build that has not ended. A builder that does not answer may have one.
-    async fn have_all_ended(&self) -> bool {
+    async fn have_all_builds_ended(&self) -> bool {
         for submission in self.submissions {
             let answer = self.platform.ask_about_build(&submission.call_id).await;
             let has_ended = match &answer {
@@ -266,7 +267,9 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         let deployed: Vec<_> = evidence
             .iter()
             .filter_map(|evidence| {
-                let times = journal.changes_to(&evidence.image).map(|change| change.at);
+                let times = journal
+                    .possible_changes_to(&evidence.image)
+                    .map(|change| change.at);
                 Some((evidence.call_id.as_str(), times.min()?))
             })
             .collect();

@@ -32,22 +32,22 @@ pub(super) struct Submission {
 }
 
 /// Returns the submissions of one phase: the first version of every function, then the second of every function, and so
-/// on. `run` distinguishes this run from others.
+/// on. `run_id` distinguishes this run from others.
 pub(super) fn submissions_of_phase(
     platform: &SoakPlatform,
     options: &SoakOptions,
     fault: Fault,
-    run: &str,
+    run_id: &str,
 ) -> Result<Vec<Submission>> {
     let functions = options.functions.clamp(1, options.submissions.max(1));
     (0..options.submissions)
         .map(|number| {
             let function = format!("soak-{}-{}", fault.name(), number % functions);
             let version = number / functions + 1;
-            let (repository, tag) = (format!("soak/{run}/{function}"), format!("v{version}"));
+            let (repository, tag) = (format!("soak/{run_id}/{function}"), format!("v{version}"));
             let image = platform.testbed.image_name(&repository, &tag);
-            let call_id = format!("{run}-{function}-{version}");
-            let page = format!("version {version} of {function} in {run}");
+            let call_id = format!("{run_id}-{function}-{version}");
+            let page = format!("version {version} of {function} in {run_id}");
             let config = json!({ "image": image, "deploy": { "service": function } });
             let tar = slow_page_function(&platform.base_image, &page, options.build_time)
                 .tar_with_config(&config)?;
@@ -77,7 +77,7 @@ fn slow_page_function(base: &str, page: &str, build_time: Duration) -> BuildCont
 
 /// Sends submissions one after the other, each until the gateway has accepted it, as a careful client does: with the same
 /// call ID. Returns the number of submissions that were sent more than once.
-pub(super) async fn submit_all(
+pub(super) async fn submit_all_and_count_resent(
     queue: SigningClient,
     callback: String,
     submissions: Vec<Submission>,
@@ -90,7 +90,9 @@ pub(super) async fn submit_all(
         ];
         let mut is_first = true;
         loop {
-            let reply = queue.post_with_headers(submission.tar.clone(), &headers).await;
+            let reply = queue
+                .post_signed_with_headers(submission.tar.clone(), &headers)
+                .await;
             if matches!(&reply, Ok(reply) if reply.status == 202) {
                 break;
             }
@@ -150,7 +152,7 @@ mod tests {
             tar: Vec::new(),
         };
         let queue = SigningClient::new(url, b"a key").unwrap();
-        let sent_again = submit_all(
+        let sent_again = submit_all_and_count_resent(
             queue,
             "http://callback.test".to_owned(),
             rejections.map(submission).into(),

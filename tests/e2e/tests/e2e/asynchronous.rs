@@ -23,7 +23,7 @@ const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(180);
 async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let name = "queued";
     testbed.functions.remove_function(name).await?;
     let config = json!({ "image": testbed.image_name("e2e/queued", "1"), "deploy": { "service": name } });
@@ -48,7 +48,7 @@ async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() 
 async fn a_second_version_replaces_the_first_without_a_failed_request() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let name = "replaced";
     let config = |tag: &str| json!({ "image": testbed.image_name("e2e/replaced", tag), "deploy": { "service": name } });
 

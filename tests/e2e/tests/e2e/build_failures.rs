@@ -477,10 +477,10 @@ async fn build_and_list_differences(
 }
 
 #[tokio::test]
-async fn every_failure_of_a_build_is_the_callers_or_the_platforms() -> Result<()> {
+async fn every_failing_build_has_the_status_of_the_party_at_fault_and_names_the_cause() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     // A daemon of this machine, which reaches the web server.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let folder = tempfile::tempdir()?;
@@ -521,7 +521,7 @@ async fn a_private_base_image_without_credentials_is_the_platforms_fault() -> Re
         ensure!(testbed.stack.registry.user.is_empty());
         return Ok(());
     }
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_docker_config(&testbed, "{}", &[]).await?;
     let config = json!({ "image": testbed.image_name("e2e/build-failures", "1"), "skipPush": true });
     let source = BuildContext::dockerfile(format!("FROM {base}\n"));

@@ -17,7 +17,7 @@ fn read_recorded_secrets() -> Result<Value> {
 async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let recorded = read_recorded_secrets()?;
     let text = |name: &str| recorded[name].as_str().with_context(|| name.to_owned());
     let keys = tempfile::tempdir()?;

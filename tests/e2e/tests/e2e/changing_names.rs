@@ -18,10 +18,10 @@ use slipway_e2e::{
 };
 
 /// An address that is a public one for builder-fn. In the test's network it is on the loopback interface.
-const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
+const PUBLIC_ADDRESS: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
 
 /// The private addresses, with what rejections call them.
-const PRIVATE: [(&str, Ipv4Addr, &str); 4] = [
+const PRIVATE_NAMES_ADDRESSES_AND_KINDS: [(&str, Ipv4Addr, &str); 4] = [
     ("loopback.names.test", Ipv4Addr::LOCALHOST, "a loopback address"),
     (
         "private.names.test",
@@ -41,10 +41,10 @@ const PRIVATE: [(&str, Ipv4Addr, &str); 4] = [
 ];
 
 /// The name that is public for one answer, and a metadata service's from then on; for `url`.
-const CHANGING_FOR_URL: &str = "url.names.test";
+const NAME_CHANGING_FOR_URL: &str = "url.names.test";
 
 /// The name that is public for one answer, and loopback from then on; for `notify`.
-const CHANGING_FOR_NOTIFY: &str = "notify.names.test";
+const NAME_CHANGING_FOR_NOTIFY: &str = "notify.names.test";
 
 /// The longest time until a notification has failed, with a retry.
 const NOTIFICATION_TIMEOUT: Duration = Duration::from_secs(120);
@@ -67,11 +67,11 @@ async fn assert_no_private_server_is_reached(
     network: &PrivateNetwork,
     daemon: &BuildkitDaemon,
 ) -> Result<()> {
-    let private = PRIVATE.map(|(_, address, _)| address);
+    let private = PRIVATE_NAMES_ADDRESSES_AND_KINDS.map(|(_, address, _)| address);
     let addresses: Vec<_> = private
         .iter()
         .skip(1)
-        .chain([&PUBLIC])
+        .chain([&PUBLIC_ADDRESS])
         .map(|at| IpAddr::from(*at))
         .collect();
     let extra = network.namespace()?.with_addresses(&addresses)?;
@@ -79,8 +79,8 @@ async fn assert_no_private_server_is_reached(
         .iter()
         .map(|at| BaitServer::start_in_namespace(extra.namespace(), (*at, 80)))
         .collect::<Result<Vec<_>>>()?;
-    let public = BaitServer::start_in_namespace(extra.namespace(), (PUBLIC, 80))?;
-    let fixed = PRIVATE.map(|(name, then, _)| ChangingName {
+    let public = BaitServer::start_in_namespace(extra.namespace(), (PUBLIC_ADDRESS, 80))?;
+    let fixed = PRIVATE_NAMES_ADDRESSES_AND_KINDS.map(|(name, then, _)| ChangingName {
         name,
         first: then,
         answers: 0,
@@ -88,20 +88,20 @@ async fn assert_no_private_server_is_reached(
     });
     let changing = |name, then| ChangingName {
         name,
-        first: PUBLIC,
+        first: PUBLIC_ADDRESS,
         answers: 1,
         then,
     };
     let changing = [
-        changing(CHANGING_FOR_URL, private[3]),
-        changing(CHANGING_FOR_NOTIFY, private[0]),
+        changing(NAME_CHANGING_FOR_URL, private[3]),
+        changing(NAME_CHANGING_FOR_NOTIFY, private[0]),
     ];
     let names: Vec<_> = fixed.into_iter().chain(changing).collect();
     let _dns = ChangingDns::start_in_namespace(extra.namespace(), Ipv4Addr::LOCALHOST, &names)?;
     let daemon = daemon.url();
     let settings = [("buildkit_url", daemon.as_str())];
     let builder =
-        BuilderProcess::start_with_resolver(testbed, &network.resolver_configuration(), &settings).await?;
+        BuilderProcess::start_with_resolver(testbed, &network.resolv_conf_path(), &settings).await?;
 
     let image = testbed.image_name("e2e/changing-names", "1");
     let from_url = async |url: String| {
@@ -109,28 +109,36 @@ async fn assert_no_private_server_is_reached(
         let request = json!({ "image": image, "skipPush": true, "context": context });
         builder.client()?.post_json(&request).await
     };
-    for (name, _, kind) in PRIVATE {
+    for (name, _, kind) in PRIVATE_NAMES_ADDRESSES_AND_KINDS {
         let reply = from_url(format!("http://{name}/a")).await?;
         assert_eq!(reply.status, 403, "{name}: {}", reply.text);
         let expected = format!("context.url: {name} is resolved to {kind}");
         assert!(reply.text_field("error").contains(&expected), "{}", reply.text);
     }
-    let reply = from_url(format!("http://{CHANGING_FOR_URL}/redirect/{CHANGING_FOR_URL}/a")).await?;
+    let reply = from_url(format!(
+        "http://{NAME_CHANGING_FOR_URL}/redirect/{NAME_CHANGING_FOR_URL}/a"
+    ))
+    .await?;
     assert_eq!(reply.status, 403, "{}", reply.text);
-    let expected = format!("context.url: {CHANGING_FOR_URL} is resolved to {}", PRIVATE[3].2);
+    let expected = format!(
+        "context.url: {NAME_CHANGING_FOR_URL} is resolved to {}",
+        PRIVATE_NAMES_ADDRESSES_AND_KINDS[3].2
+    );
     assert!(reply.text_field("error").contains(&expected), "{}", reply.text);
     assert_eq!(
         public.request_paths(),
-        [format!("/redirect/{CHANGING_FOR_URL}/a")]
+        [format!("/redirect/{NAME_CHANGING_FOR_URL}/a")]
     );
 
     let mut failed = 0.0;
-    let fixed = PRIVATE.map(|(name, _, kind)| (format!("http://{name}/result"), name, kind));
-    let changing = format!("http://{CHANGING_FOR_NOTIFY}/unavailable");
-    for (url, name, kind) in fixed
-        .into_iter()
-        .chain([(changing, CHANGING_FOR_NOTIFY, PRIVATE[0].2)])
-    {
+    let fixed = PRIVATE_NAMES_ADDRESSES_AND_KINDS
+        .map(|(name, _, kind)| (format!("http://{name}/result"), name, kind));
+    let changing = format!("http://{NAME_CHANGING_FOR_NOTIFY}/unavailable");
+    for (url, name, kind) in fixed.into_iter().chain([(
+        changing,
+        NAME_CHANGING_FOR_NOTIFY,
+        PRIVATE_NAMES_ADDRESSES_AND_KINDS[0].2,
+    )]) {
         let config = json!({ "image": image, "skipPush": true, "notify": url });
         let tar = BuildContext::dockerfile("FROM scratch\nLABEL by=notify\n").tar_with_config(&config)?;
         let reply = builder.client()?.post_signed(tar).await?;

@@ -14,12 +14,12 @@ use slipway_e2e::{
 use tokio::sync::OnceCell;
 
 /// The path of the program, once this process has built it.
-static GO_SDK_CLIENT: OnceCell<PathBuf> = OnceCell::const_new();
+static GO_SDK_CLIENT_PATH: OnceCell<PathBuf> = OnceCell::const_new();
 
 /// Builds the program that uses the OpenFaaS Go SDK, with the versions pinned in its `go.sum`, and returns
 /// its path.
 pub(crate) async fn build_go_sdk_client() -> Result<&'static PathBuf> {
-    GO_SDK_CLIENT
+    GO_SDK_CLIENT_PATH
         .get_or_try_init(|| async {
             let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("go-sdk");
             let built = std::process::Command::new("go")
@@ -55,7 +55,7 @@ impl<'a> ClientFixture<'a> {
         let keys = tempfile::tempdir()?;
         let key = CliRecording::read_recording()?.write_private_key(keys.path())?;
         let settings = [("build_secrets_private_key_path", key.as_str())];
-        let base = testbed.busybox_image_name().await?;
+        let base = testbed.build_busybox_once_and_get_name().await?;
         Ok(Self {
             testbed,
             builder: BuilderProcess::start_with_settings(testbed, &settings).await?,
@@ -66,7 +66,12 @@ impl<'a> ClientFixture<'a> {
     }
 
     /// Runs a client with the builder's URL and the file with the stack's key.
-    fn run_client(&self, program: &str, arguments: &[&str], more: &[(&str, &str)]) -> Result<ProgramOutput> {
+    fn run_client(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        more_environment: &[(&str, &str)],
+    ) -> Result<ProgramOutput> {
         let text = |path: &PathBuf| path.to_str().map(str::to_owned).context("the path is not UTF-8");
         let (key, faas_cli) = (
             text(&self.testbed.stack.payload_secret)?,
@@ -78,7 +83,7 @@ impl<'a> ClientFixture<'a> {
             ("FAAS_CLI", &faas_cli),
         ]
         .into_iter()
-        .chain(more.iter().copied())
+        .chain(more_environment.iter().copied())
         .collect();
         self.work_dir.run_program(program, arguments, &environment, b"")
     }
@@ -93,7 +98,7 @@ impl<'a> ClientFixture<'a> {
     }
 
     /// Returns whether the stack's registry has the tag `1` of this repository.
-    async fn is_pushed(&self, repository: &str) -> Result<bool> {
+    async fn is_tag_1_pushed(&self, repository: &str) -> Result<bool> {
         Ok(self
             .testbed
             .registry
@@ -127,7 +132,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
     assert_eq!(result["status"], "success", "{result}");
     assert_eq!(result["image"], image("build").as_str(), "{result}");
     assert!(result["log_lines"].as_u64() > Some(3), "{result}");
-    assert!(fixture.is_pushed("e2e/go-sdk-build").await?);
+    assert!(fixture.is_tag_1_pushed("e2e/go-sdk-build").await?);
 
     let stream = [
         "stream",
@@ -145,7 +150,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
     assert_eq!(result["terminal"], true, "{result}");
     assert!(result["records"].as_u64() > Some(2), "{result}");
     assert!(output.stderr.contains("COPY function /www"), "{output:?}");
-    assert!(fixture.is_pushed("e2e/go-sdk-stream").await?);
+    assert!(fixture.is_tag_1_pushed("e2e/go-sdk-stream").await?);
 
     let output = fixture.run_client(sdk, &["stream", "-log", &bad, &image("bad")], &[])?;
     let result = output.json();
@@ -172,7 +177,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
             .is_some_and(|text| text.ends_with("status code 422")),
         "{output:?}"
     );
-    assert!(!fixture.is_pushed("e2e/go-sdk-bad").await?);
+    assert!(!fixture.is_tag_1_pushed("e2e/go-sdk-bad").await?);
 
     let wrong = fixture.work_dir.write_file("wrong", "another key")?;
     let wrong = [("PAYLOAD_SECRET", wrong.to_str().context("the path is not UTF-8")?)];
@@ -229,7 +234,7 @@ async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
             "{output:?}"
         );
     }
-    assert!(fixture.is_pushed("e2e/go-sdk-secrets").await?);
+    assert!(fixture.is_tag_1_pushed("e2e/go-sdk-secrets").await?);
 
     let other = fixture
         .work_dir
@@ -318,7 +323,7 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
         );
         let (code, result) = run(&refused, &bad, None, &wrong)?;
         assert_eq!((code, &result["http"]), (1, &json!(401)), "{program}: {result}");
-        assert!(!fixture.is_pushed(&format!("{repository}-bad")).await?);
+        assert!(!fixture.is_tag_1_pushed(&format!("{repository}-bad")).await?);
 
         let (code, result) = run(&image, "./fn", Some("small"), &[])?;
         assert_eq!(
@@ -328,7 +333,7 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
         );
         assert_eq!(result["image"], image.as_str(), "{program}: {result}");
         assert!(result["log_lines"].as_u64() > Some(3), "{program}: {result}");
-        assert!(fixture.is_pushed(&repository).await?);
+        assert!(fixture.is_tag_1_pushed(&repository).await?);
     }
     Ok(())
 }
@@ -358,12 +363,12 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
     let output = fixture.run_client(curl, &[&refused, &good], &[("PAYLOAD_SECRET", wrong)])?;
     assert_eq!(output.code, 22, "{output:?}");
     assert!(output.stderr.contains("401"), "{output:?}");
-    assert!(!fixture.is_pushed("e2e/client-curl-bad").await?);
+    assert!(!fixture.is_tag_1_pushed("e2e/client-curl-bad").await?);
 
     let output = fixture.run_client(curl, &[&image, &good], &[("ACCEPT", "application/x-ndjson")])?;
     assert_eq!(output.code, 0, "{output:?}");
     assert!(output.stdout.lines().count() > 2, "{output:?}");
-    assert!(fixture.is_pushed("e2e/client-curl").await?);
+    assert!(fixture.is_tag_1_pushed("e2e/client-curl").await?);
 
     // The gateway strips the function's name from the path; /build remains.
     let through = format!("{}/function/builder-fn", testbed.stack.gateway.url);
@@ -379,6 +384,6 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
     let output = fixture.run_client(curl, &arguments, &[("BUILDER_URL", &through)])?;
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(output.json()["image"], image.as_str(), "{output:?}");
-    assert!(fixture.is_pushed("e2e/client-curl-gateway").await?);
+    assert!(fixture.is_tag_1_pushed("e2e/client-curl-gateway").await?);
     Ok(())
 }

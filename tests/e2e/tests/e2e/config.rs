@@ -106,7 +106,7 @@ async fn several_platforms_make_one_index_under_every_tag() -> Result<()> {
 async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let repository = "e2e/cached";
     let cache = testbed.image_name(repository, "cache");
     let at = format!("{:?}", SystemTime::now());
@@ -161,7 +161,7 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
 async fn the_index_has_the_requested_attestations() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let generator = testbed.image_name("e2e/generator", "1");
     let small = BuildContext::static_page_function(base, "attested").with_file("a", "a");
     let repository = "e2e/attested";
@@ -277,7 +277,7 @@ async fn the_built_in_frontend_reads_every_dockerfile() -> Result<()> {
 async fn a_build_ends_at_its_time_limit_and_so_does_its_step() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[("exec_timeout", "20s")]).await?;
     let at = format!("{:?}", SystemTime::now());
     let limited = async |seconds: u32, more: Value| {
@@ -301,8 +301,8 @@ async fn a_build_ends_at_its_time_limit_and_so_does_its_step() -> Result<()> {
     );
     testbed.wait_for_step("sleep 311", false).await?;
 
-    // The limit of the function itself, minus the two seconds that it reserves for the answer. The build comes to its step
-    // within it on a busy machine too.
+    // The limit of the function itself, minus the two seconds that it reserves for the answer. The build comes to its
+    // step within it on a busy machine too.
     let reply = limited(312, json!({ "timeout": "5m" })).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
     assert!(

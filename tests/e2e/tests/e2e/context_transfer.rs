@@ -227,7 +227,7 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
             continue;
         }
         let files = context_tree::read_image_files(&testbed.registry, "e2e/random", &tag).await?;
-        let expected = entries_without_ignored(&tree);
+        let expected = entries_without_ignored_of_random_tree(&tree);
         ensure!(
             files == expected,
             "SLIPWAY_SEED={seed}, {turn}: {files:#?}, made of {tree:#?}"
@@ -237,7 +237,9 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
 }
 
 /// Returns the entries of a random tree's image, without those that its ignore file excludes.
-fn entries_without_ignored(tree: &ContextTree) -> std::collections::BTreeMap<String, TreeEntry> {
+fn entries_without_ignored_of_random_tree(
+    tree: &ContextTree,
+) -> std::collections::BTreeMap<String, TreeEntry> {
     let mut seen = tree.entries_in_image();
     let rule = match tree.entries.get(".dockerignore") {
         Some(TreeEntry::File(rule, _)) => rule.first().copied(),

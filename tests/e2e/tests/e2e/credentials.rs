@@ -70,7 +70,7 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
     let reply = build("helper", "scratch").await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(registry.has_tag("team/app", "helper"));
-    let given = registry.take_issued_tokens();
+    let given = registry.take_issued_token_descriptions();
     assert!(
         given.contains(&format!(
             "{TOKEN_USER} by password for repository:team/app:pull,push"
@@ -98,11 +98,11 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
         "registry-config",
         &with(json!({ "identitytoken": IDENTITY_TOKEN })),
     )?;
-    registry.take_issued_tokens();
+    registry.take_issued_token_descriptions();
     let reply = build("identity", "scratch").await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(registry.has_tag("team/app", "identity"));
-    let given = registry.take_issued_tokens();
+    let given = registry.take_issued_token_descriptions();
     assert!(
         given
             .iter()
@@ -158,7 +158,7 @@ async fn credentials_are_not_sent_to_a_registry_with_an_untrusted_certificate() 
         "{}",
         reply.text
     );
-    assert_eq!(registry.take_issued_tokens(), Vec::<String>::new());
+    assert_eq!(registry.take_issued_token_descriptions(), Vec::<String>::new());
     assert!(!registry.has_tag("team/app", "1"));
     Ok(())
 }

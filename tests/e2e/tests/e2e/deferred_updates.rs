@@ -18,7 +18,7 @@ async fn a_deferred_update_is_accepted_and_reported_before_it_replaces_the_old_v
         return Ok(());
     }
     let functions = &testbed.functions;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let build = async |name: &str, context: BuildContext| -> Result<String> {
         let image = testbed.image_name(&format!("e2e/deferred-{name}"), "1");
         let reply = testbed

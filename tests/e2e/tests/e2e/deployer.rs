@@ -63,7 +63,7 @@ static DEPLOYED_IMAGES: OnceCell<DeployedImages> = OnceCell::const_new();
 impl DeployedImages {
     /// Builds and pushes all images but the absent one.
     async fn build_images(testbed: &Testbed) -> Result<Self> {
-        let base = testbed.busybox_image_name().await?;
+        let base = testbed.build_busybox_once_and_get_name().await?;
         let runs = |command: &str| {
             BuildContext::dockerfile(format!(
                 "FROM {base}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"{command}\"]\n"
@@ -115,7 +115,7 @@ impl DeployerFixture {
         let parts = PartsLockGuard::Shared {
             _held: testbed.share_parts().await,
         };
-        Self::open_with(testbed, parts, case, strategy, settings).await
+        Self::open_with_lock(testbed, parts, case, strategy, settings).await
     }
 
     /// Removes the function and starts a deployer, with the exclusive lock, for tests that stop parts.
@@ -128,10 +128,10 @@ impl DeployerFixture {
         let parts = PartsLockGuard::Exclusive {
             _held: testbed.lock_parts().await,
         };
-        Self::open_with(testbed, parts, case, strategy, settings).await
+        Self::open_with_lock(testbed, parts, case, strategy, settings).await
     }
 
-    async fn open_with(
+    async fn open_with_lock(
         testbed: Testbed,
         parts: PartsLockGuard,
         case: &str,
@@ -170,7 +170,7 @@ impl DeployerFixture {
         match &self.tcp_proxy {
             None => Ok(self.testbed.stack.stop_part(StackPart::Provider).await?),
             Some(tcp_proxy) => {
-                tcp_proxy.drop_connections();
+                tcp_proxy.drop_connections_until_accepted_again();
                 Ok(())
             }
         }
@@ -209,7 +209,7 @@ impl DeployerFixture {
     }
 
     /// Deploys this image and asserts that the function becomes ready.
-    async fn assert_becomes_ready(&self, image: &str, number: usize) -> Result<Value> {
+    async fn deploy_and_assert_ready(&self, image: &str, number: usize) -> Result<Value> {
         let reply = self.deploy_image(image, number).await?;
         anyhow::ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
         let report = reply.json();
@@ -264,7 +264,7 @@ impl DeployerFixture {
 /// Asserts that a deployment was rolled back or refused, and that the image of before runs. With the strategy
 /// `rolling`, the embedded provider detects that a version does not start and rejects the update, so that nothing
 /// changes.
-fn assert_rolled_back(reply: &HttpReply, before: &str) {
+fn assert_rolled_back_or_refused(reply: &HttpReply, before: &str) {
     let report = reply.json();
     assert_eq!(reply.status, 422, "{report:#}");
     let status = match report["changed"].as_bool() {

@@ -78,11 +78,11 @@ impl ContextFolder {
     }
 
     /// Sets the same time on all files, folders and links.
-    fn set_times(&self, time: &str) -> Result<()> {
+    fn set_times(&self, touch_date: &str) -> Result<()> {
         run_command(
             Command::new("find")
                 .arg(self.context_path())
-                .args(["-depth", "-exec", "touch", "-h", "-d", time, "{}", "+"]),
+                .args(["-depth", "-exec", "touch", "-h", "-d", touch_date, "{}", "+"]),
         )
     }
 
@@ -143,14 +143,14 @@ impl DigestComparison {
         })
     }
 
-    /// Builds with both clients, and asserts that the images have the same digest and the compression of `more`. `tar`
-    /// has options of GNU tar. Neither client uses the cache: its keys depend on the content only, so the second build
+    /// Builds with both clients, and asserts that the images have the same digest and the compression of `more`, which
+    /// has keys of the config. Neither client uses the cache: its keys depend on the content only, so the second build
     /// would get the layers of the first.
     async fn assert_both_build_same_image(
         &self,
         name: &str,
         folder: &ContextFolder,
-        tar: &[&str],
+        gnu_tar_options: &[&str],
         more: Value,
     ) -> Result<()> {
         let (ours, theirs) = (format!("{name}-builder-fn"), format!("{name}-buildctl"));
@@ -167,7 +167,7 @@ impl DigestComparison {
         let reply = self
             .builder
             .client()?
-            .post_signed(folder.tar_with_gnu_tar(&config, tar)?)
+            .post_signed(folder.tar_with_gnu_tar(&config, gnu_tar_options)?)
             .await?;
         ensure!(reply.status == 200, "{name}: {}", reply.text);
         self.build_with_buildctl(&folder.context_path(), &theirs, &dockerfile, &compression)?;
@@ -421,7 +421,7 @@ async fn twenty_thousand_files_give_the_same_digest() -> Result<()> {
 async fn steps_on_a_base_image_give_the_same_digest() -> Result<()> {
     let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
-    let base = comparison.testbed.busybox_image_name().await?;
+    let base = comparison.testbed.build_busybox_once_and_get_name().await?;
     let folder = ContextFolder::new(&format!(
         "FROM {base}\nCOPY --chown=1000:1000 tool /bin/tool\nRUN /bin/tool > /output\nCOPY nested/ /nested/\n"
     ))?;

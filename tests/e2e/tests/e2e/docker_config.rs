@@ -85,7 +85,7 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
         ensure!(registry.user.is_empty());
         return Ok(());
     }
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let repository = "e2e/docker-config";
     let source = BuildContext::static_page_function(base, "odd credentials");

@@ -15,7 +15,7 @@ const DOCKERFILES_OF_CONTEXTS: [&[&str]; 6] = [
 ];
 
 /// The Dockerfile names that the configs of the first test give; `None` for a config without one.
-const CONFIGURED_NAMES: [Option<&str>; 9] = [
+const CONFIGURED_DOCKERFILE_NAMES: [Option<&str>; 9] = [
     None,
     Some("Dockerfile"),
     Some("./Dockerfile"),
@@ -28,8 +28,8 @@ const CONFIGURED_NAMES: [Option<&str>; 9] = [
 ];
 
 /// Returns a context with Dockerfiles at these paths, each of which begins with `first_line`.
-fn context_with_dockerfiles(dockerfiles: &[&str], first_line: &str) -> BuildContext {
-    dockerfiles
+fn context_with_dockerfiles(dockerfile_paths: &[&str], first_line: &str) -> BuildContext {
+    dockerfile_paths
         .iter()
         .fold(BuildContext::new().with_file("a", "a"), |context, path| {
             let text = format!("{first_line}FROM scratch\nCOPY a /which/{path}\n");
@@ -38,7 +38,7 @@ fn context_with_dockerfiles(dockerfiles: &[&str], first_line: &str) -> BuildCont
 }
 
 #[tokio::test]
-async fn every_name_finds_the_dockerfile_that_buildctl_finds() -> Result<()> {
+async fn every_dockerfile_name_builds_the_same_image_or_fails_as_with_buildctl() -> Result<()> {
     let comparison = ClientComparison::start("e2e/dockerfile-names").await?;
     let _parts = comparison.testbed.share_parts().await;
     let mut found = 0;
@@ -46,7 +46,7 @@ async fn every_name_finds_the_dockerfile_that_buildctl_finds() -> Result<()> {
         let source = context_with_dockerfiles(dockerfiles, "");
         let folder = tempfile::tempdir()?;
         let folder = source.write_to_folder(folder.path())?;
-        for (name_number, name) in CONFIGURED_NAMES.iter().enumerate() {
+        for (name_number, name) in CONFIGURED_DOCKERFILE_NAMES.iter().enumerate() {
             let what = format!("{name:?} in {dockerfiles:?}");
             let tag = format!("{number}-{name_number}");
             let option = name.map(|name| format!("filename={name}"));
@@ -76,7 +76,7 @@ async fn every_name_finds_the_dockerfile_that_buildctl_finds() -> Result<()> {
         }
     }
     assert!(
-        found > CONFIGURED_NAMES.len(),
+        found > CONFIGURED_DOCKERFILE_NAMES.len(),
         "only {found} of the combinations build"
     );
     Ok(())
@@ -84,7 +84,7 @@ async fn every_name_finds_the_dockerfile_that_buildctl_finds() -> Result<()> {
 
 /// The file that is built decides which frontend would read it.
 #[tokio::test]
-async fn a_syntax_line_is_found_in_the_file_that_is_built() -> Result<()> {
+async fn a_foreign_syntax_line_is_rejected_also_in_a_lower_case_dockerfile() -> Result<()> {
     let comparison = ClientComparison::start("e2e/dockerfile-names").await?;
     let _parts = comparison.testbed.share_parts().await;
     for (path, name) in [

@@ -11,10 +11,10 @@ use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, 
 const CONCURRENT_BUILDS: usize = 4;
 
 /// The base image of the cases.
-const RECORDED_BASE: &str = "127.0.0.1:5055/debian:1";
+const BASE_IMAGE_IN_CASE_FILES: &str = "127.0.0.1:5055/debian:1";
 
 /// The least number of cases that are run.
-const CASES_MIN: usize = 20;
+const LIVE_CASES_MIN: usize = 20;
 
 /// Reads the cases whose texts depend on nothing but BuildKit and a shell: those with `live`.
 fn live_cases() -> Result<Vec<(String, Value)>> {
@@ -32,8 +32,8 @@ fn live_cases() -> Result<Vec<(String, Value)>> {
     Ok(cases)
 }
 
-/// Builds a case, and returns what is wrong with its hint.
-async fn build_and_compare(
+/// Builds a case; returns how its hint differs from the expected one, or `None` if it does not.
+async fn build_case_and_describe_wrong_hint(
     builder: &BuilderProcess,
     image: &str,
     base: &str,
@@ -42,7 +42,10 @@ async fn build_and_compare(
     let files = case["files"].as_object().context("a case without files")?;
     let mut source = BuildContext::new();
     for (path, content) in files {
-        let content = content.as_str().context("no text")?.replace(RECORDED_BASE, base);
+        let content = content
+            .as_str()
+            .context("no text")?
+            .replace(BASE_IMAGE_IN_CASE_FILES, base);
         source = source.with_file(path, content);
     }
     let mut config = json!({"image": image, "skipPush": true});
@@ -67,15 +70,19 @@ async fn build_and_compare(
 async fn failures_of_the_real_buildkit_have_the_hints_of_the_table() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[("max_inflight", "4")]).await?;
     let image = testbed.image_name("e2e/explained-failures", "1");
     let cases = live_cases()?;
-    ensure!(cases.len() >= CASES_MIN, "there are only {} cases", cases.len());
+    ensure!(
+        cases.len() >= LIVE_CASES_MIN,
+        "there are only {} cases",
+        cases.len()
+    );
 
     let (builder, image) = (&builder, &image);
     let compared = stream::iter(&cases).map(|(name, case)| async move {
-        let difference = build_and_compare(builder, image, base, case).await?;
+        let difference = build_case_and_describe_wrong_hint(builder, image, base, case).await?;
         anyhow::Ok(difference.map(|difference| format!("{name}: {difference}")))
     });
     let compared: Vec<Result<Option<String>>> = compared.buffer_unordered(CONCURRENT_BUILDS).collect().await;

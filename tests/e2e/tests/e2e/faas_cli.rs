@@ -38,15 +38,15 @@ struct FunctionToBuild<'a> {
 }
 
 impl<'a> FunctionToBuild<'a> {
-    /// Describes a function that serves its handler's folder as web pages; `steps` are additional steps of its
+    /// Describes a function that serves its handler's folder as web pages; `more_steps` are additional steps of its
     /// Dockerfile.
-    fn page_server(testbed: &Testbed, base: &str, name: &'a str, steps: &str) -> Self {
+    fn page_server(testbed: &Testbed, base: &str, name: &'a str, more_steps: &str) -> Self {
         Self {
             name,
             repository: format!("{}/e2e/{name}", testbed.stack.registry.host),
             dockerfile: format!(
                 "FROM {base}\nARG ADDITIONAL_PACKAGE\nARG NOTE=none\n\
-                 LABEL note=\"$NOTE\" packages=\"$ADDITIONAL_PACKAGE\"\nCOPY function /www\n{steps}\n\
+                 LABEL note=\"$NOTE\" packages=\"$ADDITIONAL_PACKAGE\"\nCOPY function /www\n{more_steps}\n\
                  RUN mkdir -p /www/_ && echo OK > /www/_/health && cp /www/_/health /www/_/ready\nUSER 1000\n\
                  CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
             ),
@@ -55,18 +55,18 @@ impl<'a> FunctionToBuild<'a> {
 }
 
 /// A faas-cli that supports `--remote-builder`.
-enum CurrentFaasCli<'a> {
+enum FaasCliProgramOrRecording<'a> {
     /// The stack's faas-cli, if `SLIPWAY_FAAS_CLI` named a current one.
     Program(&'a Testbed),
     /// The recorded faas-cli.
     Recorded(&'a Testbed, CliRecording),
 }
 
-impl<'a> CurrentFaasCli<'a> {
+impl<'a> FaasCliProgramOrRecording<'a> {
     /// Returns the recorded faas-cli, and the stack's if its help shows that it is a current one.
-    async fn all_current(testbed: &'a Testbed) -> Result<Vec<Self>> {
+    async fn recorded_and_stacks_if_current(testbed: &'a Testbed) -> Result<Vec<Self>> {
         let mut all = vec![Self::Recorded(testbed, CliRecording::read_recording()?)];
-        if stacks_faas_cli_is_current(testbed, &ClientFolder::new("scratch")?).await? {
+        if stacks_faas_cli_supports_remote_builder(testbed, &ClientFolder::new("scratch")?).await? {
             all.push(Self::Program(testbed));
         }
         Ok(all)
@@ -75,28 +75,32 @@ impl<'a> CurrentFaasCli<'a> {
     /// Runs one of the recorded commands.
     async fn run_recorded_command(
         &self,
-        command: &str,
-        builder: &str,
+        command_name: &str,
+        builder_url: &str,
         function: &FunctionToBuild<'_>,
     ) -> Result<CommandResult> {
         match self {
             Self::Program(testbed) => {
                 let recorded = CliRecording::read_recording()?;
-                let work_dir =
-                    create_project_for_faas_cli(testbed, function, command_has_secrets(command), &recorded)?;
+                let work_dir = create_project_for_faas_cli(
+                    testbed,
+                    function,
+                    command_has_secrets(command_name),
+                    &recorded,
+                )?;
                 let key = testbed
                     .stack
                     .payload_secret
                     .to_str()
                     .context("the path is not UTF-8")?;
-                let mut arguments: Vec<&str> = recorded.recorded_command(command)?["arguments"]
+                let mut arguments: Vec<&str> = recorded.recorded_command(command_name)?["arguments"]
                     .as_array()
                     .context("requests.json: no arguments")?
                     .iter()
                     .filter_map(Value::as_str)
                     .collect();
                 // faas-cli drops path and query, as the recorded requests show.
-                let builder = format!("{builder}/any/path?any=query");
+                let builder = format!("{builder_url}/any/path?any=query");
                 arguments.extend([
                     "--remote-builder",
                     &builder,
@@ -112,21 +116,21 @@ impl<'a> CurrentFaasCli<'a> {
                 })
             }
             Self::Recorded(testbed, recorded) => {
-                replay_recorded_requests(testbed, recorded, command, builder, function).await
+                replay_recorded_requests(testbed, recorded, command_name, builder_url, function).await
             }
         }
     }
 }
 
-fn command_has_secrets(command: &str) -> bool {
-    command.contains("secrets")
+fn command_has_secrets(command_name: &str) -> bool {
+    command_name.contains("secrets")
 }
 
 /// Creates a project like the one that the requests were recorded with.
 fn create_project_for_faas_cli(
     testbed: &Testbed,
     function: &FunctionToBuild<'_>,
-    secrets: bool,
+    with_secrets: bool,
     recorded: &CliRecording,
 ) -> Result<ClientFolder> {
     let work_dir = ClientFolder::new("scratch")?;
@@ -140,7 +144,7 @@ fn create_project_for_faas_cli(
         "version: 1.0\nprovider:\n  name: openfaas\n  gateway: {}\nfunctions:\n  {}:\n    lang: small\n    handler: ./fn\n    image: {}:0.1.0\n",
         testbed.stack.gateway.url, function.name, function.repository,
     );
-    if secrets {
+    if with_secrets {
         stack.push_str("    build_secrets:\n");
         for (name, value) in recorded.secrets["values"]
             .as_object()
@@ -167,7 +171,7 @@ fn create_project_for_faas_cli(
 async fn replay_recorded_requests(
     testbed: &Testbed,
     recorded: &CliRecording,
-    command: &str,
+    command_name: &str,
     builder: &str,
     function: &FunctionToBuild<'_>,
 ) -> Result<CommandResult> {
@@ -180,7 +184,7 @@ async fn replay_recorded_requests(
         mtime: now.as_secs() + 1,
         dockerfile: Some(function.dockerfile.clone()),
     };
-    for send in recorded.recorded_command(command)?["sends"]
+    for send in recorded.recorded_command(command_name)?["sends"]
         .as_array()
         .context("requests.json: no sends")?
     {
@@ -312,9 +316,13 @@ async fn labels_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<Val
 async fn a_current_faas_cli_publishes_with_all_its_flags() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
-    for (at, client) in CurrentFaasCli::all_current(&testbed).await?.iter().enumerate() {
+    for (at, client) in FaasCliProgramOrRecording::recorded_and_stacks_if_current(&testbed)
+        .await?
+        .iter()
+        .enumerate()
+    {
         let name = format!("cli-publish-{at}");
         let function = FunctionToBuild::page_server(&testbed, base, &name, "");
         let run = async |command: &str| -> Result<()> {
@@ -348,7 +356,7 @@ async fn a_current_faas_cli_publishes_with_all_its_flags() -> Result<()> {
         run("publish for the daemon's own platform").await?;
         run("publish with flags that are not sent").await?;
         run("publish tagged by digest").await?;
-        if let CurrentFaasCli::Recorded(..) = client {
+        if let FaasCliProgramOrRecording::Recorded(..) = client {
             manifest_of_image(&testbed, &name, "b1a8526a1686343525b0fe0e83d322a8").await?;
         }
     }
@@ -361,7 +369,7 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let (base, recorded) = (
-        testbed.busybox_image_name().await?,
+        testbed.build_busybox_once_and_get_name().await?,
         CliRecording::read_recording()?,
     );
     let keys = tempfile::tempdir()?;
@@ -379,7 +387,11 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
             "RUN --mount=type=secret,id={name},required=true sha256sum /run/secrets/{name} | grep {sum}\n"
         );
     }
-    for (at, client) in CurrentFaasCli::all_current(&testbed).await?.iter().enumerate() {
+    for (at, client) in FaasCliProgramOrRecording::recorded_and_stacks_if_current(&testbed)
+        .await?
+        .iter()
+        .enumerate()
+    {
         let name = format!("cli-sealed-{at}");
         for command in [
             "publish with secrets",
@@ -402,9 +414,13 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
 async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
-    for (at, client) in CurrentFaasCli::all_current(&testbed).await?.iter().enumerate() {
+    for (at, client) in FaasCliProgramOrRecording::recorded_and_stacks_if_current(&testbed)
+        .await?
+        .iter()
+        .enumerate()
+    {
         let bad = format!("cli-bad-{at}");
         let failing = FunctionToBuild::page_server(&testbed, base, &bad, "RUN echo before; exit 3");
         for command in ["publish", "up", "up --publish"] {
@@ -451,7 +467,7 @@ async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()
 }
 
 /// Runs the stack's faas-cli for its help, and returns whether that names `--remote-builder`.
-async fn stacks_faas_cli_is_current(testbed: &Testbed, work_dir: &ClientFolder) -> Result<bool> {
+async fn stacks_faas_cli_supports_remote_builder(testbed: &Testbed, work_dir: &ClientFolder) -> Result<bool> {
     let help = work_dir
         .run_faas_cli(testbed, &["publish", "--help"], b"")
         .await?;

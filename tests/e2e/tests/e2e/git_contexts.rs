@@ -8,23 +8,26 @@ use slipway_e2e::{
     testbed::Testbed,
 };
 
-const TOKEN: &str = "the-token-of-a-private-repository";
+const GIT_TOKEN: &str = "the-token-of-a-private-repository";
 
 /// Returns the configurations and the provenance of an image with the tag `1`.
-async fn texts_of_image(testbed: &Testbed, name: &str) -> Result<String> {
+async fn configs_and_provenance_of_image(testbed: &Testbed, repository: &str) -> Result<String> {
     let registry = &testbed.registry;
-    let index = registry.get_manifest(name, "1").await?.context("the image")?;
+    let index = registry
+        .get_manifest(repository, "1")
+        .await?
+        .context("the image")?;
     let mut texts = String::new();
     for manifest in index.body["manifests"].as_array().context("an index")? {
         let digest = manifest["digest"].as_str().context("a digest")?;
-        let manifest = registry.get_manifest(name, digest).await?;
+        let manifest = registry.get_manifest(repository, digest).await?;
         let manifest = manifest.context("a manifest")?;
         let config = manifest.body["config"]["digest"].as_str().context("a config")?;
-        texts += &registry.get_json_blob(name, config).await?.to_string();
+        texts += &registry.get_json_blob(repository, config).await?.to_string();
         for layer in manifest.body["layers"].as_array().context("layers")? {
             if layer["mediaType"] == "application/vnd.in-toto+json" {
                 let digest = layer["digest"].as_str().context("a digest")?;
-                texts += &registry.get_json_blob(name, digest).await?.to_string();
+                texts += &registry.get_json_blob(repository, digest).await?.to_string();
             }
         }
     }
@@ -35,16 +38,16 @@ async fn texts_of_image(testbed: &Testbed, name: &str) -> Result<String> {
 async fn a_token_of_the_operator_reads_a_context_for_its_tenant_and_no_step_gets_it() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let repository = GitRepository::create().await?;
-    let server = SmartGitServer::start(&repository, TOKEN).await?;
+    let server = SmartGitServer::start(&repository, GIT_TOKEN).await?;
     let secrets = format!("GIT_AUTH_TOKEN GIT_AUTH_TOKEN.{}", server.host());
     let mounts: String = secrets
         .split(' ')
         .map(|id| format!("--mount=type=secret,id={id},target=/secrets/{id} "))
         .collect();
     // Git leaves the token in no file of the context either. The Dockerfile, which is one of them, has it in two pieces.
-    let (start, end) = TOKEN.split_at(9);
+    let (start, end) = GIT_TOKEN.split_at(9);
     let dockerfile = format!(
         "FROM {base}\nCOPY . /context\n\
          RUN {mounts} test -z \"$(ls /secrets 2>/dev/null)\" && ! grep -rq {start}''{end} /context\n"
@@ -58,7 +61,10 @@ async fn a_token_of_the_operator_reads_a_context_for_its_tenant_and_no_step_gets
         &testbed.stack.registry.user,
         &testbed.stack.registry.password,
     );
-    let secrets = [("registry-config", docker_config.as_str()), ("git-token", TOKEN)];
+    let secrets = [
+        ("registry-config", docker_config.as_str()),
+        ("git-token", GIT_TOKEN),
+    ];
     let folder = tempfile::tempdir()?;
     let start = async |name: &str, read: Value| {
         let mut policy = json!({"tenants": {"acme": {
@@ -99,10 +105,10 @@ async fn a_token_of_the_operator_reads_a_context_for_its_tenant_and_no_step_gets
     let reply = with_rule.client()?.post_json(&request).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert_eq!(reply.text_field("commit"), commit);
-    assert!(!reply.text.contains(TOKEN), "{}", reply.text);
-    let texts = texts_of_image(&testbed, name).await?;
+    assert!(!reply.text.contains(GIT_TOKEN), "{}", reply.text);
+    let texts = configs_and_provenance_of_image(&testbed, name).await?;
     assert!(texts.contains("https://slsa.dev/provenance/v1"), "{texts}");
-    assert!(!texts.contains(TOKEN), "{texts}");
+    assert!(!texts.contains(GIT_TOKEN), "{texts}");
     // The checkout is the tenant's alone.
     let reply = without.client()?.post_json(&request).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
@@ -121,9 +127,9 @@ async fn a_folder_of_a_private_repository_is_built_at_its_commit_and_its_token_i
             ("other", "outside of the context"),
         ])
         .await?;
-    repository.tag_commit("v1.0+build").await?;
+    repository.tag_last_commit("v1.0+build").await?;
     let latest = repository.commit_files(&[("fn/text", "of main")]).await?;
-    let server = SmartGitServer::start(&repository, TOKEN).await?;
+    let server = SmartGitServer::start(&repository, GIT_TOKEN).await?;
     // A daemon of its own: the stack's is in another network.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let key = SealingKey::generate()?;
@@ -149,7 +155,7 @@ async fn a_folder_of_a_private_repository_is_built_at_its_commit_and_its_token_i
     // The sources of a tenant get attributes of its own.
     let of_tenant = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &settings[..3]).await?;
-    let sealed = key.seal_secret("GIT_AUTH_TOKEN", TOKEN)?;
+    let sealed = key.seal_secret("GIT_AUTH_TOKEN", GIT_TOKEN)?;
     let name = "e2e/from-git";
     let request = |git: Value, secrets: Option<&str>| {
         json!({
@@ -175,12 +181,12 @@ async fn a_folder_of_a_private_repository_is_built_at_its_commit_and_its_token_i
 
         assert_eq!(reply.status, 200, "{reference}: {}", reply.text);
         assert_eq!(reply.text_field("commit"), *commit, "{reference}");
-        assert!(!reply.text.contains(TOKEN), "{}", reply.text);
-        let texts = texts_of_image(&testbed, name).await?;
+        assert!(!reply.text.contains(GIT_TOKEN), "{}", reply.text);
+        let texts = configs_and_provenance_of_image(&testbed, name).await?;
         let label = format!("\"org.opencontainers.image.revision\":\"{commit}\"");
         assert!(texts.contains(&label), "{reference}: {texts}");
         assert!(texts.contains("https://slsa.dev/provenance/v1"), "{texts}");
-        assert!(!texts.contains(TOKEN), "{texts}");
+        assert!(!texts.contains(GIT_TOKEN), "{texts}");
     }
 
     for (git, secrets, text) in [
@@ -203,7 +209,7 @@ async fn a_folder_of_a_private_repository_is_built_at_its_commit_and_its_token_i
             .await?;
         assert_eq!(reply.status, 422, "{git}: {}", reply.text);
         assert!(reply.text_field("error").contains(text), "{git}: {}", reply.text);
-        assert!(!reply.text.contains(TOKEN), "{}", reply.text);
+        assert!(!reply.text.contains(GIT_TOKEN), "{}", reply.text);
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use slipway_e2e::{
 };
 
 /// The time limit of builds that must not begin.
-const BUILD_TIME_LIMIT: Duration = Duration::from_secs(60);
+const TIME_LIMIT_OF_REFUSED_BUILD: Duration = Duration::from_secs(60);
 
 /// A builder, its route to a deployer, and the deployer with a recording proxy to the gateway.
 struct BuilderWithDeployer {
@@ -45,10 +45,11 @@ impl BuilderWithDeployer {
         })
     }
 
-    /// Builds a function with a page of this text; the image is `e2e/hand-over:TAG`.
-    async fn build_page(&self, tag: &str, text: &str, deploy: Value) -> Result<HttpReply> {
+    /// Builds and deploys a function with a page of this text; the image is `e2e/hand-over:TAG`.
+    async fn build_and_deploy_page(&self, tag: &str, text: &str, deploy: Value) -> Result<HttpReply> {
         let config = json!({ "image": self.testbed.image_name("e2e/hand-over", tag), "deploy": deploy });
-        let source = BuildContext::static_page_function(self.testbed.busybox_image_name().await?, text);
+        let source =
+            BuildContext::static_page_function(self.testbed.build_busybox_once_and_get_name().await?, text);
         self.builder
             .client()?
             .post_signed(source.tar_with_config(&config)?)
@@ -56,7 +57,7 @@ impl BuilderWithDeployer {
     }
 
     /// Returns whether the registry has `e2e/hand-over:TAG`.
-    async fn has_image(&self, tag: &str) -> Result<bool> {
+    async fn registry_has_tag(&self, tag: &str) -> Result<bool> {
         Ok(self
             .testbed
             .registry
@@ -71,7 +72,7 @@ impl BuilderWithDeployer {
 async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
     let fixture = BuilderWithDeployer::start().await?;
     let _parts = fixture.testbed.share_parts().await;
-    let base = fixture.testbed.busybox_image_name().await?;
+    let base = fixture.testbed.build_busybox_once_and_get_name().await?;
     let tag = format!("refused-{}", std::process::id());
     let valid = "never-built";
     for (what, deploy, part) in [
@@ -105,7 +106,7 @@ async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
         let image = fixture.testbed.image_name("e2e/hand-over", &tag);
         let source = BuildContext::dockerfile(format!("FROM {base}\nRUN sleep 317\n"));
         let tar = source.tar_with_config(
-            &json!({ "image": image, "deploy": deploy, "noCache": true, "timeout": format!("{BUILD_TIME_LIMIT:?}") }),
+            &json!({ "image": image, "deploy": deploy, "noCache": true, "timeout": format!("{TIME_LIMIT_OF_REFUSED_BUILD:?}") }),
         )?;
         let started = Instant::now();
         let reply = fixture.builder.client()?.post_signed(tar).await?;
@@ -114,9 +115,9 @@ async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
         assert!(reply.text_field("error").contains(part), "{what}: {}", reply.text);
         assert_eq!(reply.text_field("status"), "failed", "{what}: {}", reply.text);
         // A build would take its whole time limit, because its step takes minutes.
-        assert!(started.elapsed() < BUILD_TIME_LIMIT, "{what}");
+        assert!(started.elapsed() < TIME_LIMIT_OF_REFUSED_BUILD, "{what}");
         assert!(!reply.text.contains("sleep 317"), "{what}: built: {}", reply.text);
-        assert!(!fixture.has_image(&tag).await?, "{what}: pushed");
+        assert!(!fixture.registry_has_tag(&tag).await?, "{what}: pushed");
         assert_eq!(
             fixture.gateway.changing_requests(),
             Vec::<String>::new(),
@@ -138,7 +139,7 @@ async fn a_dry_run_changes_nothing_and_the_deployment_follows_it() -> Result<()>
     fixture.testbed.functions.remove_function(name).await?;
 
     let reply = fixture
-        .build_page("dry", "after a dry run", json!({ "service": name }))
+        .build_and_deploy_page("dry", "after a dry run", json!({ "service": name }))
         .await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -186,7 +187,7 @@ async fn a_hand_over_is_retried_until_the_deployer_answers() -> Result<()> {
     fixture.route.fail_next_hand_overs(&faults);
 
     let reply = fixture
-        .build_page("retried", "retried", json!({ "service": name }))
+        .build_and_deploy_page("retried", "retried", json!({ "service": name }))
         .await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -213,7 +214,7 @@ async fn a_deployers_own_refusal_is_not_retried() -> Result<()> {
     let (name, gate) = ("refused-after-its-build", "gate-of-the-refused");
     functions.remove_function(name).await?;
     functions.put_secret(name, "a secret of the test").await?;
-    let base = fixture.testbed.busybox_image_name().await?;
+    let base = fixture.testbed.build_busybox_once_and_get_name().await?;
     let source = BuildContext::static_page_function(base, "refused").with_dockerfile(&format!(
         "FROM {base}\nRUN {}\nCOPY www /www\n",
         gated_command(gate)
@@ -248,7 +249,7 @@ async fn a_hand_over_that_is_answered_with_400_is_not_retried() -> Result<()> {
     fixture.route.fail_next_hand_overs(&[StatusCode::BAD_REQUEST]);
 
     let reply = fixture
-        .build_page("not-retried", "x", json!({ "service": "not-retried" }))
+        .build_and_deploy_page("not-retried", "x", json!({ "service": "not-retried" }))
         .await?;
 
     assert_ne!(reply.status, 200, "{}", reply.text);

@@ -53,14 +53,14 @@ const TESTED_IGNORE_PATTERNS: [&str; 40] = [
     "..",
 ];
 
-/// Returns a context that the patterns match in parts.
-fn context_for_patterns(ignore: &str) -> BuildContext {
+/// Returns a context with this `.dockerignore`, and with files that the tested patterns match in parts.
+fn context_with_dockerignore(dockerignore_text: &str) -> BuildContext {
     [
         "a", "b", "aab", "a+b", "a.b", "axb", "{a,b}", "(a|b)", "$", "[", "a[", "x", "-", "!a",
     ]
     .iter()
     .fold(
-        BuildContext::dockerfile("FROM scratch\nCOPY . /\n").with_file(".dockerignore", ignore),
+        BuildContext::dockerfile("FROM scratch\nCOPY . /\n").with_file(".dockerignore", dockerignore_text),
         |context, name| {
             context
                 .with_file(name, *name)
@@ -87,7 +87,7 @@ async fn every_ignore_pattern_has_the_effect_that_it_has_for_buildctl() -> Resul
         .chain(after_another)
         .collect();
     for (number, ignore) in files.iter().enumerate() {
-        let source = context_for_patterns(ignore);
+        let source = context_with_dockerignore(ignore);
         let folder = tempfile::tempdir()?;
         let theirs = comparison
             .build_with_buildctl(
@@ -124,13 +124,13 @@ async fn every_ignore_pattern_has_the_effect_that_it_has_for_buildctl() -> Resul
     Ok(())
 }
 
-/// A malformed pattern that has no effect is likely a mistake, so the log names it.
+/// A malformed pattern that has no effect is likely a mistake, so the log names its line.
 #[tokio::test]
-async fn a_malformed_pattern_is_a_warning_that_names_it() -> Result<()> {
+async fn a_malformed_ignore_pattern_without_effect_is_a_warning_with_its_line() -> Result<()> {
     let comparison = ClientComparison::start("e2e/ignore-patterns").await?;
     let _parts = comparison.testbed.share_parts().await;
     for pattern in ["a*/b\\", "![z-a]"] {
-        let source = context_for_patterns(&format!("{pattern}\n"));
+        let source = context_with_dockerignore(&format!("{pattern}\n"));
         let (reply, _) = comparison
             .build_with_builder(
                 source.tar_with_config(&comparison.config_without_cache("warned"))?,

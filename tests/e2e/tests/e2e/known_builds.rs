@@ -19,19 +19,19 @@ const RESUMPTION_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The number of lines that the build writes: more than BuildKit's default limit on the log of a step, and more than the
 /// builder's on that in an answer.
-const LINES: usize = 60_000;
+const LINES_WRITTEN_BY_STEP: usize = 60_000;
 
 /// The distance between the numbers of the first lines of two attempts in a row.
 const LINE_NUMBERS_PER_ATTEMPT: u64 = 1_000_000_000;
 
 /// The replicas of builder-fn, all of which are killed and started again at a time.
-struct Replicas<'t> {
+struct BuilderReplicas<'t> {
     testbed: &'t Testbed,
     settings: Vec<(&'static str, String)>,
     builders: Vec<BuilderProcess>,
 }
 
-impl<'t> Replicas<'t> {
+impl<'t> BuilderReplicas<'t> {
     /// Starts two builders that build on this daemon and keep records of their own.
     async fn start(testbed: &'t Testbed, daemon: &BuildkitDaemon, run: &str) -> Result<Self> {
         let records = format!("{}/e2e/records/{run}", testbed.stack.registry.host);
@@ -40,12 +40,12 @@ impl<'t> Replicas<'t> {
             settings: vec![("buildkit_url", daemon.url()), ("records_repository", records)],
             builders: Vec::new(),
         };
-        replicas.replace_all().await?;
+        replicas.kill_all_and_start_two().await?;
         Ok(replicas)
     }
 
     /// Kills every builder, and then starts two others.
-    async fn replace_all(&mut self) -> Result<()> {
+    async fn kill_all_and_start_two(&mut self) -> Result<()> {
         for builder in self.builders.drain(..) {
             builder.kill()?;
         }
@@ -62,7 +62,7 @@ impl<'t> Replicas<'t> {
     }
 
     /// Asks every builder about a build until it has this state; returns the last answer.
-    async fn wait_for_state(&self, id: &str, state: &str) -> Result<Value> {
+    async fn wait_for_state_at_every_builder(&self, id: &str, state: &str) -> Result<Value> {
         let end = Instant::now() + RESUMPTION_TIMEOUT;
         let mut last = Value::Null;
         for builder in &self.builders {
@@ -82,8 +82,13 @@ impl<'t> Replicas<'t> {
     }
 
     /// Asserts that every builder answers with this end of a build and this log.
-    async fn assert_known(&self, id: &str, end: &Value, log: &[(u64, String)]) -> Result<()> {
-        let answer = self.wait_for_state(id, "success").await?;
+    async fn assert_every_builder_knows_end_and_log(
+        &self,
+        id: &str,
+        end: &Value,
+        log: &[(u64, String)],
+    ) -> Result<()> {
+        let answer = self.wait_for_state_at_every_builder(id, "success").await?;
         for field in ["id", "image", "digest", "submittedAt", "attempts"] {
             assert_eq!(answer[field], end[field], "{field} of {answer:#}");
         }
@@ -99,7 +104,7 @@ impl<'t> Replicas<'t> {
 }
 
 /// Returns the numbers that the step wrote in one attempt, in the order of the lines.
-fn written_numbers(log: &[(u64, String)], attempt: u64) -> Vec<usize> {
+fn numbers_written_in_attempt(log: &[(u64, String)], attempt: u64) -> Vec<usize> {
     let lines = log
         .iter()
         .filter(|(number, _)| number / LINE_NUMBERS_PER_ATTEMPT == attempt - 1);
@@ -112,14 +117,14 @@ fn written_numbers(log: &[(u64, String)], attempt: u64) -> Vec<usize> {
 async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildkit_after_it() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let mut daemon = BuildkitDaemon::start(&testbed, "").await?;
     let now = Timestamp::now().as_nanosecond();
     let (id, gate) = (format!("known-{now}"), "gate-of-a-known-build");
-    let mut replicas = Replicas::start(&testbed, &daemon, &id).await?;
+    let mut replicas = BuilderReplicas::start(&testbed, &daemon, &id).await?;
     let text = "x".repeat(70);
     let dockerfile = format!(
-        "FROM {base}\nRUN awk 'BEGIN {{ for (i = 0; i < {LINES}; i++) print \"a line \" i \" {text}\" }}'; {}\n",
+        "FROM {base}\nRUN awk 'BEGIN {{ for (i = 0; i < {LINES_WRITTEN_BY_STEP}; i++) print \"a line \" i \" {text}\" }}'; {}\n",
         gated_command(gate)
     );
     let image = testbed.image_name("e2e/known-build", "1");
@@ -129,11 +134,11 @@ async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildki
     let (client, call_id) = (replicas.builders[0].client()?, id.clone());
     let submission = tokio::spawn(async move {
         let headers = [("X-Call-Id", call_id.as_str()), ("X-Start-Time", times.as_str())];
-        client.post_with_headers(tar, &headers).await
+        client.post_signed_with_headers(tar, &headers).await
     });
     testbed.wait_for_step(gate, true).await?;
 
-    replicas.replace_all().await?;
+    replicas.kill_all_and_start_two().await?;
     assert!(submission.await?.is_err(), "the builder that accepted it is gone");
     for builder in &replicas.builders {
         let (status, answer) = builder.ask(&format!("/builds/{id}")).await?;
@@ -147,11 +152,14 @@ async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildki
     let live = tokio::spawn(async move { questions.read_log(&asked).await });
     testbed.wait_for_step(gate, false).await?;
     testbed.wait_for_step(gate, true).await?;
-    replicas.wait_for_state(&id, "running").await?;
-    let last_line = format!("a line {} ", LINES - 1);
+    replicas.wait_for_state_at_every_builder(&id, "running").await?;
+    let last_line = format!("a line {} ", LINES_WRITTEN_BY_STEP - 1);
     for builder in &replicas.builders {
         let from = LINE_NUMBERS_PER_ATTEMPT;
-        let log = builder.questions()?.open_log(&id, from).await?;
+        let log = builder
+            .questions()?
+            .open_log_unless_too_many_readers(&id, from)
+            .await?;
         let mut log = log.context("too many readers")?;
         loop {
             match log.next_numbered_record().await? {
@@ -162,19 +170,29 @@ async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildki
         }
     }
     testbed.open_gate_of_step(gate)?;
-    let end = replicas.wait_for_state(&id, "success").await?;
+    let end = replicas.wait_for_state_at_every_builder(&id, "success").await?;
     let (log, terminal) = live.await??;
     assert_eq!(terminal["status"], "success", "{terminal:#}");
     assert_eq!(terminal["digest"], end["digest"], "{terminal:#}");
     let attempts = end["attempts"].as_u64().context("a number of attempts")?;
-    assert!(written_numbers(&log, attempts).into_iter().eq(0..LINES));
+    assert!(
+        numbers_written_in_attempt(&log, attempts)
+            .into_iter()
+            .eq(0..LINES_WRITTEN_BY_STEP)
+    );
     let pushed = testbed.registry.get_manifest("e2e/known-build", "1").await?;
     assert_eq!(pushed.context("the image")?.digest, end["digest"], "{end:#}");
 
-    replicas.replace_all().await?;
-    replicas.assert_known(&id, &end, &log).await?;
+    replicas.kill_all_and_start_two().await?;
+    replicas
+        .assert_every_builder_knows_end_and_log(&id, &end, &log)
+        .await?;
     daemon.kill_and_restart().await?;
-    replicas.assert_known(&id, &end, &log).await?;
-    replicas.replace_all().await?;
-    replicas.assert_known(&id, &end, &log).await
+    replicas
+        .assert_every_builder_knows_end_and_log(&id, &end, &log)
+        .await?;
+    replicas.kill_all_and_start_two().await?;
+    replicas
+        .assert_every_builder_knows_end_and_log(&id, &end, &log)
+        .await
 }

@@ -24,10 +24,10 @@ use slipway_e2e::{
 const QUEUED_BODY_MAX_BYTES: usize = 256_000;
 
 /// The size of the file in the contexts, in bytes. No compression makes it smaller.
-const FILE_BYTES: usize = 300_000_000;
+const LARGE_FILE_BYTES: usize = 300_000_000;
 
 /// The limit on the memory of a builder without the pages of its program, in bytes: much less than the contexts.
-const OWN_MEMORY_MAX_BYTES: usize = 64 << 20;
+const BUILDER_OWN_MEMORY_MAX_BYTES: usize = 64 << 20;
 
 /// The repository of the stored contexts, without the registry's host.
 const CONTEXTS_REPOSITORY: &str = "e2e/contexts-large";
@@ -42,7 +42,7 @@ struct LargeContext {
 
 impl LargeContext {
     async fn generate(base: &str) -> Result<Self> {
-        let file = incompressible_bytes(FILE_BYTES);
+        let file = incompressible_bytes(LARGE_FILE_BYTES);
         let hash = hex::encode(Sha256::digest(&file));
         let dockerfile = format!("FROM {base}\nCOPY large /large\nRUN sha256sum </large >/digest\n");
         let repository = GitRepository::create().await?;
@@ -59,14 +59,14 @@ impl LargeContext {
 }
 
 /// Sends a request through the queue, waits until the build has succeeded, and asserts that the image has the large file.
-async fn build_through_the_queue(
+async fn build_through_queue_and_assert_image(
     testbed: &Testbed,
     builder: &DeployedBuilder<'_>,
     context: &LargeContext,
-    name: &str,
+    reference_kind: &str,
     reference: Value,
 ) -> Result<Value> {
-    let repository = format!("e2e/large-context-by-{name}");
+    let repository = format!("e2e/large-context-by-{reference_kind}");
     if let Some(manifest) = testbed.registry.get_manifest(&repository, "1").await? {
         testbed
             .registry
@@ -76,16 +76,21 @@ async fn build_through_the_queue(
     let request = json!({ "image": testbed.image_name(&repository, "1"), "context": reference });
     assert!(request.to_string().len() < QUEUED_BODY_MAX_BYTES);
     let reply = builder.queued_client()?.post_json(&request).await?;
-    ensure!(reply.status == 202, "{name}: {} {}", reply.status, reply.text);
+    ensure!(
+        reply.status == 202,
+        "{reference_kind}: {} {}",
+        reply.status,
+        reply.text
+    );
     let id = reply.call_id.context("the answer has no call id")?;
     let build = builder
         .wait_for_state(&id, "success")
         .await
-        .context(name.to_owned())?;
+        .context(reference_kind.to_owned())?;
 
     let image = testbed.registry.get_manifest(&repository, "1").await?;
-    let image = image.with_context(|| format!("{name}: no image"))?;
-    assert_eq!(build["digest"], image.digest, "{name}: {build:#}");
+    let image = image.with_context(|| format!("{reference_kind}: no image"))?;
+    assert_eq!(build["digest"], image.digest, "{reference_kind}: {build:#}");
     let sizes: Vec<_> = image.body["layers"]
         .as_array()
         .into_iter()
@@ -93,21 +98,21 @@ async fn build_through_the_queue(
         .filter_map(|layer| layer["size"].as_u64())
         .collect();
     assert!(
-        sizes.iter().any(|size| *size >= FILE_BYTES as u64),
-        "{name}: {sizes:?}"
+        sizes.iter().any(|size| *size >= LARGE_FILE_BYTES as u64),
+        "{reference_kind}: {sizes:?}"
     );
     let last = image.layer_digests().pop().context("no layers")?;
     let layer = decompress_layer(&testbed.registry.get_blob(&repository, &last).await?)?;
     assert_eq!(
-        digest_in_layer(&layer)?,
+        text_of_digest_file_in_layer(&layer)?,
         format!("{}  -\n", context.hash),
-        "{name}"
+        "{reference_kind}"
     );
     Ok(build)
 }
 
 /// Returns the content of the file `digest` in a layer's tar.
-fn digest_in_layer(layer: &[u8]) -> Result<String> {
+fn text_of_digest_file_in_layer(layer: &[u8]) -> Result<String> {
     let mut archive = tar::Archive::new(layer);
     for entry in archive.entries()? {
         let entry = entry?;
@@ -119,20 +124,20 @@ fn digest_in_layer(layer: &[u8]) -> Result<String> {
 }
 
 /// Asserts that a builder has used little memory, and stores no body any more.
-fn assert_lean(builder: &DeployedBuilder<'_>) -> Result<()> {
+fn assert_little_memory_and_no_spool_files(builder: &DeployedBuilder<'_>) -> Result<()> {
     let peak = builder.peak_own_memory_bytes()?;
-    assert!(peak <= OWN_MEMORY_MAX_BYTES, "{} KiB", peak >> 10);
+    assert!(peak <= BUILDER_OWN_MEMORY_MAX_BYTES, "{} KiB", peak >> 10);
     assert_eq!(builder.leftover_spool_files()?, Vec::<std::path::PathBuf>::new());
     Ok(())
 }
 
-/// The web server has a certificate of a private authority, and an address that only the operator opens. The daemon of the
-/// git context is one beside the stack: the stack's own reaches no private address.
+/// The web server has a certificate of a private authority, and an address that only the operator opens. The daemon of
+/// the git context is one beside the stack: the stack's own reaches no private address.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_reference() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let context = LargeContext::generate(testbed.busybox_image_name().await?).await?;
+    let context = LargeContext::generate(testbed.build_busybox_once_and_get_name().await?).await?;
     let machine = IpAddr::from(testbed.stack.machine_address()?);
     let files = FileServer::start(context.tar.clone()).await?;
     let authority = CertificateAuthority::new("large-contexts-ca")?;
@@ -151,7 +156,7 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
     ];
     let builder = DeployedBuilder::deploy(&testbed, "builder-large", &settings, &["gateway-ca"]).await?;
     let build = async |name: &str, reference: Value| {
-        build_through_the_queue(&testbed, &builder, &context, name, reference).await
+        build_through_queue_and_assert_image(&testbed, &builder, &context, name, reference).await
     };
 
     let repository = "e2e/contexts-large-by-oras";
@@ -186,7 +191,7 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
     )
     .await?;
     assert_eq!(files.requests(), 1);
-    assert_lean(&builder)?;
+    assert_little_memory_and_no_spool_files(&builder)?;
     builder.remove().await?;
 
     let server = SmartGitServer::start_public_at(IpAddr::from([127, 0, 0, 1]), &context.repository).await?;
@@ -199,8 +204,8 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
     ];
     let builder = DeployedBuilder::deploy(&testbed, "builder-large-git", &settings, &[]).await?;
     let git = json!({ "git": { "repository": server.repository_url(), "ref": "main" } });
-    let build = build_through_the_queue(&testbed, &builder, &context, "git", git).await?;
+    let build = build_through_queue_and_assert_image(&testbed, &builder, &context, "git", git).await?;
     assert_eq!(build["commit"], context.commit, "{build:#}");
-    assert_lean(&builder)?;
+    assert_little_memory_and_no_spool_files(&builder)?;
     builder.remove().await
 }

@@ -9,13 +9,13 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
-use slipway_stack::{LauncherDirectories, ProgressSink, promtool_path};
+use slipway_stack::{LauncherDirectories, ProgressSink, unpack_promtool_if_missing};
 
 #[tokio::test]
 async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let value = async |name: &str| builder.metric_value(name).await;
     let success = "slipway_builds_total{outcome=\"success\"}";
@@ -58,7 +58,8 @@ async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
 
 /// Asserts that `promtool check metrics` reports nothing.
 async fn assert_promtool_accepts(metrics: &str) -> Result<()> {
-    let promtool = promtool_path(&LauncherDirectories::from_env()?, &ProgressSink::to_stderr()).await?;
+    let promtool =
+        unpack_promtool_if_missing(&LauncherDirectories::from_env()?, &ProgressSink::to_stderr()).await?;
     let mut child = Command::new(promtool)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

@@ -31,7 +31,7 @@ const RECEIPT_TIMEOUT: Duration = Duration::from_secs(120);
 type ReceiverState = (mpsc::UnboundedSender<(HeaderMap, Bytes)>, Arc<AtomicUsize>);
 
 /// Answers 503 to the first request, and 204 to all others.
-async fn receive(
+async fn record_result_and_fail_first(
     State((received, count)): State<ReceiverState>,
     headers: HeaderMap,
     body: Bytes,
@@ -51,7 +51,7 @@ async fn a_result_is_sent_over_tls_until_the_receiver_accepts_it() -> Result<()>
     let (sender, mut received) = mpsc::unbounded_channel();
     let url = format!("http://{}", listener.local_addr()?);
     let app = Router::new()
-        .fallback(receive)
+        .fallback(record_result_and_fail_first)
         .with_state((sender, Arc::default()));
     let serving = tokio::spawn(async move { axum::serve(listener, app).await });
     let authority = CertificateAuthority::new("results-ca")?;

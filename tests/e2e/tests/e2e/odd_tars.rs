@@ -58,8 +58,8 @@ impl Header {
 
     /// Writes bytes at an offset of the header. The formats are fixed, so a wrong offset is an error of the
     /// test.
-    fn with_bytes_at(mut self, at: usize, bytes: &[u8]) -> Self {
-        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+    fn with_bytes_at(mut self, offset: usize, bytes: &[u8]) -> Self {
+        self.0[offset..offset + bytes.len()].copy_from_slice(bytes);
         self
     }
 
@@ -72,7 +72,7 @@ impl Header {
     }
 
     /// Returns the header with its checksum.
-    fn header_block(&self) -> [u8; TAR_BLOCK_BYTES] {
+    fn block_with_checksum(&self) -> [u8; TAR_BLOCK_BYTES] {
         let blank = self.clone().with_bytes_at(148, b"        ");
         let sum: u32 = blank.0.iter().copied().map(u32::from).sum();
         blank.with_bytes_at(148, format!("{sum:06o}\0 ").as_bytes()).0
@@ -81,12 +81,12 @@ impl Header {
 
 impl RawTar {
     /// Returns a tar with a Dockerfile that copies the whole context.
-    fn new() -> Self {
+    fn with_dockerfile() -> Self {
         Self::default().with_file("context/Dockerfile", "FROM scratch\nCOPY . /\n")
     }
 
     fn with_entry(mut self, header: &Header, content: &[u8]) -> Self {
-        self.0.extend(header.header_block());
+        self.0.extend(header.block_with_checksum());
         self.0.extend(content);
         self.0.resize(self.0.len().next_multiple_of(TAR_BLOCK_BYTES), 0);
         self
@@ -108,17 +108,17 @@ impl RawTar {
 }
 
 /// Returns a folder's path of 90 bytes below `context/`, for a ustar prefix.
-fn deep_folder_path() -> String {
+fn folder_path_of_90_bytes() -> String {
     format!("context/{}/{}", "d".repeat(40), "e".repeat(41))
 }
 
 /// Returns the tars whose odd part is an entry, by name. builder-fn has to build each of them.
 fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
-    let deep = deep_folder_path();
+    let deep = folder_path_of_90_bytes();
     let long = |magic: TarMagic| {
         let name = format!("{}.txt", "f".repeat(60));
         let header = Header::new(magic, b'0', &name, 4).with_ustar_prefix(&deep);
-        RawTar::new().with_entry(&header, b"deep")
+        RawTar::with_dockerfile().with_entry(&header, b"deep")
     };
     let magic = |version: [u8; 2]| {
         let mut magic = USTAR_MAGIC;
@@ -142,7 +142,7 @@ fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
         // What is the prefix in a ustar header are times in an old GNU header.
         (
             "old-gnu-with-times-in-the-prefix",
-            RawTar::new().with_entry(
+            RawTar::with_dockerfile().with_entry(
                 &Header::new(GNU_MAGIC, b'0', "context/gnu", 3)
                     .with_ustar_prefix("14524770400\0")
                     .with_bytes_at(357, b"14524770400\0"),
@@ -154,7 +154,7 @@ fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
             [USTAR_MAGIC, magic(*b"\0\0"), magic(*b"  "), magic(*b" \0")]
                 .iter()
                 .enumerate()
-                .fold(RawTar::new(), |tar, (number, magic)| {
+                .fold(RawTar::with_dockerfile(), |tar, (number, magic)| {
                     let other = json!({ "image": "elsewhere.example/stolen:1" }).to_string();
                     let below = format!("{deep}/{number}");
                     let header =
@@ -164,17 +164,17 @@ fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
         ),
         (
             "a-config-in-the-context-is-a-file",
-            RawTar::new().with_file(&format!("context/{CONFIG_ENTRY_NAME}"), "{}"),
+            RawTar::with_dockerfile().with_file(&format!("context/{CONFIG_ENTRY_NAME}"), "{}"),
         ),
         (
             "a-directory-with-a-size",
-            RawTar::new()
+            RawTar::with_dockerfile()
                 .with_entry(&Header::new(USTAR_MAGIC, b'5', "context/sized/", 4096), b"")
                 .with_file("context/sized/file", "after"),
         ),
         (
             "an-old-directory",
-            RawTar::new()
+            RawTar::with_dockerfile()
                 .with_entry(
                     &Header::new(V7_MAGIC, 0, "context/old/", 0).with_bytes_at(100, b"0000755\0"),
                     b"",
@@ -183,7 +183,7 @@ fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
         ),
         (
             "a-hard-link-with-a-size",
-            RawTar::new()
+            RawTar::with_dockerfile()
                 .with_file("context/target", "linked")
                 .with_entry(
                     &Header::new(USTAR_MAGIC, b'1', "context/link", 6).with_link_target("context/target"),
@@ -193,7 +193,7 @@ fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
         ),
         (
             "a-symbolic-link-with-a-size",
-            RawTar::new()
+            RawTar::with_dockerfile()
                 .with_entry(
                     &Header::new(USTAR_MAGIC, b'2', "context/link", 6).with_link_target("zlast"),
                     b"",
@@ -202,15 +202,16 @@ fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
         ),
         (
             "a-contiguous-file",
-            RawTar::new().with_entry(&Header::new(USTAR_MAGIC, b'7', "context/contiguous", 3), b"one"),
+            RawTar::with_dockerfile()
+                .with_entry(&Header::new(USTAR_MAGIC, b'7', "context/contiguous", 3), b"one"),
         ),
         (
             "an-unnamed-kind-of-file",
-            RawTar::new().with_entry(&Header::new(USTAR_MAGIC, 0, "context/kind-nul", 3), b"nul"),
+            RawTar::with_dockerfile().with_entry(&Header::new(USTAR_MAGIC, 0, "context/kind-nul", 3), b"nul"),
         ),
         (
             "sizes-in-blanks-and-base-256",
-            RawTar::new()
+            RawTar::with_dockerfile()
                 .with_entry(
                     &Header::new(USTAR_MAGIC, b'0', "context/blanks", 0).with_bytes_at(124, b"         5 \0"),
                     b"blank",
@@ -223,14 +224,14 @@ fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
         ),
         (
             "paths-with-dots-and-double-slashes",
-            RawTar::new()
+            RawTar::with_dockerfile()
                 .with_file("./context/dotted", "1")
                 .with_file("context//double", "2")
                 .with_file("context/./inner", "3"),
         ),
         (
             "the-last-of-two-entries",
-            RawTar::new()
+            RawTar::with_dockerfile()
                 .with_file("context/twice", "first")
                 .with_file("context/twice", "second and longer"),
         ),
@@ -248,7 +249,7 @@ fn tars_with_odd_entries() -> Vec<(&'static str, RawTar)> {
 fn ambiguous_tars() -> Vec<(&'static str, RawTar)> {
     vec![(
         "v7-with-rubbish-in-the-prefix",
-        RawTar::new().with_entry(
+        RawTar::with_dockerfile().with_entry(
             &Header::new(V7_MAGIC, b'0', "context/v7", 2).with_ustar_prefix("rubbish"),
             b"v7",
         ),
@@ -256,7 +257,7 @@ fn ambiguous_tars() -> Vec<(&'static str, RawTar)> {
 }
 
 /// Extracts a tar with GNU tar; returns the context's folder.
-fn extract_with_gnu_tar(tar: &[u8], to: &Path, options: &[&str]) -> Result<PathBuf> {
+fn extract_context_with_gnu_tar(tar: &[u8], to: &Path, options: &[&str]) -> Result<PathBuf> {
     let file = to.join("tar");
     fs::write(&file, tar)?;
     let folder = to.join("extracted");
@@ -297,7 +298,7 @@ fn pipe_through_program(program: &str, arguments: &[&str], input: &[u8]) -> Resu
 }
 
 /// The results of both clients for one tar.
-struct BothResults {
+struct ResultsOfBothClients {
     /// The answer of builder-fn.
     reply: HttpReply,
     /// The outcome of builder-fn.
@@ -306,32 +307,33 @@ struct BothResults {
     theirs: ClientOutcome,
 }
 
-/// Builds `tar` with builder-fn, and what GNU tar extracts of it with `buildctl`, which has to succeed. `options` are
-/// those of GNU tar.
-async fn build_with_both(
+/// Builds `tar` with builder-fn, and what GNU tar extracts of it with `buildctl`, which has to succeed.
+async fn build_with_builder_and_buildctl(
     comparison: &ClientComparison,
     name: &str,
     tar: Vec<u8>,
-    options: &[&str],
-) -> Result<BothResults> {
+    gnu_tar_options: &[&str],
+) -> Result<ResultsOfBothClients> {
     let dir = tempfile::tempdir()?;
-    let folder = extract_with_gnu_tar(&tar, dir.path(), options).with_context(|| name.to_owned())?;
+    let folder =
+        extract_context_with_gnu_tar(&tar, dir.path(), gnu_tar_options).with_context(|| name.to_owned())?;
     let theirs = comparison
         .build_with_buildctl(&folder, &format!("{name}-buildctl"), &[])
         .await?;
     let (reply, ours) = comparison.build_with_builder(tar, name).await?;
     ensure!(theirs.is_ok(), "{name}: {theirs:?}");
-    Ok(BothResults { reply, ours, theirs })
+    Ok(ResultsOfBothClients { reply, ours, theirs })
 }
 
 /// Asserts that builder-fn builds `tar`, and that the image is the one that `buildctl` builds of what GNU tar extracts.
-async fn assert_same_image(
+async fn assert_same_image_as_buildctl(
     comparison: &ClientComparison,
     name: &str,
     tar: Vec<u8>,
-    options: &[&str],
+    gnu_tar_options: &[&str],
 ) -> Result<()> {
-    let BothResults { ours, theirs, .. } = build_with_both(comparison, name, tar, options).await?;
+    let ResultsOfBothClients { ours, theirs, .. } =
+        build_with_builder_and_buildctl(comparison, name, tar, gnu_tar_options).await?;
     assert_eq!(ours, theirs, "{name}");
     Ok(())
 }
@@ -343,14 +345,16 @@ async fn no_file_of_an_odd_tar_is_lost_or_taken_for_the_config() -> Result<()> {
     let mut differences = Vec::new();
     for (name, tar) in tars_with_odd_entries() {
         let tar = tar.with_config_and_end(&comparison.config_without_cache(name));
-        let BothResults { ours, theirs, .. } = build_with_both(&comparison, name, tar, &[]).await?;
+        let ResultsOfBothClients { ours, theirs, .. } =
+            build_with_builder_and_buildctl(&comparison, name, tar, &[]).await?;
         if ours != theirs {
             differences.push(format!("{name}: {ours:?}\n    buildctl: {theirs:?}"));
         }
     }
     for (name, tar) in ambiguous_tars() {
         let tar = tar.with_config_and_end(&comparison.config_without_cache(name));
-        let BothResults { reply, ours, theirs } = build_with_both(&comparison, name, tar, &[]).await?;
+        let ResultsOfBothClients { reply, ours, theirs } =
+            build_with_builder_and_buildctl(&comparison, name, tar, &[]).await?;
         if reply.status != 400 && ours != theirs {
             differences.push(format!("{name}: {ours:?}\n    buildctl: {theirs:?}"));
         }
@@ -364,7 +368,7 @@ async fn every_form_of_gzip_and_zstd_that_gnu_tar_reads_is_read() -> Result<()> 
     let comparison = ClientComparison::start(ODD_TARS_REPOSITORY).await?;
     let _parts = comparison.testbed.share_parts().await;
     let tar = |name: &str| {
-        RawTar::new()
+        RawTar::with_dockerfile()
             .with_file("context/file", "content")
             .with_config_and_end(&comparison.config_without_cache(name))
     };
@@ -427,18 +431,18 @@ async fn every_form_of_gzip_and_zstd_that_gnu_tar_reads_is_read() -> Result<()> 
             zstd,
         ),
     ] {
-        assert_same_image(&comparison, name, packed, options).await?;
+        assert_same_image_as_buildctl(&comparison, name, packed, options).await?;
     }
     Ok(())
 }
 
 /// The default limit is 8 MiB; `zstd --long=27` makes a window of 128 MiB, if the content is as large.
 #[tokio::test]
-async fn a_zstd_window_over_the_limit_is_rejected_by_name() -> Result<()> {
+async fn a_zstd_window_over_the_limit_is_rejected_with_an_error_about_the_window() -> Result<()> {
     let comparison = ClientComparison::start(ODD_TARS_REPOSITORY).await?;
     let _parts = comparison.testbed.share_parts().await;
     let pad = "x".repeat(20 << 20);
-    let tar = RawTar::new()
+    let tar = RawTar::with_dockerfile()
         .with_file("context/pad", &pad)
         .with_config_and_end(&comparison.config_without_cache("window"));
     let packed = pipe_through_program("zstd", &["-c", "--long=27"], &tar)?;
@@ -455,12 +459,13 @@ async fn a_zstd_window_over_the_limit_is_rejected_by_name() -> Result<()> {
 async fn a_tar_without_its_end_builds_with_a_warning() -> Result<()> {
     let comparison = ClientComparison::start(ODD_TARS_REPOSITORY).await?;
     let _parts = comparison.testbed.share_parts().await;
-    let mut tar = RawTar::new()
+    let mut tar = RawTar::with_dockerfile()
         .with_file("context/file", "content")
         .with_config_and_end(&comparison.config_without_cache("no-end"));
     tar.truncate(tar.len() - 2 * TAR_BLOCK_BYTES);
 
-    let BothResults { reply, ours, theirs } = build_with_both(&comparison, "no-end", tar, &[]).await?;
+    let ResultsOfBothClients { reply, ours, theirs } =
+        build_with_builder_and_buildctl(&comparison, "no-end", tar, &[]).await?;
 
     assert_eq!(ours, theirs, "{}", reply.text);
     let log = reply.json()["log"].to_string();
@@ -482,17 +487,17 @@ async fn a_tar_with_two_different_configs_or_envelopes_is_rejected() -> Result<(
         (
             "two configs",
             CONFIG_ENTRY_NAME,
-            RawTar::new().with_file(CONFIG_ENTRY_NAME, &other.to_string()),
+            RawTar::with_dockerfile().with_file(CONFIG_ENTRY_NAME, &other.to_string()),
         ),
         (
             "two configs, one of them with ./",
             CONFIG_ENTRY_NAME,
-            RawTar::new().with_file(&format!("./{CONFIG_ENTRY_NAME}"), &other.to_string()),
+            RawTar::with_dockerfile().with_file(&format!("./{CONFIG_ENTRY_NAME}"), &other.to_string()),
         ),
         (
             "two envelopes",
             "com.openfaas.secrets",
-            RawTar::new()
+            RawTar::with_dockerfile()
                 .with_file("com.openfaas.secrets", "version: v1\n")
                 .with_file("com.openfaas.secrets", "version: v1\nsecrets: {}\n"),
         ),

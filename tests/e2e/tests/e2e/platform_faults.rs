@@ -64,7 +64,7 @@ async fn a_wrong_registry_password_is_a_502_and_pushes_nothing() -> Result<()> {
 async fn a_caller_that_disconnects_leaves_no_file_and_no_build() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let registry = &testbed.stack.registry;
     let good = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
     let builder = BuilderProcess::start_with_docker_config(&testbed, &good, &[]).await?;
@@ -127,7 +127,7 @@ async fn without_buildkit_a_build_is_a_502_and_afterwards_builds_work_again() ->
 async fn buildkit_lost_during_a_build_is_a_502_and_leaves_no_session() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _alone = testbed.lock_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let at = format!("{:?}", std::time::SystemTime::now());
     let source = BuildContext::dockerfile(format!("FROM {base}\nARG AT\nRUN sleep 301; echo $AT\n"));
     // The tag is new in every run, so an image of an earlier run cannot be mistaken for this one's.

@@ -21,10 +21,10 @@ use tokio::sync::RwLockReadGuard;
 const FUNCTION_COUNT: usize = 60;
 
 /// The number of builds at the same time.
-const CONCURRENCY: usize = 3;
+const CONCURRENT_BUILDS: usize = 3;
 
 /// Several BuildKit daemons, each with an empty cache.
-struct Pool {
+struct DaemonPool {
     testbed: Testbed,
     daemons: Vec<BuildkitDaemon>,
     /// A name that no other run has used.
@@ -32,7 +32,7 @@ struct Pool {
     _parts: RwLockReadGuard<'static, ()>,
 }
 
-impl Pool {
+impl DaemonPool {
     async fn start(count: usize) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         let parts = testbed.share_parts().await;
@@ -48,9 +48,16 @@ impl Pool {
         })
     }
 
-    /// Starts a builder with the first `count` daemons.
-    async fn builder(&self, count: usize, settings: &[(&str, &str)]) -> Result<BuilderProcess> {
-        let urls: Vec<_> = self.daemons[..count].iter().map(BuildkitDaemon::url).collect();
+    /// Starts a builder with the first `daemon_count` daemons, and waits until it is ready.
+    async fn start_ready_builder(
+        &self,
+        daemon_count: usize,
+        settings: &[(&str, &str)],
+    ) -> Result<BuilderProcess> {
+        let urls: Vec<_> = self.daemons[..daemon_count]
+            .iter()
+            .map(BuildkitDaemon::url)
+            .collect();
         let urls = urls.join(",");
         let mut all = vec![("buildkit_url", urls.as_str())];
         all.extend_from_slice(settings);
@@ -60,14 +67,14 @@ impl Pool {
     }
 
     /// Returns the name of an image of this run.
-    fn image(&self, name: &str) -> String {
+    fn image_name(&self, name: &str) -> String {
         self.testbed
             .image_name(&format!("e2e/pool/{}/{name}", self.run), "1")
     }
 
     /// Returns the tar of a function whose build takes no time.
     fn small_tar(&self, name: &str) -> Result<Vec<u8>> {
-        let config = json!({ "image": self.image(name), "skipPush": true });
+        let config = json!({ "image": self.image_name(name), "skipPush": true });
         BuildContext::dockerfile("FROM scratch\nCOPY file /file\n")
             .with_file("file", name)
             .tar_with_config(&config)
@@ -75,8 +82,8 @@ impl Pool {
 
     /// Returns the tar of a function whose build runs until the gate is opened.
     async fn gated_tar(&self, name: &str, gate: &str) -> Result<Vec<u8>> {
-        let config = json!({ "image": self.image(name), "skipPush": true });
-        let base = self.testbed.busybox_image_name().await?;
+        let config = json!({ "image": self.image_name(name), "skipPush": true });
+        let base = self.testbed.build_busybox_once_and_get_name().await?;
         BuildContext::with_gated_step(base, gate).tar_with_config(&config)
     }
 
@@ -89,7 +96,7 @@ impl Pool {
     }
 
     /// Returns the numbers of the daemons whose histories have a build of the image, in order, once for each build.
-    fn daemons_with_image(&self, image: &str) -> Result<Vec<usize>> {
+    fn daemon_number_of_each_build_of(&self, image: &str) -> Result<Vec<usize>> {
         let histories = self.histories()?;
         let builds = histories.iter().enumerate();
         let builds = builds.flat_map(|(number, history)| history.iter().map(move |build| (number, build)));
@@ -105,33 +112,37 @@ fn assert_built(reply: &HttpReply) -> Result<Value> {
     Ok(reply.json())
 }
 
-/// Sends a build as the gateway's queue does.
-async fn post_queued(builder: &BuilderProcess, tar: Vec<u8>, call_id: &str) -> Result<HttpReply> {
+/// Sends a build to the builder itself, with the headers of the gateway's queue.
+async fn post_with_headers_of_queue(
+    builder: &BuilderProcess,
+    tar: Vec<u8>,
+    call_id: &str,
+) -> Result<HttpReply> {
     let time = Timestamp::now().as_nanosecond().to_string();
     let headers = [
         ("X-Call-Id", call_id),
         ("X-Start-Time", time.as_str()),
         ("X-Start-Time", time.as_str()),
     ];
-    builder.client()?.post_with_headers(tar, &headers).await
+    builder.client()?.post_signed_with_headers(tar, &headers).await
 }
 
 #[tokio::test]
 async fn rebuilds_land_on_the_daemon_that_has_their_cache() -> Result<()> {
-    let pool = Pool::start(3).await?;
+    let pool = DaemonPool::start(3).await?;
     let names: Vec<_> = (0..FUNCTION_COUNT)
         .map(|number| format!("function-{number}"))
         .collect();
     let build_all = async |names: &[String]| -> Result<()> {
         // Nothing about the first round is left in the second one's process.
-        let builder = pool.builder(3, &[]).await?;
+        let builder = pool.start_ready_builder(3, &[]).await?;
         let client = builder.client()?;
         let builds = names.iter().map(|name| {
             let (client, tar) = (client.clone(), pool.small_tar(name));
             async move { assert_built(&client.post_signed(tar?).await?) }
         });
         futures_util::stream::iter(builds)
-            .buffer_unordered(CONCURRENCY)
+            .buffer_unordered(CONCURRENT_BUILDS)
             .try_collect::<Vec<_>>()
             .await?;
         Ok(())
@@ -145,7 +156,7 @@ async fn rebuilds_land_on_the_daemon_that_has_their_cache() -> Result<()> {
 
     let mut hits = 0;
     for name in &names {
-        let image = pool.image(name);
+        let image = pool.image_name(name);
         let builds_of = |history: &[RecordedBuild]| -> Vec<RecordedBuild> {
             history
                 .iter()
@@ -168,39 +179,42 @@ async fn rebuilds_land_on_the_daemon_that_has_their_cache() -> Result<()> {
 
 #[tokio::test]
 async fn a_call_that_two_builders_get_is_built_once_also_with_a_daemon_added_in_between() -> Result<()> {
-    const GATE: &str = "gate-of-pool-twice";
-    let pool = Pool::start(3).await?;
-    let before = pool.builder(2, &[]).await?;
-    let after = pool.builder(3, &[("max_inflight", "1")]).await?;
+    const GATE_NAME: &str = "gate-of-pool-twice";
+    let pool = DaemonPool::start(3).await?;
+    let before = pool.start_ready_builder(2, &[]).await?;
+    let after = pool.start_ready_builder(3, &[("max_inflight", "1")]).await?;
     // A function that the second builder would build on the new daemon.
     let mut chosen = None;
     for number in 0..64 {
         let name = format!("twice-{number}");
         assert_built(&after.client()?.post_signed(pool.small_tar(&name)?).await?)?;
-        if pool.daemons_with_image(&pool.image(&name))? == [2] {
+        if pool.daemon_number_of_each_build_of(&pool.image_name(&name))? == [2] {
             chosen = Some(name);
             break;
         }
     }
     let name = chosen.context("no function prefers the new daemon")?;
     let call_id = format!("twice-{}", pool.run);
-    let tar = pool.gated_tar(&name, GATE).await?;
+    let tar = pool.gated_tar(&name, GATE_NAME).await?;
 
-    let first = post_queued(&before, tar.clone(), &call_id);
+    let first = post_with_headers_of_queue(&before, tar.clone(), &call_id);
     let second = async {
-        pool.testbed.wait_for_step(GATE, true).await?;
+        pool.testbed.wait_for_step(GATE_NAME, true).await?;
         let delivered = async {
             after.wait_until_not_ready().await?;
-            pool.testbed.open_gate_of_step(GATE)
+            pool.testbed.open_gate_of_step(GATE_NAME)
         };
-        let (reply, opened) = tokio::join!(post_queued(&after, tar.clone(), &call_id), delivered);
+        let (reply, opened) = tokio::join!(
+            post_with_headers_of_queue(&after, tar.clone(), &call_id),
+            delivered
+        );
         opened?;
         reply
     };
     let (first, second) = tokio::join!(first, second);
     let (first, second) = (assert_built(&first?)?, assert_built(&second?)?);
     assert_eq!(first["digest"], second["digest"]);
-    let third = assert_built(&post_queued(&after, tar, &call_id).await?)?;
+    let third = assert_built(&post_with_headers_of_queue(&after, tar, &call_id).await?)?;
     assert_eq!(first["digest"], third["digest"]);
 
     let histories = pool.histories()?;
@@ -214,19 +228,19 @@ async fn a_call_that_two_builders_get_is_built_once_also_with_a_daemon_added_in_
 
 #[tokio::test]
 async fn builds_go_on_after_the_loss_of_a_daemon_whose_running_build_is_retried_once() -> Result<()> {
-    const GATE: &str = "gate-of-pool-lost";
-    let mut pool = Pool::start(3).await?;
-    let builder = pool.builder(3, &[]).await?;
+    const GATE_NAME: &str = "gate-of-pool-lost";
+    let mut pool = DaemonPool::start(3).await?;
+    let builder = pool.start_ready_builder(3, &[]).await?;
     let (ready, text) = builder.get("/ready").await?;
     assert_eq!(
         (ready, text.as_str()),
         (200, "OK\n3 of 3 BuildKit daemons answer\n")
     );
-    let tar = pool.gated_tar("lost", GATE).await?;
+    let tar = pool.gated_tar("lost", GATE_NAME).await?;
     let call_id = format!("lost-{}", pool.run);
-    let running = post_queued(&builder, tar, &call_id);
+    let running = post_with_headers_of_queue(&builder, tar, &call_id);
     let others = async {
-        pool.testbed.wait_for_step(GATE, true).await?;
+        pool.testbed.wait_for_step(GATE_NAME, true).await?;
         let histories = pool.histories()?;
         let lost = histories
             .iter()
@@ -254,7 +268,7 @@ async fn builds_go_on_after_the_loss_of_a_daemon_whose_running_build_is_retried_
     // The step of the lost daemon may still run beside that of the retry.
     let opening = async {
         loop {
-            pool.testbed.open_gate_of_step(GATE).ok();
+            pool.testbed.open_gate_of_step(GATE_NAME).ok();
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };

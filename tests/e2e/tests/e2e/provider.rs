@@ -16,8 +16,8 @@ use tokio::{
 const FUNCTION_START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Builds and pushes a function whose page is this text, and returns the image's name.
-async fn build_page(testbed: &Testbed, text: &str) -> Result<String> {
-    let base = testbed.busybox_image_name().await?;
+async fn build_and_push_page(testbed: &Testbed, text: &str) -> Result<String> {
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let image = testbed.image_name(&format!("e2e/provider-{text}"), "1");
     let reply = testbed
         .builder
@@ -30,13 +30,13 @@ async fn build_page(testbed: &Testbed, text: &str) -> Result<String> {
 }
 
 /// Asks the gateway for a function's image; returns null if there is no such function.
-async fn deployed_image(functions: &FunctionsClient, name: &str) -> Result<Value> {
+async fn deployed_image_or_null(functions: &FunctionsClient, name: &str) -> Result<Value> {
     Ok(functions.function_status(name).await?.unwrap_or_default()["image"].take())
 }
 
 /// Calls a function up to 200 times a second until stopped, without waiting for the answers. Returns the number of
 /// calls and the answers with another status than 200.
-async fn call_continuously(
+async fn call_until_stopped_and_collect_failures(
     functions: FunctionsClient,
     name: &'static str,
     stop: watch::Receiver<bool>,
@@ -68,8 +68,8 @@ async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() ->
     }
     let functions = &testbed.functions;
     let images = [
-        build_page(&testbed, "one").await?,
-        build_page(&testbed, "two").await?,
+        build_and_push_page(&testbed, "one").await?,
+        build_and_push_page(&testbed, "two").await?,
     ];
     let name = "live-update";
     functions.remove_function(name).await?;
@@ -79,18 +79,22 @@ async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() ->
         .wait_for_page(name, "one", FUNCTION_START_TIMEOUT)
         .await?;
     let (stop, stopped) = watch::channel(false);
-    let calling = tokio::spawn(call_continuously(functions.clone(), name, stopped));
+    let calling = tokio::spawn(call_until_stopped_and_collect_failures(
+        functions.clone(),
+        name,
+        stopped,
+    ));
 
     for round in 1..=4 {
         let image = &images[round % 2];
         ensure!(functions.update_function(&deployment(image)).await? < 300);
-        assert_eq!(deployed_image(functions, name).await?, **image);
+        assert_eq!(deployed_image_or_null(functions, name).await?, **image);
     }
     let missing_image = deployment(&format!("{}-not-there", images[0]));
     assert_eq!(functions.update_function(&missing_image).await?, 500);
     let missing_secret = json!({ "service": name, "image": images[0], "secrets": ["not-there"] });
     assert_eq!(functions.update_function(&missing_secret).await?, 400);
-    assert_eq!(deployed_image(functions, name).await?, *images[0]);
+    assert_eq!(deployed_image_or_null(functions, name).await?, *images[0]);
 
     stop.send(true)?;
     let (calls, failed) = calling.await?;
@@ -110,7 +114,7 @@ async fn a_function_cannot_be_created_twice_or_updated_after_its_removal() -> Re
         return Ok(());
     }
     let functions = &testbed.functions;
-    let image = build_page(&testbed, "life").await?;
+    let image = build_and_push_page(&testbed, "life").await?;
     let name = "live-life";
     functions.remove_function(name).await?;
     let deployment = json!({ "service": name, "image": image });

@@ -32,19 +32,19 @@ struct QueueFixture<'t> {
     run: String,
 }
 
-fn text_of(path: &Path) -> Result<&str> {
+fn path_as_utf8(path: &Path) -> Result<&str> {
     path.to_str().context("the path is not UTF-8")
 }
 
 impl QueueClient {
     /// Returns the programs of all languages.
-    async fn all() -> Result<Vec<Self>> {
+    async fn client_of_each_language() -> Result<Vec<Self>> {
         let script = |name, program: &str, path: &str| -> Result<Self> {
             let script = path_in_repository(path);
             Ok(Self {
                 name,
                 program: program.into(),
-                script: vec![text_of(&script)?.to_owned()],
+                script: vec![path_as_utf8(&script)?.to_owned()],
             })
         };
         Ok(vec![
@@ -66,11 +66,11 @@ impl QueueClient {
         fixture: &QueueFixture<'_>,
         image: &str,
         folder: &str,
-        contexts: &str,
+        builder_url: &str,
     ) -> Result<ProgramOutput> {
         match self.name {
-            "go" => self.run(fixture, &["queue", folder, image], contexts),
-            _ => self.run(fixture, &["build", image, folder], contexts),
+            "go" => self.run(fixture, &["queue", folder, image], builder_url),
+            _ => self.run(fixture, &["build", image, folder], builder_url),
         }
     }
 
@@ -79,11 +79,19 @@ impl QueueClient {
         self.run(fixture, &["cancel", id], &fixture.testbed.stack.builder_url)
     }
 
-    fn run(&self, fixture: &QueueFixture<'_>, arguments: &[&str], contexts: &str) -> Result<ProgramOutput> {
+    fn run(
+        &self,
+        fixture: &QueueFixture<'_>,
+        arguments: &[&str],
+        builder_url: &str,
+    ) -> Result<ProgramOutput> {
         let environment = [
             ("OPENFAAS_URL", fixture.testbed.stack.gateway.url.as_str()),
-            ("PAYLOAD_SECRET", text_of(&fixture.testbed.stack.payload_secret)?),
-            ("BUILDER_URL", contexts),
+            (
+                "PAYLOAD_SECRET",
+                path_as_utf8(&fixture.testbed.stack.payload_secret)?,
+            ),
+            ("BUILDER_URL", builder_url),
             ("PYTHONDONTWRITEBYTECODE", "1"),
         ];
         let arguments: Vec<_> = self
@@ -100,7 +108,7 @@ impl QueueClient {
 
 impl<'t> QueueFixture<'t> {
     async fn new(testbed: &'t Testbed) -> Result<Self> {
-        let base = testbed.busybox_image_name().await?;
+        let base = testbed.build_busybox_once_and_get_name().await?;
         Ok(Self {
             testbed,
             work_dir: ClientFolder::new(base)?,
@@ -111,14 +119,14 @@ impl<'t> QueueFixture<'t> {
 
     /// Writes a context, and returns its folder.
     fn write_context(&self, name: &str, context: &BuildContext) -> Result<String> {
-        Ok(text_of(&self.work_dir.write_build_context(name, context)?)?.to_owned())
+        Ok(path_as_utf8(&self.work_dir.write_build_context(name, context)?)?.to_owned())
     }
 
-    fn image_name(&self, repository: &str) -> String {
+    fn image_name_with_tag_of_run(&self, repository: &str) -> String {
         self.testbed.image_name(repository, &self.run)
     }
 
-    async fn is_pushed(&self, repository: &str) -> Result<bool> {
+    async fn registry_has_tag_of_run(&self, repository: &str) -> Result<bool> {
         let manifest = self.testbed.registry.get_manifest(repository, &self.run).await?;
         Ok(manifest.is_some())
     }
@@ -132,13 +140,13 @@ async fn clients_of_all_languages_build_through_the_queue_and_report_how_the_bui
     let run = &fixture.run;
     let from =
         |command: &str| BuildContext::dockerfile(format!("FROM {}\nRUN : {run}; {command}\n", fixture.base));
-    for client in QueueClient::all().await? {
+    for client in QueueClient::client_of_each_language().await? {
         let name = client.name;
         let command = format!("echo to {name} by $0");
         let good = fixture.write_context(&format!("good-{name}"), &from(&command).with_file("a", "a"))?;
         let bad = fixture.write_context(&format!("bad-{name}"), &from(&format!("echo to {name}; exit 3")))?;
         let repository = format!("e2e/queued-{name}");
-        let image = fixture.image_name(&repository);
+        let image = fixture.image_name_with_tag_of_run(&repository);
         let builder = &testbed.stack.builder_url;
 
         let built = client.build(&fixture, &image, &good, builder)?;
@@ -147,9 +155,9 @@ async fn clients_of_all_languages_build_through_the_queue_and_report_how_the_bui
         assert_eq!(found["image"], image.as_str(), "{name}: {built:?}");
         let line = format!("to {name} by /bin/sh");
         assert!(built.stderr.contains(&line), "{name} follows the log: {built:?}");
-        assert!(fixture.is_pushed(&repository).await?, "{name}");
+        assert!(fixture.registry_has_tag_of_run(&repository).await?, "{name}");
 
-        let failed = fixture.image_name(&format!("e2e/queued-{name}-bad"));
+        let failed = fixture.image_name_with_tag_of_run(&format!("e2e/queued-{name}-bad"));
         let failed = client.build(&fixture, &failed, &bad, builder)?;
         assert_eq!(failed.code, 1, "{name}: {failed:?}");
         let error = failed.json()["error"].as_str().map(str::to_owned);
@@ -169,15 +177,20 @@ async fn clients_of_all_languages_store_a_context_that_is_too_large_for_the_queu
     let repository = format!("{}/e2e/contexts-of-queued-clients", testbed.stack.registry.host);
     let settings = [("contexts_repository", repository.as_str())];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
-    for client in QueueClient::all().await? {
+    for client in QueueClient::client_of_each_language().await? {
         let name = client.name;
         let context = BuildContext::dockerfile("FROM scratch\nCOPY large /\n");
         let context = context.with_file("large", format!("{name} {}\n", fixture.run).repeat(20_000));
         let folder = fixture.write_context(&format!("large-{name}"), &context)?;
         let repository = format!("e2e/queued-large-{name}");
-        let built = client.build(&fixture, &fixture.image_name(&repository), &folder, builder.url())?;
+        let built = client.build(
+            &fixture,
+            &fixture.image_name_with_tag_of_run(&repository),
+            &folder,
+            builder.url(),
+        )?;
         assert_eq!(built.code, 0, "{name}: {built:?}");
-        assert!(fixture.is_pushed(&repository).await?, "{name}");
+        assert!(fixture.registry_has_tag_of_run(&repository).await?, "{name}");
     }
     Ok(())
 }
@@ -187,13 +200,13 @@ async fn clients_of_all_languages_cancel_a_queued_build() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let fixture = QueueFixture::new(&testbed).await?;
-    let clients = QueueClient::all().await?;
+    let clients = QueueClient::client_of_each_language().await?;
     let shell = clients.first().context("a client")?.clone();
     for client in clients {
         let name = client.name;
         let gate = format!("gate-of-cancelled-{name}");
         let dockerfile = format!("FROM {}\nRUN {}\n", fixture.base, gated_command(&gate));
-        let image = fixture.image_name(&format!("e2e/queued-cancelled-{name}"));
+        let image = fixture.image_name_with_tag_of_run(&format!("e2e/queued-cancelled-{name}"));
         let tar = BuildContext::dockerfile(dockerfile).tar_with_config(&json!({ "image": image }))?;
         let queued = testbed.queued.post_signed(tar).await?;
         let id = queued.call_id.context("the 202 has no call ID")?;
@@ -216,7 +229,7 @@ async fn faas_cli_builds_through_the_queue_and_its_build_is_found_by_its_id() ->
     let _parts = testbed.share_parts().await;
     let fixture = QueueFixture::new(&testbed).await?;
     let repository = "e2e/queued-faas-cli";
-    let image = fixture.image_name(repository);
+    let image = fixture.image_name_with_tag_of_run(repository);
     let stack = format!(
         "version: 1.0\nprovider:\n  name: openfaas\nfunctions:\n  shop:\n    lang: small\n    handler: ./shop\n    image: {image}\n"
     );
@@ -228,12 +241,12 @@ async fn faas_cli_builds_through_the_queue_and_its_build_is_found_by_its_id() ->
     let script = path_in_repository("tests/clients/queued-faas-cli.sh");
     let environment = [
         ("OPENFAAS_URL", testbed.stack.gateway.url.as_str()),
-        ("PAYLOAD_SECRET", text_of(&testbed.stack.payload_secret)?),
-        ("FAAS_CLI", text_of(&testbed.stack.tools.faas_cli)?),
+        ("PAYLOAD_SECRET", path_as_utf8(&testbed.stack.payload_secret)?),
+        ("FAAS_CLI", path_as_utf8(&testbed.stack.tools.faas_cli)?),
     ];
     let built = fixture.work_dir.run_program(
         "sh",
-        &[text_of(&script)?, "shop.yml", "shop", &image],
+        &[path_as_utf8(&script)?, "shop.yml", "shop", &image],
         &environment,
         b"",
     )?;
@@ -245,6 +258,6 @@ async fn faas_cli_builds_through_the_queue_and_its_build_is_found_by_its_id() ->
         "{built:?}"
     );
     assert!(built.stderr.contains("COPY function /www"), "{built:?}");
-    assert!(fixture.is_pushed(repository).await?);
+    assert!(fixture.registry_has_tag_of_run(repository).await?);
     Ok(())
 }

@@ -16,7 +16,7 @@ use slipway_e2e::{
 const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A second builder-fn on the stack, with another value of `deploy_via`.
-struct BuilderWithRoute<'b> {
+struct BuilderWithDeployVia<'b> {
     testbed: &'b Testbed,
     name: String,
     /// A client through the gateway, which waits for the answer.
@@ -25,7 +25,7 @@ struct BuilderWithRoute<'b> {
     queued: SigningClient,
 }
 
-impl<'b> BuilderWithRoute<'b> {
+impl<'b> BuilderWithDeployVia<'b> {
     /// Deploys a copy of the stack's builder-fn as `builder-VIA`, with this `deploy_via`, and waits until it is ready.
     async fn start_with_deploy_via(testbed: &'b Testbed, via: &str) -> Result<Self> {
         let functions = &testbed.functions;
@@ -62,7 +62,7 @@ impl<'b> BuilderWithRoute<'b> {
             "deploy": { "service": function },
             "probe": { "path": "/index.html", "successes": 2 },
         });
-        BuildContext::static_page_function(self.testbed.busybox_image_name().await?, text)
+        BuildContext::static_page_function(self.testbed.build_busybox_once_and_get_name().await?, text)
             .tar_with_config(&config)
     }
 
@@ -77,7 +77,7 @@ impl<'b> BuilderWithRoute<'b> {
 async fn a_queued_hand_over_is_reported_as_queued_and_deployed() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = BuilderWithRoute::start_with_deploy_via(&testbed, "async-function").await?;
+    let builder = BuilderWithDeployVia::start_with_deploy_via(&testbed, "async-function").await?;
     let name = "handed-over-queued";
     testbed.functions.remove_function(name).await?;
     let reply = builder
@@ -101,14 +101,14 @@ async fn a_queued_hand_over_is_reported_as_queued_and_deployed() -> Result<()> {
 async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = BuilderWithRoute::start_with_deploy_via(&testbed, "callback").await?;
+    let builder = BuilderWithDeployVia::start_with_deploy_via(&testbed, "callback").await?;
     let name = "called-back";
     testbed.functions.remove_function(name).await?;
     let tar = builder.page_tar(name, "called back").await?;
     let callback = format!("{}/function/deployer-fn", testbed.stack.gateway.url);
     let reply = builder
         .queued
-        .post_with_headers(tar.clone(), &[("X-Callback-Url", &callback)])
+        .post_signed_with_headers(tar.clone(), &[("X-Callback-Url", &callback)])
         .await?;
     assert_eq!(reply.status, 202, "{}", reply.text);
     let call_id = reply.call_id.context("the answer has no call id")?;

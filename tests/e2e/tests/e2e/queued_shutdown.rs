@@ -12,14 +12,14 @@ use slipway_e2e::{
 };
 
 /// The longest time until the process has exited, and until the queue has delivered the build.
-const STEP_TIMEOUT: Duration = Duration::from_secs(180);
+const EXIT_OR_REDELIVERY_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The stack's own builder gets the call from the queue.
 #[tokio::test]
 async fn a_queued_build_that_sigterm_interrupts_is_finished_by_another_builder() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     // The grace period has four seconds.
     let settings = [
         ("healthcheck_interval", "1s"),
@@ -37,7 +37,7 @@ async fn a_queued_build_that_sigterm_interrupts_is_finished_by_another_builder()
     let (client, call_id, times) = (builder.client()?, id.clone(), format!("{run}, {run}"));
     let delivery = tokio::spawn(async move {
         let headers = [("X-Call-Id", call_id.as_str()), ("X-Start-Time", times.as_str())];
-        client.post_with_headers(tar, &headers).await
+        client.post_signed_with_headers(tar, &headers).await
     });
     testbed.wait_for_step(gate, true).await?;
 
@@ -49,7 +49,12 @@ async fn a_queued_build_that_sigterm_interrupts_is_finished_by_another_builder()
         "{}",
         reply.text
     );
-    assert!(builder.wait_until_exited(STEP_TIMEOUT).await?.success());
+    assert!(
+        builder
+            .wait_until_exited(EXIT_OR_REDELIVERY_TIMEOUT)
+            .await?
+            .success()
+    );
     let log = builder.log_text();
     assert!(
         log.contains("submitted an interrupted build to the queue again"),
@@ -64,7 +69,7 @@ async fn a_queued_build_that_sigterm_interrupts_is_finished_by_another_builder()
         }
         Ok::<_, anyhow::Error>(())
     };
-    tokio::time::timeout(STEP_TIMEOUT, finishing)
+    tokio::time::timeout(EXIT_OR_REDELIVERY_TIMEOUT, finishing)
         .await
         .context("the build is not finished")??;
     Ok(())

@@ -16,7 +16,7 @@ use slipway_e2e::{
 };
 
 /// Starts a builder that stores contexts in `repository` of the stack's registry.
-async fn start_builder(testbed: &Testbed, repository: &str) -> Result<BuilderProcess> {
+async fn start_builder_that_stores_contexts(testbed: &Testbed, repository: &str) -> Result<BuilderProcess> {
     let repository = format!("{}/{repository}", testbed.stack.registry.host);
     let settings = [("contexts_repository", repository.as_str())];
     BuilderProcess::start_with_settings(testbed, &settings).await
@@ -61,7 +61,7 @@ async fn an_artifact_as_oras_pushes_it_is_built_and_pushed() -> Result<()> {
 async fn the_shell_client_stores_a_folder_and_builds_it() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = start_builder(&testbed, "e2e/contexts-by-shell").await?;
+    let builder = start_builder_that_stores_contexts(&testbed, "e2e/contexts-by-shell").await?;
     let work_dir = ClientFolder::new("scratch")?;
     let folder = tempfile::tempdir()?;
     let context = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", "by the shell");

@@ -13,14 +13,14 @@ struct ExpectedRejection {
 
 /// Returns a valid config that pushes and deploys under names of this case, so that the effects of a request can be
 /// seen.
-fn config_to_reject(testbed: &Testbed, name: &str) -> Value {
-    json!({ "image": testbed.image_name(&format!("e2e/refused-{name}"), "1"), "deploy": { "service": format!("refused-{name}") } })
+fn valid_config_of_rejection_case(testbed: &Testbed, case: &str) -> Value {
+    json!({ "image": testbed.image_name(&format!("e2e/refused-{case}"), "1"), "deploy": { "service": format!("refused-{case}") } })
 }
 
 /// Asserts the status and message of an answer, and that this case has neither image nor function.
-async fn assert_rejected(
+async fn assert_rejected_without_effects(
     testbed: &Testbed,
-    name: &str,
+    case: &str,
     expected: ExpectedRejection,
     reply: HttpReply,
 ) -> Result<()> {
@@ -39,19 +39,19 @@ async fn assert_rejected(
             reply.text
         );
     }
-    assert_no_image_and_no_function(testbed, name).await
+    assert_no_image_and_no_function(testbed, case).await
 }
 
-async fn assert_no_image_and_no_function(testbed: &Testbed, name: &str) -> Result<()> {
+async fn assert_no_image_and_no_function(testbed: &Testbed, case: &str) -> Result<()> {
     let manifest = testbed
         .registry
-        .get_manifest(&format!("e2e/refused-{name}"), "1")
+        .get_manifest(&format!("e2e/refused-{case}"), "1")
         .await?;
     assert!(manifest.is_none(), "an image was pushed: {manifest:?}");
     assert!(
         testbed
             .functions
-            .function_status(&format!("refused-{name}"))
+            .function_status(&format!("refused-{case}"))
             .await?
             .is_none(),
         "a function was deployed"
@@ -67,7 +67,8 @@ fn valid_context() -> BuildContext {
 async fn a_wrong_signature_is_rejected() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let tar = valid_context().tar_with_config(&config_to_reject(&testbed, "wrong-signature"))?;
+    let tar =
+        valid_context().tar_with_config(&valid_config_of_rejection_case(&testbed, "wrong-signature"))?;
     let signature = slipway_e2e::client::sign_body(b"another key", &tar)?;
     let expected = ExpectedRejection {
         what: "wrong signature",
@@ -78,21 +79,21 @@ async fn a_wrong_signature_is_rejected() -> Result<()> {
         .builder
         .post_with_signature(tar, Some(&signature), &[])
         .await?;
-    assert_rejected(&testbed, "wrong-signature", expected, reply).await
+    assert_rejected_without_effects(&testbed, "wrong-signature", expected, reply).await
 }
 
 #[tokio::test]
 async fn a_body_without_a_signature_is_rejected() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let tar = valid_context().tar_with_config(&config_to_reject(&testbed, "no-signature"))?;
+    let tar = valid_context().tar_with_config(&valid_config_of_rejection_case(&testbed, "no-signature"))?;
     let expected = ExpectedRejection {
         what: "no signature",
         status: 401,
         message: &["X-Build-Signature"],
     };
     let reply = testbed.builder.post_with_signature(tar, None, &[]).await?;
-    assert_rejected(&testbed, "no-signature", expected, reply).await
+    assert_rejected_without_effects(&testbed, "no-signature", expected, reply).await
 }
 
 #[tokio::test]
@@ -101,7 +102,7 @@ async fn a_truncated_tar_is_rejected() -> Result<()> {
     let _parts = testbed.share_parts().await;
     let mut tar = valid_context()
         .with_file("b", vec![7; 4096])
-        .tar_with_config(&config_to_reject(&testbed, "truncated"))?;
+        .tar_with_config(&valid_config_of_rejection_case(&testbed, "truncated"))?;
     tar.truncate(512 * 6 + 100);
     let expected = ExpectedRejection {
         what: "truncated tar",
@@ -109,7 +110,7 @@ async fn a_truncated_tar_is_rejected() -> Result<()> {
         message: &["context/b"],
     };
     let reply = testbed.builder.post_signed(tar).await?;
-    assert_rejected(&testbed, "truncated", expected, reply).await
+    assert_rejected_without_effects(&testbed, "truncated", expected, reply).await
 }
 
 #[tokio::test]
@@ -125,7 +126,7 @@ async fn a_tar_without_a_config_is_rejected() -> Result<()> {
         .builder
         .post_signed(valid_context().tar_without_config()?)
         .await?;
-    assert_rejected(&testbed, "no-config", expected, reply).await
+    assert_rejected_without_effects(&testbed, "no-config", expected, reply).await
 }
 
 #[tokio::test]
@@ -149,7 +150,7 @@ async fn an_invalid_image_name_is_rejected() -> Result<()> {
             .builder
             .post_signed(valid_context().tar_with_config(&config)?)
             .await?;
-        assert_rejected(&testbed, "bad-image", expected, reply).await?;
+        assert_rejected_without_effects(&testbed, "bad-image", expected, reply).await?;
     }
     Ok(())
 }
@@ -158,11 +159,11 @@ async fn an_invalid_image_name_is_rejected() -> Result<()> {
 async fn a_failing_step_is_reported_with_its_log_and_nothing_is_deployed() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let source = BuildContext::dockerfile(format!("FROM {base}\nRUN echo this is said before; exit 3\n"));
     let reply = testbed
         .builder
-        .post_signed(source.tar_with_config(&config_to_reject(&testbed, "failing-step"))?)
+        .post_signed(source.tar_with_config(&valid_config_of_rejection_case(&testbed, "failing-step"))?)
         .await?;
     let log = reply.json()["log"].to_string();
     assert!(log.contains("this is said before"), "{}", reply.text);
@@ -171,7 +172,7 @@ async fn a_failing_step_is_reported_with_its_log_and_nothing_is_deployed() -> Re
         status: 422,
         message: &["exit code: 3"],
     };
-    assert_rejected(&testbed, "failing-step", expected, reply).await
+    assert_rejected_without_effects(&testbed, "failing-step", expected, reply).await
 }
 
 #[tokio::test]
@@ -181,14 +182,14 @@ async fn a_syntax_error_in_the_dockerfile_is_reported_with_the_instruction() -> 
     let source = BuildContext::dockerfile("FROM scratch\nNONSENSE here\n");
     let reply = testbed
         .builder
-        .post_signed(source.tar_with_config(&config_to_reject(&testbed, "no-parse"))?)
+        .post_signed(source.tar_with_config(&valid_config_of_rejection_case(&testbed, "no-parse"))?)
         .await?;
     let expected = ExpectedRejection {
         what: "unknown instruction",
         status: 422,
         message: &["NONSENSE"],
     };
-    assert_rejected(&testbed, "no-parse", expected, reply).await
+    assert_rejected_without_effects(&testbed, "no-parse", expected, reply).await
 }
 
 #[tokio::test]
@@ -200,7 +201,7 @@ async fn a_context_without_a_dockerfile_is_rejected_before_the_build() -> Result
         .post_signed(
             BuildContext::new()
                 .with_file("a", "a")
-                .tar_with_config(&config_to_reject(&testbed, "no-dockerfile"))?,
+                .tar_with_config(&valid_config_of_rejection_case(&testbed, "no-dockerfile"))?,
         )
         .await?;
     let expected = ExpectedRejection {
@@ -208,5 +209,5 @@ async fn a_context_without_a_dockerfile_is_rejected_before_the_build() -> Result
         status: 400,
         message: &["context/Dockerfile"],
     };
-    assert_rejected(&testbed, "no-dockerfile", expected, reply).await
+    assert_rejected_without_effects(&testbed, "no-dockerfile", expected, reply).await
 }

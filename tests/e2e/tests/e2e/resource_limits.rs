@@ -18,22 +18,25 @@ async fn start_builder(testbed: &Testbed, settings: &[(&str, &str)]) -> Result<B
     BuilderProcess::start_with_docker_config(testbed, &credentials, settings).await
 }
 
-/// Returns a context of `files` files with `bytes` bytes in all, whose content compresses quickly.
-fn compressible_context(dockerfile: &str, bytes: usize, files: usize) -> ContextTree {
+/// Returns a context of `file_count` files with `total_bytes` bytes in all, whose content compresses quickly.
+fn compressible_context(dockerfile: &str, total_bytes: usize, file_count: usize) -> ContextTree {
     let file = |tree: ContextTree, number: usize| {
-        tree.with_file(&format!("files/{number}"), vec![number as u8; bytes / files])
+        tree.with_file(
+            &format!("files/{number}"),
+            vec![number as u8; total_bytes / file_count],
+        )
     };
-    (0..files).fold(ContextTree::dockerfile(dockerfile), file)
+    (0..file_count).fold(ContextTree::dockerfile(dockerfile), file)
 }
 
-/// Builds a context without a push, and returns the answer; `name` is the image's tag.
-async fn post_context(
+/// Builds a context without a push, and returns the answer.
+async fn build_context_without_push(
     testbed: &Testbed,
     builder: &BuilderProcess,
-    name: &str,
+    tag: &str,
     tree: &ContextTree,
 ) -> Result<HttpReply> {
-    let config = json!({ "image": testbed.image_name("e2e/lean", name), "skipPush": true, "compression": "gzip", "compressionLevel": 1 });
+    let config = json!({ "image": testbed.image_name("e2e/lean", tag), "skipPush": true, "compression": "gzip", "compressionLevel": 1 });
     builder
         .client()?
         .post_signed(tree.tar_with_config(&config)?)
@@ -50,41 +53,46 @@ fn builder_is_optimized() -> bool {
 
 /// The largest number of builders that are measured. Each needs the memory that its work needs; on a machine with ten
 /// times as many runnable processes as processors, more waits in buffers besides.
-const MAX_MEASUREMENTS: usize = 3;
+const MAX_MEASURED_BUILDERS: usize = 3;
 
-/// The limit on builder-fn's own memory for the largest number of files. Measured unoptimised, on a busy machine: 26.2 MiB.
-const MOST_FILES_LIMIT_BYTES: usize = 28 * BYTES_PER_MIB;
+/// The limit on builder-fn's own memory for the largest number of files. Measured unoptimised, on a busy machine: 26.2
+/// MiB.
+const MOST_FILES_MEMORY_MAX_BYTES: usize = 28 * BYTES_PER_MIB;
 
 /// The limit on builder-fn's own memory for a context of few files, whatever its size. Measured unoptimised: 6.4 MiB.
-const FEW_FILES_LIMIT_BYTES: usize = 16 * BYTES_PER_MIB;
+const FEW_FILES_MEMORY_MAX_BYTES: usize = 16 * BYTES_PER_MIB;
 
-/// Asserts that `work` raises the peak memory of a new builder, without the pages of its program, to `limit` bytes at most.
-async fn assert_peak_memory(
+/// Asserts that `work` raises the peak memory of one of several new builders, without the pages of its program, to
+/// `limit_bytes` at most.
+async fn assert_peak_own_memory_of_best_builder(
     testbed: &Testbed,
-    limit: usize,
+    limit_bytes: usize,
     work: impl AsyncFn(&BuilderProcess) -> Result<()>,
 ) -> Result<()> {
     let mut peaks = Vec::new();
-    for _ in 0..MAX_MEASUREMENTS {
+    for _ in 0..MAX_MEASURED_BUILDERS {
         let builder = start_builder(testbed, &[]).await?;
         work(&builder).await?;
         let peak = builder.peak_own_memory_bytes()?;
-        if peak <= limit {
+        if peak <= limit_bytes {
             return Ok(());
         }
         peaks.push(peak >> 10);
     }
-    bail!("each builder needed more than {} KiB: {peaks:?} KiB", limit >> 10)
+    bail!(
+        "each builder needed more than {} KiB: {peaks:?} KiB",
+        limit_bytes >> 10
+    )
 }
 
 #[tokio::test]
-async fn peak_memory_does_not_grow_with_the_context() -> Result<()> {
+async fn peak_memory_is_at_most_16_mib_for_512_mib_in_64_files() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let tree = compressible_context("FROM scratch\nCOPY . /\n", 512 * BYTES_PER_MIB, 64);
 
-    assert_peak_memory(&testbed, FEW_FILES_LIMIT_BYTES, async |builder| {
-        let reply = post_context(&testbed, builder, "large", &tree).await?;
+    assert_peak_own_memory_of_best_builder(&testbed, FEW_FILES_MEMORY_MAX_BYTES, async |builder| {
+        let reply = build_context_without_push(&testbed, builder, "large", &tree).await?;
         ensure!(reply.status == 200, "{}", reply.text);
         assert!(builder.leftover_spool_files()?.is_empty());
         assert_eq!(builder.metric_value("slipway_spool_bytes").await?, 0.0);
@@ -109,9 +117,9 @@ async fn peak_memory_is_bounded_with_the_largest_number_of_files() -> Result<()>
     let _parts = testbed.share_parts().await;
     let tree = context_with_most_files();
 
-    assert_peak_memory(&testbed, MOST_FILES_LIMIT_BYTES, async |builder| {
+    assert_peak_own_memory_of_best_builder(&testbed, MOST_FILES_MEMORY_MAX_BYTES, async |builder| {
         for _ in ["cold", "warm"] {
-            let reply = post_context(&testbed, builder, "many", &tree).await?;
+            let reply = build_context_without_push(&testbed, builder, "many", &tree).await?;
             ensure!(reply.status == 200, "{}", reply.text);
         }
         Ok(())
@@ -125,7 +133,7 @@ async fn each_concurrent_build_needs_little_memory() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let builder = start_builder(&testbed, &[]).await?;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let tree = |gate: &str| {
         // The gate is the file /{gate}, so the context needs another name.
         let dockerfile = format!(
@@ -138,7 +146,7 @@ async fn each_concurrent_build_needs_little_memory() -> Result<()> {
     let build_at_once = async |gates: &[String]| -> Result<()> {
         let trees: Vec<_> = gates.iter().map(|gate| tree(gate)).collect();
         let builds = gates.iter().zip(&trees).map(async |(gate, tree)| {
-            let reply = post_context(&testbed, &builder, gate, tree).await?;
+            let reply = build_context_without_push(&testbed, &builder, gate, tree).await?;
             ensure!(reply.status == 200, "{gate}: {}", reply.text);
             Ok(())
         });
@@ -215,7 +223,7 @@ async fn a_tar_with_a_million_entries_is_rejected_within_the_memory_limit() -> R
     tar.extend(headers_of_a_million_empty_files());
 
     // The index holds 200,000 entries; nothing is kept of those after them.
-    assert_peak_memory(&testbed, MOST_FILES_LIMIT_BYTES, async |builder| {
+    assert_peak_own_memory_of_best_builder(&testbed, MOST_FILES_MEMORY_MAX_BYTES, async |builder| {
         let reply = builder.client()?.post_signed(tar.clone()).await?;
         assert_eq!(reply.status, 400, "{}", reply.text);
         assert_eq!(reply.text_field("error"), "the tar has more than 200000 entries");
@@ -227,9 +235,9 @@ async fn a_tar_with_a_million_entries_is_rejected_within_the_memory_limit() -> R
 }
 
 /// A mounted file system of limited size; unmounted on drop.
-struct SmallDisk(tempfile::TempDir);
+struct SmallTmpfsMount(tempfile::TempDir);
 
-impl SmallDisk {
+impl SmallTmpfsMount {
     fn new(bytes: usize) -> Result<Self> {
         let disk = Self(tempfile::tempdir()?);
         let status = Command::new("mount")
@@ -251,7 +259,7 @@ impl SmallDisk {
     }
 }
 
-impl Drop for SmallDisk {
+impl Drop for SmallTmpfsMount {
     fn drop(&mut self) {
         // An error cannot be reported here. The folder then cannot be removed, and stays visible.
         Command::new("umount")
@@ -266,13 +274,13 @@ impl Drop for SmallDisk {
 async fn neither_a_full_disk_nor_a_kill_leaves_spooled_files() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let disk = SmallDisk::new(8 * BYTES_PER_MIB)?;
+    let disk = SmallTmpfsMount::new(8 * BYTES_PER_MIB)?;
     let spool = disk.mount_path().to_string_lossy().into_owned();
     let builder = start_builder(&testbed, &[("spool_dir", &spool)]).await?;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let copy = "FROM scratch\nCOPY . /\n";
 
-    let reply = post_context(
+    let reply = build_context_without_push(
         &testbed,
         &builder,
         "full",
@@ -293,7 +301,7 @@ async fn neither_a_full_disk_nor_a_kill_leaves_spooled_files() -> Result<()> {
     );
     assert_eq!(builder.metric_value("slipway_spool_bytes").await?, 0.0);
 
-    let reply = post_context(
+    let reply = build_context_without_push(
         &testbed,
         &builder,
         "fits",
@@ -331,7 +339,7 @@ async fn concurrent_requests_share_the_spool_limit() -> Result<()> {
     let _parts = testbed.share_parts().await;
     let limit = (8 * BYTES_PER_MIB).to_string();
     let builder = start_builder(&testbed, &[("spool_limit", &limit), ("max_body", &limit)]).await?;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let gate = "gate-of-spool-limit";
     let waits = compressible_context(
         &format!("FROM {base}\nCOPY . /x\nRUN {}\n", gated_command(gate)),
@@ -345,7 +353,7 @@ async fn concurrent_requests_share_the_spool_limit() -> Result<()> {
     testbed.wait_for_step(gate, true).await?;
 
     let second = compressible_context("FROM scratch\nCOPY . /\n", 4 * BYTES_PER_MIB, 4);
-    let reply = post_context(&testbed, &builder, "no-room", &second).await?;
+    let reply = build_context_without_push(&testbed, &builder, "no-room", &second).await?;
     assert_eq!(reply.status, 507, "{}", reply.text);
     assert!(
         reply
@@ -358,7 +366,7 @@ async fn concurrent_requests_share_the_spool_limit() -> Result<()> {
     let first = build.await??;
     assert_eq!(first.status, 200, "{}", first.text);
 
-    let reply = post_context(&testbed, &builder, "room-again", &second).await?;
+    let reply = build_context_without_push(&testbed, &builder, "room-again", &second).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
 }

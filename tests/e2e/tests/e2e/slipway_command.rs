@@ -21,8 +21,8 @@ use slipway_e2e::{
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Creates a project with one function that serves `page`, with the small template.
-async fn project(testbed: &Testbed, name: &str, page: &str) -> Result<ClientFolder> {
-    let folder = ClientFolder::new(testbed.busybox_image_name().await?)?;
+async fn create_project(testbed: &Testbed, name: &str, page: &str) -> Result<ClientFolder> {
+    let folder = ClientFolder::new(testbed.build_busybox_once_and_get_name().await?)?;
     folder.write_file(&format!("{name}/index.html"), page)?;
     let stack = format!(
         "version: 1.0\nprovider:\n  name: openfaas\n  gateway: http://127.0.0.1:8080\nfunctions:\n  {name}:\n    lang: small\n    handler: ./{name}\n    image: {name}:1\n"
@@ -31,7 +31,7 @@ async fn project(testbed: &Testbed, name: &str, page: &str) -> Result<ClientFold
     Ok(folder)
 }
 
-fn url(testbed: &Testbed, name: &str) -> String {
+fn function_url_line(testbed: &Testbed, name: &str) -> String {
     format!(
         "{}/function/{name}\n",
         testbed.stack.gateway.url.trim_end_matches('/')
@@ -46,14 +46,14 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
     testbed.functions.remove_function(name).await?;
     // Another page in each run, so that its step is not cached.
     let page = format!("from the queue at {:?}", std::time::SystemTime::now());
-    let folder = project(&testbed, name, &page).await?;
+    let folder = create_project(&testbed, name, &page).await?;
     let slipway = SlipwayProgram::for_testbed(&testbed).await?;
 
     let output = slipway.run(folder.path(), &["up", "--progress", "json"]).await?;
 
     assert_eq!(
         (output.code, output.stdout),
-        (0, url(&testbed, name)),
+        (0, function_url_line(&testbed, name)),
         "{}",
         output.stderr
     );
@@ -92,13 +92,13 @@ async fn a_failing_build_exits_with_1_shows_why_and_leaves_the_running_version()
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-broken";
-    let folder = project(&testbed, name, "works").await?;
+    let folder = create_project(&testbed, name, "works").await?;
     let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let arguments = ["up", "--via", "builder"];
     let output = slipway.run(folder.path(), &arguments).await?;
     assert_eq!(
         (output.code, output.stdout),
-        (0, url(&testbed, name)),
+        (0, function_url_line(&testbed, name)),
         "{}",
         output.stderr
     );
@@ -131,7 +131,7 @@ async fn a_refused_deployment_exits_with_3_and_a_wrong_key_with_2() -> Result<()
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-refused";
-    let folder = project(&testbed, name, "page").await?;
+    let folder = create_project(&testbed, name, "page").await?;
     let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let stack = fs::read_to_string(folder.path().join("stack.yaml"))?;
     folder.write_file(
@@ -155,14 +155,14 @@ async fn a_build_is_cancelled_by_its_id_and_up_exits_with_5() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-cancelled";
-    let folder = project(&testbed, name, "never").await?;
+    let folder = create_project(&testbed, name, "never").await?;
     let gate = "gate-cmd-cancelled";
     let dockerfile = fs::read_to_string(folder.path().join("template/small/Dockerfile"))?;
     let waiting = dockerfile.replace("USER 1000", &format!("RUN {}\nUSER 1000", gated_command(gate)));
     folder.write_file("template/small/Dockerfile", waiting)?;
     let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let mut up = slipway.start(folder.path(), &["up", "--via", "builder", "--progress", "json"])?;
-    let printed = up.read_until("\"submitted\"").await?;
+    let printed = up.read_stderr_until_line_contains("\"submitted\"").await?;
     let submitted: Value = serde_json::from_str(printed.lines().last().unwrap_or_default())?;
     testbed.wait_for_step(gate, true).await?;
 
@@ -180,17 +180,19 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-dev";
-    let folder = project(&testbed, name, "one").await?;
+    let folder = create_project(&testbed, name, "one").await?;
     let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let mut dev = slipway.start(folder.path(), &["dev", "--via", "builder"])?;
-    dev.read_until("watching for changes").await?;
+    dev.read_stderr_until_line_contains("watching for changes")
+        .await?;
     testbed
         .functions
         .wait_for_page(name, "one", CHANGE_TIMEOUT)
         .await?;
 
     folder.write_file(&format!("{name}/index.html"), "two")?;
-    dev.read_until("watching for changes").await?;
+    dev.read_stderr_until_line_contains("watching for changes")
+        .await?;
     testbed
         .functions
         .wait_for_page(name, "two", CHANGE_TIMEOUT)
@@ -198,8 +200,9 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
 
     let dockerfile = fs::read_to_string(folder.path().join("template/small/Dockerfile"))?;
     folder.write_file("template/small/Dockerfile", format!("{dockerfile}RUN exit 4\n"))?;
-    dev.read_until("exit code: 4").await?;
-    dev.read_until("watching for changes").await?;
+    dev.read_stderr_until_line_contains("exit code: 4").await?;
+    dev.read_stderr_until_line_contains("watching for changes")
+        .await?;
     assert_eq!(
         testbed.functions.get_function_page(name).await?,
         (200, "two".to_owned())
@@ -209,11 +212,16 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
         "template/small/Dockerfile",
         format!("{dockerfile}LABEL changed=1\n"),
     )?;
-    dev.read_until(&format!("/function/{name}")).await?;
+    dev.read_stderr_until_line_contains(&format!("/function/{name}"))
+        .await?;
     dev.interrupt()?;
     let output = dev.wait_for_end().await?;
     assert_eq!(output.code, 0, "{output:?}");
-    assert_eq!(output.stdout, url(&testbed, name).repeat(3), "{output:?}");
+    assert_eq!(
+        output.stdout,
+        function_url_line(&testbed, name).repeat(3),
+        "{output:?}"
+    );
     testbed.functions.remove_function(name).await
 }
 
@@ -222,7 +230,7 @@ async fn build_secrets_are_sealed_to_the_builders_key_and_reach_the_step() -> Re
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-sealed";
-    let folder = project(&testbed, name, "sealed").await?;
+    let folder = create_project(&testbed, name, "sealed").await?;
     let key = folder.write_file("key", SealingKey::generate()?.file_content())?;
     let key = key.display().to_string();
     let builder =
@@ -258,21 +266,21 @@ async fn build_secrets_are_sealed_to_the_builders_key_and_reach_the_step() -> Re
 }
 
 /// The files of a context, by path: their content, and whether they are executable.
-type Tree = BTreeMap<String, (Vec<u8>, bool)>;
+type FilesByPath = BTreeMap<String, (Vec<u8>, bool)>;
 
 /// Reads the files in a folder.
-fn read_tree(root: &Path, folder: &Path, tree: &mut Tree) -> Result<()> {
+fn read_files_below(root: &Path, folder: &Path, files: &mut FilesByPath) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
 
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let metadata = fs::metadata(&path)?;
         match metadata.is_dir() {
-            true => read_tree(root, &path, tree)?,
+            true => read_files_below(root, &path, files)?,
             false => {
                 let relative = path.strip_prefix(root)?.to_string_lossy().into_owned();
                 let is_executable = metadata.permissions().mode() & 0o100 != 0;
-                tree.insert(relative, (fs::read(&path)?, is_executable));
+                files.insert(relative, (fs::read(&path)?, is_executable));
             }
         }
     }
@@ -280,9 +288,9 @@ fn read_tree(root: &Path, folder: &Path, tree: &mut Tree) -> Result<()> {
 }
 
 /// Reads the files of a request's context.
-fn read_request(body: &[u8]) -> Result<Tree> {
+fn context_files_of_request(body: &[u8]) -> Result<FilesByPath> {
     let plain = zstd::stream::decode_all(body)?;
-    let mut tree = Tree::new();
+    let mut tree = FilesByPath::new();
     for entry in tar::Archive::new(&plain[..]).entries()? {
         let mut entry = entry?;
         let path = entry.path()?.to_string_lossy().into_owned();
@@ -303,7 +311,7 @@ async fn a_context_has_the_files_that_faas_cli_lays_out() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-layout";
-    let folder = project(&testbed, name, "page").await?;
+    let folder = create_project(&testbed, name, "page").await?;
     for (path, content) in [
         ("template/small/run.sh", "#!/bin/sh\n"),
         ("template/small/function/kept.txt", "of the template"),
@@ -329,9 +337,9 @@ async fn a_context_has_the_files_that_faas_cli_lays_out() -> Result<()> {
         .run_faas_cli(&testbed, &["build", "--shrinkwrap", "-f", "stack.yaml"], b"")
         .await?;
     ensure!(shrinkwrapped.code == 0, "{shrinkwrapped:?}");
-    let mut expected = Tree::new();
+    let mut expected = FilesByPath::new();
     let root = folder.path().join("build").join(name);
-    read_tree(&root, &root, &mut expected)?;
+    read_files_below(&root, &root, &mut expected)?;
     expected.retain(|path, _| !path.starts_with("function/ignored/"));
 
     let received = Arc::new(Mutex::new(Bytes::new()));
@@ -354,7 +362,7 @@ async fn a_context_has_the_files_that_faas_cli_lays_out() -> Result<()> {
     assert_eq!(output.code, 0, "{output:?}");
 
     let body = received.lock().map_err(|_| anyhow::anyhow!("the lock"))?.clone();
-    let sent = read_request(&body)?;
+    let sent = context_files_of_request(&body)?;
     assert_eq!(
         sent.keys().collect::<Vec<_>>(),
         expected.keys().collect::<Vec<_>>()

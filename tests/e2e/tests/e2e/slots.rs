@@ -15,7 +15,7 @@ async fn start_gated_build(
     builder: &BuilderProcess,
     gate: &str,
 ) -> Result<tokio::task::JoinHandle<Result<HttpReply>>> {
-    let context = BuildContext::with_gated_step(testbed.busybox_image_name().await?, gate);
+    let context = BuildContext::with_gated_step(testbed.build_busybox_once_and_get_name().await?, gate);
     let config = json!({ "image": testbed.image_name("e2e/slots", "1"), "skipPush": true });
     let (client, tar) = (builder.client()?, context.tar_with_config(&config)?);
     let build = tokio::spawn(async move { client.post_signed(tar).await });
@@ -31,7 +31,7 @@ fn small_tar(testbed: &Testbed) -> Result<Vec<u8>> {
 }
 
 /// Asserts that a call was rejected with 429, the text of the limit, and a time after which to retry.
-fn assert_rejected(reply: &HttpReply) {
+fn assert_rejected_with_429(reply: &HttpReply) {
     assert_eq!((reply.status, reply.text.as_str()), (429, LIMIT_REACHED_TEXT));
     let seconds = reply.retry_after.as_deref().map(str::parse::<u32>);
     assert!(matches!(seconds, Some(Ok(1..))), "{reply:?}");
@@ -46,7 +46,7 @@ async fn over_max_inflight_a_call_is_rejected_at_once_and_the_builder_is_not_rea
     let gate = "gate-of-max-inflight";
     let running = start_gated_build(&testbed, &builder, gate).await?;
 
-    assert_rejected(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
+    assert_rejected_with_429(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
     for path in ["/ready", "/_/ready"] {
         assert_eq!(builder.get(path).await?.0, 503, "{path}");
     }
@@ -74,7 +74,7 @@ async fn with_queue_wait_a_call_waits_for_a_slot_and_calls_over_queue_length_are
     let (client, tar) = (builder.client()?, small_tar(&testbed)?);
     let waiting = tokio::spawn(async move { client.post_signed(tar).await });
     builder.wait_until_not_ready().await?;
-    assert_rejected(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
+    assert_rejected_with_429(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
 
     testbed.open_gate_of_step(gate)?;
     for served in [running, waiting] {
@@ -93,7 +93,7 @@ async fn a_call_that_gets_no_slot_within_queue_wait_is_rejected_like_one_that_do
     let gate = "gate-of-expired-wait";
     let running = start_gated_build(&testbed, &builder, gate).await?;
 
-    assert_rejected(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
+    assert_rejected_with_429(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
 
     running.abort();
     testbed.wait_for_step(gate, false).await
@@ -114,8 +114,10 @@ async fn a_stream_that_gets_no_slot_before_its_deadline_ends_with_a_terminal_rec
     let gate = "gate-of-a-deadline";
     let running = start_gated_build(&testbed, &builder, gate).await?;
     // The first build ends at its own deadline, so the second may get the slot for a moment. It would not end either.
-    let context =
-        BuildContext::with_gated_step(testbed.busybox_image_name().await?, "gate-of-a-later-deadline");
+    let context = BuildContext::with_gated_step(
+        testbed.build_busybox_once_and_get_name().await?,
+        "gate-of-a-later-deadline",
+    );
     let config = json!({ "image": testbed.image_name("e2e/slots", "2"), "skipPush": true });
 
     let waiting = builder

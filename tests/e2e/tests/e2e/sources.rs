@@ -35,7 +35,7 @@ impl CountingServer {
         Ok(Self { port, connections })
     }
 
-    pub(crate) fn connections(&self) -> usize {
+    pub(crate) fn connection_count(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }
@@ -112,7 +112,7 @@ async fn no_spelling_of_a_private_address_is_read_and_no_connection_is_made() ->
         );
     }
     assert_eq!(
-        server.connections(),
+        server.connection_count(),
         0,
         "the daemon connected to a private address"
     );
@@ -136,6 +136,6 @@ async fn the_operator_opens_a_private_host_for_builds() -> Result<()> {
     let reply = builder.client()?.post_signed(tar).await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert!(server.connections() > 0);
+    assert!(server.connection_count() > 0);
     Ok(())
 }

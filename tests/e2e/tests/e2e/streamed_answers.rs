@@ -27,13 +27,13 @@ async fn assert_output_arrives_during_the_build(
     testbed: &Testbed,
     client: &SigningClient,
     accept: &str,
-    name: &str,
+    repository: &str,
 ) -> Result<()> {
-    let base = testbed.busybox_image_name().await?;
-    let gate = format!("gate-of-{}", name.replace('/', "-"));
+    let base = testbed.build_busybox_once_and_get_name().await?;
+    let gate = format!("gate-of-{}", repository.replace('/', "-"));
     let steps = format!("RUN echo waiting; {}; echo through", gated_command(&gate));
-    let tar =
-        uncached_context(base, &steps).tar_with_config(&json!({ "image": testbed.image_name(name, "1") }))?;
+    let tar = uncached_context(base, &steps)
+        .tar_with_config(&json!({ "image": testbed.image_name(repository, "1") }))?;
     let mut records = client.post_and_stream_records(tar, accept).await?;
 
     let first = records.next_record().await?.context("the stream has no record")?;
@@ -44,13 +44,17 @@ async fn assert_output_arrives_during_the_build(
 
     assert!(lines.iter().any(|line| line.ends_with("Z through")), "{lines:?}");
     assert_eq!(last["status"], "success", "{last}");
-    assert_eq!(last["image"], testbed.image_name(name, "1").as_str(), "{last}");
+    assert_eq!(
+        last["image"],
+        testbed.image_name(repository, "1").as_str(),
+        "{last}"
+    );
     assert!(
         last["duration"].as_f64().is_some_and(|seconds| seconds > 0.0),
         "{last}"
     );
     assert_eq!(last.get("log"), None, "{last}");
-    assert!(testbed.registry.get_manifest(name, "1").await?.is_some());
+    assert!(testbed.registry.get_manifest(repository, "1").await?.is_some());
     Ok(())
 }
 
@@ -80,7 +84,7 @@ async fn records_arrive_during_the_build() -> Result<()> {
 async fn events_pass_the_gateway_complete() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let config = json!({ "image": testbed.image_name("e2e/stream-gateway", "1"), "skipPush": true });
     let tar = uncached_context(base, "RUN echo through the gateway").tar_with_config(&config)?;
     let (lines, last) = testbed
@@ -98,10 +102,10 @@ async fn events_pass_the_gateway_complete() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_failure_ends_with_a_terminal_record() -> Result<()> {
+async fn every_failure_of_a_signed_request_ends_with_a_terminal_record() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let client = builder.client()?;
     let image = testbed.image_name("e2e/stream-failed", "1");
@@ -171,7 +175,7 @@ async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
     const UNICODE_LINE_ENDS: [char; 3] = ['\u{2028}', '\u{2029}', '\u{85}'];
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let printed = r"a\342\200\250b\342\200\251c\302\205d";
     let step = format!("RUN printf '{printed}\\n'; exit 3");
@@ -180,7 +184,7 @@ async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
     for accept in [JSON_LINES_MEDIA_TYPE, EVENT_STREAM_MEDIA_TYPE, "application/json"] {
         let reply = builder
             .client()?
-            .post_with_headers(tar.clone(), &[("Accept", accept)])
+            .post_signed_with_headers(tar.clone(), &[("Accept", accept)])
             .await?;
         assert!(
             !reply.text.contains(UNICODE_LINE_ENDS),
@@ -205,7 +209,7 @@ async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
 async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let settings = [
         ("exec_timeout", "0s"),
         ("write_timeout", "4s"),
@@ -237,7 +241,7 @@ async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result
 async fn a_client_that_disconnects_cancels_its_build() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let tar = uncached_context(base, "RUN echo begun; sleep 304; echo over")
         .tar_with_config(&json!({ "image": testbed.image_name("e2e/stream-gone", "1") }))?;
@@ -257,7 +261,7 @@ async fn a_client_that_disconnects_cancels_its_build() -> Result<()> {
 async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_slot() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     // Long enough that the test sees the step and the taken slot.
     let settings = [("max_inflight", "1"), ("write_timeout", "5s")];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
@@ -303,7 +307,7 @@ async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_s
 
 /// The limit on the memory for output that the client does not read. It is generous, and far below the size of all lines
 /// together: 79 MB.
-const UNREAD_OUTPUT_LIMIT_BYTES: usize = 24 << 20;
+const UNREAD_OUTPUT_MEMORY_MAX_BYTES: usize = 24 << 20;
 
 /// The largest number of builders that are measured: on a busy machine, more waits in buffers than a builder needs.
 const MAX_MEASUREMENTS: usize = 3;
@@ -313,7 +317,7 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
     const LONG_LINE_BYTES: usize = 200_000;
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let client = builder.client()?;
 
@@ -337,23 +341,25 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
 
     let mut growths = Vec::new();
     for measurement in 0..MAX_MEASUREMENTS {
-        let grown = memory_for_unread_output(&testbed, measurement).await?;
-        if grown < UNREAD_OUTPUT_LIMIT_BYTES {
+        let grown = memory_bytes_for_unread_output(&testbed, measurement).await?;
+        if grown < UNREAD_OUTPUT_MEMORY_MAX_BYTES {
             return Ok(());
         }
         growths.push(grown);
     }
-    bail!("each builder needed {UNREAD_OUTPUT_LIMIT_BYTES} bytes and more for unread output: {growths:?}")
+    bail!(
+        "each builder needed {UNREAD_OUTPUT_MEMORY_MAX_BYTES} bytes and more for unread output: {growths:?}"
+    )
 }
 
 /// Returns the memory in bytes that a new builder takes for 79 MB of output which its client does not read.
-async fn memory_for_unread_output(testbed: &Testbed, measurement: usize) -> Result<usize> {
-    let base = testbed.busybox_image_name().await?;
+async fn memory_bytes_for_unread_output(testbed: &Testbed, measurement_number: usize) -> Result<usize> {
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(testbed, &[]).await?;
     let client = builder.client()?;
     let config = json!({ "image": testbed.image_name("e2e/stream-unread", "1"), "skipPush": true });
     // By default, BuildKit keeps 2 MiB of a step's output, so several steps are needed.
-    let gate = &format!("gate-of-unread-output-{measurement}");
+    let gate = &format!("gate-of-unread-output-{measurement_number}");
     let mut many_lines: String = (0..9)
         .map(|step| format!("RUN seq {step}000000 {step}999999\n"))
         .collect();

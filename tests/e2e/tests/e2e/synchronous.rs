@@ -6,7 +6,7 @@ use slipway_e2e::{build_context::BuildContext, client::SigningClient, testbed::T
 
 /// Builds and deploys a page with this client, and asserts the answer, the image and the running function.
 async fn assert_builds_and_deploys(testbed: &Testbed, client: &SigningClient, name: &str) -> Result<()> {
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let image = testbed.image_name(&format!("e2e/{name}"), "1");
     let config = json!({ "image": image, "deploy": { "service": name } });
     let reply = client
@@ -89,7 +89,7 @@ async fn the_root_path_builds_because_the_gateway_strips_the_functions_path() ->
 async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let image = testbed.image_name("e2e/long", "1");
     // The last COPY needs the session after the long step. The argument prevents caching.
     let dockerfile = format!("FROM {base}\nARG AT\nRUN sleep 22; echo $AT > /at\nCOPY late /late\n");
@@ -135,7 +135,7 @@ async fn a_context_may_be_larger_than_the_builders_memory_limit() -> Result<()> 
 async fn files_matched_by_dockerignore_do_not_reach_the_image() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let name = "dockerignored";
     let source = BuildContext::static_page_function(base, "kept")
         .with_file("www/secret.txt", "must not be seen")

@@ -26,19 +26,19 @@ impl BuilderWithTenants {
     /// Starts a builder whose tenants have these rules, and the key `the payload key of NAME`.
     async fn start(
         testbed: &Testbed,
-        tenants: &[(&str, Value)],
+        tenant_names_and_rules: &[(&str, Value)],
         settings: &[(&str, &str)],
         secrets: &[(&str, &str)],
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut policy = json!({});
         let mut all_secrets = secrets.to_vec();
-        let keys: Vec<_> = tenants
+        let keys: Vec<_> = tenant_names_and_rules
             .iter()
             .map(|(name, _)| (format!("{name}-payload"), format!("the payload key of {name}")))
             .collect();
         all_secrets.extend(keys.iter().map(|(name, key)| (name.as_str(), key.as_str())));
-        for ((name, rules), (secret, _)) in tenants.iter().zip(&keys) {
+        for ((name, rules), (secret, _)) in tenant_names_and_rules.iter().zip(&keys) {
             policy[name] = rules.clone();
             policy[name]["keys"] = json!([secret]);
         }
@@ -80,7 +80,11 @@ fn take_issued_tokens(registry: &TokenRegistry) -> Result<Vec<IssuedToken>> {
             scopes: scopes.split_whitespace().map(str::to_owned).collect(),
         })
     };
-    registry.take_issued_tokens().into_iter().map(parse).collect()
+    registry
+        .take_issued_token_descriptions()
+        .into_iter()
+        .map(parse)
+        .collect()
 }
 
 #[tokio::test]

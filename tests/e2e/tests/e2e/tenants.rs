@@ -20,8 +20,13 @@ struct BuilderWithTwoTenants {
 }
 
 impl BuilderWithTwoTenants {
-    /// Starts the builder. Both tenants may push below `e2e/NAME/`; `acme` and `globex` have more rules.
-    async fn start(testbed: &Testbed, acme: Value, globex: Value, settings: &[(&str, &str)]) -> Result<Self> {
+    /// Starts the builder. Each tenant may push below `e2e/NAME/`, and has more rules.
+    async fn start(
+        testbed: &Testbed,
+        acme_rules: Value,
+        globex_rules: Value,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let tenant = |name: &str, rules: Value| {
             let mut tenant = json!({
@@ -34,7 +39,7 @@ impl BuilderWithTwoTenants {
             }
             tenant
         };
-        let policy = json!({"tenants": {"acme": tenant("acme", acme), "globex": tenant("globex", globex)}});
+        let policy = json!({"tenants": {"acme": tenant("acme", acme_rules), "globex": tenant("globex", globex_rules)}});
         let path = folder.path().join("policy.json");
         std::fs::write(&path, policy.to_string())?;
         let registry = &testbed.stack.registry;
@@ -67,15 +72,15 @@ impl BuilderWithTwoTenants {
     }
 
     /// Builds this Dockerfile in a context with a file `a`, signed with a tenant's key, and returns the answer.
-    async fn build(&self, key: &str, dockerfile: &str, config: Value) -> Result<HttpReply> {
-        let client = SigningClient::new(format!("{}/build", self.builder.url()), key.as_bytes())?;
+    async fn build(&self, tenant_key: &str, dockerfile: &str, config: Value) -> Result<HttpReply> {
+        let client = SigningClient::new(format!("{}/build", self.builder.url()), tenant_key.as_bytes())?;
         let context = BuildContext::dockerfile(dockerfile).with_file("a", "the file of acme");
         client.post_signed(context.tar_with_config(&config)?).await
     }
 }
 
 /// Returns a config that names this image, with the tag `1`.
-fn image_of_tenant(testbed: &Testbed, name: &str) -> Value {
+fn config_with_image(testbed: &Testbed, name: &str) -> Value {
     json!({ "image": testbed.image_name(name, "1") })
 }
 
@@ -91,7 +96,7 @@ async fn an_image_of_another_tenant_is_neither_read_nor_overwritten_even_if_the_
         .build(
             ACME_KEY,
             "FROM scratch\nCOPY a /a\n",
-            image_of_tenant(&testbed, private),
+            config_with_image(&testbed, private),
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -117,7 +122,7 @@ async fn an_image_of_another_tenant_is_neither_read_nor_overwritten_even_if_the_
             .build(
                 GLOBEX_KEY,
                 &dockerfile,
-                image_of_tenant(&testbed, "e2e/globex/app"),
+                config_with_image(&testbed, "e2e/globex/app"),
             )
             .await?;
         assert_eq!(reply.status, 422, "{dockerfile}: {}", reply.text);
@@ -131,7 +136,7 @@ async fn an_image_of_another_tenant_is_neither_read_nor_overwritten_even_if_the_
         assert!(!reply.text.contains("the file of acme"), "{}", reply.text);
     }
     for (config, rule) in [
-        (image_of_tenant(&testbed, private), "push"),
+        (config_with_image(&testbed, private), "push"),
         (
             json!({"image": testbed.image_name("e2e/globex/app", "1"), "skipPush": true,
             "cacheTo": [testbed.image_name(private, "1")]}),
@@ -175,7 +180,7 @@ async fn the_registry_refuses_a_tenant_even_where_the_policy_does_not() -> Resul
         .build(
             ACME_KEY,
             "FROM scratch\nCOPY a /a\n",
-            image_of_tenant(&testbed, private),
+            config_with_image(&testbed, private),
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -201,7 +206,7 @@ async fn the_registry_refuses_a_tenant_even_where_the_policy_does_not() -> Resul
         .build(
             GLOBEX_KEY,
             "FROM scratch\nCOPY a /a\n",
-            image_of_tenant(&testbed, "e2e/globex/refused"),
+            config_with_image(&testbed, "e2e/globex/refused"),
         )
         .await?;
     assert_eq!(reply.status, 502, "{}", reply.text);
@@ -219,7 +224,7 @@ async fn the_registry_refuses_a_tenant_even_where_the_policy_does_not() -> Resul
 async fn two_tenants_share_neither_cache_mounts_nor_the_results_of_steps() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let tenants = BuilderWithTwoTenants::start(&testbed, json!({}), json!({}), &[]).await?;
     let mount = "--mount=type=cache,id=e2e-tenants,target=/c";
     let build = async |key: &str, step: String| {
@@ -253,7 +258,7 @@ async fn two_tenants_share_neither_cache_mounts_nor_the_results_of_steps() -> Re
     ] {
         let dockerfile = format!("FROM {base}\nRUN cat /proc/sys/kernel/random/uuid > /{nonce}\n");
         let reply = tenants
-            .build(key, &dockerfile, image_of_tenant(&testbed, name))
+            .build(key, &dockerfile, config_with_image(&testbed, name))
             .await?;
         assert_eq!(reply.status, 200, "{}", reply.text);
         let manifest = testbed
@@ -275,7 +280,7 @@ async fn two_tenants_share_neither_cache_mounts_nor_the_results_of_steps() -> Re
 async fn no_build_gets_an_entitlement_and_a_tenant_without_network_has_none() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let globex = json!({"network": "none"});
     let settings = [("step_memory", "67108864"), ("step_cpus", "0.5")];
     let tenants = BuilderWithTwoTenants::start(&testbed, json!({}), globex, &settings).await?;

@@ -83,7 +83,7 @@ impl SpansOfTrace {
 async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let name = "e2e-traces";
     testbed.functions.remove_function(name).await?;
     let collector = TraceCollector::start().await?;
@@ -132,7 +132,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     let parent = format!("00-{CALLER_TRACE_ID}-{CALLER_SPAN_ID}-01");
     let reply = builder
         .client()?
-        .post_with_headers(tar, &[("traceparent", &parent), ("X-Call-Id", "traced-1")])
+        .post_signed_with_headers(tar, &[("traceparent", &parent), ("X-Call-Id", "traced-1")])
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 

@@ -45,18 +45,25 @@ struct TwoBuilders {
 
 impl TwoBuilders {
     /// Removes the function, and starts the builders and the deployer.
-    async fn start_for_function(function: &str, settings: &[SettingNameAndValue]) -> Result<Self> {
-        Self::start(function, settings, None).await
+    async fn remove_function_and_start(function: &str, settings: &[SettingNameAndValue]) -> Result<Self> {
+        Self::remove_function_and_start_all(function, settings, None).await
     }
 
     /// Removes the function, and starts the deployer, and builders that keep records of their builds.
-    async fn start_with_records(function: &str, settings: &[SettingNameAndValue]) -> Result<Self> {
+    async fn remove_function_and_start_with_records(
+        function: &str,
+        settings: &[SettingNameAndValue],
+    ) -> Result<Self> {
         // An earlier run has left records in its own repository.
         let repository = format!("e2e/records/{}", unused_call_id(function)?);
-        Self::start(function, settings, Some(&repository)).await
+        Self::remove_function_and_start_all(function, settings, Some(&repository)).await
     }
 
-    async fn start(function: &str, settings: &[SettingNameAndValue], records: Option<&str>) -> Result<Self> {
+    async fn remove_function_and_start_all(
+        function: &str,
+        settings: &[SettingNameAndValue],
+        records_repository: Option<&str>,
+    ) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         let parts = testbed.share_parts().await;
         testbed.functions.remove_function(function).await?;
@@ -64,7 +71,7 @@ impl TwoBuilders {
         let deployer = DeployerProcess::start(&testbed, proxy.url(), DEPLOYER_SETTINGS).await?;
         let to_deployer = ExtraRoute::Server(deployer.url().to_owned());
         proxy.add_route("/function/deployer-fn", to_deployer);
-        let records = records.map(|name| format!("{}/{name}", testbed.stack.registry.host));
+        let records = records_repository.map(|name| format!("{}/{name}", testbed.stack.registry.host));
         let builders = [
             start_builder(&testbed, &proxy, settings, records.as_deref()).await?,
             start_builder(&testbed, &proxy, settings, records.as_deref()).await?,
@@ -82,16 +89,16 @@ impl TwoBuilders {
     }
 
     /// Kills a builder and starts another one in its place.
-    async fn restart_builder(&mut self, index: usize) -> Result<()> {
+    async fn kill_and_replace_builder(&mut self, index: usize) -> Result<()> {
         let records = self.records.as_deref();
         let started = start_builder(&self.testbed, &self.proxy, &self.settings, records).await?;
         std::mem::replace(&mut self.builders[index], started).kill()
     }
 
     /// Kills both builders and starts two others.
-    async fn restart_builders(&mut self) -> Result<()> {
-        self.restart_builder(0).await?;
-        self.restart_builder(1).await
+    async fn kill_and_replace_both_builders(&mut self) -> Result<()> {
+        self.kill_and_replace_builder(0).await?;
+        self.kill_and_replace_builder(1).await
     }
 
     /// Returns the repository of the function's images, without the registry's host.
@@ -114,13 +121,13 @@ impl TwoBuilders {
 
     /// Returns a tar of a function whose page is this text.
     async fn page_tar(&self, page: &str, config: &Value) -> Result<Vec<u8>> {
-        BuildContext::static_page_function(self.testbed.busybox_image_name().await?, page)
+        BuildContext::static_page_function(self.testbed.build_busybox_once_and_get_name().await?, page)
             .tar_with_config(config)
     }
 
     /// Returns a tar of a function whose page is this text, and whose build runs until the gate is opened.
     async fn gated_page_tar(&self, page: &str, gate: &str, config: &Value) -> Result<Vec<u8>> {
-        let base = self.testbed.busybox_image_name().await?;
+        let base = self.testbed.build_busybox_once_and_get_name().await?;
         let dockerfile = format!(
             "FROM {base}\nRUN {}\nCOPY www /www\nUSER 1000\n\
              CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n",
@@ -145,7 +152,7 @@ impl TwoBuilders {
         headers: &[(&str, &str)],
     ) -> Result<HttpReply> {
         let client = self.builders[index].client()?;
-        client.post_with_headers(tar.to_vec(), headers).await
+        client.post_signed_with_headers(tar.to_vec(), headers).await
     }
 
     /// Sends a build with a gate to one of the builders, and waits until its step runs.
@@ -178,7 +185,7 @@ impl TwoBuilders {
                 .iter()
                 .map(|(name, value)| (*name, value.as_str()))
                 .collect();
-            client.post_with_headers(tar, &headers).await
+            client.post_signed_with_headers(tar, &headers).await
         }))
     }
 
@@ -223,16 +230,16 @@ async fn start_builder(
     testbed: &Testbed,
     proxy: &PausingProxy,
     settings: &[SettingNameAndValue],
-    records: Option<&str>,
+    records_repository: Option<&str>,
 ) -> Result<BuilderProcess> {
     let mut all = vec![("gateway_url", proxy.url())];
-    all.extend(records.map(|records| ("records_repository", records)));
+    all.extend(records_repository.map(|records_repository| ("records_repository", records_repository)));
     all.extend_from_slice(settings);
     BuilderProcess::start_with_settings(testbed, &all).await
 }
 
 /// Asserts that a build was successful and its version runs; returns the result.
-fn assert_ready(reply: &HttpReply) -> Result<Value> {
+fn assert_built_and_ready(reply: &HttpReply) -> Result<Value> {
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
     let result = reply.json();
     assert_eq!(result["status"], "success", "{result:#}");
@@ -241,11 +248,11 @@ fn assert_ready(reply: &HttpReply) -> Result<Value> {
 }
 
 /// Asserts that a build ended because the build with this call ID is newer.
-fn assert_superseded(reply: &HttpReply, by: &str) -> Result<()> {
+fn assert_superseded(reply: &HttpReply, newer_call_id: &str) -> Result<()> {
     ensure!(reply.status == 409, "{} {}", reply.status, reply.text);
     let result = reply.json();
     assert_eq!(result["status"], "failed", "{result:#}");
-    assert_eq!(result["supersededBy"], by, "{result:#}");
+    assert_eq!(result["supersededBy"], newer_call_id, "{result:#}");
     Ok(())
 }
 

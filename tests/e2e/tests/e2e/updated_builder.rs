@@ -10,19 +10,19 @@ use slipway_e2e::{
 };
 
 /// The time for which a builder finishes its builds after SIGTERM: shorter than that after which the provider kills it.
-const GRACE: &str = "10s";
+const BUILDER_GRACE_PERIOD: &str = "10s";
 
 #[tokio::test]
 async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_builds() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let settings = [
         ("max_inflight", "1"),
         ("queue_wait", "9m"),
         ("healthcheck_interval", "1s"),
         ("exec_timeout", "0s"),
-        ("write_timeout", GRACE),
+        ("write_timeout", BUILDER_GRACE_PERIOD),
     ];
     let mut builder = DeployedBuilder::deploy(&testbed, "builder-updated", &settings, &[]).await?;
     let run = Timestamp::now().as_nanosecond();
@@ -41,7 +41,9 @@ async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_
     let dockerfile = format!("FROM {base}\nRUN {}\n", gated_command(gate));
     let tar = BuildContext::dockerfile(dockerfile).tar_with_config(&json!({"image": image("running")}))?;
     let queued = builder.queued_client()?;
-    let reply = queued.post_with_headers(tar, &[("X-Call-Id", &running)]).await?;
+    let reply = queued
+        .post_signed_with_headers(tar, &[("X-Call-Id", &running)])
+        .await?;
     assert_eq!(reply.status, 202, "{}", reply.text);
     testbed.wait_for_step(gate, true).await?;
     // The queue-worker delivers one call after the other: this one comes as a second worker's would.
@@ -51,13 +53,13 @@ async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_
     let (id, submitted) = (waiting.clone(), run.to_string());
     let delivery = tokio::spawn(async move {
         let headers = [("X-Call-Id", id.as_str()), ("X-Start-Time", submitted.as_str())];
-        direct.post_with_headers(tar, &headers).await
+        direct.post_signed_with_headers(tar, &headers).await
     });
     builder.wait_for_state(&waiting, "waiting").await?;
 
     // The first update ends a builder with a running and a waiting build, and the second one a builder with resumed ones.
     for version in ["2", "3"] {
-        builder.update(version).await?;
+        builder.update_with_changed_variable(version).await?;
         testbed.wait_for_step(gate, false).await?;
         testbed.wait_for_step(gate, true).await?;
     }

@@ -22,16 +22,16 @@ const REPORT_VARIABLE: &str = "SLIPWAY_HOSTILE_REPORT";
 
 /// An attack by its name and what it attempts; docs/hostile.md has a row for each.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Attack {
+pub(crate) struct AttackDescription {
     pub(crate) name: &'static str,
     pub(crate) attempts: &'static str,
 }
 
 /// Returns both lists of attacks in one; `N` has to be the sum of their lengths.
 pub(crate) const fn concat_attacks<const A: usize, const B: usize, const N: usize>(
-    first: &[Attack; A],
-    second: &[Attack; B],
-) -> [Attack; N] {
+    first: &[AttackDescription; A],
+    second: &[AttackDescription; B],
+) -> [AttackDescription; N] {
     assert!(A + B == N);
     let mut all = [first[0]; N];
     let mut at = 0;
@@ -68,13 +68,13 @@ impl Outcome {
     }
 
     /// Returns the outcome of an attack by a build: the attack succeeded if the answer contains `bait`.
-    pub(crate) fn of_reply(reply: &HttpReply, bait: &str) -> Self {
-        Self::of_build(reply.text.contains(bait), reply)
+    pub(crate) fn succeeded_if_reply_contains(reply: &HttpReply, bait: &str) -> Self {
+        Self::succeeded_stopped_or_not_proven(reply.text.contains(bait), reply)
     }
 
-    /// Returns the outcome of an attack by a build with this answer: `Succeeded` if `succeeded` is true. Otherwise the attack
-    /// was stopped only if the answer is about the request: a busy or failing platform stops every request.
-    pub(crate) fn of_build(succeeded: bool, reply: &HttpReply) -> Self {
+    /// Returns the outcome of an attack by a build with this answer: `Succeeded` if `succeeded` is true. Otherwise the
+    /// attack was stopped only if the answer is about the request: a busy or failing platform stops every request.
+    pub(crate) fn succeeded_stopped_or_not_proven(succeeded: bool, reply: &HttpReply) -> Self {
         let evidence = summarize_reply(reply);
         match reply.status {
             _ if succeeded => Self::Succeeded(evidence),
@@ -86,7 +86,7 @@ impl Outcome {
     /// Returns the outcome of an attack in several attempts, of which this one and `next` are two: it was stopped only if
     /// both were.
     #[must_use]
-    pub(crate) fn and(self, next: Self) -> Self {
+    pub(crate) fn or_worse(self, next: Self) -> Self {
         match (self, next) {
             (Self::Succeeded(evidence), _) | (_, Self::Succeeded(evidence)) => Self::Succeeded(evidence),
             (Self::NotProven(evidence), _) | (_, Self::NotProven(evidence)) => Self::NotProven(evidence),
@@ -127,8 +127,8 @@ impl Outcomes {
     }
 
     /// Asserts that every attack of the group ran and was stopped; reports all that were not.
-    pub(crate) fn assert_all_stopped(self, group: &[Attack]) -> Result<()> {
-        let (report, not_stopped) = self.summarize(group)?;
+    pub(crate) fn report_and_assert_all_stopped(self, group: &[AttackDescription]) -> Result<()> {
+        let (report, not_stopped) = self.table_rows_and_not_stopped(group)?;
         if let Some(path) = env::var_os(REPORT_VARIABLE) {
             let mut file = OpenOptions::new().create(true).append(true).open(path)?;
             file.write_all(report.as_bytes())?;
@@ -137,13 +137,13 @@ impl Outcomes {
         Ok(())
     }
 
-    /// Returns a row for each attack of the group, and a sentence for each that was not stopped. Fails if an attack did not
-    /// run, or ran twice.
-    fn summarize(&self, group: &[Attack]) -> Result<(String, Vec<String>)> {
+    /// Returns a row for each attack of the group, and a sentence for each that was not stopped. Fails if an attack did
+    /// not run, or ran twice.
+    fn table_rows_and_not_stopped(&self, group: &[AttackDescription]) -> Result<(String, Vec<String>)> {
         let Self(outcomes) = self;
         let mut not_stopped = Vec::new();
         let mut report = String::new();
-        for Attack { name, attempts } in group {
+        for AttackDescription { name, attempts } in group {
             let mut own = outcomes.iter().filter(|(of, _)| of == name);
             let (_, outcome) = own.next().with_context(|| format!("{name} did not run"))?;
             ensure!(own.next().is_none(), "{name} ran twice");
@@ -179,7 +179,7 @@ impl HonestNeighbour {
     /// Starts to build as the victim of this world; `group` distinguishes the images.
     pub(crate) async fn start(world: &AttackWorld, group: &'static str) -> Result<Self> {
         let victim = world.victim.clone();
-        let base = world.testbed.busybox_image_name().await?;
+        let base = world.testbed.build_busybox_once_and_get_name().await?;
         let (stop, stopped) = watch::channel(false);
         let building = tokio::spawn(async move {
             let mut durations = Vec::new();
@@ -235,7 +235,7 @@ async fn time_honest_build(victim: &Tenant, base: &str, group: &str, round: usiz
 mod tests {
     use super::*;
 
-    const GROUP: [Attack; 1] = [Attack {
+    const GROUP_OF_ONE_ATTACK: [AttackDescription; 1] = [AttackDescription {
         name: "an-attack",
         attempts: "attempts something",
     }];
@@ -260,9 +260,9 @@ mod tests {
             (502, false),
             (503, false),
         ] {
-            let outcome = Outcome::of_reply(&reply_with_status(status), "bait");
+            let outcome = Outcome::succeeded_if_reply_contains(&reply_with_status(status), "bait");
             assert_eq!(matches!(outcome, Outcome::Stopped(_)), is_stopped, "{outcome:?}");
-            let outcome = Outcome::of_reply(&reply_with_status(status), "answer");
+            let outcome = Outcome::succeeded_if_reply_contains(&reply_with_status(status), "answer");
             assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");
         }
     }
@@ -271,11 +271,11 @@ mod tests {
     fn an_attack_is_stopped_only_if_all_its_attempts_are() {
         let [stopped, succeeded, unknown] = [Outcome::Stopped, Outcome::Succeeded, Outcome::NotProven]
             .map(|outcome| move || outcome(String::new()));
-        assert!(matches!(stopped().and(stopped()), Outcome::Stopped(_)));
-        for outcome in [stopped().and(unknown()), unknown().and(stopped())] {
+        assert!(matches!(stopped().or_worse(stopped()), Outcome::Stopped(_)));
+        for outcome in [stopped().or_worse(unknown()), unknown().or_worse(stopped())] {
             assert!(matches!(outcome, Outcome::NotProven(_)));
         }
-        for outcome in [unknown().and(succeeded()), succeeded().and(stopped())] {
+        for outcome in [unknown().or_worse(succeeded()), succeeded().or_worse(stopped())] {
             assert!(outcome.has_succeeded());
         }
     }
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn only_a_group_whose_attacks_all_ran_and_were_stopped_passes() {
         let passes = |outcomes: Outcomes| {
-            let summary = outcomes.summarize(&GROUP);
+            let summary = outcomes.table_rows_and_not_stopped(&GROUP_OF_ONE_ATTACK);
             summary.is_ok_and(|(_, not_stopped)| not_stopped.is_empty())
         };
         let with_outcome = |outcome: Outcome| Outcomes(vec![("an-attack", outcome)]);

@@ -15,49 +15,49 @@ use slipway_e2e::{
 use tar::EntryType;
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
-    daemon::disk_device,
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    daemon::disk_device_major_and_minor,
     world::AttackWorld,
 };
 
-pub(crate) const ATTACKS: &[Attack] = &[
-    Attack {
+pub(crate) const ATTACKS: &[AttackDescription] = &[
+    AttackDescription {
         name: "base-image-with-the-disk",
         attempts: "reads the machine's disk through a device in a base image",
     },
-    Attack {
+    AttackDescription {
         name: "base-image-with-memory-devices",
         attempts: "reads the machine's memory and ports through devices in a base image",
     },
-    Attack {
+    AttackDescription {
         name: "base-image-names-out",
         attempts: "writes outside of a layer by names with `..` and absolute names",
     },
-    Attack {
+    AttackDescription {
         name: "base-image-hard-link-out",
         attempts: "makes a file of a layer a hard link to a file of the machine",
     },
-    Attack {
+    AttackDescription {
         name: "base-image-through-a-link",
         attempts: "writes a file through a link that the same layer made",
     },
-    Attack {
+    AttackDescription {
         name: "base-image-whiteout-out",
         attempts: "removes a file of the machine by a whiteout with `..` in its name, and behind a link",
     },
-    Attack {
+    AttackDescription {
         name: "base-image-with-setuid",
         attempts: "becomes root of the machine by a setuid program in a step of another user",
     },
-    Attack {
+    AttackDescription {
         name: "base-image-with-huge-passwd",
         attempts: "has the daemon read 256 MiB of /etc/passwd, packed into 1 MiB, for `USER`",
     },
-    Attack {
+    AttackDescription {
         name: "base-image-with-huge-group",
         attempts: "has the daemon read 256 MiB of /etc/group on one line, for `COPY --chown`",
     },
-    Attack {
+    AttackDescription {
         name: "base-image-with-a-device-as-passwd",
         attempts: "has the daemon read /dev/zero or a FIFO as /etc/passwd, for `USER`",
     },
@@ -67,7 +67,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
 const MACHINE_ATTACK_COUNT: usize = 7;
 
 /// The content of a file that only this machine has.
-const BAIT: &str = "content-of-a-file-of-the-machine";
+const BAIT_FILE_CONTENT: &str = "content-of-a-file-of-the-machine";
 
 /// The number of builds whose effect on the daemon is measured. An attack has the same effect each time; the daemon's own
 /// garbage, and the builds of others beside it, have not.
@@ -88,7 +88,7 @@ async fn no_base_image_reaches_the_machine() -> Result<()> {
     let images = BaseImageAttacks::prepare(&world)?;
     images.reach_the_machine(&mut outcomes).await?;
     neighbour.stop_and_assert_unharmed().await?;
-    outcomes.assert_all_stopped(&ATTACKS[..MACHINE_ATTACK_COUNT])
+    outcomes.report_and_assert_all_stopped(&ATTACKS[..MACHINE_ATTACK_COUNT])
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,7 +102,7 @@ async fn no_user_database_of_a_base_image_exhausts_the_daemon() -> Result<()> {
         .exhaust_the_daemon(&mut outcomes)
         .await?;
     neighbour.stop_and_assert_unharmed().await?;
-    outcomes.assert_all_stopped(&ATTACKS[MACHINE_ATTACK_COUNT..])
+    outcomes.report_and_assert_all_stopped(&ATTACKS[MACHINE_ATTACK_COUNT..])
 }
 
 /// Attacks by base images, and a folder of this machine that they try to reach.
@@ -120,8 +120,8 @@ impl<'a> BaseImageAttacks<'a> {
             .to_str()
             .context("the path is not UTF-8")?
             .to_owned();
-        fs::write(world.folder().join("bait"), BAIT)?;
-        fs::write(world.folder().join("victim"), BAIT)?;
+        fs::write(world.folder().join("bait"), BAIT_FILE_CONTENT)?;
+        fs::write(world.folder().join("victim"), BAIT_FILE_CONTENT)?;
         let climbing = format!("{}{}", "../".repeat(24), folder.trim_start_matches('/'));
         let busybox = fs::read("/bin/busybox").context("/bin/busybox")?;
         Ok(Self {
@@ -168,7 +168,7 @@ impl<'a> BaseImageAttacks<'a> {
     async fn build_on_image(&self, image: &str, instructions: &str) -> Result<HttpReply> {
         self.world
             .mallory
-            .try_dockerfile("on-base", format!("FROM {image}\n{instructions}\n"))
+            .build_dockerfile_without_push_or_cache("on-base", format!("FROM {image}\n{instructions}\n"))
             .await
     }
 
@@ -178,7 +178,7 @@ impl<'a> BaseImageAttacks<'a> {
         // A base image of this kind runs its programs, and shows the bait if it has it.
         let layer = self
             .layer_with_shell()?
-            .with_file("got", 0o644, BAIT.as_bytes())?;
+            .with_file("got", 0o644, BAIT_FILE_CONTENT.as_bytes())?;
         let reply = self
             .build_on_layer(
                 "control",
@@ -187,13 +187,13 @@ impl<'a> BaseImageAttacks<'a> {
             )
             .await?;
         ensure!(
-            reply.status == 200 && self.outcome_of_build(&reply).has_succeeded(),
+            reply.status == 200 && self.outcome_by_bait_or_written_file(&reply).has_succeeded(),
             "the bait in a base image is not shown: {}",
             reply.text
         );
-        let layer = self
-            .layer_with_shell()?
-            .with_device("disk", EntryType::Block, disk_device()?)?;
+        let layer =
+            self.layer_with_shell()?
+                .with_device("disk", EntryType::Block, disk_device_major_and_minor()?)?;
         let reply = self
             .build_on_layer(
                 "disk",
@@ -201,7 +201,10 @@ impl<'a> BaseImageAttacks<'a> {
                 "RUN dd if=/disk bs=512 count=1 | wc -c | grep 512 && echo got $((1000 + 234))",
             )
             .await?;
-        outcomes.add_outcome("base-image-with-the-disk", Outcome::of_reply(&reply, "got 1234"));
+        outcomes.add_outcome(
+            "base-image-with-the-disk",
+            Outcome::succeeded_if_reply_contains(&reply, "got 1234"),
+        );
         let layer = self
             .layer_with_shell()?
             .with_device("mem", EntryType::Char, (1, 1))?
@@ -211,7 +214,7 @@ impl<'a> BaseImageAttacks<'a> {
         let reply = self.build_on_layer("memory", layer, reads).await?;
         outcomes.add_outcome(
             "base-image-with-memory-devices",
-            Outcome::of_reply(&reply, "got 1234"),
+            Outcome::succeeded_if_reply_contains(&reply, "got 1234"),
         );
 
         let layer = self
@@ -220,14 +223,17 @@ impl<'a> BaseImageAttacks<'a> {
             .with_file(&format!("etc/{climbing}/written"), 0o644, b"x")?
             .with_file(&format!("{folder}/written"), 0o644, b"x")?;
         let reply = self.build_on_layer("names", layer, "RUN true").await?;
-        outcomes.add_outcome("base-image-names-out", self.outcome_of_build(&reply));
+        outcomes.add_outcome(
+            "base-image-names-out",
+            self.outcome_by_bait_or_written_file(&reply),
+        );
         let mut outcome = Outcome::Stopped(String::new());
         for (name, target) in [("hard-link", climbing), ("hard-link-absolute", folder)] {
             let layer = self
                 .layer_with_shell()?
                 .with_hard_link("got", &format!("{target}/bait"))?;
             let reply = self.build_on_layer(name, layer, "RUN cat /got").await?;
-            outcome = outcome.and(self.outcome_of_build(&reply));
+            outcome = outcome.or_worse(self.outcome_by_bait_or_written_file(&reply));
         }
         outcomes.add_outcome("base-image-hard-link-out", outcome);
         let layer = self
@@ -237,7 +243,10 @@ impl<'a> BaseImageAttacks<'a> {
             .with_symlink("up", climbing)?
             .with_file("up/written", 0o644, b"x")?;
         let reply = self.build_on_layer("through-a-link", layer, "RUN true").await?;
-        outcomes.add_outcome("base-image-through-a-link", self.outcome_of_build(&reply));
+        outcomes.add_outcome(
+            "base-image-through-a-link",
+            self.outcome_by_bait_or_written_file(&reply),
+        );
         let layer = self
             .layer_with_shell()?
             .with_file(&format!("{climbing}/.wh.victim"), 0o644, b"")?
@@ -246,21 +255,27 @@ impl<'a> BaseImageAttacks<'a> {
             .with_file("out/.wh..wh..opq", 0o644, b"")?;
         let reply = self.build_on_layer("whiteout", layer, "RUN true").await?;
         let removed = !self.world.folder().join("victim").exists();
-        outcomes.add_outcome("base-image-whiteout-out", Outcome::of_build(removed, &reply));
+        outcomes.add_outcome(
+            "base-image-whiteout-out",
+            Outcome::succeeded_stopped_or_not_proven(removed, &reply),
+        );
 
         // Root of the step is root without rights over the machine: it must not read the kernel's memory or mount.
         let layer = self.layer_with_shell()?;
         let steps = "USER 1000\nRUN busybox su -c 'busybox mount -t tmpfs none /bin' ; busybox dd if=/proc/kcore bs=1 count=1 | wc -c | grep 1 && echo got $((1000 + 234)); true";
         let reply = self.build_on_layer("setuid", layer, steps).await?;
-        outcomes.add_outcome("base-image-with-setuid", Outcome::of_reply(&reply, "got 1234"));
+        outcomes.add_outcome(
+            "base-image-with-setuid",
+            Outcome::succeeded_if_reply_contains(&reply, "got 1234"),
+        );
         Ok(())
     }
 
     /// Returns the outcome of a build: the attack succeeded if it wrote to the bait's folder, or the answer has the
     /// bait.
-    fn outcome_of_build(&self, reply: &HttpReply) -> Outcome {
+    fn outcome_by_bait_or_written_file(&self, reply: &HttpReply) -> Outcome {
         let written = self.world.folder().join("written").exists();
-        Outcome::of_build(written || reply.text.contains(BAIT), reply)
+        Outcome::succeeded_stopped_or_not_proven(written || reply.text.contains(BAIT_FILE_CONTENT), reply)
     }
 
     /// Builds upon base images with huge or endless user databases, and measures the daemon's memory and time.

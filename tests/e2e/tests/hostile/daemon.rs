@@ -15,156 +15,156 @@ use slipway_e2e::{
     build_context::{BuildContext, gated_command},
     certificates::CertificateAuthority,
     network_namespace::{NetworkNamespace, find_process},
-    testbed::step_process,
+    testbed::step_process_id,
 };
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes, concat_attacks},
-    probe::{self, Probe},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, concat_attacks},
+    probe::{self, ScriptAttack},
     world::AttackWorld,
 };
 
 /// The build argument of the victim's running build. The probes look for this text; it is in none of their variables.
-const VICTIM_ARGUMENT: &str = "an-argument-of-the-victim";
+const VICTIM_BUILD_ARGUMENT_VALUE: &str = "an-argument-of-the-victim";
 
 /// The attacks by scripts in a build step. Their variables have IP addresses: `$ADDRESSES` of the stack and the daemon,
 /// `$STEP` of the victim's step, `$NEIGHBOURS` of the stack's functions, `$MACHINE` of a server on this machine, with
 /// its port. `$DISK` has the numbers of the device with the machine's root.
-const PROBES: [Probe; 23] = [
-    Probe::with_script(
+const PROBES: [ScriptAttack; 23] = [
+    ScriptAttack::with_script(
         "daemon-by-address",
         "lists the daemon's workers with buildctl, at every address of the stack",
         "for at in $ADDRESSES; do timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug workers && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "daemon-by-default-route",
         "lists the daemon's workers with buildctl, at the step's default route",
         "at=$(ip route | awk '/^default/ { print $3; exit }'); [ \"$at\" ] || exit 1\n\
          timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug workers",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "other-builds-arguments",
         "reads the arguments of a neighbour's running build from the daemon's history",
         "for at in $ADDRESSES $(ip route | awk '/^default/ { print $3; exit }'); do\n\
          timeout 3 buildctl --timeout 2 --addr tcp://$at:1234 debug histories --format '{{json .}}' | grep -o an-argument-of-the-victim | head -n 1 | grep . && exit 0\n\
          done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "daemon-by-socket-names",
         "finds the daemon's sockets in the step's network namespace",
         "grep -E 'buildkit|containerd' /proc/net/unix",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "daemon-by-socket-files",
         "finds a socket of the daemon or of containerd among the step's files",
         "for at in /run/buildkit/buildkitd.sock /run/containerd/containerd.sock /var/run/docker.sock /dev/*.sock; do\n\
          [ -S $at ] && echo $at && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "nats-by-loopback",
         "greets the queue's NATS server",
         "for at in $ADDRESSES; do printf 'CONNECT {\"verbose\":true}\\r\\nPING\\r\\n' | nc -w 2 $at 4222 | grep PONG && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "nats-forged-by-a-step",
         "publishes a message of its own in NATS",
         "for at in $ADDRESSES; do\n\
          printf 'CONNECT {\"verbose\":true}\\r\\nPUB hostile.forged 6\\r\\nforged\\r\\nPING\\r\\n' | nc -w 2 $at 4222 | grep -c '+OK' | grep 2 && exit 0\n\
          done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "nats-monitor",
         "reads the monitoring page of NATS",
         "for at in $ADDRESSES; do http $at 8222 /varz | grep server_id && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "provider-from-a-step",
         "reads the provider's health",
         "for at in $ADDRESSES; do http $at 8081 /healthz | grep HTTP/ && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "gateway-from-a-step",
         "calls the gateway",
         "for at in $ADDRESSES; do http $at 8080 /healthz | grep HTTP/ && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "gateway-metrics-from-a-step",
         "reads the gateway's metrics, which name all functions",
         "for at in $ADDRESSES; do http $at 8082 /metrics | grep -m 1 gateway && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "registry-from-a-step",
         "sends the registry requests of its own",
         "for at in $ADDRESSES; do http $at 5000 /v2/ | grep HTTP/ && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "functions-from-a-step",
         "calls functions without the gateway",
         "for at in $NEIGHBOURS; do WAIT=1 http $at 8080 /_/health | grep HTTP/ && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "function-metrics-from-a-step",
         "reads the metrics of builder-fn and deployer-fn",
         "for at in $NEIGHBOURS; do WAIT=1 http $at 8081 /metrics | grep -m 1 slipway && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "machine-from-a-step",
         "reaches a service of the machine that runs the daemon",
         "http ${MACHINE%:*} ${MACHINE#*:} / | grep bait",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "network-of-others",
         "connects to a service within a neighbour's running step",
         "for at in $STEP $ADDRESSES; do timeout 3 nc -w 2 $at 4999 < /dev/null | grep step-of-the-victim && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "processes-of-others",
         "finds the daemon or a neighbour's step in /proc",
         "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -oE 'buildkit[d]|gate-of-the-[v]ictim' | head -n 1 | grep .",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "environment-of-others",
         "reads a neighbour's build argument from the environment of its step",
         "cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep '[a]n-argument-of-the-victim'",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "files-of-the-daemon-by-proc",
         "reads the daemon's files through /proc/PID/root",
         "for at in /proc/[0-9]*/root; do ls $at/root/.local $at/root/.cache && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "kernel-settings",
         "writes to /proc/sys and /sys, through which a program runs on the machine",
         "for at in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /sys/kernel/uevent_helper; do\n\
          [ -e $at ] && cat $at > /tmp/value && cat /tmp/value > $at && echo $at && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "kernel-memory",
         "reads the machine's memory and kernel log",
         "head -c 1 /proc/kcore > /tmp/kcore && [ -s /tmp/kcore ] && exit 0; dmesg | grep -m 1 . && exit 0; ls /dev/mem /dev/kmsg",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "mount",
         "mounts a file system",
         "mkdir -p /tmp/mount; mount -t tmpfs none /tmp/mount && exit 0; mount -o bind / /tmp/mount",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "device-of-the-disk",
         "makes a device of the machine's disk and reads it",
         "mknod /tmp/disk b $DISK && dd if=/tmp/disk bs=512 count=1 | wc -c | grep 512",
     ),
 ];
 
-const PROBE_ATTACKS: [Attack; 23] = probe::attacks_of_probes(&PROBES);
+const PROBE_ATTACKS: [AttackDescription; 23] = probe::attacks_of_probes(&PROBES);
 
-const WITHOUT_A_CERTIFICATE: Attack = Attack {
+const ATTACK_WITHOUT_A_CERTIFICATE: AttackDescription = AttackDescription {
     name: "daemon-without-a-certificate",
     attempts: "lists the daemon's workers from the functions' network, without a certificate and with a forged one",
 };
 
-const ALL_ATTACKS: [Attack; 24] = concat_attacks(&PROBE_ATTACKS, &[WITHOUT_A_CERTIFICATE]);
+const ALL_ATTACKS: [AttackDescription; 24] = concat_attacks(&PROBE_ATTACKS, &[ATTACK_WITHOUT_A_CERTIFICATE]);
 
-pub(crate) const ATTACKS: &[Attack] = &ALL_ATTACKS;
+pub(crate) const ATTACKS: &[AttackDescription] = &ALL_ATTACKS;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_processes() -> Result<()> {
@@ -174,14 +174,14 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
 
     // A build of the victim runs all the while, with a service in its step.
     let gate = "gate-of-the-victim";
-    let base = world.testbed.busybox_image_name().await?;
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let serving = "(while true; do echo step-of-the-victim | nc -l -p 4999; done) & ";
     let gated = BuildContext::dockerfile(format!(
         "FROM {base}\nARG TOKEN\nRUN {serving}{}\n",
         gated_command(gate)
     ));
     let config = json!({
-        "image": world.victim.image("gated", "1"), "skipPush": true, "buildArgs": { "TOKEN": VICTIM_ARGUMENT },
+        "image": world.victim.image("gated", "1"), "skipPush": true, "buildArgs": { "TOKEN": VICTIM_BUILD_ARGUMENT_VALUE },
     });
     let (client, tar) = (world.victim.client.clone(), gated.tar_with_config(&config)?);
     let running = tokio::spawn(async move { client.post_signed(tar).await });
@@ -190,10 +190,10 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     let stack = &world.testbed.stack;
     let own = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
     let daemon = NetworkNamespace::of_process(find_process("buildkitd", &stack.dir.root.to_string_lossy())?)?;
-    let step = NetworkNamespace::of_process(step_process(gate)?.context("the step has ended")?)?;
-    let machine = BaitServer::start((outer_address(&own)?, 0))?;
+    let step = NetworkNamespace::of_process(step_process_id(gate)?.context("the step has ended")?)?;
+    let machine = BaitServer::start((machine_address_on_stack_network(&own)?, 0))?;
     // What the probes look for is there: each would be found from where it may be reached.
-    greet_step_of_victim(&step)?;
+    require_greeting_of_victims_step(&step)?;
     let machines_port = machine.address().port();
     require_listener(&own, &[machine.address().ip().to_string()], machines_port)?;
     let mut addresses = [daemon.ipv4_addresses()?, own.ipv4_addresses()?].concat();
@@ -236,22 +236,24 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     let source = BuildContext::new().with_file_of_mode("tools/buildctl", buildctl, 0o755);
     let mut outcomes = Outcomes::default();
     let controls = [("control-of-buildctl", "buildctl --version | grep buildkit")];
-    outcomes.extend(probe::run_probes(&world, "probes", source, &variables, &controls, &PROBES).await?);
+    outcomes.extend(
+        probe::run_probes_and_controls(&world, "probes", source, &variables, &controls, &PROBES).await?,
+    );
 
     outcomes.add_outcome(
         "daemon-without-a-certificate",
-        connect_without_certificate(&world, &own, &daemon)?,
+        list_workers_without_own_certificate(&world, &own, &daemon)?,
     );
 
     world.testbed.open_gate_of_step(gate)?;
     let reply = running.await??;
     assert_eq!(reply.status, 200, "{}", reply.text);
     neighbour.stop_and_assert_unharmed().await?;
-    outcomes.assert_all_stopped(ATTACKS)
+    outcomes.report_and_assert_all_stopped(ATTACKS)
 }
 
 /// Lists the daemon's workers from the stack's network, with no certificate and with one of another authority.
-fn connect_without_certificate(
+fn list_workers_without_own_certificate(
     world: &AttackWorld,
     own: &NetworkNamespace,
     daemon: &NetworkNamespace,
@@ -316,7 +318,7 @@ fn connect_without_certificate(
 }
 
 /// Returns the address of this machine on the network that it shares with the stack.
-pub(crate) fn outer_address(namespace: &NetworkNamespace) -> Result<IpAddr> {
+pub(crate) fn machine_address_on_stack_network(namespace: &NetworkNamespace) -> Result<IpAddr> {
     let addresses = namespace.program_output("ip", &["-4", "-o", "address", "show", "dev", "host0"])?;
     let own = addresses
         .split_whitespace()
@@ -333,13 +335,13 @@ pub(crate) fn outer_address(namespace: &NetworkNamespace) -> Result<IpAddr> {
 /// Returns the numbers of a device with a disk of this machine, such as `254 0`: the root's, or the first that the kernel
 /// lists if the root is on none.
 fn disk_device_numbers() -> Result<String> {
-    let (major, minor) = disk_device()?;
+    let (major, minor) = disk_device_major_and_minor()?;
     Ok(format!("{major} {minor}"))
 }
 
 /// Returns the major and minor number of a device with a disk of this machine: the root's, or the first that the kernel
 /// lists if the root is on none. A number without a device would prove nothing: nobody can read it.
-pub(crate) fn disk_device() -> Result<(u32, u32)> {
+pub(crate) fn disk_device_major_and_minor() -> Result<(u32, u32)> {
     let root = rustix::fs::stat("/")?.st_dev;
     let (major, minor) = (rustix::fs::major(root), rustix::fs::minor(root));
     if fs::exists(format!("/sys/dev/block/{major}:{minor}"))? {
@@ -359,7 +361,7 @@ fn require_listener(namespace: &NetworkNamespace, addresses: &[String], port: u1
         Ok(addresses
             .iter()
             .filter_map(|address| address.parse::<IpAddr>().ok())
-            .any(|address| connect(SocketAddr::new(address, port)).is_ok()))
+            .any(|address| connect_for_reading(SocketAddr::new(address, port)).is_ok()))
     })?;
     ensure!(
         listens,
@@ -369,14 +371,14 @@ fn require_listener(namespace: &NetworkNamespace, addresses: &[String], port: u1
 }
 
 /// Fails unless the service in the victim's step greets a client in the step.
-fn greet_step_of_victim(step: &NetworkNamespace) -> Result<()> {
+fn require_greeting_of_victims_step(step: &NetworkNamespace) -> Result<()> {
     let addresses = step.ipv4_addresses()?;
     step.run_inside(|| {
         // The service is started anew after each connection.
         for _ in 0..100 {
             for address in &addresses {
                 let mut text = String::new();
-                if let Ok(mut stream) = connect(SocketAddr::new(address.parse()?, 4999))
+                if let Ok(mut stream) = connect_for_reading(SocketAddr::new(address.parse()?, 4999))
                     && stream.read_to_string(&mut text).is_ok()
                     && text.contains("step-of-the-victim")
                 {
@@ -389,10 +391,10 @@ fn greet_step_of_victim(step: &NetworkNamespace) -> Result<()> {
     })
 }
 
-fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
-    const TIMEOUT: Duration = Duration::from_secs(5);
-    let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+fn connect_for_reading(address: SocketAddr) -> std::io::Result<TcpStream> {
+    const CONNECT_AND_READ_TIMEOUT: Duration = Duration::from_secs(5);
+    let stream = TcpStream::connect_timeout(&address, CONNECT_AND_READ_TIMEOUT)?;
+    stream.set_read_timeout(Some(CONNECT_AND_READ_TIMEOUT))?;
     stream.shutdown(std::net::Shutdown::Write)?;
     Ok(stream)
 }

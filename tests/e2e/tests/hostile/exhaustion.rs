@@ -13,40 +13,40 @@ use slipway_e2e::{
     crafted_layer::CraftedLayerBuilder,
     flood::tar_of_large_attributes,
     network_namespace::find_process,
-    testbed::step_process,
+    testbed::step_process_id,
 };
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, summarize_reply},
     world::AttackWorld,
 };
 
-pub(crate) const ATTACKS: &[Attack] = &[
-    Attack {
+pub(crate) const ATTACKS: &[AttackDescription] = &[
+    AttackDescription {
         name: "fork-bomb",
         attempts: "starts processes without a limit in a step",
     },
-    Attack {
+    AttackDescription {
         name: "memory-hog",
         attempts: "takes memory without a limit in a step",
     },
-    Attack {
+    AttackDescription {
         name: "processor-hog",
         attempts: "keeps all processors busy in a step, without a limit or a lower share",
     },
-    Attack {
+    AttackDescription {
         name: "disk-filler",
         attempts: "writes to the machine's disk without a limit in a step",
     },
-    Attack {
+    AttackDescription {
         name: "log-flood",
         attempts: "prints 256 MiB in a step, to fill memory, disk and the answer",
     },
-    Attack {
+    AttackDescription {
         name: "endless-step",
         attempts: "outlives its time limit by a longer `timeout`, ignored signals, and a process in the background",
     },
-    Attack {
+    AttackDescription {
         name: "builder-memory",
         attempts: "has builder-fn killed for memory by signed tars: attributes, nested and huge configurations",
     },
@@ -66,7 +66,7 @@ async fn no_build_exhausts_the_machine_or_a_function() -> Result<()> {
     outcomes.add_outcome("endless-step", run_endless_step().await?);
     outcomes.add_outcome("builder-memory", fill_builder_memory().await?);
     neighbour.stop_and_assert_unharmed().await?;
-    outcomes.assert_all_stopped(ATTACKS)
+    outcomes.report_and_assert_all_stopped(ATTACKS)
 }
 
 /// The limits of a step, as the kernel enforces them; `None` means that there is none.
@@ -94,10 +94,11 @@ impl EnforcedLimits {
                 continue;
             };
             let root = match controllers {
-                "" => first_existing_path(&["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]),
-                named => {
-                    first_existing_path(&[&format!("/sys/fs/cgroup/{}", named.trim_start_matches("name="))])
-                }
+                "" => first_existing_path_or_cgroup_root(&["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]),
+                named => first_existing_path_or_cgroup_root(&[&format!(
+                    "/sys/fs/cgroup/{}",
+                    named.trim_start_matches("name=")
+                )]),
             };
             let mut group = Path::new(path);
             // Groups above the stack's belong to the machine.
@@ -113,13 +114,16 @@ impl EnforcedLimits {
     }
 
     /// Lowers the limits to those of a control group; a memory limit of the whole machine's size is none.
-    fn apply_group_limits(&mut self, group: &Path, machine: u64) {
+    fn apply_group_limits(&mut self, group: &Path, machine_memory_bytes: u64) {
         let number =
             |file: &str| -> Option<u64> { fs::read_to_string(group.join(file)).ok()?.trim().parse().ok() };
         let lower = |own: Option<u64>, other: Option<u64>| own.into_iter().chain(other).min();
         self.processes = lower(self.processes, number("pids.max"));
         for file in ["memory.limit_in_bytes", "memory.max"] {
-            self.memory = lower(self.memory, number(file).filter(|limit| *limit < machine));
+            self.memory = lower(
+                self.memory,
+                number(file).filter(|limit| *limit < machine_memory_bytes),
+            );
         }
         let quota = number("cpu.cfs_quota_us").map(|quota| format!("{quota} us"));
         let share = number("cpu.shares")
@@ -136,7 +140,7 @@ impl EnforcedLimits {
     }
 }
 
-fn first_existing_path(candidates: &[&str]) -> PathBuf {
+fn first_existing_path_or_cgroup_root(candidates: &[&str]) -> PathBuf {
     let exists = candidates.iter().find(|path| Path::new(path).exists());
     PathBuf::from(exists.unwrap_or(&"/sys/fs/cgroup"))
 }
@@ -144,14 +148,14 @@ fn first_existing_path(candidates: &[&str]) -> PathBuf {
 /// Reads the limits of a running step, and exceeds those on processes and memory if they exist and are small. Nothing
 /// else is exceeded: the machine has other users.
 async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
-    let base = world.testbed.busybox_image_name().await?;
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let gate = "gate-of-the-limits";
     let source = BuildContext::dockerfile(format!("FROM {base}\nRUN {}\n", gated_command(gate)));
     let config = json!({ "image": world.mallory.image("limits", "1"), "skipPush": true });
     let (client, tar) = (world.mallory.client.clone(), source.tar_with_config(&config)?);
     let running = tokio::spawn(async move { client.post_signed(tar).await });
     world.testbed.wait_for_step(gate, true).await?;
-    let pid = step_process(gate)?.context("the step has ended")?;
+    let pid = step_process_id(gate)?.context("the step has ended")?;
     let limits = EnforcedLimits::of_process(pid)?;
     let (step, machine) = (
         rustix::fs::statvfs(format!("/proc/{pid}/root"))?,
@@ -163,7 +167,7 @@ async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> 
     let step_of = async |script: String| {
         world
             .mallory
-            .try_dockerfile("limits", format!("FROM {base}\nRUN {script}\n"))
+            .build_dockerfile_without_push_or_cache("limits", format!("FROM {base}\nRUN {script}\n"))
             .await
     };
     let outcome = match limits.processes {
@@ -225,14 +229,14 @@ const MAX_LOG_FLOOD_TIME: Duration = Duration::from_secs(120);
 
 /// Prints 256 MiB in a step. The attack succeeded if the answer, the builder's memory or the time is over its limit.
 async fn flood_log(world: &AttackWorld) -> Result<Outcome> {
-    let base = world.testbed.busybox_image_name().await?;
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let before = world.builder.peak_memory_bytes()?;
     let started = Instant::now();
     let script =
         "yes 'a line that is not short, and that says nothing at all, again and again' | head -c 268435456";
     let reply = world
         .mallory
-        .try_dockerfile("log", format!("FROM {base}\nRUN {script}\n"))
+        .build_dockerfile_without_push_or_cache("log", format!("FROM {base}\nRUN {script}\n"))
         .await?;
     let (took, more) = (
         started.elapsed(),
@@ -258,8 +262,8 @@ async fn flood_log(world: &AttackWorld) -> Result<Outcome> {
 async fn run_endless_step() -> Result<Outcome> {
     const STEP_TIME_LIMIT: Duration = Duration::from_secs(6);
     let limit = format!("{}s", STEP_TIME_LIMIT.as_secs());
-    let world = AttackWorld::with_settings(&[("exec_timeout", &limit)], &[]).await?;
-    let base = world.testbed.busybox_image_name().await?;
+    let world = AttackWorld::start_with_settings(&[("exec_timeout", &limit)], &[]).await?;
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let marker = "98765";
     let source = BuildContext::dockerfile(format!(
         "FROM {base}\nRUN trap '' TERM INT HUP; setsid sleep {marker} & while true; do sleep {marker}; done\n"

@@ -11,25 +11,25 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes},
     world::{AttackWorld, ReadableAddresses, Tenant},
 };
 
 /// The content of the file in the victim's git repository.
 const PRIVATE_CODE: &str = "what-only-the-victim-commits";
 /// The content of the victim's file.
-const PRIVATE_FILE: &str = "what-only-the-victim-downloads";
+const PRIVATE_FILE_CONTENT: &str = "what-only-the-victim-downloads";
 
-pub(crate) const ATTACKS: &[Attack] = &[
-    Attack {
+pub(crate) const ATTACKS: &[AttackDescription] = &[
+    AttackDescription {
         name: "git-checkout-by-commit",
         attempts: "names a commit of another tenant's git repository at a repository of the attacker's",
     },
-    Attack {
+    AttackDescription {
         name: "git-repository-by-commit",
         attempts: "names another tenant's git repository by a commit without its token, with and without a user name",
     },
-    Attack {
+    AttackDescription {
         name: "file-by-checksum",
         attempts: "names another tenant's file by its checksum at an address of the attacker's",
     },
@@ -50,7 +50,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     let host = server.host();
     let commit = server.add_repository("private/app.git", "secret", PRIVATE_CODE)?;
     server.add_repository("public/app.git", "other", "public")?;
-    server.add_file("victim/secret", PRIVATE_FILE)?;
+    server.add_file("victim/secret", PRIVATE_FILE_CONTENT)?;
     server.add_file("mallory/secret", "public")?;
 
     let testbed = Testbed::find_running_stack()?;
@@ -68,16 +68,17 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
         mallory_http: vec![format!("http://{host}/mallory/")],
         git: vec![format!("http://{host}/")],
     };
-    let world = AttackWorld::with_readable_addresses(&settings, &readable).await?;
+    let world = AttackWorld::start_with_readable_addresses(&settings, &readable).await?;
     let _parts = world.testbed.share_parts().await;
     let neighbour = HonestNeighbour::start(&world, "fetched").await?;
 
     let private = format!("http://{host}/private/app.git");
     let victims_source = format!("ADD {private}#main /got\nADD http://{host}/victim/secret /got/file\n");
     let victims_steps = "RUN cat /got/secret /got/file; : first\n";
-    let reply = build(&world.victim, &victims_source, victims_steps, Some(&envelope)).await?;
+    let reply =
+        build_sources_as_tenant(&world.victim, &victims_source, victims_steps, Some(&envelope)).await?;
     ensure!(
-        reply.text.contains(PRIVATE_CODE) && reply.text.contains(PRIVATE_FILE),
+        reply.text.contains(PRIVATE_CODE) && reply.text.contains(PRIVATE_FILE_CONTENT),
         "the victim's build: {}",
         reply.text
     );
@@ -101,17 +102,17 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     let clone: Vec<_> = clone.iter().cloned().chain(with_users).collect();
     outcomes.add_outcome(
         "git-checkout-by-commit",
-        read(&world.mallory, &other, PRIVATE_CODE).await?,
+        build_each_and_look_for_bait(&world.mallory, &other, PRIVATE_CODE).await?,
     );
     outcomes.add_outcome(
         "git-repository-by-commit",
-        read(&world.mallory, &clone, PRIVATE_CODE).await?,
+        build_each_and_look_for_bait(&world.mallory, &clone, PRIVATE_CODE).await?,
     );
-    let checksum = hex::encode(Sha256::digest(PRIVATE_FILE));
+    let checksum = hex::encode(Sha256::digest(PRIVATE_FILE_CONTENT));
     let file = format!("ADD --checksum=sha256:{checksum} http://{host}/mallory/secret /got/secret\n");
     outcomes.add_outcome(
         "file-by-checksum",
-        read(&world.mallory, &[file], PRIVATE_FILE).await?,
+        build_each_and_look_for_bait(&world.mallory, &[file], PRIVATE_FILE_CONTENT).await?,
     );
 
     // The victim's own next builds find both again, and need no token for the commit.
@@ -119,14 +120,14 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
         "ADD {private}#{commit} /got\nADD --checksum=sha256:{checksum} http://{host}/victim/secret /got/file\n"
     );
     let steps = victims_steps.replace("first", "second");
-    let reply = build(&world.victim, &pinned, &steps, Some(&envelope)).await?;
+    let reply = build_sources_as_tenant(&world.victim, &pinned, &steps, Some(&envelope)).await?;
     ensure!(
-        reply.text.contains(PRIVATE_CODE) && reply.text.contains(PRIVATE_FILE),
+        reply.text.contains(PRIVATE_CODE) && reply.text.contains(PRIVATE_FILE_CONTENT),
         "the victim's second build: {}",
         reply.text
     );
     neighbour.stop_and_assert_unharmed().await?;
-    outcomes.assert_all_stopped(ATTACKS)?;
+    outcomes.report_and_assert_all_stopped(ATTACKS)?;
     ensure!(
         !users.is_empty(),
         "no repository of the daemon has a user name in its address, so the attacks did not try one"
@@ -135,9 +136,14 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
 }
 
 /// Builds these sources and steps as a tenant, with the cache.
-async fn build(tenant: &Tenant, sources: &str, steps: &str, envelope: Option<&str>) -> Result<HttpReply> {
+async fn build_sources_as_tenant(
+    tenant: &Tenant,
+    sources: &str,
+    steps: &str,
+    envelope: Option<&str>,
+) -> Result<HttpReply> {
     let testbed = Testbed::find_running_stack()?;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let source = BuildContext::dockerfile(format!("FROM {base}\n{sources}{steps}"));
     let config = json!({ "image": tenant.image("fetched", "1"), "skipPush": true });
     let tar = match envelope {
@@ -148,14 +154,14 @@ async fn build(tenant: &Tenant, sources: &str, steps: &str, envelope: Option<&st
 }
 
 /// Builds each of these sources as the attacker; the attack succeeded if a step printed `bait`.
-async fn read(mallory: &Tenant, sources: &[String], bait: &str) -> Result<Outcome> {
+async fn build_each_and_look_for_bait(mallory: &Tenant, sources: &[String], bait: &str) -> Result<Outcome> {
     let mut outcome = Outcome::Stopped(String::new());
     for source in sources {
         // A step that the cache has prints nothing.
         let digest = hex::encode(Sha256::digest(source));
         let steps = format!("RUN cat /got/secret; : {digest}\n");
-        let reply = build(mallory, source, &steps, None).await?;
-        outcome = outcome.and(Outcome::of_reply(&reply, bait));
+        let reply = build_sources_as_tenant(mallory, source, &steps, None).await?;
+        outcome = outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, bait));
         if outcome.has_succeeded() {
             break;
         }
@@ -163,7 +169,8 @@ async fn read(mallory: &Tenant, sources: &[String], bait: &str) -> Result<Outcom
     Ok(outcome)
 }
 
-/// Returns the user names in the addresses of the git repositories that a daemon has cloned. The daemon may build meanwhile.
+/// Returns the user names in the addresses of the git repositories that a daemon has cloned. The daemon may build
+/// meanwhile.
 fn users_in_remotes(daemon: &BuildkitDaemon) -> Result<Vec<String>> {
     let mut users = Vec::new();
     let mut folders = vec![daemon.data_folder()];

@@ -13,56 +13,56 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes},
     world::AttackWorld,
 };
 
-pub(crate) const ATTACKS: &[Attack] = &[
-    Attack {
+pub(crate) const ATTACKS: &[AttackDescription] = &[
+    AttackDescription {
         name: "frontend-by-comment",
         attempts: "names a frontend by `# syntax=`, also without blanks, indented and in capitals",
     },
-    Attack {
+    AttackDescription {
         name: "frontend-by-other-comments",
         attempts: "names a frontend by `//syntax=` and by JSON on the first line",
     },
-    Attack {
+    AttackDescription {
         name: "frontend-after-a-byte-order-mark",
         attempts: "hides `# syntax=` behind a byte order mark",
     },
-    Attack {
+    AttackDescription {
         name: "frontend-after-other-directives",
         attempts: "hides `# syntax=` behind `# escape=`, `# check=`, and a `#!` line",
     },
-    Attack {
+    AttackDescription {
         name: "frontend-behind-a-link",
         attempts: "names a frontend in a file that the Dockerfile is a symbolic link to",
     },
-    Attack {
+    AttackDescription {
         name: "frontend-behind-a-folder-link",
         attempts: "names a frontend in a Dockerfile behind a link of its folder, and in a `dockerfile` in lower case",
     },
-    Attack {
+    AttackDescription {
         name: "frontend-by-argument",
         attempts: "names a frontend by `ARG BUILDKIT_SYNTAX`, and by that build argument",
     },
-    Attack {
+    AttackDescription {
         name: "frontend-by-other-line-ends",
         attempts: "ends the line `# syntax=` with a carriage return, with NUL, and with none",
     },
-    Attack {
+    AttackDescription {
         name: "security-insecure",
         attempts: "runs a step by `RUN --security=insecure` and makes a device",
     },
-    Attack {
+    AttackDescription {
         name: "network-host",
         attempts: "runs a step in the daemon's network by `RUN --network=host`",
     },
-    Attack {
+    AttackDescription {
         name: "devices-by-name",
         attempts: "asks for devices by `RUN --device=`",
     },
-    Attack {
+    AttackDescription {
         name: "options-of-the-frontend",
         attempts: "sets the frontend's options by build arguments: sandbox, multi-platform, named contexts",
     },
@@ -88,7 +88,7 @@ async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
     attacks.name_frontends(&mut outcomes).await?;
     attacks.ask_for_rights(&mut outcomes).await?;
     neighbour.stop_and_assert_unharmed().await?;
-    outcomes.assert_all_stopped(ATTACKS)
+    outcomes.report_and_assert_all_stopped(ATTACKS)
 }
 
 /// Attacks by frontends and rights, and the registry that a frontend of the attacker's would come from.
@@ -234,7 +234,7 @@ impl FrontendAttacks<'_> {
                 "resolve image config for docker-image://{}",
                 self.frontend
             ));
-            outcome = outcome.and(Outcome::of_build(asked || said, &reply));
+            outcome = outcome.or_worse(Outcome::succeeded_stopped_or_not_proven(asked || said, &reply));
             if outcome.has_succeeded() {
                 break;
             }
@@ -262,7 +262,7 @@ impl FrontendAttacks<'_> {
 
     /// Asks for an insecure step, the daemon's network, devices, and options of the frontend.
     async fn ask_for_rights(&self, outcomes: &mut Outcomes) -> Result<()> {
-        let base = self.world.testbed.busybox_image_name().await?;
+        let base = self.world.testbed.build_busybox_once_and_get_name().await?;
         let mallory = &self.world.mallory;
         // The output of these steps is not in the text of the Dockerfile.
         let insecure = format!(
@@ -271,22 +271,34 @@ impl FrontendAttacks<'_> {
         let labs = format!("# syntax=docker/dockerfile:1-labs\n{insecure}");
         let mut outcome = Outcome::Stopped(String::new());
         for text in [insecure, labs] {
-            let reply = mallory.try_dockerfile("rights", text).await?;
-            outcome = outcome.and(Outcome::of_reply(&reply, "got 1234"));
+            let reply = mallory
+                .build_dockerfile_without_push_or_cache("rights", text)
+                .await?;
+            outcome = outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, "got 1234"));
         }
         outcomes.add_outcome("security-insecure", outcome);
         // In the daemon's network, and in no step's.
-        let interface = self.interface_of_daemon().await?;
+        let interface = self.interface_only_the_daemon_has().await?;
         let host = format!(
             "FROM {base}\nRUN --network=host grep -q {interface}: /proc/net/dev && echo got $((1000 + 234))\n"
         );
-        let reply = mallory.try_dockerfile("rights", host).await?;
-        outcomes.add_outcome("network-host", Outcome::of_reply(&reply, "got 1234"));
+        let reply = mallory
+            .build_dockerfile_without_push_or_cache("rights", host)
+            .await?;
+        outcomes.add_outcome(
+            "network-host",
+            Outcome::succeeded_if_reply_contains(&reply, "got 1234"),
+        );
         let device = format!(
             "FROM {base}\nRUN --device=vendor.test/disk=all find /dev -type b | grep . && echo got $((1000 + 234))\n"
         );
-        let reply = mallory.try_dockerfile("rights", device).await?;
-        outcomes.add_outcome("devices-by-name", Outcome::of_reply(&reply, "got 1234"));
+        let reply = mallory
+            .build_dockerfile_without_push_or_cache("rights", device)
+            .await?;
+        outcomes.add_outcome(
+            "devices-by-name",
+            Outcome::succeeded_if_reply_contains(&reply, "got 1234"),
+        );
 
         let sandboxed =
             format!("FROM {base}\nRUN grep -q {interface}: /proc/net/dev && echo got $((1000 + 234))\n");
@@ -304,16 +316,20 @@ impl FrontendAttacks<'_> {
         let asked = self.registry.request_paths().len() > before;
         outcomes.add_outcome(
             "options-of-the-frontend",
-            Outcome::of_build(asked || reply.text.contains("got 1234"), &reply),
+            Outcome::succeeded_stopped_or_not_proven(asked || reply.text.contains("got 1234"), &reply),
         );
         Ok(())
     }
 
     /// Returns the name of an interface that the daemon's network has and that of an ordinary step has not.
-    async fn interface_of_daemon(&self) -> Result<String> {
-        let base = self.world.testbed.busybox_image_name().await?;
+    async fn interface_only_the_daemon_has(&self) -> Result<String> {
+        let base = self.world.testbed.build_busybox_once_and_get_name().await?;
         let print = format!("FROM {base}\nRUN sed 's/^ */interface /' /proc/net/dev\n");
-        let reply = self.world.mallory.try_dockerfile("rights", print).await?;
+        let reply = self
+            .world
+            .mallory
+            .build_dockerfile_without_push_or_cache("rights", print)
+            .await?;
         ensure!(
             reply.text.contains("interface lo:"),
             "the step has printed no interfaces: {}",

@@ -7,10 +7,10 @@ use base64::{
 use serde_json::Value;
 
 /// The number of characters in a row that count as a leak of a longer line or encoding.
-const PART_LENGTH: usize = 8;
+const LEAK_PART_CHARACTERS: usize = 8;
 
 /// The length of the shortest line that counts as a secret: builder-fn does not mask shorter ones.
-const MIN_LINE_LENGTH: usize = 4;
+const MIN_SECRET_LINE_BYTES: usize = 4;
 
 /// A form in which a secret was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub(crate) enum LeakedForm {
 
 /// A detector of secrets in texts: of their lines and of their base64, in parts too, forwards and backwards.
 ///
-/// A part of [`PART_LENGTH`] characters is enough. So base64 is found however it is wrapped at that length or more, in
-/// either alphabet, whatever was encoded before the secret, and from every line of a secret.
+/// A part of [`LEAK_PART_CHARACTERS`] characters is enough. So base64 is found however it is wrapped at that length or
+/// more, in either alphabet, whatever was encoded before the secret, and from every line of a secret.
 #[derive(Debug)]
 pub(crate) struct LeakDetector {
     parts: Vec<(LeakedForm, String)>,
@@ -34,12 +34,12 @@ pub(crate) struct LeakDetector {
 
 impl LeakDetector {
     /// Creates a detector of these secrets.
-    pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
         let mut parts = Vec::new();
-        for value in values {
+        for value in secrets {
             for line in value.lines().map(str::trim) {
-                if line.len() >= MIN_LINE_LENGTH {
-                    parts.extend(parts_of(line).map(|part| (LeakedForm::Plain, part)));
+                if line.len() >= MIN_SECRET_LINE_BYTES {
+                    parts.extend(all_leak_parts_of(line).map(|part| (LeakedForm::Plain, part)));
                 }
             }
             for skipped in 0..3 {
@@ -47,19 +47,19 @@ impl LeakDetector {
                 // The base64 of whole groups of three bytes does not depend on what follows them.
                 let whole = &rest[..rest.len() / 3 * 3];
                 let (standard, url_safe) = (STANDARD.encode(whole), URL_SAFE.encode(whole));
-                if standard.len() < PART_LENGTH {
+                if standard.len() < LEAK_PART_CHARACTERS {
                     continue;
                 }
-                parts.extend(parts_of(&standard).map(|part| (LeakedForm::Base64, part)));
-                let only_url_safe = parts_of(&url_safe).filter(|part| part.contains(['-', '_']));
+                parts.extend(all_leak_parts_of(&standard).map(|part| (LeakedForm::Base64, part)));
+                let only_url_safe = all_leak_parts_of(&url_safe).filter(|part| part.contains(['-', '_']));
                 parts.extend(only_url_safe.map(|part| (LeakedForm::UrlSafeBase64, part)));
             }
         }
         Self { parts }
     }
 
-    /// Returns a form in which a text has a secret, and what was found; `None` if it has none. The strings of a text that is
-    /// JSON, or has one JSON value on each line, are read too.
+    /// Returns a form in which a text has a secret, and what was found; `None` if it has none. The strings of a text
+    /// that is JSON, or has one JSON value on each line, are read too.
     pub(crate) fn find_leak(&self, text: &str) -> Option<(LeakedForm, &str)> {
         self.leaks_of(text).next()
     }
@@ -88,10 +88,10 @@ impl LeakDetector {
     }
 }
 
-/// Returns all parts of [`PART_LENGTH`] characters of a text; the text itself if it is shorter.
-fn parts_of(text: &str) -> impl Iterator<Item = String> {
+/// Returns all parts of [`LEAK_PART_CHARACTERS`] characters of a text; the text itself if it is shorter.
+fn all_leak_parts_of(text: &str) -> impl Iterator<Item = String> {
     let characters: Vec<char> = text.chars().collect();
-    let length = characters.len().min(PART_LENGTH);
+    let length = characters.len().min(LEAK_PART_CHARACTERS);
     (0..=characters.len() - length).map(move |at| characters[at..at + length].iter().collect())
 }
 
@@ -113,14 +113,14 @@ mod tests {
     use super::*;
 
     /// Of several lines, one of them with characters whose base64 differs between the alphabets.
-    const SECRET: &str = "first = t0ken\nsecond?>>?~~?>>? line\nthe last \"quoted\" one\n";
+    const SECRET_WITH_SEVERAL_LINES: &str = "first = t0ken\nsecond?>>?~~?>>? line\nthe last \"quoted\" one\n";
 
-    fn detector() -> LeakDetector {
-        LeakDetector::new([SECRET, "s3cr3t\n"])
+    fn detector_of_two_secrets() -> LeakDetector {
+        LeakDetector::new([SECRET_WITH_SEVERAL_LINES, "s3cr3t\n"])
     }
 
     /// Wraps an ASCII text as `base64 -w` does, each line as a line of a build's log.
-    fn wrapped(text: &str, length: usize) -> String {
+    fn log_json_wrapped_at(text: &str, length: usize) -> String {
         let lines = text.as_bytes().chunks(length);
         let lines: Vec<_> = lines
             .map(|line| format!("o: {}", String::from_utf8_lossy(line)))
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn every_line_of_a_secret_is_found_also_in_json_and_backwards() {
-        for line in SECRET.lines().chain(["s3cr3t"]) {
+        for line in SECRET_WITH_SEVERAL_LINES.lines().chain(["s3cr3t"]) {
             let json = serde_json::json!({ "log": [format!("o: with {line} in it")] }).to_string();
             let backwards: String = line.chars().rev().collect();
             for text in [
@@ -139,7 +139,7 @@ mod tests {
                 format!("{json}\n{{}}\n"),
                 backwards,
             ] {
-                let found = detector().find_leak(&text).map(|(form, _)| form);
+                let found = detector_of_two_secrets().find_leak(&text).map(|(form, _)| form);
                 assert_eq!(found, Some(LeakedForm::Plain), "{text}");
             }
         }
@@ -148,24 +148,30 @@ mod tests {
     #[test]
     fn base64_is_found_however_it_is_wrapped_and_in_both_alphabets() {
         for before in ["", "a", "ab", "user:"] {
-            let whole = format!("{before}{SECRET}");
+            let whole = format!("{before}{SECRET_WITH_SEVERAL_LINES}");
             let (standard, url_safe) = (STANDARD.encode(&whole), URL_SAFE.encode(&whole));
             for length in [8, 9, 12, 64, 76, 1000] {
-                let found = detector().finds_form(&wrapped(&standard, length), LeakedForm::Base64);
+                let found = detector_of_two_secrets()
+                    .finds_form(&log_json_wrapped_at(&standard, length), LeakedForm::Base64);
                 assert!(found, "{before:?} wrapped at {length}");
             }
-            let found = detector().finds_form(&wrapped(&url_safe, 1000), LeakedForm::UrlSafeBase64);
+            let found = detector_of_two_secrets()
+                .finds_form(&log_json_wrapped_at(&url_safe, 1000), LeakedForm::UrlSafeBase64);
             assert!(found, "{before:?}, URL-safe");
         }
     }
 
     #[test]
     fn the_base64_of_each_line_alone_is_found() {
-        for line in SECRET.lines() {
+        for line in SECRET_WITH_SEVERAL_LINES.lines() {
             let encoded = STANDARD.encode(line);
-            assert!(detector().find_leak(&encoded).is_some(), "{line}");
+            assert!(detector_of_two_secrets().find_leak(&encoded).is_some(), "{line}");
         }
-        assert!(detector().find_leak(&STANDARD.encode("s3cr3t\n")).is_some());
+        assert!(
+            detector_of_two_secrets()
+                .find_leak(&STANDARD.encode("s3cr3t\n"))
+                .is_some()
+        );
     }
 
     #[test]
@@ -175,7 +181,7 @@ mod tests {
             "RUN --mount=type=secret,id=pip_token cat /run/secrets/pip_token | base64",
             "",
         ] {
-            assert_eq!(detector().find_leak(text), None, "{text}");
+            assert_eq!(detector_of_two_secrets().find_leak(text), None, "{text}");
         }
     }
 }

@@ -21,10 +21,10 @@ mod tenants;
 mod unsigned;
 mod world;
 
-use attack::Attack;
+use attack::AttackDescription;
 
 /// Returns all attacks of the suite.
-fn all_attacks() -> Vec<Attack> {
+fn all_attacks() -> Vec<AttackDescription> {
     [
         administrator::ATTACKS,
         daemon::ATTACKS,

@@ -20,8 +20,8 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes, concat_attacks, summarize_reply},
-    probe::{self, Probe},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, concat_attacks, summarize_reply},
+    probe::{self, ScriptAttack},
     world::AttackWorld,
 };
 
@@ -48,103 +48,103 @@ const REBINDING_NAME: &str = "files.hostile.test";
 /// The name that has the address of a metadata service from the beginning.
 const METADATA_ALIAS_NAME: &str = "pointed.hostile.test";
 
-const PROBES: [Probe; 8] = [
-    Probe::with_script(
+const PROBES: [ScriptAttack; 8] = [
+    ScriptAttack::with_script(
         "metadata-in-a-step",
         "reads the metadata service at 169.254.169.254 in a step",
         "http 169.254.169.254 80 /latest/meta-data/ | grep bait",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "metadata-of-tasks-in-a-step",
         "reads the credentials of tasks and pods at 169.254.170.2 and 169.254.170.23 in a step",
         "for at in 169.254.170.2 169.254.170.23; do http $at 80 /v1/credentials | grep bait && exit 0; done; exit 1",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "metadata-of-azure-in-a-step",
         "reads Azure's service at 168.63.129.16 in a step",
         "http 168.63.129.16 80 /machine | grep bait",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "metadata-of-alibaba-in-a-step",
         "reads Alibaba's service at 100.100.100.200 in a step",
         "http 100.100.100.200 80 /latest/meta-data/ | grep bait",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "metadata-by-ipv6-in-a-step",
         "reads the metadata service at fd00:ec2::254 in a step",
         "http fd00:ec2::254 80 /latest/meta-data/ | grep bait",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "metadata-by-name-in-a-step",
         "reads metadata.google.internal in a step",
         "at=$(nslookup metadata.google.internal | awk '/^Address/ && !/:53$/ { at = $NF } END { print at }')\n\
          http ${at:-169.254.169.254} 80 /computeMetadata/v1/ | grep bait",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "metadata-by-redirect-in-a-step",
         "follows a redirect of a server of the attacker's to the metadata service in a step",
         "to=$(http ${SERVER%:*} ${SERVER#*:} /redirect/169.254.169.254/latest | tr -d '\\r' | awk -F/ 'tolower($1) ~ /^location/ { print $3 }')\n\
          http ${to:-169.254.169.254} 80 /latest | grep bait",
     ),
-    Probe::with_script(
+    ScriptAttack::with_script(
         "private-network-in-a-step",
         "reaches a server in a private network in a step",
         "http ${PRIVATE%:*} ${PRIVATE#*:} / | grep bait",
     ),
 ];
 
-const PROBE_ATTACKS: [Attack; 8] = probe::attacks_of_probes(&PROBES);
+const PROBE_ATTACKS: [AttackDescription; 8] = probe::attacks_of_probes(&PROBES);
 
-const SOURCE_ATTACKS: [Attack; 11] = [
-    Attack {
+const SOURCE_ATTACKS: [AttackDescription; 11] = [
+    AttackDescription {
         name: "add-from-nats",
         attempts: "fetches NATS's page by `ADD http://127.0.0.1:8222/varz`",
     },
-    Attack {
+    AttackDescription {
         name: "add-from-localhost",
         attempts: "fetches the same page from the names localhost and LOCALHOST",
     },
-    Attack {
+    AttackDescription {
         name: "add-from-metadata",
         attempts: "fetches each metadata service with `ADD`",
     },
-    Attack {
+    AttackDescription {
         name: "add-from-metadata-by-spelling",
         attempts: "spells 169.254.169.254 as one number, in hexadecimal, in octal, as IPv6, with a dot, with a user",
     },
-    Attack {
+    AttackDescription {
         name: "add-from-metadata-by-name",
         attempts: "fetches metadata.google.internal, and a name of the attacker's with the same address",
     },
-    Attack {
+    AttackDescription {
         name: "add-by-redirect",
         attempts: "fetches an allowed address that redirects to a metadata service",
     },
-    Attack {
+    AttackDescription {
         name: "add-by-changing-dns",
         attempts: "fetches an allowed name whose address is allowed at first, and a metadata service's later",
     },
-    Attack {
+    AttackDescription {
         name: "git-from-metadata",
         attempts: "clones a repository from a metadata service and from loopback",
     },
-    Attack {
+    AttackDescription {
         name: "image-from-metadata",
         attempts: "names an image at a metadata service in `FROM`",
     },
-    Attack {
+    AttackDescription {
         name: "cache-from-metadata",
         attempts: "names an image at a metadata service in `cacheFrom`",
     },
-    Attack {
+    AttackDescription {
         name: "add-by-onbuild",
         attempts: "fetches a metadata service by an `ONBUILD` instruction of a base image",
     },
 ];
 
-const ALL_ATTACKS: [Attack; 19] = concat_attacks(&PROBE_ATTACKS, &SOURCE_ATTACKS);
+const ALL_ATTACKS: [AttackDescription; 19] = concat_attacks(&PROBE_ATTACKS, &SOURCE_ATTACKS);
 
-pub(crate) const ATTACKS: &[Attack] = &ALL_ATTACKS;
+pub(crate) const ATTACKS: &[AttackDescription] = &ALL_ATTACKS;
 
 /// A guard of the daemon's replaced nameservers; dropping it restores them.
 struct ReplacedNameservers {
@@ -202,7 +202,7 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
         format!("http://{PUBLIC_TEST_ADDRESS}/"),
         format!("http://{REBINDING_NAME}/"),
     ];
-    let world = AttackWorld::with_settings(&[("allowed_sources", &opened)], &readable).await?;
+    let world = AttackWorld::start_with_settings(&[("allowed_sources", &opened)], &readable).await?;
     let _parts = world.testbed.share_parts().await;
     let neighbour = HonestNeighbour::start(&world, "metadata").await?;
 
@@ -245,15 +245,17 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
             .run_inside(|| Ok(TcpStream::connect_timeout(&at, Duration::from_secs(5))?))
             .with_context(|| format!("no bait at {at}"))?;
     }
-    outcomes
-        .extend(probe::run_probes(&world, "metadata", BuildContext::new(), &variables, &[], &PROBES).await?);
+    outcomes.extend(
+        probe::run_probes_and_controls(&world, "metadata", BuildContext::new(), &variables, &[], &PROBES)
+            .await?,
+    );
     let attacks = SourceAttacks {
         world: &world,
         metadata: &metadata,
     };
     attacks.run_attacks(&mut outcomes, &server).await?;
     neighbour.stop_and_assert_unharmed().await?;
-    outcomes.assert_all_stopped(ATTACKS)
+    outcomes.report_and_assert_all_stopped(ATTACKS)
 }
 
 /// Attacks by sources that the daemon fetches.
@@ -264,7 +266,7 @@ struct SourceAttacks<'a> {
 
 impl SourceAttacks<'_> {
     async fn run_attacks(&self, outcomes: &mut Outcomes, server: &BaitServer) -> Result<()> {
-        let fetch = async |urls: &[String]| self.fetch_each(urls).await;
+        let fetch = async |urls: &[String]| self.add_each_url_in_a_build(urls).await;
         let urls = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>();
         outcomes.add_outcome(
             "add-from-nats",
@@ -326,7 +328,7 @@ impl SourceAttacks<'_> {
         let from = self
             .world
             .mallory
-            .try_dockerfile("metadata", "FROM 169.254.169.254:80/a/b:1\n")
+            .build_dockerfile_without_push_or_cache("metadata", "FROM 169.254.169.254:80/a/b:1\n")
             .await?;
         outcomes.add_outcome("image-from-metadata", {
             // The daemon speaks TLS with registries that it does not know.
@@ -362,7 +364,7 @@ impl SourceAttacks<'_> {
         let reply = self
             .world
             .mallory
-            .try_dockerfile("metadata", format!("FROM {image}\n"))
+            .build_dockerfile_without_push_or_cache("metadata", format!("FROM {image}\n"))
             .await?;
         outcomes.add_outcome(
             "add-by-onbuild",
@@ -375,21 +377,25 @@ impl SourceAttacks<'_> {
     }
 
     /// Fetches each of these addresses in a build of its own; the attack succeeded if a metadata service got a request.
-    async fn fetch_each(&self, urls: &[String]) -> Result<Outcome> {
-        let base = self.world.testbed.busybox_image_name().await?;
+    async fn add_each_url_in_a_build(&self, urls: &[String]) -> Result<Outcome> {
+        let base = self.world.testbed.build_busybox_once_and_get_name().await?;
         ensure!(!urls.is_empty(), "no address");
         let mut outcome = Outcome::Stopped(String::new());
         for url in urls {
             let before: usize = self.metadata_request_count();
             let dockerfile = format!("FROM {base}\nADD {url} /got\nRUN head -c 200 /got\n");
-            let reply = self.world.mallory.try_dockerfile("metadata", dockerfile).await?;
+            let reply = self
+                .world
+                .mallory
+                .build_dockerfile_without_push_or_cache("metadata", dockerfile)
+                .await?;
             // The allowed server answers as the metadata services do; under the name, only those may not.
             let is_bait = !url.contains(REBINDING_NAME) && reply.text.contains(BAIT_TEXT);
             let was_read =
                 is_bait || reply.text.contains("server_id") || self.metadata_request_count() > before;
             let is_redirect = url.contains("/redirect/");
             let succeeded = was_read || (is_redirect && reply.status == 200);
-            outcome = outcome.and(Outcome::of_build(succeeded, &reply));
+            outcome = outcome.or_worse(Outcome::succeeded_stopped_or_not_proven(succeeded, &reply));
             if outcome.has_succeeded() {
                 break;
             }
@@ -405,8 +411,10 @@ impl SourceAttacks<'_> {
     }
 
     /// Returns how many requests for paths that start with this the metadata services got.
-    fn metadata_request_count_of_path(&self, path: &str) -> usize {
+    fn metadata_request_count_of_path(&self, path_prefix: &str) -> usize {
         let requests = self.metadata.iter().flat_map(BaitServer::request_paths);
-        requests.filter(|request| request.starts_with(path)).count()
+        requests
+            .filter(|request| request.starts_with(path_prefix))
+            .count()
     }
 }

@@ -15,49 +15,49 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, summarize_reply},
     leaks::{LeakDetector, LeakedForm},
     world::{AttackWorld, MALLORY_KEY, VICTIM_KEY},
 };
 
-pub(crate) const ATTACKS: &[Attack] = &[
-    Attack {
+pub(crate) const ATTACKS: &[AttackDescription] = &[
+    AttackDescription {
         name: "secret-by-echo",
         attempts: "prints a build secret, so that whoever reads the log has it",
     },
-    Attack {
+    AttackDescription {
         name: "secret-by-base64",
         attempts: "prints a build secret in base64, URL-safe and wrapped",
     },
-    Attack {
+    AttackDescription {
         name: "secret-in-an-error",
         attempts: "has a build secret in the text of an error: an unknown command, a failed step",
     },
-    Attack {
+    AttackDescription {
         name: "secret-in-the-history",
         attempts: "finds a build secret in the image's history, configuration or layers",
     },
-    Attack {
+    AttackDescription {
         name: "secret-in-the-provenance",
         attempts: "finds a build secret in the attestations of `provenance: max`",
     },
-    Attack {
+    AttackDescription {
         name: "secrets-of-another-build",
         attempts: "mounts a secret of a neighbour's running build by its id",
     },
-    Attack {
+    AttackDescription {
         name: "secrets-of-the-builder",
         attempts: "mounts the builder's own secrets by their names and paths",
     },
-    Attack {
+    AttackDescription {
         name: "agent-of-the-builder",
         attempts: "mounts an SSH agent of the builder",
     },
-    Attack {
+    AttackDescription {
         name: "registry-login-in-a-step",
         attempts: "finds the registry's password in the environment and the files of a step",
     },
-    Attack {
+    AttackDescription {
         name: "registry-login-for-another-registry",
         attempts: "names an image at a registry of the attacker's, which asks for credentials",
     },
@@ -68,13 +68,15 @@ const PIP_TOKEN: &str = "s3cr3t-7f3kq9-zx81-pv44\n";
 /// The build secret that steps get as a variable. The base64 of its second line has characters of one alphabet only.
 const NPMRC: &str = "//host/:_authToken=t0ken\nzw3ite?>>?~~?>>?zeile\nü=l3tzte-xk55";
 
-/// Values in the place of the build secrets, which are no secrets: builds print them in the same ways, and no mask applies.
-const DECOYS: [&str; 2] = [
+/// Values in the place of the build secrets, which are no secrets: builds print them in the same ways, and no mask
+/// applies.
+const DECOY_SECRET_VALUES: [&str; 2] = [
     "d3coy-5h2mw8-qy67-lt93\n",
     "//host/:_authToken=f4ke\nw31tere?>>?~~?>>?zeile\nü=3nde-wm28",
 ];
 
-/// The commands that print the secrets in the file `$TOKEN` and the variable `$NPMRC`, each with the forms that it prints.
+/// The commands that print the secrets in the file `$TOKEN` and the variable `$NPMRC`, each with the forms that it
+/// prints.
 const ENCODING_COMMANDS: [(&str, &[LeakedForm]); 5] = [
     ("base64 $TOKEN", &[LeakedForm::Base64]),
     ("echo -n \"$NPMRC\" | base64", &[LeakedForm::Base64]),
@@ -93,15 +95,15 @@ async fn no_secret_leaves_its_build() -> Result<()> {
     let key = SealingKey::generate()?;
     std::fs::write(&key_file, key.file_content())?;
     let path = key_file.to_str().context("the path is not UTF-8")?;
-    let world = AttackWorld::with_settings(&[("build_secrets_private_key_path", path)], &[]).await?;
+    let world = AttackWorld::start_with_settings(&[("build_secrets_private_key_path", path)], &[]).await?;
     let _parts = world.testbed.share_parts().await;
     let neighbour = HonestNeighbour::start(&world, "secrets").await?;
     let mut outcomes = Outcomes::default();
     let attacks = SecretAttacks {
         envelope: key.seal_secrets(&[("pip_token", PIP_TOKEN), ("npmrc", NPMRC)])?,
         secrets: LeakDetector::new([PIP_TOKEN, NPMRC]),
-        decoys: LeakDetector::new(DECOYS),
-        base: world.testbed.busybox_image_name().await?,
+        decoys: LeakDetector::new(DECOY_SECRET_VALUES),
+        base: world.testbed.build_busybox_once_and_get_name().await?,
         world: &world,
     };
     attacks.print_secrets(&mut outcomes).await?;
@@ -109,7 +111,7 @@ async fn no_secret_leaves_its_build() -> Result<()> {
     attacks.mount_other_secrets(&mut outcomes).await?;
     attacks.steal_registry_login(&mut outcomes).await?;
     neighbour.stop_and_assert_unharmed().await?;
-    outcomes.assert_all_stopped(ATTACKS)
+    outcomes.report_and_assert_all_stopped(ATTACKS)
 }
 
 /// Attacks on build secrets: their sealed envelope, detectors of them and of the decoys, and the base image of the steps.
@@ -127,11 +129,11 @@ const SECRET_MOUNTS: &str =
 
 impl SecretAttacks<'_> {
     /// Builds with the secrets, and returns the answer.
-    async fn build_with_secrets(&self, name: &str, steps: &str, more: &Value) -> Result<HttpReply> {
+    async fn build_with_secrets(&self, name: &str, steps: &str, more_config: &Value) -> Result<HttpReply> {
         let source = BuildContext::dockerfile(format!("FROM {}\n{steps}\n", self.base));
         let mut config = json!({ "image": self.world.mallory.image(name, "1"), "noCache": true });
-        if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
-            config.extend(more.clone());
+        if let (Some(config), Some(more_config)) = (config.as_object_mut(), more_config.as_object()) {
+            config.extend(more_config.clone());
         }
         self.world
             .mallory
@@ -153,7 +155,7 @@ impl SecretAttacks<'_> {
             "FROM {}\nCOPY . /decoys\nRUN TOKEN=/decoys/token; NPMRC=\"$(cat /decoys/npmrc)\"; export NPMRC; {command}\n",
             self.base
         ));
-        let [token, npmrc] = DECOYS;
+        let [token, npmrc] = DECOY_SECRET_VALUES;
         let source = source.with_file("token", token).with_file("npmrc", npmrc);
         let config = json!({
             "image": self.world.mallory.image("decoys", "1"), "skipPush": true, "noCache": true,
@@ -161,9 +163,9 @@ impl SecretAttacks<'_> {
         self.world.mallory.build(&source, &config).await
     }
 
-    /// Tries to print the secrets by a command that prints the decoys in all of `forms`, which is checked: a build that ends
-    /// early, or a form that is not looked for, proves nothing.
-    async fn print_by_command(&self, command: &str, forms: &[LeakedForm]) -> Result<Outcome> {
+    /// Tries to print the secrets by a command that prints the decoys in all of `forms`, which is checked: a build that
+    /// ends early, or a form that is not looked for, proves nothing.
+    async fn outcome_of_printing_by_command(&self, command: &str, forms: &[LeakedForm]) -> Result<Outcome> {
         let control = self.run_with_decoys(command).await?;
         for form in forms {
             ensure!(
@@ -187,7 +189,7 @@ impl SecretAttacks<'_> {
     fn outcome_of_leak(&self, reply: &HttpReply, what: &str) -> Outcome {
         match self.secrets.find_leak(&reply.text) {
             Some((form, part)) => Outcome::Succeeded(format!("{what}: {form:?} {part}")),
-            None => Outcome::of_build(false, reply),
+            None => Outcome::succeeded_stopped_or_not_proven(false, reply),
         }
     }
 
@@ -196,11 +198,12 @@ impl SecretAttacks<'_> {
         let echo = "cat $TOKEN; echo \"with $NPMRC\"; echo \"$NPMRC\" >&2; env";
         outcomes.add_outcome(
             "secret-by-echo",
-            self.print_by_command(echo, &[LeakedForm::Plain]).await?,
+            self.outcome_of_printing_by_command(echo, &[LeakedForm::Plain])
+                .await?,
         );
         let mut encoded = Outcome::Stopped(String::new());
         for (command, forms) in ENCODING_COMMANDS {
-            encoded = encoded.and(self.print_by_command(command, forms).await?);
+            encoded = encoded.or_worse(self.outcome_of_printing_by_command(command, forms).await?);
         }
         outcomes.add_outcome("secret-by-base64", encoded);
         let mut in_errors = Outcome::Stopped(String::new());
@@ -209,8 +212,10 @@ impl SecretAttacks<'_> {
             "cat \"/$NPMRC\" \"/$(cat $TOKEN)\"",
             "${NPMRC}",
         ] {
-            let outcome = self.print_by_command(command, &[LeakedForm::Plain]).await?;
-            in_errors = in_errors.and(outcome);
+            let outcome = self
+                .outcome_of_printing_by_command(command, &[LeakedForm::Plain])
+                .await?;
+            in_errors = in_errors.or_worse(outcome);
         }
         outcomes.add_outcome("secret-in-an-error", in_errors);
         Ok(())
@@ -305,7 +310,7 @@ impl SecretAttacks<'_> {
         world.testbed.wait_for_step(gate, true).await?;
         let reply = world
             .mallory
-            .try_dockerfile("mounted", print(&["pip_token", "npmrc"]))
+            .build_dockerfile_without_push_or_cache("mounted", print(&["pip_token", "npmrc"]))
             .await?;
         world.testbed.open_gate_of_step(gate)?;
         running.await??;
@@ -332,7 +337,10 @@ impl SecretAttacks<'_> {
             "../payload-secret",
             "/var/openfaas/secrets/payload-secret",
         ];
-        let reply = world.mallory.try_dockerfile("mounted", print(&ids)).await?;
+        let reply = world
+            .mallory
+            .build_dockerfile_without_push_or_cache("mounted", print(&ids))
+            .await?;
         let stack = &world.testbed.stack;
         let deploy_secret = std::fs::read_to_string(&stack.deploy_secret)?;
         let of_builder = LeakDetector::new([
@@ -343,14 +351,20 @@ impl SecretAttacks<'_> {
         ]);
         outcomes.add_outcome(
             "secrets-of-the-builder",
-            Outcome::of_build(of_builder.find_leak(&reply.text).is_some(), &reply),
+            Outcome::succeeded_stopped_or_not_proven(of_builder.find_leak(&reply.text).is_some(), &reply),
         );
         let agent = format!(
             "FROM {}\nRUN --mount=type=ssh [ -S \"$SSH_AUTH_SOCK\" ] && echo got $((1000 + 234))\n",
             self.base
         );
-        let reply = world.mallory.try_dockerfile("mounted", agent).await?;
-        outcomes.add_outcome("agent-of-the-builder", Outcome::of_reply(&reply, "got 1234"));
+        let reply = world
+            .mallory
+            .build_dockerfile_without_push_or_cache("mounted", agent)
+            .await?;
+        outcomes.add_outcome(
+            "agent-of-the-builder",
+            Outcome::succeeded_if_reply_contains(&reply, "got 1234"),
+        );
         Ok(())
     }
 
@@ -367,17 +381,26 @@ impl SecretAttacks<'_> {
         };
         // The search finds a login where there is one, and prints it backwards.
         let decoy = "ENV LOGIN=decoy-of-a-login\n";
-        let control = world.mallory.try_dockerfile("login", search(decoy)).await?;
+        let control = world
+            .mallory
+            .build_dockerfile_without_push_or_cache("login", search(decoy))
+            .await?;
         ensure!(
             control.text.contains("nigol-a-fo-yoced"),
             "the search finds no login: {}",
             control.text
         );
-        let reply = world.mallory.try_dockerfile("login", search("")).await?;
+        let reply = world
+            .mallory
+            .build_dockerfile_without_push_or_cache("login", search(""))
+            .await?;
         let found = LeakDetector::new([password.as_str()])
             .find_leak(&reply.text)
             .is_some();
-        outcomes.add_outcome("registry-login-in-a-step", Outcome::of_build(found, &reply));
+        outcomes.add_outcome(
+            "registry-login-in-a-step",
+            Outcome::succeeded_stopped_or_not_proven(found, &reply),
+        );
 
         // A builder without a policy, which lets everybody read from every registry.
         let daemon = find_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;

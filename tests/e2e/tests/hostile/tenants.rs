@@ -10,91 +10,91 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, summarize_reply},
     world::{AttackWorld, Tenant},
 };
 
 /// The content of the victim's private image.
 const PRIVATE_CONTENT: &str = "what-only-the-victim-knows";
 
-pub(crate) const ATTACKS: &[Attack] = &[
-    Attack {
+pub(crate) const ATTACKS: &[AttackDescription] = &[
+    AttackDescription {
         name: "copy-from-a-private-image",
         attempts: "reads another tenant's image by `COPY --from`",
     },
-    Attack {
+    AttackDescription {
         name: "from-a-private-image",
         attempts: "reads another tenant's image by `FROM`",
     },
-    Attack {
+    AttackDescription {
         name: "mount-of-a-private-image",
         attempts: "reads another tenant's image by `RUN --mount=type=bind,from=` and by `type=cache,from=`",
     },
-    Attack {
+    AttackDescription {
         name: "private-image-by-onbuild",
         attempts: "reads another tenant's image by an `ONBUILD` instruction of a base image",
     },
-    Attack {
+    AttackDescription {
         name: "private-image-by-argument",
         attempts: "names another tenant's image in a build argument of `FROM` and `COPY --from`",
     },
-    Attack {
+    AttackDescription {
         name: "private-image-by-digest",
         attempts: "names another tenant's image by its digest, with and without a tag of the attacker's",
     },
-    Attack {
+    AttackDescription {
         name: "private-cache",
         attempts: "reads another tenant's steps by `cacheFrom`",
     },
-    Attack {
+    AttackDescription {
         name: "overwritten-image",
         attempts: "pushes over another tenant's tag by `image`",
     },
-    Attack {
+    AttackDescription {
         name: "overwritten-by-tags",
         attempts: "pushes to another tenant's repository by `tags`",
     },
-    Attack {
+    AttackDescription {
         name: "overwritten-by-cache",
         attempts: "writes over another tenant's tag by `cacheTo`, with `skipPush`",
     },
-    Attack {
+    AttackDescription {
         name: "overwritten-by-spelling",
         attempts: "spells another tenant's repository with `..`, `//`, and an encoded slash",
     },
-    Attack {
+    AttackDescription {
         name: "cache-mount-read",
         attempts: "reads another tenant's cache mount of the same id",
     },
-    Attack {
+    AttackDescription {
         name: "cache-mount-poisoned",
         attempts: "writes to another tenant's cache mount, which its next build uses",
     },
-    Attack {
+    AttackDescription {
         name: "cache-mount-by-namespace",
         attempts: "names another tenant's namespace in the id of a cache mount, and by `BUILDKIT_CACHE_MOUNT_NS`",
     },
-    Attack {
+    AttackDescription {
         name: "function-of-another-tenant",
         attempts: "deploys an image of the attacker's over another tenant's function",
     },
-    Attack {
+    AttackDescription {
         name: "secret-of-another-tenant",
         attempts: "deploys a function with a secret of another tenant's functions",
     },
-    Attack {
+    AttackDescription {
         name: "superseded-build",
         attempts: "ends another tenant's running build by a newer build of the same function",
     },
-    Attack {
+    AttackDescription {
         name: "result-by-call-id",
         attempts: "sends the call id of another tenant's build, to receive its result",
     },
-    Attack {
+    AttackDescription {
         name: "key-of-another-tenant",
         attempts: "signs with its own key and names another tenant in `X-Slipway-Tenant`",
     },
-    Attack {
+    AttackDescription {
         name: "slots-of-another-tenant",
         attempts: "queues many builds, so that another tenant's build waits for all of them",
     },
@@ -113,12 +113,12 @@ async fn no_tenant_reads_or_changes_what_is_anothers() -> Result<()> {
     imitate_builds(&world, &mut outcomes).await?;
     neighbour.stop_and_assert_unharmed().await?;
     outcomes.add_outcome("slots-of-another-tenant", fill_slots_of_builder().await?);
-    outcomes.assert_all_stopped(ATTACKS)
+    outcomes.report_and_assert_all_stopped(ATTACKS)
 }
 
 /// Builds and pushes the victim's private image with a cache, and returns its digest.
-async fn build_private_image(world: &AttackWorld) -> Result<String> {
-    let base = world.testbed.busybox_image_name().await?;
+async fn build_and_push_private_image(world: &AttackWorld) -> Result<String> {
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let source = BuildContext::dockerfile(format!(
         "FROM {base}\nCOPY private /private\nRUN cat /private > /step\n"
     ));
@@ -136,8 +136,8 @@ async fn build_private_image(world: &AttackWorld) -> Result<String> {
 
 /// Builds with the victim's private image or cache as the attacker, in every way there is.
 async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
-    let digest = build_private_image(world).await?;
-    let base = world.testbed.busybox_image_name().await?;
+    let digest = build_and_push_private_image(world).await?;
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let private = world.victim.image("private", "1");
     let repository = private.trim_end_matches(":1");
     let mallory = &world.mallory;
@@ -145,14 +145,19 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
         let mut outcome = Outcome::Stopped(String::new());
         let mut is_read_by_victim = false;
         for dockerfile in dockerfiles {
-            let reply = mallory.try_dockerfile("reads", dockerfile).await?;
+            let reply = mallory
+                .build_dockerfile_without_push_or_cache("reads", dockerfile)
+                .await?;
             // The output of a step, not the text of the Dockerfile.
-            outcome = outcome.and(Outcome::of_reply(&reply, PRIVATE_CONTENT));
+            outcome = outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT));
             if outcome.has_succeeded() {
                 break;
             }
             if !is_read_by_victim {
-                let reply = world.victim.try_dockerfile("reads", dockerfile).await?;
+                let reply = world
+                    .victim
+                    .build_dockerfile_without_push_or_cache("reads", dockerfile)
+                    .await?;
                 is_read_by_victim = reply.text.contains(PRIVATE_CONTENT);
             }
         }
@@ -213,7 +218,10 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
     });
     let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n")).with_file("a", "a");
     let reply = mallory.build(&source, &config).await?;
-    outcomes.add_outcome("private-cache", Outcome::of_build(reply.status == 200, &reply));
+    outcomes.add_outcome(
+        "private-cache",
+        Outcome::succeeded_stopped_or_not_proven(reply.status == 200, &reply),
+    );
     let config = json!({
         "image": world.victim.image("cached", "1"), "skipPush": true, "cacheFrom": config["cacheFrom"],
     });
@@ -225,7 +233,7 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
 /// Pushes over the victim's private image as the attacker, in every way there is.
 async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let (victim, mallory) = (&world.victim, &world.mallory);
-    let base = world.testbed.busybox_image_name().await?;
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let host = &world.testbed.stack.registry.host;
     let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n")).with_file("a", "overwritten");
     let digest = async |repository: &str, tag: &str| -> Result<Option<String>> {
@@ -237,7 +245,7 @@ async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result
         let mut outcome = Outcome::Stopped(String::new());
         for config in configs {
             let reply = mallory.build(&source, config).await?;
-            outcome = outcome.and(Outcome::of_build(false, &reply));
+            outcome = outcome.or_worse(Outcome::succeeded_stopped_or_not_proven(false, &reply));
         }
         let changed = digest("hostile/victim/private", "1").await? != before
             || digest("hostile/victim/private", "added").await?.is_some();
@@ -246,7 +254,7 @@ async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result
         }
         outcomes.add_outcome(name, outcome);
         if changed {
-            build_private_image(world).await?;
+            build_and_push_private_image(world).await?;
             if let Some(added) = digest("hostile/victim/private", "added").await? {
                 world
                     .testbed
@@ -294,7 +302,7 @@ async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result
 /// Reads and writes the victim's cache mount in steps of the attacker.
 async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let (victim, mallory) = (&world.victim, &world.mallory);
-    let base = world.testbed.busybox_image_name().await?;
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)?
         .as_nanos();
@@ -319,7 +327,10 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
     );
     // The text of the script is in the log too, so what is written there must not be the bait.
     let read = build(mallory, mount(&id, "cat /cache/private")).await?;
-    outcomes.add_outcome("cache-mount-read", Outcome::of_reply(&read, PRIVATE_CONTENT));
+    outcomes.add_outcome(
+        "cache-mount-read",
+        Outcome::succeeded_if_reply_contains(&read, PRIVATE_CONTENT),
+    );
 
     build(mallory, mount(&id, "echo poi''soned > /cache/tool")).await?;
     let own = build(mallory, mount(&id, "cat /cache/tool")).await?;
@@ -329,7 +340,10 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
         own.text
     );
     let next = build(victim, mount(&id, "cat /cache/tool || true")).await?;
-    outcomes.add_outcome("cache-mount-poisoned", Outcome::of_reply(&next, "poisoned"));
+    outcomes.add_outcome(
+        "cache-mount-poisoned",
+        Outcome::succeeded_if_reply_contains(&next, "poisoned"),
+    );
 
     let mut outcome = Outcome::Stopped(String::new());
     for id in [
@@ -338,7 +352,7 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
         format!("../victim/{id}"),
     ] {
         let reply = build(mallory, mount(&id, "cat /cache/private")).await?;
-        outcome = outcome.and(Outcome::of_reply(&reply, PRIVATE_CONTENT));
+        outcome = outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT));
     }
     // Another step than the one before, which failed without the argument.
     let source = BuildContext::dockerfile(mount(&id, "cat /cache/private; : by the argument"));
@@ -349,7 +363,7 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
     let reply = mallory.build(&source, &config).await?;
     outcomes.add_outcome(
         "cache-mount-by-namespace",
-        outcome.and(Outcome::of_reply(&reply, PRIVATE_CONTENT)),
+        outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT)),
     );
     Ok(())
 }
@@ -357,7 +371,7 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
 /// Deploys over the victim's function, and a function with a secret of the victim's functions, as the attacker.
 async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let functions = &world.testbed.functions;
-    let base = world.testbed.busybox_image_name().await?;
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let shop = |text: &str| BuildContext::static_page_function(base, text);
     let limit = Duration::from_secs(60);
     functions.remove_function("victim-shop").await?;
@@ -395,7 +409,7 @@ async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Resu
     let answer = functions.get_path("mallory-reader", "/cgi-bin/secrets").await?;
     outcomes.add_outcome(
         "secret-of-another-tenant",
-        Outcome::of_build(answer.1.contains(PRIVATE_CONTENT), &reply),
+        Outcome::succeeded_stopped_or_not_proven(answer.1.contains(PRIVATE_CONTENT), &reply),
     );
     // The same function of the victim's own reads the secret.
     let config = reader(&world.victim, "victim-reader");
@@ -415,7 +429,7 @@ async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Resu
 
 /// Sends builds of the attacker with the function, the call id and the tenant of the victim's builds.
 async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
-    let base = world.testbed.busybox_image_name().await?;
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let gate = "gate-of-the-superseded";
     let call = format!(
         "hostile-{:?}",
@@ -432,8 +446,11 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
     let tar = source.tar_with_config(&config(world.victim.image("superseded", "1")))?;
     let client = world.victim.client.clone();
     let headers = call.clone();
-    let mut running =
-        tokio::spawn(async move { client.post_with_headers(tar, &[("X-Call-Id", &headers)]).await });
+    let mut running = tokio::spawn(async move {
+        client
+            .post_signed_with_headers(tar, &[("X-Call-Id", &headers)])
+            .await
+    });
     tokio::select! {
         started = world.testbed.wait_for_step(gate, true) => started?,
         ended = &mut running => anyhow::bail!("the victim's build ended early: {}", ended??.text),
@@ -463,7 +480,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
     let reply = world
         .mallory
         .client
-        .post_with_headers(other.tar_with_config(&config)?, &[("X-Call-Id", &call)])
+        .post_signed_with_headers(other.tar_with_config(&config)?, &[("X-Call-Id", &call)])
         .await?;
     ensure!(
         victims.status == 409 || victims.text.contains(PRIVATE_CONTENT),
@@ -471,7 +488,10 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         victims.status,
         victims.text
     );
-    outcomes.add_outcome("result-by-call-id", Outcome::of_reply(&reply, PRIVATE_CONTENT));
+    outcomes.add_outcome(
+        "result-by-call-id",
+        Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT),
+    );
 
     let tar = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n"))
         .with_file("a", "a")
@@ -479,7 +499,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
     let reply = world
         .mallory
         .client
-        .post_with_headers(tar, &[("X-Slipway-Tenant", "victim")])
+        .post_signed_with_headers(tar, &[("X-Slipway-Tenant", "victim")])
         .await?;
     let image = world
         .testbed
@@ -488,7 +508,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         .await?;
     outcomes.add_outcome(
         "key-of-another-tenant",
-        Outcome::of_build(image.is_some(), &reply),
+        Outcome::succeeded_stopped_or_not_proven(image.is_some(), &reply),
     );
     if let Some(image) = image {
         world
@@ -506,15 +526,15 @@ async fn fill_slots_of_builder() -> Result<Outcome> {
     const FLOOD_BUILD_COUNT: usize = 6;
     /// The most builds of the attacker that may run before the victim's.
     const MAX_BUILDS_BEFORE_VICTIMS: usize = 3;
-    const STEP_TIME: Duration = Duration::from_secs(2);
+    const FLOOD_STEP_TIME: Duration = Duration::from_secs(2);
     let settings = [("max_inflight", "1"), ("queue_wait", "2m")];
-    let world = AttackWorld::with_settings(&settings, &[]).await?;
-    let base = world.testbed.busybox_image_name().await?;
+    let world = AttackWorld::start_with_settings(&settings, &[]).await?;
+    let base = world.testbed.build_busybox_once_and_get_name().await?;
     let mut flood = tokio::task::JoinSet::new();
     for number in 0..FLOOD_BUILD_COUNT {
         let source = BuildContext::dockerfile(format!(
             "FROM {base}\nRUN sleep {}; : flood\n",
-            STEP_TIME.as_secs()
+            FLOOD_STEP_TIME.as_secs()
         ));
         let config = json!({ "image": world.mallory.image(&format!("flood-{number}"), "1"), "skipPush": true, "noCache": true });
         let (client, tar) = (world.mallory.client.clone(), source.tar_with_config(&config)?);
@@ -523,7 +543,7 @@ async fn fill_slots_of_builder() -> Result<Outcome> {
     world.testbed.wait_for_step("sleep 2; : flood", true).await?;
     let reply = world
         .victim
-        .try_dockerfile("slots", format!("FROM {base}\nRUN true\n"))
+        .build_dockerfile_without_push_or_cache("slots", format!("FROM {base}\nRUN true\n"))
         .await?;
     let mut ended = Vec::new();
     while let Some(build) = flood.try_join_next() {

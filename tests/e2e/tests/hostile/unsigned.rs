@@ -18,34 +18,34 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{Attack, Outcome, Outcomes, summarize_reply},
+    attack::{AttackDescription, Outcome, Outcomes, summarize_reply},
     world::AttackWorld,
 };
 
-pub(crate) const ATTACKS: &[Attack] = &[
-    Attack {
+pub(crate) const ATTACKS: &[AttackDescription] = &[
+    AttackDescription {
         name: "unsigned-attributes",
         attempts: "raises builder-fn's memory by ten unsigned bodies of extended attributes",
     },
-    Attack {
+    AttackDescription {
         name: "unsigned-ratio",
         attempts: "fills the spool by unsigned gzip bodies of less than 1 MiB that become 28 MiB",
     },
-    Attack {
+    AttackDescription {
         name: "unsigned-idle",
         attempts: "holds every slot by requests whose bodies do not come",
     },
-    Attack {
+    AttackDescription {
         name: "unsigned-hand-overs",
         attempts: "raises deployer-fn's memory by eighty senders of half an unsigned body of 1,000 KiB",
     },
-    Attack {
+    AttackDescription {
         name: "unsigned-flood",
         attempts: "delays or fails signed builds by 300 senders of every kind at both functions",
     },
 ];
 
-const MIB: u64 = 1 << 20;
+const BYTES_PER_MIB: u64 = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unsigned_senders_cost_signed_builds_nothing() -> Result<()> {
@@ -58,10 +58,10 @@ async fn unsigned_senders_cost_signed_builds_nothing() -> Result<()> {
     outcomes.add_outcome("unsigned-idle", hold_idle_bodies().await?);
     outcomes.add_outcome("unsigned-hand-overs", send_half_hand_overs().await?);
     outcomes.add_outcome("unsigned-flood", flood_both_functions().await?);
-    outcomes.assert_all_stopped(ATTACKS)
+    outcomes.report_and_assert_all_stopped(ATTACKS)
 }
 
-fn builder_target(world: &AttackWorld) -> Result<FloodTarget> {
+fn flood_target_of_builder(world: &AttackWorld) -> Result<FloodTarget> {
     Ok(FloodTarget {
         address: socket_address(world.builder.url())?,
         path: "/build",
@@ -70,7 +70,7 @@ fn builder_target(world: &AttackWorld) -> Result<FloodTarget> {
     })
 }
 
-fn deployer_target(deployer: &DeployerProcess) -> Result<FloodTarget> {
+fn flood_target_of_deployer(deployer: &DeployerProcess) -> Result<FloodTarget> {
     Ok(FloodTarget {
         address: socket_address(deployer.url())?,
         path: "/",
@@ -83,17 +83,19 @@ fn socket_address(url: &str) -> Result<SocketAddr> {
     Ok(url.trim_start_matches("http://").parse()?)
 }
 
-/// Builds as the victim, with a body of this size.
-async fn signed_build(world: &AttackWorld, size: usize) -> Result<HttpReply> {
+/// Builds as the victim, with a file of `file_bytes` bytes in the context.
+async fn build_signed_as_victim(world: &AttackWorld, file_bytes: usize) -> Result<HttpReply> {
     let page = format!("{:?}", Instant::now());
     let source = BuildContext::dockerfile("FROM scratch\nCOPY page more /\n");
-    let source = source.with_file("page", page).with_file("more", vec![7; size]);
+    let source = source
+        .with_file("page", page)
+        .with_file("more", vec![7; file_bytes]);
     let config = json!({ "image": world.victim.image("beside-a-flood", "1"), "skipPush": true });
     world.victim.build(&source, &config).await
 }
 
 /// Waits three seconds: the senders connect within the first one, and what a function has read gives no event.
-async fn wait_until_senders_have_sent() {
+async fn sleep_until_senders_have_sent() {
     tokio::time::sleep(Duration::from_secs(3)).await;
 }
 
@@ -101,47 +103,53 @@ async fn wait_until_senders_have_sent() {
 /// MiB, or a signed build fails.
 async fn send_extended_attributes() -> Result<Outcome> {
     let world = AttackWorld::start().await?;
-    signed_build(&world, 1000).await?;
+    build_signed_as_victim(&world, 1000).await?;
     let flood = Flood::start(
-        builder_target(&world)?,
+        flood_target_of_builder(&world)?,
         &[UnsignedSender::ExtendedAttributes],
         10,
         None,
     )?;
-    wait_until_senders_have_sent().await;
-    let reply = signed_build(&world, 1000).await?;
+    sleep_until_senders_have_sent().await;
+    let reply = build_signed_as_victim(&world, 1000).await?;
     ensure!(
-        flood.sent_bytes() > MIB,
+        flood.sent_bytes() > BYTES_PER_MIB,
         "the senders have sent {} bytes",
         flood.sent_bytes()
     );
     let peak = world.builder.peak_memory_bytes()? as u64;
     let evidence = format!(
         "a peak of {} MiB; a signed build: {}; {:?}",
-        peak / MIB,
+        peak / BYTES_PER_MIB,
         summarize_reply(&reply),
         flood.outcome_counts()
     );
     Ok(Outcome::of_success(
-        peak > 64 * MIB || reply.status != 200,
+        peak > 64 * BYTES_PER_MIB || reply.status != 200,
         evidence,
     ))
 }
 
 /// Sends bodies that decompress to more than the spool holds. The attack succeeded if a signed build fails.
 async fn send_high_compression_ratios() -> Result<Outcome> {
-    let (body_limit, spool_limit) = ((32 * MIB).to_string(), (64 * MIB).to_string());
+    let (body_limit, spool_limit) = ((32 * BYTES_PER_MIB).to_string(), (64 * BYTES_PER_MIB).to_string());
     let settings = [("spool_limit", &*spool_limit), ("max_body", &*body_limit)];
-    let world = AttackWorld::with_settings(&settings, &[]).await?;
-    let flood = Flood::start(builder_target(&world)?, &[UnsignedSender::Ratio], 8, None)?;
+    let world = AttackWorld::start_with_settings(&settings, &[]).await?;
+    let flood = Flood::start(
+        flood_target_of_builder(&world)?,
+        &[UnsignedSender::Ratio],
+        8,
+        None,
+    )?;
     // Until the spool is full, or would have been.
     let end = Instant::now() + Duration::from_secs(15);
-    while Instant::now() < end && world.builder.metric_value("slipway_spool_bytes").await? < 52.0 * MIB as f64
+    while Instant::now() < end
+        && world.builder.metric_value("slipway_spool_bytes").await? < 52.0 * BYTES_PER_MIB as f64
     {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     ensure!(flood.request_count() > 0, "the senders have sent nothing");
-    let reply = signed_build(&world, 8 << 20).await?;
+    let reply = build_signed_as_victim(&world, 8 << 20).await?;
     let evidence = format!(
         "a signed build: {}; {:?}",
         summarize_reply(&reply),
@@ -153,15 +161,20 @@ async fn send_high_compression_ratios() -> Result<Outcome> {
 /// Sends heads without bodies from four senders, to a builder with two slots. The attack succeeded if a signed build
 /// fails.
 async fn hold_idle_bodies() -> Result<Outcome> {
-    let world = AttackWorld::with_settings(&[("max_inflight", "2")], &[]).await?;
-    let flood = Flood::start(builder_target(&world)?, &[UnsignedSender::IdleBody], 4, None)?;
-    wait_until_senders_have_sent().await;
+    let world = AttackWorld::start_with_settings(&[("max_inflight", "2")], &[]).await?;
+    let flood = Flood::start(
+        flood_target_of_builder(&world)?,
+        &[UnsignedSender::IdleBody],
+        4,
+        None,
+    )?;
+    sleep_until_senders_have_sent().await;
     ensure!(
         flood.request_count() >= 4,
         "only {} requests were sent",
         flood.request_count()
     );
-    let reply = signed_build(&world, 1000).await?;
+    let reply = build_signed_as_victim(&world, 1000).await?;
     Ok(Outcome::of_success(
         reply.status != 200,
         format!("a signed build: {}", summarize_reply(&reply)),
@@ -171,39 +184,44 @@ async fn hold_idle_bodies() -> Result<Outcome> {
 /// Sends half of a hand-over from 80 senders. The attack succeeded if deployer-fn's peak memory is over 32 MiB.
 async fn send_half_hand_overs() -> Result<Outcome> {
     let world = AttackWorld::start().await?;
-    let target = deployer_target(&world.deployer)?;
+    let target = flood_target_of_deployer(&world.deployer)?;
     let before = peak_memory_bytes(world.deployer.process_id())?;
     let flood = Flood::start(target, &[UnsignedSender::HalfBody], 80, None)?;
-    wait_until_senders_have_sent().await;
+    sleep_until_senders_have_sent().await;
     ensure!(
         flood.request_count() >= 80,
         "only {} requests were sent",
         flood.request_count()
     );
     let peak = peak_memory_bytes(world.deployer.process_id())?;
-    let evidence = format!("from {} to {} MiB", before / MIB, peak / MIB);
+    let evidence = format!("from {} to {} MiB", before / BYTES_PER_MIB, peak / BYTES_PER_MIB);
     // Half of what the chart lets the function use.
-    Ok(Outcome::of_success(peak > 32 * MIB, evidence))
+    Ok(Outcome::of_success(peak > 32 * BYTES_PER_MIB, evidence))
 }
 
 /// Builds once a second beside 300 senders. The attack succeeded if a build fails or is slow, or a function's peak
 /// memory is over its limit.
 async fn flood_both_functions() -> Result<Outcome> {
-    const FLOOD_LENGTH: Duration = Duration::from_secs(12);
+    const FLOOD_DURATION: Duration = Duration::from_secs(12);
     /// The least limit on the time of a build beside the flood.
-    const MIN_TIME_LIMIT: Duration = Duration::from_secs(10);
+    const MIN_BUILD_TIME_LIMIT: Duration = Duration::from_secs(10);
     let world = AttackWorld::start().await?;
-    signed_build(&world, 1000).await?;
+    build_signed_as_victim(&world, 1000).await?;
     let begun = Instant::now();
-    signed_build(&world, 30 << 10).await?;
+    build_signed_as_victim(&world, 30 << 10).await?;
     // On a slow or busy machine, a build takes long without a flood too.
-    let time_limit = MIN_TIME_LIMIT.max(5 * begun.elapsed());
-    let to_builder = Flood::start(builder_target(&world)?, &UnsignedSender::ALL, 240, None)?;
-    let to_deployer = Flood::start(deployer_target(&world.deployer)?, &UnsignedSender::ALL, 60, None)?;
+    let time_limit = MIN_BUILD_TIME_LIMIT.max(5 * begun.elapsed());
+    let to_builder = Flood::start(flood_target_of_builder(&world)?, &UnsignedSender::ALL, 240, None)?;
+    let to_deployer = Flood::start(
+        flood_target_of_deployer(&world.deployer)?,
+        &UnsignedSender::ALL,
+        60,
+        None,
+    )?;
     let (started, mut durations, mut failed) = (Instant::now(), Vec::new(), Vec::new());
-    while started.elapsed() < FLOOD_LENGTH {
+    while started.elapsed() < FLOOD_DURATION {
         let begun = Instant::now();
-        match signed_build(&world, 30 << 10).await {
+        match build_signed_as_victim(&world, 30 << 10).await {
             Ok(reply) if reply.status == 200 => durations.push(begun.elapsed()),
             Ok(reply) => failed.push(summarize_reply(&reply)),
             Err(error) => failed.push(format!("{error:#}")),
@@ -220,10 +238,13 @@ async fn flood_both_functions() -> Result<Outcome> {
     let evidence = format!(
         "{} signed builds, the longest {longest:.1?}, failed: {failed:?}; peaks of {} and {} MiB",
         durations.len(),
-        builder / MIB,
-        deployer / MIB
+        builder / BYTES_PER_MIB,
+        deployer / BYTES_PER_MIB
     );
     // Unoptimised code has larger futures and deeper stacks than the limits of 64 and 32 MiB are for.
-    let is_harmless = failed.is_empty() && longest < time_limit && builder < 80 * MIB && deployer < 40 * MIB;
+    let is_harmless = failed.is_empty()
+        && longest < time_limit
+        && builder < 80 * BYTES_PER_MIB
+        && deployer < 40 * BYTES_PER_MIB;
     Ok(Outcome::of_success(!is_harmless, evidence))
 }

@@ -40,7 +40,7 @@ impl Tenant {
     }
 
     /// Builds a Dockerfile without a push and without the cache, and returns the answer.
-    pub(crate) async fn try_dockerfile(
+    pub(crate) async fn build_dockerfile_without_push_or_cache(
         &self,
         name: &str,
         dockerfile: impl Into<String>,
@@ -78,34 +78,37 @@ pub(crate) struct AttackWorld {
 impl AttackWorld {
     /// Starts the builder and the deployer with the policy of both tenants.
     pub(crate) async fn start() -> Result<Self> {
-        Self::with_settings(&[], &[]).await
+        Self::start_with_settings(&[], &[]).await
     }
 
     /// Starts the builder with more settings, and a policy that lets the attacker read these addresses.
-    pub(crate) async fn with_settings(settings: &[(&str, &str)], readable: &[String]) -> Result<Self> {
+    pub(crate) async fn start_with_settings(
+        settings: &[(&str, &str)],
+        mallory_http: &[String],
+    ) -> Result<Self> {
         let readable = ReadableAddresses {
-            mallory_http: readable.to_vec(),
+            mallory_http: mallory_http.to_vec(),
             ..ReadableAddresses::default()
         };
-        Self::with_readable_addresses(settings, &readable).await
+        Self::start_with_readable_addresses(settings, &readable).await
     }
 
     /// Starts the builder with more settings, and a policy that lets the tenants read these addresses.
-    pub(crate) async fn with_readable_addresses(
+    pub(crate) async fn start_with_readable_addresses(
         settings: &[(&str, &str)],
         readable: &ReadableAddresses,
     ) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         // Base images are built by the stack's own builder, before there is a policy.
-        testbed.busybox_image_name().await?;
+        testbed.build_busybox_once_and_get_name().await?;
         let policy = tempfile::tempdir()?;
         let path = policy.path().join("policy.json");
-        fs::write(&path, policy_with_sources(&testbed, readable).to_string())?;
+        fs::write(&path, policy_of_both_tenants(&testbed, readable).to_string())?;
         let path = path.to_str().context("the path is not UTF-8")?.to_owned();
 
         let gateway = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
         let deployer_settings = [("policy_file", path.as_str())];
-        let secrets = platform_secrets(&testbed);
+        let secrets = secrets_of_both_functions(&testbed);
         let deployer =
             DeployerProcess::start_with_more_secrets(&testbed, gateway.url(), &deployer_settings, &secrets)
                 .await?;
@@ -142,7 +145,7 @@ impl AttackWorld {
 }
 
 /// Returns the secrets of both functions: the tenants' keys, and the registry's credentials for tenants and builder.
-fn platform_secrets(testbed: &Testbed) -> Vec<(&'static str, String)> {
+fn secrets_of_both_functions(testbed: &Testbed) -> Vec<(&'static str, String)> {
     let registry = &testbed.stack.registry;
     let login = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
     vec![
@@ -155,7 +158,7 @@ fn platform_secrets(testbed: &Testbed) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn policy_with_sources(testbed: &Testbed, readable: &ReadableAddresses) -> Value {
+fn policy_of_both_tenants(testbed: &Testbed, readable: &ReadableAddresses) -> Value {
     let host = &testbed.stack.registry.host;
     let tenant = |name: &str, http: &[String]| {
         let images = [

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use builder_fn::hint::{
-    ContextFiles, CredentialHolder, FailedStepOutput, Failure, Hint, RegistryLogin, explain,
+    ContextFiles, CredentialHolder, FailedStepOutput, Failure, Hint, RegistryLoginState, explain,
     explain_deployment,
 };
 use serde::{Deserialize, Deserializer};
@@ -57,7 +57,7 @@ pub(crate) struct Case {
     #[serde(default)]
     deployment: Option<Value>,
     /// What the hint has to say.
-    pub(crate) expected: Expected,
+    pub(crate) expected: ExpectedHint,
 }
 
 /// The credentials of a build for a registry.
@@ -74,17 +74,17 @@ struct Login {
 /// What the hint of a case has to say.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Expected {
+pub(crate) struct ExpectedHint {
     /// The word for the kind; `null` if there must be no hint.
     pub(crate) kind: Option<String>,
     /// The file; `null` if there must be none.
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_even_if_null")]
     file: Option<Option<String>>,
     /// The line; `null` if there must be none.
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_even_if_null")]
     line: Option<Option<u32>>,
     /// The line of the step; `null` if there must be none.
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "some_even_if_null")]
     step_line: Option<Option<u32>>,
     /// Texts that the cause or the next step has to contain, in any case.
     #[serde(default)]
@@ -92,7 +92,7 @@ pub(crate) struct Expected {
 }
 
 /// Tells a `null` from a key that is left out.
-fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+fn some_even_if_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
@@ -156,7 +156,7 @@ impl Case {
             dockerfile_line: self.step_line,
             dockerfile: self.dockerfile.as_deref().unwrap_or("Dockerfile"),
             files: &files,
-            login: self.login.as_ref().map(|login| RegistryLogin {
+            login: self.login.as_ref().map(|login| RegistryLoginState {
                 holder: match login.holder.as_str() {
                     "operator" => CredentialHolder::Operator,
                     tenant => CredentialHolder::Tenant(tenant),
@@ -169,7 +169,7 @@ impl Case {
     }
 
     /// Returns what is wrong with a hint for the case.
-    pub(crate) fn problems(&self, hint: Option<&Hint>) -> Vec<String> {
+    pub(crate) fn differences_from_expected_hint(&self, hint: Option<&Hint>) -> Vec<String> {
         let expected = &self.expected;
         let mut problems = Vec::new();
         let kind = hint.map(|hint| hint.kind.as_str().to_owned());

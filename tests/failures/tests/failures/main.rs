@@ -1,7 +1,7 @@
 //! The hints for a table of failed builds and deployments.
 //!
-//! Each case is a file in `cases/`: a failure with the texts that the programs wrote, and the cause, place and step that its
-//! hint has to have. Those in `blind/` were written without knowledge of the rules.
+//! Each case is a file in `cases/`: a failure with the texts that the programs wrote, and the cause, place and step
+//! that its hint has to have. Those in `blind/` were written without knowledge of the rules.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -20,12 +20,12 @@ use builder_fn::hint::HintKind;
 use case::Case;
 
 /// The number of cases of which one may have no hint or another one, for each group of cases.
-const CASES_PER_ERROR: usize = 25;
+const CASES_PER_ALLOWED_ERROR: usize = 25;
 
 /// Returns the shortest time that `explain` takes in a few runs, so that a busy machine counts little.
-fn shortest_time(explain: impl Fn()) -> Duration {
-    const RUNS: usize = 5;
-    let times = (0..RUNS).map(|_| {
+fn shortest_time_of_some_runs(explain: impl Fn()) -> Duration {
+    const MEASURED_RUNS: usize = 5;
+    let times = (0..MEASURED_RUNS).map(|_| {
         let start = Instant::now();
         explain();
         start.elapsed()
@@ -33,8 +33,9 @@ fn shortest_time(explain: impl Fn()) -> Duration {
     times.min().unwrap_or_default()
 }
 
-/// Checks the cases in a folder, and reports those whose hint is not as expected. Returns the numbers of cases and of errors.
-fn check_cases(group: &str) -> (usize, usize) {
+/// Checks the cases in a folder, and reports those whose hint is not as expected. Returns the numbers of cases and of
+/// errors.
+fn count_cases_and_wrong_hints(group: &str) -> (usize, usize) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases").join(group);
     let mut files: Vec<_> = std::fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
@@ -48,7 +49,7 @@ fn check_cases(group: &str) -> (usize, usize) {
     for file in &files {
         let case = Case::read(file);
         let hint = case.explain();
-        let took = shortest_time(|| drop(case.explain()));
+        let took = shortest_time_of_some_runs(|| drop(case.explain()));
         let name = file.file_stem().unwrap().to_string_lossy().into_owned();
         *kinds
             .entry(case.expected.kind.clone().unwrap_or_default())
@@ -56,7 +57,7 @@ fn check_cases(group: &str) -> (usize, usize) {
         if took > longest.0 {
             longest = (took, name.clone());
         }
-        let problems = case.problems(hint.as_ref());
+        let problems = case.differences_from_expected_hint(hint.as_ref());
         if !problems.is_empty() {
             wrong += 1;
             println!(
@@ -79,19 +80,25 @@ fn check_cases(group: &str) -> (usize, usize) {
 
 #[test]
 fn of_the_seeded_failures_at_least_48_in_50_are_explained_with_their_cause_place_and_step() {
-    let (cases, wrong) = check_cases("seeded");
+    let (cases, wrong) = count_cases_and_wrong_hints("seeded");
     assert!(cases >= 50, "there are only {cases} cases");
-    assert!(wrong * CASES_PER_ERROR <= cases, "{wrong} of {cases} are wrong");
+    assert!(
+        wrong * CASES_PER_ALLOWED_ERROR <= cases,
+        "{wrong} of {cases} are wrong"
+    );
 }
 
 #[test]
 fn of_the_failures_written_without_knowledge_of_the_rules_as_many_are_explained() {
-    let (cases, wrong) = check_cases("blind");
-    assert!(wrong * CASES_PER_ERROR <= cases, "{wrong} of {cases} are wrong");
+    let (cases, wrong) = count_cases_and_wrong_hints("blind");
+    assert!(
+        wrong * CASES_PER_ALLOWED_ERROR <= cases,
+        "{wrong} of {cases} are wrong"
+    );
 }
 
 /// Returns the words in the first column of the tables of a page.
-fn words_in_tables(page: &str) -> BTreeSet<&str> {
+fn hyphenated_words_in_first_columns(page: &str) -> BTreeSet<&str> {
     let rows = page
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
@@ -101,11 +108,11 @@ fn words_in_tables(page: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn the_documents_have_every_kind_and_no_other() {
+fn the_documents_list_every_hint_kind_and_no_other() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let kinds: BTreeSet<_> = HintKind::ALL.iter().map(|kind| kind.as_str()).collect();
     let page = std::fs::read_to_string(root.join("docs/failures.md")).unwrap();
-    assert_eq!(words_in_tables(&page), kinds);
+    assert_eq!(hyphenated_words_in_first_columns(&page), kinds);
     let openapi = std::fs::read_to_string(root.join("builder-fn/openapi.yaml")).unwrap();
     let (_, rest) = openapi.split_once("\n    Hint:\n").unwrap();
     let (_, rest) = rest.split_once("enum: [").unwrap();

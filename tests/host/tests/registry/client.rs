@@ -22,8 +22,8 @@ fn unauthorized_answer(challenge: String) -> ScriptedAnswer {
 }
 
 /// Returns the answer of a token server with this token.
-fn token_answer(text: &str) -> ScriptedAnswer {
-    (200, json!({"token": text}).to_string(), None)
+fn token_answer(token: &str) -> ScriptedAnswer {
+    (200, json!({"token": token}).to_string(), None)
 }
 
 #[tokio::test]
@@ -135,16 +135,16 @@ async fn a_password_is_sent_to_a_registry_that_asks_for_it() {
     );
 }
 
-/// Starts a registry that requires the token `let-me-in`; its token server is at `path` on the registry itself, and
-/// answers with `answer`.
-async fn registry_with_tokens(path: &'static str, answer: ScriptedAnswer) -> TestServer {
+/// Starts a registry that requires the token `let-me-in`; its token server is at `realm_path` on the registry itself,
+/// and answers with `token_server_answer`.
+async fn registry_with_tokens(realm_path: &'static str, token_server_answer: ScriptedAnswer) -> TestServer {
     let host = Arc::new(Mutex::new(String::new()));
     let own = Arc::clone(&host);
     let registry = TestServer::start("127.0.0.1", move |request| match &*request.authorization {
         "Bearer let-me-in" => ok_answer(),
-        _ if request.line.contains(" /token") => answer.clone(),
+        _ if request.line.contains(" /token") => token_server_answer.clone(),
         _ => unauthorized_answer(format!(
-            "Bearer realm=\"http://{}{path}\",service=\"a b\"",
+            "Bearer realm=\"http://{}{realm_path}\",service=\"a b\"",
             own.lock().unwrap()
         )),
     })

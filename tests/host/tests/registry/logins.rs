@@ -23,8 +23,10 @@ fn parse_logins(content: &str) -> Logins {
     Logins::parse_config(content.as_bytes()).unwrap_or_else(|error| panic!("{content}: {error}"))
 }
 
-fn find_credentials(content: &str, host: &str) -> (String, String) {
-    let RegistryCredentials { username, secret } = parse_logins(content).credentials_for(host).unwrap();
+fn find_credentials(config_json: &str, host: &str) -> (String, String) {
+    let RegistryCredentials { username, secret } = parse_logins(config_json)
+        .credentials_or_anonymous_for(host)
+        .unwrap();
     (username, secret)
 }
 
@@ -42,7 +44,7 @@ fn every_recorded_file_gives_the_same_credentials_as_with_docker_or_fails_as_the
             .map_err(|error| error.to_string())
             .and_then(|logins| {
                 logins
-                    .credentials_for(&case.host)
+                    .credentials_or_anonymous_for(&case.host)
                     .map_err(|error| error.to_string())
             });
         match found {
@@ -151,16 +153,20 @@ fn the_helper_of_a_registry_precedes_the_one_for_all() {
         ("none.example", None),
         ("null.example", None),
     ] {
-        assert_eq!(logins.credential_helper(host).unwrap(), expected, "{host}");
+        assert_eq!(
+            logins.helper_and_server_name_for(host).unwrap(),
+            expected,
+            "{host}"
+        );
     }
-    let error = logins.credential_helper("wrong.example").unwrap_err();
+    let error = logins.helper_and_server_name_for("wrong.example").unwrap_err();
     assert_eq!(
         error.to_string(),
         "credHelpers.wrong.example should be the name of a credential helper"
     );
     assert_eq!(
         parse_logins(r#"{"credsStore": ""}"#)
-            .credential_helper("gcr.io")
+            .helper_and_server_name_for("gcr.io")
             .unwrap(),
         None
     );
@@ -198,9 +204,16 @@ fn an_unusable_entry_disables_its_own_registry_only() {
         );
         let logins = parse_logins(&content);
         for host in ["a.example", "z.example"] {
-            assert_eq!(logins.credentials_for(host).unwrap().secret, "pass", "{entry}");
+            assert_eq!(
+                logins.credentials_or_anonymous_for(host).unwrap().secret,
+                "pass",
+                "{entry}"
+            );
         }
-        let error = logins.credentials_for("bad.example").unwrap_err().to_string();
+        let error = logins
+            .credentials_or_anonymous_for("bad.example")
+            .unwrap_err()
+            .to_string();
         assert!(
             error.starts_with(fault) && !error.contains("hunter2"),
             "{entry}: {error}"
@@ -284,7 +297,7 @@ fn an_unusable_entry_is_logged_once_for_each_content() {
                 cache
                     .parse_if_changed(content.as_bytes())
                     .unwrap()
-                    .credentials_for("bad.example")
+                    .credentials_or_anonymous_for("bad.example")
                     .is_err()
             );
         }
@@ -303,7 +316,7 @@ fn debug_output_contains_no_secret() {
     let content = r#"{"auths": {"example.com": {"username": "a", "password": "hunter2"}}}"#;
     let cache = LoginsCache::new("registry-config");
     let logins = cache.parse_if_changed(content.as_bytes()).unwrap();
-    let credentials = logins.credentials_for("example.com").unwrap();
+    let credentials = logins.credentials_or_anonymous_for("example.com").unwrap();
     assert_eq!(credentials.secret, "hunter2");
     assert!(!format!("{cache:?} {logins:?} {credentials:?}").contains("hunter2"));
 }

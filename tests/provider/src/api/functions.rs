@@ -28,13 +28,13 @@ pub(super) struct NamespaceParameters {
 /// not be in it.
 pub(super) async fn resolve_namespace(
     functions: &FunctionStore,
-    given: String,
+    requested_namespace: String,
 ) -> Result<String, ProviderError> {
-    if given.is_empty() {
+    if requested_namespace.is_empty() {
         return Ok(functions.settings().function_namespace.clone());
     }
-    functions.check_function_namespace(&given).await?;
-    Ok(given)
+    functions.check_function_namespace(&requested_namespace).await?;
+    Ok(requested_namespace)
 }
 
 /// Parses a request's body as JSON, whatever its content type is.

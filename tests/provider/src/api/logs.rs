@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn times_can_have_any_offset() {
+    fn since_may_have_any_time_zone_offset() {
         let query = parse_at_fixed_time(LogParameters {
             since: "2025-01-01T12:30:00+02:00".into(),
             ..hello_parameters()

@@ -8,7 +8,7 @@ use containerd_client::services::v1::{
 };
 use prost_types::{Any, FieldMask};
 
-use super::{NamespaceClient, await_short_call, not_found_as_success};
+use super::{NamespaceClient, await_short_call, default_if_not_found};
 use crate::error::ProviderError;
 
 /// The name of the runtime for functions' tasks.
@@ -86,7 +86,7 @@ impl NamespaceClient {
             ..ContainerMessage::default()
         };
         let mut client = ContainersClient::new(self.channel());
-        let request = self.request_in_namespace(CreateContainerRequest {
+        let request = self.request_in_namespace_and_lease(CreateContainerRequest {
             container: Some(container),
         });
         let answer = await_short_call("create container", id, client.create(request)).await?;
@@ -96,7 +96,7 @@ impl NamespaceClient {
     /// Returns all containers of the namespace.
     pub(crate) async fn list_containers(&self) -> Result<Vec<Container>, ProviderError> {
         let mut client = ContainersClient::new(self.channel());
-        let request = self.request_in_namespace(ListContainersRequest::default());
+        let request = self.request_in_namespace_and_lease(ListContainersRequest::default());
         let answer = await_short_call("list containers of", self.namespace(), client.list(request)).await?;
         Ok(answer
             .containers
@@ -120,7 +120,7 @@ impl NamespaceClient {
         let update_mask = Some(FieldMask {
             paths: vec![format!("labels.{label}")],
         });
-        let request = self.request_in_namespace(UpdateContainerRequest {
+        let request = self.request_in_namespace_and_lease(UpdateContainerRequest {
             container: Some(container),
             update_mask,
         });
@@ -133,8 +133,8 @@ impl NamespaceClient {
     /// Deletes a container, whose task must have been deleted. Succeeds if the container does not exist.
     pub(crate) async fn delete_container(&self, id: &str) -> Result<(), ProviderError> {
         let mut client = ContainersClient::new(self.channel());
-        let request = self.request_in_namespace(DeleteContainerRequest { id: id.to_owned() });
-        not_found_as_success(
+        let request = self.request_in_namespace_and_lease(DeleteContainerRequest { id: id.to_owned() });
+        default_if_not_found(
             await_short_call("delete container", id, client.delete(request))
                 .await
                 .map(drop),

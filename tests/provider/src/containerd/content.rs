@@ -14,7 +14,7 @@ impl NamespaceClient {
     /// [`JSON_BLOB_MAX_BYTES`].
     pub(crate) async fn read_json_blob<T: DeserializeOwned>(&self, digest: &str) -> Result<T, ProviderError> {
         let mut client = ContentClient::new(self.channel());
-        let request = self.request_in_namespace(ReadContentRequest {
+        let request = self.request_in_namespace_and_lease(ReadContentRequest {
             digest: digest.to_owned(),
             offset: 0,
             size: 0,

@@ -10,7 +10,7 @@ impl NamespaceClient {
     /// Returns the descriptor that an image's name refers to: a manifest or an index.
     pub(crate) async fn image_target(&self, name: &str) -> Result<Descriptor, ProviderError> {
         let mut client = ImagesClient::new(self.channel());
-        let request = self.request_in_namespace(GetImageRequest {
+        let request = self.request_in_namespace_and_lease(GetImageRequest {
             name: name.to_owned(),
         });
         let answer = await_short_call("get image", name, client.get(request)).await?;

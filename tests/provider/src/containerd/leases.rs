@@ -32,7 +32,7 @@ impl NamespaceClient {
         let expiry = jiff::Timestamp::try_from(SystemTime::now() + LEASE_EXPIRY).unwrap_or_default();
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expiry.to_string())]);
         let mut leases = LeasesClient::new(self.channel());
-        let request = self.request_in_namespace(CreateRequest {
+        let request = self.request_in_namespace_and_lease(CreateRequest {
             id: id.clone(),
             labels,
         });
@@ -60,7 +60,7 @@ impl Lease {
             lease: None,
             ..self.client
         }
-        .request_in_namespace(request);
+        .request_in_namespace_and_lease(request);
         if let Err(error) = await_short_call("delete lease", &self.id, leases.delete(request)).await {
             tracing::warn!(
                 lease = self.id,

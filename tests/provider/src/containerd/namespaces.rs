@@ -22,7 +22,7 @@ pub(crate) struct LabelledNamespace {
 
 impl Containerd {
     /// Lists the containerd namespaces that have the label `openfaas`, whatever its value.
-    pub(crate) async fn list_function_namespaces(&self) -> Result<Vec<LabelledNamespace>, ProviderError> {
+    pub(crate) async fn list_labelled_namespaces(&self) -> Result<Vec<LabelledNamespace>, ProviderError> {
         let mut client = NamespacesClient::new(self.channel.clone());
         let request = Request::new(ListNamespacesRequest::default());
         let answer = await_short_call("list namespaces", "", client.list(request)).await?;
@@ -39,7 +39,7 @@ impl Containerd {
     }
 
     /// Creates a containerd namespace for functions, unless it exists.
-    pub(crate) async fn create_namespace_if_missing(&self, name: &str) -> Result<(), ProviderError> {
+    pub(crate) async fn create_function_namespace_if_missing(&self, name: &str) -> Result<(), ProviderError> {
         let labels = HashMap::from([(FUNCTION_NAMESPACE_LABEL.to_owned(), "true".to_owned())]);
         let namespace = Some(Namespace {
             name: name.to_owned(),

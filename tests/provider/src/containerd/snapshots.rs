@@ -6,7 +6,7 @@ use containerd_client::services::v1::snapshots::{
     MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, snapshots_client::SnapshotsClient,
 };
 
-use super::{NamespaceClient, SnapshotMounts, await_short_call, not_found_as_success};
+use super::{NamespaceClient, SnapshotMounts, await_short_call, default_if_not_found};
 use crate::error::ProviderError;
 
 impl NamespaceClient {
@@ -17,7 +17,7 @@ impl NamespaceClient {
         parent: &str,
     ) -> Result<SnapshotMounts, ProviderError> {
         let mut client = SnapshotsClient::new(self.channel());
-        let request = self.request_in_namespace(PrepareSnapshotRequest {
+        let request = self.request_in_namespace_and_lease(PrepareSnapshotRequest {
             snapshotter: self.snapshotter(),
             key: key.to_owned(),
             parent: parent.to_owned(),
@@ -35,7 +35,7 @@ impl NamespaceClient {
             snapshotter: self.snapshotter(),
             key: key.to_owned(),
         };
-        let request = self.request_in_namespace(request);
+        let request = self.request_in_namespace_and_lease(request);
         Ok(
             await_short_call("mounts of snapshot", key, client.mounts(request))
                 .await?
@@ -50,8 +50,8 @@ impl NamespaceClient {
             snapshotter: self.snapshotter(),
             key: key.to_owned(),
         };
-        let request = self.request_in_namespace(request);
-        not_found_as_success(
+        let request = self.request_in_namespace_and_lease(request);
+        default_if_not_found(
             await_short_call("remove snapshot", key, client.remove(request))
                 .await
                 .map(drop),

@@ -37,7 +37,7 @@ impl NamespaceClient {
         // The channel has capacity for this one message.
         let _ = sender.try_send(open);
         let mut client = StreamingClient::new(self.channel());
-        let request = self.request_in_namespace(ReceiverStream::new(receiver));
+        let request = self.request_in_namespace_and_lease(ReceiverStream::new(receiver));
         let mut requests = await_short_call("open stream", &name, client.stream(request)).await?;
         // The name may be used only after containerd has confirmed the stream.
         requests

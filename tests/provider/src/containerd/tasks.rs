@@ -8,7 +8,7 @@ use containerd_client::{
     types::v1::Status,
 };
 
-use super::{NamespaceClient, SnapshotMounts, await_short_call, containerd_error, not_found_as_success};
+use super::{NamespaceClient, SnapshotMounts, await_short_call, containerd_error, default_if_not_found};
 use crate::error::ProviderError;
 
 /// The exit status of a container's task.
@@ -31,19 +31,19 @@ pub(crate) enum TaskState {
 impl NamespaceClient {
     /// Creates a container's task; its process waits to be started.
     ///
-    /// `log` is the destination of its output, as a URI that containerd's shim supports.
+    /// `log_uri` is the destination of its output, as a URI that containerd's shim supports.
     pub(crate) async fn create_task(
         &self,
         id: &str,
         rootfs: SnapshotMounts,
-        log: &str,
+        log_uri: &str,
     ) -> Result<(), ProviderError> {
         let mut client = TasksClient::new(self.channel());
-        let request = self.request_in_namespace(CreateTaskRequest {
+        let request = self.request_in_namespace_and_lease(CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
-            stdout: log.to_owned(),
-            stderr: log.to_owned(),
+            stdout: log_uri.to_owned(),
+            stderr: log_uri.to_owned(),
             ..CreateTaskRequest::default()
         });
         await_short_call("create task", id, client.create(request))
@@ -54,7 +54,7 @@ impl NamespaceClient {
     /// Starts the process of a container's task that was created.
     pub(crate) async fn start_task(&self, id: &str) -> Result<(), ProviderError> {
         let mut client = TasksClient::new(self.channel());
-        let request = self.request_in_namespace(StartRequest {
+        let request = self.request_in_namespace_and_lease(StartRequest {
             container_id: id.to_owned(),
             exec_id: String::new(),
         });
@@ -66,13 +66,13 @@ impl NamespaceClient {
     /// Returns the state of a container's task.
     pub(crate) async fn task_state(&self, id: &str) -> Result<TaskState, ProviderError> {
         let mut client = TasksClient::new(self.channel());
-        let request = self.request_in_namespace(GetRequest {
+        let request = self.request_in_namespace_and_lease(GetRequest {
             container_id: id.to_owned(),
             exec_id: String::new(),
         });
         let process = match await_short_call("get task", id, client.get(request)).await {
             Ok(answer) => answer.process.unwrap_or_default(),
-            Err(error) if error.is_not_found() => return Ok(TaskState::None),
+            Err(error) if error.is_containerd_not_found() => return Ok(TaskState::None),
             Err(error) => return Err(error),
         };
         Ok(match process.status() {
@@ -86,7 +86,7 @@ impl NamespaceClient {
     /// Waits without a timeout until a container's task ends.
     pub(crate) async fn wait_until_task_ends(&self, id: &str) -> Result<TaskExit, ProviderError> {
         let mut client = TasksClient::new(self.channel());
-        let request = self.request_in_namespace(WaitRequest {
+        let request = self.request_in_namespace_and_lease(WaitRequest {
             container_id: id.to_owned(),
             exec_id: String::new(),
         });
@@ -101,25 +101,30 @@ impl NamespaceClient {
     }
 
     /// Sends a signal to the first process of a container's task, or to all. Succeeds if the task has ended.
-    pub(crate) async fn signal_task(&self, id: &str, signal: u32, all: bool) -> Result<(), ProviderError> {
+    pub(crate) async fn signal_task(
+        &self,
+        id: &str,
+        signal: u32,
+        to_all_processes: bool,
+    ) -> Result<(), ProviderError> {
         let mut client = TasksClient::new(self.channel());
         let container_id = id.to_owned();
-        let request = self.request_in_namespace(KillRequest {
+        let request = self.request_in_namespace_and_lease(KillRequest {
             container_id,
             exec_id: String::new(),
             signal,
-            all,
+            all: to_all_processes,
         });
-        not_found_as_success(await_short_call("kill task", id, client.kill(request)).await)
+        default_if_not_found(await_short_call("kill task", id, client.kill(request)).await)
     }
 
     /// Deletes a container's ended task. Succeeds if the task does not exist.
     pub(crate) async fn delete_task(&self, id: &str) -> Result<(), ProviderError> {
         let mut client = TasksClient::new(self.channel());
-        let request = self.request_in_namespace(DeleteTaskRequest {
+        let request = self.request_in_namespace_and_lease(DeleteTaskRequest {
             container_id: id.to_owned(),
         });
-        not_found_as_success(
+        default_if_not_found(
             await_short_call("delete task", id, client.delete(request))
                 .await
                 .map(drop),

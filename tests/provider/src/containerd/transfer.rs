@@ -52,7 +52,7 @@ impl NamespaceClient {
             unpacks: vec![unpack],
             ..ImageStore::default()
         };
-        let request = self.request_in_namespace(TransferRequest {
+        let request = self.request_in_namespace_and_lease(TransferRequest {
             source: Some(to_any(&registry)),
             destination: Some(to_any(&store)),
             options: Some(TransferOptions::default()),

@@ -40,7 +40,8 @@ impl FunctionStoreInner {
     ) -> Result<(), ProviderError> {
         self.find_instance(key)?;
         self.check_deployment(key, &deployment)?;
-        self.secrets.check_exist(&key.namespace, &deployment.secrets)?;
+        self.secrets
+            .check_all_exist(&key.namespace, &deployment.secrets)?;
         let image = normalise_reference(&deployment.image)?.to_string();
         self.stop_rollout(key).await;
         let stop = CancellationToken::new();
@@ -48,7 +49,7 @@ impl FunctionStoreInner {
             let (inner, key) = (Arc::clone(self), key.clone());
             let (deployment, stop) = (deployment.clone(), stop.clone());
             async move {
-                inner.roll_out_in_background(&key, &deployment, &stop).await;
+                inner.roll_out_until_stopped(&key, &deployment, &stop).await;
                 inner.lock_rollouts().remove(&key);
             }
         };
@@ -86,7 +87,7 @@ impl FunctionStoreInner {
     }
 
     /// Returns the image and the data of the version that a function's rollout in progress announces.
-    pub(super) fn accepted_version(&self, key: &FunctionKey) -> Option<(String, StoredFunction)> {
+    pub(super) fn image_and_record_of_rollout(&self, key: &FunctionKey) -> Option<(String, StoredFunction)> {
         let rollouts = self.lock_rollouts();
         let DeferredRollout { image, record, .. } = rollouts.get(key)?;
         Some((image.clone(), record.clone()))
@@ -94,14 +95,14 @@ impl FunctionStoreInner {
 
     /// Starts a function's new version beside the old one, and routes calls to it once it listens. A failed
     /// pull or start is retried until `stop`.
-    async fn roll_out_in_background(
+    async fn roll_out_until_stopped(
         self: &Arc<Self>,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
         stop: &CancellationToken,
     ) {
         let new = loop {
-            match self.make_pending_instance(key, deployment).await {
+            match self.pull_and_make_pending_instance(key, deployment).await {
                 Ok(new) => break new,
                 Err(error) => log_rollout_retry(key, &error),
             }
@@ -113,7 +114,9 @@ impl FunctionStoreInner {
                 return;
             }
         };
-        let listening = stop.run_until_cancelled(start_until_listening(key, &new)).await;
+        let listening = stop
+            .run_until_cancelled(start_with_retry_until_listening(key, &new))
+            .await;
         let replaced = match listening {
             Some(Ok(())) => self.replace_old_version_with(new).await,
             Some(Err(error)) => Err(error),
@@ -137,12 +140,12 @@ impl FunctionStoreInner {
 }
 
 /// Starts an instance's process, again after each failed start, and waits until it listens.
-async fn start_until_listening(key: &FunctionKey, new: &Instance) -> Result<(), ProviderError> {
+async fn start_with_retry_until_listening(key: &FunctionKey, new: &Instance) -> Result<(), ProviderError> {
     while let Err(error) = new.start_process().await {
         log_rollout_retry(key, &error);
         tokio::time::sleep(ROLLOUT_RETRY_INTERVAL).await;
     }
-    new.wait_until_eventually_listening().await
+    new.wait_until_listening_despite_restarts().await
 }
 
 fn log_rollout_retry(key: &FunctionKey, error: &ProviderError) {

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
     FunctionStoreInner,
-    instance::{InitialState, Instance, InstanceInfo, StoredFunction},
+    instance::{InitialSupervisorState, Instance, InstanceInfo, StoredFunction},
 };
 use crate::{
     containerd::{Container, NamespaceClient, NewContainer},
@@ -63,7 +63,8 @@ impl FunctionStoreInner {
         deployment: &FunctionDeployment,
     ) -> Result<(), ProviderError> {
         self.check_deployment(key, deployment)?;
-        self.secrets.check_exist(&key.namespace, &deployment.secrets)?;
+        self.secrets
+            .check_all_exist(&key.namespace, &deployment.secrets)?;
         if self.find_instance(key).is_ok() {
             return Err(ProviderError::FunctionExists(key.name.clone()));
         }
@@ -84,12 +85,15 @@ impl FunctionStoreInner {
         };
         let made = made.await;
         lease.release().await;
-        self.start_only_instance(made?).await
+        self.start_only_instance_and_insert_or_remove(made?).await
     }
 
     /// Starts the only instance of a function and adds the function. If the start fails, the instance is
     /// removed instead, unless the strategy is [`UpdateStrategy::Recreate`]: faasd keeps it.
-    pub(super) async fn start_only_instance(&self, instance: Arc<Instance>) -> Result<(), ProviderError> {
+    pub(super) async fn start_only_instance_and_insert_or_remove(
+        &self,
+        instance: Arc<Instance>,
+    ) -> Result<(), ProviderError> {
         let started = instance.start_process().await;
         if started.is_ok() || self.strategy_of(&instance.info().record) == UpdateStrategy::Recreate {
             self.insert_into_table(instance);
@@ -107,7 +111,7 @@ impl FunctionStoreInner {
     ) -> Result<(), ProviderError> {
         key.check_name()?;
         normalise_reference(&deployment.image)?;
-        spec::memory_limit(deployment).map(drop)
+        spec::memory_limit_bytes(deployment).map(drop)
     }
 
     /// Creates an instance of a function, with its container, without starting it.
@@ -149,7 +153,7 @@ impl FunctionStoreInner {
         Ok(Arc::new(Instance::spawn_supervisor(
             info,
             context,
-            InitialState::Stopped,
+            InitialSupervisorState::Stopped,
         )))
     }
 
@@ -166,7 +170,7 @@ impl FunctionStoreInner {
         let config = image.config.config().clone().unwrap_or_default();
         let mounts = containerd.prepare_snapshot(id, &image.top_snapshot).await?;
         let user_spec = ImageUser::new(config.user().as_deref().unwrap_or_default());
-        let user = match user_spec.numeric_ids() {
+        let user = match user_spec.ids_without_lookup() {
             Some(user) => user,
             None => user_spec.resolve_ids(&rootfs::read_user_files(mounts).await?)?,
         };
@@ -185,7 +189,7 @@ impl FunctionStoreInner {
             secrets: &self.secrets.directory(&key.namespace),
             scratch: scratch.as_deref(),
         })?;
-        let (env, env_process) = spec::status_env(&config, deployment);
+        let (env, env_process) = spec::status_env_and_fprocess(&config, deployment);
         let record = StoredFunction {
             deployment: deployment.clone(),
             env,

@@ -115,7 +115,7 @@ enum InstanceCommand {
 
 /// The initial state of an instance's supervisor.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum InitialState {
+pub(super) enum InitialSupervisorState {
     /// The instance has no process, and none is started.
     Stopped,
     /// The instance's process is kept if it exists; otherwise a process is started.
@@ -127,10 +127,10 @@ impl Instance {
     pub(super) fn spawn_supervisor(
         info: InstanceInfo,
         context: InstanceContext,
-        initial: InitialState,
+        initial: InitialSupervisorState,
     ) -> Self {
         let backend = Arc::new(DrainableBackend::default());
-        let first_status = if initial == InitialState::Stopped {
+        let first_status = if initial == InitialSupervisorState::Stopped {
             InstanceStatus::Stopped
         } else {
             InstanceStatus::Starting
@@ -185,7 +185,7 @@ impl Instance {
 
     /// Waits up to `limit` until the instance's process accepts connections or is stopped on request; fails if the
     /// process ends by itself.
-    pub(super) async fn wait_until_listening(&self, limit: Duration) -> Result<(), ProviderError> {
+    pub(super) async fn wait_until_listening_or_stopped(&self, limit: Duration) -> Result<(), ProviderError> {
         let mut status = self.status.clone();
         let settled = status.wait_for(|status| !matches!(status, InstanceStatus::Starting));
         let instance = self.info.id.clone();
@@ -203,7 +203,7 @@ impl Instance {
     }
 
     /// Waits until the process accepts connections, however often it ends and is restarted before that.
-    pub(super) async fn wait_until_eventually_listening(&self) -> Result<(), ProviderError> {
+    pub(super) async fn wait_until_listening_despite_restarts(&self) -> Result<(), ProviderError> {
         let mut status = self.status.clone();
         let listening = status
             .wait_for(|status| *status == InstanceStatus::Listening)
@@ -248,10 +248,10 @@ enum SupervisorState {
 
 impl InstanceSupervisor {
     /// Runs until the last handle of the instance is dropped; the process then continues to run.
-    async fn run_state_machine(mut self, initial: InitialState) {
+    async fn run_state_machine(mut self, initial: InitialSupervisorState) {
         let mut next = match initial {
-            InitialState::Stopped => Some(SupervisorState::Stopped),
-            InitialState::Running => Some(self.keep_or_start().await),
+            InitialSupervisorState::Stopped => Some(SupervisorState::Stopped),
+            InitialSupervisorState::Running => Some(self.keep_start_or_back_off().await),
         };
         while let Some(state) = next {
             next = match state {
@@ -264,7 +264,7 @@ impl InstanceSupervisor {
 
     /// Keeps the instance's process from an earlier provider, or starts one. If the earlier process has ended, or the
     /// start fails, the next state is the backoff before a restart.
-    async fn keep_or_start(&mut self) -> SupervisorState {
+    async fn keep_start_or_back_off(&mut self) -> SupervisorState {
         let state = self.context.containerd.task_state(&self.id).await;
         if let (Ok(TaskState::Alive), Some(ip)) =
             (&state, self.context.network.address_of_container(&self.id))
@@ -336,7 +336,7 @@ impl InstanceSupervisor {
                             continue;
                         }
                         self.backend.set_address(None);
-                        let stopped = self.wait_for_exit_or_kill(grace, &mut exit).await;
+                        let stopped = self.wait_for_exit_or_kill_and_clean_up(grace, &mut exit).await;
                         self.status.send_replace(InstanceStatus::Stopped);
                         let _ = reply.send(stopped);
                         return Some(SupervisorState::Stopped);
@@ -381,10 +381,10 @@ impl InstanceSupervisor {
         }
     }
 
-    /// Reports that the process ended by itself after a run of `after`, and returns the backoff as the next state.
-    fn record_process_end(&mut self, exit: TaskExit, after: Duration) -> SupervisorState {
+    /// Reports that the process ended by itself after this run, and returns the backoff as the next state.
+    fn record_process_end(&mut self, exit: TaskExit, run_duration: Duration) -> SupervisorState {
         self.status.send_replace(InstanceStatus::Ended(exit));
-        if after >= LONGEST_RESTART_BACKOFF {
+        if run_duration >= LONGEST_RESTART_BACKOFF {
             self.backoff = FIRST_RESTART_BACKOFF;
         }
         SupervisorState::BackingOff
@@ -408,7 +408,9 @@ impl InstanceSupervisor {
     async fn start_task_and_network(&self) -> Result<SocketAddr, ProviderError> {
         let containerd = &self.context.containerd;
         containerd.delete_task(&self.id).await?;
-        self.context.logs.remove_oldest_logs(&self.key, &self.id);
+        self.context
+            .logs
+            .make_room_for_log_of_instance(&self.key, &self.id);
         let ip = self.context.network.connect_container(&self.id).await?;
         let started = async {
             let rootfs = containerd.snapshot_mounts(&self.id).await?;
@@ -434,7 +436,7 @@ impl InstanceSupervisor {
     }
 
     /// Waits until a signalled process ends, with SIGKILL after the grace period, and removes the task and the network.
-    async fn wait_for_exit_or_kill(
+    async fn wait_for_exit_or_kill_and_clean_up(
         &self,
         grace: Duration,
         exit: &mut (impl Future<Output = TaskExit> + Unpin),

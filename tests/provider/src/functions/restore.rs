@@ -11,7 +11,7 @@ use std::{
 use super::{
     FunctionStoreInner,
     deploy::{ContainerStage, FUNCTION_EXTENSION, FUNCTION_NAME_LABEL, REPLICAS_LABEL, STAGE_LABEL},
-    instance::{InitialState, Instance, InstanceInfo, SIGKILL, SIGTERM, StoredFunction},
+    instance::{InitialSupervisorState, Instance, InstanceInfo, SIGKILL, SIGTERM, StoredFunction},
 };
 use crate::{
     containerd::{Container, Containerd, NamespaceClient, TaskState},
@@ -35,8 +35,8 @@ pub(super) async fn restore_functions(inner: &Arc<FunctionStoreInner>) -> Result
     let (serving, rest) = choose_serving_containers(found);
     for (key, (container, record)) in serving {
         let initial = match container.labels.get(REPLICAS_LABEL).map(String::as_str) {
-            Some("0") => InitialState::Stopped,
-            _ => InitialState::Running,
+            Some("0") => InitialSupervisorState::Stopped,
+            _ => InitialSupervisorState::Running,
         };
         tracing::info!(function = %key, instance = container.id, "restored a function");
         inner.insert_into_table(Arc::new(inner.restore_instance(key, container, record, initial)?));
@@ -45,7 +45,9 @@ pub(super) async fn restore_functions(inner: &Arc<FunctionStoreInner>) -> Result
         tracing::info!(function = %key, instance = id, "removing a leftover instance");
         let (client, other_inner) = (inner.namespace_client(&key)?, Arc::clone(inner));
         inner.retiring.spawn(async move {
-            if let Err(error) = stop_and_remove(&client, &id, other_inner.settings.grace_period).await {
+            if let Err(error) =
+                stop_and_remove_container(&client, &id, other_inner.settings.grace_period).await
+            {
                 tracing::error!(
                     instance = id,
                     error = &error as &dyn std::error::Error,
@@ -66,7 +68,7 @@ impl FunctionStoreInner {
         key: FunctionKey,
         container: Container,
         record: StoredFunction,
-        initial: InitialState,
+        initial: InitialSupervisorState,
     ) -> Result<Instance, ProviderError> {
         let context = self.instance_context(self.namespace_client(&key)?, &record);
         let Container {
@@ -90,14 +92,14 @@ impl FunctionStoreInner {
 }
 
 /// A function's container, with the key and the stored data of the function.
-type FoundContainer = (FunctionKey, Container, StoredFunction);
+type FoundFunctionContainer = (FunctionKey, Container, StoredFunction);
 
 /// Returns the containers of functions in the default namespace and in those with the label `openfaas`.
 async fn find_function_containers(
     containerd: &Containerd,
     settings: &ProviderSettings,
-) -> Result<Vec<FoundContainer>, ProviderError> {
-    let labelled = containerd.list_function_namespaces().await?;
+) -> Result<Vec<FoundFunctionContainer>, ProviderError> {
+    let labelled = containerd.list_labelled_namespaces().await?;
     let mut namespaces: Vec<String> = labelled.into_iter().map(|namespace| namespace.name).collect();
     namespaces.retain(|name| *name != settings.function_namespace);
     namespaces.push(settings.function_namespace.clone());
@@ -120,10 +122,10 @@ async fn find_function_containers(
 
 /// Returns the serving container of each function, the youngest if there are two, and all other containers.
 fn choose_serving_containers(
-    found: Vec<FoundContainer>,
+    found: Vec<FoundFunctionContainer>,
 ) -> (
     BTreeMap<FunctionKey, (Container, StoredFunction)>,
-    Vec<FoundContainer>,
+    Vec<FoundFunctionContainer>,
 ) {
     let mut serving: BTreeMap<FunctionKey, (Container, StoredFunction)> = BTreeMap::new();
     let mut rest = Vec::new();
@@ -152,7 +154,7 @@ pub(crate) async fn remove_all_functions(settings: ProviderSettings) -> Result<(
     let mut worst = Ok(());
     for (key, container, _) in find_function_containers(&containerd, &settings).await? {
         let client = containerd.namespace_client(&key.namespace)?;
-        if let Err(error) = remove_container_and_snapshot(&client, &container.id).await {
+        if let Err(error) = kill_and_remove_container_and_snapshot(&client, &container.id).await {
             tracing::error!(
                 instance = container.id,
                 error = &error as &dyn std::error::Error,
@@ -170,7 +172,7 @@ pub(crate) async fn remove_all_functions(settings: ProviderSettings) -> Result<(
 }
 
 /// Stops a container's process with SIGTERM and, after `grace`, SIGKILL, and removes the container.
-async fn stop_and_remove(
+async fn stop_and_remove_container(
     containerd: &NamespaceClient,
     id: &str,
     grace: Duration,
@@ -180,11 +182,14 @@ async fn stop_and_remove(
         // After the grace period, the removal kills it.
         let _ = tokio::time::timeout(grace, containerd.wait_until_task_ends(id)).await;
     }
-    remove_container_and_snapshot(containerd, id).await
+    kill_and_remove_container_and_snapshot(containerd, id).await
 }
 
 /// Kills a container's process, if it runs, and removes the container with its task and snapshot.
-async fn remove_container_and_snapshot(containerd: &NamespaceClient, id: &str) -> Result<(), ProviderError> {
+async fn kill_and_remove_container_and_snapshot(
+    containerd: &NamespaceClient,
+    id: &str,
+) -> Result<(), ProviderError> {
     if containerd.task_state(id).await? == TaskState::Alive {
         containerd.signal_task(id, SIGKILL, true).await?;
         containerd.wait_until_task_ends(id).await?;
@@ -195,22 +200,22 @@ async fn remove_container_and_snapshot(containerd: &NamespaceClient, id: &str) -
 }
 
 /// Removes the parent cgroup and its subgroups from every hierarchy. A cgroup that has processes is kept.
-fn remove_cgroups(parent: &str) {
-    let name = parent.trim_matches('/');
+fn remove_cgroups(parent_cgroup: &str) {
+    let name = parent_cgroup.trim_matches('/');
     if name.is_empty() {
         return;
     }
     let root = Path::new("/sys/fs/cgroup");
-    remove_cgroup(&root.join(name));
+    remove_cgroup_tree(&root.join(name));
     for hierarchy in subdirectories(root) {
-        remove_cgroup(&hierarchy.join(name));
+        remove_cgroup_tree(&hierarchy.join(name));
     }
 }
 
 /// Removes a cgroup and its subgroups. Removing the directory is enough; its files are the kernel's.
-fn remove_cgroup(directory: &Path) {
+fn remove_cgroup_tree(directory: &Path) {
     for inner in subdirectories(directory) {
-        remove_cgroup(&inner);
+        remove_cgroup_tree(&inner);
     }
     let _ = fs::remove_dir(directory);
 }

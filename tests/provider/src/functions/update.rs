@@ -15,9 +15,10 @@ impl FunctionStoreInner {
     ) -> Result<(), ProviderError> {
         self.find_instance(key)?;
         self.check_deployment(key, deployment)?;
-        self.secrets.check_exist(&key.namespace, &deployment.secrets)?;
+        self.secrets
+            .check_all_exist(&key.namespace, &deployment.secrets)?;
         self.stop_rollout(key).await;
-        let new = self.make_pending_instance(key, deployment).await?;
+        let new = self.pull_and_make_pending_instance(key, deployment).await?;
         if let Err(error) = self.start_and_wait_until_listening(&new).await {
             self.remove_failed_instance(&new).await;
             return Err(error);
@@ -26,7 +27,7 @@ impl FunctionStoreInner {
     }
 
     /// Pulls the image of a new version and makes its container, without starting it.
-    pub(super) async fn make_pending_instance(
+    pub(super) async fn pull_and_make_pending_instance(
         &self,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
@@ -54,7 +55,8 @@ impl FunctionStoreInner {
     /// Starts an instance's process and waits until it listens; fails after the setting `ready_timeout`.
     async fn start_and_wait_until_listening(&self, new: &Instance) -> Result<(), ProviderError> {
         new.start_process().await?;
-        new.wait_until_listening(self.settings.ready_timeout).await
+        new.wait_until_listening_or_stopped(self.settings.ready_timeout)
+            .await
     }
 
     /// Routes calls to a new version that listens, and removes the old one in the background. If the routing fails,
@@ -100,7 +102,7 @@ impl FunctionStoreInner {
         let old = self.find_instance(key)?;
         let mut first_error = self
             .secrets
-            .check_exist(&key.namespace, &deployment.secrets)
+            .check_all_exist(&key.namespace, &deployment.secrets)
             .err();
         // Removing the old instance makes containerd collect garbage; without a lease, that could include the
         // new instance's content.
@@ -128,7 +130,7 @@ impl FunctionStoreInner {
         let made = made.await;
         lease.release().await;
         let created = match made {
-            Ok(instance) => self.start_only_instance(instance).await,
+            Ok(instance) => self.start_only_instance_and_insert_or_remove(instance).await,
             Err(error) => Err(error),
         };
         first_error.map_or(created, Err)

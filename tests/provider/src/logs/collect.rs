@@ -44,7 +44,7 @@ pub async fn collect_output(directory: &Path) -> Result<(), ProviderError> {
     let mut file = LogFile::open(directory, &id, LOG_FILE_MAX_BYTES)?;
     let (sender, mut records) = mpsc::channel(256);
     for (descriptor, stream) in [(3, OutputStream::Stdout), (4, OutputStream::Stderr)] {
-        tokio::spawn(read_lines(
+        tokio::spawn(send_lines_as_records(
             open_inherited_pipe(descriptor)?,
             stream,
             sender.clone(),
@@ -53,7 +53,7 @@ pub async fn collect_output(directory: &Path) -> Result<(), ProviderError> {
     drop(sender);
     let mut terminated =
         signal(SignalKind::terminate()).map_err(ProviderError::io_error("handle", "SIGTERM"))?;
-    signal_ready()?;
+    signal_ready_to_shim()?;
 
     loop {
         tokio::select! {
@@ -79,7 +79,7 @@ fn open_inherited_pipe(descriptor: u32) -> Result<pipe::Receiver, ProviderError>
 }
 
 /// Writes the byte for which containerd's shim waits before it starts the function.
-fn signal_ready() -> Result<(), ProviderError> {
+fn signal_ready_to_shim() -> Result<(), ProviderError> {
     let path = "/proc/self/fd/5";
     let mut pipe = OpenOptions::new()
         .write(true)
@@ -90,13 +90,17 @@ fn signal_ready() -> Result<(), ProviderError> {
 }
 
 /// Sends each line of a pipe as a log record with the time of its arrival, until the pipe ends.
-async fn read_lines(mut pipe: pipe::Receiver, stream: OutputStream, records: mpsc::Sender<LogRecord>) {
+async fn send_lines_as_records(
+    mut pipe: pipe::Receiver,
+    stream: OutputStream,
+    records: mpsc::Sender<LogRecord>,
+) {
     let mut lines = LineAssembler::default();
     let mut buffer = vec![0; LOG_LINE_MAX_BYTES];
     loop {
         let read = pipe.read(&mut buffer).await.unwrap_or(0);
         let complete = match read {
-            0 => lines.take_rest(),
+            0 => lines.take_incomplete_line(),
             read => lines.push_chunk(&buffer[..read]),
         };
         for text in complete {
@@ -142,7 +146,7 @@ impl LineAssembler {
     }
 
     /// Returns the incomplete last line, if there is one.
-    fn take_rest(&mut self) -> Vec<Vec<u8>> {
+    fn take_incomplete_line(&mut self) -> Vec<Vec<u8>> {
         let rest = std::mem::take(&mut self.partial);
         if rest.is_empty() { Vec::new() } else { vec![rest] }
     }
@@ -157,10 +161,10 @@ struct LogFile {
 }
 
 impl LogFile {
-    /// Opens the log of the instance `id` for appending, with a size limit in bytes.
-    fn open(directory: &Path, id: &str, limit: u64) -> Result<Self, ProviderError> {
+    /// Opens the log of the instance `instance_id` for appending, with the size limit `max_bytes`.
+    fn open(directory: &Path, instance_id: &str, max_bytes: u64) -> Result<Self, ProviderError> {
         fs::create_dir_all(directory).map_err(ProviderError::io_error("create", directory))?;
-        let path = read::log_file_path(directory, id);
+        let path = read::log_file_path(directory, instance_id);
         let file = open_for_appending(&path)?;
         let length = file
             .metadata()
@@ -170,7 +174,7 @@ impl LogFile {
             path,
             file,
             length,
-            limit,
+            limit: max_bytes,
         })
     }
 
@@ -221,8 +225,8 @@ mod tests {
             lines_as_text(lines.push_chunk(b"e\ntwo\n\nth")),
             ["one", "two", ""]
         );
-        assert_eq!(lines_as_text(lines.take_rest()), ["th"]);
-        assert!(lines.take_rest().is_empty());
+        assert_eq!(lines_as_text(lines.take_incomplete_line()), ["th"]);
+        assert!(lines.take_incomplete_line().is_empty());
     }
 
     #[test]

@@ -145,17 +145,17 @@ mod tests {
     use super::*;
     use crate::key::FunctionKey;
 
-    fn log_query(tail: usize, since: i64, instance: Option<&str>) -> LogQuery {
+    fn log_query(tail: usize, since_second: i64, instance: Option<&str>) -> LogQuery {
         LogQuery {
             function: FunctionKey::new("hello", "fn"),
             instance: instance.map(str::to_owned),
-            since: Timestamp::from_second(since).unwrap(),
+            since: Timestamp::from_second(since_second).unwrap(),
             tail,
             follow: false,
         }
     }
 
-    fn write_log_file(path: &Path, seconds: &[i64]) {
+    fn append_a_line_for_each_second(path: &Path, seconds: &[i64]) {
         let mut file = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -179,9 +179,9 @@ mod tests {
     fn lines_of_all_instances_are_sorted_by_time() {
         let directory = tempfile::tempdir().unwrap();
         let first = log_file_path(directory.path(), "hello.1");
-        write_log_file(&rotated_file_path(&first), &[1]);
-        write_log_file(&first, &[2, 4]);
-        write_log_file(&log_file_path(directory.path(), "hello.2"), &[3, 5]);
+        append_a_line_for_each_second(&rotated_file_path(&first), &[1]);
+        append_a_line_for_each_second(&first, &[2, 4]);
+        append_a_line_for_each_second(&log_file_path(directory.path(), "hello.2"), &[3, 5]);
         let read = |query| LogReader::new(directory.path().into(), query).read_new_messages();
         assert_eq!(
             message_texts(&read(log_query(0, 0, None))),
@@ -196,13 +196,13 @@ mod tests {
     fn only_new_and_complete_lines_are_read_even_after_a_rotation() {
         let directory = tempfile::tempdir().unwrap();
         let file = log_file_path(directory.path(), "hello.1");
-        write_log_file(&file, &[1, 2]);
+        append_a_line_for_each_second(&file, &[1, 2]);
         let mut reader = LogReader::new(directory.path().into(), log_query(1, 0, None));
         assert_eq!(message_texts(&reader.read_new_messages()), ["2"]);
         assert!(reader.read_new_messages().is_empty());
-        write_log_file(&file, &[3]);
+        append_a_line_for_each_second(&file, &[3]);
         fs::rename(&file, rotated_file_path(&file)).unwrap();
-        write_log_file(&file, &[4]);
+        append_a_line_for_each_second(&file, &[4]);
         fs::OpenOptions::new()
             .append(true)
             .open(&file)

@@ -14,7 +14,7 @@ const CNI_NETWORK_NAME: &str = "openfaas-cni-bridge";
 const CNI_VERSION: &str = "0.4.0";
 
 /// Returns the CNI configuration: the list of plugins with their settings.
-pub(super) fn plugin_list_conf(bridge: &str, subnet: &str, leases: &Path) -> Value {
+pub(super) fn plugin_list_conf(bridge: &str, subnet: &str, leases_directory: &Path) -> Value {
     json!({
         "cniVersion": CNI_VERSION,
         "name": CNI_NETWORK_NAME,
@@ -27,7 +27,7 @@ pub(super) fn plugin_list_conf(bridge: &str, subnet: &str, leases: &Path) -> Val
                 "ipam": {
                     "type": "host-local",
                     "subnet": subnet,
-                    "dataDir": leases,
+                    "dataDir": leases_directory,
                     "routes": [{"dst": "0.0.0.0/0"}]
                 }
             },

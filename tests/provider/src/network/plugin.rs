@@ -40,13 +40,13 @@ impl CniPlugins {
         }
     }
 
-    /// Runs the CNI plugin that the configuration names, and returns its result, if it prints one. `previous` is the
-    /// result of the plugin before it.
+    /// Runs the CNI plugin that the configuration names, and returns its result, if it prints one. `previous_result` is
+    /// the result of the plugin before it.
     pub(super) async fn run_plugin(
         &self,
         invocation: &PluginInvocation<'_>,
         conf: &Value,
-        previous: Option<&Value>,
+        previous_result: Option<&Value>,
     ) -> Result<Option<Value>, ProviderError> {
         let name = conf["type"].as_str().unwrap_or_default();
         let command = match invocation.command {
@@ -72,7 +72,7 @@ impl CniPlugins {
             .spawn()
             .map_err(ProviderError::io_error("run", &program))?;
         if let Some(mut input) = child.stdin.take() {
-            let text = plugin_input(conf, previous).to_string();
+            let text = plugin_input(conf, previous_result).to_string();
             input
                 .write_all(text.as_bytes())
                 .await
@@ -90,10 +90,10 @@ impl CniPlugins {
 }
 
 /// Returns the input of a plugin: its configuration, with the result of the plugin before it.
-fn plugin_input(conf: &Value, previous: Option<&Value>) -> Value {
+fn plugin_input(conf: &Value, previous_result: Option<&Value>) -> Value {
     let mut input = conf.clone();
-    if let Some(previous) = previous {
-        input["prevResult"] = previous.clone();
+    if let Some(previous_result) = previous_result {
+        input["prevResult"] = previous_result.clone();
     }
     input
 }

@@ -35,7 +35,7 @@ impl<'a> ImageUser<'a> {
 
     /// Returns the user of the process, if it needs no lookup in the image's files: both user and group are numbers, or
     /// neither is given, which means root.
-    pub(crate) fn numeric_ids(&self) -> Option<User> {
+    pub(crate) fn ids_without_lookup(&self) -> Option<User> {
         if self.user.is_empty() && self.group.is_none() {
             return Some(user_with_ids(0, 0));
         }
@@ -45,8 +45,8 @@ impl<'a> ImageUser<'a> {
     /// Looks up the user of the process in the image's files. An unknown number is used as it is; its group is 0 unless
     /// one is given.
     pub(crate) fn resolve_ids(&self, files: &UserFiles) -> Result<User, ProviderError> {
-        let entry =
-            file_fields(&files.passwd).find(|line| line[0] == self.user || line.get(2) == Some(&self.user));
+        let entry = fields_of_each_line(&files.passwd)
+            .find(|line| line[0] == self.user || line.get(2) == Some(&self.user));
         let number = |line: &[&str], field: usize| line.get(field).and_then(|text| text.parse().ok());
         let uid = match &entry {
             Some(line) => number(line, 2),
@@ -57,7 +57,7 @@ impl<'a> ImageUser<'a> {
             uid.ok_or_else(|| ProviderError::Invalid(format!("the image has no user {:?}", self.user)))?;
         let gid = match self.group {
             Some(group) => {
-                let line = file_fields(&files.group).find(|line| line[0] == group);
+                let line = fields_of_each_line(&files.group).find(|line| line[0] == group);
                 line.as_deref()
                     .and_then(|line| number(line, 2))
                     .or_else(|| group.parse().ok())
@@ -75,7 +75,7 @@ impl<'a> ImageUser<'a> {
             line.get(3)
                 .is_some_and(|all| all.split(',').any(|one| one == name))
         };
-        let others = file_fields(&files.group)
+        let others = fields_of_each_line(&files.group)
             .filter(is_member)
             .filter_map(|line| number(&line, 2));
         let others: Vec<u32> = others.filter(|other| *other != gid).collect();
@@ -95,8 +95,9 @@ pub(crate) fn user_with_ids(uid: u32, gid: u32) -> User {
 }
 
 /// Returns the fields of each line, which colons separate.
-fn file_fields(file: &str) -> impl Iterator<Item = Vec<&str>> {
-    file.lines()
+fn fields_of_each_line(file_text: &str) -> impl Iterator<Item = Vec<&str>> {
+    file_text
+        .lines()
         .filter(|line| !line.is_empty())
         .map(|line| line.split(':').collect())
 }
@@ -114,13 +115,13 @@ mod tests {
 
     #[test]
     fn numbers_and_an_empty_user_need_no_lookup() {
-        assert_eq!(ImageUser::new("").numeric_ids(), Some(user_with_ids(0, 0)));
+        assert_eq!(ImageUser::new("").ids_without_lookup(), Some(user_with_ids(0, 0)));
         assert_eq!(
-            ImageUser::new("65532:65532").numeric_ids(),
+            ImageUser::new("65532:65532").ids_without_lookup(),
             Some(user_with_ids(65532, 65532))
         );
-        assert_eq!(ImageUser::new("100").numeric_ids(), None);
-        assert_eq!(ImageUser::new("app:101").numeric_ids(), None);
+        assert_eq!(ImageUser::new("100").ids_without_lookup(), None);
+        assert_eq!(ImageUser::new("app:101").ids_without_lookup(), None);
     }
 
     #[test]

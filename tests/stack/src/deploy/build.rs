@@ -25,7 +25,7 @@ const HOST_FEATURES: &str = "policy,registry,traces";
 const BUILD_LOG_TAIL_LINES: usize = 40;
 
 /// The status of a record that is not the last one of its stream.
-const IN_PROGRESS: &str = "in_progress";
+const IN_PROGRESS_STATUS: &str = "in_progress";
 
 /// A record of a build in builder-fn's answer.
 #[derive(Debug, Default, Deserialize)]
@@ -66,24 +66,24 @@ impl BuildRecord {
 }
 
 /// Returns the build configuration for a build context made from the template.
-pub(super) fn build_config(image: &str, rust_image: &str) -> Value {
+pub(super) fn build_config_of_template(image: &str, rust_image: &str) -> Value {
     json!({ "image": image, "buildArgs": { "RUST_IMAGE": rust_image } })
 }
 
 /// Returns the build configuration for one of Slipway's functions, with the build arguments of `stack.yml`.
 pub(super) fn build_config_of_slipway(image: &str, rust_image: &str) -> Value {
-    let mut config = build_config(image, rust_image);
+    let mut config = build_config_of_template(image, rust_image);
     config["buildArgs"]["HOST_FEATURES"] = HOST_FEATURES.into();
     config
 }
 
-/// Reads the key from the file `key`, and returns the signature of a build request: `sha256=` and the HMAC of
-/// its body.
-pub(super) fn sign_build_request(key: &Path, body: &[u8]) -> Result<String> {
-    let secret = fs::read(key).with_operation("read", key)?;
+/// Reads the key from `key_file`, and returns the signature of a build request: `sha256=` and the HMAC of its body.
+pub(super) fn sign_build_request(key_file: &Path, body: &[u8]) -> Result<String> {
+    let secret = fs::read(key_file).with_operation("read", key_file)?;
     let mac = Hmac::<Sha256>::new_from_slice(secret.trim_ascii());
-    let mut mac =
-        mac.map_err(|_| LauncherError::Environment(format!("{}: not usable as an HMAC key", key.display())))?;
+    let mut mac = mac.map_err(|_| {
+        LauncherError::Environment(format!("{}: not usable as an HMAC key", key_file.display()))
+    })?;
     mac.update(body);
     Ok(format!("sha256={}", hex::encode(mac.finalize().into_bytes())))
 }
@@ -182,7 +182,7 @@ impl RecordStream {
                 on_line(text);
             }
             self.log.append(&mut record.log);
-            if record.status != IN_PROGRESS {
+            if record.status != IN_PROGRESS_STATUS {
                 self.last = Some(record);
             }
         }

@@ -23,7 +23,7 @@ pub(super) struct CallbackListener {
 
 impl CallbackListener {
     /// Opens a listener at the machine's end of the pair of interfaces that connects it to the stack.
-    pub(super) async fn open_on_outer_address(address: Ipv4Addr) -> Result<Self> {
+    pub(super) async fn open_on_address(address: Ipv4Addr) -> Result<Self> {
         let listener = TcpListener::bind((address, 0))
             .await
             .with_operation("listen on", address.to_string())?;
@@ -73,7 +73,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_posted_body_is_the_outcome() {
-        let callback = CallbackListener::open_on_outer_address(Ipv4Addr::LOCALHOST)
+        let callback = CallbackListener::open_on_address(Ipv4Addr::LOCALHOST)
             .await
             .unwrap();
         let url = callback.url.clone();

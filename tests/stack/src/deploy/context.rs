@@ -34,16 +34,16 @@ impl StackBuildContext {
         Ok(Self { files })
     }
 
-    /// Returns a hash of the context's files and of `inputs`, the other inputs of the image's build. The hash
-    /// is valid as a tag.
-    pub(super) fn tag_hash(&self, inputs: &[&str]) -> String {
-        let mut hash = PartsHash::new(inputs);
+    /// Returns a hash of the context's files and of the other inputs of the image's build. The hash is valid as a
+    /// tag.
+    pub(super) fn tag_hash(&self, other_inputs: &[&str]) -> String {
+        let mut hash = PartsHash::new(other_inputs);
         for file in &self.files {
             hash.add_part(file.path.as_os_str().as_encoded_bytes());
             hash.add_part(&file.mode.to_be_bytes());
             hash.add_part(&file.content);
         }
-        hash.into_hex()
+        hash.into_first_16_hex_digits()
     }
 
     /// Returns the tar of a build request: the configuration, then the files.
@@ -72,7 +72,7 @@ impl StackBuildContext {
 
 /// Returns a hash of texts, which changes if a boundary between them moves.
 pub(super) fn hash_of_texts(texts: &[&str]) -> String {
-    PartsHash::new(texts).into_hex()
+    PartsHash::new(texts).into_first_16_hex_digits()
 }
 
 /// A hash over length-prefixed parts, so that moving a boundary between parts changes it.
@@ -92,20 +92,20 @@ impl PartsHash {
     }
 
     /// Returns the first 16 hexadecimal digits of the SHA-256 hash.
-    fn into_hex(self) -> String {
+    fn into_first_16_hex_digits(self) -> String {
         let mut text = hex::encode(self.0.finalize());
         text.truncate(16);
         text
     }
 }
 
-/// Adds all files below a directory to `files`, with paths that begin with `below`.
-fn read_files_below(directory: &Path, below: &Path, files: &mut Vec<ContextFile>) -> Result<()> {
+/// Adds all files below a directory to `files`, with paths that begin with `path_prefix`.
+fn read_files_below(directory: &Path, path_prefix: &Path, files: &mut Vec<ContextFile>) -> Result<()> {
     for entry in fs::read_dir(directory).with_operation("read", directory)? {
         let entry = entry.with_operation("read", directory)?;
-        let (path, below) = (entry.path(), below.join(entry.file_name()));
+        let (path, path_prefix) = (entry.path(), path_prefix.join(entry.file_name()));
         if path.is_dir() {
-            read_files_below(&path, &below, files)?;
+            read_files_below(&path, &path_prefix, files)?;
             continue;
         }
         let mode = entry
@@ -115,7 +115,7 @@ fn read_files_below(directory: &Path, below: &Path, files: &mut Vec<ContextFile>
             .mode()
             & 0o777;
         files.push(ContextFile {
-            path: below,
+            path: path_prefix,
             mode,
             content: fs::read(&path).with_operation("read", &path)?,
         });

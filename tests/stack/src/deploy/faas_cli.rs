@@ -31,7 +31,7 @@ impl FaasCliProject {
         }
         let repository = directories::repository_root();
         for name in ["template"].into_iter().chain(SLIPWAY_FUNCTION_NAMES) {
-            copy_without_targets(&repository.join(name), &directory.join(name))?;
+            copy_directory_without_targets(&repository.join(name), &directory.join(name))?;
         }
         let faas_cli = Self { directory };
         let from = repository.join("stack.yml");
@@ -92,14 +92,14 @@ impl FaasCliProject {
 }
 
 /// Copies a directory without cargo's `target` directories.
-fn copy_without_targets(from: &Path, to: &Path) -> Result<()> {
+fn copy_directory_without_targets(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_operation("create", to)?;
     for entry in fs::read_dir(from).with_operation("read", from)? {
         let entry = entry.with_operation("read", from)?;
         let (path, to) = (entry.path(), to.join(entry.file_name()));
         match entry.file_type().with_operation("read", &path)?.is_dir() {
             true if entry.file_name() == "target" => {}
-            true => copy_without_targets(&path, &to)?,
+            true => copy_directory_without_targets(&path, &to)?,
             false => fs::copy(&path, &to).with_operation("copy", &path).map(drop)?,
         }
     }

@@ -57,7 +57,7 @@ impl SampleFunction<'_> {
             .await?;
         let context = StackBuildContext::read_directory(&faas_cli.context_directory(SAMPLE_FUNCTION_NAME))?;
         let tag = context.tag_hash(&[&self.stack.rust_image()]);
-        if !self.is_deployed(&tag).await? {
+        if !self.runs_image_and_is_ready(&tag).await? {
             // faasd keeps functions whose processes ended with an earlier stack, and would treat them as
             // deployed.
             if self
@@ -69,7 +69,7 @@ impl SampleFunction<'_> {
             {
                 self.gateway.remove_function(SAMPLE_FUNCTION_NAME).await?;
             }
-            self.send_build_through_queue(&context, &tag).await?;
+            self.send_build_through_queue_and_wait(&context, &tag).await?;
         }
         let url = self.gateway.function_url(SAMPLE_FUNCTION_NAME);
         match self
@@ -91,7 +91,7 @@ impl SampleFunction<'_> {
     }
 
     /// Returns whether the sample function runs the image with this tag and is ready.
-    async fn is_deployed(&self, tag: &str) -> Result<bool> {
+    async fn runs_image_and_is_ready(&self, tag: &str) -> Result<bool> {
         let built = self
             .registry
             .manifest_digest(&format!("{SLIPWAY_REPOSITORY}/{SAMPLE_FUNCTION_NAME}"), tag)
@@ -109,12 +109,12 @@ impl SampleFunction<'_> {
 
     /// Sends the sample's build context to builder-fn through the queue and waits until it is built and deployed; fails
     /// if the build fails.
-    async fn send_build_through_queue(&self, context: &StackBuildContext, tag: &str) -> Result<()> {
+    async fn send_build_through_queue_and_wait(&self, context: &StackBuildContext, tag: &str) -> Result<()> {
         let image = format!(
             "{}/{SLIPWAY_REPOSITORY}/{SAMPLE_FUNCTION_NAME}:{tag}",
             self.stack.registry.host
         );
-        let mut config = build::build_config(&image, &self.stack.rust_image());
+        let mut config = build::build_config_of_template(&image, &self.stack.rust_image());
         config["deploy"] = json!({ "service": SAMPLE_FUNCTION_NAME });
         let body = run_program_with_input(
             new_command("gzip").args(["-9", "--stdout"]),
@@ -128,7 +128,7 @@ impl SampleFunction<'_> {
             )));
         }
         let callback =
-            CallbackListener::open_on_outer_address(self.stack.plan()?.number.outer_address()).await?;
+            CallbackListener::open_on_address(self.stack.plan()?.number.machines_end_address()).await?;
         let signature = build::sign_build_request(&self.stack.payload_secret, &body)?;
         let step = |what: String| self.progress.emit_step(SAMPLE_FUNCTION_NAME, what);
         step(format!(
@@ -155,7 +155,7 @@ impl SampleFunction<'_> {
             }
         });
         match tokio::time::timeout(SAMPLE_DEPLOYMENT_TIMEOUT, outcome).await {
-            Ok(Ok(Some(body))) => self.check_build_outcome(call, &body).await,
+            Ok(Ok(Some(body))) => self.check_and_report_build_outcome(call, &body).await,
             Ok(Ok(None)) => Ok(()),
             Ok(Err(error)) => Err(error),
             Err(_) => {
@@ -171,14 +171,14 @@ impl SampleFunction<'_> {
 
     /// Polls until the sample function runs the image with this tag and is ready; has no time limit of its own.
     async fn wait_until_deployed(&self, tag: &str) -> Result<()> {
-        while !self.is_deployed(tag).await? {
+        while !self.runs_image_and_is_ready(tag).await? {
             tokio::time::sleep(SAMPLE_POLL_INTERVAL).await;
         }
         Ok(())
     }
 
     /// Reports the deployment status in the outcome of a queued build; fails if the build failed.
-    async fn check_build_outcome(&self, call: &str, outcome: &[u8]) -> Result<()> {
+    async fn check_and_report_build_outcome(&self, call: &str, outcome: &[u8]) -> Result<()> {
         let Ok(record) = serde_json::from_slice::<BuildRecord>(outcome) else {
             let log = self.gateway.function_log_tail("builder-fn").await;
             let output = format!("{}\n{log}", String::from_utf8_lossy(outcome));

@@ -65,7 +65,11 @@ struct LayerDigests {
 }
 
 /// Loads or makes the Debian layer: essential packages, apt, certificates, a linker and the C library.
-pub(super) async fn debian_layer(cache: &Path, release: &str, progress: &ProgressSink) -> Result<Layer> {
+pub(super) async fn load_or_make_debian_layer(
+    cache: &Path,
+    release: &str,
+    progress: &ProgressSink,
+) -> Result<Layer> {
     let arguments = [
         "--variant=apt",
         "--include=ca-certificates,gcc,libc6-dev",
@@ -85,7 +89,11 @@ pub(super) async fn debian_layer(cache: &Path, release: &str, progress: &Progres
 }
 
 /// Loads or makes the layer with this workspace's Rust toolchain.
-pub(super) async fn toolchain_layer(cache: &Path, home: &str, progress: &ProgressSink) -> Result<Layer> {
+pub(super) async fn load_or_make_toolchain_layer(
+    cache: &Path,
+    toolchain_path: &str,
+    progress: &ProgressSink,
+) -> Result<Layer> {
     let rustc = |argument: &'static [&'static str]| {
         let mut rustc = new_command("rustc");
         rustc.current_dir(directories::repository_root()).args(argument);
@@ -95,7 +103,7 @@ pub(super) async fn toolchain_layer(cache: &Path, home: &str, progress: &Progres
     let sysroot = run_program(&mut rustc(&["--print", "sysroot"])).await?;
     let sysroot = String::from_utf8_lossy(&sysroot).trim().to_owned();
     let recipe = format!(
-        "{home} {EXCLUDED_TOOLCHAIN_PATHS:?} {}",
+        "{toolchain_path} {EXCLUDED_TOOLCHAIN_PATHS:?} {}",
         String::from_utf8_lossy(&version)
     );
     load_or_make_layer(cache, "rust", &recipe, progress, |tar| {
@@ -112,7 +120,7 @@ pub(super) async fn toolchain_layer(cache: &Path, home: &str, progress: &Progres
                 .iter()
                 .map(|path| format!("--exclude={path}")),
         );
-        make.arg(format!("--transform=s,^\\.,{home},S"))
+        make.arg(format!("--transform=s,^\\.,{toolchain_path},S"))
             .args(["-C", &sysroot, "-cf"])
             .arg(tar)
             .arg(".");

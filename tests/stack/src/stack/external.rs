@@ -33,7 +33,7 @@ const REQUIRED_VARIABLES: [&str; 7] = [
 
 /// Creates the handle of the external stack from environment variables; fails if a required one is missing.
 pub(crate) fn external_stack_from_env() -> Result<Stack> {
-    parse_variables(&LauncherDirectories::from_env()?, &env::vars().collect())
+    external_stack_from_variables(&LauncherDirectories::from_env()?, &env::vars().collect())
 }
 
 /// Builds the client programs that tests use, checks the external stack's credentials at its gateway, and returns the
@@ -54,7 +54,7 @@ pub(crate) async fn build_clients_and_check_login(progress: &ProgressSink) -> Re
 }
 
 /// Creates the handle of the external stack from variables; fails with the names of all that are missing or empty.
-fn parse_variables(
+fn external_stack_from_variables(
     directories: &LauncherDirectories,
     environment: &HashMap<String, String>,
 ) -> Result<Stack> {
@@ -116,7 +116,7 @@ mod tests {
         let environment = environment
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into();
-        let error = parse_variables(&external_directories(), &environment)
+        let error = external_stack_from_variables(&external_directories(), &environment)
             .unwrap_err()
             .to_string();
         let expected = "OPENFAAS_PASSWORD, PAYLOAD_SECRET, DEPLOY_SECRET, REGISTRY, BUILDKIT_HOST";
@@ -129,10 +129,10 @@ mod tests {
     #[test]
     fn the_variables_that_a_stack_prints_describe_it_as_an_external_one() {
         let environment = REQUIRED_VARIABLES.map(|name| (name.to_owned(), format!("value-of-{name}")));
-        let stack = parse_variables(&external_directories(), &environment.into()).unwrap();
+        let stack = external_stack_from_variables(&external_directories(), &environment.into()).unwrap();
         let printed = stack.environment_variables().into_iter();
         let printed = printed.map(|(name, value)| (name.to_owned(), value)).collect();
-        let same = parse_variables(&external_directories(), &printed).unwrap();
+        let same = external_stack_from_variables(&external_directories(), &printed).unwrap();
         assert_eq!(same.environment_variables(), stack.environment_variables());
         assert_eq!(same.deploy_secret, PathBuf::from("value-of-DEPLOY_SECRET"));
     }
@@ -142,7 +142,7 @@ mod tests {
         let environment = REQUIRED_VARIABLES
             .map(|name| (name.to_owned(), "http://x/".to_owned()))
             .into();
-        let stack = parse_variables(&external_directories(), &environment).unwrap();
+        let stack = external_stack_from_variables(&external_directories(), &environment).unwrap();
         assert_eq!(stack.builder_url, "http://x/function/builder-fn");
         assert!(!stack.registry_requires_password());
         assert!(matches!(

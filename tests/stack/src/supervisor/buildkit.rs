@@ -21,16 +21,16 @@ use crate::{
 
 /// The time for which BuildKit at least keeps records of past builds; builder-fn recognises a redelivery by them
 /// (docs/pitfalls.md#redelivery).
-const HISTORY_AGE: Duration = Duration::from_secs(48 * 60 * 60);
+const BUILD_HISTORY_AGE: Duration = Duration::from_secs(48 * 60 * 60);
 
 /// The number of records of past builds that BuildKit keeps even if they are older than its time limit.
-const HISTORY_RECORDS: u32 = 10_000;
+const BUILD_HISTORY_RECORDS: u32 = 10_000;
 
 /// The value without which BuildKit clips the output of a step at 2 MiB, and at 200 KiB a second.
-const UNLIMITED_STEP_LOG: &str = "-1";
+const UNLIMITED_STEP_LOG_SETTING: &str = "-1";
 
 /// The number of networks for steps that BuildKit prepares, so that a step does not wait for one.
-const NETWORK_POOL_SIZE: u32 = 16;
+const STEP_NETWORK_POOL_SIZE: u32 = 16;
 
 impl PartSpecSource {
     /// Returns the specification of BuildKit.
@@ -45,21 +45,21 @@ impl PartSpecSource {
         let text = format!(
             "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://{BUILDKIT_ADDRESS}:{BUILDKIT_PORT}\"]\n  \
              [grpc.tls]\n    cert = \"{certificate}\"\n    key = \"{key}\"\n    ca = \"{authority}\"\n\n\
-             [history]\n  maxAge = {history}\n  maxEntries = {HISTORY_RECORDS}\n\n\
+             [history]\n  maxAge = {history}\n  maxEntries = {BUILD_HISTORY_RECORDS}\n\n\
              [worker.containerd]\n  enabled = false\n\n\
              [worker.oci]\n  binary = \"{runtime}\"\n  defaultCgroupParent = \"{STEPS_GROUP}\"\n  \
              networkMode = \"cni\"\n  cniConfigPath = \"{networks}\"\n  cniBinaryPath = \"{plugins}\"\n  \
-             cniPoolSize = {NETWORK_POOL_SIZE}\n  gc = true\n  reservedSpace = \"10%\"\n  maxUsedSpace = \"60%\"\n  \
+             cniPoolSize = {STEP_NETWORK_POOL_SIZE}\n  gc = true\n  reservedSpace = \"10%\"\n  maxUsedSpace = \"60%\"\n  \
              minFreeSpace = \"25%\"\n\n\
              [registry.\"{registry}\"]\n  http = true\n",
             root = self.dir.part_data_directory("buildkit").display(),
             certificate = config.join(DAEMON_CERTIFICATE_FILE).display(),
             key = config.join(DAEMON_KEY_FILE).display(),
             authority = authority.display(),
-            history = HISTORY_AGE.as_secs(),
-            runtime = config.join(step_runtime::RUNTIME_PROGRAM).display(),
+            history = BUILD_HISTORY_AGE.as_secs(),
+            runtime = config.join(step_runtime::STEP_RUNTIME_PROGRAM_NAME).display(),
             networks = networks.display(),
-            plugins = step_address::plugin_directory(&self.dir).display(),
+            plugins = step_address::cni_plugin_directory_of_stack(&self.dir).display(),
             registry = self.plan.registry_host_and_port(),
         );
         let path = config.join("buildkitd.toml");
@@ -67,19 +67,19 @@ impl PartSpecSource {
         command.arg(format!("--net={}", network::BUILDKIT_NAMESPACE_FILE));
         command.arg(&self.plan.tools.buildkitd).arg("--config").arg(&path);
         for limit in ["BUILDKIT_STEP_LOG_MAX_SIZE", "BUILDKIT_STEP_LOG_MAX_SPEED"] {
-            command.env(limit, UNLIMITED_STEP_LOG);
+            command.env(limit, UNLIMITED_STEP_LOG_SETTING);
         }
         let mut ready = self.command_with_part_environment(&self.plan.tools.buildctl);
         ready.args(["--addr", &socket, "debug", "workers"]);
         PartSpec {
             command,
             ready: ReadyCheck::Command(ready),
-            files: vec![(path, text), (networks, step_networks())],
+            files: vec![(path, text), (networks, cni_configuration_of_steps())],
         }
     }
 
     /// Returns the command that makes BuildKit remove data of steps that failed; the cache stays.
-    pub(super) fn collect_garbage_command(&self) -> Command {
+    pub(super) fn prune_failed_step_data_command(&self) -> Command {
         let mut command = self.command_with_part_environment(&self.plan.tools.buildctl);
         let socket = self.buildkit_socket_path();
         command.arg("--addr").arg(format!("unix://{}", socket.display()));
@@ -94,11 +94,11 @@ impl PartSpecSource {
 
 /// Returns the CNI configuration of steps: each step has a pair of interfaces of its own, so that packets between
 /// steps pass the firewall too. A bridge would deliver them. The firewall tells tenants apart by the addresses of steps.
-fn step_networks() -> String {
+fn cni_configuration_of_steps() -> String {
     let link = json!({
-        "type": step_link::PLUGIN_PROGRAM,
+        "type": step_link::LINK_PLUGIN_PROGRAM_NAME,
         "ipam": {
-            "type": step_address::PLUGIN_PROGRAM,
+            "type": step_address::ADDRESS_PLUGIN_PROGRAM_NAME,
             "dataDir": "/run/slipway/step-addresses",
             "ranges": [[{ "subnet": GENERAL_STEPS_SUBNET }]],
             "routes": [{ "dst": "0.0.0.0/0" }],

@@ -18,14 +18,14 @@ use rustix::{
 use crate::{
     cgroup::{self, RunningStep},
     command::run_program_blocking,
-    directories::{StackDir, free_space},
+    directories::{StackDir, free_space_bytes},
     error::{IoResultExt as _, LauncherError, Result},
     supervisor::{part_spec::PartSpecSource, reaper::ProcessReaper},
 };
 
 /// The share of the file system's blocks, and of its inodes, that stays free, as a divisor. With less, the step that
 /// uses most is ended.
-const RESERVE_DIVISOR: u64 = 8;
+const BUILDKIT_DISK_RESERVE_DIVISOR: u64 = 8;
 
 /// The space that stays free on the machine's own file system, in bytes: the file system for BuildKit takes space there
 /// as it fills.
@@ -36,20 +36,20 @@ const SMALL_WRITER_DIVISOR: u64 = 64;
 
 /// The kernel memory that a step may use without being ended when inodes are scarce, in bytes. The kernel keeps about 1
 /// KiB for a new file.
-const SMALL_KERNEL_MEMORY: u64 = 4 << 20;
+const SMALL_KERNEL_MEMORY_BYTES: u64 = 4 << 20;
 
 /// The time that BuildKit gets to remove what an ended step wrote, before another step is ended.
 const CLEAN_UP_TIME_AFTER_STEP: Duration = Duration::from_secs(2);
 
 /// The interval between checks of the free space. A disk that takes 2 GB/s takes a twentieth of a reserve of 4 GiB in it.
-const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+const FREE_SPACE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Mounts the file system for BuildKit's data, which the launcher has made and checked, in the stack's mount namespace.
 pub(super) fn mount_buildkit_disk(dir: &StackDir) -> Result<()> {
-    run_program_blocking(&mut mount_command(dir)).map(drop)
+    run_program_blocking(&mut buildkit_disk_mount_command(dir)).map(drop)
 }
 
-fn mount_command(dir: &StackDir) -> Command {
+fn buildkit_disk_mount_command(dir: &StackDir) -> Command {
     let (image, target) = (dir.buildkit_disk_image(), dir.part_data_directory("buildkit"));
     let mut command = Command::new("mount");
     // The loop device ends with the mount. Space that the cache frees is freed on the machine's disk too.
@@ -62,13 +62,16 @@ fn mount_command(dir: &StackDir) -> Command {
 /// Repairs and mounts the file system for BuildKit's data again if the kernel has made it read-only, as it does after a
 /// failed write: the image has holes, and the machine's disk was full. BuildKit must not run. Fails if the machine's disk
 /// is still full.
-pub(super) async fn repair_read_only_disk(dir: &StackDir, reaper: &ProcessReaper) -> Result<()> {
+pub(super) async fn repair_and_remount_disk_if_read_only(
+    dir: &StackDir,
+    reaper: &ProcessReaper,
+) -> Result<()> {
     let path = dir.part_data_directory("buildkit");
     let space = rustix::fs::statvfs(&path).with_operation("read the state of", &path)?;
     if !space.f_flag.contains(StatVfsMountFlags::RDONLY) {
         return Ok(());
     }
-    let free = free_space(&dir.root)?;
+    let free = free_space_bytes(&dir.root)?;
     if free < MACHINE_RESERVE_BYTES {
         return Err(LauncherError::Environment(format!(
             "BuildKit's disk is read-only, because the disk with {} is full: {} MB are free there, and {} are needed",
@@ -80,7 +83,7 @@ pub(super) async fn repair_read_only_disk(dir: &StackDir, reaper: &ProcessReaper
     let image = dir.buildkit_disk_image();
     let run = async |command: &mut Command, accepted: &str| {
         let status = reaper
-            .run_to_exit(command)
+            .run_to_exit_and_describe_failure(command)
             .await
             .with_operation("repair", &image)?;
         let Some(status) = status.filter(|status| status != accepted) else {
@@ -93,7 +96,7 @@ pub(super) async fn repair_read_only_disk(dir: &StackDir, reaper: &ProcessReaper
             command.get_program().display()
         )))
     };
-    for namespace in namespaces_with_mount(&path)? {
+    for namespace in mount_namespace_files_with_mount_at(&path)? {
         let mut command = Command::new("nsenter");
         command.arg(format!("--mount={}", namespace.display()));
         command.args(["umount", "--recursive"]).arg(&path);
@@ -101,13 +104,13 @@ pub(super) async fn repair_read_only_disk(dir: &StackDir, reaper: &ProcessReaper
     }
     // e2fsck(8): with status 1, it has corrected the errors.
     run(Command::new("e2fsck").arg("-fy").arg(&image), "exit status 1").await?;
-    run(&mut mount_command(dir), "").await
+    run(&mut buildkit_disk_mount_command(dir), "").await
 }
 
 /// Returns the mount namespaces of the stack's processes in which something is mounted at `path`, each as a file in
 /// `/proc`. Some parts, like slirp4netns, have a namespace of their own with copies of all mounts, and the file system
 /// stays mounted while one of them has it.
-fn namespaces_with_mount(path: &Path) -> Result<Vec<PathBuf>> {
+fn mount_namespace_files_with_mount_at(path: &Path) -> Result<Vec<PathBuf>> {
     let text = path.display().to_string();
     let mut found = BTreeMap::new();
     let processes = fs::read_dir("/proc").with_operation("list", Path::new("/proc"))?;
@@ -134,33 +137,44 @@ fn namespaces_with_mount(path: &Path) -> Result<Vec<PathBuf>> {
 /// Ends the build step that has written most whenever the file system with BuildKit's data has too little free space,
 /// or the machine's file system below it, and the step that uses most kernel memory whenever inodes are scarce; returns
 /// only an error.
-pub(super) async fn guard_free_space(config: &PartSpecSource, reaper: &ProcessReaper) -> Result<()> {
+pub(super) async fn end_steps_that_fill_disk_until_error(
+    config: &PartSpecSource,
+    reaper: &ProcessReaper,
+) -> Result<()> {
     let dir = &config.dir;
     let path = dir.part_data_directory("buildkit");
     loop {
-        tokio::time::sleep(CHECK_INTERVAL).await;
+        tokio::time::sleep(FREE_SPACE_CHECK_INTERVAL).await;
         let space = rustix::fs::statvfs(&path).with_operation("read the free space of", &path)?;
         let small = space.f_blocks.saturating_mul(space.f_frsize) / SMALL_WRITER_DIVISOR;
-        let lacks_blocks = space.f_bavail < space.f_blocks / RESERVE_DIVISOR
-            || free_space(&dir.root)? < MACHINE_RESERVE_BYTES;
-        let lacks_inodes = space.f_favail < space.f_files / RESERVE_DIVISOR;
-        let ended = lacks_blocks && end_largest_step(&path, small, |step| bytes_written_by(&step.processes))
-            || lacks_inodes && end_largest_step(&path, SMALL_KERNEL_MEMORY, RunningStep::kernel_memory);
+        let lacks_blocks = space.f_bavail < space.f_blocks / BUILDKIT_DISK_RESERVE_DIVISOR
+            || free_space_bytes(&dir.root)? < MACHINE_RESERVE_BYTES;
+        let lacks_inodes = space.f_favail < space.f_files / BUILDKIT_DISK_RESERVE_DIVISOR;
+        let ended = lacks_blocks
+            && end_step_that_uses_most(&path, small, |step| bytes_written_by(&step.processes))
+            || lacks_inodes
+                && end_step_that_uses_most(
+                    &path,
+                    SMALL_KERNEL_MEMORY_BYTES,
+                    RunningStep::kernel_memory_bytes,
+                );
         if ended {
             // Until BuildKit has freed what the step wrote, no other step has to end. By itself it frees it later.
             tokio::time::sleep(CLEAN_UP_TIME_AFTER_STEP).await;
-            let _ = reaper.run_to_exit(&mut config.collect_garbage_command()).await;
+            let _ = reaper
+                .run_to_exit_and_describe_failure(&mut config.prune_failed_step_data_command())
+                .await;
         }
     }
 }
 
-/// Ends the build step that uses most, if it uses more than `small` bytes. Returns whether it did.
-fn end_largest_step(path: &Path, small: u64, usage: impl Fn(&RunningStep) -> u64) -> bool {
+/// Ends the build step that uses most, if it uses more than `more_than_bytes`. Returns whether it did.
+fn end_step_that_uses_most(path: &Path, more_than_bytes: u64, usage: impl Fn(&RunningStep) -> u64) -> bool {
     let largest = cgroup::running_steps()
         .into_iter()
         .map(|step| (usage(&step), step))
         .max_by_key(|(used, _)| *used);
-    let Some((used, step)) = largest.filter(|(used, _)| *used > small) else {
+    let Some((used, step)) = largest.filter(|(used, _)| *used > more_than_bytes) else {
         return false;
     };
     // The supervisor's log; nothing can be done if it cannot be written.
@@ -181,11 +195,11 @@ fn end_largest_step(path: &Path, small: u64, usage: impl Fn(&RunningStep) -> u64
 
 /// Returns how much the processes, and their children that have ended, have written to disks, in bytes (proc(5),
 /// `/proc/PID/io`).
-fn bytes_written_by(processes: &[u32]) -> u64 {
+fn bytes_written_by(pids: &[u32]) -> u64 {
     let written = |process: &u32| {
         let text = fs::read_to_string(format!("/proc/{process}/io")).ok()?;
         let bytes = text.lines().find_map(|line| line.strip_prefix("write_bytes: "))?;
         bytes.parse::<u64>().ok()
     };
-    processes.iter().filter_map(written).sum()
+    pids.iter().filter_map(written).sum()
 }

@@ -21,7 +21,11 @@ const OVERLAY_DIRECTORIES: [(&str, &str); 3] = [("/etc", "etc"), ("/opt", "opt")
 
 /// Mounts the overlays for faasd and puts the plugins, the program and containerd's socket where faasd
 /// expects them.
-pub(crate) fn prepare_mounts_for_faasd(dir: &StackDir, program: &Path, containerd: &Path) -> Result<()> {
+pub(crate) fn prepare_mounts_for_faasd(
+    dir: &StackDir,
+    faasd_program: &Path,
+    containerd_socket: &Path,
+) -> Result<()> {
     let data = dir.part_data_directory("faasd");
     for (target, name) in OVERLAY_DIRECTORIES {
         let (upper, work) = (data.join(name), data.join(format!("{name}-work")));
@@ -46,8 +50,8 @@ pub(crate) fn prepare_mounts_for_faasd(dir: &StackDir, program: &Path, container
     let plugins = "/opt/cni/bin";
     fs::create_dir_all(plugins).with_operation("create", plugins)?;
     mount_bind("/usr/lib/cni", plugins).with_operation("mount", plugins)?;
-    fs::copy(program, FAASD_PATH).with_operation("write", FAASD_PATH)?;
+    fs::copy(faasd_program, FAASD_PATH).with_operation("write", FAASD_PATH)?;
     let socket = "/run/containerd/containerd.sock";
     fs::create_dir_all("/run/containerd").with_operation("create", "/run/containerd")?;
-    symlink(containerd, socket).with_operation("create", socket)
+    symlink(containerd_socket, socket).with_operation("create", socket)
 }

@@ -5,44 +5,47 @@
 
 use crate::{
     address::{
-        BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKIT_INTERFACE, BUILDKIT_PORT, BUILDKIT_SUBNET,
-        EGRESS_INTERFACE, EGRESS_RESOLVER_ADDRESS, FUNCTIONS_SUBNET, INNER_INTERFACE, REGISTRY_PORT,
-        STACK_INTERFACE, STACKS_SUBNET, STEPS_SUBNET, StackNumber, tenant_steps_subnet,
+        BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKIT_PORT, BUILDKIT_SUBNET, BUILDKITS_INTERFACE_TO_STACK,
+        EGRESS_INTERFACE, EGRESS_RESOLVER_ADDRESS, FUNCTIONS_SUBNET, REGISTRY_PORT,
+        STACKS_INTERFACE_TO_BUILDKIT, STACKS_INTERFACE_TO_MACHINE, STACKS_SUBNET, STEPS_SUBNET, StackNumber,
+        tenant_steps_subnet,
     },
-    egress::{Egress, PublicAccess},
+    egress::{EgressRules, PublicAccess},
 };
 
 /// The number of connections that a build step may have at a time.
 const MAX_STEP_CONNECTIONS: u32 = 256;
 
 /// The end of a rule that accepts packets of established connections and packets related to them.
-const ACCEPT_ESTABLISHED_RULE: &str = "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
+const ACCEPT_ESTABLISHED_RULE_END: &str = "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
 
 /// Returns the firewall's rules of the stack's network, with those for what BuildKit and build steps reach.
-pub(super) fn stack_rules(number: StackNumber, egress: &Egress) -> String {
-    let (outer, inner) = (number.outer_address(), number.inner_address());
+pub(super) fn stack_firewall_rules(number: StackNumber, egress: &EgressRules) -> String {
+    let (outer, inner) = (number.machines_end_address(), number.stacks_end_address());
     let mut rules = vec![
         "*filter".to_owned(),
         ":BUILDS - [0:0]".to_owned(),
         ":PUBLIC - [0:0]".to_owned(),
         // The pair accepts connections from the machine itself only, and forwards none into the stack.
-        format!("-A INPUT -i {INNER_INTERFACE} ! -s {outer} -j DROP"),
-        format!("-A FORWARD -i {INNER_INTERFACE} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"),
-        // Of the stack itself, BuildKit reaches the registry, and build steps reach nothing.
-        format!("-A INPUT -i {BUILDKIT_INTERFACE} {ACCEPT_ESTABLISHED_RULE}"),
+        format!("-A INPUT -i {STACKS_INTERFACE_TO_MACHINE} ! -s {outer} -j DROP"),
         format!(
-            "-A INPUT -i {BUILDKIT_INTERFACE} -s {BUILDKIT_ADDRESS} -d {inner} -p tcp --dport {REGISTRY_PORT} -j ACCEPT"
+            "-A FORWARD -i {STACKS_INTERFACE_TO_MACHINE} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"
         ),
-        format!("-A INPUT -i {BUILDKIT_INTERFACE} -j REJECT"),
-        // Functions reach BuildKit's port, which requires a certificate, and no build step.
-        format!("-A FORWARD -o {BUILDKIT_INTERFACE} {ACCEPT_ESTABLISHED_RULE}"),
+        // Of the stack itself, BuildKit reaches the registry, and build steps reach nothing.
+        format!("-A INPUT -i {STACKS_INTERFACE_TO_BUILDKIT} {ACCEPT_ESTABLISHED_RULE_END}"),
         format!(
-            "-A FORWARD -i {BRIDGE_INTERFACE} -o {BUILDKIT_INTERFACE} -d {BUILDKIT_ADDRESS} -p tcp --dport {BUILDKIT_PORT} \
+            "-A INPUT -i {STACKS_INTERFACE_TO_BUILDKIT} -s {BUILDKIT_ADDRESS} -d {inner} -p tcp --dport {REGISTRY_PORT} -j ACCEPT"
+        ),
+        format!("-A INPUT -i {STACKS_INTERFACE_TO_BUILDKIT} -j REJECT"),
+        // Functions reach BuildKit's port, which requires a certificate, and no build step.
+        format!("-A FORWARD -o {STACKS_INTERFACE_TO_BUILDKIT} {ACCEPT_ESTABLISHED_RULE_END}"),
+        format!(
+            "-A FORWARD -i {BRIDGE_INTERFACE} -o {STACKS_INTERFACE_TO_BUILDKIT} -d {BUILDKIT_ADDRESS} -p tcp --dport {BUILDKIT_PORT} \
              -j ACCEPT"
         ),
-        format!("-A FORWARD -o {BUILDKIT_INTERFACE} -j REJECT"),
-        format!("-A FORWARD -i {BUILDKIT_INTERFACE} -j BUILDS"),
-        format!("-A BUILDS {ACCEPT_ESTABLISHED_RULE}"),
+        format!("-A FORWARD -o {STACKS_INTERFACE_TO_BUILDKIT} -j REJECT"),
+        format!("-A FORWARD -i {STACKS_INTERFACE_TO_BUILDKIT} -j BUILDS"),
+        format!("-A BUILDS {ACCEPT_ESTABLISHED_RULE_END}"),
         // Functions' networks.
         format!("-A BUILDS ! -o {EGRESS_INTERFACE} -j REJECT"),
         format!("-A BUILDS -d {STACKS_SUBNET} -j REJECT"),
@@ -81,17 +84,17 @@ pub(super) fn stack_rules(number: StackNumber, egress: &Egress) -> String {
         format!("-A POSTROUTING -s {STEPS_SUBNET} -o {EGRESS_INTERFACE} -j MASQUERADE"),
         "COMMIT".to_owned(),
     ]);
-    rules_text(&rules)
+    rules_text_with_tcp_resets(&rules)
 }
 
 /// Returns the firewall's rules of BuildKit's network, which separate build steps from the daemon and from each other.
-pub(super) fn buildkit_rules() -> String {
+pub(super) fn buildkit_network_firewall_rules() -> String {
     let rules = [
         "*filter".to_owned(),
         "-A INPUT -i lo -j ACCEPT".to_owned(),
-        format!("-A INPUT {ACCEPT_ESTABLISHED_RULE}"),
+        format!("-A INPUT {ACCEPT_ESTABLISHED_RULE_END}"),
         format!(
-            "-A INPUT -i {STACK_INTERFACE} -d {BUILDKIT_ADDRESS} -p tcp --dport {BUILDKIT_PORT} -j ACCEPT"
+            "-A INPUT -i {BUILDKITS_INTERFACE_TO_STACK} -d {BUILDKIT_ADDRESS} -p tcp --dport {BUILDKIT_PORT} -j ACCEPT"
         ),
         "-A INPUT -j REJECT".to_owned(),
         // The daemon connects to no step and not to itself, also not for an `ADD`.
@@ -99,29 +102,29 @@ pub(super) fn buildkit_rules() -> String {
             "-A OUTPUT -d {BUILDKIT_ADDRESS} -p tcp --dport {BUILDKIT_PORT} -j REJECT --reject-with tcp-reset"
         ),
         "-A OUTPUT -o lo -j ACCEPT".to_owned(),
-        format!("-A OUTPUT -o {STACK_INTERFACE} -j ACCEPT"),
-        format!("-A OUTPUT {ACCEPT_ESTABLISHED_RULE}"),
+        format!("-A OUTPUT -o {BUILDKITS_INTERFACE_TO_STACK} -j ACCEPT"),
+        format!("-A OUTPUT {ACCEPT_ESTABLISHED_RULE_END}"),
         "-A OUTPUT -j REJECT".to_owned(),
-        format!("-A FORWARD -i {STACK_INTERFACE} {ACCEPT_ESTABLISHED_RULE}"),
-        format!("-A FORWARD -i {STACK_INTERFACE} -j REJECT"),
+        format!("-A FORWARD -i {BUILDKITS_INTERFACE_TO_STACK} {ACCEPT_ESTABLISHED_RULE_END}"),
+        format!("-A FORWARD -i {BUILDKITS_INTERFACE_TO_STACK} -j REJECT"),
         // A step that sends with another address, such as the daemon's.
         format!("-A FORWARD ! -s {STEPS_SUBNET} -j DROP"),
         // All steps and the stack itself share the tables of connections, here and in slirp4netns.
         format!(
-            "-A FORWARD -o {STACK_INTERFACE} -m conntrack --ctstate NEW -m connlimit \
+            "-A FORWARD -o {BUILDKITS_INTERFACE_TO_STACK} -m conntrack --ctstate NEW -m connlimit \
              --connlimit-above {MAX_STEP_CONNECTIONS} --connlimit-mask 32 -j REJECT"
         ),
-        format!("-A FORWARD -o {STACK_INTERFACE} -j ACCEPT"),
+        format!("-A FORWARD -o {BUILDKITS_INTERFACE_TO_STACK} -j ACCEPT"),
         "-A FORWARD -j REJECT".to_owned(),
         "COMMIT".to_owned(),
     ];
-    rules_text(&rules)
+    rules_text_with_tcp_resets(&rules)
 }
 
 /// Returns the rules as lines, each `REJECT` preceded by one that resets TCP connections. A rejected TCP connection
 /// so fails at once: of the messages that reject other packets, the kernel sends one a second, and a client would wait
 /// for it.
-fn rules_text(rules: &[String]) -> String {
+fn rules_text_with_tcp_resets(rules: &[String]) -> String {
     let mut text = String::new();
     for rule in rules {
         if let Some(matches) = rule.strip_suffix(" -j REJECT") {
@@ -136,12 +139,12 @@ fn rules_text(rules: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::egress::TenantEgress;
+    use crate::egress::ResolvedTenantStepRule;
 
     #[test]
     fn rules_for_opened_networks_precede_those_for_closed_ones_and_stacks_stay_closed() {
-        let egress = Egress::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap();
-        let rules = stack_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
+        let egress = EgressRules::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap();
+        let rules = stack_firewall_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
         let at = |rule: &str| rules.find(rule).unwrap_or_else(|| panic!("no {rule} in {rules}"));
         let order = [
             "-A BUILDS ! -o tap0 -j REJECT",
@@ -159,17 +162,17 @@ mod tests {
 
     #[test]
     fn a_tenants_steps_have_its_rules_and_no_general_ones() {
-        let tenant = |tenant: &str, is_public| TenantEgress {
+        let tenant = |tenant: &str, is_public| ResolvedTenantStepRule {
             tenant: tenant.to_owned(),
             allowed: vec!["10.7.7.7".parse().unwrap()],
             is_public,
         };
-        let egress = Egress {
+        let egress = EgressRules {
             public: PublicAccess::Daemon,
             tenants: vec![tenant("listed", false), tenant("open", true)],
-            ..Egress::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap()
+            ..EgressRules::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap()
         };
-        let rules = stack_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
+        let rules = stack_firewall_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
         let lines = rules.lines().filter(|line| line.starts_with("-A BUILDS"));
         let lines = lines.filter(|line| !line.contains("-p tcp")).collect::<Vec<_>>();
         let expected = [

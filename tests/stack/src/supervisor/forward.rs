@@ -1,8 +1,8 @@
 //! TCP forwarders. One forwards from a fixed address of the stack to the current container of builder-fn,
 //! without the gateway. With faasd, another forwards from a loopback address of the machine to the registry.
 //!
-//! The kernel moves the bytes, by way of pipes: copying them in the launcher, which is compiled without optimisation, took
-//! twice as much processor time.
+//! The kernel moves the bytes, by way of pipes: copying them in the launcher, which is compiled without optimisation,
+//! took twice as much processor time.
 
 use std::{
     fs, io,
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The name of the function to which connections are forwarded.
-const FORWARDED_FUNCTION: &str = "builder-fn";
+const FORWARDED_FUNCTION_NAME: &str = "builder-fn";
 
 /// The port on which every function listens.
 const FUNCTION_PORT: u16 = 8080;
@@ -75,7 +75,7 @@ pub(crate) async fn open_forwarders(
     loopback: Option<std::net::TcpListener>,
 ) -> Result<Vec<Forwarder>> {
     let number = config.plan.number;
-    let address = SocketAddr::from((number.inner_address(), BUILDER_PORT));
+    let address = SocketAddr::from((number.stacks_end_address(), BUILDER_PORT));
     let listener = TcpListener::bind(address)
         .await
         .with_operation("listen on", address.to_string())?;
@@ -119,7 +119,7 @@ impl ForwardTarget {
     fn current_addresses(&self) -> Vec<SocketAddr> {
         match self {
             ForwardTarget::Function(addresses) => addresses
-                .addresses_of_function(FORWARDED_FUNCTION)
+                .addresses_of_function(FORWARDED_FUNCTION_NAME)
                 .into_iter()
                 .map(|address| (address, FUNCTION_PORT).into())
                 .collect(),
@@ -134,15 +134,16 @@ async fn forward_connection(client: TcpStream, addresses: Vec<SocketAddr>) {
     for address in addresses {
         let connect = TcpStream::connect(address);
         if let Ok(Ok(target)) = tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
-            let _ = join_connections(&client, &target).await;
+            let _ = move_bytes_both_ways(&client, &target).await;
             return;
         }
     }
 }
 
 /// Moves bytes between two connections in both directions, until both have ended or one has failed.
-async fn join_connections(client: &TcpStream, target: &TcpStream) -> io::Result<()> {
-    // Without this, the kernel would hold back the end of a request until the other side has acknowledged what precedes it.
+async fn move_bytes_both_ways(client: &TcpStream, target: &TcpStream) -> io::Result<()> {
+    // Without this, the kernel would hold back the end of a request until the other side has acknowledged what precedes
+    // it.
     client.set_nodelay(true)?;
     target.set_nodelay(true)?;
     tokio::try_join!(move_bytes(client, target), move_bytes(target, client)).map(drop)
@@ -235,27 +236,27 @@ mod tests {
     fn container_addresses_of_other_functions_are_ignored() {
         let result = r#"{"ips":[{"version":"4","address":"10.62.0.7/16"}]}"#;
         assert_eq!(
-            address_in_cni_result("builder-fn.k3", result, FORWARDED_FUNCTION),
+            address_in_cni_result("builder-fn.k3", result, FORWARDED_FUNCTION_NAME),
             Some(Ipv4Addr::new(10, 62, 0, 7))
         );
         assert_eq!(
-            address_in_cni_result("builder-fn-two.k3", result, FORWARDED_FUNCTION),
+            address_in_cni_result("builder-fn-two.k3", result, FORWARDED_FUNCTION_NAME),
             None
         );
         assert_eq!(
-            address_in_cni_result("builder-fn.k3", "", FORWARDED_FUNCTION),
+            address_in_cni_result("builder-fn.k3", "", FORWARDED_FUNCTION_NAME),
             None
         );
         assert_eq!(
-            address_in_cni_lease("10.62.0.9", "builder-fn-621\r\neth0", FORWARDED_FUNCTION),
+            address_in_cni_lease("10.62.0.9", "builder-fn-621\r\neth0", FORWARDED_FUNCTION_NAME),
             Some(Ipv4Addr::new(10, 62, 0, 9))
         );
         assert_eq!(
-            address_in_cni_lease("10.62.0.9", "builder-fn-two-621\r\neth0", FORWARDED_FUNCTION),
+            address_in_cni_lease("10.62.0.9", "builder-fn-two-621\r\neth0", FORWARDED_FUNCTION_NAME),
             None
         );
         assert_eq!(
-            address_in_cni_lease("last_reserved_ip.0", "10.62.0.9", FORWARDED_FUNCTION),
+            address_in_cni_lease("last_reserved_ip.0", "10.62.0.9", FORWARDED_FUNCTION_NAME),
             None
         );
     }
@@ -274,8 +275,8 @@ mod tests {
                 .set_modified(at)
                 .unwrap();
         }
-        let found =
-            ContainerAddressFiles::Results(dir.path().to_owned()).addresses_of_function(FORWARDED_FUNCTION);
+        let found = ContainerAddressFiles::Results(dir.path().to_owned())
+            .addresses_of_function(FORWARDED_FUNCTION_NAME);
         assert_eq!(found, [Ipv4Addr::new(10, 62, 0, 4), Ipv4Addr::new(10, 62, 0, 5)]);
     }
 

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 /// The largest size of a part's log file, in bytes; it is rotated before it would exceed this.
-const LOG_LIMIT_BYTES: u64 = 8 << 20;
+const PART_LOG_MAX_BYTES: u64 = 8 << 20;
 
 /// The size of the buffer for reading a part's output, in bytes.
 const READ_BUFFER_BYTES: usize = 64 << 10;
@@ -38,8 +38,8 @@ impl PartLog {
     }
 
     /// Appends bytes; first rotates the log if they would take it over the limit.
-    fn append_and_rotate(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.size > 0 && self.size + bytes.len() as u64 > LOG_LIMIT_BYTES {
+    fn append_after_rotating_if_full(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.size > 0 && self.size + bytes.len() as u64 > PART_LOG_MAX_BYTES {
             fs::rename(&self.path, rotated_log_path(&self.path))?;
             *self = Self::open_for_appending(&self.path)?;
         }
@@ -63,7 +63,7 @@ pub(crate) async fn copy_output_to_log(pipe: PipeReader, path: PathBuf) -> io::R
         if read.is_empty() {
             return Ok(());
         }
-        log.append_and_rotate(read)?;
+        log.append_after_rotating_if_full(read)?;
         let length = read.len();
         pipe.consume(length);
     }
@@ -80,15 +80,15 @@ mod tests {
         let mut log = PartLog::open_for_appending(&path).unwrap();
         let mebibyte = vec![b'x'; 1 << 20];
         for _ in 0..20 {
-            log.append_and_rotate(&mebibyte).unwrap();
+            log.append_after_rotating_if_full(&mebibyte).unwrap();
         }
         drop(log);
         let size = |path: &Path| fs::metadata(path).unwrap().len();
-        assert_eq!(size(&rotated_log_path(&path)), LOG_LIMIT_BYTES);
+        assert_eq!(size(&rotated_log_path(&path)), PART_LOG_MAX_BYTES);
         assert_eq!(size(&path), 4 << 20);
         PartLog::open_for_appending(&path)
             .unwrap()
-            .append_and_rotate(b"after")
+            .append_after_rotating_if_full(b"after")
             .unwrap();
         assert_eq!(size(&path), (4 << 20) + 5);
     }

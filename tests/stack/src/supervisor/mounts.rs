@@ -26,7 +26,8 @@ const CNI_RESULTS_DIRECTORY: &str = "/var/lib/cni";
 
 const RESOLV_CONF_PATH: &str = "/etc/resolv.conf";
 
-/// Mounts everything except `resolv.conf`: [`MachineResolvConf::mount_stack_resolv_conf`] must follow any other mount over `/etc`.
+/// Mounts everything except `resolv.conf`: [`MachineResolvConf::mount_stack_resolv_conf`] must follow any other mount
+/// over `/etc`.
 pub(crate) fn mount_all_but_resolver() -> Result<MachineResolvConf> {
     let machine = fs::read_to_string(RESOLV_CONF_PATH).with_operation("read", RESOLV_CONF_PATH)?;
     let target = fs::canonicalize(RESOLV_CONF_PATH).with_operation("read", RESOLV_CONF_PATH)?;
@@ -40,7 +41,7 @@ pub(crate) fn mount_all_but_resolver() -> Result<MachineResolvConf> {
     rustix::mount::mount("tmpfs", CNI_RESULTS_DIRECTORY, "tmpfs", flags, Some(c"mode=700"))
         .with_operation("mount", CNI_RESULTS_DIRECTORY)?;
     fs::create_dir_all(SUPERVISOR_DIRECTORY).with_operation("create", SUPERVISOR_DIRECTORY)?;
-    cgroup::mount_hierarchies()?;
+    cgroup::remount_hierarchies_in_namespaces()?;
     Ok(MachineResolvConf { machine, target })
 }
 
@@ -54,12 +55,12 @@ pub(crate) struct MachineResolvConf {
 impl MachineResolvConf {
     /// Mounts a `resolv.conf` that works inside the stack over the machine's.
     pub(crate) fn mount_stack_resolv_conf(&self) -> Result<()> {
-        write_file(Path::new(MACHINE_RESOLV_CONF_PATH), &self.machine)?;
+        write_file_and_create_directory(Path::new(MACHINE_RESOLV_CONF_PATH), &self.machine)?;
         let own = Path::new("/run/slipway/stack-resolv.conf");
-        write_file(own, &stack_resolv_conf(&self.machine))?;
+        write_file_and_create_directory(own, &stack_resolv_conf(&self.machine))?;
         // If it was a link into /run, its target is hidden now.
         if !self.target.exists() {
-            write_file(&self.target, "")?;
+            write_file_and_create_directory(&self.target, "")?;
         }
         rustix::mount::mount_bind(own, &self.target).with_operation("mount", &self.target)
     }
@@ -67,8 +68,8 @@ impl MachineResolvConf {
 
 /// Returns the text of the stack's `resolv.conf`: the machine's search list and options, with the stack's
 /// resolver.
-fn stack_resolv_conf(machine: &str) -> String {
-    let kept = machine
+fn stack_resolv_conf(machine_resolv_conf: &str) -> String {
+    let kept = machine_resolv_conf
         .lines()
         .filter(|line| line.starts_with("search") || line.starts_with("options"));
     kept.map(str::to_owned)
@@ -78,7 +79,7 @@ fn stack_resolv_conf(machine: &str) -> String {
 }
 
 /// Writes a file, and creates its directory if it is missing.
-fn write_file(path: &Path, content: &str) -> Result<()> {
+fn write_file_and_create_directory(path: &Path, content: &str) -> Result<()> {
     let dir = path.parent().unwrap_or(path);
     fs::create_dir_all(dir).with_operation("create", dir)?;
     fs::write(path, content).with_operation("write", path)

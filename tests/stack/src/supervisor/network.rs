@@ -13,11 +13,12 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
     address::{
-        BRIDGE_ADDRESS, BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKIT_GATEWAY_ADDRESS, BUILDKIT_INTERFACE,
-        INNER_INTERFACE, STACK_INTERFACE, STEPS_SUBNET,
+        BRIDGE_ADDRESS, BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKIT_GATEWAY_ADDRESS,
+        BUILDKITS_INTERFACE_TO_STACK, STACKS_INTERFACE_TO_BUILDKIT, STACKS_INTERFACE_TO_MACHINE,
+        STEPS_SUBNET,
     },
     command::run_program_blocking,
-    egress::{Egress, machine_networks},
+    egress::{EgressRules, parse_machine_networks},
     error::{IoResultExt as _, Result},
     plan::StackPlan,
     supervisor::firewall,
@@ -34,77 +35,79 @@ pub(crate) const BUILDKIT_NAMESPACE_FILE: &str = "/run/netns/buildkit";
 /// own. Threads that start later inherit it, so this must run before any other thread starts.
 pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
     let number = plan.number;
-    let (outer, inner) = (number.outer_address(), number.inner_address());
-    let interface = number.outer_interface();
+    let (outer, inner) = (number.machines_end_address(), number.stacks_end_address());
+    let interface = number.machines_end_interface();
     run_ip("netns add stack")?;
     run_ip("netns add buildkit")?;
     File::create(MACHINE_NAMESPACE_FILE).with_operation("create", MACHINE_NAMESPACE_FILE)?;
     rustix::mount::mount_bind("/proc/self/ns/net", MACHINE_NAMESPACE_FILE)
         .with_operation("mount", MACHINE_NAMESPACE_FILE)?;
     run_ip(&format!(
-        "link add {interface} type veth peer name {INNER_INTERFACE} netns stack"
+        "link add {interface} type veth peer name {STACKS_INTERFACE_TO_MACHINE} netns stack"
     ))?;
     run_ip(&format!("address add {outer}/30 dev {interface}"))?;
     run_ip(&format!("link set {interface} up"))?;
-    let machine = machine_networks(&run_ip("-json -4 address show")?)?;
-    let egress = Egress {
+    let machine = parse_machine_networks(&run_ip("-json -4 address show")?)?;
+    let egress = EgressRules {
         public: plan.public,
         tenants: plan.tenants.clone(),
-        ..Egress::new(plan.allowed.clone(), machine)?
+        ..EgressRules::new(plan.allowed.clone(), machine)?
     };
 
-    move_into(STACK_NAMESPACE_FILE)?;
+    enter_network_namespace(STACK_NAMESPACE_FILE)?;
     run_ip("link set lo up")?;
-    run_ip(&format!("address add {inner}/30 dev {INNER_INTERFACE}"))?;
-    run_ip(&format!("link set {INNER_INTERFACE} up"))?;
+    run_ip(&format!(
+        "address add {inner}/30 dev {STACKS_INTERFACE_TO_MACHINE}"
+    ))?;
+    run_ip(&format!("link set {STACKS_INTERFACE_TO_MACHINE} up"))?;
     run_ip(&format!("link add {BRIDGE_INTERFACE} type bridge"))?;
     run_ip(&format!("address add {BRIDGE_ADDRESS}/16 dev {BRIDGE_INTERFACE}"))?;
     run_ip(&format!("link set {BRIDGE_INTERFACE} up"))?;
     // Before there is a way into BuildKit's network or out of it.
-    add_rules("stack", &firewall::stack_rules(number, &egress))?;
-    set_sysctl("net/ipv4/ip_forward", "1")?;
+    add_firewall_rules("stack", &firewall::stack_firewall_rules(number, &egress))?;
+    set_sysctl_if_present("net/ipv4/ip_forward", "1")?;
     run_ip(&format!(
-        "link add {BUILDKIT_INTERFACE} type veth peer name {STACK_INTERFACE} netns buildkit"
+        "link add {STACKS_INTERFACE_TO_BUILDKIT} type veth peer name {BUILDKITS_INTERFACE_TO_STACK} netns buildkit"
     ))?;
     run_ip(&format!(
-        "address add {BUILDKIT_GATEWAY_ADDRESS}/30 dev {BUILDKIT_INTERFACE}"
+        "address add {BUILDKIT_GATEWAY_ADDRESS}/30 dev {STACKS_INTERFACE_TO_BUILDKIT}"
     ))?;
-    run_ip(&format!("link set {BUILDKIT_INTERFACE} up"))?;
+    run_ip(&format!("link set {STACKS_INTERFACE_TO_BUILDKIT} up"))?;
     run_ip(&format!("route add {STEPS_SUBNET} via {BUILDKIT_ADDRESS}"))?;
 
-    move_into(BUILDKIT_NAMESPACE_FILE)?;
+    enter_network_namespace(BUILDKIT_NAMESPACE_FILE)?;
     set_up_buildkit_network()?;
-    move_into(STACK_NAMESPACE_FILE)
+    enter_network_namespace(STACK_NAMESPACE_FILE)
 }
 
 /// Sets up BuildKit's network from inside: rules, kernel settings, addresses and the default route.
 fn set_up_buildkit_network() -> Result<()> {
-    add_rules("buildkit", &firewall::buildkit_rules())?;
+    add_firewall_rules("buildkit", &firewall::buildkit_network_firewall_rules())?;
     for scope in ["all", "default"] {
         // The rules are for IPv4, and nothing in a stack needs IPv6.
-        set_sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
+        set_sysctl_if_present(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
         // A step cannot send with the address of another step.
-        set_sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "1")?;
+        set_sysctl_if_present(&format!("net/ipv4/conf/{scope}/rp_filter"), "1")?;
     }
-    set_sysctl("net/ipv4/ip_forward", "1")?;
+    set_sysctl_if_present("net/ipv4/ip_forward", "1")?;
     run_ip("link set lo up")?;
     run_ip(&format!(
-        "address add {BUILDKIT_ADDRESS}/30 dev {STACK_INTERFACE}"
+        "address add {BUILDKIT_ADDRESS}/30 dev {BUILDKITS_INTERFACE_TO_STACK}"
     ))?;
-    run_ip(&format!("link set {STACK_INTERFACE} up"))?;
+    run_ip(&format!("link set {BUILDKITS_INTERFACE_TO_STACK} up"))?;
     run_ip(&format!("route add default via {BUILDKIT_GATEWAY_ADDRESS}")).map(drop)
 }
 
 /// Moves this thread into a network namespace.
-fn move_into(namespace: &str) -> Result<()> {
-    let file = File::open(namespace).with_operation("open", namespace)?;
+fn enter_network_namespace(namespace_file: &str) -> Result<()> {
+    let file = File::open(namespace_file).with_operation("open", namespace_file)?;
     move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-        .with_operation("enter", namespace)
+        .with_operation("enter", namespace_file)
 }
 
 /// Writes a kernel setting of this thread's network namespace; does nothing if the kernel lacks it, as a machine
 /// without IPv6 lacks the settings of IPv6.
-fn set_sysctl(name: &str, value: &str) -> Result<()> {
+fn set_sysctl_if_present(name: &str, value: &str) -> Result<()> {
     let path = Path::new("/proc/sys").join(name);
     match path.exists() {
         true => fs::write(&path, value).with_operation("write", path),
@@ -113,8 +116,8 @@ fn set_sysctl(name: &str, value: &str) -> Result<()> {
 }
 
 /// Adds rules to the firewall of this thread's network namespace.
-fn add_rules(name: &str, rules: &str) -> Result<()> {
-    let path = Path::new("/run/slipway").join(format!("{name}.rules"));
+fn add_firewall_rules(rules_file_stem: &str, rules: &str) -> Result<()> {
+    let path = Path::new("/run/slipway").join(format!("{rules_file_stem}.rules"));
     fs::write(&path, rules).with_operation("write", &path)?;
     run_program_blocking(
         Command::new("iptables-restore")

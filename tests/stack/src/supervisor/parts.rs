@@ -35,14 +35,14 @@ const PART_READY_TIMEOUT: Duration = Duration::from_secs(60);
 const PART_END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time from the end of a part, which nobody requested, to its start. It doubles with each further end up to
-/// [`LONGEST_RESTART_DELAY`], and is this again after a run of [`LONG_RUN`].
+/// [`LONGEST_RESTART_DELAY`], and is this again after a run of [`RUN_TIME_THAT_RESETS_RESTART_DELAY`].
 const FIRST_RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// The longest time from the end of a part, which nobody requested, to its start.
 const LONGEST_RESTART_DELAY: Duration = Duration::from_secs(30);
 
 /// The duration of a run after which the next restart is not delayed by the ends before it.
-const LONG_RUN: Duration = Duration::from_secs(60);
+const RUN_TIME_THAT_RESETS_RESTART_DELAY: Duration = Duration::from_secs(60);
 
 /// A function that receives events about parts.
 pub(crate) type PartEventListener<'a> = &'a (dyn Fn(SupervisorEvent) + Send + Sync);
@@ -95,8 +95,8 @@ impl PartsHandle {
     }
 
     /// Sets the limits of all build steps together.
-    pub(crate) fn limit_steps(&self) -> Result<()> {
-        cgroup::limit_steps(&self.config.plan.step_limits()?)
+    pub(crate) fn create_steps_group_with_limits(&self) -> Result<()> {
+        cgroup::create_steps_group_with_limits(&self.config.plan.step_limits()?)
     }
 
     /// Starts all parts of the stack that do not run, group by group, and waits until they are ready; fails with the
@@ -167,7 +167,7 @@ impl PartsHandle {
         on_event(SupervisorEvent::Starting { part });
         let began = Instant::now();
         if part == StackPart::Buildkit {
-            disk::repair_read_only_disk(&self.config.dir, &self.reaper)
+            disk::repair_and_remount_disk_if_read_only(&self.config.dir, &self.reaper)
                 .await
                 .map_err(error_with_causes)?;
         }
@@ -263,10 +263,10 @@ impl PartsHandle {
         Box::pin(async move {
             let began = Instant::now();
             let reason = child.wait_until_ended().await;
-            if !self.record_unrequested_end(part, &child, reason) {
+            if !self.record_end_if_unrequested(part, &child, reason) {
                 return;
             }
-            let mut delay = match began.elapsed() < LONG_RUN {
+            let mut delay = match began.elapsed() < RUN_TIME_THAT_RESETS_RESTART_DELAY {
                 true => delay,
                 false => FIRST_RESTART_DELAY,
             };
@@ -287,7 +287,7 @@ impl PartsHandle {
 
     /// Records that a part's process has ended, if it is the part's present one and nobody requested its end; returns
     /// whether it is.
-    fn record_unrequested_end(&self, part: StackPart, child: &ChildProcess, reason: String) -> bool {
+    fn record_end_if_unrequested(&self, part: StackPart, child: &ChildProcess, reason: String) -> bool {
         let mut entries = self.lock_entries();
         let Some(entry) = entries.get_mut(&part) else {
             return false;

@@ -39,15 +39,15 @@ pub(crate) struct NewLogLines {
 }
 
 impl ReadyCheck {
-    /// Repeats the check until the part is ready; `reason` always has the last failure.
+    /// Repeats the check until the part is ready; `last_failure` always has the last failure.
     pub(crate) async fn wait_until_ready(
         mut self,
         reaper: &ProcessReaper,
         log: &NewLogLines,
-        reason: &mut String,
+        last_failure: &mut String,
     ) {
         while let Err(failure) = self.check_once(reaper, log).await {
-            *reason = failure;
+            *last_failure = failure;
             tokio::time::sleep(READY_CHECK_INTERVAL).await;
         }
     }
@@ -83,7 +83,12 @@ impl ReadyCheck {
                     .stdout(Stdio::null())
                     .stderr(Stdio::null());
                 let name = command.get_program().to_string_lossy().into_owned();
-                match tokio::time::timeout(READY_CHECK_TIMEOUT, reaper.run_to_exit(command)).await {
+                match tokio::time::timeout(
+                    READY_CHECK_TIMEOUT,
+                    reaper.run_to_exit_and_describe_failure(command),
+                )
+                .await
+                {
                     Ok(Ok(None)) => Ok(()),
                     Ok(Ok(Some(how))) => Err(format!("{name}: {how}")),
                     Ok(Err(error)) => Err(format!("{name}: {error}")),

@@ -43,7 +43,10 @@ impl ProcessReaper {
     }
 
     /// Runs a program until it exits; returns `None` for success, or else the exit status.
-    pub(crate) async fn run_to_exit(&self, command: &mut Command) -> io::Result<Option<String>> {
+    pub(crate) async fn run_to_exit_and_describe_failure(
+        &self,
+        command: &mut Command,
+    ) -> io::Result<Option<String>> {
         let how = self.spawn_child(command)?.wait_until_ended().await;
         Ok(Some(how).filter(|how| how != SUCCESS_EXIT_TEXT))
     }

@@ -70,7 +70,9 @@ async fn execute_command(
     };
     match command {
         SupervisorCommand::StartAll => {
-            if let Err(error) = cgroup::delegate_controllers().and_then(|()| parts.limit_steps()) {
+            if let Err(error) = cgroup::enter_subgroup_and_delegate_controllers()
+                .and_then(|()| parts.create_steps_group_with_limits())
+            {
                 return SupervisorEvent::Rejected {
                     reason: error_with_causes(error),
                 };

@@ -19,7 +19,7 @@ use tokio::{
 use crate::{STACK_START_LOCK, isolation::own_outside_address, remove_stack};
 
 /// The resolver of the stack, the only private address that build steps reach.
-const STACK_RESOLVER: &str = "10.0.2.3:53";
+const STACK_RESOLVER_ADDRESS: &str = "10.0.2.3:53";
 
 /// The output and outcome of a build.
 struct FinishedBuild {
@@ -29,7 +29,7 @@ struct FinishedBuild {
 
 impl FinishedBuild {
     /// Returns the words that follow `marker` in the output of steps.
-    fn words_after(&self, marker: &str) -> Vec<&str> {
+    fn line_ends_after(&self, marker: &str) -> Vec<&str> {
         let lines = self.output.lines();
         let after = lines.filter_map(|line| line.split_once(marker).map(|(_, rest)| rest.trim()));
         // The text of the command, which BuildKit prints too, has a variable.
@@ -38,7 +38,7 @@ impl FinishedBuild {
 }
 
 /// Starts a new stack without base images and Slipway, with changed options; an earlier one is removed with its data.
-async fn start_stack_with(
+async fn start_fresh_stack_with_options(
     name: &str,
     change: impl FnOnce(&mut StackOptions),
 ) -> Result<Stack, LauncherError> {
@@ -142,7 +142,7 @@ fn stack_address(stack: &Stack) -> String {
 async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_registry_that_requires_a_password()
 -> Result<(), LauncherError> {
     let name = "test-builds";
-    let stack = start_stack_with(name, |_| ()).await?;
+    let stack = start_fresh_stack_with_options(name, |_| ()).await?;
     let own = stack_address(&stack);
     let machine = own.replace(".2", ".1");
     let on_machine = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -162,12 +162,12 @@ async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_reg
     ] {
         closed.extend(ports.iter().map(|port| format!("{host}:{port}")));
     }
-    let all = [closed.as_slice(), &[STACK_RESOLVER.to_owned()]].concat();
+    let all = [closed.as_slice(), &[STACK_RESOLVER_ADDRESS.to_owned()]].concat();
     let built = build_on_busybox(&stack, &connecting_instruction(&all)).await;
     assert!(built.succeeded, "{}", built.output);
     assert_eq!(
-        built.words_after("reached "),
-        [STACK_RESOLVER],
+        built.line_ends_after("reached "),
+        [STACK_RESOLVER_ADDRESS],
         "{}",
         built.output
     );
@@ -202,7 +202,7 @@ async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_reg
     let built = build_on_busybox(&stack, &connecting_instruction(&others)).await;
     assert!(built.succeeded, "{}", built.output);
     assert_eq!(
-        built.words_after("reached "),
+        built.line_ends_after("reached "),
         Vec::<&str>::new(),
         "{}",
         built.output
@@ -217,12 +217,12 @@ async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_reg
         "the daemon has no socket in a step: {}",
         built.output
     );
-    only_a_certificate_opens_the_port(&stack).await?;
+    assert_only_a_certificate_opens_daemons_port(&stack).await?;
     remove_stack(name).await
 }
 
 /// Asserts that the daemon's port accepts builder-fn's certificate, and nobody without one.
-async fn only_a_certificate_opens_the_port(stack: &Stack) -> Result<(), LauncherError> {
+async fn assert_only_a_certificate_opens_daemons_port(stack: &Stack) -> Result<(), LauncherError> {
     let network = format!("--net=/proc/{}/ns/net", stack.supervisor_pid()?);
     let workers = async |certificates: &[&str]| {
         let mut buildctl = Command::new("nsenter");
@@ -253,7 +253,8 @@ async fn an_operator_opens_an_address_for_builds_and_its_redirects_open_nothing(
         return Ok(());
     };
     let name = "test-allowed";
-    let stack = start_stack_with(name, |options| options.allowed = vec![address.to_string()]).await?;
+    let stack =
+        start_fresh_stack_with_options(name, |options| options.allowed = vec![address.to_string()]).await?;
     let listener = TcpListener::bind(SocketAddr::from((address, 0))).unwrap();
     let server = listener.local_addr().unwrap();
     serve_http_with_redirects(listener, format!("{}/healthz", stack.gateway.url));
@@ -279,9 +280,9 @@ async fn an_operator_opens_an_address_for_builds_and_its_redirects_open_nothing(
 }
 
 /// An address of this machine that a stack takes for a public one, because it is added after the stack's start.
-struct PublicAddress(&'static str);
+struct AddedPublicAddress(&'static str);
 
-impl PublicAddress {
+impl AddedPublicAddress {
     /// Adds the address to the loopback interface of this machine, until the value is dropped.
     fn add(address: &'static str) -> Self {
         let added = std::process::Command::new("ip")
@@ -292,7 +293,7 @@ impl PublicAddress {
     }
 }
 
-impl Drop for PublicAddress {
+impl Drop for AddedPublicAddress {
     fn drop(&mut self) {
         let _ = std::process::Command::new("ip")
             .args(["address", "delete", &format!("{}/32", self.0), "dev", "lo"])
@@ -304,23 +305,24 @@ impl Drop for PublicAddress {
 async fn where_public_addresses_are_closed_builds_reach_only_what_is_listed_for_all_or_for_their_tenant()
 -> Result<(), LauncherError> {
     // Reserved for documentation (RFC 5737).
-    const FOR_ALL: &str = "198.51.100.81";
-    const FOR_ACME: &str = "198.51.100.82";
-    const FOR_NOBODY: &str = "198.51.100.83";
+    const ADDRESS_FOR_ALL: &str = "198.51.100.81";
+    const ADDRESS_FOR_ACME: &str = "198.51.100.82";
+    const ADDRESS_FOR_NOBODY: &str = "198.51.100.83";
     let name = "test-closed";
-    let stack = start_stack_with(name, |options| {
+    let stack = start_fresh_stack_with_options(name, |options| {
         options.public = PublicAccess::None;
-        options.allowed = vec![FOR_ALL.to_owned()];
+        options.allowed = vec![ADDRESS_FOR_ALL.to_owned()];
         options.tenant_networks = ["acme=198.51.100.82", "open=public", "closed="]
             .map(|rule| rule.parse().unwrap())
             .into();
     })
     .await?;
-    let _addresses = [FOR_ALL, FOR_ACME, FOR_NOBODY].map(PublicAddress::add);
+    let _addresses = [ADDRESS_FOR_ALL, ADDRESS_FOR_ACME, ADDRESS_FOR_NOBODY].map(AddedPublicAddress::add);
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    serve_http_with_redirects(listener, format!("http://{FOR_ACME}:{port}/file"));
-    let servers = [FOR_ALL, FOR_ACME, FOR_NOBODY].map(|address| format!("{address}:{port}"));
+    serve_http_with_redirects(listener, format!("http://{ADDRESS_FOR_ACME}:{port}/file"));
+    let servers =
+        [ADDRESS_FOR_ALL, ADDRESS_FOR_ACME, ADDRESS_FOR_NOBODY].map(|address| format!("{address}:{port}"));
     for (tenant, reached) in [
         ("", &servers[..1]),
         // A tenant's list replaces the list for all.
@@ -332,7 +334,7 @@ async fn where_public_addresses_are_closed_builds_reach_only_what_is_listed_for_
         let built = build_of_tenant(&stack, &connecting_instruction(&servers), tenant).await;
         assert!(built.succeeded, "{tenant}: {}", built.output);
         assert_eq!(
-            built.words_after("reached "),
+            built.line_ends_after("reached "),
             reached,
             "{tenant}: {}",
             built.output
@@ -368,7 +370,7 @@ async fn a_build_that_uses_too_much_fails_and_another_build_goes_on() -> Result<
         disk: 4 << 30,
         ..StepLimits::for_this_machine()?
     };
-    let stack = start_stack_with(name, |options| options.limits = Some(limits)).await?;
+    let stack = start_fresh_stack_with_options(name, |options| options.limits = Some(limits)).await?;
     let greedy = [
         "RUN n=0; while [ $n -lt 200 ]; do sleep 60 & n=$((n + 1)); done",
         "RUN head -c 400m /dev/zero | tail -c 399m > /dev/null",

@@ -5,7 +5,7 @@ use std::net::{IpAddr, UdpSocket};
 use reqwest::StatusCode;
 use slipway_stack::{LauncherError, Stack};
 
-use crate::{machine::host_listeners, remove_stack, start_fresh_stack};
+use crate::{machine::stacks_sockets_in_machines_network, remove_stack, start_fresh_stack};
 
 #[tokio::test]
 async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -> Result<(), LauncherError> {
@@ -33,7 +33,7 @@ async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -
             status_of_registry_login(stack, &other.registry.password).await,
             StatusCode::UNAUTHORIZED
         );
-        assert_eq!(host_listeners(stack), Vec::<String>::new());
+        assert_eq!(stacks_sockets_in_machines_network(stack), Vec::<String>::new());
         // From another address of this machine, like a packet from another machine.
         if let Some(address) = own_outside_address() {
             let client = reqwest::Client::builder().no_proxy().local_address(address);
@@ -57,7 +57,7 @@ async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -
 
 /// Returns the status of the gateway's answer to the administrator's user name with this password.
 async fn status_of_gateway_login(stack: &Stack, password: &str) -> StatusCode {
-    get_status(
+    get_status_with_basic_auth(
         &format!("{}/system/functions", stack.gateway.url),
         &stack.gateway.user,
         password,
@@ -67,7 +67,7 @@ async fn status_of_gateway_login(stack: &Stack, password: &str) -> StatusCode {
 
 /// Returns the status of the registry's answer to the stack's user name with this password.
 async fn status_of_registry_login(stack: &Stack, password: &str) -> StatusCode {
-    get_status(
+    get_status_with_basic_auth(
         &format!("http://{}/v2/_catalog", stack.registry.host),
         &stack.registry.user,
         password,
@@ -75,7 +75,7 @@ async fn status_of_registry_login(stack: &Stack, password: &str) -> StatusCode {
     .await
 }
 
-async fn get_status(url: &str, user: &str, password: &str) -> StatusCode {
+async fn get_status_with_basic_auth(url: &str, user: &str, password: &str) -> StatusCode {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     client
         .get(url)

@@ -22,11 +22,14 @@ async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> 
         footprint.namespace_kinds().into_iter().collect::<Vec<_>>(),
         ["cgroup", "mnt", "net", "pid"]
     );
-    assert!(!footprint.control_groups().is_empty());
+    assert!(!footprint.existing_control_groups().is_empty());
     assert_eq!(HostState::current_host_state(), before, "while the stack runs");
     stack.down().await?;
     assert_eq!(footprint.remaining_traces(), Vec::<String>::new());
-    assert_eq!(footprint.control_groups(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(
+        footprint.existing_control_groups(),
+        Vec::<std::path::PathBuf>::new()
+    );
     assert_eq!(HostState::current_host_state(), before, "after it was stopped");
     assert!(Stack::load_running(name)?.is_none());
     remove_stack(name).await
@@ -39,7 +42,7 @@ async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Resu
     let footprint = StackFootprint::footprint_of_stack(&stack);
     kill_process_by_id(stack.holder_pid()?);
     assert_eq!(
-        remaining_traces_after_kill(&footprint).await,
+        wait_and_list_remaining_traces(&footprint).await,
         Vec::<String>::new()
     );
     assert!(
@@ -58,7 +61,10 @@ async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Resu
         "{all:?}"
     );
     remove_stack(name).await?;
-    assert_eq!(footprint.control_groups(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(
+        footprint.existing_control_groups(),
+        Vec::<std::path::PathBuf>::new()
+    );
     assert!(!stack.dir.root.exists());
     Ok(())
 }
@@ -70,7 +76,7 @@ async fn killing_the_supervisor_ends_the_whole_stack() -> Result<(), LauncherErr
     let footprint = StackFootprint::footprint_of_stack(&stack);
     kill_process_by_id(stack.supervisor_pid()?);
     assert_eq!(
-        remaining_traces_after_kill(&footprint).await,
+        wait_and_list_remaining_traces(&footprint).await,
         Vec::<String>::new()
     );
     assert!(stack.start_part(StackPart::Gateway).await.is_err());
@@ -80,7 +86,7 @@ async fn killing_the_supervisor_ends_the_whole_stack() -> Result<(), LauncherErr
 /// Waits until the kernel has cleaned up after a killed stack, and returns what remains of it.
 ///
 /// The kernel has no event for the end of a namespace, so this polls.
-async fn remaining_traces_after_kill(footprint: &StackFootprint) -> Vec<String> {
+async fn wait_and_list_remaining_traces(footprint: &StackFootprint) -> Vec<String> {
     let end = Instant::now() + CLEAN_UP_TIMEOUT;
     loop {
         let remaining = footprint.remaining_traces();

@@ -32,10 +32,10 @@ async fn each_part_can_be_stopped_and_started_while_the_others_run() -> Result<(
 }
 
 /// The longest time until a killed part runs again. BuildKit and containerd look through their data first.
-const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
+const KILLED_PART_RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Returns the process IDs of the stack's parts, which are the children of its supervisor.
-fn part_processes(stack: &Stack) -> BTreeSet<i32> {
+fn part_process_ids(stack: &Stack) -> BTreeSet<i32> {
     let supervisor = stack.supervisor_pid().unwrap();
     let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
     children
@@ -56,9 +56,9 @@ async fn a_part_that_is_killed_is_started_again() -> Result<(), LauncherError> {
     let stack = start_fresh_stack(name).await?;
     for part in StackPart::all_parts().filter(|part| *part != StackPart::Builder) {
         stack.stop_part(part).await?;
-        let others = part_processes(&stack);
+        let others = part_process_ids(&stack);
         stack.start_part(part).await?;
-        let with_part = part_processes(&stack);
+        let with_part = part_process_ids(&stack);
         let killed: Vec<i32> = with_part.difference(&others).copied().collect();
         assert_eq!(killed.len(), 1, "{part}: {killed:?}");
 
@@ -69,7 +69,7 @@ async fn a_part_that_is_killed_is_started_again() -> Result<(), LauncherError> {
             loop {
                 // The supervisor sends no event to this process.
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                let ids = part_processes(&stack);
+                let ids = part_process_ids(&stack);
                 if killed.iter().all(|id| !ids.contains(id))
                     && part_state(&stack, part).await? == Some(PartState::Running)
                 {
@@ -77,14 +77,14 @@ async fn a_part_that_is_killed_is_started_again() -> Result<(), LauncherError> {
                 }
             }
         };
-        let restarted = tokio::time::timeout(RESTART_TIMEOUT, restarted).await;
+        let restarted = tokio::time::timeout(KILLED_PART_RESTART_TIMEOUT, restarted).await;
         restarted.unwrap_or_else(|_| panic!("{part} was not started again"))?;
     }
     remove_stack(name).await
 }
 
 #[tokio::test]
-async fn buildkits_disk_is_writable_again_after_the_kernel_made_it_read_only() -> Result<(), LauncherError> {
+async fn starting_buildkit_makes_its_read_only_disk_writable_again() -> Result<(), LauncherError> {
     let name = "test-read-only-disk";
     let stack = start_fresh_stack(name).await?;
     let disk = stack.dir.root.join("data/buildkit");

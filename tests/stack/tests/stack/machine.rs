@@ -145,7 +145,7 @@ impl StackFootprint {
     }
 
     /// Returns the stack's control groups that still exist.
-    pub(crate) fn control_groups(&self) -> Vec<PathBuf> {
+    pub(crate) fn existing_control_groups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         find_directories_with_name(
             Path::new("/sys/fs/cgroup"),
@@ -158,7 +158,7 @@ impl StackFootprint {
 
 /// Returns the sockets on which a stack's processes listen in this machine's network namespace, as `PROGRAM
 /// INODE`.
-pub(crate) fn host_listeners(stack: &Stack) -> Vec<String> {
+pub(crate) fn stacks_sockets_in_machines_network(stack: &Stack) -> Vec<String> {
     let here = fs::metadata("/proc/self/ns/net").unwrap().ino();
     let mut sockets = BTreeSet::new();
     for table in ["tcp", "tcp6", "udp", "udp6"] {
@@ -208,9 +208,9 @@ pub(crate) fn host_listeners(stack: &Stack) -> Vec<String> {
 }
 
 /// Returns whether a process is in a stack's control groups; the test itself never is.
-fn belongs_to_stack(pid: &str, stack: &str) -> bool {
+fn belongs_to_stack(pid: &str, stack_name: &str) -> bool {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let group = format!("/slipway-{stack}");
+    let group = format!("/slipway-{stack_name}");
     groups
         .lines()
         .any(|line| line.ends_with(&group) || line.contains(&format!("{group}/")))

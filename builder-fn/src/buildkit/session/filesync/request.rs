@@ -19,7 +19,7 @@ const SERVED_FOLDERS: [&str; 2] = ["context", "dockerfile"];
 impl FolderRequest {
     /// Parses the gRPC metadata of a file-sync request; fails if it asks for a folder that is not the context.
     pub(super) fn from_metadata(metadata: &MetadataMap) -> Result<Self, Status> {
-        let name = metadata_values(metadata, "dir-name")?
+        let name = decoded_metadata_values(metadata, "dir-name")?
             .into_iter()
             .next()
             .unwrap_or_default();
@@ -30,9 +30,9 @@ impl FolderRequest {
             )));
         }
         let filter = ViewFilter {
-            include: metadata_values(metadata, "include-patterns")?,
-            exclude: metadata_values(metadata, "exclude-patterns")?,
-            follow: metadata_values(metadata, "followpaths")?,
+            include: decoded_metadata_values(metadata, "include-patterns")?,
+            exclude: decoded_metadata_values(metadata, "exclude-patterns")?,
+            follow: decoded_metadata_values(metadata, "followpaths")?,
         };
         Ok(Self { name, filter })
     }
@@ -40,7 +40,7 @@ impl FolderRequest {
 
 /// Returns all metadata values of `key`, decoded, in order. If one of them is not ASCII, BuildKit URL-encodes all and
 /// sets `KEY-encoded`.
-fn metadata_values(metadata: &MetadataMap, key: &str) -> Result<Vec<String>, Status> {
+fn decoded_metadata_values(metadata: &MetadataMap, key: &str) -> Result<Vec<String>, Status> {
     let invalid = || Status::invalid_argument(format!("metadata {key}: not UTF-8"));
     let marker = metadata.get(format!("{key}-encoded"));
     let encoded = marker.is_some_and(|value| matches!(value.as_bytes(), b"1" | b"t" | b"T" | b"true"));

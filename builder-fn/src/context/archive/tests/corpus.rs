@@ -103,7 +103,7 @@ proptest! {
         // GNU tar cannot replace every entry that the index replaces.
         prop_assume!(extract_with_gnu_tar(&archive, extracted.path()).is_ok());
         let (mut indexed, mut expected) = (entries_in_index(&context), Vec::new());
-        list_folder(&extracted.path().join("context"), "", &mut expected);
+        list_folder_and_mark_hard_links(&extracted.path().join("context"), "", &mut expected);
         clear_folder_modes_and_times(&mut indexed);
         clear_folder_modes_and_times(&mut expected);
         prop_assert_eq!(indexed, expected);
@@ -176,9 +176,9 @@ fn folder_with_every_kind_of_entry(format: &str) -> TempDir {
 }
 
 /// Archives `source` with GNU tar in `format`, and asserts that the tar's index has what GNU tar extracts from the tar.
-/// `how` names the case; with `no folders`, the modes and times of folders are not compared.
-fn assert_index_matches_extraction(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
-    let case = format!("{format}, {how}");
+/// `case_name` is for messages; with `no folders`, the modes and times of folders are not compared.
+fn assert_index_matches_extraction(source: &TempDir, format: &str, case_name: &str, arguments: &[&str]) {
+    let case = format!("{format}, {case_name}");
     let archive = source.path().with_extension("tar");
     let created = run_command(
         Command::new("tar")
@@ -197,8 +197,8 @@ fn assert_index_matches_extraction(source: &TempDir, format: &str, how: &str, ar
     let context = SourceContext::from_tar(&tar).unwrap_or_else(|error| panic!("{case}: {error}"));
     let mut indexed = entries_in_index(&context);
     let mut expected = Vec::new();
-    list_folder(&extracted.path().join("context"), "", &mut expected);
-    if how == "no folders" {
+    list_folder_and_mark_hard_links(&extracted.path().join("context"), "", &mut expected);
+    if case_name == "no folders" {
         clear_folder_modes_and_times(&mut indexed);
         clear_folder_modes_and_times(&mut expected);
     }
@@ -280,7 +280,7 @@ pub(super) fn entries_in_index(context: &SourceContext) -> Vec<FoundEntry> {
 
 /// Adds the entries below a folder to `found`, in the order of Go's `filepath.WalkDir`, which BuildKit's own client
 /// uses.
-pub(super) fn list_folder(folder: &Path, prefix: &str, found: &mut Vec<FoundEntry>) {
+pub(super) fn list_folder_and_mark_hard_links(folder: &Path, prefix: &str, found: &mut Vec<FoundEntry>) {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -318,7 +318,7 @@ pub(super) fn list_folder(folder: &Path, prefix: &str, found: &mut Vec<FoundEntr
             mtime_ns,
         });
         if metadata.is_dir() {
-            list_folder(&at, &format!("{path}/"), found);
+            list_folder_and_mark_hard_links(&at, &format!("{path}/"), found);
         }
     }
     if prefix.is_empty() {

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use super::corpus::{
-    FoundEntry, clear_folder_modes_and_times, entries_in_index, extract_with_gnu_tar, list_folder,
-    run_command,
+    FoundEntry, clear_folder_modes_and_times, entries_in_index, extract_with_gnu_tar,
+    list_folder_and_mark_hard_links, run_command,
 };
 use super::*;
 use crate::context::SourceContext;
@@ -38,7 +38,7 @@ impl TarBuilder {
     }
 
     /// Adds an entry whose header has a size, without the content.
-    fn with_sized_entry(self, flag: u8, name: &str) -> Self {
+    fn with_entry_claiming_4096_bytes(self, flag: u8, name: &str) -> Self {
         self.with_entry(name, b"", |header| {
             header.as_old_mut().linkflag = [flag];
             if matches!(flag, b'1' | b'2') {
@@ -49,7 +49,7 @@ impl TarBuilder {
     }
 
     /// Adds a file with 512 bytes of content, whose header has `field` as its size.
-    fn with_size(self, field: &[u8; 12]) -> Self {
+    fn with_512_byte_file_of_size_field(self, field: &[u8; 12]) -> Self {
         self.with_entry("context/sized", b"", |header| header.as_old_mut().size = *field)
             .with_bytes(&[b'y'; BLOCK_BYTES])
     }
@@ -117,13 +117,13 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
         case(
             &format!("{name} with a size"),
             small_tar()
-                .with_sized_entry(flag, "context/sized")
+                .with_entry_claiming_4096_bytes(flag, "context/sized")
                 .with_file("context/z", b"z"),
             AsExtracted,
         );
         let pax = small_tar()
             .with_pax_header(b'x', &[("size", b"4096")])
-            .with_sized_entry(flag, "context/sized");
+            .with_entry_claiming_4096_bytes(flag, "context/sized");
         case(
             &format!("{name} with a size in PAX"),
             pax.with_file("context/z", b"z"),
@@ -133,7 +133,7 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
     case(
         "a folder of an old tar with a size",
         small_tar()
-            .with_sized_entry(0, "context/sized/")
+            .with_entry_claiming_4096_bytes(0, "context/sized/")
             .with_file("context/z", b"z"),
         AsExtracted,
     );
@@ -175,7 +175,7 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
     ] {
         case(
             &format!("a size with {name}"),
-            small_tar().with_size(size),
+            small_tar().with_512_byte_file_of_size_field(size),
             AsExtracted,
         );
     }
@@ -185,7 +185,7 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
     ] {
         case(
             &format!("a size with {name}"),
-            small_tar().with_size(size),
+            small_tar().with_512_byte_file_of_size_field(size),
             Rejected(EntryProblem::Number { field: "size" }),
         );
     }
@@ -326,7 +326,7 @@ fn entries_extracted_with(tar: &[u8], extract: fn(&Path, &Path) -> Result<(), St
     std::fs::write(&archive, tar).unwrap();
     extract(&archive, folder.path()).unwrap_or_else(|error| panic!("{error}"));
     let mut found = Vec::new();
-    list_folder(&folder.path().join("context"), "", &mut found);
+    list_folder_and_mark_hard_links(&folder.path().join("context"), "", &mut found);
     with_cleared_folders(found)
 }
 

@@ -178,7 +178,7 @@ async fn a_truncated_response_is_reported_as_a_lost_connection() {
 }
 
 #[tokio::test]
-async fn a_failed_connect_differs_from_a_lost_connection() {
+async fn a_refused_connection_is_a_connect_error_that_names_the_request() {
     let (_directory, secrets) = secrets_with_files(&[]);
     let free = TcpListener::bind("127.0.0.1:0")
         .await
@@ -237,14 +237,16 @@ fn the_gateway_url_has_a_default_and_a_wrong_one_is_a_problem() {
     let nothing = HashMap::<String, String>::new();
     let mut parser = SettingsParser::new(&nothing);
     assert_eq!(
-        from_settings(&mut parser, &secrets).unwrap().url(),
+        gateway_from_setting_or_default(&mut parser, &secrets)
+            .unwrap()
+            .url(),
         DEFAULT_GATEWAY_URL
     );
     assert!(parser.fail_if_problems().is_ok());
 
     let variables = [("gateway_url", "gateway:8080")];
     let mut parser = SettingsParser::new(&variables);
-    from_settings(&mut parser, &secrets).unwrap();
+    gateway_from_setting_or_default(&mut parser, &secrets).unwrap();
     let problems = parser.fail_if_problems().unwrap_err();
     assert!(
         problems

@@ -38,7 +38,7 @@ impl LogLine {
             LogFormat::Json => {
                 line.text
                     .push_str(&format!("{{\"time\":\"{time:.6}\",\"level\":\"{level}\""));
-                line.push_field("target", target, true);
+                line.push_field_or_mark_cut("target", target, true);
             }
             LogFormat::Text => line.text.push_str(&format!("{time:.6} {level:>5} {target}")),
         }
@@ -48,7 +48,7 @@ impl LogLine {
     /// Adds the event's message to the log line.
     pub(crate) fn add_message(&mut self, text: &str) {
         match self.format {
-            LogFormat::Json => self.push_field("message", text, true),
+            LogFormat::Json => self.push_field_or_mark_cut("message", text, true),
             LogFormat::Text => {
                 self.text.push_str(": ");
                 let room = self.remaining_bytes();
@@ -67,8 +67,8 @@ impl LogLine {
             name
         };
         match value {
-            FieldValue::Text(text) => self.push_field(name, text, true),
-            FieldValue::Literal(text) => self.push_field(name, text, false),
+            FieldValue::Text(text) => self.push_field_or_mark_cut(name, text, true),
+            FieldValue::Literal(text) => self.push_field_or_mark_cut(name, text, false),
         }
     }
 
@@ -89,8 +89,8 @@ impl LogLine {
         (MAX_LINE_BYTES - RESERVED_END_BYTES).saturating_sub(self.text.len())
     }
 
-    /// Adds a field to the log line, or marks the line as truncated if there is no room.
-    fn push_field(&mut self, name: &str, value: &str, quoted: bool) {
+    /// Adds a field to the log line, truncated if need be, or only marks the line as truncated if there is no room.
+    fn push_field_or_mark_cut(&mut self, name: &str, value: &str, quoted: bool) {
         let begin = match self.format {
             LogFormat::Json => format!(",{}:", json_string(name)),
             LogFormat::Text => format!(" {name}="),

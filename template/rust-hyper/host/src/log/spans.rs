@@ -16,7 +16,7 @@ use super::fields::LogFields;
 /// The number of shards of the span store, each with a lock, so that threads rarely wait for each other.
 const SPAN_STORE_SHARDS: usize = 16;
 
-/// The store of open `tracing` spans by id. An id is `key * SHARDS + shard + 1`.
+/// The store of open `tracing` spans by id. An id is `key * SPAN_STORE_SHARDS + shard + 1`.
 #[derive(Debug, Default)]
 pub(crate) struct SpanStore {
     shards: [Mutex<Slab<OpenSpan>>; SPAN_STORE_SHARDS],
@@ -94,7 +94,7 @@ impl SpanStore {
 
     /// Adds a reference to an open `tracing` span.
     pub(crate) fn add_reference(&self, id: &Id) {
-        let (shard, key) = split_span_id(id);
+        let (shard, key) = shard_and_key_of_span(id);
         if let Some(span) = self.lock_shard(shard).get_mut(key) {
             span.references += 1;
         }
@@ -103,7 +103,7 @@ impl SpanStore {
     /// Removes a reference to a `tracing` span, and closes the span with the last one. Returns whether it was
     /// closed.
     pub(crate) fn remove_reference(&self, id: &Id) -> bool {
-        let (shard, key) = split_span_id(id);
+        let (shard, key) = shard_and_key_of_span(id);
         let mut spans = self.lock_shard(shard);
         let Some(span) = spans.get_mut(key) else {
             return false;
@@ -123,7 +123,7 @@ impl SpanStore {
 
     /// Sets fields of an open `tracing` span.
     pub(crate) fn record_fields(&self, id: &Id, fields: LogFields) {
-        let (shard, key) = split_span_id(id);
+        let (shard, key) = shard_and_key_of_span(id);
         if let Some(span) = self.lock_shard(shard).get_mut(key) {
             span.fields.set_all_fields(fields);
         }
@@ -131,19 +131,19 @@ impl SpanStore {
 
     /// Returns the metadata of an open `tracing` span.
     pub(crate) fn metadata_of(&self, id: &Id) -> Option<&'static Metadata<'static>> {
-        let (shard, key) = split_span_id(id);
+        let (shard, key) = shard_and_key_of_span(id);
         self.lock_shard(shard).get(key).map(|span| span.metadata)
     }
 
     /// Calls `visit` with the fields of a `tracing` span and of its ancestors, the outermost first.
-    pub(crate) fn visit_fields(&self, id: &Id, visit: &mut impl FnMut(&LogFields)) {
-        let (shard, key) = split_span_id(id);
+    pub(crate) fn visit_fields_of_span_and_ancestors(&self, id: &Id, visit: &mut impl FnMut(&LogFields)) {
+        let (shard, key) = shard_and_key_of_span(id);
         let parent = self
             .lock_shard(shard)
             .get(key)
             .and_then(|span| span.parent.clone());
         if let Some(parent) = parent {
-            self.visit_fields(&parent, visit);
+            self.visit_fields_of_span_and_ancestors(&parent, visit);
         }
         if let Some(span) = self.lock_shard(shard).get(key) {
             visit(&span.fields);
@@ -156,7 +156,7 @@ impl SpanStore {
 }
 
 /// Splits a `tracing` span's id into its shard and its key in the shard.
-fn split_span_id(id: &Id) -> (usize, usize) {
+fn shard_and_key_of_span(id: &Id) -> (usize, usize) {
     let number = (id.into_u64() - 1) as usize;
     (number % SPAN_STORE_SHARDS, number / SPAN_STORE_SHARDS)
 }

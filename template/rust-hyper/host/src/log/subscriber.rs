@@ -103,11 +103,12 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
         if let Some(span) = span {
             // A field of the event takes precedence over one of a span.
             let in_event = |name: &str| fields.iter().any(|(field, _)| field == name);
-            self.spans.visit_fields(&span, &mut |outer| {
-                for (name, value) in outer.iter().filter(|(name, _)| !in_event(name)) {
-                    line.add_field(name, value);
-                }
-            });
+            self.spans
+                .visit_fields_of_span_and_ancestors(&span, &mut |outer| {
+                    for (name, value) in outer.iter().filter(|(name, _)| !in_event(name)) {
+                        line.add_field(name, value);
+                    }
+                });
         }
         for (name, value) in fields.iter().filter(|(name, _)| *name != MESSAGE_FIELD_NAME) {
             line.add_field(name, value);

@@ -15,8 +15,8 @@ const SCALE_MAX_LABEL: &str = "com.openfaas.scale.max";
 /// The label with a function's lowest number of replicas.
 const SCALE_MIN_LABEL: &str = "com.openfaas.scale.min";
 
-/// The annotations of OpenFaaS with which a function chooses its service account and its profile, and so what it may do in
-/// the cluster.
+/// The annotations of OpenFaaS with which a function chooses its service account and its profile, and so what it may do
+/// in the cluster.
 const POWERFUL_ANNOTATIONS: [&str; 2] = [SERVICE_ACCOUNT_ANNOTATION, "com.openfaas.profile"];
 
 /// The annotation with which a function chooses its service account.
@@ -134,7 +134,7 @@ impl DeploymentRules {
     pub(super) fn read(tenant: TenantName, reader: &mut ObjectReader<'_>) -> Self {
         let names = |reader: &mut ObjectReader<'_>, name| {
             reader
-                .read_list(name, NamePatterns::parse_entry)
+                .read_list(name, NamePatterns::check_entry)
                 .map(NamePatterns::new)
         };
         let rules = Self {
@@ -184,13 +184,13 @@ impl DeploymentRules {
 
     /// Returns whether the tenant may take over a function that belongs to no tenant.
     #[must_use]
-    pub fn may_adopt(&self) -> bool {
+    pub fn may_adopt_unowned_functions(&self) -> bool {
         self.adopt
     }
 
     /// Returns whether the rules list the names of the tenant's functions.
     #[must_use]
-    pub fn lists_functions(&self) -> bool {
+    pub fn restricts_function_names(&self) -> bool {
         self.functions.is_some()
     }
 
@@ -234,11 +234,11 @@ impl DeploymentRules {
         &self,
         rule: &str,
         allowed: &Option<NamePatterns>,
-        given: impl IntoIterator<Item = &'n str>,
+        names: impl IntoIterator<Item = &'n str>,
         violations: &mut Vec<Violation>,
     ) {
         let Some(allowed) = allowed else { return };
-        let rejected = given.into_iter().filter(|name| !allowed.allows(name));
+        let rejected = names.into_iter().filter(|name| !allowed.allows(name));
         violations.extend(
             rejected.map(|name| self.violation_of_rule(rule, format_args!("does not allow {name:?}"))),
         );

@@ -76,7 +76,7 @@ impl Violation {
     }
 
     /// Creates the violation of a rule that holds for every tenant, and without a policy.
-    pub(super) fn of_platform(problem: impl fmt::Display) -> Self {
+    pub(super) fn that_no_policy_allows(problem: impl fmt::Display) -> Self {
         Self::shortened(format!("no policy allows {problem}"))
     }
 

@@ -63,7 +63,7 @@ impl PolicyFile {
     }
 
     /// Returns the policy that is in force. Takes one `stat` call if the file has not changed.
-    pub fn current_policy(&self) -> Arc<Policy> {
+    pub fn reload_if_changed(&self) -> Arc<Policy> {
         let version = std::fs::metadata(&self.0.path)
             .ok()
             .as_ref()

@@ -20,14 +20,14 @@ impl KeyReader {
         let problem = match secrets.read_secret(name) {
             Ok(secret) => match signature::check_key_lines(&secret) {
                 Ok(()) => {
-                    self.lock_logged().remove(name);
+                    self.lock_unusable_names().remove(name);
                     return Some(secret);
                 }
                 Err(weak) => weak.to_string(),
             },
             Err(error) => ErrorChain(&error).to_string(),
         };
-        if self.lock_logged().insert(name.to_owned()) {
+        if self.lock_unusable_names().insert(name.to_owned()) {
             tracing::error!(
                 secret = name,
                 error = problem,
@@ -37,7 +37,7 @@ impl KeyReader {
         None
     }
 
-    fn lock_logged(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn lock_unusable_names(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.unusable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -36,7 +36,7 @@ impl Quantity {
         if fraction.contains('.') || whole.is_empty() && fraction.is_empty() {
             return None;
         }
-        let (power_of_ten, power_of_two) = unit_powers(unit)?;
+        let (power_of_ten, power_of_two) = powers_of_ten_and_two_of_unit(unit)?;
         Some(Self {
             text: text.to_owned(),
             nanos: to_nanos(whole, fraction, power_of_ten, power_of_two),
@@ -57,7 +57,7 @@ impl Quantity {
 }
 
 /// Returns the factor of a quantity's unit or exponent, as powers of ten and of two; `None` for an unknown unit.
-fn unit_powers(unit: &str) -> Option<(i32, u32)> {
+fn powers_of_ten_and_two_of_unit(unit: &str) -> Option<(i32, u32)> {
     Some(match unit {
         "n" => (-9, 0),
         "u" => (-6, 0),

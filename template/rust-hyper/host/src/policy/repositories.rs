@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_ends_at_a_segment_or_with_an_asterisk() {
+    fn a_pattern_matches_whole_segments_or_any_continuation_after_an_asterisk() {
         for (pattern, repository, has) in [
             ("registry.example/t", "registry.example/t", true),
             ("registry.example/t", "registry.example/t/hello", true),

@@ -8,14 +8,14 @@ use super::tenant::Tenant;
 use crate::env::SettingsParser;
 
 /// The name of the secret that builds are signed with where no policy names others.
-pub(super) const PAYLOAD_SECRET: &str = "payload-secret";
+pub(super) const PAYLOAD_SECRET_NAME: &str = "payload-secret";
 
 /// The names of Slipway's own functions.
 const SLIPWAY_FUNCTIONS: [&str; 2] = ["builder-fn", "deployer-fn"];
 
 /// The names of secrets that Slipway uses, or that hold credentials of the gateway and of OpenFaaS itself.
 const PLATFORM_SECRETS: [&str; 15] = [
-    PAYLOAD_SECRET,
+    PAYLOAD_SECRET_NAME,
     "deploy-secret",
     "registry-config",
     "registry-pull-config",
@@ -34,14 +34,14 @@ const PLATFORM_SECRETS: [&str; 15] = [
 
 /// The beginning of the names of secrets in which Helm keeps releases, with all that was installed: Helm
 /// `pkg/storage/storage.go`.
-const HELM_RELEASE_PREFIX: &str = "sh.helm.release.";
+const HELM_RELEASE_SECRET_PREFIX: &str = "sh.helm.release.";
 
 /// The label by which faas-netes finds the replicas of a function.
 const FUNCTION_LABEL: &str = "faas_function";
 
 /// Returns whether a secret with this name is reserved for the platform whatever the settings and the policy.
-pub(super) fn is_platform_secret(secret: &str) -> bool {
-    PLATFORM_SECRETS.contains(&secret) || secret.starts_with(HELM_RELEASE_PREFIX)
+pub(super) fn is_platform_secret(secret_name: &str) -> bool {
+    PLATFORM_SECRETS.contains(&secret_name) || secret_name.starts_with(HELM_RELEASE_SECRET_PREFIX)
 }
 
 /// The names of functions and secrets that no deployment may use, with or without a policy.
@@ -76,7 +76,7 @@ impl ReservedNames {
 
     /// Reserves the name of a function, `NAME` or `NAME.NAMESPACE`, in every namespace.
     pub fn reserve_function(&mut self, name: &str) {
-        self.functions.insert(name_without_namespace(name));
+        self.functions.insert(lower_case_name_without_namespace(name));
     }
 
     /// Reserves the name of a secret, which no function may use then.
@@ -89,8 +89,8 @@ impl ReservedNames {
     /// # Errors
     /// The violation, if the name is reserved.
     pub fn check_function(&self, name: &str) -> Result<(), Violation> {
-        match self.functions.contains(&name_without_namespace(name)) {
-            true => Err(Violation::of_platform(format_args!(
+        match self.functions.contains(&lower_case_name_without_namespace(name)) {
+            true => Err(Violation::that_no_policy_allows(format_args!(
                 "deploying a function under the name {name:?}, which is the platform's own"
             ))),
             false => Ok(()),
@@ -104,7 +104,7 @@ impl ReservedNames {
     pub fn check_secret(&self, name: &str, tenant: Option<&Tenant>) -> Result<(), Violation> {
         let is_of_policy = tenant.is_some_and(|tenant| tenant.policy_reserves_secret(name));
         match self.secrets.contains(name) || is_platform_secret(name) || is_of_policy {
-            true => Err(Violation::of_platform(format_args!(
+            true => Err(Violation::that_no_policy_allows(format_args!(
                 "a function to use the secret {name:?}, which is the platform's own"
             ))),
             false => Ok(()),
@@ -119,16 +119,20 @@ impl ReservedNames {
         let secrets = function.secrets.iter();
         let secrets = secrets.filter_map(|secret| self.check_secret(secret, tenant).err());
         let account = function.annotations.get(SERVICE_ACCOUNT_ANNOTATION);
-        let account = account.filter(|account| self.functions.contains(&name_without_namespace(account)));
+        let account = account.filter(|account| {
+            self.functions
+                .contains(&lower_case_name_without_namespace(account))
+        });
         let account = account.map(|account| {
-            Violation::of_platform(format_args!(
+            Violation::that_no_policy_allows(format_args!(
                 "a function to use the service account {account:?}, which is the platform's own"
             ))
         });
         // The provider finds a function's replicas by this label.
         let label = function.labels.contains_key(FUNCTION_LABEL);
-        let label = label
-            .then(|| Violation::of_platform(format_args!("a function to set the label {FUNCTION_LABEL:?}")));
+        let label = label.then(|| {
+            Violation::that_no_policy_allows(format_args!("a function to set the label {FUNCTION_LABEL:?}"))
+        });
         name.into_iter()
             .chain(secrets)
             .chain(account)
@@ -138,7 +142,7 @@ impl ReservedNames {
 }
 
 /// Returns the name of a function in lower case, without the namespace that callers of a function write behind it.
-fn name_without_namespace(name: &str) -> String {
+fn lower_case_name_without_namespace(name: &str) -> String {
     let name = name.trim().split('.').next().unwrap_or_default();
     name.to_ascii_lowercase()
 }

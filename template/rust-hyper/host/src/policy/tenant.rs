@@ -198,8 +198,8 @@ impl Tenant {
             buildkit,
             network: network.unwrap_or_default(),
             max_builds: max_builds.and_then(NonZeroUsize::new),
-            registry_config: reader.read_text("registryConfig", parse_config_secret_name),
-            pull_config: reader.read_text("pullConfig", parse_config_secret_name),
+            registry_config: reader.read_text("registryConfig", parse_registry_config_secret_name),
+            pull_config: reader.read_text("pullConfig", parse_registry_config_secret_name),
             deployments: DeploymentRules::read(name.clone(), reader),
             policy_secrets: Arc::default(),
             name,
@@ -248,7 +248,8 @@ impl Tenant {
         self.read.as_ref()
     }
 
-    /// Returns the frontends that a Dockerfile may name, besides the built-in one. They need a daemon of the tenant's own.
+    /// Returns the frontends that a Dockerfile may name, besides the built-in one. They need a daemon of the tenant's
+    /// own.
     #[must_use]
     pub fn frontends(&self) -> &RepositoryPatterns {
         &self.frontends
@@ -294,7 +295,7 @@ impl Tenant {
 
     /// Returns the names of the secrets that the platform itself uses for this tenant: with its keys and its registry
     /// credentials.
-    pub fn secrets_of_platform(&self) -> impl Iterator<Item = &str> {
+    pub fn secret_names_used_by_platform(&self) -> impl Iterator<Item = &str> {
         let keys = self.keys.iter().chain(&self.deploy_keys).map(String::as_str);
         keys.chain(self.registry_config_secret())
             .chain(self.pull_config_secret())
@@ -351,8 +352,8 @@ impl Tenant {
         self.check_rule("read.images", is_allowed, repository)
     }
 
-    /// Checks that the tenant may run the images of a repository, given in full: those that it may push, and those that the
-    /// policy lists for reading. The provider pulls them with its own credentials.
+    /// Checks that the tenant may run the images of a repository, given in full: those that it may push, and those that
+    /// the policy lists for reading. The provider pulls them with its own credentials.
     ///
     /// # Errors
     /// The violation of the rule `push`.
@@ -415,14 +416,14 @@ impl Tenant {
 /// Parses the name of a secret that holds a tenant's keys; rejects the platform's own secrets except `payload-secret`.
 fn parse_key_secret_name(text: &str) -> Result<String, String> {
     // The builder's own signature tells the deployer that a tenant was checked: no tenant may make it.
-    if reserved::is_platform_secret(text) && text != reserved::PAYLOAD_SECRET {
+    if reserved::is_platform_secret(text) && text != reserved::PAYLOAD_SECRET_NAME {
         return Err("should be a secret that Slipway and the gateway do not use themselves".to_owned());
     }
     parse_secret_name(text)
 }
 
 /// Parses the name of a secret that holds registry credentials, which may be one of the platform's own.
-fn parse_config_secret_name(text: &str) -> Result<String, String> {
+fn parse_registry_config_secret_name(text: &str) -> Result<String, String> {
     parse_secret_name(text)
 }
 

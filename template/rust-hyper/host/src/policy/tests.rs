@@ -8,7 +8,7 @@ fn parse_tenants(tenants: Value) -> Result<Policy, Vec<String>> {
 }
 
 /// Returns the only tenant of a policy with these members beside a key.
-fn tenant_with(mut members: Value) -> Arc<Tenant> {
+fn tenant_with_members_and_key(mut members: Value) -> Arc<Tenant> {
     members["keys"] = json!(["acme-payload"]);
     let policy = parse_tenants(json!({ "acme": members })).unwrap();
     Arc::clone(policy.tenant("acme").unwrap())
@@ -17,7 +17,7 @@ fn tenant_with(mut members: Value) -> Arc<Tenant> {
 /// Asserts that a policy is rejected with exactly as many problems as `expected` has parts, and that each part is in
 /// one.
 #[track_caller]
-fn assert_rejected(text: &str, expected: &[&str]) {
+fn assert_policy_rejected_with_exactly(text: &str, expected: &[&str]) {
     let problems = Policy::parse(text).unwrap_err().problems;
     for part in expected {
         assert!(
@@ -30,8 +30,8 @@ fn assert_rejected(text: &str, expected: &[&str]) {
 
 #[test]
 fn an_absent_rule_except_frontends_allows_everything_and_an_empty_one_nothing() {
-    let open = tenant_with(json!({}));
-    let closed = tenant_with(json!({"push": [], "read": {}, "functions": [], "secrets": []}));
+    let open = tenant_with_members_and_key(json!({}));
+    let closed = tenant_with_members_and_key(json!({"push": [], "read": {}, "functions": [], "secrets": []}));
     for repository in ["registry.example/acme/x", "docker.io/library/x"] {
         assert_eq!(open.may_push(repository), Ok(()));
         assert_eq!(open.may_cache(repository), Ok(()));
@@ -56,7 +56,7 @@ fn an_absent_rule_except_frontends_allows_everything_and_an_empty_one_nothing() 
 
 #[test]
 fn a_tenant_may_read_what_it_may_push_and_keep_caches_in() {
-    let tenant = tenant_with(json!({
+    let tenant = tenant_with_members_and_key(json!({
         "push": ["registry.example/acme/"], "cache": ["registry.example/acme-cache/"],
         "read": {"images": ["docker.io/library/*"]}
     }));
@@ -82,7 +82,7 @@ fn a_tenant_may_read_what_it_may_push_and_keep_caches_in() {
 
 #[test]
 fn caches_are_kept_where_images_are_pushed_unless_the_policy_says_otherwise() {
-    let tenant = tenant_with(json!({"push": ["registry.example/acme/"]}));
+    let tenant = tenant_with_members_and_key(json!({"push": ["registry.example/acme/"]}));
     assert_eq!(tenant.may_cache("registry.example/acme/x"), Ok(()));
     let violation = tenant.may_cache("registry.example/x").unwrap_err().to_string();
     assert!(violation.contains("rule push of tenant acme"), "{violation}");
@@ -90,7 +90,7 @@ fn caches_are_kept_where_images_are_pushed_unless_the_policy_says_otherwise() {
 
 #[test]
 fn every_violation_names_its_rule_and_tenant() {
-    let tenant = tenant_with(json!({
+    let tenant = tenant_with_members_and_key(json!({
         "functions": ["acme-*"], "namespaces": ["team-*"], "secrets": ["api-*"], "environment": ["A"],
         "labels": ["com.openfaas.*"], "annotations": [], "maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5,
         "readOnlyRootFilesystem": true
@@ -125,7 +125,7 @@ fn every_violation_names_its_rule_and_tenant() {
 
 #[test]
 fn zero_as_a_limit_or_as_the_highest_replica_count_violates_the_maximum() {
-    let tenant = tenant_with(json!({"maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5}));
+    let tenant = tenant_with_members_and_key(json!({"maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5}));
     let violations = |amount: &str, memory: &str, replicas: &str| {
         let deploy = json!({
             "service": "hello", "limits": {"cpu": amount, "memory": memory}, "requests": {"cpu": "0"},
@@ -142,7 +142,7 @@ fn zero_as_a_limit_or_as_the_highest_replica_count_violates_the_maximum() {
 
 #[test]
 fn a_default_stands_in_for_an_absent_limit() {
-    let tenant = tenant_with(json!({"maxCpu": "1", "defaultCpu": "500m"}));
+    let tenant = tenant_with_members_and_key(json!({"maxCpu": "1", "defaultCpu": "500m"}));
     let deploy = json!({"service": "hello"});
     let function = RequestedFunction::from_json(deploy.as_object().unwrap());
     assert_eq!(tenant.deployments().violations(&function), []);
@@ -151,7 +151,7 @@ fn a_default_stands_in_for_an_absent_limit() {
 
 #[test]
 fn all_problems_are_reported_at_once_with_their_paths() {
-    assert_rejected(
+    assert_policy_rejected_with_exactly(
         r#"{"tenants": {
             "acme": {"keys": ["a"], "push": ["nginx", 7], "pull": [], "maxCpu": "0", "maxMemory": "lots", "maxReplicas": 0,
                 "read": {"http": ["ftp://x/"], "ssh": []}, "functions": ["a*b"], "network": "host", "secrets": null},
@@ -181,7 +181,7 @@ fn all_problems_are_reported_at_once_with_their_paths() {
 
 #[test]
 fn a_policy_without_tenants_is_rejected_with_what_to_write_instead() {
-    assert_rejected(
+    assert_policy_rejected_with_exactly(
         r#"{"rules": {"namespaces": []}, "keys": {"team-a": {}}}"#,
         &["tenants.NAME", "tenants.NAME.deployKeys", "at least one tenant"],
     );
@@ -210,7 +210,7 @@ fn a_key_belongs_to_one_tenant_and_one_use() {
         "b": {"keys": ["l", "d"], "registryConfig": "k"},
         "c": {"keys": ["deploy-secret", "payload-secret", "basic-auth-password"]}
     }}"#;
-    assert_rejected(
+    assert_policy_rejected_with_exactly(
         text,
         &[
             "tenants.a.keys[1] should be another secret than tenants.a.keys[0]",
@@ -229,7 +229,7 @@ fn a_key_belongs_to_one_tenant_and_one_use() {
 }
 
 #[test]
-fn no_policy_allows_the_names_of_the_platform() {
+fn no_policy_allows_deploying_as_a_platform_function_or_with_a_platform_secret() {
     let variables = [
         ("protected_functions", "gateway-fn, Buildkitd"),
         ("protected_secrets", "my-deploy-secret"),
@@ -279,7 +279,7 @@ fn no_policy_allows_the_names_of_the_platform() {
 }
 
 #[test]
-fn no_policy_lets_a_function_pass_for_the_platforms_own() {
+fn each_use_of_a_reserved_name_label_or_service_account_is_one_violation() {
     let reserved = ReservedNames::default();
     for deploy in [
         json!({"service": "hello", "annotations": {"com.openfaas.serviceaccount": "deployer-fn"}}),
@@ -310,7 +310,7 @@ fn an_annotation_with_rights_of_the_cluster_is_allowed_by_its_full_name_only() {
             0,
         ),
     ] {
-        let violations = tenant_with(annotations.clone())
+        let violations = tenant_with_members_and_key(annotations.clone())
             .deployments()
             .violations(&function);
         assert_eq!(violations.len(), rejected, "{annotations}: {violations:?}");
@@ -319,12 +319,13 @@ fn an_annotation_with_rights_of_the_cluster_is_allowed_by_its_full_name_only() {
 
 #[test]
 fn a_tenant_runs_images_that_it_may_push_or_that_are_listed_for_reading() {
-    let tenant =
-        tenant_with(json!({"push": ["registry.example/acme/"], "read": {"images": ["docker.io/library/"]}}));
+    let tenant = tenant_with_members_and_key(
+        json!({"push": ["registry.example/acme/"], "read": {"images": ["docker.io/library/"]}}),
+    );
     assert_eq!(tenant.may_run_image("registry.example/acme/x"), Ok(()));
     assert_eq!(tenant.may_run_image("docker.io/library/nginx"), Ok(()));
     assert!(tenant.may_run_image("registry.example/victim/x").is_err());
-    let open_reader = tenant_with(json!({"push": ["registry.example/acme/"]}));
+    let open_reader = tenant_with_members_and_key(json!({"push": ["registry.example/acme/"]}));
     assert!(open_reader.may_run_image("registry.example/victim/x").is_err());
 }
 
@@ -340,7 +341,7 @@ mod reload {
     const SECOND_POLICY: &str = r#"{"tenants": {"second": {"keys": ["k"]}}}"#;
 
     fn tenant_names(file: &PolicyFile) -> Vec<String> {
-        file.current_policy()
+        file.reload_if_changed()
             .tenants()
             .map(|tenant| tenant.name().to_string())
             .collect()

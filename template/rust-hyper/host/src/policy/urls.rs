@@ -16,7 +16,8 @@ impl UrlPattern {
     pub fn parse(text: &str, schemes: &[&str]) -> Result<Self, String> {
         let scheme = schemes.first().copied().unwrap_or("https");
         let example = format!("should be a URL such as \"{scheme}://example.com/files/\"");
-        let (scheme, authority, path) = split_url(text).ok_or_else(|| example.clone())?;
+        let (scheme, authority, path) =
+            split_scheme_authority_and_path(text).ok_or_else(|| example.clone())?;
         if !schemes.contains(&scheme.as_str()) {
             return Err(format!("should begin with {}://", schemes.join(":// or ")));
         }
@@ -52,7 +53,7 @@ impl UrlPattern {
     /// the pattern's prefix, matches none.
     #[must_use]
     pub fn matches(&self, url: &str) -> bool {
-        let Some((scheme, authority, path)) = split_url(url) else {
+        let Some((scheme, authority, path)) = split_scheme_authority_and_path(url) else {
             return false;
         };
         let path = path.split(['?', '#']).next().unwrap_or(path);
@@ -68,7 +69,7 @@ impl UrlPattern {
 
 /// Splits a URL into its scheme, its host with its port, and everything from the path on; `None` if it is not a URL
 /// with a host, or has a user. The scheme and host are in lower case, and the scheme's own port is left out.
-fn split_url(url: &str) -> Option<(String, String, &str)> {
+fn split_scheme_authority_and_path(url: &str) -> Option<(String, String, &str)> {
     let (scheme, rest) = url.split_once("://")?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);

@@ -88,10 +88,13 @@ impl RegistryClient {
     /// # Errors
     /// Fails if the certificates cannot be loaded, or there are none, and registries are not `insecure`.
     pub fn new(secrets: &Secrets, insecure: bool, realms: AllowedTokenHosts) -> Result<Self, RegistryError> {
-        let http = HttpClient::trusting_system_certificates(secrets, None).or_else(|error| match insecure {
-            true => HttpClient::trusting_no_certificate(None),
-            false => Err(error),
-        });
+        let http =
+            HttpClient::trusting_system_and_gateway_certificates(secrets, None).or_else(
+                |error| match insecure {
+                    true => HttpClient::trusting_no_certificate(None),
+                    false => Err(error),
+                },
+            );
         Ok(Self::with_http(
             http.map_err(RegistryError::Authority)?,
             insecure,
@@ -206,7 +209,7 @@ impl RegistryClient {
             .authority()
             .map(ToString::to_string)
             .unwrap_or_default();
-        let span = trace::open_outgoing_span(&mut request);
+        let span = trace::open_outgoing_span_and_inject_headers(&mut request);
         let response = self.http.send_and_receive(request, RESPONSE_TIMEOUT).await;
         let response = response.map_err(|error| RegistryError::from_exchange(error, &host));
         match &response {
@@ -252,7 +255,7 @@ impl Repository {
 
     /// Requests tokens for `actions`, which are separated by commas, instead of for `pull`.
     #[must_use]
-    pub fn with_actions(self, actions: &'static str) -> Self {
+    pub fn with_token_actions(self, actions: &'static str) -> Self {
         Self { actions, ..self }
     }
 
@@ -265,8 +268,8 @@ impl Repository {
         parse_uri(format!("{scheme}://{}/v2/{}/{path}", self.host, self.name))
     }
 
-    /// Sends the request that `create` returns, and sends it again with authentication if the registry asks for it. Returns
-    /// the response as soon as its head has arrived, whatever its status.
+    /// Sends the request that `create_request` returns, and sends it again with authentication if the registry asks for
+    /// it. Returns the response as soon as its head has arrived, whatever its status.
     ///
     /// The registry's credentials are sent to the registry only: a request for another host has none.
     ///
@@ -274,15 +277,15 @@ impl Repository {
     /// Fails if there is no response within `timeout`, or authentication is not possible.
     pub async fn send(
         &mut self,
-        create: impl Fn() -> Request<OutgoingRequestBody>,
+        create_request: impl Fn() -> Request<OutgoingRequestBody>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, RegistryError> {
-        let response = self.send_once(create(), timeout).await?;
+        let response = self.send_once(create_request(), timeout).await?;
         if response.status() != StatusCode::UNAUTHORIZED || self.authorization.is_some() {
             return Ok(response);
         }
         self.authorization = Some(self.answer_challenge(response.headers()).await?);
-        self.send_once(create(), timeout).await
+        self.send_once(create_request(), timeout).await
     }
 
     /// Sends a request with the known authentication, if it is for the registry's host.
@@ -312,12 +315,12 @@ impl Repository {
         }
     }
 
-    /// Requests the manifest or blob with this digest (`kind` is `manifests` or `blobs`), and repeats the request with
-    /// authentication if the registry asks for it.
+    /// Requests the manifest or blob with this digest (`manifests_or_blobs` is `manifests` or `blobs`), and repeats the
+    /// request with authentication if the registry asks for it.
     async fn request_by_digest(
         &mut self,
         method: Method,
-        kind: &str,
+        manifests_or_blobs: &str,
         digest: &str,
     ) -> Result<Response<Bytes>, RegistryError> {
         let is_digest = digest
@@ -328,7 +331,7 @@ impl Repository {
                 name: digest.to_owned(),
             });
         }
-        let uri = self.uri_of_path(&format!("{kind}/{digest}"))?;
+        let uri = self.uri_of_path(&format!("{manifests_or_blobs}/{digest}"))?;
         let request = |authorization: Option<&HeaderValue>| {
             let mut request = Request::new(Full::default());
             *request.method_mut() = method.clone();
@@ -352,8 +355,8 @@ impl Repository {
         response
     }
 
-    /// Answers the challenge in the headers of a response with status 401: returns the `Authorization` header, and may fetch
-    /// a token.
+    /// Answers the challenge in the headers of a response with status 401: returns the `Authorization` header, and may
+    /// fetch a token.
     async fn answer_challenge(&self, headers: &HeaderMap) -> Result<HeaderValue, RegistryError> {
         let registry = || self.host.clone();
         let challenge = headers

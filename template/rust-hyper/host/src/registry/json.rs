@@ -13,9 +13,9 @@ pub(super) struct ObjectMembers<'a>(pub(super) Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for ObjectMembers<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
+        struct ObjectVisitor;
 
-        impl<'de> Visitor<'de> for Object {
+        impl<'de> Visitor<'de> for ObjectVisitor {
             type Value = ObjectMembers<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,12 +31,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for ObjectMembers<'a> {
             }
         }
 
-        deserializer.deserialize_map(Object)
+        deserializer.deserialize_map(ObjectVisitor)
     }
 }
 
 /// Parses a JSON object to its members; returns `None` for `null`, and an error for another value.
-pub(super) fn parse_object_members(
+pub(super) fn parse_object_members_or_null(
     value: &RawValue,
 ) -> Result<Option<Vec<(String, &RawValue)>>, serde_json::Error> {
     let members: Option<ObjectMembers<'_>> = serde_json::from_str(value.get())?;
@@ -44,7 +44,7 @@ pub(super) fn parse_object_members(
 }
 
 /// Parses a JSON string; returns `None` for `null`, and an error for another value.
-pub(super) fn parse_json_string(value: &RawValue) -> Result<Option<String>, serde_json::Error> {
+pub(super) fn parse_json_string_or_null(value: &RawValue) -> Result<Option<String>, serde_json::Error> {
     serde_json::from_str(value.get())
 }
 

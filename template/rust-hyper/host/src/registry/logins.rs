@@ -80,13 +80,13 @@ impl Logins {
                 false => place,
             })
         })?;
-        for (key, value) in object_members(file, "the content")? {
+        for (key, value) in object_members_or_none_if_null(file, "the content")? {
             if json::key_matches_field(&key, "auths") {
                 logins.read_auths(value)?;
             } else if json::key_matches_field(&key, "credHelpers") {
                 logins.read_helpers(value)?;
             } else if json::key_matches_field(&key, "credsStore") {
-                let store = json::parse_json_string(value);
+                let store = json::parse_json_string_or_null(value);
                 let store =
                     store.map_err(|_| MalformedDockerConfig("credsStore should be text".to_owned()))?;
                 logins.store = store.unwrap_or(logins.store);
@@ -100,8 +100,9 @@ impl Logins {
         if value.get() == "null" {
             self.auths.clear();
         }
-        for (key, value) in object_members(value, "auths")? {
-            let (entry, has_registry_token) = AuthEntry::parse_auth_entry(&key, value);
+        for (key, value) in object_members_or_none_if_null(value, "auths")? {
+            let (entry, has_registry_token) =
+                AuthEntry::parse_credentials_and_whether_registry_token(&key, value);
             if has_registry_token {
                 self.ignored
                     .push(format!("{}.registrytoken", displayable_key("auths", &key)));
@@ -116,8 +117,8 @@ impl Logins {
         if value.get() == "null" {
             self.helpers.clear();
         }
-        for (key, value) in object_members(value, "credHelpers")? {
-            let name = json::parse_json_string(value).map(Option::unwrap_or_default);
+        for (key, value) in object_members_or_none_if_null(value, "credHelpers")? {
+            let name = json::parse_json_string_or_null(value).map(Option::unwrap_or_default);
             let name = name.map_err(|_| UnusableAuthEntry {
                 entry: displayable_key("credHelpers", &key),
                 expected: "the name of a credential helper",
@@ -134,7 +135,7 @@ impl Logins {
     ///
     /// # Errors
     /// Fails if the helper's name is not text.
-    pub fn credential_helper<'a>(
+    pub fn helper_and_server_name_for<'a>(
         &'a self,
         host: &'a str,
     ) -> Result<Option<(&'a str, &'a str)>, UnusableAuthEntry> {
@@ -158,7 +159,7 @@ impl Logins {
     ///
     /// # Errors
     /// Fails if the entry cannot be used.
-    pub fn credentials_for(&self, host: &str) -> Result<RegistryCredentials, UnusableAuthEntry> {
+    pub fn credentials_or_anonymous_for(&self, host: &str) -> Result<RegistryCredentials, UnusableAuthEntry> {
         let is_hub = DOCKER_HUB_NAMES.contains(&host);
         let exact = if is_hub { DOCKER_HUB_KEY } else { host };
         let is_wanted = |key: &str| {
@@ -200,7 +201,7 @@ struct AuthEntry {
 
 impl AuthEntry {
     /// Parses the credentials of one `auths` entry, and returns whether the entry has a registry token.
-    fn parse_auth_entry(
+    fn parse_credentials_and_whether_registry_token(
         key: &str,
         value: &RawValue,
     ) -> (Result<RegistryCredentials, UnusableAuthEntry>, bool) {
@@ -208,7 +209,7 @@ impl AuthEntry {
             entry: format!("{}{field}", displayable_key("auths", key)),
             expected,
         };
-        let Ok(members) = json::parse_object_members(value) else {
+        let Ok(members) = json::parse_object_members_or_null(value) else {
             return (Err(unusable("", "an object")), false);
         };
         let mut entry = Self::default();
@@ -226,7 +227,7 @@ impl AuthEntry {
             else {
                 continue;
             };
-            match json::parse_json_string(value) {
+            match json::parse_json_string_or_null(value) {
                 Ok(Some(text)) => *field = text,
                 Ok(None) => {}
                 Err(_) => return (Err(unusable(&format!(".{known}"), "text")), false),
@@ -301,12 +302,12 @@ impl LoginsCache {
 }
 
 /// Parses a JSON object to its members; returns no members for `null`.
-fn object_members<'a>(
+fn object_members_or_none_if_null<'a>(
     value: &'a RawValue,
-    what: &str,
+    name_in_error: &str,
 ) -> Result<Vec<(String, &'a RawValue)>, MalformedDockerConfig> {
-    let members = json::parse_object_members(value)
-        .map_err(|_| MalformedDockerConfig(format!("{what} should be an object")))?;
+    let members = json::parse_object_members_or_null(value)
+        .map_err(|_| MalformedDockerConfig(format!("{name_in_error} should be an object")))?;
     Ok(members.unwrap_or_default())
 }
 

@@ -11,7 +11,7 @@ use super::error::RegistryError;
 ///
 /// <https://distribution.github.io/distribution/spec/auth/token/> shows the first, and
 /// <https://metacpan.org/pod/Docker::Registry::Auth::Gitlab> the second.
-const KNOWN_TOKEN_HOSTS: [(&str, &str); 2] = [
+const KNOWN_REGISTRIES_AND_TOKEN_HOSTS: [(&str, &str); 2] = [
     ("registry-1.docker.io", "auth.docker.io"),
     ("registry.gitlab.com", "gitlab.com"),
 ];
@@ -75,7 +75,7 @@ impl AllowedTokenHosts {
         let own: Option<Uri> = registry.parse().ok();
         let own = own.as_ref().and_then(Uri::host);
         let is_own = own.is_some_and(|own| own.eq_ignore_ascii_case(&realm));
-        let is_known = KNOWN_TOKEN_HOSTS.contains(&(registry, &*realm));
+        let is_known = KNOWN_REGISTRIES_AND_TOKEN_HOSTS.contains(&(registry, &*realm));
         if is_own || is_known || self.0.contains(&realm) || self.0.contains(&format!("{realm}:{port}")) {
             return Ok(uri);
         }

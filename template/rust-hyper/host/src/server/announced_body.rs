@@ -3,19 +3,19 @@
 /// The length up to which a body counts as small, in bytes.
 const MAX_SMALL_BODY_BYTES: u64 = 64 << 10;
 
-/// The number of first bytes of a connection that [`is_small_request`] is given. The head of a small request fits, with
-/// the headers that gateways add.
+/// The number of first bytes of a connection that [`is_whole_head_of_small_request`] is
+/// given. The head of a small request fits, with the headers that gateways add.
 pub(super) const PEEKED_BYTES: usize = 4 << 10;
 
-/// Returns whether `start`, the first bytes of a connection, contains the whole head of a request with no body or a small
-/// one.
+/// Returns whether `first_bytes`, the first bytes of a connection, contains the whole head of a request with no body or
+/// a small one.
 ///
 /// This only decides who is served first. The request is parsed later, by hyper.
-pub(super) fn is_small_request(start: &[u8]) -> bool {
-    let Some(end) = start.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+pub(super) fn is_whole_head_of_small_request(first_bytes: &[u8]) -> bool {
+    let Some(end) = first_bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
         return false;
     };
-    let head = start.get(..end).unwrap_or_default();
+    let head = first_bytes.get(..end).unwrap_or_default();
     let mut lines = head.split(|byte| *byte == b'\n').skip(1);
     lines.all(|line| {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else {
@@ -57,7 +57,11 @@ mod tests {
             ("", false),
             ("\r\n\r\n", true),
         ] {
-            assert_eq!(is_small_request(start.as_bytes()), is_small, "{start:?}");
+            assert_eq!(
+                is_whole_head_of_small_request(start.as_bytes()),
+                is_small,
+                "{start:?}"
+            );
         }
     }
 }

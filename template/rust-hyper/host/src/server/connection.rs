@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet, unconstrained};
 use tokio::time::{Instant, sleep};
 
-use super::announced_body::{PEEKED_BYTES, is_small_request};
+use super::announced_body::{PEEKED_BYTES, is_whole_head_of_small_request};
 use super::connection_budget::{AdmittedConnection, ConnectionBudget};
 use super::timed_connection::{ConnectionTimeouts, TOO_MANY_CONNECTIONS_RESPONSE, TimedConnection};
 use crate::connection_state::ConnectionState;
@@ -92,7 +92,8 @@ impl ServedListener {
             .max_header_size(limits.max_header_bytes)
             .max_buf_size(limits.max_header_bytes.max(MAX_READ_BUFFER_BYTES));
         let settings = ConnectionSettings { http, timeouts };
-        let accepting = accept_connections(listener, limits.budget, settings, service, receiver);
+        let accepting =
+            accept_and_serve_until_all_ended(listener, limits.budget, settings, service, receiver);
         Self {
             phase,
             // Without a budget of steps: connections that wait to be accepted are delayed by everything else that runs.
@@ -141,7 +142,7 @@ struct ConnectionSettings {
 }
 
 /// Accepts connections until the listener drains, and waits until all have ended; drops them once it is aborted.
-async fn accept_connections(
+async fn accept_and_serve_until_all_ended(
     listener: TcpListener,
     budget: Arc<ConnectionBudget>,
     settings: ConnectionSettings,
@@ -161,7 +162,7 @@ async fn accept_connections(
                 Err(error) => {
                     // Probably out of file descriptors, until open connections end.
                     tracing::error!(%error, "could not accept a connection");
-                    budget.displace_half();
+                    budget.displace_half_of_waiting();
                     sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
                 }
             },
@@ -193,10 +194,10 @@ async fn serve_connection(
     .await;
     let accepted = Instant::now();
     let head_timeout = settings.timeouts.head;
-    if !wait_for_first_byte(&stream, admitted.state(), head_timeout, &mut phase).await {
+    if !wait_for_first_byte_or_end(&stream, admitted.state(), head_timeout, &mut phase).await {
         return;
     }
-    let displaced = poll_fn(|_| match admitted.state().is_displaced() {
+    let displaced = poll_fn(|_| match admitted.state().is_displaced_and_still_waiting() {
         true => Poll::Ready(()),
         false => Poll::Pending,
     });
@@ -226,14 +227,14 @@ async fn wait_for_place(stream: &TcpStream, admitted: &AdmittedConnection) {
         let mut buffer = ReadBuf::new(&mut start);
         // The first byte is there, so this does not wait.
         let peeked = stream.poll_peek(cx, &mut buffer);
-        Poll::Ready(matches!(peeked, Poll::Ready(Ok(_))) && is_small_request(buffer.filled()))
+        Poll::Ready(matches!(peeked, Poll::Ready(Ok(_))) && is_whole_head_of_small_request(buffer.filled()))
     })
     .await;
     admitted.wait_for_place(is_small).await;
 }
 
 /// Waits for the first byte of a connection, or its end. Returns whether the connection should be served.
-async fn wait_for_first_byte(
+async fn wait_for_first_byte_or_end(
     stream: &TcpStream,
     state: &ConnectionState,
     timeout: Duration,
@@ -243,12 +244,13 @@ async fn wait_for_first_byte(
     let mut timer = None;
     let mut draining = pin!(wait_for_phase(phase, ListenerPhase::Draining));
     poll_fn(|cx| {
-        // A socket may be reported as readable and have no bytes; the connection would then count as one with half a head.
+        // A socket may be reported as readable and have no bytes; the connection would then count as one with half a
+        // head.
         let mut first = [0; 1];
         if let Poll::Ready(peeked) = stream.poll_peek(cx, &mut ReadBuf::new(&mut first)) {
             return Poll::Ready(peeked.is_ok_and(|bytes| bytes > 0));
         }
-        if state.is_displaced() {
+        if state.is_displaced_and_still_waiting() {
             let _ = stream.try_write(TOO_MANY_CONNECTIONS_RESPONSE);
             return Poll::Ready(false);
         }

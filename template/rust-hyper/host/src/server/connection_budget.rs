@@ -56,7 +56,7 @@ pub(crate) struct AdmittedConnection {
 const PLACES_FOR_SMALL_REQUESTS: usize = 32;
 
 /// The number of connections served without an authentic request above which buffers for reading are kept small.
-const BUSY_CONNECTION_COUNT: usize = 32;
+const SMALL_BUFFERS_ABOVE_CONNECTION_COUNT: usize = 32;
 
 impl ConnectionBudget {
     /// Creates a budget; `displaced` counts the connections that were displaced.
@@ -89,7 +89,7 @@ impl ConnectionBudget {
     }
 
     /// Displaces half of the connections that wait, for a process without free descriptors.
-    pub(crate) fn displace_half(&self) {
+    pub(crate) fn displace_half_of_waiting(&self) {
         let connections = self.lock();
         let waiting = connections
             .iter()
@@ -163,7 +163,7 @@ impl AdmittedConnection {
         let place = places.clone().try_acquire_owned().ok();
         let is_taken = place.is_some();
         if is_taken {
-            self.state.set_place(place);
+            self.state.set_or_free_place(place);
         }
         is_taken
     }
@@ -186,21 +186,24 @@ impl AdmittedConnection {
             place = places.clone().acquire_owned() => place,
         };
         // Fails only if the semaphore was closed, which it never is.
-        self.state.set_place(place.ok());
+        self.state.set_or_free_place(place.ok());
     }
 
-    /// Returns whether buffers for reading are to be kept small, because more than [`BUSY_CONNECTION_COUNT`]
+    /// Returns whether buffers for reading are to be kept small, because more than
+    /// [`SMALL_BUFFERS_ABOVE_CONNECTION_COUNT`]
     /// connections are served before they have sent an authentic request.
     pub(crate) fn should_keep_buffers_small(&self) -> bool {
         match (&self.budget.places, self.budget.limits.places) {
-            (Some(places), Some(all)) => places.available_permits() + BUSY_CONNECTION_COUNT < all,
+            (Some(places), Some(all)) => {
+                places.available_permits() + SMALL_BUFFERS_ABOVE_CONNECTION_COUNT < all
+            }
             _ => false,
         }
     }
 
     /// Records the size of the connection's buffer while it waits, in bytes. If all of them are too large together, the
     /// largest are displaced.
-    pub(crate) fn set_buffered_bytes(&self, bytes: usize) {
+    pub(crate) fn set_buffered_bytes_and_enforce_limit(&self, bytes: usize) {
         self.state.set_buffered_bytes(bytes);
         if let Some(limit) = self.budget.limits.buffers {
             self.budget.displace_until_buffers_fit(limit);
@@ -211,7 +214,7 @@ impl AdmittedConnection {
 impl Drop for AdmittedConnection {
     fn drop(&mut self) {
         self.budget.lock().try_remove(self.key);
-        self.state.set_place(None);
+        self.state.set_or_free_place(None);
     }
 }
 
@@ -265,7 +268,8 @@ mod tests {
 
         let _fourth = budget.admit();
 
-        let displaced = [&first, &second, &third].map(|connection| connection.state().is_displaced());
+        let displaced =
+            [&first, &second, &third].map(|connection| connection.state().is_displaced_and_still_waiting());
         assert_eq!(displaced, [false, true, false]);
         assert_eq!(budget.displaced.get(), 1);
     }
@@ -277,10 +281,16 @@ mod tests {
         let _request = answering.state().begin_request(true, false);
 
         let _another = budget.admit();
-        assert!(!answering.state().is_displaced() && !waiting.state().is_displaced());
+        assert!(
+            !answering.state().is_displaced_and_still_waiting()
+                && !waiting.state().is_displaced_and_still_waiting()
+        );
 
         let _another = budget.admit();
-        assert!(!answering.state().is_displaced() && waiting.state().is_displaced());
+        assert!(
+            !answering.state().is_displaced_and_still_waiting()
+                && waiting.state().is_displaced_and_still_waiting()
+        );
     }
 
     #[test]
@@ -289,20 +299,21 @@ mod tests {
         let first = budget.admit();
         drop(budget.admit());
         let _third = budget.admit();
-        assert!(!first.state().is_displaced());
+        assert!(!first.state().is_displaced_and_still_waiting());
     }
 
     #[test]
     fn the_connections_with_the_largest_buffers_are_displaced_once_all_buffers_exceed_the_limit() {
         let budget = budget_with_limits(8, 100);
         let (small, large, medium) = (budget.admit(), budget.admit(), budget.admit());
-        small.set_buffered_bytes(10);
-        large.set_buffered_bytes(60);
-        assert!(!large.state().is_displaced());
+        small.set_buffered_bytes_and_enforce_limit(10);
+        large.set_buffered_bytes_and_enforce_limit(60);
+        assert!(!large.state().is_displaced_and_still_waiting());
 
-        medium.set_buffered_bytes(40);
+        medium.set_buffered_bytes_and_enforce_limit(40);
 
-        let displaced = [&small, &large, &medium].map(|connection| connection.state().is_displaced());
+        let displaced =
+            [&small, &large, &medium].map(|connection| connection.state().is_displaced_and_still_waiting());
         assert_eq!(displaced, [false, true, false]);
     }
 
@@ -312,8 +323,8 @@ mod tests {
         let connections = [budget.admit(), budget.admit(), budget.admit()];
         connections
             .iter()
-            .for_each(|connection| connection.set_buffered_bytes(10));
-        let displaced = connections.map(|connection| connection.state().is_displaced());
+            .for_each(|connection| connection.set_buffered_bytes_and_enforce_limit(10));
+        let displaced = connections.map(|connection| connection.state().is_displaced_and_still_waiting());
         assert_eq!(displaced, [true, false, false]);
     }
 
@@ -321,10 +332,10 @@ mod tests {
     fn without_free_descriptors_the_older_half_is_displaced() {
         let budget = budget_with_limits(100, 0);
         let connections: Vec<_> = (0..4).map(|_| budget.admit()).collect();
-        budget.displace_half();
+        budget.displace_half_of_waiting();
         let displaced: Vec<_> = connections
             .iter()
-            .map(|connection| connection.state().is_displaced())
+            .map(|connection| connection.state().is_displaced_and_still_waiting())
             .collect();
         assert_eq!(displaced, [true, true, false, false]);
     }

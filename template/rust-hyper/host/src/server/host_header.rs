@@ -5,7 +5,7 @@ use http::{HeaderMap, Version};
 
 /// Returns what is wrong with a request's `Host` headers, which the server answers with 400 (RFC 9112, section 3.2);
 /// `None` if they are right.
-pub(super) fn bad_request_reason(version: Version, headers: &HeaderMap) -> Option<&'static str> {
+pub(super) fn wrong_host_header_reason(version: Version, headers: &HeaderMap) -> Option<&'static str> {
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) if version >= Version::HTTP_11 => Some("the request has no Host header\n"),
@@ -43,7 +43,7 @@ mod tests {
             (Version::HTTP_10, &["a", "b"], false),
         ] {
             let headers = hosts.iter().map(|host| (HOST, host.parse().unwrap()));
-            let fault = bad_request_reason(version, &headers.collect());
+            let fault = wrong_host_header_reason(version, &headers.collect());
             assert_eq!(fault.is_none(), is_right, "{version:?} {hosts:?}");
         }
     }

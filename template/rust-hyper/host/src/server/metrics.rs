@@ -58,10 +58,10 @@ impl RequestMetrics {
         if status == 200 {
             self.ok[method]
                 .get_or_init(|| self.series_with_labels("200", METHOD_LABELS[method]))
-                .record_duration(duration);
+                .count_and_record_duration(duration);
         } else {
             self.series_with_labels(&status.to_string(), METHOD_LABELS[method])
-                .record_duration(duration);
+                .count_and_record_duration(duration);
         }
     }
 
@@ -76,7 +76,7 @@ impl RequestMetrics {
 
 impl RequestSeries {
     /// Counts a request, and records its duration.
-    fn record_duration(&self, duration: Duration) {
+    fn count_and_record_duration(&self, duration: Duration) {
         self.requests.inc();
         self.durations.observe(duration.as_secs_f64());
     }
@@ -97,7 +97,9 @@ fn method_index(method: &Method) -> usize {
 }
 
 /// Creates the counter of displaced connections, and registers it.
-pub(crate) fn register_displaced_connections(registry: &Registry) -> Result<IntCounter, prometheus::Error> {
+pub(crate) fn register_displaced_connection_counter(
+    registry: &Registry,
+) -> Result<IntCounter, prometheus::Error> {
     let displaced = IntCounter::new(
         "http_connections_displaced_total",
         "Connections that were closed for others while they waited for a request",

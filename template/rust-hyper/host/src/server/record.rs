@@ -86,10 +86,10 @@ impl RequestRecord {
 
     /// Returns whether the connection must not be used for further requests: the function verifies requests and has not
     /// accepted this one, or the connection has a large buffer.
-    pub(crate) fn closes_connection(&self) -> bool {
+    pub(crate) fn must_close_connection_afterwards(&self) -> bool {
         self.acceptance
             .as_ref()
-            .is_some_and(|acceptance| acceptance.closes_connection())
+            .is_some_and(|acceptance| acceptance.must_close_connection_afterwards())
     }
 
     /// Returns the time at which the request's head arrived.

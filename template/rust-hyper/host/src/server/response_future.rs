@@ -107,7 +107,7 @@ impl HandlerRun {
         let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
         let response = match polled {
             Ok(Poll::Ready(Ok(response))) => response,
-            Ok(Poll::Ready(Err(error))) => error.into_response(self.headers.call_id_text()),
+            Ok(Poll::Ready(Err(error))) => error.log_and_into_response(self.headers.call_id_text()),
             Ok(Poll::Pending) => {
                 if self
                     .deadline
@@ -164,7 +164,7 @@ fn add_headers_and_record_status(
 ) -> http::Response<OutgoingResponseBody> {
     if let Some(record) = &mut record {
         record.set_response_status(response.status());
-        if record.closes_connection() {
+        if record.must_close_connection_afterwards() {
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));

@@ -77,7 +77,7 @@ impl FunctionService {
             call_id,
             version: self.version.clone(),
         };
-        if let Some(fault) = host_header::bad_request_reason(request.version(), request.headers()) {
+        if let Some(fault) = host_header::wrong_host_header_reason(request.version(), request.headers()) {
             connection.expect_next_request();
             let mut response = reply::message(StatusCode::BAD_REQUEST, fault);
             // Whoever forwarded such a request may take its end for elsewhere.

@@ -100,7 +100,7 @@ async fn connect_and_send(address: SocketAddr, request: &str) -> TcpStream {
 }
 
 /// Sends a request over a new connection, and returns the status line of the response.
-async fn status_line_of_response(address: SocketAddr, request: &str) -> String {
+async fn send_and_read_status_line(address: SocketAddr, request: &str) -> String {
     let response = read_until(&mut connect_and_send(address, request).await, "\r\n\r\n").await;
     response.lines().next().unwrap_or_default().to_owned()
 }
@@ -125,7 +125,7 @@ async fn a_request_has_at_most_one_host_and_one_of_http_1_1_has_exactly_one() {
             "HTTP/1.0 400 Bad Request",
         ),
     ] {
-        let found = status_line_of_response(served.address, &format!("{head}\r\n")).await;
+        let found = send_and_read_status_line(served.address, &format!("{head}\r\n")).await;
         assert_eq!(found, status, "{head:?}");
     }
     let mut stream = connect_and_send(served.address, "GET / HTTP/1.1\r\n\r\n").await;
@@ -158,7 +158,7 @@ async fn a_request_may_have_as_many_headers_as_the_setting_allows_and_no_more() 
             let headers: String = (1..count).map(|number| format!("x-{number}: 1\r\n")).collect();
             let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
             assert_eq!(
-                status_line_of_response(served.address, &request).await,
+                send_and_read_status_line(served.address, &request).await,
                 status,
                 "{count} of {limit}"
             );

@@ -82,7 +82,7 @@ impl<C> TimedConnection<C> {
         admitted: AdmittedConnection,
         waited: Duration,
     ) -> Self {
-        admitted.set_buffered_bytes(SMALLEST_BUFFER_BYTES);
+        admitted.set_buffered_bytes_and_enforce_limit(SMALLEST_BUFFER_BYTES);
         Self {
             connection,
             timeouts,
@@ -123,7 +123,7 @@ impl<C> TimedConnection<C> {
         if used > self.buffer {
             self.buffer = used;
             match expected {
-                ExpectedInput::Head => self.admitted.set_buffered_bytes(used),
+                ExpectedInput::Head => self.admitted.set_buffered_bytes_and_enforce_limit(used),
                 // Counts when the connection waits again.
                 ExpectedInput::Body | ExpectedInput::Nothing => self.state().set_buffered_bytes(used),
             }
@@ -149,7 +149,7 @@ impl<C> TimedConnection<C> {
             self.write_waits = true;
             self.state().set_unread_answers(true);
         }
-        if self.state().is_displaced() {
+        if self.state().is_displaced_and_still_waiting() {
             return Poll::Ready(Err(displaced_error()));
         }
         let (_, request) = self.state().expected_input_and_request_number();
@@ -180,7 +180,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
             ),
             ExpectedInput::Head => {
                 let begun = self.head_begun == Some(request);
-                if self.state().is_displaced() {
+                if self.state().is_displaced_and_still_waiting() {
                     if begun {
                         self.send_early_answer(TOO_MANY_CONNECTIONS_RESPONSE, cx);
                     }
@@ -230,7 +230,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
     /// if the client has not read it yet. A client that reads the response only after sending the whole body would
     /// never see it.
     fn poll_discard_unread_body(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.state().has_unread_body() || self.state().is_displaced() {
+        if !self.state().has_unread_body() || self.state().is_displaced_and_still_waiting() {
             return Poll::Ready(());
         }
         let mut discarded = [0; 16 << 10];
@@ -317,10 +317,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
             this.read_timer.stop();
             this.write_timer.stop();
             // While the rest of a body is discarded, another connection is served.
-            this.state().set_place(None);
+            this.state().set_or_free_place(None);
             // It may take long until the buffer is freed.
             if this.state().has_unread_body() {
-                this.admitted.set_buffered_bytes(this.buffer);
+                this.admitted.set_buffered_bytes_and_enforce_limit(this.buffer);
             }
         }
         this.poll_discard_unread_body(cx).map(Ok)

@@ -28,15 +28,19 @@ const MAX_COLLECTOR_RESPONSE_BYTES: usize = 64 * 1024;
 impl Settings {
     /// Starts to export trace spans, if the settings name a collector. The current runtime sends the requests.
     ///
-    /// `name` is the service name, unless the environment sets it.
-    pub(crate) fn start(self, name: Option<&'static str>) -> Result<RequestTracer, BoxError> {
+    /// `default_service_name` is the service name, unless the environment sets it.
+    pub(crate) fn start_export(
+        self,
+        default_service_name: Option<&'static str>,
+    ) -> Result<RequestTracer, BoxError> {
         let Some(exporter_settings) = self.0 else {
             return Ok(RequestTracer::default());
         };
         let connector = match exporter_settings.endpoint.scheme_str() {
-            Some("https") => {
-                connector::connector_trusting_certificates(exporter_settings.authorities.as_deref(), None)?
-            }
+            Some("https") => connector::connector_trusting_system_certificates(
+                exporter_settings.authorities.as_deref(),
+                None,
+            )?,
             _ => connector::plain_connector()?,
         };
         tracing::info!(
@@ -44,7 +48,7 @@ impl Settings {
             "exporting traces"
         );
         let resource = Resource::builder();
-        let resource = match name.filter(|_| !exporter_settings.is_named) {
+        let resource = match default_service_name.filter(|_| !exporter_settings.is_named) {
             Some(name) => resource.with_service_name(name),
             None => resource,
         };

@@ -102,7 +102,7 @@ impl Settings {
         let timeout = effective_variable_name(parser, TIMEOUT_VARIABLES);
         Self(Some(ExporterSettings {
             endpoint,
-            headers: read_headers(parser, secrets),
+            headers: read_environment_headers_and_check_secret(parser, secrets),
             secrets: secrets.clone(),
             authorities: read_trusted_certificates(parser),
             compress: parser.parse_or_default(compression, false, |value| match value {
@@ -112,7 +112,7 @@ impl Settings {
             }),
             timeout: Duration::from_millis(parser.number(timeout, 10_000)),
             sampler: read_sampler(parser),
-            is_named: service_name_is_set(parser),
+            is_named: is_service_name_set_checking_attributes(parser),
         }))
     }
 
@@ -171,7 +171,10 @@ fn collector_url_problem(uri: &Uri) -> Option<&'static str> {
 
 /// Reads the headers for the collector from the environment. Those in the secret are only checked here, and read again
 /// for each export.
-fn read_headers(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> CollectorHeaders {
+fn read_environment_headers_and_check_secret(
+    parser: &mut SettingsParser<'_>,
+    secrets: &Secrets,
+) -> CollectorHeaders {
     let name = effective_variable_name(parser, HEADERS_VARIABLES);
     let mut headers = HeaderMap::new();
     if let Some(text) = parser.optional_text(name) {
@@ -265,7 +268,7 @@ fn read_sampler(parser: &mut SettingsParser<'_>) -> Sampler {
 /// Returns whether the environment sets the function's service name in traces.
 ///
 /// Also checks the format of the attributes: the SDK reads them itself, and skips malformed ones without an error.
-fn service_name_is_set(parser: &mut SettingsParser<'_>) -> bool {
+fn is_service_name_set_checking_attributes(parser: &mut SettingsParser<'_>) -> bool {
     let attributes = parser.parse_or_default("OTEL_RESOURCE_ATTRIBUTES", false, |value| {
         let mut named = false;
         for part in value.split(',').filter(|part| !part.trim().is_empty()) {
@@ -286,11 +289,11 @@ mod tests {
 
     fn read_trace_settings(
         variables: &[(&str, &str)],
-        secret: Option<&str>,
+        headers_secret: Option<&str>,
     ) -> Result<Settings, SettingProblems> {
         let directory = tempfile::tempdir().unwrap();
-        if let Some(secret) = secret {
-            std::fs::write(directory.path().join(COLLECTOR_HEADERS_SECRET), secret).unwrap();
+        if let Some(headers_secret) = headers_secret {
+            std::fs::write(directory.path().join(COLLECTOR_HEADERS_SECRET), headers_secret).unwrap();
         }
         let variables: std::collections::HashMap<_, _> = variables.iter().copied().collect();
         let mut parser = SettingsParser::new(&variables);

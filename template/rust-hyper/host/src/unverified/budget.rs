@@ -19,7 +19,7 @@ pub struct UnverifiedBudget {
 
 /// The rates of younger senders are compared as if they were this old: a few bytes in the first millisecond are not a
 /// high rate.
-const MIN_COMPARED_AGE: Duration = Duration::from_secs(1);
+const MIN_AGE_IN_RATE_COMPARISON: Duration = Duration::from_secs(1);
 
 /// The divisor of the disk space that is guaranteed: a quarter is divided evenly among as many senders as the limit. A
 /// sender within its share is never displaced for others; the rest is for those that send the fastest.
@@ -46,17 +46,17 @@ impl UnverifiedBudget {
 
     /// Admits a sender, until the returned value is dropped.
     ///
-    /// While there are too many, the slowest sender is displaced of those that wait for their bodies and after which at least
-    /// half as many others as the limit have arrived. So each sender has that time, and after it is safe as long as it is
-    /// not the slowest; the time for which it waits for others to be processed does not make it slow. A sender whose bytes
-    /// are being processed is not displaced for others.
+    /// While there are too many, the slowest sender is displaced of those that wait for their bodies and after which at
+    /// least half as many others as the limit have arrived. So each sender has that time, and after it is safe as long
+    /// as it is not the slowest; the time for which it waits for others to be processed does not make it slow. A sender
+    /// whose bytes are being processed is not displaced for others.
     pub fn admit(&self) -> UnverifiedSender {
         let key = self.lock().admit(&self.limits, Instant::now());
         UnverifiedSender::new(self.clone(), key)
     }
 
     /// Returns the number of senders, without those that were displaced.
-    pub fn sender_count(&self) -> usize {
+    pub fn undisplaced_sender_count(&self) -> usize {
         self.lock().undisplaced
     }
 
@@ -170,7 +170,7 @@ struct SenderState {
 
 impl UnverifiedLimits {
     /// Returns the disk space that every sender may use without being displaced for others, in bytes.
-    pub(super) fn guaranteed_disk(&self) -> u64 {
+    pub(super) fn guaranteed_disk_bytes_per_sender(&self) -> u64 {
         self.disk / GUARANTEED_DISK_DIVISOR / (self.senders.max(1) as u64)
     }
 }
@@ -182,7 +182,7 @@ impl SenderState {
         let age = now
             .saturating_duration_since(self.since)
             .saturating_sub(self.waited + waits.unwrap_or_default());
-        self.received as f64 / age.max(MIN_COMPARED_AGE).as_secs_f64()
+        self.received as f64 / age.max(MIN_AGE_IN_RATE_COMPARISON).as_secs_f64()
     }
 
     fn poll_displaced(&mut self, cx: &mut Context<'_>) -> Poll<Displaced> {
@@ -323,8 +323,10 @@ impl Senders {
             return Poll::Ready(Ok(()));
         }
         let (victims, is_enough) = match resource {
-            Resource::Memory => self.largest_holders(key, wanted, bytes, limit),
-            Resource::Disk => self.slowest_large_holders(key, wanted, bytes, limits, Instant::now()),
+            Resource::Memory => self.largest_holders_and_whether_enough(key, wanted, bytes, limit),
+            Resource::Disk => {
+                self.slowest_large_holders_and_whether_enough(key, wanted, bytes, limits, Instant::now())
+            }
         };
         if !is_enough {
             // Held until the sender is dropped, as what other displaced senders hold.
@@ -343,14 +345,20 @@ impl Senders {
 
     /// Returns the senders that hold more memory than `wanted`, the largest first, until there is room for `bytes` more,
     /// and whether there is.
-    fn largest_holders(&self, key: u64, wanted: u64, bytes: u64, limit: u64) -> (Vec<u64>, bool) {
+    fn largest_holders_and_whether_enough(
+        &self,
+        key: u64,
+        wanted: u64,
+        bytes: u64,
+        limit: u64,
+    ) -> (Vec<u64>, bool) {
         let mut larger: Vec<_> = self
             .undisplaced_senders()
             .filter(|(other, entry)| *other != key && entry.held.memory > wanted)
             .map(|(other, entry)| (other, entry.held.memory))
             .collect();
         larger.sort_unstable_by_key(|(_, held)| Reverse(*held));
-        self.take_until_room(Resource::Memory, larger, bytes, limit)
+        self.take_until_room_and_whether_enough(Resource::Memory, larger, bytes, limit)
     }
 
     /// Returns the senders that hold more disk space than is guaranteed to each and are slower than the sender `key`, the
@@ -358,7 +366,7 @@ impl Senders {
     /// matter while what it wants is guaranteed.
     ///
     /// A large body that was sent fast therefore stays, unless others send as much at least as fast.
-    fn slowest_large_holders(
+    fn slowest_large_holders_and_whether_enough(
         &self,
         key: u64,
         wanted: u64,
@@ -366,7 +374,7 @@ impl Senders {
         limits: &UnverifiedLimits,
         now: Instant,
     ) -> (Vec<u64>, bool) {
-        let guaranteed = limits.guaranteed_disk();
+        let guaranteed = limits.guaranteed_disk_bytes_per_sender();
         let own_rate = match self.entries.get(&key) {
             Some(entry) if wanted > guaranteed => entry.bytes_per_second(now),
             _ => f64::INFINITY,
@@ -381,12 +389,12 @@ impl Senders {
             rate.total_cmp(other).then_with(|| other_held.cmp(held))
         });
         let slower = slower.into_iter().map(|(other, held, _)| (other, held));
-        self.take_until_room(Resource::Disk, slower, bytes, limits.disk)
+        self.take_until_room_and_whether_enough(Resource::Disk, slower, bytes, limits.disk)
     }
 
-    /// Returns the first of `holders`, with what they hold, until there is room for `bytes` more without them, and whether
-    /// there is.
-    fn take_until_room(
+    /// Returns the first of `holders`, with what they hold, until there is room for `bytes` more without them, and
+    /// whether there is.
+    fn take_until_room_and_whether_enough(
         &self,
         resource: Resource,
         holders: impl IntoIterator<Item = (u64, u64)>,

@@ -71,7 +71,7 @@ async fn make_sender_wait(sender: &mut UnverifiedSender) {
 }
 
 /// Sends a piece as a sender's next, after which the sender waits.
-async fn send_piece(sender: &mut UnverifiedSender, bytes: &'static [u8]) {
+async fn receive_piece_and_make_sender_wait(sender: &mut UnverifiedSender, bytes: &'static [u8]) {
     let mut body = Body::from(bytes);
     sender.next_piece(Pin::new(&mut body)).await.unwrap();
     make_sender_wait(sender).await;
@@ -101,8 +101,8 @@ async fn the_slowest_of_the_earlier_half_is_displaced_when_another_sender_arrive
     let (mut third, mut fourth) = (budget.admit(), budget.admit());
     make_sender_wait(&mut third).await;
     make_sender_wait(&mut fourth).await;
-    send_piece(&mut first, &[0; 20]).await;
-    send_piece(&mut second, &[0; 10]).await;
+    receive_piece_and_make_sender_wait(&mut first, &[0; 20]).await;
+    receive_piece_and_make_sender_wait(&mut second, &[0; 10]).await;
 
     let fifth = budget.admit();
 
@@ -110,7 +110,7 @@ async fn the_slowest_of_the_earlier_half_is_displaced_when_another_sender_arrive
     for sender in [&first, &third, &fourth, &fifth] {
         assert!(!is_displaced(sender));
     }
-    assert_eq!(budget.sender_count(), 4);
+    assert_eq!(budget.undisplaced_sender_count(), 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,12 +137,12 @@ async fn a_newcomer_has_its_time_also_while_all_others_are_being_processed() {
 async fn waiting_for_others_to_be_processed_does_not_make_a_sender_slow() {
     let budget = UnverifiedBudget::new(LIMITS);
     let mut held_up = budget.admit();
-    send_piece(&mut held_up, &[0; 100]).await;
+    receive_piece_and_make_sender_wait(&mut held_up, &[0; 100]).await;
     let slot = sleep(Duration::from_secs(100));
     let mut waiting = Box::pin(held_up.wait_for(slot));
     assert!(poll_once(waiting.as_mut()).is_pending());
     let mut slow = budget.admit();
-    send_piece(&mut slow, &[0; 99]).await;
+    receive_piece_and_make_sender_wait(&mut slow, &[0; 99]).await;
     let _others = [budget.admit(), budget.admit()];
     sleep(Duration::from_secs(50)).await;
     let mut fresh = budget.admit();
@@ -160,10 +160,10 @@ async fn a_sender_that_sends_steadily_outlasts_any_number_that_idle_or_burst() {
     let mut steady = budget.admit();
     let mut others = Vec::new();
     for round in 0..1000 {
-        send_piece(&mut steady, &[0; 1000]).await;
+        receive_piece_and_make_sender_wait(&mut steady, &[0; 1000]).await;
         let mut other = budget.admit();
         if round % 2 == 0 {
-            send_piece(&mut other, &[0; 500]).await;
+            receive_piece_and_make_sender_wait(&mut other, &[0; 500]).await;
         } else {
             make_sender_wait(&mut other).await;
         }
@@ -298,7 +298,7 @@ async fn a_body_is_collected_whole_up_to_its_limit() {
     }
     for body in [
         Body::from(vec![0; 5001]),
-        Body::stream(PieceStream(large_pieces())),
+        Body::stream(PieceStream(pieces_of_6000_bytes_in_total())),
     ] {
         let error = budget.admit().collect(body, 5000).await.unwrap_err();
         assert!(
@@ -310,7 +310,7 @@ async fn a_body_is_collected_whole_up_to_its_limit() {
 }
 
 /// Returns the pieces of a body of 6000 bytes.
-fn large_pieces() -> mpsc::Receiver<&'static [u8]> {
+fn pieces_of_6000_bytes_in_total() -> mpsc::Receiver<&'static [u8]> {
     let (pieces, receiver) = mpsc::channel(8);
     for _ in 0..6 {
         pieces.try_send(&[0_u8; 1000][..]).unwrap();
@@ -335,16 +335,19 @@ async fn a_sender_that_waits_for_a_shared_thing_can_be_displaced_for_others() {
 async fn a_large_body_that_is_sent_fast_stays_while_slower_ones_need_disk_space() {
     let budget = UnverifiedBudget::new(LIMITS);
     let (mut fast, mut slow, mut newcomer) = (budget.admit(), budget.admit(), budget.admit());
-    send_piece(&mut fast, &[0; 600]).await;
-    send_piece(&mut slow, &[0; 300]).await;
+    receive_piece_and_make_sender_wait(&mut fast, &[0; 600]).await;
+    receive_piece_and_make_sender_wait(&mut slow, &[0; 300]).await;
     sleep(Duration::from_secs(2)).await;
     fast.reserve_bytes(Resource::Disk, 600).await.unwrap();
     slow.reserve_bytes(Resource::Disk, 400).await.unwrap();
-    assert!(poll_once(newcomer.reserve_bytes(Resource::Disk, LIMITS.guaranteed_disk())).is_pending());
+    assert!(
+        poll_once(newcomer.reserve_bytes(Resource::Disk, LIMITS.guaranteed_disk_bytes_per_sender()))
+            .is_pending()
+    );
     assert!(is_displaced(&slow) && !is_displaced(&fast));
     drop(slow);
     newcomer
-        .reserve_bytes(Resource::Disk, LIMITS.guaranteed_disk())
+        .reserve_bytes(Resource::Disk, LIMITS.guaranteed_disk_bytes_per_sender())
         .await
         .unwrap();
     // The newcomer has sent nothing, and wants more than is guaranteed.
@@ -405,8 +408,8 @@ impl KnownSender {
 
 /// Runs the operations; returns a description of the first one that displaced a sender wrongly, or after which the disk
 /// space was not accounted for.
-async fn wrongly_displaced_from_disk(operations: Vec<DiskOperation>) -> Option<String> {
-    let guaranteed = LIMITS.guaranteed_disk();
+async fn first_wrong_displacement_or_miscount(operations: Vec<DiskOperation>) -> Option<String> {
+    let guaranteed = LIMITS.guaranteed_disk_bytes_per_sender();
     let budget = UnverifiedBudget::new(LIMITS);
     let mut senders: Vec<KnownSender> = Vec::new();
     for operation in operations {
@@ -470,7 +473,7 @@ proptest! {
             .start_paused(true)
             .build()
             .unwrap();
-        prop_assert_eq!(runtime.block_on(wrongly_displaced_from_disk(operations)), None);
+        prop_assert_eq!(runtime.block_on(first_wrong_displacement_or_miscount(operations)), None);
     }
 }
 
@@ -484,7 +487,7 @@ enum BudgetOperation {
     End(usize),
 }
 
-fn generate_operation() -> impl Strategy<Value = BudgetOperation> {
+fn generate_budget_operation() -> impl Strategy<Value = BudgetOperation> {
     prop_oneof![
         Just(BudgetOperation::Admit),
         (0..16_usize, 0..200_usize).prop_map(|(sender, bytes)| BudgetOperation::Receive(sender, bytes)),
@@ -497,7 +500,7 @@ fn generate_operation() -> impl Strategy<Value = BudgetOperation> {
 proptest! {
     #[test]
     fn no_limit_is_exceeded_and_no_small_or_late_sender_is_displaced(
-        operations in prop::collection::vec(generate_operation(), 1..100),
+        operations in prop::collection::vec(generate_budget_operation(), 1..100),
     ) {
         // For the timers of senders that wait.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -557,8 +560,8 @@ proptest! {
                     }
                 }
             }
-            prop_assert!(budget.sender_count() <= LIMITS.senders);
-            prop_assert_eq!(budget.sender_count(), staying(&senders).len());
+            prop_assert!(budget.undisplaced_sender_count() <= LIMITS.senders);
+            prop_assert_eq!(budget.undisplaced_sender_count(), staying(&senders).len());
             let held: u64 = senders.values().map(|(_, held)| held).sum();
             prop_assert_eq!(budget.held_bytes(Resource::Memory), held);
             prop_assert!(held <= LIMITS.memory);

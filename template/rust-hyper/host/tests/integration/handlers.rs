@@ -45,12 +45,12 @@ pub(crate) async fn set_up_test_handler(context: SetupContext) -> Result<App, Se
         ready: ready.clone(),
     };
     let app = App::new(handler)
-        .named("tested")
+        .with_name_in_traces("tested")
         .ready_if({
             let ready = ready.clone();
             move || ready.load(Ordering::Relaxed)
         })
-        .health_at("/healthz")
+        .also_healthy_at("/healthz")
         .also_ready_at("/ready");
     Ok(match setup.as_deref() {
         Some("not ready") => app.ready_detail(move || format!("disk: {}\n", ready.load(Ordering::Relaxed))),

@@ -45,12 +45,12 @@ struct FakeCollector {
 impl FakeCollector {
     /// Starts a fake trace collector without TLS, which accepts every export.
     async fn start_plain() -> Self {
-        Self::start_with(0, None).await
+        Self::start_with_rejections_and_optional_tls(0, None).await
     }
 
     /// Starts a fake trace collector that rejects the first `times` exports with 503.
-    async fn start_rejecting(times: usize) -> Self {
-        Self::start_with(times, None).await
+    async fn start_rejecting_first_exports(times: usize) -> Self {
+        Self::start_with_rejections_and_optional_tls(times, None).await
     }
 
     /// Starts a fake trace collector with TLS and this key, which accepts every export.
@@ -62,11 +62,11 @@ impl FakeCollector {
             .with_no_client_auth()
             .with_single_cert(vec![key.cert.der().clone()], secret.into())
             .unwrap();
-        Self::start_with(0, Some(Arc::new(config).into())).await
+        Self::start_with_rejections_and_optional_tls(0, Some(Arc::new(config).into())).await
     }
 
     /// Starts a fake trace collector that rejects the first `rejections` exports with 503, with TLS if `tls` is given.
-    async fn start_with(rejections: usize, tls: Option<TlsAcceptor>) -> Self {
+    async fn start_with_rejections_and_optional_tls(rejections: usize, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, exports) = mpsc::unbounded_channel();
@@ -332,7 +332,7 @@ async fn without_a_collector_there_is_no_exporter_thread() {
 
 #[tokio::test]
 async fn the_recovery_of_a_collector_is_logged_and_a_rotated_token_is_used() {
-    let mut collector = FakeCollector::start_rejecting(1).await;
+    let mut collector = FakeCollector::start_rejecting_first_exports(1).await;
     let directory = tempfile::tempdir().unwrap();
     let token = directory.path().join("otel-headers");
     std::fs::write(&token, "api-key=first").unwrap();

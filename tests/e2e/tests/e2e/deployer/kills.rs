@@ -4,7 +4,7 @@
 use anyhow::Result;
 use slipway_e2e::pausing_proxy::{PausePoint, RequestSelector};
 
-use super::{DeployerFixture, assert_rolled_back, for_both_update_strategies};
+use super::{DeployerFixture, assert_rolled_back_or_refused, for_both_update_strategies};
 
 /// Settings with a ready timeout that is long enough for a version that works, also on a busy machine, and shorter than
 /// the default for versions that never become ready.
@@ -28,7 +28,7 @@ enum KillOutcome {
 
 impl DeployerFixture {
     /// Deploys, kills the deployer at the selected request, and starts another one.
-    async fn deploy_and_kill(
+    async fn deploy_kill_at_request_and_restart(
         self,
         image: &str,
         number: usize,
@@ -37,20 +37,20 @@ impl DeployerFixture {
     ) -> Result<(Self, KillOutcome)> {
         let hand_over = self.hand_over_with_number(image, number);
         let hand_over_client = self.deployer.hand_over_client()?;
-        self.proxy.pause_at(request, point);
+        self.proxy.reset_and_pause_at(request, point);
         let mut deployment = tokio::spawn(async move { hand_over_client.send_hand_over(&hand_over).await });
         let completed = tokio::select! {
             paused = self.proxy.wait_until_paused() => paused.map(|()| false)?,
             ended = &mut deployment => ended?.map(|_| true)?,
         };
         if completed {
-            self.proxy.forward_again();
+            self.proxy.reset_and_forward_again();
             return Ok((self, KillOutcome::Completed));
         }
         let at = self.proxy.requests().pop().unwrap_or_default();
         let fixture = self.restart_deployer().await?;
         anyhow::ensure!(deployment.await?.is_err(), "the killed deployer answered");
-        fixture.proxy.forward_again();
+        fixture.proxy.reset_and_forward_again();
         Ok((fixture, KillOutcome::At(at)))
     }
 }
@@ -58,7 +58,7 @@ impl DeployerFixture {
 async fn an_update_killed_at_any_step_completes_when_delivered_again(strategy: &'static str) -> Result<()> {
     let mut fixture = DeployerFixture::open("killed", strategy, &[]).await?;
     let images = fixture.images;
-    fixture.assert_becomes_ready(&images.first, 1).await?;
+    fixture.deploy_and_assert_ready(&images.first, 1).await?;
     let mut number = 1;
     let mut seen = Vec::new();
     'steps: for step in 0..MAX_ROLLOUT_REQUESTS {
@@ -68,13 +68,13 @@ async fn an_update_killed_at_any_step_completes_when_delivered_again(strategy: &
             let image = [&images.first, &images.second][number % 2];
             let killed;
             (fixture, killed) = fixture
-                .deploy_and_kill(image, number, RequestSelector::Number(step), point)
+                .deploy_kill_at_request_and_restart(image, number, RequestSelector::Number(step), point)
                 .await?;
             let KillOutcome::At(request) = killed else {
                 break 'steps;
             };
             let what = format!("{step}, {point:?} {request}");
-            let report = fixture.assert_becomes_ready(image, number).await;
+            let report = fixture.deploy_and_assert_ready(image, number).await;
             let report = report.map_err(|error| error.context(what.clone()))?;
             assert_eq!(report["image"], *image, "{what}: {report:#}");
             let only_read = request.starts_with("GET");
@@ -95,11 +95,11 @@ async fn a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again(
 ) -> Result<()> {
     let mut fixture = DeployerFixture::open("killed-bad", strategy, SHORT_READY_TIMEOUT_SETTINGS).await?;
     let images = fixture.images;
-    fixture.assert_becomes_ready(&images.first, 1).await?;
+    fixture.deploy_and_assert_ready(&images.first, 1).await?;
     for (number, point) in [(2, PausePoint::BeforeForwarding), (3, PausePoint::AfterResponse)] {
         let killed;
         (fixture, killed) = fixture
-            .deploy_and_kill(
+            .deploy_kill_at_request_and_restart(
                 &images.crash,
                 number,
                 RequestSelector::NextWithMethod("PUT"),
@@ -108,7 +108,7 @@ async fn a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again(
             .await?;
         assert!(matches!(killed, KillOutcome::At(_)));
         let again = fixture.deploy_image(&images.crash, number).await?;
-        assert_rolled_back(&again, &images.first);
+        assert_rolled_back_or_refused(&again, &images.first);
         fixture.assert_runs(&images.first, 1).await?;
     }
     fixture.remove_function().await

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::{DeployerFixture, assert_rolled_back, for_both_update_strategies, joined_reasons};
+use super::{DeployerFixture, assert_rolled_back_or_refused, for_both_update_strategies, joined_reasons};
 
 /// Settings with a ready timeout that is long enough for a version that works, also on a busy machine, and shorter than
 /// the default for versions that never become ready.
@@ -24,25 +24,25 @@ async fn a_hand_over_delivered_again_changes_nothing(strategy: &'static str) -> 
     let fixture = DeployerFixture::open("lifecycle", strategy, &[]).await?;
     let images = fixture.images;
 
-    let created = fixture.assert_becomes_ready(&images.first, 1).await?;
+    let created = fixture.deploy_and_assert_ready(&images.first, 1).await?;
     assert_eq!(created["changed"], true, "{created:#}");
     assert_eq!(created["previousImage"], Value::Null, "{created:#}");
     assert!(created["durations"]["total"].as_f64() > Some(0.0), "{created:#}");
 
-    let updated = fixture.assert_becomes_ready(&images.second, 2).await?;
+    let updated = fixture.deploy_and_assert_ready(&images.second, 2).await?;
     assert_eq!(updated["changed"], true, "{updated:#}");
     assert_eq!(updated["previousImage"], images.first, "{updated:#}");
 
     let before = fixture.function_status().await?;
     fixture.proxy.clear_requests();
-    let again = fixture.assert_becomes_ready(&images.second, 2).await?;
+    let again = fixture.deploy_and_assert_ready(&images.second, 2).await?;
     assert_eq!(again["changed"], false, "{again:#}");
     assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
 
     // A deployer without memory of the earlier rollout changes nothing either.
     let fixture = fixture.restart_deployer().await?;
     fixture.proxy.clear_requests();
-    let again = fixture.assert_becomes_ready(&images.second, 2).await?;
+    let again = fixture.deploy_and_assert_ready(&images.second, 2).await?;
     assert_eq!(again["changed"], false, "{again:#}");
     assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
     assert_eq!(fixture.function_status().await?["createdAt"], before["createdAt"]);
@@ -67,8 +67,8 @@ async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result
     assert_eq!(nothing.json()["running"], Value::Null, "{}", nothing.text);
     assert!(fixture.function_is_absent().await?);
 
-    fixture.assert_becomes_ready(&images.first, 2).await?;
-    assert_rolled_back(&fixture.deploy_image(&images.crash, 3).await?, &images.first);
+    fixture.deploy_and_assert_ready(&images.first, 2).await?;
+    assert_rolled_back_or_refused(&fixture.deploy_image(&images.crash, 3).await?, &images.first);
     fixture.assert_runs(&images.first, 2).await?;
 
     // A build that failed is not tried again when it is delivered again, not even by another deployer.
@@ -78,17 +78,17 @@ async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result
     if strategy == "recreate" || !fixture.testbed.stack.has_rolling_updates() {
         assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
     }
-    assert_rolled_back(&again, &images.first);
+    assert_rolled_back_or_refused(&again, &images.first);
     fixture.assert_runs(&images.first, 2).await?;
 
     // A newer build that works is deployed nevertheless.
-    fixture.assert_becomes_ready(&images.second, 4).await?;
+    fixture.deploy_and_assert_ready(&images.second, 4).await?;
     fixture.remove_function().await
 }
 
 async fn a_version_that_never_listens_is_rolled_back(strategy: &'static str) -> Result<()> {
     let fixture = DeployerFixture::open("silent", strategy, SHORT_READY_TIMEOUT_SETTINGS).await?;
-    fixture.assert_becomes_ready(&fixture.images.first, 1).await?;
+    fixture.deploy_and_assert_ready(&fixture.images.first, 1).await?;
     // 502: the provider itself waits for the new version, and has not answered yet.
     let silent = fixture.deploy_image(&fixture.images.silent, 2).await?;
     assert!(matches!(silent.status, 422 | 502), "{}", silent.text);
@@ -105,7 +105,7 @@ async fn a_version_that_never_listens_is_rolled_back(strategy: &'static str) -> 
 
 async fn a_hand_over_that_cannot_be_deployed_changes_nothing(strategy: &'static str) -> Result<()> {
     let fixture = DeployerFixture::open("impossible", strategy, SHORT_READY_TIMEOUT_SETTINGS).await?;
-    fixture.assert_becomes_ready(&fixture.images.first, 1).await?;
+    fixture.deploy_and_assert_ready(&fixture.images.first, 1).await?;
     let before = fixture.function_status().await?;
     fixture.proxy.clear_requests();
 
@@ -146,7 +146,7 @@ async fn of_twenty_concurrent_updates_the_newest_runs(strategy: &'static str) ->
     const UPDATE_COUNT: usize = 20;
     let fixture = DeployerFixture::open("twenty", strategy, &[]).await?;
     let images = fixture.images;
-    fixture.assert_becomes_ready(&images.first, 1).await?;
+    fixture.deploy_and_assert_ready(&images.first, 1).await?;
 
     let image = |number: usize| match number % 2 {
         0 => &images.second,

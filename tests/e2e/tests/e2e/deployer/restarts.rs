@@ -11,7 +11,7 @@ async fn a_rollout_waits_for_a_provider_that_restarts(strategy: &'static str) ->
     let fixture =
         DeployerFixture::open_exclusively("restarted", strategy, &[("ready_timeout", "40s")]).await?;
     let images = fixture.images;
-    fixture.assert_becomes_ready(&images.first, 1).await?;
+    fixture.deploy_and_assert_ready(&images.first, 1).await?;
     for (number, image, point) in [
         (2, &images.second, PausePoint::BeforeForwarding),
         (3, &images.first, PausePoint::AfterResponse),
@@ -22,14 +22,14 @@ async fn a_rollout_waits_for_a_provider_that_restarts(strategy: &'static str) ->
         );
         fixture
             .proxy
-            .pause_at(RequestSelector::NextWithMethod("PUT"), point);
+            .reset_and_pause_at(RequestSelector::NextWithMethod("PUT"), point);
         let mut deployment = tokio::spawn(async move { hand_over_client.send_hand_over(&hand_over).await });
         tokio::select! {
             paused = fixture.proxy.wait_until_paused() => paused?,
             ended = &mut deployment => anyhow::bail!("the deployment ended without a PUT request: {ended:?}"),
         }
         fixture.stop_provider().await?;
-        fixture.proxy.forward_again();
+        fixture.proxy.reset_and_forward_again();
         fixture.start_provider().await?;
         let reply = deployment.await??;
         assert_eq!(reply.status, 200, "{point:?}: {}", reply.text);

@@ -65,7 +65,7 @@ async fn a_function_is_changed_by_the_tenant_that_deployed_it_only() -> Result<(
 #[tokio::test]
 async fn a_function_that_no_tenant_deployed_is_not_taken_over() -> Result<()> {
     let fixture = DeployerFixture::open("foreign", "rolling", &[]).await?;
-    fixture.assert_becomes_ready(&fixture.images.first, 1).await?;
+    fixture.deploy_and_assert_ready(&fixture.images.first, 1).await?;
     let fixture = replace_deployer_with_policy(fixture).await?;
     let taken = fixture.hand_over_of_tenant("globex", &fixture.images.second, 2);
     let reply = fixture.deployer.send_hand_over(&taken).await?;

@@ -39,7 +39,7 @@ async fn deferring_fixture(case: &str) -> Result<Option<DeployerFixture>> {
 
 impl DeployerFixture {
     /// Deploys an update and asserts that it was applied and is not verified.
-    async fn assert_unverified(&self, image: &str, number: usize) -> Result<Value> {
+    async fn deploy_and_assert_unverified(&self, image: &str, number: usize) -> Result<Value> {
         let reply = self.deploy_image(image, number).await?;
         ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
         let report = reply.json();
@@ -62,10 +62,10 @@ async fn a_broken_update_behind_the_old_version_is_unverified_and_never_the_last
     };
     let images = fixture.images;
     // There is no old version that could answer in place of the new one.
-    fixture.assert_becomes_ready(&images.first, 1).await?;
+    fixture.deploy_and_assert_ready(&images.first, 1).await?;
 
     for (number, broken) in [(2, &images.crash), (3, &images.silent), (4, &images.absent)] {
-        fixture.assert_unverified(broken, number).await?;
+        fixture.deploy_and_assert_unverified(broken, number).await?;
         assert_eq!(
             fixture.get_function_page().await?,
             (200, "first".to_owned()),
@@ -94,8 +94,8 @@ async fn a_working_update_without_the_version_header_is_unverified_and_runs() ->
         return Ok(());
     };
     let images = fixture.images;
-    fixture.assert_becomes_ready(&images.first, 1).await?;
-    fixture.assert_unverified(&images.second, 2).await?;
+    fixture.deploy_and_assert_ready(&images.first, 1).await?;
+    fixture.deploy_and_assert_unverified(&images.second, 2).await?;
     let functions = &fixture.testbed.functions;
     functions
         .wait_for_page(&fixture.name, "second", FUNCTION_START_TIMEOUT)
@@ -110,7 +110,7 @@ async fn an_update_with_the_version_header_is_ready_once_the_new_version_answers
     };
     let path = "/cgi-bin/version";
     for (number, text) in [(1, "first"), (2, "second")] {
-        let image = build_page_with_version_header(&fixture, path, text).await?;
+        let image = build_image_with_version_header_page(&fixture, path, text).await?;
         let mut hand_over = fixture.hand_over_with_number(&image, number);
         hand_over["probe"] = json!({ "path": path });
         let reply = fixture.deployer.send_hand_over(&hand_over).await?;
@@ -123,11 +123,15 @@ async fn an_update_with_the_version_header_is_ready_once_the_new_version_answers
 }
 
 /// Builds a function with a page that answers with its version in the header, as functions of the template do.
-async fn build_page_with_version_header(fixture: &DeployerFixture, path: &str, text: &str) -> Result<String> {
+async fn build_image_with_version_header_page(
+    fixture: &DeployerFixture,
+    path: &str,
+    text: &str,
+) -> Result<String> {
     let testbed = &fixture.testbed;
     let script =
         format!("#!/bin/sh\nprintf 'X-Slipway-Version: %s\\r\\n\\r\\n' \"$slipway_version\"\necho {text}\n");
-    let context = BuildContext::static_page_function(testbed.busybox_image_name().await?, text)
+    let context = BuildContext::static_page_function(testbed.build_busybox_once_and_get_name().await?, text)
         .with_file_of_mode(&format!("www{path}"), script, 0o755);
     let repository = format!("{}/e2e/deployed/versioned-{text}", testbed.stack.registry.host);
     let tar = context.tar_with_config(&json!({ "image": format!("{repository}:1") }))?;

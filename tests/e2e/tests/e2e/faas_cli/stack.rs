@@ -8,7 +8,7 @@ use slipway_e2e::{
     work_dir::{ClientFolder, path_in_repository},
 };
 
-use super::stacks_faas_cli_is_current;
+use super::stacks_faas_cli_supports_remote_builder;
 
 /// Packs the output of `build --shrinkwrap` with a config; returns the tar and the header with its signature.
 fn pack_and_sign_shrinkwrap(
@@ -33,11 +33,11 @@ fn pack_and_sign_shrinkwrap(
 async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let work_dir = ClientFolder::new(base)?;
     let (name, secret) = ("cli-made", "cli-made-secret");
     let prefix = format!("{}/e2e", testbed.stack.registry.host);
-    let current = stacks_faas_cli_is_current(&testbed, &work_dir).await?;
+    let current = stacks_faas_cli_supports_remote_builder(&testbed, &work_dir).await?;
     let file = if current {
         "stack.yaml".to_owned()
     } else {

@@ -31,7 +31,7 @@ impl TwoBuilders {
 async fn what_a_killed_builder_had_accepted_is_finished_once_and_known_after_every_builder_was_killed()
 -> Result<()> {
     let settings = [("max_inflight", "1"), ("queue_wait", "9m")];
-    let mut two = TwoBuilders::start_with_records("accepted", &settings).await?;
+    let mut two = TwoBuilders::remove_function_and_start_with_records("accepted", &settings).await?;
     let gate = "gate-of-accepted";
     let ids = ["running", "waiting", "rejected"].map(unused_call_id);
     let [running, waiting, rejected] = ids;
@@ -63,7 +63,7 @@ async fn what_a_killed_builder_had_accepted_is_finished_once_and_known_after_eve
     assert_eq!(answer["error"], error, "{answer:#}");
 
     // The builder that accepted them, in the middle of one build and of the wait for the other.
-    two.restart_builder(0).await?;
+    two.kill_and_replace_builder(0).await?;
     assert!(first.await?.is_err() && second.await?.is_err(), "it is gone");
     two.testbed.wait_for_step(gate, false).await?;
     two.testbed.wait_for_step(gate, true).await?;
@@ -74,7 +74,7 @@ async fn what_a_killed_builder_had_accepted_is_finished_once_and_known_after_eve
     assert_eq!(built["attempts"], 1, "{built:#}");
     assert_eq!(two.get_function_page().await?, (200, "accepted".to_owned()));
 
-    two.restart_builders().await?;
+    two.kill_and_replace_both_builders().await?;
     for index in [0, 1] {
         let answer = two.wait_for_state(index, &running, "success").await?;
         assert_eq!(answer["deployment"], deployed["deployment"], "{answer:#}");

@@ -4,49 +4,52 @@ use anyhow::Result;
 use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, client::HttpReply, deployer_process::DeployerProcess};
 
-use super::{TwoBuilders, assert_ready, time_seconds_from_now, unused_call_id};
+use super::{TwoBuilders, assert_built_and_ready, time_seconds_from_now, unused_call_id};
 
 const MAX_AGE_SETTING: (&str, &str) = ("max_age", "1h");
 
 /// Asserts that a request was rejected because its signature was used by the call with this id.
-fn assert_signature_used_by(reply: &HttpReply, by: &str) {
+fn assert_signature_used_by(reply: &HttpReply, call_id: &str) {
     assert_eq!(reply.status, 409, "{}", reply.text);
     let error = reply.text_field("error");
-    assert!(error.contains(by) && error.contains("submittedAt"), "{error}");
+    assert!(
+        error.contains(call_id) && error.contains("submittedAt"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn a_signature_is_not_built_again_under_another_call_id_by_any_builder() -> Result<()> {
-    let mut two = TwoBuilders::start_for_function("replayed", &[MAX_AGE_SETTING]).await?;
+    let mut two = TwoBuilders::remove_function_and_start("replayed", &[MAX_AGE_SETTING]).await?;
     let (first, other) = (unused_call_id("first")?, unused_call_id("other")?);
     let mut config = two.config_with_deployment("1");
     config["submittedAt"] = json!(time_seconds_from_now(-1)?);
     let tar = two.page_tar("once", &config).await?;
-    assert_ready(&two.build_at(0, &tar, &first).await?)?;
+    assert_built_and_ready(&two.build_at(0, &tar, &first).await?)?;
 
     for restart in [false, true] {
         if restart {
-            two.restart_builders().await?;
+            two.kill_and_replace_both_builders().await?;
         }
         for index in [1, 0] {
             two.proxy.clear_requests();
             assert_signature_used_by(&two.build_at(index, &tar, &other).await?, &first);
             assert_eq!(two.proxy.changing_requests(), Vec::<String>::new());
             // The queue's redelivery is not another request.
-            assert_ready(&two.build_at(index, &tar, &first).await?)?;
+            assert_built_and_ready(&two.build_at(index, &tar, &first).await?)?;
         }
     }
 
     // The same source, signed again with another time, is another request.
     config["submittedAt"] = json!(time_seconds_from_now(0)?);
     let tar = two.page_tar("once", &config).await?;
-    assert_ready(&two.build_at(1, &tar, &other).await?)?;
+    assert_built_and_ready(&two.build_at(1, &tar, &other).await?)?;
     two.remove_function().await
 }
 
 #[tokio::test]
-async fn a_signature_whose_build_runs_or_failed_is_used_too() -> Result<()> {
-    let mut two = TwoBuilders::start_for_function("replayed-early", &[MAX_AGE_SETTING]).await?;
+async fn a_signature_counts_as_used_while_its_build_runs_and_after_it_failed() -> Result<()> {
+    let mut two = TwoBuilders::remove_function_and_start("replayed-early", &[MAX_AGE_SETTING]).await?;
     let (gate, first) = ("gate-of-replayed-early", unused_call_id("first")?);
     let mut config = two.config_with_deployment("1");
     config["submittedAt"] = json!(time_seconds_from_now(-1)?);
@@ -61,14 +64,14 @@ async fn a_signature_whose_build_runs_or_failed_is_used_too() -> Result<()> {
         );
     }
     two.testbed.open_gate_of_step(gate)?;
-    assert_ready(&running.await??)?;
+    assert_built_and_ready(&running.await??)?;
 
-    let base = two.testbed.busybox_image_name().await?;
+    let base = two.testbed.build_busybox_once_and_get_name().await?;
     config["submittedAt"] = json!(time_seconds_from_now(0)?);
     let failing = BuildContext::dockerfile(format!("FROM {base}\nRUN exit 7\n")).tar_with_config(&config)?;
     let failed = unused_call_id("failed")?;
     assert_eq!(two.build_at(0, &failing, &failed).await?.status, 422);
-    two.restart_builders().await?;
+    two.kill_and_replace_both_builders().await?;
     for index in [0, 1] {
         assert_signature_used_by(
             &two.build_at(index, &failing, &unused_call_id("other")?).await?,
@@ -81,7 +84,8 @@ async fn a_signature_whose_build_runs_or_failed_is_used_too() -> Result<()> {
 #[tokio::test]
 async fn requests_that_are_too_old_or_have_no_time_are_rejected() -> Result<()> {
     let two =
-        TwoBuilders::start_for_function("too-old", &[MAX_AGE_SETTING, ("require_fresh", "true")]).await?;
+        TwoBuilders::remove_function_and_start("too-old", &[MAX_AGE_SETTING, ("require_fresh", "true")])
+            .await?;
     let fresh = time_seconds_from_now(-1)?;
     let old = time_seconds_from_now(-2 * 60 * 60)?;
     for (time, status) in [(None, 400), (Some(&old), 400), (Some(&fresh), 200)] {
@@ -102,17 +106,17 @@ async fn requests_that_are_too_old_or_have_no_time_are_rejected() -> Result<()> 
 
 #[tokio::test]
 async fn with_max_age_clients_without_a_time_are_built_as_before() -> Result<()> {
-    let two = TwoBuilders::start_for_function("timeless", &[MAX_AGE_SETTING]).await?;
+    let two = TwoBuilders::remove_function_and_start("timeless", &[MAX_AGE_SETTING]).await?;
     let tar = two.page_tar("timeless", &two.config_with_deployment("1")).await?;
     for index in [0, 1] {
-        assert_ready(&two.build_at(index, &tar, &unused_call_id("timeless")?).await?)?;
+        assert_built_and_ready(&two.build_at(index, &tar, &unused_call_id("timeless")?).await?)?;
     }
     two.remove_function().await
 }
 
 #[tokio::test]
 async fn every_deployer_refuses_a_hand_over_after_its_expiry() -> Result<()> {
-    let two = TwoBuilders::start_for_function("expired", &[]).await?;
+    let two = TwoBuilders::remove_function_and_start("expired", &[]).await?;
     let tar = two
         .page_tar("expired", &two.config_without_deployment("1"))
         .await?;

@@ -5,14 +5,14 @@ use serde_json::{Value, json};
 use slipway_e2e::deployer_process::DeployerProcess;
 use tokio::task::JoinSet;
 
-use super::{TwoBuilders, assert_ready, assert_superseded, time_seconds_from_now, unused_call_id};
+use super::{TwoBuilders, assert_built_and_ready, assert_superseded, time_seconds_from_now, unused_call_id};
 
 /// The namespace of functions that name none.
 const DEFAULT_NAMESPACE: &str = "openfaas-fn";
 
 #[tokio::test]
 async fn a_function_without_a_namespace_and_in_the_default_one_is_one_function() -> Result<()> {
-    let two = TwoBuilders::start_for_function("one-identity", &[]).await?;
+    let two = TwoBuilders::remove_function_and_start("one-identity", &[]).await?;
     for (round, older_has_namespace) in [(0, true), (1, false)] {
         let gate = format!("gate-of-one-identity-{round}");
         let (older, newer) = (unused_call_id("older")?, unused_call_id("newer")?);
@@ -35,7 +35,7 @@ async fn a_function_without_a_namespace_and_in_the_default_one_is_one_function()
         let tar = two
             .page_tar(&page, &config("newer", !older_has_namespace, 1)?)
             .await?;
-        assert_ready(&two.build_at(1, &tar, &newer).await?)?;
+        assert_built_and_ready(&two.build_at(1, &tar, &newer).await?)?;
         assert_superseded(&slow.await??, &newer)?;
         assert_eq!(two.get_function_page().await?, (200, page));
     }
@@ -50,8 +50,8 @@ struct NumberedHandOvers {
 }
 
 impl NumberedHandOvers {
-    /// Builds two images, whose pages are `even` and `odd`, and prepares hand-overs up to number `last`.
-    async fn prepare(two: &TwoBuilders, last: usize) -> Result<Self> {
+    /// Builds two images, whose pages are `even` and `odd`, and prepares hand-overs up to number `last_number`.
+    async fn prepare(two: &TwoBuilders, last_number: usize) -> Result<Self> {
         let config = two.config_without_deployment("1");
         let image = async |page: &str| -> Result<String> {
             let tar = two.page_tar(page, &config).await?;
@@ -67,14 +67,14 @@ impl NumberedHandOvers {
         Ok(Self {
             function: two.function.clone(),
             images: [image("even").await?, image("odd").await?],
-            times: (0..=last)
+            times: (0..=last_number)
                 .map(|number| time_seconds_from_now(i64::try_from(number)? - 60))
                 .collect::<Result<_>>()?,
         })
     }
 
     /// Returns the hand-over with this number; every third one has the function's namespace.
-    fn with_number(&self, number: usize) -> Value {
+    fn hand_over_with_number(&self, number: usize) -> Value {
         let mut deploy = json!({ "service": self.function, "envVars": { "NUMBER": number.to_string() } });
         if number.is_multiple_of(3) {
             deploy["namespace"] = json!(DEFAULT_NAMESPACE);
@@ -98,23 +98,25 @@ impl NumberedHandOvers {
 
 #[tokio::test]
 async fn a_deployer_refuses_an_older_source_than_another_deployer_has_deployed() -> Result<()> {
-    let two = TwoBuilders::start_for_function("two-deployers", &[]).await?;
+    let two = TwoBuilders::remove_function_and_start("two-deployers", &[]).await?;
     let other = DeployerProcess::start(&two.testbed, two.proxy.url(), &[]).await?;
     let hand_overs = NumberedHandOvers::prepare(&two, 4).await?;
     for (older, newer) in [(0, 1), (2, 3)] {
         let reply = two
             .deployer
-            .send_hand_over(&hand_overs.with_number(newer))
+            .send_hand_over(&hand_overs.hand_over_with_number(newer))
             .await?;
         assert_eq!(reply.status, 200, "{}", reply.text);
-        let reply = other.send_hand_over(&hand_overs.with_number(older)).await?;
+        let reply = other
+            .send_hand_over(&hand_overs.hand_over_with_number(older))
+            .await?;
         assert_eq!(reply.status, 409, "{}", reply.text);
         assert_eq!(reply.text_field("status"), "refused", "{}", reply.text);
         let newer_id = format!("two-deployers-{newer}");
         assert_eq!(reply.text_field("supersededBy"), newer_id, "{}", reply.text);
         hand_overs.assert_version_runs(&two, newer).await?;
     }
-    let reply = other.send_hand_over(&hand_overs.with_number(4)).await?;
+    let reply = other.send_hand_over(&hand_overs.hand_over_with_number(4)).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     hand_overs.assert_version_runs(&two, 4).await?;
     two.remove_function().await
@@ -126,17 +128,20 @@ async fn a_deployer_refuses_an_older_source_than_another_deployer_has_deployed()
 async fn of_concurrent_hand_overs_to_two_deployers_the_newest_runs_when_it_is_delivered_again() -> Result<()>
 {
     const NEWEST_NUMBER: usize = 10;
-    let two = TwoBuilders::start_for_function("racing-deployers", &[]).await?;
+    let two = TwoBuilders::remove_function_and_start("racing-deployers", &[]).await?;
     let other = DeployerProcess::start(&two.testbed, two.proxy.url(), &[]).await?;
     let hand_overs = NumberedHandOvers::prepare(&two, NEWEST_NUMBER).await?;
-    let first = two.deployer.send_hand_over(&hand_overs.with_number(0)).await?;
+    let first = two
+        .deployer
+        .send_hand_over(&hand_overs.hand_over_with_number(0))
+        .await?;
     assert_eq!(first.status, 200, "{}", first.text);
 
     let clients = [two.deployer.hand_over_client()?, other.hand_over_client()?];
     let mut deployments = JoinSet::new();
     for place in 0..NEWEST_NUMBER {
         // In shuffled order: seven and ten have no common divisor.
-        let hand_over = hand_overs.with_number(1 + place * 7 % NEWEST_NUMBER);
+        let hand_over = hand_overs.hand_over_with_number(1 + place * 7 % NEWEST_NUMBER);
         let client = clients[place % 2].clone();
         deployments.spawn(async move { client.send_hand_over(&hand_over).await });
     }
@@ -147,7 +152,7 @@ async fn of_concurrent_hand_overs_to_two_deployers_the_newest_runs_when_it_is_de
     }
     for client in &clients {
         let again = client
-            .send_hand_over(&hand_overs.with_number(NEWEST_NUMBER))
+            .send_hand_over(&hand_overs.hand_over_with_number(NEWEST_NUMBER))
             .await?;
         assert_eq!(again.status, 200, "{}", again.text);
         assert_eq!(again.text_field("status"), "ready", "{}", again.text);

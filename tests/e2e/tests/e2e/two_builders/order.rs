@@ -4,7 +4,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{TwoBuilders, assert_ready, assert_superseded, time_seconds_from_now, unused_call_id};
+use super::{TwoBuilders, assert_built_and_ready, assert_superseded, time_seconds_from_now, unused_call_id};
 
 /// The way in which a builder learns when a source was submitted.
 #[derive(Debug, Clone, Copy)]
@@ -18,19 +18,19 @@ enum SubmissionTimeSource {
 }
 
 impl SubmissionTimeSource {
-    /// Returns the config and the headers of a build that was submitted `seconds` ago.
+    /// Returns the config and the headers of a build that was submitted so many seconds ago.
     fn config_and_headers(
         self,
         mut config: Value,
-        seconds: i64,
+        seconds_ago: i64,
         call_id: &str,
     ) -> Result<(Value, Vec<(&'static str, String)>)> {
         let mut headers = vec![("X-Call-Id", call_id.to_owned())];
         match self {
-            Self::Config => config["submittedAt"] = json!(time_seconds_from_now(-seconds)?),
+            Self::Config => config["submittedAt"] = json!(time_seconds_from_now(-seconds_ago)?),
             Self::Gateway => {
                 let now = Timestamp::now().as_nanosecond();
-                let time = now - i128::from(seconds) * 1_000_000_000;
+                let time = now - i128::from(seconds_ago) * 1_000_000_000;
                 // The gateway appends a value each time a call passes it; the first one counts.
                 headers.push(("X-Start-Time", format!("{time}, {now}")));
             }
@@ -50,12 +50,12 @@ fn borrowed_headers<'h>(headers: &'h [(&'static str, String)]) -> Vec<(&'static 
 /// Builds an older version slowly at the first builder and a newer one at the second, and asserts that the newer one
 /// runs, also after the older one is delivered again.
 async fn assert_older_source_never_replaces_newer(
-    name: &str,
+    function_name: &str,
     submission: SubmissionTimeSource,
 ) -> Result<()> {
-    let mut two = TwoBuilders::start_for_function(name, &[]).await?;
+    let mut two = TwoBuilders::remove_function_and_start(function_name, &[]).await?;
     two.remove_image_manifest("v1").await?;
-    let gate = format!("gate-of-{name}");
+    let gate = format!("gate-of-{function_name}");
     let (older, newer) = (unused_call_id("v1")?, unused_call_id("v2")?);
 
     let (config, headers) = submission.config_and_headers(two.config_with_deployment("v1"), 5, &older)?;
@@ -69,7 +69,7 @@ async fn assert_older_source_never_replaces_newer(
     let reply = two
         .build_at_with_headers(1, &v2, &borrowed_headers(&newer_headers))
         .await?;
-    assert_ready(&reply)?;
+    assert_built_and_ready(&reply)?;
 
     // The older build ends by itself, although nobody opens its gate.
     assert_superseded(&slow.await??, &newer)?;
@@ -84,7 +84,7 @@ async fn assert_older_source_never_replaces_newer(
                 .await?,
             &newer,
         )?;
-        two.restart_builders().await?;
+        two.kill_and_replace_both_builders().await?;
         for index in [0, 1] {
             let again = two
                 .build_at_with_headers(index, &v1, &borrowed_headers(&headers))
@@ -114,7 +114,7 @@ async fn an_older_source_never_replaces_a_newer_one_by_arrival() -> Result<()> {
 
 #[tokio::test]
 async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_again() -> Result<()> {
-    let mut two = TwoBuilders::start_for_function("ordered-after-kill", &[]).await?;
+    let mut two = TwoBuilders::remove_function_and_start("ordered-after-kill", &[]).await?;
     two.remove_image_manifest("v1").await?;
     let gate = "gate-of-ordered-after-kill";
     let (older, newer) = (unused_call_id("v1")?, unused_call_id("v2")?);
@@ -125,14 +125,14 @@ async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_aga
         .start_gated_build(0, &v1, gate, &[("X-Call-Id", &older)])
         .await?;
 
-    two.restart_builder(0).await?;
+    two.kill_and_replace_builder(0).await?;
     assert!(slow.await?.is_err(), "the killed builder answered");
     two.testbed.wait_for_step(gate, false).await?;
 
     config = two.config_with_deployment("v2");
     config["submittedAt"] = json!(time_seconds_from_now(-2)?);
     let v2 = two.page_tar("v2", &config).await?;
-    assert_ready(&two.build_at(1, &v2, &newer).await?)?;
+    assert_built_and_ready(&two.build_at(1, &v2, &newer).await?)?;
 
     for index in [0, 1] {
         assert_superseded(&two.build_at(index, &v1, &older).await?, &newer)?;
@@ -144,7 +144,7 @@ async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_aga
 
 #[tokio::test]
 async fn a_build_without_a_deployment_and_one_that_opts_out_are_not_superseded() -> Result<()> {
-    let two = TwoBuilders::start_for_function("not-superseded", &[]).await?;
+    let two = TwoBuilders::remove_function_and_start("not-superseded", &[]).await?;
     let undeployed = two.config_without_deployment("undeployed");
     let mut opted_out = two.config_with_deployment("opted-out");
     opted_out["supersede"] = json!(false);
@@ -165,7 +165,7 @@ async fn a_build_without_a_deployment_and_one_that_opts_out_are_not_superseded()
     let tar = two
         .page_tar("newer", &two.config_with_deployment("newer"))
         .await?;
-    assert_ready(&two.build_at(1, &tar, &newer).await?)?;
+    assert_built_and_ready(&two.build_at(1, &tar, &newer).await?)?;
 
     let mut replies = Vec::new();
     for (gate, build) in running {
@@ -188,7 +188,7 @@ async fn a_build_without_a_deployment_and_one_that_opts_out_are_not_superseded()
 
 #[tokio::test]
 async fn a_clock_that_runs_ahead_is_rejected_by_every_builder_and_locks_nothing() -> Result<()> {
-    let two = TwoBuilders::start_for_function("clock-ahead", &[]).await?;
+    let two = TwoBuilders::remove_function_and_start("clock-ahead", &[]).await?;
     let mut config = two.config_with_deployment("ahead");
     let ahead = time_seconds_from_now(60 * 60)?;
     config["submittedAt"] = json!(ahead);
@@ -214,11 +214,11 @@ async fn a_clock_that_runs_ahead_is_rejected_by_every_builder_and_locks_nothing(
     let tar = two
         .page_tar("first", &two.config_with_deployment("first"))
         .await?;
-    assert_ready(&two.build_at_with_headers(0, &tar, &headers).await?)?;
+    assert_built_and_ready(&two.build_at_with_headers(0, &tar, &headers).await?)?;
     let tar = two
         .page_tar("second", &two.config_with_deployment("second"))
         .await?;
-    assert_ready(&two.build_at(1, &tar, &second).await?)?;
+    assert_built_and_ready(&two.build_at(1, &tar, &second).await?)?;
     assert_eq!(two.get_function_page().await?, (200, "second".to_owned()));
     two.remove_function().await
 }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use slipway_e2e::{build_context::BuildContext, client::HttpReply};
 
-use super::{TwoBuilders, assert_ready, unused_call_id};
+use super::{TwoBuilders, assert_built_and_ready, unused_call_id};
 
 /// Returns the image's digest in a build's result.
 fn digest_in_result(reply: &HttpReply) -> Result<String> {
@@ -18,7 +18,7 @@ fn digest_in_result(reply: &HttpReply) -> Result<String> {
 
 #[tokio::test]
 async fn a_redelivery_to_another_builder_attaches_to_the_running_build() -> Result<()> {
-    let two = TwoBuilders::start_for_function("attached", &[("max_inflight", "1")]).await?;
+    let two = TwoBuilders::remove_function_and_start("attached", &[("max_inflight", "1")]).await?;
     let gate = "gate-of-attached";
     let id = unused_call_id("attached")?;
     let tar = two
@@ -33,26 +33,26 @@ async fn a_redelivery_to_another_builder_attaches_to_the_running_build() -> Resu
     two.builders[1].wait_until_not_ready().await?;
     two.testbed.open_gate_of_step(gate)?;
     let (first, second) = (first.await??, second.await??);
-    assert_ready(&first)?;
-    assert_ready(&second)?;
+    assert_built_and_ready(&first)?;
+    assert_built_and_ready(&second)?;
     assert_eq!(digest_in_result(&first)?, digest_in_result(&second)?);
     two.remove_function().await
 }
 
 #[tokio::test]
 async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder() -> Result<()> {
-    let mut two = TwoBuilders::start_for_function("delivered-again", &[]).await?;
+    let mut two = TwoBuilders::remove_function_and_start("delivered-again", &[]).await?;
     let id = unused_call_id("delivered-again")?;
     let tar = two.page_tar("once", &two.config_with_deployment("1")).await?;
     let first = two.build_at(0, &tar, &id).await?;
-    assert_eq!(assert_ready(&first)?["deployment"]["changed"], true);
+    assert_eq!(assert_built_and_ready(&first)?["deployment"]["changed"], true);
     let created = two.creation_time_of_function().await?;
 
     let again = async |two: &TwoBuilders, index| -> Result<()> {
         two.proxy.clear_requests();
         let reply = two.build_at(index, &tar, &id).await?;
         assert_eq!(
-            assert_ready(&reply)?["deployment"]["changed"],
+            assert_built_and_ready(&reply)?["deployment"]["changed"],
             false,
             "{}",
             reply.text
@@ -63,7 +63,7 @@ async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder()
     };
     again(&two, 0).await?;
     again(&two, 1).await?;
-    two.restart_builders().await?;
+    two.kill_and_replace_both_builders().await?;
     again(&two, 0).await?;
     again(&two, 1).await?;
     assert_eq!(two.creation_time_of_function().await?, created);
@@ -73,14 +73,14 @@ async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder()
 /// With the strategy `recreate`, the provider takes a version that does not start, and the deployer rolls it back.
 #[tokio::test]
 async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again() -> Result<()> {
-    let mut two = TwoBuilders::start_for_function("failed-once", &[]).await?;
+    let mut two = TwoBuilders::remove_function_and_start("failed-once", &[]).await?;
     let mut config = two.config_with_deployment("1");
     let annotations = json!({ "dev.slipway.update-strategy": "recreate" });
     config["deploy"]["annotations"] = annotations.clone();
     let tar = two.page_tar("good", &config).await?;
-    assert_ready(&two.build_at(0, &tar, &unused_call_id("good")?).await?)?;
+    assert_built_and_ready(&two.build_at(0, &tar, &unused_call_id("good")?).await?)?;
 
-    let base = two.testbed.busybox_image_name().await?;
+    let base = two.testbed.build_busybox_once_and_get_name().await?;
     let crash = format!("FROM {base}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"exit 3\"]\n");
     let mut config = two.config_with_deployment("2");
     config["deploy"]["annotations"] = annotations;
@@ -99,7 +99,7 @@ async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again(
         first.text
     );
 
-    two.restart_builder(0).await?;
+    two.kill_and_replace_builder(0).await?;
     for index in [0, 1] {
         two.proxy.clear_requests();
         let again = two.build_at_with_headers(index, &tar, &headers).await?;
@@ -123,7 +123,7 @@ fn deployment_status_in_reply(reply: &HttpReply) -> Value {
 
 #[tokio::test]
 async fn a_finished_build_whose_manifest_left_the_registry_is_built_again() -> Result<()> {
-    let mut two = TwoBuilders::start_for_function("built-again", &[]).await?;
+    let mut two = TwoBuilders::remove_function_and_start("built-again", &[]).await?;
     let id = unused_call_id("built-again")?;
     let tar = two.page_tar("again", &two.config_without_deployment("1")).await?;
     let built = two.build_at(0, &tar, &id).await?;
@@ -131,7 +131,7 @@ async fn a_finished_build_whose_manifest_left_the_registry_is_built_again() -> R
     let (registry, repository) = (&two.testbed.registry.clone(), two.repository_of_function());
     for restart in [false, true] {
         if restart {
-            two.restart_builders().await?;
+            two.kill_and_replace_both_builders().await?;
         }
         for index in [0, 1] {
             let pushed = digest_in_result(&two.build_at(index, &tar, &id).await?)?;

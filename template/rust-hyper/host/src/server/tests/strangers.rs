@@ -66,13 +66,13 @@ async fn idle_connections_over_the_limit_displace_no_request_in_progress() {
 }
 
 /// A number of connections, more than the host serves at a time before they have sent an authentic request.
-const CROWD_SIZE: usize = 400;
+const CROWD_CONNECTION_COUNT: usize = 400;
 
 #[tokio::test]
 async fn a_crowd_of_requests_that_are_not_accepted_lets_an_authentic_one_pass() {
     let served = serve_app(&[], app_that_accepts_key_body()).await;
     let mut strangers = Vec::new();
-    for number in 0..CROWD_SIZE {
+    for number in 0..CROWD_CONNECTION_COUNT {
         let request = match number % 2 {
             0 => post_request_text("wrong"),
             _ => "POST / HTTP/1.1\r\nhost: te".to_owned(),
@@ -97,7 +97,7 @@ async fn accepted_requests_in_progress_leave_the_places_of_others_free() {
     };
     let served = serve_app(&[], App::new(handler).verifies_requests(8)).await;
     let mut clients = Vec::new();
-    for _ in 0..CROWD_SIZE {
+    for _ in 0..CROWD_CONNECTION_COUNT {
         clients.push(connect_and_send(served.address, &post_request_text("key")).await);
         await_within_timeout(receiver.recv()).await.unwrap();
     }
@@ -123,7 +123,7 @@ async fn a_head_has_at_most_as_many_bytes_as_the_setting_allows() {
             let value = "x".repeat(bytes - frame.len());
             let head = frame.replace("x: ", &format!("x: {value}"));
             assert_eq!(
-                status_line_of_response(served.address, &head).await,
+                send_and_read_status_line(served.address, &head).await,
                 status,
                 "{bytes} of {limit}"
             );
@@ -156,7 +156,7 @@ async fn only_accepted_requests_count_against_max_inflight() {
     let _stranger = await_within_timeout(receiver.recv()).await.unwrap();
     let ready = "GET /_/ready HTTP/1.1\r\nhost: test\r\n\r\n";
     assert_eq!(
-        status_line_of_response(served.address, ready).await,
+        send_and_read_status_line(served.address, ready).await,
         "HTTP/1.1 200 OK"
     );
 
@@ -164,8 +164,11 @@ async fn only_accepted_requests_count_against_max_inflight() {
     let finish = await_within_timeout(receiver.recv()).await.unwrap();
 
     let unavailable = "HTTP/1.1 503 Service Unavailable";
-    assert_eq!(status_line_of_response(served.address, ready).await, unavailable);
-    let second = status_line_of_response(served.address, &post_request_text("key")).await;
+    assert_eq!(
+        send_and_read_status_line(served.address, ready).await,
+        unavailable
+    );
+    let second = send_and_read_status_line(served.address, &post_request_text("key")).await;
     assert_eq!(second, "HTTP/1.1 429 Too Many Requests");
     finish.send(()).unwrap();
     read_until(&mut first, "finished").await;
@@ -194,7 +197,7 @@ async fn only_an_accepted_request_keeps_its_connection() {
 // In real time, because a test cannot observe that the server has stopped reading.
 #[tokio::test]
 async fn a_client_that_reads_no_answers_cannot_fill_memory_with_them() {
-    const REQUEST: &[u8] = b"HEAD / HTTP/1.1\r\nhost:\r\n\r\n";
+    const HEAD_REQUEST: &[u8] = b"HEAD / HTTP/1.1\r\nhost:\r\n\r\n";
     let calls = Arc::new(AtomicUsize::new(0));
     let handler = {
         let calls = calls.clone();
@@ -208,7 +211,7 @@ async fn a_client_that_reads_no_answers_cannot_fill_memory_with_them() {
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(served.address).await.unwrap();
     // More than the buffers of both kernels hold.
-    let requests = REQUEST.repeat(1 << 20);
+    let requests = HEAD_REQUEST.repeat(1 << 20);
     let mut writing = tokio::spawn(async move { stream.write_all(&requests).await });
     let mut before = 0;
     while before == 0 || calls.load(Ordering::Relaxed) > before {

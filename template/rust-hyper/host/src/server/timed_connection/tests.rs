@@ -22,9 +22,11 @@ const TEST_TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
 };
 
 /// Returns the server's end of a connection in memory, the client's end, and the state of the server's. Each direction
-/// holds `buffer` bytes.
-fn connected_pair(buffer: usize) -> (TimedConnection<DuplexStream>, DuplexStream, Arc<ConnectionState>) {
-    let (server, client) = duplex(buffer);
+/// holds `buffer_bytes` bytes.
+fn connected_pair(
+    buffer_bytes: usize,
+) -> (TimedConnection<DuplexStream>, DuplexStream, Arc<ConnectionState>) {
+    let (server, client) = duplex(buffer_bytes);
     let limits = ConnectionLimits {
         waiting: 1,
         buffers: Some(LARGE_BUFFER_BYTES),
@@ -41,14 +43,16 @@ fn connected_pair(buffer: usize) -> (TimedConnection<DuplexStream>, DuplexStream
 }
 
 /// Reads from a connection until an error; returns the time that it took, and the kind of error.
-async fn read_until_error(server: &mut TimedConnection<DuplexStream>) -> (Duration, io::ErrorKind) {
+async fn time_and_kind_of_failed_read(
+    server: &mut TimedConnection<DuplexStream>,
+) -> (Duration, io::ErrorKind) {
     let begun = Instant::now();
     let kind = server.read_u8().await.unwrap_err().kind();
     (begun.elapsed(), kind)
 }
 
 /// Reads until the connection is closed, and returns what the client received.
-async fn text_received_by(mut client: DuplexStream) -> String {
+async fn text_received_until_close(mut client: DuplexStream) -> String {
     let mut received = String::new();
     client.read_to_string(&mut received).await.unwrap();
     received
@@ -58,14 +62,14 @@ async fn text_received_by(mut client: DuplexStream) -> String {
 async fn a_connection_that_sends_nothing_ends_after_the_time_for_a_head() {
     let (mut server, client, _) = connected_pair(1024);
     assert_eq!(
-        read_until_error(&mut server).await,
+        time_and_kind_of_failed_read(&mut server).await,
         (
             TEST_TIMEOUTS.head - WAITED_FOR_FIRST_BYTE,
             io::ErrorKind::TimedOut
         )
     );
     drop(server);
-    assert_eq!(text_received_by(client).await, "");
+    assert_eq!(text_received_until_close(client).await, "");
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,7 +88,7 @@ async fn sending_a_head_byte_by_byte_does_not_extend_its_timeout() {
         assert_eq!(begun.elapsed(), TEST_TIMEOUTS.head - WAITED_FOR_FIRST_BYTE);
         drop(server);
         client = reader.unsplit(trickle.await.unwrap());
-        let answer = text_received_by(client).await;
+        let answer = text_received_until_close(client).await;
         assert!(answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{answer}");
     }
 }
@@ -103,7 +107,7 @@ async fn the_head_of_a_later_request_has_as_much_time_from_its_first_byte() {
     client.write_u8(b'x').await.unwrap();
     server.read_u8().await.unwrap();
     assert_eq!(
-        read_until_error(&mut server).await,
+        time_and_kind_of_failed_read(&mut server).await,
         (TEST_TIMEOUTS.head, io::ErrorKind::TimedOut)
     );
 }
@@ -115,13 +119,13 @@ async fn a_displaced_connection_ends_at_once_with_429_unless_it_only_idles() {
         if begins {
             drop(state.begin_request(false, true));
         }
-        let reading = tokio::spawn(async move { read_until_error(&mut server).await });
+        let reading = tokio::spawn(async move { time_and_kind_of_failed_read(&mut server).await });
         tokio::task::yield_now().await;
         state.displace();
         let ended = tokio::time::timeout(TEST_TIMEOUTS.idle * 3, reading).await;
         let (_, kind) = ended.unwrap().unwrap();
         assert_eq!(kind, io::ErrorKind::ConnectionAborted);
-        let answer = text_received_by(client).await;
+        let answer = text_received_until_close(client).await;
         assert!(
             answer.starts_with(status) && answer.is_empty() == status.is_empty(),
             "{answer}"
@@ -160,7 +164,7 @@ async fn a_head_larger_than_all_buffers_may_be_is_displaced() {
     let sending = tokio::spawn(async move { while client.write_all(&[b'x'; 1024]).await.is_ok() {} });
     let mut buffer = Vec::with_capacity(2 * LARGE_BUFFER_BYTES);
     while server.read_buf(&mut buffer).await.is_ok() {}
-    assert!(state.is_displaced());
+    assert!(state.is_displaced_and_still_waiting());
     assert!(buffer.len() <= 2 * LARGE_BUFFER_BYTES);
     drop(server);
     sending.await.unwrap();
@@ -182,7 +186,7 @@ async fn the_timeout_of_a_body_starts_anew_with_each_chunk() {
         server.read_u8().await.unwrap();
     }
     assert_eq!(
-        read_until_error(&mut server).await,
+        time_and_kind_of_failed_read(&mut server).await,
         (TEST_TIMEOUTS.read, io::ErrorKind::TimedOut)
     );
 }
@@ -212,7 +216,7 @@ async fn the_idle_timeout_starts_anew_with_each_request() {
         server.read_u8().await.unwrap();
         drop(state.begin_request(false, true));
     }
-    let (waited, kind) = read_until_error(&mut server).await;
+    let (waited, kind) = time_and_kind_of_failed_read(&mut server).await;
     assert_eq!(kind, io::ErrorKind::TimedOut);
     assert!(
         (TEST_TIMEOUTS.idle..=2 * TEST_TIMEOUTS.idle).contains(&waited),
