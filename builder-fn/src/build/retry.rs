@@ -59,7 +59,9 @@ fn is_worth_a_retry(error: &Error) -> bool {
         Error::Lost(_) => true,
         Error::Context(error) => error.is_failed_exchange(),
         Error::Failed(failure) => {
-            failure.fault == FaultyParty::Platform && !failure.is_of_unchecked_sources()
+            failure.fault == FaultyParty::Platform
+                && !failure.is_of_unchecked_sources()
+                && !failure.is_denied_push()
         }
         _ => false,
     }
@@ -72,8 +74,13 @@ mod tests {
     use crate::remote_context::ContextError;
 
     fn failed_push_by_fault_of(fault: FaultyParty) -> Error {
+        failed_push("503 Service Unavailable", fault)
+    }
+
+    /// Returns the failure of a push that the registry answered with this status or error.
+    fn failed_push(answer: &str, fault: FaultyParty) -> Error {
         Error::Failed(BuildFailure {
-            message: "failed to push: 503 Service Unavailable".into(),
+            message: format!("failed to push registry.example/app:1: {answer}"),
             fault,
             dockerfile_line: None,
         })
@@ -123,6 +130,20 @@ mod tests {
     }
 
     #[test]
+    fn a_push_with_a_password_that_has_expired_or_is_wrong_for_a_moment_is_retried() {
+        for answer in [
+            "denied: Your authorization token has expired. Reauthenticate and try again.",
+            "unexpected status from HEAD request to https://r/v2/x/blobs/sha256:12: 401 Unauthorized",
+        ] {
+            let error = failed_push(answer, FaultyParty::Platform);
+            assert!(
+                BuildRetries::new(Duration::MAX).next_pause(&error).is_some(),
+                "{answer}"
+            );
+        }
+    }
+
+    #[test]
     fn a_failure_that_a_retry_cannot_change_is_not_retried() {
         for error in [
             ContextError::NotFound {
@@ -131,6 +152,14 @@ mod tests {
             .into(),
             ContextError::NotStored.into(),
             failed_push_by_fault_of(FaultyParty::Caller),
+            failed_push(
+                "unexpected status from PUT request to https://r/v2/x: 403 Forbidden",
+                FaultyParty::Platform,
+            ),
+            failed_push(
+                "denied: requested access to the resource is denied",
+                FaultyParty::Platform,
+            ),
             Error::Cancelled,
             Error::Interrupted,
             Error::TimeLimit {

@@ -56,6 +56,15 @@ impl BuildFailure {
         self.message.contains(UNCHECKED_SOURCES_ERROR)
     }
 
+    /// Returns whether a registry refuses the push because the user may not push there, which no retry changes. A
+    /// password that has expired may be replaced before a retry.
+    pub(crate) fn is_denied_push(&self) -> bool {
+        let contains = |text: &str| self.message.contains(text);
+        self.message.starts_with("failed to push ")
+            && (contains("403 Forbidden") || contains("denied: "))
+            && !contains("expired")
+    }
+
     /// Returns the failure that `status`, the answer to a solve, describes; the failed step is looked up in `events`.
     pub(super) fn new(status: &Status, events: &EventReader) -> Self {
         let message = status.message();
@@ -69,7 +78,7 @@ impl BuildFailure {
                 FaultyParty::Caller
             }
             (Code::Internal | Code::ResourceExhausted | Code::DeadlineExceeded, _) => FaultyParty::Platform,
-            (_, Some(IMAGE_EXPORT_STEP_NAME)) if is_immutable_tag_error(message) => FaultyParty::Caller,
+            (_, Some(IMAGE_EXPORT_STEP_NAME)) if is_refusal_of_image(message) => FaultyParty::Caller,
             (_, Some(IMAGE_EXPORT_STEP_NAME | CACHE_EXPORT_STEP_NAME)) => FaultyParty::Platform,
             // The operator chooses the generator.
             (_, Some(step)) if is_sbom_step(step) => FaultyParty::Platform,
@@ -123,11 +132,34 @@ fn is_process_failure(message: &str) -> bool {
     message.contains("process \"") && message.contains("\" did not complete successfully: ")
 }
 
-/// Returns whether the error is that a registry does not allow the tag to be replaced. Only another tag helps.
-fn is_immutable_tag_error(message: &str) -> bool {
-    ["412 Precondition Failed", "TAG_INVALID", "tag is immutable"]
-        .iter()
-        .any(|text| message.contains(text))
+/// Returns whether the error is that a registry refuses an image for its name or its size: the tag must not be
+/// replaced, the repository does not exist or has an invalid name, or a layer is too large. Only another config or
+/// context helps.
+///
+/// An answer with a body of registry errors becomes these errors, of which containerd keeps the messages and few codes.
+/// One without a body becomes its status.
+fn is_refusal_of_image(message: &str) -> bool {
+    const TEXTS: [&str; 9] = [
+        "412 Precondition Failed",
+        "TAG_INVALID",
+        "tag is immutable",
+        "NAME_UNKNOWN",
+        "repository name not known to registry",
+        // Amazon ECR: "The repository with name 'x' does not exist in the registry with id '1'".
+        "' does not exist in the registry",
+        "NAME_INVALID",
+        "invalid repository name",
+        ": 413 ",
+    ];
+    // Other requests also get 404 for an upload that a restarted registry has forgotten.
+    let is_missing_repository = message
+        .split("unexpected status from POST request to ")
+        .skip(1)
+        .any(|rest| {
+            rest.split_once(": ")
+                .is_some_and(|(url, status)| url.contains("/blobs/uploads/") && status.starts_with("404 "))
+        });
+    is_missing_repository || TEXTS.iter().any(|text| message.contains(text))
 }
 
 /// Returns whether the error is the daemon's own, of its disk, its caches, or the session with this builder, or the

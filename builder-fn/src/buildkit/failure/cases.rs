@@ -250,6 +250,29 @@ const CALLER_FAULT_SOLVES: &[FailedSolve] = &[
          TAG_INVALID: The image tag '1' already exists in the 'x' repository and cannot be overwritten because the tag is \
          immutable.",
     ),
+    // A repository that does not exist, and that the registry does not create.
+    (
+        Code::Unknown,
+        EXPORT_STEP_NAME,
+        "failed to push r/x:1: unexpected status from POST request to https://r/v2/x/blobs/uploads/: 404 Not Found",
+    ),
+    (
+        Code::Unknown,
+        EXPORT_STEP_NAME,
+        "failed to push r/x:1: unknown: The repository with name 'x' does not exist in the registry with id '123456789012'",
+    ),
+    (
+        Code::Unknown,
+        EXPORT_STEP_NAME,
+        "failed to push r/x:1: unknown: repository name not known to registry",
+    ),
+    // A layer that is too large for the registry or for a proxy in front of it.
+    (
+        Code::Unknown,
+        EXPORT_STEP_NAME,
+        "failed to push r/x:1: unexpected status from PUT request to https://r/v2/x/blobs/uploads/1?digest=sha256%3A12: 413 \
+         Request Entity Too Large",
+    ),
 ];
 
 /// The failed solves for which the platform is to blame: a retry of the same build may succeed. That of an unreachable
@@ -317,6 +340,18 @@ const PLATFORM_FAULT_SOLVES: &[FailedSolve] = &[
         EXPORT_STEP_NAME,
         "failed to push registry:5000/x:1: unexpected status from HEAD request to \
          http://registry:5000/v2/x/blobs/sha256:8ba7: 401 Unauthorized",
+    ),
+    (
+        Code::Unknown,
+        EXPORT_STEP_NAME,
+        "failed to push registry:5000/x:1: unexpected status from PUT request to \
+         http://registry:5000/v2/x/manifests/1: 429 Too Many Requests",
+    ),
+    (
+        Code::Unknown,
+        EXPORT_STEP_NAME,
+        "failed to push registry:5000/x:1: unexpected status from PUT request to \
+         http://registry:5000/v2/x/blobs/uploads/1?digest=sha256%3A12: 404 Not Found",
     ),
     (
         Code::Unknown,
