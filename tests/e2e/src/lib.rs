@@ -36,6 +36,7 @@ pub mod questions;
 pub mod record_stream;
 pub mod recorded;
 pub mod registry;
+pub mod registry_proxy;
 pub mod sealed_secrets;
 pub mod slipway_command;
 pub mod smart_git_server;

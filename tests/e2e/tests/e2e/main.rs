@@ -35,6 +35,7 @@ mod queued_clients;
 mod queued_deployments;
 mod queued_shutdown;
 mod referenced_contexts;
+mod registry_faults;
 mod rejected_requests;
 mod resource_limits;
 mod slipway_command;
