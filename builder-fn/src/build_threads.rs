@@ -1,7 +1,7 @@
 //! The threads that builds run on, apart from those that serve connections.
 //!
-//! A build exchanges many messages with BuildKit, each of which would wait behind the connections of a flood: with threads
-//! of its own, a verified request waits for no unverified one.
+//! A build exchanges many messages with BuildKit, each of which would wait behind the connections of a flood: with
+//! threads of its own, a verified request waits for no unverified one.
 
 use std::io;
 use std::num::NonZero;

@@ -1,9 +1,9 @@
 //! Contexts that requests refer to: fetched into a spool, where they become contexts as bodies do, and stored for callers
 //! that have no credentials for a registry.
 //!
-//! The caller chooses what is fetched, and from where. Therefore each connection is checked ([`ConnectionRule`]), credentials
-//! go only to the registry that they are for, sizes and pauses are limited, and what arrived counts only if its digest is
-//! the one that the signed request names.
+//! The caller chooses what is fetched, and from where. Therefore each connection is checked ([`ConnectionRule`]),
+//! credentials go only to the registry that they are for, sizes and pauses are limited, and what arrived counts only if
+//! its digest is the one that the signed request names.
 //!
 //! [`ConnectionRule`]: crate::sources::ConnectionRule
 
@@ -98,7 +98,8 @@ impl RemoteContexts {
 
     /// Returns a handle of the registry's repository `image` for a request of `tenant`, with the credentials for it.
     ///
-    /// A repository for stored contexts belongs to the tenant whose name it has, and is used with the operator's credentials.
+    /// A repository for stored contexts belongs to the tenant whose name it has, and is used with the operator's
+    /// credentials.
     ///
     /// # Errors
     /// Fails if the tenant may not read the repository, or the builder may not connect to its registry.
@@ -143,8 +144,8 @@ impl RemoteContexts {
         })
     }
 
-    /// Returns the rule for a connection to `location`, to which the registry `host` redirects. Only the registry itself keeps
-    /// its own `rule`: other hosts are chosen by the registry, which the caller may have chosen.
+    /// Returns the rule for a connection to `location`, to which the registry `host` redirects. Only the registry
+    /// itself keeps its own `rule`: other hosts are chosen by the registry, which the caller may have chosen.
     fn redirect_rule(
         &self,
         location: &Uri,

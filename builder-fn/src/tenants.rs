@@ -13,8 +13,8 @@ use crate::docker_config::{CredentialHelpers, DockerConfig};
 use crate::registry::{NoCredentials, Registries};
 use crate::supersede::Supersession;
 
-/// A function that creates the pool of the daemons at an address that a policy names. Connections use TLS if the builder's
-/// settings say so.
+/// A function that creates the pool of the daemons at an address that a policy names. Connections use TLS if the
+/// builder's settings say so.
 pub type DaemonFactory = Arc<dyn Fn(&str) -> Result<DaemonPool, String> + Send + Sync>;
 
 /// The clients of registries and the daemons of tenants, created when a tenant first needs them. Clones share them.

@@ -1,8 +1,8 @@
 //! The trace of a build: the steps that BuildKit reports, as spans.
 //!
 //! The names of steps contain the Dockerfile's own words, with variables replaced. The values of secrets and of build
-//! arguments are therefore masked ([`TraceMask`](crate::redact::TraceMask)), and of a here-document only the first line is
-//! shown. The host creates and exports spans: [`function_host::trace`].
+//! arguments are therefore masked ([`TraceMask`](crate::redact::TraceMask)), and of a here-document only the first line
+//! is shown. The host creates and exports spans: [`function_host::trace`].
 
 mod step_spans;
 

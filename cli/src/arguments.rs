@@ -30,8 +30,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Build the functions of a stack file and deploy them, until they answer.
     ///
-    /// The standard output is the URL of each function that runs, and nothing else. Progress, warnings and errors are on the
-    /// standard error.
+    /// The standard output is the URL of each function that runs, and nothing else. Progress, warnings and errors are
+    /// on the standard error.
     Up(UpArguments),
     /// Bring every saved change of the functions of a stack file live, until Ctrl-C.
     ///
@@ -45,8 +45,8 @@ pub(crate) enum Command {
     Logs(LogArguments),
     /// Print the address of a build's page for a browser.
     ///
-    /// The address has a link that expires. Until then, anyone who has the address can read the build and its log. Without an
-    /// ID, prints the address of the list of builds, with a link for all of them.
+    /// The address has a link that expires. Until then, anyone who has the address can read the build and its log.
+    /// Without an ID, prints the address of the list of builds, with a link for all of them.
     Open(OpenArguments),
     /// Cancel a build that waits or runs.
     Cancel(BuildArguments),
@@ -54,8 +54,8 @@ pub(crate) enum Command {
     Diff(DiffArguments),
     /// Deploy an earlier version of a function again, until it answers.
     ///
-    /// The standard output is the URL of the function. A rollback counts as handed in now: builds that were handed in before it
-    /// do not replace it. The function has the image, the environment and all else that it had then.
+    /// The standard output is the URL of the function. A rollback counts as handed in now: builds that were handed in
+    /// before it do not replace it. The function has the image, the environment and all else that it had then.
     Rollback(RollbackArguments),
     /// Work with the operator's policy.
     #[command(subcommand)]

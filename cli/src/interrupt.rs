@@ -10,8 +10,8 @@ use crate::failure::Failure;
 /// The time within which a second Ctrl-C cancels the build.
 pub(crate) const SECOND_INTERRUPT_WAIT: Duration = Duration::from_secs(3);
 
-/// The Ctrl-C of a command. While it exists, Ctrl-C does not end the process, and none is lost that comes while nobody waits
-/// for one.
+/// The Ctrl-C of a command. While it exists, Ctrl-C does not end the process, and none is lost that comes while nobody
+/// waits for one.
 pub(crate) struct Interrupts {
     signal: Mutex<Signal>,
 }

@@ -13,8 +13,8 @@ use crate::output;
 pub(crate) enum PolicyCommand {
     /// Check a policy, and evaluate it against a request without sending it.
     ///
-    /// Exits with 0 if the request is allowed, with 1 if it is rejected (one violated rule on each line), and with 2 if the
-    /// policy or the request cannot be used.
+    /// Exits with 0 if the request is allowed, with 1 if it is rejected (one violated rule on each line), and with 2 if
+    /// the policy or the request cannot be used.
     Check(check::CheckArguments),
 }
 

@@ -1,4 +1,5 @@
-//! Lookup of manifests in registries, to find out whether they still have the image of a finished build, and how large it is.
+//! Lookup of manifests in registries, to find out whether they still have the image of a finished build, and how large
+//! it is.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -21,8 +22,8 @@ pub trait ManifestLookup: fmt::Debug + Send + Sync + 'static {
     /// Fails if the registry's answer is neither yes nor no.
     async fn has_manifest(&self, name: &str, digest: &str) -> Result<bool, Box<dyn StdError + Send + Sync>>;
 
-    /// Returns the layers of the image with the manifest `digest`; those of its first platform, if it has several. Empty if the
-    /// registry does not have the image.
+    /// Returns the layers of the image with the manifest `digest`; those of its first platform, if it has several.
+    /// Empty if the registry does not have the image.
     ///
     /// # Errors
     /// Fails if the registry gives no manifest and does not say either that it has none.

@@ -16,8 +16,8 @@ pub struct BuildReference {
 impl BuildReference {
     /// Derives the reference of a build from the id of its call and the signature of its request.
     ///
-    /// The signature is part of it, so that a call id that was chosen badly, or by somebody else, never leads to the build
-    /// of another body.
+    /// The signature is part of it, so that a call id that was chosen badly, or by somebody else, never leads to the
+    /// build of another body.
     pub fn for_call_and_signature(call_id: &str, signature: &str) -> Self {
         Self {
             text: hash_to_hex(&[call_id, "\0", signature]),

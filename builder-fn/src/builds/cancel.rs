@@ -84,8 +84,8 @@ impl Drop for WatchedPool {
     }
 }
 
-/// Passes requests to cancel builds to `cancel`, and reconnects until the task is aborted. After each subscription, asks for
-/// what was requested before it of the `builds` in progress. A build that begins later asks by itself.
+/// Passes requests to cancel builds to `cancel`, and reconnects until the task is aborted. After each subscription,
+/// asks for what was requested before it of the `builds` in progress. A build that begins later asks by itself.
 async fn follow_cancellations(
     daemon: Daemon,
     builds: Arc<impl Fn() -> Vec<Cancellation>>,

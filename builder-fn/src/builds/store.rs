@@ -5,32 +5,28 @@
 //! and a second store to run, back up and secure. What a registry lacks is made up for here:
 //!
 //! - **A record is one manifest.** Its annotation has the record, so that it is written with one request and read with
-//! one.
-//!   Registries redirect requests for blobs and delete blobs late, so the body of a request is a manifest too. The tag
-//!   `r-HASH` names the current record of a build. HASH is derived from tenant and ID, so a look-up lists nothing. Each
-//!   tenant has a repository of its own.
+//!   one. Registries redirect requests for blobs and delete blobs late, so the body of a request is a manifest too. The
+//!   tag `r-HASH` names the current record of a build. HASH is derived from tenant and ID, so a look-up lists nothing.
+//!   Each tenant has a repository of its own.
 //! - **A list needs an order**, which tags do not have: each record has a second tag, [`IndexTag`], with the time of the
 //!   acceptance and the owner, the process that runs the build. The second tag is written first, so that no record lacks
 //!   it. `GET /builds` and the removal of old records find the newest records by the names of tags alone.
 //! - **There is no compare-and-swap.** A success replaces everything and is replaced by nothing; a failure replaces
-//! what its
-//!   own process wrote, or an end ([`StoredRecord::may_be_replaced_by`]). Of two writers at once, the last one counts.
-//! That
-//!   two builders may run one call costs nothing: BuildKit builds a reference once, and the deployer deploys an image
+//!   what its own process wrote, or an end ([`StoredRecord::may_be_replaced_by`]). Of two writers at once, the last one
+//!   counts. That two builders may run one call costs nothing: BuildKit builds a reference once, and the deployer
+//!   deploys an image
 //! once.
 //! - **Others may read the registry.** Records and the bodies of requests are sealed with keys derived from the secret
 //!   `deploy-secret` ([`RecordSeal`]). A reader of the repository learns the number, the times and the sizes of builds. A
 //!   writer can delete records, and cannot forge one. Callers seal build secrets besides.
 //! - **What is replaced stays** until it is deleted or garbage is collected. The store deletes what it replaced, and
-//! records
-//!   beyond [`RECORDS_MAX_PER_TENANT`] or older than [`RECORD_AGE_MAX`], if the registry allows it.
+//!   records beyond [`RECORDS_MAX_PER_TENANT`] or older than [`RECORD_AGE_MAX`], if the registry allows it.
 //! - **The record names the process that runs the build.** That process renews a sign in the registry while it lives
 //!   (`lease.rs`). Other processes claim and resume the builds of one that has gone (`claim.rs`).
 //!
 //! - **A write that failed may take effect later.** A call whose acceptance may be in the registry is never rejected for
 //!   now, so that no other builder runs it while its caller sends it again because of the 429: it is handed back, which
-//! includes another
-//!   write of the acceptance, or waits on for a slot ([`RecordPlace::is_resumable`]).
+//!   includes another write of the acceptance, or waits on for a slot ([`RecordPlace::is_resumable`]).
 //!
 //! Only asynchronous calls wait for the store, for a short time each at their acceptance and before their answer. A
 //! registry that fails costs records and no build.

@@ -3,8 +3,8 @@
 //! It reads the headers and the two small files beside the context. The contents of the context's files are skipped: the
 //! index has their offsets in the [`Spool`](super::Spool).
 //!
-//! Formats: v7, ustar, GNU (long names), PAX. A tar that two tar programs could read differently is rejected: sparse files,
-//! data after the end, names of which some programs read only a part.
+//! Formats: v7, ustar, GNU (long names), PAX. A tar that two tar programs could read differently is rejected: sparse
+//! files, data after the end, names of which some programs read only a part.
 
 mod error;
 mod header;
@@ -44,7 +44,8 @@ pub struct ArchiveContents {
     pub warnings: Vec<String>,
 }
 
-/// A reader of a tar that is fed its bytes in order, except for contents that it skips; it builds the index of the context.
+/// A reader of a tar that is fed its bytes in order, except for contents that it skips; it builds the index of the
+/// context.
 pub struct ArchiveReader {
     limits: ArchiveLimits,
     offset: u64,
@@ -192,8 +193,8 @@ impl ArchiveReader {
     /// Checks that the tar is complete, and returns its content.
     ///
     /// # Errors
-    /// Fails if the tar ends within an entry, or has no context. A missing end-of-archive block is only a warning, as for other
-    /// tar readers.
+    /// Fails if the tar ends within an entry, or has no context. A missing end-of-archive block is only a warning, as
+    /// for other tar readers.
     pub fn finish(self) -> Result<ArchiveContents, ArchiveError> {
         let within_header = matches!(self.state, ReaderState::TarHeader(filled) if filled > 0);
         let within_content = matches!(self.state, ReaderState::Content { .. });

@@ -1,7 +1,7 @@
 //! The quota on the bytes that all spools hold together.
 //!
-//! The bodies of one tenant take at most as many bytes as they leave free, so that a tenant with many or large bodies leaves
-//! room for the others.
+//! The bodies of one tenant take at most as many bytes as they leave free, so that a tenant with many or large bodies
+//! leaves room for the others.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -208,7 +208,8 @@ impl Spool {
     /// Appends bytes to the spool, and counts them against the quota. Blocks while the file is written.
     ///
     /// # Errors
-    /// Fails if the spool folder is full, missing or not writable, or the quota is exceeded. Bytes appended before stay readable.
+    /// Fails if the spool folder is full, missing or not writable, or the quota is exceeded. Bytes appended before stay
+    /// readable.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
         let more = bytes.len() as u64;
         if let Some(quota) = self.quota.as_ref().filter(|quota| !quota.try_reserve_bytes(more)) {

@@ -5,8 +5,8 @@ pub trait ContextFiles {
     /// Returns whether the context has a file, a folder or a link at `path`.
     fn has(&self, path: &str) -> bool;
 
-    /// Returns the entry directly in `folder` (empty for the context itself) whose name is `name` in another case, if exactly
-    /// one is.
+    /// Returns the entry directly in `folder` (empty for the context itself) whose name is `name` in another case, if
+    /// exactly one is.
     fn find_in_other_case(&self, folder: &str, name: &str) -> Option<String>;
 
     /// Returns up to `limit` bytes from the beginning of the file at `path`.

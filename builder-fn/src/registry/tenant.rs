@@ -7,10 +7,11 @@ use function_host::registry::{RegistryClient, RegistryToken};
 use super::{Registries, RepositoryAccess};
 use crate::buildkit::{CredentialStore, RegistryCredentials, RegistryError, TokenRequest};
 
-/// The registry credentials of one build of a tenant: those of the tenant only, and tokens only for what the build may do.
+/// The registry credentials of one build of a tenant: those of the tenant only, and tokens only for what the build may
+/// do.
 ///
-/// A registry with tokens never gets the tenant's password through the daemon. One with passwords does, and decides itself
-/// what the tenant may do.
+/// A registry with tokens never gets the tenant's password through the daemon. One with passwords does, and decides
+/// itself what the tenant may do.
 #[derive(Clone, Debug)]
 pub struct TenantCredentials {
     /// The client of the registries, with the credentials of the build's tenant.

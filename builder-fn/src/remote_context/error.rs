@@ -17,8 +17,8 @@ pub(super) const OCI_MEMBER: &str = "context.oci";
 /// The member of a JSON request with the reference to a context on a web server.
 pub(super) const URL_MEMBER: &str = "context.url";
 
-/// The error of a context that a request refers to, or that is stored. The texts are written for the caller; causes are for
-/// the log only.
+/// The error of a context that a request refers to, or that is stored. The texts are written for the caller; causes are
+/// for the log only.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ContextError {
     /// The rules of the tenant do not allow the source.

@@ -11,8 +11,8 @@ pub const SIGNATURE_HEADER: &str = "x-build-signature";
 /// The name of the header with the tenant whose key the request is signed with. It saves trying the keys of all others.
 pub const TENANT_HEADER: &str = "x-slipway-tenant";
 
-/// The header with the time at which the gateway received the call, in nanoseconds since 1970. The gateway appends a value
-/// each time that the call passes it, so the first value is the time at which a queued call was submitted.
+/// The header with the time at which the gateway received the call, in nanoseconds since 1970. The gateway appends a
+/// value each time that the call passes it, so the first value is the time at which a queued call was submitted.
 pub(crate) const START_TIME_HEADER: &str = "x-start-time";
 
 /// The parts of a request's head that its build depends on.
@@ -28,7 +28,8 @@ pub struct RequestHead {
     pub is_asynchronous: bool,
     /// Whether the request was accepted before, when it arrived, and its build is resumed.
     pub is_resumed: bool,
-    /// Whether the body is JSON, by its `Content-Type`: a configuration that refers to its context. Any other body is a tar.
+    /// Whether the body is JSON, by its `Content-Type`: a configuration that refers to its context. Any other body is a
+    /// tar.
     pub is_json: bool,
     /// The time at which the head of the request reached this builder, by its own clock.
     pub arrived: SystemTime,

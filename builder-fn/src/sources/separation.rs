@@ -5,8 +5,7 @@
 //!
 //! - the checkout of a git repository by its commit and folder, without the address (`shaToCacheKey`);
 //! - the commits of a git repository by its address, without the token that they were fetched with (`mountRemote`). It
-//! asks
-//!   the server nothing if it has the commit that is named;
+//!   asks the server nothing if it has the commit that is named;
 //! - a file from the web with a checksum by name and checksum, without the address (`formatCacheKey`).
 //!
 //! Each of these keys has a part that the answer to the daemon's question may change. That part gets the tag of the

@@ -28,8 +28,8 @@ pub(crate) struct ServiceAccountReader {
 }
 
 impl ServiceAccountReader {
-    /// Returns the reader of this pod, whose environment has `host` and `port` of the API server; `None` if the pod has no
-    /// service account.
+    /// Returns the reader of this pod, whose environment has `host` and `port` of the API server; `None` if the pod has
+    /// no service account.
     ///
     /// # Errors
     /// Fails if the certificate of the API server is missing or invalid.

@@ -143,7 +143,8 @@ impl<'p> JsonFields<'p> {
         map
     }
 
-    /// Reads a field with an object, whose own fields are then read with [`read_nested_fields`](Self::read_nested_fields).
+    /// Reads a field with an object, whose own fields are then read with
+    /// [`read_nested_fields`](Self::read_nested_fields).
     pub(super) fn read_object(&mut self, key: &str) -> Option<Map<String, Value>> {
         match self.take_field(key)? {
             Value::Object(object) => Some(object),

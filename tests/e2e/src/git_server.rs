@@ -38,8 +38,8 @@ struct ServedFiles {
 }
 
 impl GitServer {
-    /// Starts a server without files. BuildKit sends `token`, if it is the secret `GIT_AUTH_TOKEN` of a build, in the form
-    /// that private files need.
+    /// Starts a server without files. BuildKit sends `token`, if it is the secret `GIT_AUTH_TOKEN` of a build, in the
+    /// form that private files need.
     pub async fn start(token: &str) -> Result<Self> {
         let folder = Arc::new(tempfile::tempdir()?);
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;

@@ -4,8 +4,8 @@
 //! provider without replicas; here, a [router](router) in front of the provider stands for the Service of two builders,
 //! and records every delivery and every change of a function.
 //!
-//! What was built and deployed is counted from evidence of others: BuildKit's history, the registry, and the requests that
-//! reached the provider. builder-fn is asked about a build only to find out whether it has accepted it.
+//! What was built and deployed is counted from evidence of others: BuildKit's history, the registry, and the requests
+//! that reached the provider. builder-fn is asked about a build only to find out whether it has accepted it.
 
 mod evidence;
 mod fault;
@@ -39,8 +39,8 @@ pub struct SoakOptions {
     pub build_time: Duration,
     /// The time, in whole seconds, after which the queue delivers a call again. Shorter than a build.
     pub ack_wait: Duration,
-    /// Whether a builder is killed only at a moment at which it has accepted every call that it has received. Otherwise the
-    /// queue may spend a call that the builder is receiving, and the outcome depends on time.
+    /// Whether a builder is killed only at a moment at which it has accepted every call that it has received. Otherwise
+    /// the queue may spend a call that the builder is receiving, and the outcome depends on time.
     pub kill_between_acceptances: bool,
     /// The faults, one after the other.
     pub faults: Vec<Fault>,

@@ -69,9 +69,9 @@ pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
 /// The auth service of a session, with the credentials of a [`CredentialStore`].
 ///
 /// Where a registry wants a token, BuildKit asks for a token authority first (`util/resolver/authorizer.go`). If the
-/// session is one, BuildKit asks it for a token with certain scopes, and otherwise (`Unimplemented`) for credentials, with
-/// which it fetches any token. BuildKit shares tokens among sessions that are the same authority. The key here is that of
-/// one session, so no other session gets its tokens.
+/// session is one, BuildKit asks it for a token with certain scopes, and otherwise (`Unimplemented`) for credentials,
+/// with which it fetches any token. BuildKit shares tokens among sessions that are the same authority. The key here is
+/// that of one session, so no other session gets its tokens.
 #[derive(Clone)]
 pub(super) struct AuthService {
     store: Arc<dyn CredentialStore>,

@@ -7,8 +7,8 @@ use crate::context::{ContentHash, ContentHasher};
 /// The hashes of the contents that one transfer has sent.
 #[derive(Default)]
 pub(super) struct SentContents {
-    /// The hash of each file that was sent to its end, by the number of its entry; the default for all others. It has room
-    /// for every entry once one was sent.
+    /// The hash of each file that was sent to its end, by the number of its entry; the default for all others. It has
+    /// room for every entry once one was sent.
     hashes: Vec<ContentHash>,
     /// The files that were sent in part, by the number of their entries.
     begun: HashMap<u32, PartlySentFile>,

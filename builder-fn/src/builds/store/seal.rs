@@ -1,7 +1,7 @@
 //! Seals records with keys from the secret `deploy-secret`, which builder-fn and deployer-fn have, and no caller.
 //!
-//! Each tenant has a key of its own. Of several keys in the secret the first one seals and all open, so that the secret can
-//! be rotated as for hand-overs.
+//! Each tenant has a key of its own. Of several keys in the secret the first one seals and all open, so that the secret
+//! can be rotated as for hand-overs.
 
 use crypto_box::aead::Aead;
 use crypto_box::{SalsaBox, SecretKey};

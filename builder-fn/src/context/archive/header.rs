@@ -8,8 +8,8 @@ use super::error::EntryProblem;
 /// The length of a tar block, in bytes.
 pub(super) const BLOCK_BYTES: usize = 512;
 
-/// The magic of the ustar format, and of PAX's, whose entries have ustar headers. Whatever the version after it is (`00`, NULs
-/// or blanks, depending on the program), tar programs read the prefix.
+/// The magic of the ustar format, and of PAX's, whose entries have ustar headers. Whatever the version after it is
+/// (`00`, NULs or blanks, depending on the program), tar programs read the prefix.
 const USTAR_MAGIC: &[u8] = b"ustar\0";
 /// The magic and version of GNU's format.
 const GNU_MAGIC: &[u8] = b"ustar  \0";

@@ -46,8 +46,9 @@ impl ExtendedHeaders {
     /// Adds another extended header of the same entry; fails if both set one field.
     ///
     /// # Errors
-    /// Fails if it sets a field that another one has set for the same entry. Some readers take the first, some the last, some
-    /// prefer a kind of header; so a tar could have other names or sizes here than in the program that checked it.
+    /// Fails if it sets a field that another one has set for the same entry. Some readers take the first, some the
+    /// last, some prefer a kind of header; so a tar could have other names or sizes here than in the program that
+    /// checked it.
     pub(super) fn add_extended_header(&mut self, more: Self) -> Result<(), EntryProblem> {
         set_once(&mut self.records, more.records, "records")?;
         set_once(&mut self.name, more.name, "its name")?;
@@ -173,8 +174,8 @@ impl EntryType {
     fn from_headers(header: &TarHeader<'_>, name: &[u8]) -> Result<Self, EntryProblem> {
         let is_folder_name = name.ends_with(b"/");
         match header.type_flag() {
-            // Old tars mark a folder only by a slash after its name. Tar programs differ in whether that is the name in the
-            // header, and in whether it makes folders of files of the newer type too.
+            // Old tars mark a folder only by a slash after its name. Tar programs differ in whether that is the name in
+            // the header, and in whether it makes folders of files of the newer type too.
             0 if is_folder_name != header.name_field().ends_with(b"/") => Err(EntryProblem::FolderOrFile),
             b'0' | b'7' if is_folder_name && header.size() != Some(0) => Err(EntryProblem::FolderOrFile),
             0 | b'0' | b'7' if is_folder_name => Ok(Self::Folder),

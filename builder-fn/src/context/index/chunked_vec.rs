@@ -7,8 +7,8 @@ const CHUNK_ELEMENTS: usize = 1024;
 
 /// A vector that is stored in chunks, and so never moves its elements when it grows.
 ///
-/// A contiguous vector is copied when it grows, and takes up to three times its size meanwhile. Chunks are not copied, and
-/// the allocator can reuse memory of their size for other things.
+/// A contiguous vector is copied when it grows, and takes up to three times its size meanwhile. Chunks are not copied,
+/// and the allocator can reuse memory of their size for other things.
 #[derive(Debug)]
 pub(super) struct ChunkedVec<T> {
     chunks: Vec<Vec<T>>,

@@ -6,7 +6,8 @@ use super::packed_entry::PackedEntry;
 impl Index {
     /// Makes the entries of each folder adjacent and sorted by name, and stores their range in the folder.
     ///
-    /// Needs eight bytes per entry meanwhile. Compares only names within one folder, so the depth of folders does not matter.
+    /// Needs eight bytes per entry meanwhile. Compares only names within one folder, so the depth of folders does not
+    /// matter.
     pub(in crate::context) fn sort(&mut self) {
         let mut sorted = self.group_by_folder();
         for at in 0..self.len() {

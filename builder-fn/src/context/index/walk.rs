@@ -1,7 +1,7 @@
 //! A walk through the entries of an index, in the order in which BuildKit expects them.
 //!
-//! Paths are ordered by component, and a folder comes directly before its entries. This differs from the order of strings:
-//! here `a/b` comes before `a.txt`.
+//! Paths are ordered by component, and a folder comes directly before its entries. This differs from the order of
+//! strings: here `a/b` comes before `a.txt`.
 
 use super::Index;
 

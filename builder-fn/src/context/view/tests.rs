@@ -358,8 +358,8 @@ fn hard_links_of_different_files_are_kept_apart() {
     );
 }
 
-/// The outcomes were recorded with fsutil 6d9dc2ebad62 and patternmatcher 0.6.1 on Go 1.26: `Walk` of `NewFilterFS` with these
-/// `ExcludePatterns` on a folder with these files; `None` where either fails.
+/// The outcomes were recorded with fsutil 6d9dc2ebad62 and patternmatcher 0.6.1 on Go 1.26: `Walk` of `NewFilterFS`
+/// with these `ExcludePatterns` on a folder with these files; `None` where either fails.
 #[test]
 fn a_malformed_pattern_fails_only_where_it_fails_in_go() {
     let context = context_with_entries(&["a/b", "ab$", "b", "z"]);

@@ -22,8 +22,8 @@ type ReadResult = Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>),
 
 /// Reads `bytes` as a tar, and checks the invariants of its index and the content of every file.
 ///
-/// The first byte says whether checksums are corrected before, so that changed headers are parsed; the second is the length of
-/// the pieces.
+/// The first byte says whether checksums are corrected before, so that changed headers are parsed; the second is the
+/// length of the pieces.
 pub(crate) fn check_index(bytes: &[u8]) {
     let [mode, piece, tar @ ..] = bytes else { return };
     let mut tar = tar.to_vec();

@@ -1,7 +1,7 @@
 //! Checks of the addresses that an HTTP client connects to, after names have been resolved.
 //!
-//! A name can be resolved to another address each time, so a check before the connection says nothing. The resolver of the
-//! connection itself is checked here, and the client connects to nothing else than what it returned.
+//! A name can be resolved to another address each time, so a check before the connection says nothing. The resolver of
+//! the connection itself is checked here, and the client connects to nothing else than what it returned.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -79,7 +79,8 @@ impl Context {
         self.deadline
     }
 
-    /// Records that the request is authentic: from now on it counts against `max_inflight`, and its connection may be kept.
+    /// Records that the request is authentic: from now on it counts against `max_inflight`, and its connection may be
+    /// kept.
     ///
     /// For functions that [verify their requests](crate::App::verifies_requests); without effect for others, and the
     /// second time.

@@ -1,8 +1,8 @@
 //! Settings from environment variables, all of which are parsed before the first problem is reported.
 //!
-//! A [`SettingsParser`] returns values and collects problems; [`SettingsParser::fail_if_problems`] reports all problems at once, so that a
-//! deployment is corrected in one go. A variable with an empty value counts as not set, as in OpenFaaS's own
-//! programs.
+//! A [`SettingsParser`] returns values and collects problems; [`SettingsParser::fail_if_problems`] reports all problems
+//! at once, so that a deployment is corrected in one go. A variable with an empty value counts as not set, as in
+//! OpenFaaS's own programs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -50,8 +50,8 @@ pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response, Err
 
 /// A handler without its type.
 ///
-/// The host uses handlers in this form only: none of its code, nor of hyper's, is generic over a handler, and so all of it
-/// is compiled with the dependencies of a function, not again for each change of the function's handler.
+/// The host uses handlers in this form only: none of its code, nor of hyper's, is generic over a handler, and so all of
+/// it is compiled with the dependencies of a function, not again for each change of the function's handler.
 pub(crate) trait ErasedHandler: Send + Sync {
     /// Returns the future of the answer to one request, which keeps the handler alive.
     fn call_boxed(self: Arc<Self>, request: Request, context: Context) -> HandlerFuture;

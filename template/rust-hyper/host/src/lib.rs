@@ -20,8 +20,8 @@
 //! setup before it serves is started by [`run_with`].
 //!
 //! Four features are off by default, because they make a function larger: `tls`, for a gateway behind https, `traces`,
-//! for OpenTelemetry (the module `trace`), `registry`, for lookups in registries (the module `registry`), and `policy`, for
-//! tenants and their rules (the module `policy`). A handler enables them in its `Cargo.toml`.
+//! for OpenTelemetry (the module `trace`), `registry`, for lookups in registries (the module `registry`), and `policy`,
+//! for tenants and their rules (the module `policy`). A handler enables them in its `Cargo.toml`.
 
 mod acceptance;
 mod address_check;

@@ -28,8 +28,8 @@ impl SetupContext {
 
     /// Returns a parser for the function's own settings.
     ///
-    /// It already holds the problems of the host's settings, so that [`SettingsParser::fail_if_problems`] reports all problems at once:
-    /// read all settings, and call it, before doing anything else.
+    /// It already holds the problems of the host's settings, so that [`SettingsParser::fail_if_problems`] reports all
+    /// problems at once: read all settings, and call it, before doing anything else.
     pub fn settings_parser(&self) -> SettingsParser<'_> {
         SettingsParser::with_problems(&*self.environment, self.problems.clone())
     }

@@ -52,8 +52,8 @@ pub struct UnverifiedLimits {
 }
 
 impl UnverifiedLimits {
-    /// Reads the settings `unverified_senders`, `unverified_memory`, `receive_rate` and `receive_grace`; `defaults` are for
-    /// those that are not set, and for the disk space. Problems are added to `parser`.
+    /// Reads the settings `unverified_senders`, `unverified_memory`, `receive_rate` and `receive_grace`; `defaults` are
+    /// for those that are not set, and for the disk space. Problems are added to `parser`.
     pub fn read(parser: &mut SettingsParser<'_>, defaults: Self) -> Self {
         let limits = Self {
             senders: parser.number("unverified_senders", defaults.senders),

@@ -42,8 +42,8 @@ impl CallIdGenerator {
     }
 }
 
-/// Returns whether a call id from a caller may be in a log: printable ASCII, which blanks are too and tabs are not, of 1 to
-/// 128 bytes.
+/// Returns whether a call id from a caller may be in a log: printable ASCII, which blanks are too and tabs are not, of
+/// 1 to 128 bytes.
 fn is_loggable(id: &HeaderValue) -> bool {
     let is_printable = |byte: &u8| *byte == b' ' || byte.is_ascii_graphic();
     (1..=MAX_CALL_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(is_printable)

@@ -15,8 +15,8 @@ pub struct UnverifiedMetrics {
 const LIMIT_LABELS: [&str; 3] = ["senders", "memory", "disk"];
 
 impl UnverifiedMetrics {
-    /// Creates the metrics from a gauge of the bodies that are being received, and a counter of those that were displaced,
-    /// which has the label `limit`.
+    /// Creates the metrics from a gauge of the bodies that are being received, and a counter of those that were
+    /// displaced, which has the label `limit`.
     pub fn new(bodies: IntGauge, displaced: IntCounterVec) -> Self {
         // All series begin with 0, so that the first displaced body is an increase.
         for label in LIMIT_LABELS {

@@ -66,8 +66,8 @@ impl UnverifiedSender {
                     return Poll::Ready(Err(reason.into()));
                 }
                 let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
-                    // The connection reads only what is asked for. If it has bytes, they are there at the next poll, which
-                    // may be late when many connections are to be polled.
+                    // The connection reads only what is asked for. If it has bytes, they are there at the next poll,
+                    // which may be late when many connections are to be polled.
                     match std::mem::replace(&mut polled_before, true) {
                         true => self.budget.mark_waiting_for_bytes(self.key),
                         false => cx.waker().wake_by_ref(),
