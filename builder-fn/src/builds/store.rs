@@ -14,8 +14,7 @@
 //! - **There is no compare-and-swap.** A success replaces everything and is replaced by nothing; a failure replaces
 //!   what its own process wrote, or an end ([`StoredRecord::may_be_replaced_by`]). Of two writers at once, the last one
 //!   counts. That two builders may run one call costs nothing: BuildKit builds a reference once, and the deployer
-//!   deploys an image
-//! once.
+//!   deploys an image once.
 //! - **Others may read the registry.** Records and the bodies of requests are sealed with keys derived from the secret
 //!   `deploy-secret` ([`RecordSeal`]). A reader of the repository learns the number, the times and the sizes of builds. A
 //!   writer can delete records, and cannot forge one. Callers seal build secrets besides.

@@ -150,11 +150,7 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
         hand_over["image"] = json!(absent);
         let reply = deployer.send_hand_over(&hand_over).await?;
         assert_eq!(reply.status, 422, "{name}: {}", reply.text);
-        assert!(
-            reply.text.contains("has no image"),
-            "{name}: {}",
-            reply.text
-        );
+        assert!(reply.text.contains("has no image"), "{name}: {}", reply.text);
     }
     Ok(())
 }

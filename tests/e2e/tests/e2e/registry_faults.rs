@@ -77,7 +77,11 @@ impl FaultyPlatform {
         let times = format!("{0}, {0}", self.run);
         let headers = [("X-Call-Id", id.as_str()), ("X-Start-Time", times.as_str())];
         let tar = small_context().tar_with_config(&config)?;
-        let reply = self.builder.client()?.post_with_headers(tar, &headers).await?;
+        let reply = self
+            .builder
+            .client()?
+            .post_signed_with_headers(tar, &headers)
+            .await?;
         Ok((id, reply))
     }
 }
@@ -288,7 +292,7 @@ impl TokenPlatform {
 async fn a_token_that_expires_during_a_long_build_is_renewed_for_its_push() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let (_, base) = base.split_once('/').context("no registry in the image's name")?;
     let run = Timestamp::now().as_nanosecond().to_string();
     for (user, expires_in) in [
