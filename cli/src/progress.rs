@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::output;
 pub(crate) use event::Event;
+use plain::PlainDisplay;
 use terminal::TerminalDisplay;
 
 /// The form of the progress.
@@ -40,7 +41,7 @@ pub(crate) struct Progress {
 /// A display of events.
 enum Display {
     Terminal(Box<TerminalDisplay>),
-    Plain,
+    Plain(PlainDisplay),
     Json,
     Quiet,
 }
@@ -55,7 +56,9 @@ impl Progress {
                 let has_color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
                 Display::Terminal(Box::new(TerminalDisplay::new(function, has_color)))
             }
-            ProgressForm::Auto | ProgressForm::Terminal | ProgressForm::Plain => Display::Plain,
+            ProgressForm::Auto | ProgressForm::Terminal | ProgressForm::Plain => {
+                Display::Plain(PlainDisplay::default())
+            }
             ProgressForm::Json => Display::Json,
             ProgressForm::Quiet => Display::Quiet,
         };
@@ -70,8 +73,8 @@ impl Progress {
         let mut display = self.display.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *display {
             Display::Terminal(terminal) => terminal.show(event),
-            Display::Plain => {
-                let lines = plain::lines_of(event);
+            Display::Plain(plain) => {
+                let lines = plain.take_new_lines_of(event);
                 lines
                     .iter()
                     .for_each(|line| output::print_message(&format!("{}: {line}", self.function)));

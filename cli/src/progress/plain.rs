@@ -1,7 +1,30 @@
 //! Events as lines, for logs and for terminals that cannot do more.
 
+use std::collections::HashSet;
+
 use super::Event;
 use crate::output::printable;
+
+/// The longest name of a step in a line, in characters. A `RUN` instruction can be a whole script.
+const STEP_NAME_CHARS_SHOWN: usize = 100;
+
+/// A display of one build's events as lines. It shows no line of a step twice: BuildKit starts and ends some steps more
+/// than once.
+#[derive(Default)]
+pub(super) struct PlainDisplay {
+    step_lines_shown: HashSet<String>,
+}
+
+impl PlainDisplay {
+    /// Returns the lines that show an event, without the lines of steps that were shown before.
+    pub(super) fn take_new_lines_of(&mut self, event: &Event<'_>) -> Vec<String> {
+        let mut lines = lines_of(event);
+        if let Event::StepStarted { .. } | Event::StepEnded { .. } = event {
+            lines.retain(|line| self.step_lines_shown.insert(line.clone()));
+        }
+        lines
+    }
+}
 
 /// Returns the lines that show an event; none for one that only a live display shows.
 pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
@@ -25,7 +48,7 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
         Event::Sent { .. } | Event::StepProgress { .. } => Vec::new(),
         Event::Submitted { id, route } => vec![format!("sent through the {route} as build {id}")],
         Event::State { state } => vec![(*state).to_owned()],
-        Event::StepStarted { name } => vec![format!("=> {}", printable(name))],
+        Event::StepStarted { name } => vec![format!("=> {}", shorten_step_name(name))],
         // BuildKit reports some of its own steps twice, first as done at once.
         Event::StepEnded { name, seconds } if *seconds < 0.005 && name.starts_with("[internal]") => {
             Vec::new()
@@ -33,7 +56,7 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
         Event::StepEnded { name, seconds } => {
             vec![format!(
                 "=> {} {}",
-                printable(name),
+                shorten_step_name(name),
                 format_step_duration(*seconds)
             )]
         }
@@ -55,6 +78,15 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
             lines.push(format!("next: {}", printable(next)));
             lines
         }
+    }
+}
+
+/// Returns the name of a step in one line, without repeated spaces, and cut where it is long.
+fn shorten_step_name(name: &str) -> String {
+    let name = printable(&name.split_whitespace().collect::<Vec<_>>().join(" "));
+    match name.char_indices().nth(STEP_NAME_CHARS_SHOWN) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name,
     }
 }
 
@@ -95,6 +127,39 @@ mod tests {
         let ended = |name| lines_of(&Event::StepEnded { name, seconds: 0.0 });
         assert!(ended("[internal] load .dockerignore").is_empty());
         assert_eq!(ended("[2/3] COPY a b"), ["=> [2/3] COPY a b cached or at once"]);
+    }
+
+    #[test]
+    fn the_lines_of_a_step_are_shown_once() {
+        let mut display = PlainDisplay::default();
+        let mut shown = |event| display.take_new_lines_of(&event);
+        let started = || Event::StepStarted {
+            name: "[1/2] RUN make",
+        };
+        assert_eq!(shown(started()), ["=> [1/2] RUN make"]);
+        assert!(shown(started()).is_empty());
+        let (name, seconds) = ("[1/2] RUN make", 1.5);
+        assert_eq!(
+            shown(Event::StepEnded { name, seconds }),
+            ["=> [1/2] RUN make 1.5 s"]
+        );
+        assert!(shown(Event::StepEnded { name, seconds }).is_empty());
+        let output = || Event::Output { text: "the same" };
+        assert_eq!(
+            shown(output()),
+            shown(output()),
+            "output is shown as often as it comes"
+        );
+    }
+
+    #[test]
+    fn a_long_step_is_cut_and_in_one_line() {
+        let script = format!("[1/1] RUN set -e;\n     {}", "ä".repeat(200));
+        let lines = lines_of(&Event::StepStarted { name: &script });
+        let [line] = &lines[..] else { panic!("{lines:?}") };
+        assert!(line.starts_with("=> [1/1] RUN set -e; ää"), "{line}");
+        assert_eq!(line.chars().count(), "=> ".len() + STEP_NAME_CHARS_SHOWN + 1);
+        assert!(line.ends_with('…'), "{line}");
     }
 
     #[test]
