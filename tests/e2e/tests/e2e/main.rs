@@ -7,6 +7,7 @@ mod build_failures;
 mod build_secrets;
 mod changing_names;
 mod clients;
+mod command_history;
 mod config;
 mod context_benchmark;
 mod context_transfer;
