@@ -36,7 +36,7 @@ impl Setting {
         let records = format!("{}/e2e/records/{name}-{run}", testbed.stack.registry.host);
         let builder =
             BuilderProcess::start_with_settings(testbed, &[("records_repository", &records)]).await?;
-        let folder = ClientFolder::new(testbed.busybox_image_name().await?)?;
+        let folder = ClientFolder::new(testbed.build_busybox_once_and_get_name().await?)?;
         folder.write_file(
             "stack.yaml",
             format!(
