@@ -16,7 +16,7 @@ pub(crate) fn negotiate_stream_format(headers: &HeaderMap) -> Option<StreamForma
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .filter_map(AcceptedMediaRange::parse);
+        .filter_map(AcceptedMediaRange::parse_if_accepted_and_served);
     ranges
         .reduce(
             |best, other| match other.preference_rank() > best.preference_rank() {
@@ -47,7 +47,7 @@ pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
         accepts_other |= !is_html
             && includes_answer_for_programs(media_type)
             && quality_thousandths_or_default(element) != Some(0);
-        match (is_html, AcceptedMediaRange::parse(element)) {
+        match (is_html, AcceptedMediaRange::parse_if_accepted_and_served(element)) {
             (true, _) => {
                 html = quality_thousandths_or_default(element)
                     .unwrap_or_default()
@@ -88,7 +88,7 @@ struct AcceptedMediaRange {
 impl AcceptedMediaRange {
     /// Parses one element of the header `Accept`. Returns `None` if it is malformed, excluded by `q=0`, or not
     /// served here.
-    fn parse(element: &str) -> Option<Self> {
+    fn parse_if_accepted_and_served(element: &str) -> Option<Self> {
         let media_type = element.split(';').next()?.trim().to_ascii_lowercase();
         let quality = quality_thousandths_or_default(element)?;
         let (is_exact, format) = match media_type.as_str() {

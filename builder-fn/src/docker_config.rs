@@ -313,7 +313,7 @@ esac
 ";
 
     #[tokio::test]
-    async fn a_helper_precedes_the_entries_of_the_file_and_its_answers_are_cached() {
+    async fn a_helper_is_asked_once_before_the_file_whose_entry_counts_if_it_has_none() {
         let (dir, config) = config_file_with(
             r#"{"credsStore": "test", "auths": {"other.example": {"username": "a", "password": "from the file"}}}"#,
         );

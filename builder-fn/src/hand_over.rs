@@ -155,7 +155,7 @@ impl HandOverSigner<'_> {
             .await;
         let reason = match result {
             Ok((StatusCode::ACCEPTED, _)) if settings.via == DeployVia::AsyncFunction => {
-                return Deployment::sent("queued", hand_over);
+                return Deployment::sent_with_unknown_result("queued", hand_over);
             }
             Ok((status, body)) if deployment::is_deployers_answer(&body) => {
                 return Deployment::from_answer(status, &body);
@@ -182,7 +182,7 @@ impl HandOverSigner<'_> {
 
     /// Sends nothing, and returns a deployment that encloses the hand-over for the builder's own answer.
     fn enclose_in_answer(&self, hand_over: &HandOverDocument<'_>) -> Deployment {
-        let mut deployment = Deployment::sent("handed_over", hand_over);
+        let mut deployment = Deployment::sent_with_unknown_result("handed_over", hand_over);
         deployment.enclosed = Some(EnclosedHandOver {
             document: json!(hand_over),
             signer: AnswerSigner(self.key.clone()),

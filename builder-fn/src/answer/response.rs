@@ -152,7 +152,7 @@ pub(crate) fn method_not_allowed_response(allowed: &str) -> Response {
     response
 }
 
-/// Keeps the last log lines of at most `limit` bytes in total, and drops the others. Returns how many it dropped.
+/// Keeps the last log lines of at most `max_bytes` bytes in total, and drops the others. Returns how many it dropped.
 fn drop_first_lines_above_limit(lines: &mut Vec<String>, max_bytes: usize) -> usize {
     let mut left = max_bytes;
     let fits = |line: &&String| {

@@ -56,7 +56,7 @@ pub(crate) struct BuilderCall<'a> {
 
 impl BuilderCall<'_> {
     /// Returns whether another builder continues the build if the process ends before it.
-    pub(super) fn is_continued_elsewhere(&self) -> bool {
+    pub(super) fn is_continued_elsewhere_if_process_ends(&self) -> bool {
         self.accepted.is_resumable() || self.is_submitted_again
     }
 

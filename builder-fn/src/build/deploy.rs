@@ -89,7 +89,7 @@ impl Builder {
                 true => RetriedFailures::DeliveryAndPlatform,
                 false => RetriedFailures::Delivery,
             },
-            is_repeated: call.is_continued_elsewhere(),
+            is_repeated: call.is_continued_elsewhere_if_process_ends(),
             trace_mask: call.trace_mask,
         };
         self.deploy_version(signer, version, deploying, lines, log).await

@@ -6,7 +6,7 @@ use crate::buildkit::FaultyParty;
 use crate::error::Error;
 
 /// The longest pause before the first retry; it doubles with each further retry, up to [`PAUSE_MAX`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const FIRST_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The longest pause before any retry.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -24,7 +24,7 @@ pub(super) struct BuildRetries {
 }
 
 impl BuildRetries {
-    /// Creates the retries of a build. The pauses before them may take `limit` in total.
+    /// Creates the retries of a build. The pauses before them may take `pause_budget` in total.
     pub(super) fn new(pause_budget: Duration) -> Self {
         Self {
             left: pause_budget,
@@ -38,7 +38,7 @@ impl BuildRetries {
         if !is_worth_a_retry(error) || self.count >= RETRIES_MAX {
             return None;
         }
-        let longest = FIRST_PAUSE.saturating_mul(1 << self.count).min(PAUSE_MAX);
+        let longest = FIRST_PAUSE_MAX.saturating_mul(1 << self.count).min(PAUSE_MAX);
         // Half of it at random, so that builds that failed together do not come back together.
         let pause = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.left = self.left.checked_sub(pause)?;

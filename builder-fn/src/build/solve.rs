@@ -34,7 +34,7 @@ use crate::trace::StepSpans;
 const REVISION_LABEL: &str = "org.opencontainers.image.revision";
 
 /// The largest number of times that a build gives way to the same build on another daemon.
-const GIVE_WAY_MAX: u32 = 4;
+const GIVE_WAY_COUNT_MAX: u32 = 4;
 
 impl Builder {
     /// Solves the image, and pushes it unless the config skips that, with retries, within the time limits of the config
@@ -82,7 +82,7 @@ impl Builder {
                     Err(error) => error,
                 };
                 if let Error::BuiltElsewhere { daemon } = &error
-                    && given_way < GIVE_WAY_MAX
+                    && given_way < GIVE_WAY_COUNT_MAX
                 {
                     given_way += 1;
                     tracing::info!(daemon, "another builder builds this call; following its build");

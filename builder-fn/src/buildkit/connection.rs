@@ -23,13 +23,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest wait until the host of one of several daemons accepts a connection. Its kernel does that, so that a busy
 /// daemon is not taken for a lost one.
-const REACH_TIMEOUT: Duration = Duration::from_millis(300);
+const QUICK_REACH_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How long a build waits for a daemon that restarts, as it does to load a renewed certificate.
-pub(super) const RESTART_GRACE: Duration = Duration::from_secs(15);
+pub(super) const DAEMON_RESTART_GRACE: Duration = Duration::from_secs(15);
 
 /// The pause between two attempts to connect to a daemon that restarts.
-pub(super) const RESTART_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const PAUSE_BETWEEN_RECONNECTS: Duration = Duration::from_millis(500);
 
 /// The limit on the headers and trailers of a daemon's answer, in bytes. A failed solve's trailers contain the
 /// Dockerfile, several times. A daemon that may not send so much, 16 KiB in hyper's default, resets the call, which
@@ -119,7 +119,7 @@ impl Daemon {
     /// # Errors
     /// Fails as [`connect`](Self::connect) does.
     pub(crate) async fn connect_quickly(&self) -> Result<Connection, ConnectError> {
-        self.connect_reaching_within(REACH_TIMEOUT).await
+        self.connect_reaching_within(QUICK_REACH_TIMEOUT).await
     }
 
     /// Connects to the daemon, whose host has to accept the connection within `limit`.
@@ -164,11 +164,11 @@ impl Daemon {
     /// # Errors
     /// Fails as [`connect`](Self::connect) does, at once unless the connection was refused.
     pub async fn connect_despite_restart(&self) -> Result<Connection, ConnectError> {
-        let deadline = Instant::now() + RESTART_GRACE;
+        let deadline = Instant::now() + DAEMON_RESTART_GRACE;
         loop {
             match self.connect().await {
                 Err(error) if error.is_refusal() && Instant::now() < deadline => {
-                    tokio::time::sleep(RESTART_PAUSE).await;
+                    tokio::time::sleep(PAUSE_BETWEEN_RECONNECTS).await;
                 }
                 outcome => return outcome,
             }
@@ -321,7 +321,7 @@ mod tests {
 
         count_connection_attempts(usize::MAX).await;
 
-        assert_eq!(began.elapsed(), RESTART_GRACE);
+        assert_eq!(began.elapsed(), DAEMON_RESTART_GRACE);
     }
 
     #[tokio::test(start_paused = true)]

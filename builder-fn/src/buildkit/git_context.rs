@@ -187,7 +187,7 @@ impl GitContextSource {
         }
     }
 
-    /// Has the daemon check the source out, as a client of the solve `reference`.
+    /// Has the daemon check the source out, as a client of the solve `solve_reference`.
     async fn check_out(&self, connection: &Connection, solve_reference: &str) -> Result<(), Status> {
         let mut request = Request::new(BridgeSolveRequest {
             definition: Some(self.to_definition()),
@@ -201,7 +201,7 @@ impl GitContextSource {
         Ok(())
     }
 
-    /// Requests the commit as a client of the solve `reference`.
+    /// Requests the commit as a client of the solve `solve_reference`.
     async fn request_commit(&self, connection: &Connection, solve_reference: &str) -> Result<String, Status> {
         let mut bridge = connection.bridge_client();
         let mut lookup = 1;

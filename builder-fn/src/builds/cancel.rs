@@ -30,7 +30,7 @@ struct PoolWatcher {
 
 /// A guard for a build whose pool is watched. Dropping the last one ends the watcher.
 #[derive(Debug)]
-pub(crate) struct WatchedPool {
+pub(crate) struct PoolWatchGuard {
     watch: CancellationWatch,
     pool: String,
 }
@@ -39,22 +39,26 @@ impl CancellationWatch {
     /// Watches the daemons of `pool` for requests to cancel builds until the last of its guards is dropped, and returns a
     /// guard.
     ///
-    /// Each pool has one watcher, which uses the functions of the call that started it: `builds` lists the cancellations
-    /// that builds in progress are to be asked about, and `cancel` gets each one that was requested.
+    /// Each pool has one watcher, which uses the functions of the call that started it: `possible_cancellations` lists
+    /// one for each build in progress, and `on_cancellation` gets each one that was requested.
     /// Must be called within a Tokio runtime.
     pub(super) fn watch(
         &self,
         pool: &DaemonPool,
-        builds: impl Fn() -> Vec<Cancellation> + Send + Sync + 'static,
-        cancel: impl Fn(Cancellation) + Send + Sync + 'static,
-    ) -> WatchedPool {
+        possible_cancellations: impl Fn() -> Vec<Cancellation> + Send + Sync + 'static,
+        on_cancellation: impl Fn(Cancellation) + Send + Sync + 'static,
+    ) -> PoolWatchGuard {
         let name = pool.address_for_messages().to_owned();
         let mut watchers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let watcher = watchers.entry(name.clone()).or_insert_with(|| {
-            let (pool, builds, cancel) = (pool.clone(), Arc::new(builds), Arc::new(cancel));
+            let (pool, possible, cancel) = (
+                pool.clone(),
+                Arc::new(possible_cancellations),
+                Arc::new(on_cancellation),
+            );
             let following = async move {
                 pool.follow_members(move |daemon| {
-                    follow_cancellations(daemon, builds.clone(), cancel.clone())
+                    follow_cancellations(daemon, possible.clone(), cancel.clone())
                 })
                 .await;
             };
@@ -64,14 +68,14 @@ impl CancellationWatch {
             }
         });
         watcher.builds += 1;
-        WatchedPool {
+        PoolWatchGuard {
             watch: self.clone(),
             pool: name,
         }
     }
 }
 
-impl Drop for WatchedPool {
+impl Drop for PoolWatchGuard {
     fn drop(&mut self) {
         let mut watchers = self.watch.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(watcher) = watchers.get_mut(&self.pool) {
@@ -84,12 +88,13 @@ impl Drop for WatchedPool {
     }
 }
 
-/// Passes requests to cancel builds to `cancel`, and reconnects until the task is aborted. After each subscription,
-/// asks for what was requested before it of the `builds` in progress. A build that begins later asks by itself.
+/// Passes requests to cancel builds to `on_cancellation`, and reconnects until the task is aborted. After each
+/// subscription, asks which of the `possible_cancellations` were requested before it. A build that begins later asks by
+/// itself.
 async fn follow_cancellations(
     daemon: Daemon,
-    builds: Arc<impl Fn() -> Vec<Cancellation>>,
-    cancel: Arc<impl Fn(Cancellation)>,
+    possible_cancellations: Arc<impl Fn() -> Vec<Cancellation>>,
+    on_cancellation: Arc<impl Fn(Cancellation)>,
 ) {
     loop {
         let following = async {
@@ -98,7 +103,7 @@ async fn follow_cancellations(
                 .watch_cancellations()
                 .await
                 .map_err(|status| ErrorChain(&status).to_string())?;
-            let questions = builds().into_iter().map(|cancellation| {
+            let questions = possible_cancellations().into_iter().map(|cancellation| {
                 let connection = connection.clone();
                 async move {
                     let is_requested = connection.try_is_cancellation_requested(&cancellation).await?;
@@ -111,13 +116,13 @@ async fn follow_cancellations(
             requested
                 .into_iter()
                 .flatten()
-                .for_each(|request| cancel(request));
+                .for_each(|request| on_cancellation(request));
             while let Some(request) = requests
                 .try_next()
                 .await
                 .map_err(|status| ErrorChain(&status).to_string())?
             {
-                cancel(request);
+                on_cancellation(request);
             }
             Ok::<_, String>(())
         };

@@ -11,7 +11,7 @@ const DEFAULT_LIMIT_OF_BUILDS: usize = 100;
 const MAX_LIMIT_OF_BUILDS: usize = 1000;
 
 /// The states of builds, in the words of the API.
-pub(super) const STATES: [&str; 7] = [
+pub(super) const BUILD_STATES: [&str; 7] = [
     "waiting",
     "running",
     "deploying",
@@ -50,8 +50,8 @@ impl BuildFilter {
                 "image" | "function" | "state" if value.is_empty() => {}
                 "image" => filter.image = Some(value),
                 "function" => filter.function = Some(value),
-                "state" if STATES.contains(&value.as_str()) => filter.state = Some(value),
-                "state" => problems.push(format!("state should be one of {}", STATES.join(", "))),
+                "state" if BUILD_STATES.contains(&value.as_str()) => filter.state = Some(value),
+                "state" => problems.push(format!("state should be one of {}", BUILD_STATES.join(", "))),
                 "limit" => match value.parse() {
                     Ok(limit @ 1..=MAX_LIMIT_OF_BUILDS) => filter.limit = Some(limit),
                     _ => problems.push(format!(
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn builds_of_the_same_kind_have_the_same_function_or_the_same_image_without_its_tag() {
+    fn a_filter_of_same_function_or_image_has_the_function_or_else_the_image_without_its_tag() {
         for (image, function, expected) in [
             ("r:5000/a:1", Some("a.openfaas-fn"), (Some("a.openfaas-fn"), None)),
             ("r:5000/a:1", None, (None, Some("r:5000/a"))),

@@ -19,16 +19,16 @@ use crate::buildkit::{
 };
 
 /// The number of ended builds of one daemon to which the kept ones are reduced, once a quarter more are kept.
-const KEPT_BUILDS_MAX: u16 = 1000;
+const ENDED_BUILDS_KEPT_BY_CLEANUP: u16 = 1000;
 
 /// The limit on the requests to cancel builds of one daemon that are kept. At the limit, all are forgotten.
 const CANCELLATIONS_MAX: usize = 10_000;
 
 /// The time after the last list at which a history is not followed any more.
-const IDLE_MAX: Duration = Duration::from_secs(30);
+const UNASKED_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// The time for which a failure answers further lists, before the daemon is asked again.
-const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// The longest wait for a daemon's whole answer to the first question.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,12 +41,12 @@ pub(super) struct NewestBuilds(Arc<Mutex<HashMap<String, Follower>>>);
 #[derive(Clone, Debug)]
 struct Follower {
     state: Arc<Mutex<KeptBuilds>>,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<ReadingProgress>,
 }
 
 /// How far a history has been read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Progress {
+enum ReadingProgress {
     /// The builds before the subscription are being read.
     Reading,
     /// The builds before the subscription have been read, and changes are followed.
@@ -79,11 +79,15 @@ impl NewestBuilds {
     ) -> Result<HistoryListing, String> {
         let follower = self.running_or_new_follower(daemon, is_one_of_several);
         let mut progress = follower.progress;
-        let read = progress.wait_for(|progress| *progress != Progress::Reading).await;
+        let read = progress
+            .wait_for(|progress| *progress != ReadingProgress::Reading)
+            .await;
         match read.map(|progress| progress.clone()) {
-            Ok(Progress::Complete) => {}
-            Ok(Progress::Failed(error)) => return Err(error),
-            Ok(Progress::Reading) | Err(_) => return Err("BuildKit's history could not be read".to_owned()),
+            Ok(ReadingProgress::Complete) => {}
+            Ok(ReadingProgress::Failed(error)) => return Err(error),
+            Ok(ReadingProgress::Reading) | Err(_) => {
+                return Err("BuildKit's history could not be read".to_owned());
+            }
         }
         let mut kept = lock(&follower.state);
         kept.asked = Instant::now();
@@ -104,7 +108,7 @@ impl NewestBuilds {
         followers
             .entry(name.clone())
             .or_insert_with(|| {
-                let (sender, progress) = watch::channel(Progress::Reading);
+                let (sender, progress) = watch::channel(ReadingProgress::Reading);
                 let follower = Follower {
                     state: Arc::new(Mutex::new(KeptBuilds::new())),
                     progress,
@@ -117,14 +121,14 @@ impl NewestBuilds {
                         tracing::warn!(error, "could not follow BuildKit's history for lists of builds");
                         let failed = sender.send_if_modified(|progress| {
                             // What was read is still an answer to who has asked already.
-                            let is_unanswered = *progress == Progress::Reading;
+                            let is_unanswered = *progress == ReadingProgress::Reading;
                             if is_unanswered {
-                                *progress = Progress::Failed(error);
+                                *progress = ReadingProgress::Failed(error);
                             }
                             is_unanswered
                         });
                         if failed {
-                            tokio::time::sleep(FAILURE_PAUSE).await;
+                            tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
                         }
                     }
                     // The next list begins anew.
@@ -142,7 +146,7 @@ async fn read_and_follow_until_idle(
     daemon: &Daemon,
     is_one_of_several: bool,
     state: &Mutex<KeptBuilds>,
-    progress: &watch::Sender<Progress>,
+    progress: &watch::Sender<ReadingProgress>,
 ) -> Result<(), String> {
     let name = daemon.address_for_messages();
     let text = |status: tonic::Status| format!("{name}: {}", ErrorChain(&status));
@@ -154,7 +158,10 @@ async fn read_and_follow_until_idle(
         let connection = connection.map_err(|error| ErrorChain(&error).to_string())?;
         // Before the list, so that nothing is missed between the two.
         let changes = connection.watch_history().await.map_err(text)?;
-        let listing = connection.list_builds(KEPT_BUILDS_MAX).await.map_err(text)?;
+        let listing = connection
+            .list_builds(ENDED_BUILDS_KEPT_BY_CLEANUP)
+            .await
+            .map_err(text)?;
         Ok((connection, changes, listing))
     };
     let read = tokio::time::timeout(FIRST_ANSWER_TIMEOUT, reading).await;
@@ -165,16 +172,16 @@ async fn read_and_follow_until_idle(
         listing.builds.into_iter().for_each(|build| kept.insert(build));
         kept.cancellations = listing.cancellations;
     }
-    progress.send_replace(Progress::Complete);
+    progress.send_replace(ReadingProgress::Complete);
     loop {
-        let idle_at = lock(state).asked + IDLE_MAX;
+        let idle_at = lock(state).asked + UNASKED_TIME_MAX;
         tokio::select! {
             change = changes.try_next() => match change.map_err(text)? {
                 Some(change) => lock(state).apply(change),
                 None => return Err("BuildKit ended the stream of its history".to_owned()),
             },
             () = tokio::time::sleep_until(idle_at) => {
-                if lock(state).asked.elapsed() >= IDLE_MAX {
+                if lock(state).asked.elapsed() >= UNASKED_TIME_MAX {
                     return Ok(());
                 }
             }
@@ -222,7 +229,7 @@ impl KeptBuilds {
         }
         self.builds.insert(build.reference.clone(), build);
         // A quarter more than the limit, so that the oldest are not searched for with each build.
-        if self.builds.len() > usize::from(KEPT_BUILDS_MAX) * 5 / 4 {
+        if self.builds.len() > usize::from(ENDED_BUILDS_KEPT_BY_CLEANUP) * 5 / 4 {
             self.forget_oldest_ended();
         }
     }
@@ -234,7 +241,7 @@ impl KeptBuilds {
             .filter(|build| build.state != BuildState::Running);
         let mut times: Vec<_> = ended.map(|build| build.started_at).collect();
         times.sort_unstable_by(|one, other| other.cmp(one));
-        if let Some(oldest) = times.get(usize::from(KEPT_BUILDS_MAX)).copied() {
+        if let Some(oldest) = times.get(usize::from(ENDED_BUILDS_KEPT_BY_CLEANUP)).copied() {
             self.builds
                 .retain(|_, build| build.state == BuildState::Running || build.started_at > oldest);
         }
@@ -284,10 +291,10 @@ mod tests {
         for number in 1..=2000 {
             kept.insert(build(number, BuildState::Succeeded));
         }
-        assert!(kept.builds.len() <= usize::from(KEPT_BUILDS_MAX) * 5 / 4);
+        assert!(kept.builds.len() <= usize::from(ENDED_BUILDS_KEPT_BY_CLEANUP) * 5 / 4);
         assert!(kept.builds.contains_key("0") && !kept.builds.contains_key("1"));
         assert!(
-            (2000 - u64::from(KEPT_BUILDS_MAX) + 1..=2000)
+            (2000 - u64::from(ENDED_BUILDS_KEPT_BY_CLEANUP) + 1..=2000)
                 .all(|number| kept.builds.contains_key(&number.to_string()))
         );
         assert!(

@@ -56,19 +56,19 @@ impl PageAccess {
         self.page_link().map(PageLink::as_str)
     }
 
-    /// Returns the query of further requests, which begins with `mark` if there is one.
-    fn link_query(&self, mark: &str) -> String {
+    /// Returns the query of further requests, which begins with the mark; empty without a link.
+    fn link_query_or_empty(&self, question_mark_or_ampersand: &str) -> String {
         match self {
-            Self::Link(link) => format!("{mark}{}", link.as_parameter()),
+            Self::Link(link) => format!("{question_mark_or_ampersand}{}", link.as_parameter()),
             Self::Open | Self::Signed => String::new(),
         }
     }
 
     /// Returns the query of further requests that have one more parameter, which follows.
-    fn link_query_before_parameter(&self, mark: &str) -> String {
+    fn link_query_before_parameter(&self, question_mark_or_ampersand: &str) -> String {
         match self {
-            Self::Link(link) => format!("{mark}{}&", link.as_parameter()),
-            Self::Open | Self::Signed => mark.to_owned(),
+            Self::Link(link) => format!("{question_mark_or_ampersand}{}&", link.as_parameter()),
+            Self::Open | Self::Signed => question_mark_or_ampersand.to_owned(),
         }
     }
 }

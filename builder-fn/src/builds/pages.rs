@@ -55,8 +55,8 @@ pub(super) async fn answer_build_page(
     let reading = LogExcerpt::read(&build, part, settings.log_wait);
     let (excerpt, others, layers) = tokio::join!(
         reading,
-        last_builds(lookup, &build.record, settings),
-        layers_of(lookup, &build.record, settings)
+        newest_builds_for_chart(lookup, &build.record, settings),
+        image_layers_or_empty(lookup, &build.record, settings)
     );
     let FoundBuild { record, unread, .. } = &build;
     let page = BuildPage {
@@ -116,7 +116,7 @@ pub(super) fn answer_failure(status: StatusCode, error: &str) -> Response {
 
 /// Returns the last builds of the build's function, or of its image if it deploys none, the newest first; none if they
 /// are not known in time.
-async fn last_builds(
+async fn newest_builds_for_chart(
     lookup: &BuildLookup,
     record: &BuildRecord,
     settings: &PageSettings,
@@ -131,7 +131,11 @@ async fn last_builds(
 }
 
 /// Returns the layers of a build's image; none if there is no image, or its registry gives no answer in time.
-async fn layers_of(lookup: &BuildLookup, record: &BuildRecord, settings: &PageSettings) -> Vec<ImageLayer> {
+async fn image_layers_or_empty(
+    lookup: &BuildLookup,
+    record: &BuildRecord,
+    settings: &PageSettings,
+) -> Vec<ImageLayer> {
     let digest = record.outcome.get("digest").and_then(|digest| digest.as_str());
     let Some((image, digest)) = record.image.as_deref().zip(digest) else {
         return Vec::new();

@@ -14,7 +14,7 @@ use function_host::ErrorChain;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
-use super::cancel::{CancellationWatch, WatchedPool};
+use super::cancel::{CancellationWatch, PoolWatchGuard};
 use super::log_readers::LogReaders;
 use super::newest::NewestBuilds;
 use super::store::{PendingWrite, StoreError};
@@ -279,7 +279,7 @@ impl AcceptedBuild {
 
     /// Follows requests to cancel builds of this process that reach other builders of `pool`, until the returned guard
     /// and those of other builds are dropped.
-    pub(crate) fn watch_cancellations(&self, pool: &DaemonPool) -> WatchedPool {
+    pub(crate) fn watch_cancellations(&self, pool: &DaemonPool) -> PoolWatchGuard {
         let (listed, cancelled) = (self.shared.clone(), self.shared.clone());
         self.shared.0.cancellations.watch(
             pool,

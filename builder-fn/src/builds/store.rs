@@ -463,7 +463,7 @@ impl RecordStore {
             place.unfinished = Some(guard);
             if is_first {
                 // Before others can see the build: while there was none, the sign was not renewed.
-                self.renew_sign().await?;
+                self.renew_sign_of_life().await?;
             }
         }
         self.write_as(&self.0.owner, place, build, request).await
@@ -570,7 +570,7 @@ impl RecordStore {
     /// Lists the tags of the entries that are not to be deleted.
     async fn list_unexpired_index_tags(&self, tenant: &Option<String>) -> Result<Vec<String>, StoreError> {
         let oldest = SystemTime::now().checked_sub(RECORD_AGE_MAX);
-        let after = index_tag::tag_before(oldest.unwrap_or(SystemTime::UNIX_EPOCH));
+        let after = index_tag::tag_before_entries_since(oldest.unwrap_or(SystemTime::UNIX_EPOCH));
         self.0.repository.list_tags(tenant, INDEX_PREFIX, &after).await
     }
 

@@ -52,13 +52,13 @@ struct FolderDigest {
 }
 
 impl FileTree {
-    /// Returns the digests of the entries of `view`. `contents` has the hash of each entry's content, and `unknown` is
-    /// the one of contents that are not known.
+    /// Returns the digests of the entries of `view`. `content_hashes` has the hash of each entry's content, and
+    /// `hash_of_unknown_content` stands for those that are not known.
     pub(crate) fn of_view(
         index: &Index,
         view: &ContextView,
-        contents: &[ContentHash],
-        unknown: ContentHash,
+        content_hashes: &[ContentHash],
+        hash_of_unknown_content: ContentHash,
     ) -> Self {
         let depth_max = max_node_depth(index, view);
         let mut tree = Self {
@@ -68,14 +68,14 @@ impl FileTree {
         };
         let mut folder: Option<FolderDigest> = None;
         let mut path = String::new();
-        for (visible, content) in view.iter().zip(contents) {
+        for (visible, content) in view.iter().zip(content_hashes) {
             index.write_path(visible.entry, &mut path);
             let entry = index.entry_by_number(visible.entry);
             tree.bytes += match entry.kind {
                 Kind::File { size, .. } if visible.link.is_none() => size,
                 _ => 0,
             };
-            let digest = (*content != unknown).then(|| digest_of(&entry, *content));
+            let digest = (*content != hash_of_unknown_content).then(|| digest_of(&entry, *content));
             // A folder at the last depth begins what it stands for.
             let is_below = |depth: &usize| depth_of(&path) + usize::from(entry.is_folder()) > *depth;
             let Some(depth) = depth_max.filter(is_below) else {
@@ -275,7 +275,7 @@ mod tests {
     }
 
     /// Returns many files, in folders of two levels.
-    fn many_files(count: usize) -> Vec<(String, String)> {
+    fn many_files_500_per_folder(count: usize) -> Vec<(String, String)> {
         (0..count)
             .map(|at| {
                 (
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_context_of_190000_files_has_a_small_tree_that_names_the_folder_of_a_change() {
-        let mut many = many_files(190_000);
+        let mut many = many_files_500_per_folder(190_000);
         let older = tree_of(&many);
         assert!(older.is_cut && older.entries > 190_000);
         let bytes = serde_json::to_vec(&older).expect("JSON").len();
@@ -316,8 +316,8 @@ mod tests {
 
     #[test]
     fn a_whole_folder_and_its_files_are_one_difference() {
-        let small = many_files(1_000);
-        let (small, large) = (tree_of(&small), tree_of(&many_files(20_000)));
+        let small = many_files_500_per_folder(1_000);
+        let (small, large) = (tree_of(&small), tree_of(&many_files_500_per_folder(20_000)));
         assert!(!small.is_cut && large.is_cut);
         let difference = small.compare_with(&large, 100);
         assert!(

@@ -96,11 +96,11 @@ enum SpoolStore {
 }
 
 impl SpoolStore {
-    /// Appends bytes in memory, or, once there are more than `memory`, to a file in `folder`.
-    fn append(&mut self, folder: &Path, memory: usize, bytes: &[u8]) -> io::Result<()> {
+    /// Appends bytes in memory, or, once there are more than `memory_max_bytes`, to a file in `folder`.
+    fn append(&mut self, folder: &Path, memory_max_bytes: usize, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::File(file) => file.write_all(bytes),
-            Self::Memory(held) if held.len() + bytes.len() <= memory => {
+            Self::Memory(held) if held.len() + bytes.len() <= memory_max_bytes => {
                 held.extend_from_slice(bytes);
                 Ok(())
             }
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spool_creates_no_file_while_its_memory_is_enough() {
+    fn a_spool_needs_no_folder_until_its_memory_is_full() {
         let (dir, settings) = spool_settings(3);
         drop(dir);
         let mut spool = Spool::new(settings.clone());

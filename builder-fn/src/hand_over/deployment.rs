@@ -103,7 +103,7 @@ impl Deployment {
 
     /// Creates the outcome of a hand-over whose result the builder will not learn. `status` becomes the `status` in
     /// the JSON of its answer.
-    pub(super) fn sent(status: &str, hand_over: &HandOverDocument<'_>) -> Self {
+    pub(super) fn sent_with_unknown_result(status: &str, hand_over: &HandOverDocument<'_>) -> Self {
         let answer =
             json!({"function": hand_over.deploy.get("service"), "image": hand_over.image, "status": status});
         Self {

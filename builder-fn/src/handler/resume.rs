@@ -59,7 +59,7 @@ impl BuilderApi {
             }
         };
         // The sign is renewed during the shutdown, too: builds finish then.
-        tokio::join!(store.renew_sign_periodically(), searching);
+        tokio::join!(store.renew_sign_of_life_periodically(), searching);
     }
 
     /// Searches for builds to resume until the shutdown begins.

@@ -76,7 +76,7 @@ impl TenantTag {
     /// `identifier_without_scheme` is that of BuildKit, and `secrets` are those of the build.
     ///
     /// # Errors
-    /// Fails if the user name in the address could be the tag of a tenant, or if the daemon is `shared` and the
+    /// Fails if the user name in the address could be the tag of a tenant, or if the daemon is shared and the
     /// attributes leave no room for the tag.
     pub(super) fn separate_git(
         &self,

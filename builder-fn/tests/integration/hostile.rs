@@ -15,7 +15,7 @@ use crate::harness;
 
 const TAR_BLOCK_BYTES: usize = 512;
 
-/// Returns the bytes of a tar entry, whose header `change` may make invalid.
+/// Returns the bytes of a tar entry, whose header `change_header` may make invalid.
 fn tar_entry(name: &[u8], content: &[u8], change_header: impl FnOnce(&mut Header)) -> Vec<u8> {
     let mut header = Header::new_ustar();
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
@@ -49,7 +49,7 @@ fn pax_header_entry(records: &str) -> Vec<u8> {
     })
 }
 
-/// Returns the tar of a valid request, with `more` entries added.
+/// Returns the tar of a valid request, with `additional_entries` at its end.
 fn request_tar_with_entries(additional_entries: &[Vec<u8>]) -> Vec<u8> {
     let config = tar_entry(
         b"com.openfaas.docker.config",

@@ -106,7 +106,7 @@ impl FakeRegistry {
         state.changes.send_modify(|changes| *changes += 1);
     }
 
-    /// Gives the repository `count` tags that begin with `prefix`.
+    /// Gives the repository `count` tags that begin with `tag_prefix`.
     pub(crate) fn add_tags(&self, repository: &str, tag_prefix: &str, count: usize) {
         let mut state = self.state();
         for number in 0..count {
@@ -134,7 +134,7 @@ impl FakeRegistry {
             .collect()
     }
 
-    /// Deletes the manifest with the first tag of a repository that begins with `prefix`.
+    /// Deletes the manifest with the first tag of a repository that begins with `tag_prefix`.
     pub(crate) fn delete_manifest_with_tag_prefix(&self, repository: &str, tag_prefix: &str) {
         let mut state = self.state();
         let beginning = format!("{repository}@{tag_prefix}");

@@ -512,7 +512,7 @@ pub(crate) fn build_request_with(body: impl Into<Body>, signature: Option<&str>)
     request
 }
 
-/// Returns the tar of a build request, with `changes` to a minimal config.
+/// Returns the tar of a build request, with `config_changes` to a minimal config.
 pub(crate) fn request_tar_with(config_changes: Value) -> Vec<u8> {
     let mut config = json!({"image": "registry:5000/hello:1"});
     for (key, value) in config_changes.as_object().expect("an object") {

@@ -21,7 +21,7 @@ async fn builder_with_ready_deployer(daemon: &Daemon) -> TestBuilder {
     setting
 }
 
-/// Sends a build request that deploys `hello`, with `changes` to its config, in a background task.
+/// Sends a build request that deploys `hello`, with `config_changes`, in a background task.
 fn spawn_build_deploying_hello(
     setting: &TestBuilder,
     call_id: &str,
@@ -35,7 +35,7 @@ fn spawn_build_deploying_hello(
     tokio::spawn(async move { setting.send_signed_build(request_tar_with(config)).await })
 }
 
-/// Returns a solve request of another builder for `function`, submitted `ahead` after now.
+/// Returns a solve request of another builder for `function`, submitted `submitted_in` after now.
 fn solve_request_of_another_builder(call_id: &str, function: &str, submitted_in: Duration) -> SolveRequest {
     let submitted_at = jiff::Timestamp::try_from(SystemTime::now() + submitted_in).expect("a time");
     let attrs = [

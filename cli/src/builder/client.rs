@@ -205,7 +205,7 @@ impl BuilderClient {
             .await
     }
 
-    /// Opens the log of a build at the line with the number `from`.
+    /// Opens the log of a build at the line with the number `from_line`.
     ///
     /// # Errors
     /// Fails if the request is refused or lost.

@@ -20,8 +20,8 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// Judges the outcome of a build whose function was to be deployed. With `is_strict`, a version of which nothing
-    /// proves that it is the one that answers counts as not deployed.
+    /// Judges the outcome of a build whose function was to be deployed. With `unverified_is_not_deployed`, a version of
+    /// which nothing proves that it is the one that answers counts as not deployed.
     pub(crate) fn of_outcome(outcome: &Value, unverified_is_not_deployed: bool) -> Self {
         let verdict = Self::without_hint(outcome, unverified_is_not_deployed);
         let verdict = match outcome["rollback"].is_object() {

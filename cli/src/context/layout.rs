@@ -174,7 +174,7 @@ impl Layout {
         self.ignored
     }
 
-    /// Adds the entries of the folder at `source` to the folder `path`, except those with the names `skipped`.
+    /// Adds the entries of the folder at `source` to the folder `path`, except those with the `skipped_names`.
     /// `matched` is the decision about the folder.
     fn add_entries(
         &mut self,

@@ -34,8 +34,8 @@ fn run_policy_check(files: &[(&str, &[u8])], arguments: &[&str]) -> (i32, String
     )
 }
 
-/// Runs `slipway policy check` with [`POLICY_JSON`] and a request in the file `name`, which also names the option for
-/// it.
+/// Runs `slipway policy check` with [`POLICY_JSON`] and a request in the file `option_file_name`, which also
+/// names the option for it.
 fn check_file_against_policy(
     option_file_name: &str,
     content: &[u8],

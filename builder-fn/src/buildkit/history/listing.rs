@@ -100,8 +100,8 @@ pub enum SealedSecrets {
 }
 
 impl Connection {
-    /// Lists the running builds, and the finished ones among the newest `limit` records of the history; 0 stands for
-    /// all records. Records of cancellations and of other clients count too.
+    /// Lists the running builds, and the finished ones among the newest records of the history, up to
+    /// `record_limit_or_zero`; 0 stands for all records. Records of cancellations and of other clients count too.
     ///
     /// # Errors
     /// Fails if the daemon does not answer in time, or has no history.
@@ -222,7 +222,7 @@ impl Connection {
 
     /// Returns whether the history has the request to cancel a call's build; `false` if the history fails.
     pub(crate) async fn is_cancellation_requested(&self, cancellation: &Cancellation) -> bool {
-        none_on_failure(self.find_cancellation(cancellation).await).is_some()
+        none_on_failure(self.find_cancellation_marker(cancellation).await).is_some()
     }
 
     /// Returns whether the history has the request to cancel a call's build. A request whose marker is just being made
@@ -234,11 +234,11 @@ impl Connection {
         &self,
         cancellation: &Cancellation,
     ) -> Result<bool, Status> {
-        Ok(self.find_cancellation(cancellation).await?.is_some())
+        Ok(self.find_cancellation_marker(cancellation).await?.is_some())
     }
 
     /// Finds the marker of a request to cancel a call's build.
-    async fn find_cancellation(
+    async fn find_cancellation_marker(
         &self,
         cancellation: &Cancellation,
     ) -> Result<Option<BuildHistoryRecord>, Status> {

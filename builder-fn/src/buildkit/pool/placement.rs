@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::member::{CountedBuild, PoolMember};
 use super::metrics::Diversion;
-use super::question::{DaemonAnswer, KnownAttempt, Patience, ask_about_build, runs_build};
+use super::question::{DaemonAnswer, KnownAttempt, Patience, ask_about_build, is_known_to_run_build};
 use super::{DaemonLoad, DaemonPool, Members, PlacementHash, busy_from, choose_daemon};
-use crate::buildkit::connection::{RESTART_GRACE, RESTART_PAUSE};
+use crate::buildkit::connection::{DAEMON_RESTART_GRACE, PAUSE_BETWEEN_RECONNECTS};
 use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection};
 
 /// The limit on the daemons that are asked about a build: those that its image scores highest. Builds overflow to these,
@@ -68,7 +68,7 @@ impl DaemonPool {
         if let [only] = &*members {
             return self.place_on_only_daemon(only, build).await;
         }
-        let deadline = Instant::now() + RESTART_GRACE;
+        let deadline = Instant::now() + DAEMON_RESTART_GRACE;
         let mut patience = Patience::Short;
         loop {
             let members = self.current_members().await;
@@ -112,7 +112,7 @@ impl DaemonPool {
                 _ => {}
             }
             patience = Patience::Long;
-            tokio::time::sleep(RESTART_PAUSE).await;
+            tokio::time::sleep(PAUSE_BETWEEN_RECONNECTS).await;
         }
     }
 
@@ -197,7 +197,7 @@ impl PlacedBuild {
             tokio::time::sleep(pause).await;
             let better = self.others.iter().filter(|other| score(other) > own);
             let mut looking: FuturesUnordered<_> = better
-                .map(|other| async move { runs_build(other, reference).await.then_some(other) })
+                .map(|other| async move { is_known_to_run_build(other, reference).await.then_some(other) })
                 .collect();
             while let Some(found) = looking.next().await {
                 if let Some(other) = found {

@@ -151,7 +151,7 @@ impl DaemonAnswer {
 }
 
 /// Returns whether a daemon runs the build `reference`; `false` if it does not answer.
-pub(super) async fn runs_build(connection: &Connection, reference: &BuildReference) -> bool {
+pub(super) async fn is_known_to_run_build(connection: &Connection, reference: &BuildReference) -> bool {
     let running = tokio::time::timeout(ANSWER_TIMEOUT, connection.list_running_builds()).await;
     running.is_ok_and(|running| running.is_ok_and(|running| !attempts_among(&running, reference).is_empty()))
 }

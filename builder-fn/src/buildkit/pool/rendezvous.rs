@@ -124,9 +124,9 @@ mod tests {
     }
 
     /// Returns the hash of the daemon that an image goes to.
-    fn hash_of_chosen_daemon(daemons: &[DaemonLoad], number: usize) -> PlacementHash {
+    fn hash_of_chosen_daemon(daemons: &[DaemonLoad], image_number: usize) -> PlacementHash {
         let busy_from = busy_from(0, daemons.len());
-        let placement = choose_daemon(daemons, image(number), busy_from).expect("a daemon");
+        let placement = choose_daemon(daemons, image(image_number), busy_from).expect("a daemon");
         daemons[placement.chosen].hash
     }
 

@@ -8,10 +8,10 @@ pub(super) struct EntrySet {
 }
 
 impl EntrySet {
-    /// Inserts the number `entry`, one of the `total` entries of the context.
-    pub(super) fn insert(&mut self, entry: u32, total: usize) {
+    /// Inserts the number `entry`, one of the `entries_in_context`.
+    pub(super) fn insert(&mut self, entry: u32, entries_in_context: usize) {
         if self.words.is_empty() {
-            self.words = vec![0; total.div_ceil(64)];
+            self.words = vec![0; entries_in_context.div_ceil(64)];
         }
         let (word, bit) = word_and_bit(entry);
         if let Some(word) = self.words.get_mut(word) {

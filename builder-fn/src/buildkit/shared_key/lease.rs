@@ -287,10 +287,15 @@ impl TransferGuard {
         self.lease.keys.sent_bytes.inc_by(bytes);
     }
 
-    /// Hashes a piece of the file `entry`, one of the `total` entries of the context, as it is sent.
-    pub(in crate::buildkit) fn hash_sent_piece(&mut self, entry: u32, total: usize, piece: SentPiece<'_>) {
+    /// Hashes a piece of the file `entry`, one of the `entries_in_context`, as it is sent.
+    pub(in crate::buildkit) fn hash_sent_piece(
+        &mut self,
+        entry: u32,
+        entries_in_context: usize,
+        piece: SentPiece<'_>,
+    ) {
         if let Some(sent) = &mut self.sent {
-            sent.add_piece(entry, total, piece);
+            sent.add_piece(entry, entries_in_context, piece);
         }
     }
 

@@ -88,11 +88,11 @@ impl SharedKeyPool {
 }
 
 impl IdleKeyPool {
-    /// Evicts the least recently used idle keys until `more` bytes fit within `limit` or no key is left.
+    /// Evicts the least recently used idle keys until `more_bytes` fit within `bytes_max` or no key is left.
     ///
     /// Returns whether the bytes fit then.
-    fn evict_until_fits(&mut self, more: usize, limit: usize) -> bool {
-        let needed = self.reserved.saturating_add(more);
+    fn evict_until_fits(&mut self, more_bytes: usize, bytes_max: usize) -> bool {
+        let needed = self.reserved.saturating_add(more_bytes);
         let mut idle: usize = self
             .idle
             .iter()
@@ -100,14 +100,14 @@ impl IdleKeyPool {
             .sum();
         let mut evicted = 0;
         for record in &self.idle {
-            if idle.saturating_add(needed) <= limit {
+            if idle.saturating_add(needed) <= bytes_max {
                 break;
             }
             idle -= record.announcements.memory_bytes();
             evicted += 1;
         }
         self.idle.drain(..evicted);
-        needed <= limit
+        needed <= bytes_max
     }
 }
 

@@ -23,9 +23,9 @@ struct PartlySentFile {
 }
 
 impl SentContents {
-    /// Adds a piece of the file `entry`, one of the `total` entries of the context. Pieces of one file are added in their
+    /// Adds a piece of the file `entry`, one of the `entries_in_context`. Pieces of one file are added in their
     /// order. A daemon may request a file twice; the pieces that it gets again are ignored.
-    pub(super) fn add_piece(&mut self, entry: u32, total: usize, piece: SentPiece<'_>) {
+    pub(super) fn add_piece(&mut self, entry: u32, entries_in_context: usize, piece: SentPiece<'_>) {
         if self.hash_of_whole_file(entry).is_some() {
             return;
         }
@@ -39,7 +39,7 @@ impl SentContents {
             let hash = file.hasher.finish_and_reset();
             self.begun.remove(&entry);
             if self.hashes.is_empty() {
-                self.hashes = vec![ContentHash::default(); total];
+                self.hashes = vec![ContentHash::default(); entries_in_context];
             }
             if let Some(slot) = self.hashes.get_mut(entry as usize) {
                 *slot = hash;

@@ -53,13 +53,13 @@ impl BuildPage<'_> {
         let id = encode_id(&record.id);
         let addresses = LogAddresses {
             page: self.access.link_query_before_parameter("?"),
-            log: format!("{id}/log{}", self.access.link_query("?")),
+            log: format!("{id}/log{}", self.access.link_query_or_empty("?")),
         };
         let top = self.render_top(&name);
         let rest = self.render_image_deployment_warnings_and_chart();
         let page = |log: &Markup| {
             let main = html! {
-                @if self.access.sees_all() { nav { a href={ "../builds" (self.access.link_query("?")) } { "All builds" } } }
+                @if self.access.sees_all() { nav { a href={ "../builds" (self.access.link_query_or_empty("?")) } { "All builds" } } }
                 div #build data-state=(record.phase.as_str()) data-live[is_running] data-log=(addresses.log)
                     data-page=(addresses.page) {
                     div #top { (top) }
@@ -238,7 +238,7 @@ impl BuildPage<'_> {
                         @let when = build.submitted_at.map(words::time).unwrap_or_default();
                         li aria-current=[is_this.then_some("true")] {
                             @if self.access.sees_all() && !is_this {
-                                a href={ (encode_id(&build.id)) (self.access.link_query("?")) } { (when) }
+                                a href={ (encode_id(&build.id)) (self.access.link_query_or_empty("?")) } { (when) }
                             } @else { span { (when) } }
                             " " (state_badge(build.phase)) " "
                             span.time { (took(build).map(words::duration).unwrap_or_else(|| "–".to_owned())) }

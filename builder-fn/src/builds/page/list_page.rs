@@ -8,7 +8,7 @@ use super::ansi::with_visible_controls;
 use super::layout::{HasScript, Reload, document};
 use super::{PageAccess, state_badge, words};
 use crate::builds::BuildRecord;
-use crate::builds::filter::{BuildFilter, STATES};
+use crate::builds::filter::{BUILD_STATES, BuildFilter};
 use crate::builds::page_link::encode_id;
 
 /// The number of builds on a page whose query names none. Each takes up to a kilobyte.
@@ -62,7 +62,7 @@ impl ListPage<'_> {
                 @if let Some(link) = self.access.link_parameter_value() { input type="hidden" name="link" value=(link); }
                 label { "State " select name="state" {
                     option value="" { "all" }
-                    @for name in STATES { option selected[state == Some(name)] { (name) } }
+                    @for name in BUILD_STATES { option selected[state == Some(name)] { (name) } }
                 } }
                 label { "Function " input name="function" value=[function] autocomplete="off" maxlength="253"; }
                 label { "Image " input name="image" value=[image] autocomplete="off" maxlength="300"; }
@@ -89,7 +89,7 @@ impl ListPage<'_> {
         };
         html! {
             tr {
-                td data-label="Submitted" { a href={ (self.folder) (encode_id(&build.id)) (self.access.link_query("?")) } { (when) } }
+                td data-label="Submitted" { a href={ (self.folder) (encode_id(&build.id)) (self.access.link_query_or_empty("?")) } { (when) } }
                 td data-label="State" { (state_badge(build.phase)) }
                 td data-label="Function" { (name(&build.function)) }
                 td data-label="Image" { code { (name(&build.image)) } }

@@ -37,9 +37,9 @@ pub(super) fn time(time: SystemTime) -> String {
     text.replacen('T', " ", 1).trim_end_matches('Z').to_owned()
 }
 
-/// Returns a text of at most `limit` characters, with `…` in place of the rest.
-pub(super) fn cut(text: &str, limit: usize) -> String {
-    match text.char_indices().nth(limit) {
+/// Returns a text of at most `max_chars` characters, with `…` in place of the rest.
+pub(super) fn cut(text: &str, max_chars: usize) -> String {
+    match text.char_indices().nth(max_chars) {
         None => text.to_owned(),
         Some((end, _)) => format!("{}…", &text[..end]),
     }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use super::document::{RecordManifest, StoredBody, StoredRecord};
 use super::index_tag::{self, IndexTag, RELEASED_OWNER};
-use super::lease::{DISTINCT_SIGNS, ObservedOwners};
+use super::lease::{DISTINCT_SIGNS_OF_LIFE, ObservedOwners};
 use super::{
     CONCURRENT_READS, RECORD_AGE_MAX, RECORDS_MAX_PER_TENANT, RecordPlace, RecordStore, ResumableRequest,
     SealedContent, StoreError, lock,
@@ -38,15 +38,15 @@ const CLAIMS_MAX: usize = 16;
 const RESUMPTIONS_MAX: u32 = 3;
 
 /// The error of a build that no builder has resumed in time.
-const LATE_ERROR: &str = "the builder that accepted this build stopped before its end, and no other has resumed it within 24 hours; \
+const NOT_RESUMED_IN_TIME_ERROR: &str = "the builder that accepted this build stopped before its end, and no other has resumed it within 24 hours; \
                           send it again";
 
 /// The error of a build that ends every builder.
-const FATAL_ERROR: &str =
+const RESUMED_TOO_OFTEN_ERROR: &str =
     "every builder that ran this build stopped before its end; it is not resumed any more";
 
 /// The error of a build whose builder has gone, and that cannot be resumed.
-const LOST_ERROR: &str = "the builder that accepted this build stopped before its end, and the request cannot be resumed: \
+const NOT_RESUMABLE_ERROR: &str = "the builder that accepted this build stopped before its end, and the request cannot be resumed: \
                           its body is too large for a record, or not signed, or its answer carries the hand-over; send it again";
 
 /// The error of a rollback whose builder has gone.
@@ -54,7 +54,7 @@ const LOST_ROLLBACK_ERROR: &str = "the builder that ran this rollback stopped be
                                    see what runs, and roll back again if it is another version";
 
 /// The error of a build whose builder has gone, and whose request the registry has lost.
-const NO_BODY_ERROR: &str = "the builder that accepted this build stopped before its end, and the registry does not have its \
+const REQUEST_BODY_LOST_ERROR: &str = "the builder that accepted this build stopped before its end, and the registry does not have its \
                              request any more; send it again";
 
 /// A build of a process that has gone, which this process resumes.
@@ -98,10 +98,10 @@ pub(crate) struct ClaimSearch {
 
 impl RecordStore {
     /// Renews the sign that this process lives, for as long as it has builds that are not finished.
-    pub(crate) async fn renew_sign_periodically(&self) {
+    pub(crate) async fn renew_sign_of_life_periodically(&self) {
         loop {
             let has_unfinished = !lock(&self.0.unfinished).is_empty();
-            if has_unfinished && let Err(error) = self.renew_sign().await {
+            if has_unfinished && let Err(error) = self.renew_sign_of_life().await {
                 let error = ErrorChain(&error).to_string();
                 tracing::warn!(error, "could not renew the sign that this builder lives");
             }
@@ -113,9 +113,11 @@ impl RecordStore {
     ///
     /// # Errors
     /// Fails if the registry does not store it in a short time.
-    pub(super) async fn renew_sign(&self) -> Result<(), StoreError> {
-        let manifest = RecordManifest::of_sign(self.0.beat.fetch_add(1, Ordering::Relaxed) % DISTINCT_SIGNS);
-        let tag = index_tag::sign_tag_of_owner(&self.0.owner);
+    pub(super) async fn renew_sign_of_life(&self) -> Result<(), StoreError> {
+        let manifest = RecordManifest::of_sign_of_life(
+            self.0.beat.fetch_add(1, Ordering::Relaxed) % DISTINCT_SIGNS_OF_LIFE,
+        );
+        let tag = index_tag::sign_of_life_tag_of_owner(&self.0.owner);
         let limit = self.0.times.beat;
         let put = self.0.repository.put(&None, &tag, &manifest);
         match tokio::time::timeout(limit, put).await {
@@ -224,7 +226,7 @@ impl RecordStore {
         if owner == self.0.owner || owner == RELEASED_OWNER {
             return Ok(true);
         }
-        let tag = index_tag::sign_tag_of_owner(owner);
+        let tag = index_tag::sign_of_life_tag_of_owner(owner);
         let digest = self.0.repository.digest_of_tag(&None, &tag).await?;
         let stale_after = self.0.times.stale_after;
         Ok(search
@@ -304,14 +306,20 @@ impl RecordStore {
         };
         match request.zip(body) {
             None if build.rollback.is_some() => {
-                self.record_loss(&mut place, build, LOST_ROLLBACK_ERROR).await?;
+                self.record_loss_unless_ended(&mut place, build, LOST_ROLLBACK_ERROR)
+                    .await?;
             }
-            None => self.record_loss(&mut place, build, LOST_ERROR).await?,
+            None => {
+                self.record_loss_unless_ended(&mut place, build, NOT_RESUMABLE_ERROR)
+                    .await?
+            }
             Some((request, _)) if is_old(&request) => {
-                self.record_loss(&mut place, build, LATE_ERROR).await?;
+                self.record_loss_unless_ended(&mut place, build, NOT_RESUMED_IN_TIME_ERROR)
+                    .await?;
             }
             Some((request, _)) if request.resumptions >= RESUMPTIONS_MAX => {
-                self.record_loss(&mut place, build, FATAL_ERROR).await?;
+                self.record_loss_unless_ended(&mut place, build, RESUMED_TOO_OFTEN_ERROR)
+                    .await?;
             }
             Some((mut request, body)) => {
                 // A build of this process that it does not run was to be handed back.
@@ -332,7 +340,7 @@ impl RecordStore {
     }
 
     /// Records that a build ends without a result.
-    async fn record_loss(
+    async fn record_loss_unless_ended(
         &self,
         place: &mut RecordPlace,
         mut build: BuildRecord,
@@ -398,7 +406,7 @@ impl RecordStore {
             Ok(Some(body)) => Ok(Some(body.into())),
             Ok(None) | Err(StoreError::OtherKey | StoreError::Malformed) => {
                 let mut place = self.place(key.clone(), SystemTime::now());
-                self.record_loss(&mut place, claim.build.clone(), NO_BODY_ERROR)
+                self.record_loss_unless_ended(&mut place, claim.build.clone(), REQUEST_BODY_LOST_ERROR)
                     .await?;
                 Ok(None)
             }

@@ -28,8 +28,8 @@ const INPUTS_ARTIFACT_TYPE: &str = "application/vnd.slipway.build-inputs.v1";
 /// The annotation with what is sealed, in base64.
 const SEALED_ANNOTATION: &str = "io.slipway.sealed";
 
-/// The annotation with the number of a sign.
-const SIGN_ANNOTATION: &str = "io.slipway.sign";
+/// The annotation with the number of a sign of life.
+const SIGN_OF_LIFE_ANNOTATION: &str = "io.slipway.sign";
 
 /// The size up to which a record is stored whole, in bytes. Registries accept manifests of up to 4 MiB.
 const RECORD_MAX_BYTES: usize = 1 << 20;
@@ -175,8 +175,8 @@ impl RecordManifest {
     }
 
     /// Returns the manifest of the sign number `beat` that a process lives.
-    pub(super) fn of_sign(beat: u64) -> Self {
-        Self::with_annotation(RECORD_ARTIFACT_TYPE, SIGN_ANNOTATION, &beat.to_string())
+    pub(super) fn of_sign_of_life(beat: u64) -> Self {
+        Self::with_annotation(RECORD_ARTIFACT_TYPE, SIGN_OF_LIFE_ANNOTATION, &beat.to_string())
     }
 
     fn with_annotation(artifact_type: &str, name: &str, value: &str) -> Self {

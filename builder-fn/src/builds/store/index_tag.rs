@@ -120,13 +120,13 @@ pub(super) fn inputs_tag(key: &RecordKey) -> String {
 }
 
 /// Returns a tag after which come the entries that were accepted since `time`, in the order of tags by name.
-pub(super) fn tag_before(time: SystemTime) -> String {
+pub(super) fn tag_before_entries_since(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     format!("{INDEX_PREFIX}{:0TIME_DIGITS$x}", since.as_millis())
 }
 
-/// Returns the tag of the sign that a process lives.
-pub(super) fn sign_tag_of_owner(owner: &str) -> String {
+/// Returns the tag of the sign of life of the process `owner`.
+pub(super) fn sign_of_life_tag_of_owner(owner: &str) -> String {
     format!("o-{owner}")
 }
 

@@ -1,6 +1,6 @@
 //! Which processes live: each that has accepted what it has not finished renews a sign in the registry.
 //!
-//! The sign of a process is the tag `o-OWNER`. Its manifest has a number that counts up to [`DISTINCT_SIGNS`] and
+//! The sign of a process is the tag `o-OWNER`. Its manifest has a number that counts up to [`DISTINCT_SIGNS_OF_LIFE`] and
 //! begins again, so that the registry never has more manifests of it. An observer compares what it reads with what it
 //! read before, and measures by its own clock: no two clocks are compared. A process whose sign has not changed for
 //! some time counts as gone. One that only cannot reach the registry is taken for gone as well, and both run the build:
@@ -15,7 +15,7 @@ use super::index_tag::RELEASED_OWNER;
 
 /// The number of manifests that a sign changes between: more than renewals in [`LeaseTimes::stale_after`], so that none
 /// looks unchanged.
-pub(super) const DISTINCT_SIGNS: u64 = 30;
+pub(super) const DISTINCT_SIGNS_OF_LIFE: u64 = 30;
 
 /// The times of the signs that processes live, of claims, and of exchanges with the registry.
 #[derive(Clone, Copy, Debug)]
@@ -50,10 +50,10 @@ impl Default for LeaseTimes {
 
 /// What one process has seen of the signs of others.
 #[derive(Debug, Default)]
-pub(super) struct ObservedOwners(HashMap<String, ObservedSign>);
+pub(super) struct ObservedOwners(HashMap<String, ObservedSignOfLife>);
 
 #[derive(Debug)]
-struct ObservedSign {
+struct ObservedSignOfLife {
     digest: Option<String>,
     /// The time since which the sign has not changed, as far as it was observed in every pass.
     since: Instant,
@@ -81,7 +81,7 @@ impl ObservedOwners {
             return true;
         }
         let now = Instant::now();
-        let fresh = || ObservedSign {
+        let fresh = || ObservedSignOfLife {
             digest: digest.clone(),
             since: now,
             observed: now,
@@ -110,7 +110,7 @@ mod tests {
     const STALE_AFTER: Duration = Duration::from_secs(20);
 
     #[tokio::test(start_paused = true)]
-    async fn an_owner_is_gone_once_its_sign_has_not_changed_for_long() {
+    async fn an_owner_is_gone_once_its_sign_of_life_has_not_changed_for_long() {
         let mut owners = ObservedOwners::default();
         let sign = |number: u32| Some(number.to_string());
         assert!(!owners.record_and_check_gone("a", sign(1), STALE_AFTER, 0));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_owner_that_was_idle_is_not_taken_for_gone_by_its_old_sign() {
+    async fn an_owner_that_was_idle_is_not_taken_for_gone_by_its_old_sign_of_life() {
         let mut owners = ObservedOwners::default();
         assert!(!owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, 0));
         tokio::time::advance(Duration::from_secs(3600)).await;
@@ -156,8 +156,8 @@ mod tests {
     }
 
     #[test]
-    fn a_sign_never_looks_unchanged_within_the_time_in_which_it_counts() {
+    fn a_sign_of_life_never_looks_unchanged_within_the_time_in_which_it_counts() {
         let times = LeaseTimes::default();
-        assert!(times.beat.as_secs() * DISTINCT_SIGNS > 2 * times.stale_after.as_secs());
+        assert!(times.beat.as_secs() * DISTINCT_SIGNS_OF_LIFE > 2 * times.stale_after.as_secs());
     }
 }

@@ -90,13 +90,13 @@ impl TarBuilder {
     }
 
     /// Adds the end marker, and reads the tar.
-    fn read(self) -> Result<ArchiveContents, ArchiveError> {
+    fn read_with_end_marker(self) -> Result<ArchiveContents, ArchiveError> {
         read_in_pieces(&self.with_end_marker().0, &[])
     }
 
     /// Adds the end marker, and returns the problem of the entry for which the tar is rejected.
-    fn read_problem(self) -> EntryProblem {
-        match self.read().err() {
+    fn problem_of_read_with_end_marker(self) -> EntryProblem {
+        match self.read_with_end_marker().err() {
             Some(ArchiveError::Entry { problem, .. }) => problem,
             other => panic!("{other:?}"),
         }

@@ -58,7 +58,7 @@ fn without_blank_items(indexed_items: Vec<(usize, String)>) -> impl Iterator<Ite
     trimmed.filter(|(_, text)| !text.is_empty())
 }
 
-/// Parses a cache's image reference, or a list of `known` fields such as `ref=…`.
+/// Parses a cache's image reference, or a list of `known_fields` such as `ref=…`.
 ///
 /// # Errors
 /// With the problem, which follows the key in the error's text.

@@ -18,7 +18,9 @@ fn a_tar_is_read_with_its_entries_in_any_order_and_with_or_without_a_leading_dot
             .with_file(&config, b"{1}");
         for tar in [first, last] {
             let bytes = tar.0.clone();
-            let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
+            let contents = tar
+                .read_with_end_marker()
+                .unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(contents.config.as_deref(), Some(&b"{1}"[..]));
             assert_eq!(contents.secrets, None);
             assert!(contents.warnings.is_empty());
@@ -42,7 +44,7 @@ fn a_tar_is_read_with_its_entries_in_any_order_and_with_or_without_a_leading_dot
 fn sealed_secrets_are_kept_unchanged() {
     let contents = small_tar()
         .with_file("com.openfaas.secrets", b"version: v1\n")
-        .read()
+        .read_with_end_marker()
         .unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(contents.secrets.as_deref(), Some(&b"version: v1\n"[..]));
 }
@@ -54,10 +56,16 @@ fn two_configurations_or_envelopes_are_rejected_unless_they_are_equal() {
     for (name, first) in [(config, &b"{}"[..]), (secrets, b"version: v1\n")] {
         for spelling in [name.to_owned(), format!("./{name}")] {
             let twice = small_tar().with_file(name, first).with_file(&spelling, first);
-            let contents = twice.clone().read().unwrap_or_else(|error| panic!("{error}"));
+            let contents = twice
+                .clone()
+                .read_with_end_marker()
+                .unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(contents.config.as_deref(), Some(&b"{}"[..]));
             for second in [&b""[..], b"{ }"] {
-                let problem = twice.clone().with_file(&spelling, second).read_problem();
+                let problem = twice
+                    .clone()
+                    .with_file(&spelling, second)
+                    .problem_of_read_with_end_marker();
                 assert_eq!(problem, EntryProblem::Contradictory, "{spelling}");
             }
         }
@@ -69,7 +77,7 @@ fn entries_outside_of_the_context_are_ignored_with_a_warning() {
     let contents = small_tar()
         .with_file("._context", b"mac")
         .with_symlink("x/y", "z")
-        .read()
+        .read_with_end_marker()
         .unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(paths_in_contents(&contents), ["Dockerfile"]);
     assert_eq!(
@@ -97,7 +105,7 @@ fn names_targets_and_times_in_extended_headers_override_those_in_the_header() {
         .with_symlink("context/link", "short")
         .with_pax_header(b'x', &[("linkpath", b"elsewhere")])
         .with_symlink("context/other", "short")
-        .read()
+        .read_with_end_marker()
         .unwrap_or_else(|error| panic!("{error}"));
     let folder = "d".repeat(200);
     let file = format!("{folder}/{}", "f".repeat(200));
@@ -133,12 +141,16 @@ fn a_field_in_two_extended_headers_of_an_entry_is_rejected() {
         (pax(long(small_tar(), b'K'), "linkpath"), "its target"),
         (long(pax(small_tar(), "linkpath"), b'K'), "its target"),
     ] {
-        let problem = tar.with_file("context/short", b"123456789abc").read_problem();
+        let problem = tar
+            .with_file("context/short", b"123456789abc")
+            .problem_of_read_with_end_marker();
         assert_eq!(problem, EntryProblem::DuplicateField { field });
     }
     // Different fields are combined, in any order of the headers.
     let tar = pax(long(long(small_tar(), b'L'), b'K'), "mtime").with_file("context/short", b"");
-    let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
+    let contents = tar
+        .read_with_end_marker()
+        .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(paths_in_contents(&contents), ["Dockerfile", "long"]);
     assert_eq!(entry_at_path(&contents, "long").mtime_ns, 12_000_000_000);
 }
@@ -150,7 +162,9 @@ fn a_size_in_an_extended_header_is_the_length_of_the_content() {
         .with_entry("context/a", b"", |_| ())
         .with_padded_bytes(b"abc")
         .with_file("context/b", b"");
-    let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
+    let contents = tar
+        .read_with_end_marker()
+        .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(entry_at_path(&contents, "a").size(), 3);
     assert_eq!(paths_in_contents(&contents), ["a", "b"]);
 }
@@ -162,7 +176,7 @@ fn a_global_header_may_set_the_time_and_unknown_fields_only() {
         .with_file("context/a", b"")
         .with_pax_header(b'x', &[("mtime", b"8")])
         .with_file("context/b", b"")
-        .read()
+        .read_with_end_marker()
         .unwrap_or_else(|error| panic!("{error}"));
     let times = ["a", "b"].map(|path| entry_at_path(&contents, path).mtime_ns);
     assert_eq!(times, [7_000_000_000, 8_000_000_000]);
@@ -170,7 +184,7 @@ fn a_global_header_may_set_the_time_and_unknown_fields_only() {
         let problem = TarBuilder::default()
             .with_pax_header(b'g', &[(field, b"1")])
             .with_file("context/a", b"")
-            .read_problem();
+            .problem_of_read_with_end_marker();
         assert!(matches!(problem, EntryProblem::GlobalField { .. }), "{problem}");
     }
 }
@@ -179,7 +193,7 @@ fn a_global_header_may_set_the_time_and_unknown_fields_only() {
 fn a_trailing_slash_makes_a_folder_in_old_tars() {
     let contents = TarBuilder::default()
         .with_entry_of_type(0, "context/old/", b"")
-        .read()
+        .read_with_end_marker()
         .unwrap_or_else(|error| panic!("{error}"));
     assert!(entry_at_path(&contents, "old").is_folder());
 }
@@ -187,7 +201,9 @@ fn a_trailing_slash_makes_a_folder_in_old_tars() {
 #[test]
 fn entries_that_lead_out_of_the_context_or_conflict_with_one_before_are_rejected() {
     for name in ["/context/a", "context/../../a", "../a", "context/.."] {
-        let problem = TarBuilder::default().with_file(name, b"").read_problem();
+        let problem = TarBuilder::default()
+            .with_file(name, b"")
+            .problem_of_read_with_end_marker();
         assert!(
             matches!(problem, EntryProblem::Absolute | EntryProblem::ParentComponent),
             "{name}: {problem}"
@@ -196,12 +212,12 @@ fn entries_that_lead_out_of_the_context_or_conflict_with_one_before_are_rejected
     let problem = TarBuilder::default()
         .with_pax_header(b'x', &[("path", b"context/a\0b")])
         .with_file("context/a", b"")
-        .read_problem();
+        .problem_of_read_with_end_marker();
     assert_eq!(problem, EntryProblem::Nul);
     let problem = TarBuilder::default()
         .with_symlink("context/a", "/etc")
         .with_file("context/a/passwd", b"")
-        .read_problem();
+        .problem_of_read_with_end_marker();
     assert_eq!(
         problem.to_string(),
         "is below context/a, which is a symbolic link, not a folder"
@@ -209,7 +225,7 @@ fn entries_that_lead_out_of_the_context_or_conflict_with_one_before_are_rejected
     let problem = TarBuilder::default()
         .with_file("context/a", b"")
         .with_file("context/a/b", b"")
-        .read_problem();
+        .problem_of_read_with_end_marker();
     assert_eq!(
         problem.to_string(),
         "is in context/a, which is a file, not a folder"
@@ -217,7 +233,7 @@ fn entries_that_lead_out_of_the_context_or_conflict_with_one_before_are_rejected
     let problem = TarBuilder::default()
         .with_file("context/a/b", b"")
         .with_symlink("context/a", "/etc")
-        .read_problem();
+        .problem_of_read_with_end_marker();
     assert_eq!(problem, EntryProblem::ReplacesFolder);
 }
 
@@ -227,7 +243,7 @@ fn a_hard_link_needs_a_target_in_the_context_before_it() {
         TarBuilder::default()
             .with_folder("context/d")
             .with_hard_link("context/a", target)
-            .read_problem()
+            .problem_of_read_with_end_marker()
     };
     assert!(matches!(
         problem("context/b"),
@@ -263,21 +279,21 @@ fn entry_types_other_than_files_folders_and_links_are_rejected() {
         assert_eq!(
             TarBuilder::default()
                 .with_entry_of_type(flag, "context/a", b"")
-                .read_problem(),
+                .problem_of_read_with_end_marker(),
             expected
         );
         // Outside of the context too: tar programs could read what follows differently.
         assert_eq!(
             TarBuilder::default()
                 .with_entry_of_type(flag, "a", b"")
-                .read_problem(),
+                .problem_of_read_with_end_marker(),
             expected
         );
     }
     let sparse = TarBuilder::default()
         .with_pax_header(b'x', &[("GNU.sparse.major", b"1")])
         .with_file("context/a", b"");
-    assert_eq!(sparse.read_problem(), EntryProblem::Sparse);
+    assert_eq!(sparse.problem_of_read_with_end_marker(), EntryProblem::Sparse);
 }
 
 #[test]
@@ -285,28 +301,30 @@ fn the_configuration_and_secrets_have_to_be_small_files_and_the_context_a_folder
     assert_eq!(
         TarBuilder::default()
             .with_symlink("com.openfaas.docker.config", "x")
-            .read_problem(),
+            .problem_of_read_with_end_marker(),
         EntryProblem::NotAFile
     );
     assert_eq!(
         TarBuilder::default()
             .with_folder("com.openfaas.secrets")
-            .read_problem(),
+            .problem_of_read_with_end_marker(),
         EntryProblem::NotAFile
     );
     assert_eq!(
-        TarBuilder::default().with_file("context", b"").read_problem(),
+        TarBuilder::default()
+            .with_file("context", b"")
+            .problem_of_read_with_end_marker(),
         EntryProblem::NotAFolder
     );
     assert_eq!(
         TarBuilder::default()
             .with_symlink("context", "/etc")
-            .read_problem(),
+            .problem_of_read_with_end_marker(),
         EntryProblem::NotAFolder
     );
     let large = TarBuilder::default().with_file("com.openfaas.docker.config", &vec![b' '; (1 << 20) + 1]);
     assert_eq!(
-        large.read_problem(),
+        large.problem_of_read_with_end_marker(),
         EntryProblem::FileTooLarge { limit: 1 << 20 }
     );
 }
@@ -317,17 +335,20 @@ fn entries_and_extended_headers_with_impossible_sizes_are_rejected() {
         TarBuilder::default().with_entry("context/a", b"", |header| header.as_old_mut().size = field)
     };
     assert!(matches!(
-        sized([0xff; 12]).read_problem(),
+        sized([0xff; 12]).problem_of_read_with_end_marker(),
         EntryProblem::Size { size: -1, .. }
     ));
     assert!(matches!(
-        sized(*b"777777777777").read_problem(),
+        sized(*b"777777777777").problem_of_read_with_end_marker(),
         EntryProblem::Size { .. }
     ));
     let huge = [0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
-    assert_eq!(sized(huge).read_problem(), EntryProblem::Number { field: "size" });
     assert_eq!(
-        sized(*b"12345abcdef\0").read_problem(),
+        sized(huge).problem_of_read_with_end_marker(),
+        EntryProblem::Number { field: "size" }
+    );
+    assert_eq!(
+        sized(*b"12345abcdef\0").problem_of_read_with_end_marker(),
         EntryProblem::Number { field: "size" }
     );
     let bomb = TarBuilder::default().with_entry("x", b"", |header| {
@@ -335,14 +356,14 @@ fn entries_and_extended_headers_with_impossible_sizes_are_rejected() {
         header.set_size(1 << 30);
     });
     assert!(matches!(
-        bomb.read_problem(),
+        bomb.problem_of_read_with_end_marker(),
         EntryProblem::ExtensionTooLarge { .. }
     ));
     let negative = TarBuilder::default()
         .with_pax_header(b'x', &[("size", b"-1")])
         .with_file("context/a", b"");
     assert!(matches!(
-        negative.read_problem(),
+        negative.problem_of_read_with_end_marker(),
         EntryProblem::Size { size: -1, .. }
     ));
 }
@@ -455,7 +476,7 @@ fn a_tar_may_lack_only_its_end_of_archive_blocks() {
     // An extended header without an entry after it.
     let dangling = whole.with_pax_header(b'x', &[("path", b"context/y")]);
     assert!(matches!(
-        dangling.clone().read(),
+        dangling.clone().read_with_end_marker(),
         Err(ArchiveError::Truncated { .. })
     ));
     assert!(matches!(
@@ -471,6 +492,8 @@ fn data_after_the_end_of_a_tar_is_rejected() {
             .with_bytes(&vec![0; zeros])
             .with_file("context/b", b"");
         let expected = (4 * BLOCK_BYTES + zeros) as u64;
-        assert!(matches!(two.read(), Err(ArchiveError::AfterEnd { offset }) if offset == expected));
+        assert!(
+            matches!(two.read_with_end_marker(), Err(ArchiveError::AfterEnd { offset }) if offset == expected)
+        );
     }
 }

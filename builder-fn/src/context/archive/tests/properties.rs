@@ -58,7 +58,7 @@ proptest! {
 
     #[test]
     fn a_valid_tars_index_has_its_entries_in_order_and_complete(tar in generate_tars(true)) {
-        let contents = tar.read();
+        let contents = tar.read_with_end_marker();
         prop_assume!(contents.is_ok());
         let contents = contents.ok().unwrap();
         let entries = paths_and_entries(&contents.entries);
