@@ -210,6 +210,11 @@ fn shared_stack_yml_variables(stack: &Stack) -> Vec<(&'static str, String)> {
         ("BUILDKIT_URL", buildkit_url_for_functions()),
         ("GATEWAY_URL", gateway_url_for_functions()),
         ("INSECURE", "true".to_owned()),
+        // Without records of builds, no function can be rolled back to an earlier version.
+        (
+            "RECORDS_REPOSITORY",
+            format!("{}/{SLIPWAY_REPOSITORY}/records", stack.registry.host),
+        ),
         // Whoever waits at a terminal sees for themselves whether a version stays up.
         ("SETTLING_TIME", "0s".to_owned()),
     ]
