@@ -112,7 +112,7 @@ pub(crate) struct BuildResult {
 
 impl BuildResult {
     /// Returns whether the deployer rejected the finished build for a newer one of the function.
-    pub(crate) fn is_superseded(&self) -> bool {
+    pub(crate) fn was_superseded_at_deployment(&self) -> bool {
         self.deployment
             .as_ref()
             .is_some_and(|deployment| deployment.status == DeploymentStatus::Superseded)
@@ -183,7 +183,7 @@ impl Builder {
         // From here on the deployer decides which version is newer. The registration still ends older builds.
         let deployment = match deployment {
             Some((signer, _)) => {
-                call.accepted.set_phase(BuildPhase::Deploying);
+                call.accepted.set_phase_unless_succeeded(BuildPhase::Deploying);
                 let handing_over = self.hand_over_image(&signer, request, &solved, call, lines, log);
                 Some(handing_over.await?)
             }

@@ -34,4 +34,4 @@ pub(crate) use routes::{BuildsRoute, outcome_fields};
 pub(crate) use store::{
     ClaimSearch, ClaimedBuild, RecordPlace, ResumableRequest, StoreError, VersionRecording,
 };
-pub use store::{LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
+pub use store::{LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX_BYTES};

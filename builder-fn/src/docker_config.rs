@@ -192,7 +192,7 @@ impl CredentialStore for DockerConfig {
         })
     }
 
-    async fn look_up(&self, host: &str) -> Result<RegistryCredentials, String> {
+    async fn look_up_credentials_or_reason(&self, host: &str) -> Result<RegistryCredentials, String> {
         self.find_credentials(host).await.map_err(|error| match error {
             DockerConfigError::Helper(error) => ErrorChain(&error).to_string(),
             // The others name files of the operator, and what is in them.

@@ -35,7 +35,7 @@ use crate::rollback::{FunctionsRoute, RollbackPermits};
 use crate::sealed::SealKeyFile;
 use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
 use crate::slots::{QueueAdmission, SlotRefused};
-use resubmit::QueueHeaders;
+use resubmit::ResubmissionHeaders;
 use run::log_build_failure;
 
 /// The builder's HTTP interface, except probes and metrics, which the host serves.
@@ -111,7 +111,7 @@ struct BuildExchange {
     /// Whether the call came from the gateway's queue. Its build goes on if the caller disconnects.
     is_asynchronous: bool,
     /// The headers with which a queued call is submitted again; `None` for one that the record store has, and for others.
-    queue_headers: Option<QueueHeaders>,
+    resubmission_headers: Option<ResubmissionHeaders>,
 }
 
 /// A build request that was received and admitted.
@@ -191,9 +191,9 @@ impl BuilderApi {
             arrived,
             format: accept::negotiate_stream_format(&head.headers),
             is_asynchronous: request_head.is_asynchronous,
-            queue_headers: request_head
+            resubmission_headers: request_head
                 .is_asynchronous
-                .then(|| QueueHeaders::of_queued_call(&head.headers)),
+                .then(|| ResubmissionHeaders::of_queued_call(&head.headers)),
         };
         if let Err(error) = self.check_not_draining_and_not_full(&exchange) {
             return Answer::from_error(&error, AnswerFields::default()).into_response();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use builder_fn::build::Builder;
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{EventTimeouts, PoolSize, SharedKeyPool};
-use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX};
+use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX_BYTES};
 use builder_fn::context::set_content_hash_key_if_unset;
 use builder_fn::hand_over::Deployer;
 use builder_fn::handler::BuilderApi;
@@ -14,7 +14,7 @@ use builder_fn::metrics::Metrics;
 use builder_fn::notify::{NotificationMemory, Notifier};
 use builder_fn::ready;
 use builder_fn::registry::Registries;
-use builder_fn::remote_context::{RemoteContexts, UploadLimit};
+use builder_fn::remote_context::{ContextUploadLimit, RemoteContexts};
 use builder_fn::rollback::RollbackPermits;
 use builder_fn::settings::Settings;
 use builder_fn::supersede::Supersession;
@@ -70,7 +70,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         token_realms: settings.token_realms.clone(),
         allowed: settings.build.allowed_sources.clone(),
         stored: settings.stored_contexts,
-        uploads: UploadLimit::default(),
+        uploads: ContextUploadLimit::default(),
     };
     let builder = Builder {
         contexts,
@@ -107,7 +107,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         room: NotificationMemory::default(),
     };
     let mut limits = settings.requests.into_request_limits(metrics.spool_bytes_gauge());
-    limits.copied_body = STORED_BODY_MAX;
+    limits.copied_body = STORED_BODY_MAX_BYTES;
     if let Some(store) = store {
         let policy = settings.signatures.policy.clone();
         tokio::spawn(store.sweep_periodically(move || {

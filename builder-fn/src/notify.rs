@@ -21,7 +21,7 @@ use http_body_util::{BodyExt, Full};
 
 use crate::request::SIGNATURE_HEADER;
 use crate::sources::{AllowedSources, UrlRejection, WebUrl};
-pub(crate) use commit_status::{CommitState, StatusReceiver};
+pub(crate) use commit_status::{CommitState, CommitStatusReceiver};
 pub use metrics::NotificationMetrics;
 pub use room::NotificationMemory;
 use room::ReservedNotificationMemory;

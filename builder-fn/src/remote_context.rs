@@ -32,7 +32,7 @@ use error::OCI_MEMBER;
 pub(crate) use error::{ContextError, ContextErrorKind};
 
 /// The largest number of contexts that are stored at a time; further ones wait.
-const MAX_UPLOADS: usize = 4;
+const MAX_CONCURRENT_CONTEXT_UPLOADS: usize = 4;
 
 /// Fetches contexts from registries and web servers, and stores and deletes contexts in the operator's registry. Clones
 /// share the limit on uploads.
@@ -53,7 +53,7 @@ pub struct RemoteContexts {
     /// The settings for stored contexts.
     pub stored: StoredContextSettings,
     /// Limits how many contexts are stored at a time.
-    pub uploads: UploadLimit,
+    pub uploads: ContextUploadLimit,
 }
 
 /// The settings for contexts that callers store.
@@ -68,11 +68,11 @@ pub struct StoredContextSettings {
 
 /// A limit on the number of contexts that are stored at a time. Clones share it.
 #[derive(Clone, Debug)]
-pub struct UploadLimit(Arc<Semaphore>);
+pub struct ContextUploadLimit(Arc<Semaphore>);
 
-impl Default for UploadLimit {
+impl Default for ContextUploadLimit {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_UPLOADS)))
+        Self(Arc::new(Semaphore::new(MAX_CONCURRENT_CONTEXT_UPLOADS)))
     }
 }
 
@@ -198,7 +198,7 @@ mod tests {
             token_realms: AllowedTokenHosts::default(),
             allowed: allowed.parse().unwrap(),
             stored: StoredContextSettings::default(),
-            uploads: UploadLimit::default(),
+            uploads: ContextUploadLimit::default(),
         }
     }
 

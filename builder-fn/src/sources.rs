@@ -84,7 +84,7 @@ impl SourceRules {
                 self.check_host_not_private(&url)?;
                 self.check_tenants_rule(|tenant| tenant.may_read_http(&url.to_string()))?;
                 if let Some(tenant) = &self.tenant {
-                    TenantTag::of_tenant(tenant.name()).separate_http(&mut separated);
+                    TenantTag::of_tenant(tenant.name()).separate_http_if_checksum(&mut separated);
                 }
             }
             Source::Git { url, bundle } => {

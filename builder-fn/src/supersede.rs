@@ -108,7 +108,7 @@ impl DaemonSupersession {
             is_one_of_several,
             state: Mutex::new(SupersessionState {
                 registry: RegisteredBuilds::default(),
-                known: NewestSuccesses::complete_from(SystemTime::now()),
+                known: NewestSuccesses::empty_complete_from(SystemTime::now()),
                 requests: 0,
                 is_watching: false,
                 idle_since: None,
@@ -149,27 +149,27 @@ impl SharedSupersession {
     }
 
     /// Records that the requests up to this one were answered, as far as the history can be read.
-    fn mark_answered(&self, request_number: u64) {
+    fn mark_requests_answered_up_to(&self, request_number: u64) {
         self.answered.send_replace(request_number);
     }
 
     /// Ends the watcher if no build has been registered for at least `min_idle_time`, and returns whether that is so.
     /// What it knows is forgotten.
-    fn stop_if_idle(&self, min_idle_time: Duration) -> bool {
+    fn stop_watching_if_idle(&self, min_idle_time: Duration) -> bool {
         let mut state = self.lock_state();
         let is_idle = state
             .idle_since
             .is_some_and(|since| since.elapsed() >= min_idle_time);
         if is_idle {
             state.is_watching = false;
-            state.known = NewestSuccesses::complete_from(SystemTime::now());
+            state.known = NewestSuccesses::empty_complete_from(SystemTime::now());
         }
         is_idle
     }
 
     /// Takes note of a build in the daemon's history, which supersedes registered older builds of its function if it
     /// runs or has succeeded.
-    fn note_known_build(&self, build: &KnownBuild) {
+    fn supersede_by_and_note_known_build(&self, build: &KnownBuild) {
         let mut state = self.lock_state();
         state.registry.supersede_by_known_build(build, SystemTime::now());
         state.known.add_if_succeeded(build);
@@ -203,7 +203,7 @@ impl DaemonSupersession {
 
 impl DaemonRegistration {
     /// Returns whether BuildKit's history, which has the builds of other builders, could be read last time.
-    fn sees_other_builders(&self) -> bool {
+    fn could_read_history_last_time(&self) -> bool {
         !self.shared.history_fails.load(Ordering::Relaxed)
     }
 
@@ -230,7 +230,7 @@ impl DaemonRegistration {
     }
 
     /// Waits until the watcher has read BuildKit's history once more. A history that cannot be read in time is logged.
-    async fn wait_until_history_is_read(shared: Arc<SharedSupersession>) {
+    async fn wait_until_history_is_read_or_timeout(shared: Arc<SharedSupersession>) {
         let request = {
             let mut state = shared.lock_state();
             state.requests += 1;

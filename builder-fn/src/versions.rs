@@ -10,7 +10,7 @@ use crate::hand_over::{Deployment, DeploymentStatus};
 use crate::request::time::format_rfc3339_nanos;
 
 /// The number of versions of a function that can be chosen for a rollback.
-pub(crate) const VERSIONS_KEPT: usize = 10;
+pub(crate) const VERSIONS_KEPT_PER_FUNCTION: usize = 10;
 
 /// A version of a function: the image and the specification that were handed over to the deployer.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -86,7 +86,7 @@ pub(crate) struct Rollback {
 
 /// The reason why no version can be chosen for a rollback. The texts are for the caller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NoVersion {
+pub(crate) enum NoVersionToRollBackTo {
     /// No version of the function is recorded.
     #[error(
         "no version of {function} is recorded: it was never deployed by this key's tenant since this builder keeps versions, or \
@@ -193,18 +193,18 @@ pub(crate) fn choose_version<'a>(
     function: &str,
     versions: &'a [FunctionVersion],
     wanted_id: Option<&str>,
-) -> Result<&'a FunctionVersion, NoVersion> {
+) -> Result<&'a FunctionVersion, NoVersionToRollBackTo> {
     let function = function.to_owned();
     let kept = || {
         let ids: Vec<_> = versions.iter().map(|version| version.id.as_str()).collect();
         ids.join(", ")
     };
     let Some(current) = versions.first() else {
-        return Err(NoVersion::Unknown { function });
+        return Err(NoVersionToRollBackTo::Unknown { function });
     };
     if let Some(id) = wanted_id {
         let found = versions.iter().find(|version| version.id == id);
-        return found.ok_or_else(|| NoVersion::NotKept {
+        return found.ok_or_else(|| NoVersionToRollBackTo::NotKept {
             function,
             id: id.to_owned(),
             kept: kept(),
@@ -223,7 +223,7 @@ pub(crate) fn choose_version<'a>(
     };
     find(VersionState::Ready)
         .or_else(|| find(VersionState::Unverified))
-        .ok_or_else(|| NoVersion::NoneEarlier {
+        .ok_or_else(|| NoVersionToRollBackTo::NoneEarlier {
             function,
             kept: kept(),
         })

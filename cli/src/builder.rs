@@ -1,4 +1,4 @@
-//! The client of builder-fn: directly, through the gateway, and through the queue.
+//! The client of builder-fn, which it reaches directly, through the gateway, or through the queue.
 
 mod body;
 mod client;

@@ -23,7 +23,7 @@ mod table;
 
 pub(crate) use difference::{DiffArguments, diff};
 pub(crate) use log::{LogArguments, logs};
-pub(crate) use open::{OpenArguments, open};
+pub(crate) use open::{OpenArguments, print_page_address};
 pub(crate) use rollback::{RollbackArguments, rollback};
 
 /// The arguments of `slipway builds`.
@@ -80,7 +80,7 @@ impl QuestionClient {
         Ok(Self { client, route })
     }
 
-    /// Asks a question.
+    /// Asks the builder a question about builds, and returns its answer.
     async fn ask(&self, method: Method, path: &str) -> Result<Value, Failure> {
         let answer = self.client.ask(self.route, method, path).await;
         answer.map_err(|error| failure_of_question(&error, self.client.settings().key.place.as_str()))

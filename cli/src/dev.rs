@@ -94,7 +94,7 @@ impl DevSession<'_> {
     async fn build_changed_unless_interrupted(&mut self, project: &Project) -> Result<Option<()>, Failure> {
         let functions = project.functions().iter();
         let folders = functions.clone().flat_map(Project::watched_folders_of);
-        self.watcher.watch(
+        self.watcher.watch_only(
             folders,
             functions.flat_map(|function| project.watched_files_of(function)),
         )?;
@@ -167,7 +167,7 @@ impl DevSession<'_> {
     }
 }
 
-/// Returns a hash of all that a function's build depends on.
+/// Returns a hash of what a build of a function sends: its context, its configuration and its secrets.
 fn fingerprint(function: &Function, packed: &PackedContext) -> u64 {
     let mut hasher = DefaultHasher::new();
     packed.fingerprint().hash(&mut hasher);

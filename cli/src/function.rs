@@ -139,15 +139,15 @@ impl Function {
                 );
             }
         }
-        const CORRECT_FILE: &str =
+        const CORRECT_FILE_ADVICE: &str =
             "correct the stack file; paths in it are relative to the folder in which slipway runs";
         match template_failure {
             // Its own error says best what to do.
             Some(failure) if problems.len() == 1 => return Err(failure),
             failure if !problems.is_empty() => {
                 let next = match failure {
-                    Some(failure) => format!("{}; then {CORRECT_FILE}", failure.next),
-                    None => CORRECT_FILE.to_owned(),
+                    Some(failure) => format!("{}; then {CORRECT_FILE_ADVICE}", failure.next),
+                    None => CORRECT_FILE_ADVICE.to_owned(),
                 };
                 let message = format!("{}: {}", stack.path.display(), problems.join("\n  "));
                 return Err(Failure::usage(message, next));

@@ -42,7 +42,7 @@ impl Interrupts {
     }
 
     /// Returns whether another Ctrl-C comes in time to cancel a build.
-    pub(crate) async fn is_pressed_again(&self) -> bool {
+    pub(crate) async fn is_pressed_again_in_time(&self) -> bool {
         tokio::time::timeout(SECOND_INTERRUPT_WAIT, self.next())
             .await
             .is_ok()

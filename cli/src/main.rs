@@ -61,7 +61,7 @@ fn run(arguments: Arguments) -> Result<ExitStatus, Failure> {
             Command::Builds(arguments) => builds::list(&arguments).await,
             Command::Status(arguments) => builds::status(&arguments).await,
             Command::Logs(arguments) => builds::logs(&arguments).await,
-            Command::Open(arguments) => builds::open(&arguments).await,
+            Command::Open(arguments) => builds::print_page_address(&arguments).await,
             Command::Cancel(arguments) => builds::cancel(&arguments).await,
             Command::Diff(arguments) => builds::diff(&arguments).await,
             Command::Rollback(arguments) => builds::rollback(&arguments).await,

@@ -27,7 +27,7 @@ impl Answer {
                 RetryReason::Busy { limit } => reply::concurrency_limit_exceeded(limit),
                 RetryReason::Later => reply::too_many_requests(self.report.error.unwrap_or_default() + "\n"),
             };
-            return close_if(self.closes_connection, response);
+            return with_close_header_if(self.closes_connection, response);
         }
         let signer = self.enclosed.map(|EnclosedHandOver { document, signer }| {
             if let Some(deployment) = &mut self.report.deployment {
@@ -54,7 +54,7 @@ impl Answer {
             // The queue-worker delivers these headers to the deployer, which continues the trace.
             trace::inject_trace_headers(response.headers_mut());
         }
-        close_if(self.closes_connection, response)
+        with_close_header_if(self.closes_connection, response)
     }
 
     /// Converts the answer to a streamed response of one record, the terminal one.
@@ -64,7 +64,7 @@ impl Answer {
 }
 
 /// Makes the connection close after `response`, if `closes` says so.
-fn close_if(closes: bool, mut response: Response) -> Response {
+fn with_close_header_if(closes: bool, mut response: Response) -> Response {
     if closes {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);

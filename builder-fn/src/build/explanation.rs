@@ -113,16 +113,21 @@ async fn look_up_credentials_within_a_second(
     };
     let end = Instant::now() + CREDENTIAL_LOOKUP_TIMEOUT;
     let end = deadline.map_or(end, |deadline| end.min(deadline));
-    Some(match timeout_at(end, credentials.look_up(host)).await.ok()? {
-        Ok(found) => LookedUpCredentials {
-            is_given: !found.secret.is_empty(),
-            problem: None,
+    Some(
+        match timeout_at(end, credentials.look_up_credentials_or_reason(host))
+            .await
+            .ok()?
+        {
+            Ok(found) => LookedUpCredentials {
+                is_given: !found.secret.is_empty(),
+                problem: None,
+            },
+            Err(problem) => LookedUpCredentials {
+                is_given: false,
+                problem: Some(problem),
+            },
         },
-        Err(problem) => LookedUpCredentials {
-            is_given: false,
-            problem: Some(problem),
-        },
-    })
+    )
 }
 
 /// The files of a context for the rules of hints.
@@ -133,7 +138,7 @@ impl ContextFiles for FilesOfContext {
         self.0.get(path).is_some()
     }
 
-    fn find_in_other_case(&self, folder: &str, name: &str) -> Option<String> {
+    fn find_name_in_other_case(&self, folder: &str, name: &str) -> Option<String> {
         let names = self.0.names_in_folder(folder)?.take(MAX_SEARCHED_ENTRIES);
         let mut found = names.filter(|found| *found != name && found.eq_ignore_ascii_case(name));
         let first = found.next()?;

@@ -158,7 +158,7 @@ impl Builder {
         }
         if let Some(registration) = registration {
             registration.check_not_superseded_in_histories().await?;
-            if !registration.sees_other_builders() {
+            if !registration.could_read_history_last_time() {
                 log.push(lines.record_warning_and_return_line(
                     "BuildKit's history could not be read: a newer build at another builder may not end this one",
                 ));

@@ -272,7 +272,10 @@ impl BuildJob {
         sink: &mut impl FnMut(BuildEvent),
     ) -> Result<Option<BuiltImage>, JobError> {
         let mut responses = status::follow_build_status(connection, reference.to_owned());
-        let session = Session::new(self.shared_key.key_for_session(), self.services.clone());
+        let session = Session::new(
+            self.shared_key.leased_or_new_key_for_session(),
+            self.services.clone(),
+        );
         let mut request = self.solve.to_request(reference, session.id());
         if self.services.checks_sources() {
             request.source_policy_session = session.id().to_owned();

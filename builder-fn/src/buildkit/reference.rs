@@ -20,7 +20,7 @@ impl BuildReference {
     /// build of another body.
     pub fn for_call_and_signature(call_id: &str, signature: &str) -> Self {
         Self {
-            text: hash_to_hex(&[call_id, "\0", signature]),
+            text: first_16_sha256_bytes_as_hex(&[call_id, "\0", signature]),
             of_signature: false,
         }
     }
@@ -30,7 +30,7 @@ impl BuildReference {
     pub fn for_signature(signature: &str) -> Self {
         Self {
             // No call id begins with a NUL.
-            text: hash_to_hex(&["\0signature\0", signature]),
+            text: first_16_sha256_bytes_as_hex(&["\0signature\0", signature]),
             of_signature: true,
         }
     }
@@ -67,7 +67,7 @@ impl BuildReference {
 }
 
 /// Returns the first 16 bytes of the SHA-256 of the joined parts, in hex.
-fn hash_to_hex(parts: &[&str]) -> String {
+fn first_16_sha256_bytes_as_hex(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     parts.iter().for_each(|part| hash.update(part));
     hex::encode(&hash.finalize()[..16])

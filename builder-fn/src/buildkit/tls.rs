@@ -174,7 +174,7 @@ fn check_own_certificate_period_and_version(
         return Ok(());
     };
     match verifier.verify_client_cert(certificate, intermediates, UnixTime::now()) {
-        Err(error) if error::is_about_certificate_period_or_encoding(&error) => Err(error),
+        Err(error) if error::is_about_certificate_period_version_or_encoding(&error) => Err(error),
         _ => Ok(()),
     }
 }

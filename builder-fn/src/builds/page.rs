@@ -38,7 +38,7 @@ impl PageAccess {
     fn sees_all(&self) -> bool {
         match self {
             Self::Open => true,
-            Self::Link(link) => link.is_for_all(),
+            Self::Link(link) => link.is_for_all_builds(),
             Self::Signed => false,
         }
     }

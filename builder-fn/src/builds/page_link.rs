@@ -30,7 +30,7 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(5 * 60);
 /// The characters of an ID that are encoded in a path: all but those that no URL parser treats in a special way.
 const ENCODED_IN_PATHS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 
-/// Settings for links to pages.
+/// Settings of the pages about builds, and of the links to them.
 #[derive(Clone, Debug)]
 pub struct PageSettings {
     /// The time for which a link is valid.
@@ -137,7 +137,7 @@ pub(crate) enum RejectedLink {
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct PageLink {
     text: String,
-    is_for_all: bool,
+    is_for_all_builds: bool,
     expires: u64,
     tenant: Option<TenantName>,
     signature: String,
@@ -170,7 +170,7 @@ impl PageLink {
         }
         Some(Self {
             text: text.to_owned(),
-            is_for_all: match kind {
+            is_for_all_builds: match kind {
                 "builds" => true,
                 "build" => false,
                 _ => return None,
@@ -190,8 +190,8 @@ impl PageLink {
     }
 
     /// Returns whether the link is for all builds of its tenant.
-    pub(crate) fn is_for_all(&self) -> bool {
-        self.is_for_all
+    pub(crate) fn is_for_all_builds(&self) -> bool {
+        self.is_for_all_builds
     }
 
     /// Returns the link as the parameter of a query, `link=…`, for further requests of its holder.
@@ -199,7 +199,7 @@ impl PageLink {
         format!("{LINK_PARAMETER}={}", self.text)
     }
 
-    /// Returns the value of the parameter.
+    /// Returns the text of the link, which is the value of the parameter `link`.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
@@ -226,7 +226,7 @@ impl PageLink {
         let SignatureCheck::Required(keys) = check else {
             return Ok(None);
         };
-        let scope = match (self.is_for_all, id) {
+        let scope = match (self.is_for_all_builds, id) {
             (true, _) => LinkScope::Builds,
             (false, Some(id)) => LinkScope::Build(id),
             (false, None) => return Err(RejectedLink::Invalid),
@@ -253,7 +253,7 @@ impl PageLink {
 impl fmt::Debug for PageLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PageLink")
-            .field("is_for_all", &self.is_for_all)
+            .field("is_for_all_builds", &self.is_for_all_builds)
             .field("expires", &self.expires)
             .field("tenant", &self.tenant)
             .finish_non_exhaustive()
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_link_is_rejected_and_none_is_no_link() {
+    fn a_malformed_or_repeated_link_is_rejected_and_a_query_may_have_none() {
         let good = link_in(&signer_with("key").address_of_list_page(TIME_OF_SIGNING)).text;
         for query in [
             "link=".to_owned(),

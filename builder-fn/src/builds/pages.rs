@@ -109,8 +109,8 @@ pub(super) fn answer_missing_link() -> Response {
     error_page_response(StatusCode::UNAUTHORIZED, text, NEW_LINK_ADVICE)
 }
 
-/// Answers a browser with an error of the platform.
-pub(super) fn answer_failure(status: StatusCode, error: &str) -> Response {
+/// Answers a browser with an error, and the advice to load the page again.
+pub(super) fn answer_error_with_advice_to_reload(status: StatusCode, error: &str) -> Response {
     error_page_response(status, error, "Load the page again in a moment.")
 }
 

@@ -73,7 +73,7 @@ pub(crate) struct BuildRecord {
     /// The size of the tar with the context as it was received, in bytes; `None` if the request refers to its context.
     #[serde(default)]
     pub(crate) context_bytes: Option<u64>,
-    /// The outcome: the fields of the answer to the build request, without its log, status, image and duration.
+    /// The outcome: the fields of the answer to the build request, without its log, status, image, duration and page.
     pub(crate) outcome: Map<String, Value>,
     /// The reference of the build at BuildKit, without the number of an attempt.
     pub(crate) reference: Option<String>,

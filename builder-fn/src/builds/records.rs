@@ -26,10 +26,10 @@ use crate::redact::SecretMask;
 const ENDED_BUILDS_MAX: usize = 1000;
 
 /// The limit on the searches through a daemon's whole history at the same time.
-const CONCURRENT_SEARCHES_MAX: usize = 2;
+const CONCURRENT_HISTORY_SEARCHES_MAX: usize = 2;
 
 /// The limit on the remembered references of builds in a daemon's history. At the limit, all are forgotten.
-const REFERENCES_MAX: usize = 10_000;
+const REMEMBERED_BUILD_REFERENCES_MAX: usize = 10_000;
 
 /// The records of this process's builds. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +53,7 @@ impl Default for SharedRecords {
             store: None,
             cancellations: CancellationWatch::default(),
             log_readers: LogReaders::default(),
-            searches: Semaphore::new(CONCURRENT_SEARCHES_MAX),
+            searches: Semaphore::new(CONCURRENT_HISTORY_SEARCHES_MAX),
             newest: NewestBuilds::default(),
         }
     }
@@ -142,7 +142,9 @@ impl BuildRecords {
         drop(state);
         AcceptedBuild {
             shared: self.clone(),
-            place: self.store().map(|store| store.place(key.clone(), submitted_at)),
+            place: self
+                .store()
+                .map(|store| store.new_place(key.clone(), submitted_at)),
             key,
             cancelled,
             has_ended: AtomicBool::new(false),
@@ -175,7 +177,7 @@ impl BuildRecords {
     pub(super) fn remember_reference(&self, key: &RecordKey, reference: &str) {
         let mut state = self.lock();
         let references = &mut state.references;
-        if references.len() >= REFERENCES_MAX {
+        if references.len() >= REMEMBERED_BUILD_REFERENCES_MAX {
             references.clear();
         }
         references.insert(key.clone(), reference.to_owned());
@@ -262,8 +264,8 @@ impl AcceptedBuild {
         }
     }
 
-    /// Sets the state of the build.
-    pub(crate) fn set_phase(&self, phase: BuildPhase) {
+    /// Sets the state of the build, unless its record says already that it succeeded.
+    pub(crate) fn set_phase_unless_succeeded(&self, phase: BuildPhase) {
         self.update_unless_succeeded(|record| record.phase = phase);
     }
 
@@ -505,13 +507,13 @@ mod tests {
     fn a_failed_delivery_hides_neither_another_one_that_builds_nor_a_success() {
         let records = BuildRecords::default();
         let first = accept(&records, "a");
-        first.set_phase(BuildPhase::Running);
+        first.set_phase_unless_succeeded(BuildPhase::Running);
 
         accept(&records, "a").end(BuildPhase::Failed, Map::new());
         assert_eq!(phase(&records, "a"), Some(BuildPhase::Running));
         first.end(BuildPhase::Success, Map::new());
         let late = accept(&records, "a");
-        late.set_phase(BuildPhase::Waiting);
+        late.set_phase_unless_succeeded(BuildPhase::Waiting);
         drop(late);
 
         assert_eq!(phase(&records, "a"), Some(BuildPhase::Success));

@@ -68,7 +68,7 @@ impl BuildsRoute {
 
     /// Returns the ID of the build that the route is for; `None` for the list and for two builds, which a link to one
     /// build does not show.
-    fn id(&self) -> Option<&str> {
+    fn id_of_single_build(&self) -> Option<&str> {
         match self {
             Self::List | Self::Difference(..) => None,
             Self::Build(id) | Self::Log(id) => Some(id),
@@ -76,7 +76,7 @@ impl BuildsRoute {
     }
 
     /// Returns the route's name in traces, which contains no ID.
-    fn name(&self) -> &'static str {
+    fn name_in_traces(&self) -> &'static str {
         match self {
             Self::List => "/builds",
             Self::Build(_) => "/builds/{id}",
@@ -88,14 +88,14 @@ impl BuildsRoute {
 
 impl BuilderApi {
     /// Answers a request to a route below `/builds`, if its signature or its link is authentic: with a page for a
-    /// browser, and with JSON otherwise.
+    /// browser, with a stream for a log, and with JSON otherwise.
     pub(crate) async fn answer_question(
         &self,
         route: BuildsRoute,
         request: &Parts,
         context: &Context,
     ) -> Response {
-        trace::set_route_of_current_request(route.name());
+        trace::set_route_of_current_request(route.name_in_traces());
         let method = &request.method;
         let allowed: &[Method] = match route {
             BuildsRoute::Build(_) => &[Method::GET, Method::DELETE],
@@ -187,7 +187,7 @@ impl BuilderApi {
             }
             (SignatureCheck::Required(_), Some(link)) => {
                 let tenant = link
-                    .verify(&check, route.id(), self.pages.lifetime, now)
+                    .verify(&check, route.id_of_single_build(), self.pages.lifetime, now)
                     .map_err(RejectedSender::Link)?;
                 (tenant, None, PageAccess::Link(link))
             }
@@ -281,7 +281,7 @@ impl RejectedSender {
             (Self::Unchecked(error), _) => (StatusCode::BAD_GATEWAY, error),
         };
         match is_page {
-            true => pages::answer_failure(status, &error),
+            true => pages::answer_error_with_advice_to_reload(status, &error),
             false => answer::error_response(status, &error),
         }
     }
@@ -472,7 +472,8 @@ fn parse_first_line_number(query: Option<&str>) -> Result<u64, String> {
     Ok(from)
 }
 
-/// Returns the fields of an answer to a build request that its record keeps: all but log, status, image and duration.
+/// Returns the fields of an answer to a build request that its record keeps: all but log, status, image, duration
+/// and page.
 pub(crate) fn outcome_fields(report: &impl serde::Serialize) -> serde_json::Map<String, Value> {
     let Ok(Value::Object(mut fields)) = serde_json::to_value(report) else {
         return serde_json::Map::new();

@@ -76,13 +76,13 @@ const RECORD_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The longest body that is stored with the record of its request, in bytes. NATS accepts no larger message unless it is
 /// set up to; the queue of the Community Edition accepts a quarter.
-pub const STORED_BODY_MAX: u64 = 1 << 20;
+pub const STORED_BODY_MAX_BYTES: u64 = 1 << 20;
 
 /// The longest wait for the registry to take a build back when the process ends, two seconds after builds are
 /// interrupted.
-const HAND_BACK_TIMEOUT: Duration = Duration::from_millis(1500);
+const HAND_BACK_TIMEOUT_AT_PROCESS_END: Duration = Duration::from_millis(1500);
 
-/// The limit on the records that are written at the same time.
+/// The limit on the ends of builds, inputs of builds and versions of functions that are written at the same time.
 const CONCURRENT_WRITERS_MAX: usize = 4;
 
 /// The limit on the records of one tenant that wait to be written. Beyond it, records of calls that were not accepted are
@@ -262,7 +262,7 @@ impl RecordStore {
     }
 
     /// Returns the place for the record of a build that was accepted at the time `accepted_at`.
-    pub(super) fn place(&self, key: RecordKey, accepted_at: SystemTime) -> RecordPlace {
+    pub(super) fn new_place(&self, key: RecordKey, accepted_at: SystemTime) -> RecordPlace {
         RecordPlace {
             index: IndexTag::new(&key, accepted_at, &self.0.owner),
             key,
@@ -423,7 +423,7 @@ impl RecordStore {
             unfinished: None,
         };
         let limit = match is_process_ending {
-            true => HAND_BACK_TIMEOUT,
+            true => HAND_BACK_TIMEOUT_AT_PROCESS_END,
             false => self.0.times.exchange,
         };
         let writing = async {
@@ -554,7 +554,7 @@ impl RecordStore {
         };
         let newest = index_tag::newest_entry_of_each_build(&tags, RECORDS_MAX_PER_TENANT);
         let mut records = futures_util::stream::iter(newest)
-            .map(|tag| self.read_for_list(tenant, tag))
+            .map(|tag| self.read_for_list_unless_unreadable(tenant, tag))
             .buffer_unordered(CONCURRENT_READS);
         let (mut builds, mut problem) = (Vec::new(), None);
         loop {
@@ -574,7 +574,7 @@ impl RecordStore {
         self.0.repository.list_tags(tenant, INDEX_PREFIX, &after).await
     }
 
-    async fn read_for_list(
+    async fn read_for_list_unless_unreadable(
         &self,
         tenant: &Option<String>,
         tag: IndexTag,

@@ -25,7 +25,7 @@ use crate::request::{BuildRequest, BuildSource, SIGNATURE_HEADER, START_TIME_HEA
 const RESUBMISSION_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The pause before a call is submitted again after the gateway has failed.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
+const RESUBMISSION_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The pause before a call is submitted again that arrived during the shutdown. Its queue may deliver it to this
 /// builder once more, until the port is closed.
@@ -38,7 +38,7 @@ const CALLBACK_URL_HEADER: HeaderName = HeaderName::from_static("x-callback-url"
 
 /// The headers of a queued call with which it is submitted again.
 #[derive(Clone, Debug)]
-pub(super) struct QueueHeaders(HeaderMap);
+pub(super) struct ResubmissionHeaders(HeaderMap);
 
 /// The reason for which a call was not submitted again.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,7 @@ enum ResubmissionError {
     NotQueued,
 }
 
-impl QueueHeaders {
+impl ResubmissionHeaders {
     /// Returns the headers of a call that came from the queue. Of the times at which the gateway received it, only the
     /// first remains, because it orders the builds of a function.
     pub(super) fn of_queued_call(headers: &HeaderMap) -> Self {
@@ -92,10 +92,11 @@ impl QueueHeaders {
 }
 
 impl BuilderApi {
-    /// Returns whether there is what the call can be submitted to its queue with again.
+    /// Returns whether the call can be submitted again: it came from a queue, and its body was kept, or its tar can be
+    /// stored as a context.
     pub(super) fn is_resubmittable(&self, request: &BuildRequest, exchange: &BuildExchange) -> bool {
         let is_storable = request.config_copy.is_some() && self.builder.contexts.stores_contexts();
-        exchange.queue_headers.is_some() && (request.body_copy.is_some() || is_storable)
+        exchange.resubmission_headers.is_some() && (request.body_copy.is_some() || is_storable)
     }
 
     /// Submits an interrupted call to its queue again, unless another delivery of it is in progress here, and returns
@@ -143,7 +144,7 @@ impl BuilderApi {
         request: &BuildRequest,
         exchange: &BuildExchange,
     ) -> Result<(), ResubmissionError> {
-        let Some(QueueHeaders(headers)) = &exchange.queue_headers else {
+        let Some(ResubmissionHeaders(headers)) = &exchange.resubmission_headers else {
             return Err(ResubmissionError::NotQueued);
         };
         if exchange.arrived_during_shutdown {
@@ -181,7 +182,7 @@ impl BuilderApi {
                 Err(error) => ResubmissionError::Gateway(error),
             };
             tracing::warn!(error = %ErrorChain(&failure), "an interrupted build is submitted to the queue once more");
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tokio::time::sleep(RESUBMISSION_RETRY_PAUSE).await;
         }
     }
 
@@ -214,7 +215,7 @@ impl BuilderApi {
         let signature_header = HeaderName::from_static(SIGNATURE_HEADER);
         headers.remove(&signature_header);
         if let Some(verified) = &request.signature {
-            let signature = signature::sign_body(verified.keys(), &body);
+            let signature = signature::sign_body(verified.keys_of_signers_secret(), &body);
             let signature = HeaderValue::from_str(&signature).map_err(|_| ResubmissionError::NotJson)?;
             headers.insert(signature_header, signature);
         }
@@ -245,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queue_headers_keep_the_first_time_the_signature_and_the_callback_and_no_others() {
+    fn resubmission_headers_keep_the_first_time_the_signature_and_the_callback_and_no_others() {
         for (values, first) in [(&["17", "18"][..], "17"), (&[" 17 , 18"], "17")] {
             let mut headers = HeaderMap::new();
             for value in values {
@@ -254,7 +255,7 @@ mod tests {
             headers.insert("x-build-signature", "sha256=00".parse().unwrap());
             headers.insert("x-callback-url", "http://callback.example/".parse().unwrap());
             headers.insert("x-forwarded-for", "10.0.0.1".parse().unwrap());
-            let QueueHeaders(kept) = QueueHeaders::of_queued_call(&headers);
+            let ResubmissionHeaders(kept) = ResubmissionHeaders::of_queued_call(&headers);
             let times: Vec<_> = kept.get_all(START_TIME_HEADER).iter().collect();
             assert_eq!(times, [first], "{values:?}");
             assert_eq!(kept["x-build-signature"], "sha256=00");

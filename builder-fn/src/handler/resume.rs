@@ -19,11 +19,11 @@ use crate::slots::{QueueAdmission, SlotOwner};
 const TENANTS_PER_SEARCH_INTERVAL: u32 = 20;
 
 /// The pause before a claimed build is begun again after a failure of the platform.
-const BEGIN_RETRY_PAUSE: Duration = Duration::from_secs(2);
+const CLAIMED_BUILD_BEGIN_RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// The time for which a claimed build that cannot begin, because the platform fails, is tried here before it is handed
 /// back to other builders.
-const BEGIN_TIMEOUT: Duration = Duration::from_secs(60);
+const CLAIMED_BUILD_BEGIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The time that a search which is in progress at the beginning of a shutdown may still take, so that claims are not
 /// lost.
@@ -138,7 +138,7 @@ impl BuilderApi {
         let mut accepted = self.builder.records.accept(key, head.arrived);
         accepted.use_claimed_place(place);
         let receiving = async {
-            let end = Instant::now() + BEGIN_TIMEOUT;
+            let end = Instant::now() + CLAIMED_BUILD_BEGIN_TIMEOUT;
             loop {
                 match self
                     .verify_admit_and_parse_again(&head, body.clone(), &accepted, &context)
@@ -149,7 +149,7 @@ impl BuilderApi {
                         if error.kind().is_rejected_for_now() || Instant::now() > end {
                             return None;
                         }
-                        tokio::time::sleep(BEGIN_RETRY_PAUSE).await;
+                        tokio::time::sleep(CLAIMED_BUILD_BEGIN_RETRY_PAUSE).await;
                     }
                     received => return Some(received),
                 }
@@ -189,7 +189,7 @@ impl BuilderApi {
             arrived_during_shutdown: false,
             format: None,
             is_asynchronous: true,
-            queue_headers: None,
+            resubmission_headers: None,
         };
         tracing::info!("an accepted build is resumed: its builder has gone");
         let threads = self.threads.clone();

@@ -15,7 +15,7 @@ use crate::builds::{BuildPhase, LinkSigner, RecordKey, outcome_fields};
 use crate::error::{Error, ErrorKind, STATUS_TOKEN_SECRET};
 use crate::inputs::{BuildInputs, InputsRecorder};
 use crate::metrics::{CANCELLED_OUTCOME, SUPERSEDED_OUTCOME};
-use crate::notify::{CommitState, ResultReceiver, StatusReceiver};
+use crate::notify::{CommitState, CommitStatusReceiver, ResultReceiver};
 use crate::redact::{SecretMask, TraceMask};
 use crate::report::{BuildStatus, LineFormatter, LogSink};
 use crate::request::{BuildRequest, BuildSource, VerifiedSignature, is_full_commit_hash};
@@ -166,7 +166,7 @@ impl BuilderApi {
                     .map(|deployment| deployment.status.as_str());
                 let seconds = fields.seconds;
                 tracing::info!(image, digest, deployment, seconds, "build succeeded");
-                in_flight.end_with_outcome(match built.is_superseded() {
+                in_flight.end_with_outcome(match built.was_superseded_at_deployment() {
                     true => SUPERSEDED_OUTCOME,
                     false => "success",
                 });
@@ -230,7 +230,7 @@ impl BuilderApi {
         request: &BuildRequest,
         secrets: &BuildSecrets,
         context: &Context,
-    ) -> Result<Option<StatusReceiver>, Error> {
+    ) -> Result<Option<CommitStatusReceiver>, Error> {
         let Some(status) = &request.config.commit_status else {
             return Ok(None);
         };
@@ -246,7 +246,7 @@ impl BuilderApi {
             return Err(Error::NoStatusCommit);
         }
         let tenant = request.tenant().map(AsRef::as_ref);
-        let project = status.project();
+        let project = status.project_api_url();
         self.notifier
             .check_url(project, tenant)
             .map_err(Error::CommitStatus)?;
@@ -262,7 +262,7 @@ impl BuilderApi {
                 return Err(Error::NoStatusToken { project });
             }
         };
-        Ok(Some(StatusReceiver {
+        Ok(Some(CommitStatusReceiver {
             status,
             tenant: request.tenant().cloned(),
             token,
@@ -334,7 +334,7 @@ impl BuilderApi {
             keys: request
                 .signature
                 .as_ref()
-                .map(|signature| signature.keys().clone()),
+                .map(|signature| signature.keys_of_signers_secret().clone()),
         };
         let sending =
             self.notifier

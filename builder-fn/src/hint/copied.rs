@@ -11,7 +11,7 @@ const UNKNOWN_WORKING_DIRECTORY: &str = "?";
 /// Where the instructions of a stage before a step copy folders of the context to.
 pub(super) struct CopiedFolders {
     /// The working directory of the step; `None` if its command may change it.
-    working_directory: Option<String>,
+    working_directory_unless_command_may_change_it: Option<String>,
     copies: Vec<CopiedFolder>,
 }
 
@@ -58,19 +58,23 @@ impl CopiedFolders {
             .text
             .split(|character: char| !character.is_alphanumeric() && character != '-');
         Self {
-            working_directory: Some(folder).filter(|_| !is_moving.into_iter().any(moves)),
+            working_directory_unless_command_may_change_it: Some(folder)
+                .filter(|_| !is_moving.into_iter().any(moves)),
             copies: copies.into_iter().take(MAX_COPIED_FOLDERS).collect(),
         }
     }
 
     /// Returns the working directory of the step; `None` if its command may change it.
-    pub(super) fn working_directory(&self) -> Option<&str> {
-        self.working_directory.as_deref()
+    pub(super) fn working_directory_unless_command_may_change_it(&self) -> Option<&str> {
+        self.working_directory_unless_command_may_change_it.as_deref()
     }
 
     /// Returns the paths in the context that would be at `path` in the image, if the context had them.
     pub(super) fn context_paths_for_image_path(&self, path: &str) -> Vec<String> {
-        let absolute = match (&self.working_directory, path.starts_with('/')) {
+        let absolute = match (
+            &self.working_directory_unless_command_may_change_it,
+            path.starts_with('/'),
+        ) {
             (_, true) => normalize_path(path),
             (Some(folder), false) => join_and_normalize(folder, path),
             (None, false) => return Vec::new(),

@@ -1,4 +1,4 @@
-//! Manifests, lock files and dependencies of cargo and pip, and packages of distributions.
+//! Manifests and dependencies of cargo and pip, lock files of these and other managers, packages of distributions.
 
 use super::evidence::Evidence;
 use super::{Hint, HintKind, text};
@@ -88,7 +88,7 @@ fn outdated_cargo_lock_file(lines: &[&str]) -> Option<Hint> {
     )
 }
 
-/// Finds the errors of other package managers for a lock file that does not fit.
+/// Finds the errors for a lock file that is missing (cargo, pnpm) or does not fit (pnpm, yarn, poetry, uv).
 fn missing_or_outdated_lock_file(lines: &[&str]) -> Option<Hint> {
     let has = |words: &str| lines.iter().any(|line| line.contains(words));
     let missing = if has("cannot create the lock file ") && has("because --locked was passed") {

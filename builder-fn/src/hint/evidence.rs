@@ -44,7 +44,7 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// Returns the lines of the step's output, each cut.
+    /// Returns the lines of the end of the step's output, each cut.
     pub(super) fn lines(&self) -> impl DoubleEndedIterator<Item = &str> {
         let lines = self.output.lines();
         lines.map(|line| text::first_part(line, LINE_READ_BYTES).trim_end())
@@ -78,7 +78,7 @@ impl<'a> Evidence<'a> {
     }
 
     /// Returns the image or the stage that the stage of the failed instruction begins from.
-    pub(super) fn base_image(&self) -> Option<&str> {
+    pub(super) fn base_image_or_stage(&self) -> Option<&str> {
         dockerfile::base_of_stage(self.instructions(), self.instruction()?)
     }
 
@@ -86,15 +86,16 @@ impl<'a> Evidence<'a> {
     pub(super) fn without_working_directory_if_in_context<'p>(&self, path: &'p str) -> &'p str {
         let relative = self.instruction().and_then(|step| {
             let folders = CopiedFolders::copied_before_step(self.instructions(), step);
-            path.strip_prefix(folders.working_directory()?)?.strip_prefix('/')
+            path.strip_prefix(folders.working_directory_unless_command_may_change_it()?)?
+                .strip_prefix('/')
         });
         relative
             .filter(|relative| self.failure.files.has(relative))
             .unwrap_or(path)
     }
 
-    /// Returns the path of a manifest or a lock file: where the context has it, if it has it once.
-    pub(super) fn path_in_context_or_function_folder(&self, name: &str) -> String {
+    /// Returns `function/NAME` if the context has the manifest or lock file only there, and otherwise the name itself.
+    pub(super) fn path_in_function_folder_if_only_there(&self, name: &str) -> String {
         let in_function = format!("function/{name}");
         let files = self.failure.files;
         match !files.has(name) && files.has(&in_function) {
@@ -136,8 +137,8 @@ impl<'a> Evidence<'a> {
         code.get(..digits)?.parse().ok()
     }
 
-    /// Returns the line of a file of the context that begins or goes on as `is_wanted` says, with the file's path. The
-    /// file is looked for in the context and in its folder `function`, where templates of functions have the handler.
+    /// Returns the first line of a file of the context for which `is_wanted` is true, with the file's path. The file is
+    /// looked for in the context and in its folder `function`, where templates of functions have the handler.
     pub(super) fn find_line_in_file(
         &self,
         name: &str,
@@ -159,14 +160,16 @@ impl<'a> Evidence<'a> {
 
     /// Returns whether a file of the context has `word`. The file has the path that a program of the step named, or
     /// ends it.
-    pub(super) fn context_file_contains(&self, path: &str, word: &str) -> bool {
+    pub(super) fn context_file_contains(&self, image_path: &str, word: &str) -> bool {
         const MAX_PATH_ENDS_TRIED: usize = 16;
         const MAX_BYTES_READ_OF_FILE: usize = 64 << 10;
-        let whole = path.trim_start_matches("./").trim_start_matches('/');
-        let ends = std::iter::successors(Some(whole), |path| Some(path.split_once('/')?.1));
-        let read = ends
-            .take(MAX_PATH_ENDS_TRIED)
-            .find_map(|path| self.failure.files.read_beginning(path, MAX_BYTES_READ_OF_FILE));
+        let whole = image_path.trim_start_matches("./").trim_start_matches('/');
+        let ends = std::iter::successors(Some(whole), |image_path| Some(image_path.split_once('/')?.1));
+        let read = ends.take(MAX_PATH_ENDS_TRIED).find_map(|image_path| {
+            self.failure
+                .files
+                .read_beginning(image_path, MAX_BYTES_READ_OF_FILE)
+        });
         let read = read.or_else(|| {
             self.failure
                 .files

@@ -39,7 +39,7 @@ pub(super) fn explain_unrunnable_or_forbidden_program(evidence: &Evidence<'_>) -
             .unwrap_or("a program of the step");
         return Some(Hint::new(
             HintKind::WrongArchitecture,
-            match evidence.base_image() {
+            match evidence.base_image_or_stage() {
                 Some(base) => format!(
                     "{program} is not for the processor or the operating system of the build; the stage begins from {base}"
                 ),

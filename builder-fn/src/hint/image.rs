@@ -6,7 +6,7 @@ use super::network::explain_connection_problem;
 use super::{Hint, HintKind, dockerfile, text};
 
 /// The beginning of the error for a program with credentials that cannot be started.
-const HELPER_NOT_RUN_PREFIX: &str = "could not run ";
+const CREDENTIAL_HELPER_NOT_RUN_PREFIX: &str = "could not run ";
 
 /// What a registry answered, as far as it is a cause.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -200,7 +200,7 @@ fn registry_limit_or_failure_hint(refusal: Refusal, registry: &str, operation: &
 /// Returns the hint for credentials that could not be read because their program cannot be run.
 fn missing_credential_helper_hint(evidence: &Evidence<'_>, registry: &str) -> Option<Hint> {
     let problem = evidence.failure.login?.problem?;
-    let program = problem.strip_prefix(HELPER_NOT_RUN_PREFIX)?;
+    let program = problem.strip_prefix(CREDENTIAL_HELPER_NOT_RUN_PREFIX)?;
     let program = program
         .split_once(':')
         .map_or(program, |(program, _)| program)

@@ -4,7 +4,7 @@ use super::evidence::Evidence;
 use super::{Hint, HintKind, text};
 
 /// The words for a host whose name cannot be resolved, as programs write them.
-const UNRESOLVED_WORDS: &[&str] = &[
+const UNRESOLVED_HOST_WORDS: &[&str] = &[
     "Temporary failure resolving",
     "Temporary failure in name resolution",
     "Name or service not known",
@@ -22,7 +22,7 @@ const UNRESOLVED_WORDS: &[&str] = &[
 ];
 
 /// The words for a connection that does not come about.
-const UNCONNECTED_WORDS: &[&str] = &[
+const FAILED_CONNECTION_WORDS: &[&str] = &[
     "Connection refused",
     "connection refused",
     "ECONNREFUSED",
@@ -44,7 +44,7 @@ const UNCONNECTED_WORDS: &[&str] = &[
 ];
 
 /// The words for a certificate that is not trusted.
-const UNTRUSTED_WORDS: &[&str] = &[
+const UNTRUSTED_CERTIFICATE_WORDS: &[&str] = &[
     "x509: ",
     "certificate verify failed",
     "CERTIFICATE_VERIFY_FAILED",
@@ -61,7 +61,7 @@ const UNTRUSTED_WORDS: &[&str] = &[
 ];
 
 /// The number of last lines in which a cause is looked for: what a program wrote before did not stop it.
-const SEARCHED_LINES: usize = 80;
+const LAST_LINES_SEARCHED: usize = 80;
 
 /// Explains why the connection to a registry does not come about, by the words of Go's HTTP client.
 pub(super) fn explain_connection_problem(
@@ -83,17 +83,20 @@ pub(super) fn explain_connection_problem(
     }
     let host = text::host_of_first_url(reason).or(registry)?;
     if let Some(unresolved) =
-        text::between(reason, "dial tcp: lookup ", " ").or_else(|| unresolved_host(reason))
+        text::between(reason, "dial tcp: lookup ", " ").or_else(|| host_in_go_resolver_error(reason))
     {
         let name = unresolved.trim_end_matches(':');
         let name = Some(name).filter(|name| text::may_be_host(name)).unwrap_or(host);
-        return Some(unresolved_hint(
+        return Some(unresolved_host_hint(
             name,
             &format!("BuildKit cannot resolve the name of the host {name} {purpose}"),
         ));
     }
-    if UNTRUSTED_WORDS.iter().any(|words| reason.contains(words)) {
-        return Some(untrusted_hint(host, "BuildKit"));
+    if UNTRUSTED_CERTIFICATE_WORDS
+        .iter()
+        .any(|words| reason.contains(words))
+    {
+        return Some(untrusted_certificate_hint(host, "BuildKit"));
     }
     if reason.contains("server gave HTTP response to HTTPS client") {
         return Some(Hint::new(
@@ -104,7 +107,9 @@ pub(super) fn explain_connection_problem(
             ),
         ));
     }
-    let words = UNCONNECTED_WORDS.iter().find(|words| reason.contains(**words))?;
+    let words = FAILED_CONNECTION_WORDS
+        .iter()
+        .find(|words| reason.contains(**words))?;
     let host = registry.unwrap_or(host);
     let kind = match registry {
         Some(_) => HintKind::RegistryUnreachable,
@@ -137,9 +142,12 @@ pub(super) fn explain_failed_add_download(evidence: &Evidence<'_>) -> Option<Hin
     if let Some(hint) = explain_connection_problem(reason, None, "for a source of the build") {
         return Some(hint);
     }
-    if let Some(words) = UNRESOLVED_WORDS.iter().find(|words| reason.contains(**words)) {
+    if let Some(words) = UNRESOLVED_HOST_WORDS
+        .iter()
+        .find(|words| reason.contains(**words))
+    {
         let host = host_in_line(reason, words)?;
-        return Some(unresolved_hint(
+        return Some(unresolved_host_hint(
             host,
             &format!("BuildKit cannot resolve the name of the host {host}"),
         ));
@@ -174,7 +182,7 @@ pub(super) fn explain_failed_add_download(evidence: &Evidence<'_>) -> Option<Hin
 pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure_reason()?;
     let find = |words: &'static [&'static str]| {
-        let mut last = evidence.lines().rev().take(SEARCHED_LINES);
+        let mut last = evidence.lines().rev().take(LAST_LINES_SEARCHED);
         last.find_map(|line| {
             words
                 .iter()
@@ -182,8 +190,8 @@ pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option
                 .map(|words| (line, *words))
         })
     };
-    let unresolved = find(UNRESOLVED_WORDS);
-    let unconnected = find(UNCONNECTED_WORDS);
+    let unresolved = find(UNRESOLVED_HOST_WORDS);
+    let unconnected = find(FAILED_CONNECTION_WORDS);
     if let (Some(tenant), Some((line, words))) = (evidence.failure.no_network, unresolved.or(unconnected)) {
         let host = host_in_line(line, words).map_or_else(|| "a host".to_owned(), str::to_owned);
         return Some(Hint::new(
@@ -198,15 +206,15 @@ pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option
         let cause = match host_in_line(line, words).or_else(|| pip_index_host(evidence, line)) {
             Some(host) => {
                 let cause = format!("the step cannot resolve the name of the host {host}");
-                return Some(unresolved_hint(host, &cause));
+                return Some(unresolved_host_hint(host, &cause));
             }
             None => format!("the step cannot resolve the name of a host: {line}"),
         };
-        return Some(unresolved_hint("the host", &cause));
+        return Some(unresolved_host_hint("the host", &cause));
     }
-    if let Some((line, words)) = find(UNTRUSTED_WORDS) {
+    if let Some((line, words)) = find(UNTRUSTED_CERTIFICATE_WORDS) {
         return Some(match host_in_line(line, words) {
-            Some(host) => untrusted_hint(host, "the step"),
+            Some(host) => untrusted_certificate_hint(host, "the step"),
             None => Hint::new(
                 HintKind::CertificateUntrusted,
                 format!("the step does not trust the certificate of a host: {line}"),
@@ -217,7 +225,7 @@ pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option
     if let Some(hint) = evidence
         .lines()
         .rev()
-        .take(SEARCHED_LINES)
+        .take(LAST_LINES_SEARCHED)
         .find_map(failed_download)
     {
         return Some(hint);
@@ -272,7 +280,7 @@ fn failed_download(line: &str) -> Option<Hint> {
 }
 
 /// Returns the hint for a host whose name cannot be resolved.
-pub(super) fn unresolved_hint(host: &str, cause: &str) -> Hint {
+pub(super) fn unresolved_host_hint(host: &str, cause: &str) -> Hint {
     Hint::new(
         HintKind::NameResolution,
         cause,
@@ -282,7 +290,7 @@ pub(super) fn unresolved_hint(host: &str, cause: &str) -> Hint {
     )
 }
 
-fn untrusted_hint(host: &str, client: &str) -> Hint {
+fn untrusted_certificate_hint(host: &str, client: &str) -> Hint {
     Hint::new(
         HintKind::CertificateUntrusted,
         format!("{client} does not trust the certificate of {host}"),
@@ -298,7 +306,7 @@ fn untrusted_hint(host: &str, client: &str) -> Hint {
 }
 
 /// Returns the host in an error of Go's resolver: `lookup HOST on SERVER` or `lookup HOST: no such host`.
-fn unresolved_host(reason: &str) -> Option<&str> {
+fn host_in_go_resolver_error(reason: &str) -> Option<&str> {
     let (_, rest) = reason.split_once("lookup ")?;
     let is_unresolved =
         rest.contains("no such host") || rest.contains("server misbehaving") || rest.contains("i/o timeout");
@@ -331,7 +339,7 @@ pub(super) fn host_in_line<'l>(line: &'l str, failure_words: &str) -> Option<&'l
     })
 }
 
-/// Returns the host that another line near `line` or the step's command names, for programs that write it elsewhere.
+/// Returns the host of pip's index for a line that names only its path: that of an earlier line, or `pypi.org`.
 fn pip_index_host<'e>(evidence: &'e Evidence<'_>, line: &str) -> Option<&'e str> {
     // pip names only the path of its index.
     if line.contains("/simple/") {

@@ -2,7 +2,7 @@
 
 use super::dependency::at_place_if_found;
 use super::evidence::Evidence;
-use super::network::unresolved_hint;
+use super::network::unresolved_host_hint;
 use super::text::{self, Place};
 use super::{Hint, HintKind};
 
@@ -95,7 +95,7 @@ pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
             match evidence.failure.no_network {
                 // The rule for the network of steps names the policy.
                 Some(_) => None,
-                None => Some(unresolved_hint(
+                None => Some(unresolved_host_hint(
                     host,
                     &format!("the step cannot resolve the name of the host {host}"),
                 )),
@@ -185,7 +185,7 @@ fn npm_lock_file_hint(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
         None => cause.to_owned(),
     };
     let next = "run npm install where the source is, and hand in the new package-lock.json";
-    let file = evidence.path_in_context_or_function_folder("package-lock.json");
+    let file = evidence.path_in_function_folder_if_only_there("package-lock.json");
     Some(Hint::new(kind, cause, next).at(&file, None))
 }
 

@@ -17,7 +17,7 @@ fn python_error(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     let at = lines.iter().rposition(|line| is_exception_message(line))?;
     let message = lines.get(at)?;
     let before = lines.get(..at)?;
-    // The innermost parse_python_frame that is not Python's own.
+    // The innermost frame that is not Python's own.
     let frames = || {
         before
             .iter()
@@ -59,7 +59,7 @@ fn python_error(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
     )
 }
 
-/// Parses a parse_python_frame of Python's: `  File "FILE", line LINE`.
+/// Parses a frame of a traceback of Python: `  File "FILE", line LINE`.
 fn parse_python_frame(line: &str) -> Option<(&str, u32)> {
     // compileall writes asterisks before it.
     let line = line.trim_start_matches([' ', '*']);

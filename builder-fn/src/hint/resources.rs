@@ -13,7 +13,7 @@ const FULL_DISK_WORDS: &[&str] = &[
 ];
 
 /// The words for a process without memory, or one that the kernel has killed.
-const MEMORY_WORDS: &[&str] = &[
+const OUT_OF_MEMORY_OR_KILLED_WORDS: &[&str] = &[
     "JavaScript heap out of memory",
     "runtime: out of memory",
     "java.lang.OutOfMemoryError",
@@ -60,7 +60,11 @@ pub(super) fn explain_out_of_memory(evidence: &Evidence<'_>) -> Option<Hint> {
     let next = "let the step use less memory, such as fewer jobs at the same time; if it needs it, the operator can raise the \
                 memory of build steps";
     let mut last = evidence.lines().rev().take(80);
-    if let Some(line) = last.find(|line| MEMORY_WORDS.iter().any(|words| line.contains(words))) {
+    if let Some(line) = last.find(|line| {
+        OUT_OF_MEMORY_OR_KILLED_WORDS
+            .iter()
+            .any(|words| line.contains(words))
+    }) {
         let line = text::one_line(line, super::MAX_NAME_OR_LINE_BYTES);
         return Some(Hint::new(
             HintKind::OutOfMemory,

@@ -61,7 +61,7 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
     if let Some(found) = find_excluding_pattern(evidence, path) {
         return Some(ignored_hint(path, &found));
     }
-    if let Some(found) = find_in_other_case(evidence, path) {
+    if let Some(found) = find_path_in_other_case(evidence, path) {
         return Some(
             Hint::new(
                 HintKind::SourceWrongCase,
@@ -153,7 +153,7 @@ pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hi
     let source = sources.find(|source| {
         let is_there = files.has(source);
         if !is_there && in_other_case.is_none() {
-            in_other_case = find_in_other_case(evidence, source).map(|found| (source.clone(), found));
+            in_other_case = find_path_in_other_case(evidence, source).map(|found| (source.clone(), found));
         }
         is_there
     });
@@ -271,7 +271,7 @@ fn find_excluding_pattern(evidence: &Evidence<'_>, path: &str) -> Option<Excludi
 }
 
 /// Returns the path in the context that differs from `path` in case only.
-fn find_in_other_case(evidence: &Evidence<'_>, path: &str) -> Option<String> {
+fn find_path_in_other_case(evidence: &Evidence<'_>, path: &str) -> Option<String> {
     let files = evidence.failure.files;
     let mut found = String::new();
     for part in path.split('/').take(MAX_PATH_PARTS) {
@@ -283,7 +283,7 @@ fn find_in_other_case(evidence: &Evidence<'_>, path: &str) -> Option<String> {
             found = exact;
             continue;
         }
-        let other = files.find_in_other_case(&found, part)?;
+        let other = files.find_name_in_other_case(&found, part)?;
         found = match found.is_empty() {
             true => other,
             false => format!("{found}/{other}"),

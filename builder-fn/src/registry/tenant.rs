@@ -26,8 +26,11 @@ impl CredentialStore for TenantCredentials {
         self.registries.credentials.credentials(host).await
     }
 
-    async fn look_up(&self, host: &str) -> Result<RegistryCredentials, String> {
-        self.registries.credentials.look_up(host).await
+    async fn look_up_credentials_or_reason(&self, host: &str) -> Result<RegistryCredentials, String> {
+        self.registries
+            .credentials
+            .look_up_credentials_or_reason(host)
+            .await
     }
 
     async fn fetches_tokens(&self, host: &str) -> bool {

@@ -155,7 +155,7 @@ impl ContextError {
     /// Converts the error of an exchange with `host`, which is not the registry, for the reference in `member`.
     pub(super) fn from_exchange(error: ExchangeError, member: &'static str, host: &str) -> Self {
         match error {
-            ExchangeError::Denied(denied) => Self::from_denied_address(&denied, member),
+            ExchangeError::Denied(denied) => Self::log_and_convert_denied_address(&denied, member),
             ExchangeError::Connect(source) => Self::Unreachable {
                 host: host.to_owned(),
                 source,
@@ -166,7 +166,7 @@ impl ContextError {
         }
     }
 
-    fn from_denied_address(denied: &AddressDenied, member: &'static str) -> Self {
+    fn log_and_convert_denied_address(denied: &AddressDenied, member: &'static str) -> Self {
         let AddressDenied { host, address, kind } = denied;
         tracing::info!(host, %address, kind, "a server of a context has an address that the builder does not connect to");
         // The address that a name has within the platform is not the caller's to know.
@@ -262,7 +262,7 @@ pub(crate) enum ContextErrorKind {
 impl From<RegistryError> for ContextError {
     fn from(error: RegistryError) -> Self {
         match error {
-            RegistryError::Denied(denied) => Self::from_denied_address(&denied, OCI_MEMBER),
+            RegistryError::Denied(denied) => Self::log_and_convert_denied_address(&denied, OCI_MEMBER),
             error => Self::Registry(error),
         }
     }

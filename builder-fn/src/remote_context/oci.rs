@@ -13,7 +13,7 @@ use super::error::OCI_MEMBER;
 use super::{ContextError, OpenRepository, RemoteContexts};
 use crate::context::Spool;
 use crate::registry::{RESPONSE_TIMEOUT, empty_body};
-use crate::request::{ContextRules, OciContext, Sha256Digest};
+use crate::request::{ContextArtifactReference, ContextRules, Sha256Digest};
 
 /// The largest number of redirects, such as those of a registry to its storage.
 pub(super) const MAX_REDIRECTS: usize = 4;
@@ -22,12 +22,12 @@ impl RemoteContexts {
     /// Fetches the tar of an artifact, and verifies the digests of the manifest and of its only layer.
     pub(super) async fn fetch_oci(
         &self,
-        oci: &OciContext,
+        oci: &ContextArtifactReference,
         rules: &ContextRules,
     ) -> Result<Spool, ContextError> {
         let mut repository = self.open_repository(&oci.image, rules.tenant()).await?;
         let layer = fetch_layer_descriptor_from_manifest(&mut repository.handle, oci).await?;
-        let limit = rules.body_limit();
+        let limit = rules.fetched_tar_max_bytes();
         if layer.size > limit {
             return Err(ContextError::TooLarge { limit });
         }
@@ -58,7 +58,7 @@ impl RemoteContexts {
     async fn request_blob_following_redirects(
         &self,
         repository: &mut OpenRepository,
-        oci: &OciContext,
+        oci: &ContextArtifactReference,
         digest: Sha256Digest,
     ) -> Result<Response<Incoming>, ContextError> {
         let OpenRepository {
@@ -99,7 +99,7 @@ impl RemoteContexts {
 /// Fetches the manifest of an artifact, verifies its digest, and returns its layer.
 async fn fetch_layer_descriptor_from_manifest(
     repository: &mut Repository,
-    oci: &OciContext,
+    oci: &ContextArtifactReference,
 ) -> Result<ContextLayer, ContextError> {
     let fetched = repository.fetch_manifest(&oci.digest.to_string()).await;
     let manifest = fetched
@@ -123,7 +123,10 @@ fn not_found(what: &str) -> ContextError {
 }
 
 /// Converts an error of the registry. A repository that cannot be read is the fault of the caller, who chose it.
-fn access_error(error: function_host::registry::RegistryError, oci: &OciContext) -> ContextError {
+fn access_error(
+    error: function_host::registry::RegistryError,
+    oci: &ContextArtifactReference,
+) -> ContextError {
     use function_host::registry::RegistryError;
     match error {
         RegistryError::NoCredentials { .. } => unauthorized(StatusCode::UNAUTHORIZED, oci),
@@ -140,7 +143,7 @@ fn access_error(error: function_host::registry::RegistryError, oci: &OciContext)
 }
 
 /// Returns the error for a response to a request of a blob that is neither the blob nor a redirect.
-fn blob_status_error(status: StatusCode, host: &str, oci: &OciContext) -> ContextError {
+fn blob_status_error(status: StatusCode, host: &str, oci: &ContextArtifactReference) -> ContextError {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => unauthorized(status, oci),
         status => ContextError::Status {
@@ -150,7 +153,7 @@ fn blob_status_error(status: StatusCode, host: &str, oci: &OciContext) -> Contex
     }
 }
 
-fn unauthorized(status: StatusCode, oci: &OciContext) -> ContextError {
+fn unauthorized(status: StatusCode, oci: &ContextArtifactReference) -> ContextError {
     ContextError::Unauthorized {
         image: oci.image.clone(),
         status: status.as_u16(),

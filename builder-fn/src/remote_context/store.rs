@@ -21,7 +21,9 @@ use crate::registry::{
     upload_blob_if_missing,
 };
 use crate::request::time::format_rfc3339;
-use crate::request::{ContextReference, OciContext, ReferencedContext, Sha256Digest, StorableTar};
+use crate::request::{
+    ContextArtifactReference, ContextReference, ReferencedContext, Sha256Digest, StorableTar,
+};
 
 /// The most bytes of a context that are read from its spool at once.
 const PIECE_BYTES: usize = 256 << 10;
@@ -30,7 +32,7 @@ const PIECE_BYTES: usize = 256 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct StoredContext {
     /// The reference to the context, for a JSON request.
-    pub(crate) reference: OciContext,
+    pub(crate) reference: ContextArtifactReference,
     /// The length of the stored tar in bytes.
     pub(crate) bytes: u64,
 }
@@ -84,7 +86,7 @@ impl RemoteContexts {
         let digest = sha256_of(manifest.as_bytes());
         put_manifest(&mut repository, &digest.to_string(), manifest).await?;
         Ok(StoredContext {
-            reference: OciContext { image, digest },
+            reference: ContextArtifactReference { image, digest },
             bytes: body.len(),
         })
     }
@@ -112,7 +114,7 @@ impl RemoteContexts {
     /// Deletes the manifest of a stored context. A missing one counts as deleted.
     async fn delete_manifest(
         &self,
-        oci: &OciContext,
+        oci: &ContextArtifactReference,
         tenant: Option<&Arc<Tenant>>,
     ) -> Result<(), ContextError> {
         let repository = self.open_repository(&oci.image, tenant).await?;

@@ -39,7 +39,7 @@ impl RemoteContexts {
             response.into_body(),
             &what,
             context.digest,
-            rules.body_limit(),
+            rules.fetched_tar_max_bytes(),
             rules.spool_settings(),
         )
         .await

@@ -270,7 +270,7 @@ mod tests {
     /// Decompresses a body in pieces, and returns the number of entries of the context in it.
     fn decompress_in_pieces_and_count_entries(
         body: &[u8],
-        piece: usize,
+        piece_bytes: usize,
         limit: u64,
     ) -> Result<usize, RequestError> {
         let settings = SpoolSettings {
@@ -279,7 +279,7 @@ mod tests {
             quota: SpoolQuota::new(u64::MAX, IntGauge::new("used", "used").unwrap()),
         };
         let body = Spool::in_memory(body.to_vec());
-        let tar = decompress_with_buffer(&body, &settings, limit, piece)?.unwrap_or(body);
+        let tar = decompress_with_buffer(&body, &settings, limit, piece_bytes)?.unwrap_or(body);
         Ok(ArchiveReader::new(ArchiveLimits::default())
             .read(&tar)?
             .entries

@@ -41,7 +41,7 @@ pub struct AllowedFrontends(Vec<String>);
 #[error(
     "the Dockerfile's line \"syntax={name}\" names a frontend that this builder does not allow{}; remove the line, or name \
      docker/dockerfile, which is built in",
-    format_allowed(.allowed)
+    allowed_images_in_parentheses(.allowed)
 )]
 pub struct ForbiddenFrontend {
     /// The frontend's name in the Dockerfile, shortened.
@@ -51,7 +51,7 @@ pub struct ForbiddenFrontend {
 }
 
 /// Lists the allowed images in parentheses, with a space before; returns an empty text if there are none.
-fn format_allowed(images: &[String]) -> String {
+fn allowed_images_in_parentheses(images: &[String]) -> String {
     match images {
         [] => String::new(),
         images => format!(" (allowed are {})", images.join(", ")),
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_policy_the_tenants_own_frontends_are_allowed() {
+    fn with_a_policy_only_the_tenants_own_frontends_and_the_built_in_one_are_allowed() {
         let policy = r#"{"tenants": {"acme": {
             "keys": ["k"], "frontends": ["r.example/acme/"], "buildkit": "tcp://buildkit-of-acme:1234"
         }, "globex": {"keys": ["l"]}}}"#;

@@ -45,10 +45,10 @@ const MIN_HASHING_THREADS: usize = 2;
 
 /// The number of keys up to which a body is hashed while it arrives. With more keys, anybody could have many times as
 /// much hashed as they send, so a body is hashed only once it is whole.
-const MAX_KEYS_WHILE_RECEIVING: usize = 8;
+const MAX_KEYS_FOR_HASHING_WHILE_RECEIVING: usize = 8;
 
 /// The most bytes that are hashed for one body, counted once for each key, if there are more keys than
-/// [`MAX_KEYS_WHILE_RECEIVING`].
+/// [`MAX_KEYS_FOR_HASHING_WHILE_RECEIVING`].
 const MAX_HASHED_BYTES_WITH_MANY_KEYS: u64 = 256 << 20;
 
 /// The budget of all unverified bodies, and the turns at hashing and storing them. Clones share both.
@@ -130,7 +130,7 @@ where
 /// keys.
 fn body_limit_with_many_keys(verifier: &BodyVerifier) -> u64 {
     match verifier.key_count() {
-        0..=MAX_KEYS_WHILE_RECEIVING => u64::MAX,
+        0..=MAX_KEYS_FOR_HASHING_WHILE_RECEIVING => u64::MAX,
         keys => MAX_HASHED_BYTES_WITH_MANY_KEYS / keys as u64,
     }
 }
@@ -250,7 +250,7 @@ impl BodyWorker {
 
     /// Verifies the signature of the whole body, and counts the body against the quota of verified ones instead of its
     /// sender's part of the budget.
-    fn verify(
+    fn verify_then_release_budget(
         self,
         settings: &SpoolSettings,
         sender: UnverifiedSender,
@@ -292,7 +292,7 @@ impl<'a> IncomingBody<'a> {
         let keys = verifier.as_ref().map_or(0, BodyVerifier::key_count);
         let worker = BodyWorker {
             verifier,
-            is_hashed_last: keys > MAX_KEYS_WHILE_RECEIVING,
+            is_hashed_last: keys > MAX_KEYS_FOR_HASHING_WHILE_RECEIVING,
             spool: Spool::uncounted(settings),
         };
         Self {
@@ -327,7 +327,9 @@ impl<'a> IncomingBody<'a> {
     async fn process_pending_pieces(&mut self) -> Result<(), RequestError> {
         let mut worker = self.wait_for_idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
-        let (is_on_disk, released) = self.choose_and_reserve_storage(batch.bytes).await?;
+        let (is_on_disk, released) = self
+            .reserve_storage_returning_on_disk_and_freed(batch.bytes)
+            .await?;
         let mut turn = self.wait_for_turn(self.stored).await?;
         let task = spawn_blocking(move || {
             turn.begin_work();
@@ -350,7 +352,10 @@ impl<'a> IncomingBody<'a> {
 
     /// Decides whether the next `bytes` of the body are stored in memory or in a file, and reserves disk space for a
     /// file. Returns whether it is a file, and how many bytes of memory are free again once they are written.
-    async fn choose_and_reserve_storage(&mut self, bytes: usize) -> Result<(bool, u64), RequestError> {
+    async fn reserve_storage_returning_on_disk_and_freed(
+        &mut self,
+        bytes: usize,
+    ) -> Result<(bool, u64), RequestError> {
         let bytes = bytes as u64;
         let in_memory = match self.bodies.is_memory_short() {
             true => MAX_IN_MEMORY_BODY_BYTES_WHILE_MEMORY_IS_SHORT.min(self.settings.memory),
@@ -398,7 +403,9 @@ impl<'a> IncomingBody<'a> {
     async fn process_rest_and_verify(mut self) -> Result<VerifiedBody, RequestError> {
         let mut worker = self.wait_for_idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
-        let (is_on_disk, _) = self.choose_and_reserve_storage(batch.bytes).await?;
+        let (is_on_disk, _) = self
+            .reserve_storage_returning_on_disk_and_freed(batch.bytes)
+            .await?;
         let is_quick = !is_on_disk && batch.bytes as u64 * self.keys <= MAX_INLINE_HASH_BYTES;
         // A small request waits for no thread, however many bodies are hashed and written.
         let turn = match is_quick {
@@ -407,16 +414,16 @@ impl<'a> IncomingBody<'a> {
         };
         if worker.is_hashed_last {
             let store = move || worker.process_batch(batch, is_on_disk).map(|()| worker);
-            worker = run_with_turn(turn, store).await?;
+            worker = run_inline_or_blocking_with_turn(turn, store).await?;
             worker = self.hash_stored_body(worker).await?;
-            return worker.verify(self.settings, self.sender);
+            return worker.verify_then_release_budget(self.settings, self.sender);
         }
         let (settings, sender) = (self.settings.clone(), self.sender);
         let work = move || {
             worker.process_batch(batch, is_on_disk)?;
-            worker.verify(&settings, sender)
+            worker.verify_then_release_budget(&settings, sender)
         };
-        run_with_turn(turn, work).await
+        run_inline_or_blocking_with_turn(turn, work).await
     }
 
     /// Hashes a body that is stored whole with each of its keys. It takes as many turns as a body that was sent as
@@ -435,7 +442,7 @@ impl<'a> IncomingBody<'a> {
                 Ok((worker, count))
             };
             let count;
-            (worker, count) = run_with_turn(Some(turn), hash).await?;
+            (worker, count) = run_inline_or_blocking_with_turn(Some(turn), hash).await?;
             if count == 0 {
                 return Err(RequestError::ReadSpool(std::io::ErrorKind::UnexpectedEof.into()));
             }
@@ -446,7 +453,7 @@ impl<'a> IncomingBody<'a> {
 }
 
 /// Runs `work` on another thread, whose turn it is; without a turn, on this one.
-async fn run_with_turn<T: Send + 'static>(
+async fn run_inline_or_blocking_with_turn<T: Send + 'static>(
     turn: Option<HashingTurn>,
     work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
 ) -> Result<T, RequestError> {

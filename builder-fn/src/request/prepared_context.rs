@@ -125,7 +125,7 @@ impl ContextRules {
     }
 
     /// Returns the limit on the tar as it is stored, in bytes.
-    pub(crate) fn body_limit(&self) -> u64 {
+    pub(crate) fn fetched_tar_max_bytes(&self) -> u64 {
         self.limits.archive.body
     }
 

@@ -16,7 +16,7 @@ use crate::context::{ArchiveLimits, ArchiveReader, SourceContext, Spool};
 const MAX_KEPT_INDEX_BYTES: usize = 256 << 10;
 
 /// The number of tars that are read at a time: each takes as much memory as the largest index.
-const TARS_AT_A_TIME: usize = 2;
+const TARS_INDEXED_AT_A_TIME: usize = 2;
 
 /// The turns at reading tars, which all requests share. Clones share them.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ enum ContextState {
 
 impl Default for IndexingTurns {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(TARS_AT_A_TIME)))
+        Self(Arc::new(Semaphore::new(TARS_INDEXED_AT_A_TIME)))
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
         let gate = Arc::new(Mutex::new(gate));
         let (started, mut running) = tokio::sync::mpsc::unbounded_channel();
         let mut all = tokio::task::JoinSet::new();
-        for _ in 0..TARS_AT_A_TIME + 3 {
+        for _ in 0..TARS_INDEXED_AT_A_TIME + 3 {
             let (turns, gate, started) = (turns.clone(), gate.clone(), started.clone());
             all.spawn(async move {
                 let work = move || {
@@ -227,12 +227,12 @@ mod tests {
                 turns.run(work).await
             });
         }
-        for _ in 0..TARS_AT_A_TIME {
+        for _ in 0..TARS_INDEXED_AT_A_TIME {
             running.recv().await.unwrap();
         }
         tokio::task::yield_now().await;
         assert!(running.try_recv().is_err());
-        (0..TARS_AT_A_TIME + 3).for_each(|_| open.send(()).unwrap());
+        (0..TARS_INDEXED_AT_A_TIME + 3).for_each(|_| open.send(()).unwrap());
         assert!(all.join_all().await.into_iter().all(|result| result.is_ok()));
     }
 }

@@ -136,7 +136,7 @@ impl VerifiedSignature {
     }
 
     /// Returns the keys of the secret with the key that made the signature. They sign what is sent to the caller.
-    pub(crate) fn keys(&self) -> &HmacKeys {
+    pub(crate) fn keys_of_signers_secret(&self) -> &HmacKeys {
         &self.keys
     }
 
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sha1_signature_is_valid_only_with_the_right_key_and_body() {
+    fn a_sha1_signature_of_the_body_is_valid_and_one_of_another_body_or_with_other_digits_is_not() {
         for (key, body, digits) in HMAC_SHA1_TEST_VECTORS {
             let keys = signature_keys_with(key, true);
             let header = format!("sha1={digits}");

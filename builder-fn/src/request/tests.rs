@@ -287,7 +287,7 @@ async fn a_body_without_a_valid_signature_header_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_signature_is_valid_with_any_of_the_keys_and_with_no_other() {
+async fn a_signature_is_valid_with_the_second_of_two_keys_and_not_with_another_key_or_body() {
     let spooled = spool_folder();
     let both = signature_required_with_keys("new\nthe key\n");
     let body = valid_tar();
@@ -391,7 +391,7 @@ async fn errors_in_a_body_are_reported_to_a_caller_with_the_key() {
 }
 
 #[tokio::test]
-async fn a_body_whose_declared_length_exceeds_the_limit_is_rejected() {
+async fn a_body_one_byte_over_the_limit_is_rejected() {
     let mut limits = spool_folder().limits;
     let body = valid_tar();
     limits.archive.body = body.len() as u64;

@@ -5,7 +5,7 @@ use function_host::policy::Violations;
 
 use crate::builds::StoreError;
 use crate::error::Error;
-use crate::versions::NoVersion;
+use crate::versions::NoVersionToRollBackTo;
 
 /// The reason why a rollback is not begun, or a function's versions are not listed. The texts are written for the caller.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,7 @@ pub(super) enum RollbackError {
     Store(#[from] StoreError),
     /// No version can be chosen.
     #[error(transparent)]
-    NoVersion(#[from] NoVersion),
+    NoVersionToRollBackTo(#[from] NoVersionToRollBackTo),
     /// Today's rules do not allow the version.
     #[error("the version {id} is not allowed any more, and nothing was changed: {violations}")]
     Forbidden {
@@ -103,7 +103,7 @@ impl RollbackError {
                 StatusCode::NOT_IMPLEMENTED
             }
             Self::Signer(_) | Self::Store(_) | Self::TenantDaemon(_) => StatusCode::BAD_GATEWAY,
-            Self::NoVersion(_) => StatusCode::NOT_FOUND,
+            Self::NoVersionToRollBackTo(_) => StatusCode::NOT_FOUND,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::ImageGone { .. } => StatusCode::GONE,
             Self::IdTaken { .. } | Self::UnderWay { .. } | Self::Outdated { .. } => StatusCode::CONFLICT,

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::error::RollbackError;
 use super::request::{FunctionsRoute, RollbackQuery, parse_function};
-use super::run::{AcceptedRollback, ExpectedVersion};
+use super::run::{AcceptedRollback, ExpectedRunningVersions};
 use crate::answer;
 use crate::buildkit::ManifestLookup;
 use crate::builds::{BuildPhase, BuildRecord, RecordKey, RecordStore, SIGNED_AT_HEADER};
@@ -160,7 +160,9 @@ impl BuilderApi {
             });
         }
         self.check_rules_allow_version(target, tenant)?;
-        let warning = self.check_image_still_exists(target, tenant).await?;
+        let warning = self
+            .check_image_still_exists_returning_warning(target, tenant)
+            .await?;
         context
             .accept()
             .map_err(|full| RollbackError::Busy { limit: full.limit })?;
@@ -216,7 +218,7 @@ impl BuilderApi {
             expected: query
                 .to
                 .is_none()
-                .then(|| ExpectedVersion::of_versions(&versions))
+                .then(|| ExpectedRunningVersions::of_versions(&versions))
                 .flatten(),
         };
         let record = self.builder.records.find(&key);
@@ -260,7 +262,7 @@ impl BuilderApi {
 
     /// Fails if the registry does not have the image of a version any more. Returns a warning if that cannot be looked
     /// up.
-    async fn check_image_still_exists(
+    async fn check_image_still_exists_returning_warning(
         &self,
         version: &FunctionVersion,
         tenant: Option<&Tenant>,

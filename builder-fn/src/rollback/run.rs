@@ -23,7 +23,7 @@ use crate::versions::{FunctionVersion, VersionState};
 const LOG_LINES_MAX: usize = 200;
 
 /// The time before the end of the process that is left for recording the outcome.
-const TIME_FOR_RECORD: Duration = Duration::from_secs(2);
+const TIME_LEFT_FOR_RECORDING_OUTCOME: Duration = Duration::from_secs(2);
 
 /// A rollback that was accepted and is to be run.
 pub(super) struct AcceptedRollback {
@@ -42,20 +42,20 @@ pub(super) struct AcceptedRollback {
     /// What could not be checked before.
     pub(super) warning: Option<String>,
     /// What has to run for the choice of the version to be right; `None` if the caller chose the version.
-    pub(super) expected: Option<ExpectedVersion>,
+    pub(super) expected: Option<ExpectedRunningVersions>,
 }
 
 /// What runs if the choice of the last good version is right: the records may miss a version, or have one that another
 /// client has replaced.
 #[derive(Clone, Debug)]
-pub(super) struct ExpectedVersion {
+pub(super) struct ExpectedRunningVersions {
     /// The ID of the newest version.
     id: String,
     /// The images of which one runs.
     images: Vec<String>,
 }
 
-impl ExpectedVersion {
+impl ExpectedRunningVersions {
     /// Returns what runs if `versions`, of which the first is the newest, are all that were deployed.
     pub(super) fn of_versions(versions: &[FunctionVersion]) -> Option<Self> {
         let newest = versions.first()?;
@@ -71,7 +71,7 @@ impl ExpectedVersion {
     }
 
     /// Fails if another version runs.
-    fn check_is_deployed(&self, deployed: Option<&DeployedVersion>) -> Result<(), Error> {
+    fn check_no_other_is_deployed(&self, deployed: Option<&DeployedVersion>) -> Result<(), Error> {
         let Some(deployed) = deployed else {
             return Ok(());
         };
@@ -176,7 +176,7 @@ impl BuilderApi {
         tokio::select! {
             () = written.wait() => {}
             end = shutdown.wait_until_begun() => {
-                tokio::time::sleep_until(end.checked_sub(TIME_FOR_RECORD).unwrap_or(end)).await;
+                tokio::time::sleep_until(end.checked_sub(TIME_LEFT_FOR_RECORDING_OUTCOME).unwrap_or(end)).await;
             }
         }
     }
@@ -185,7 +185,7 @@ impl BuilderApi {
     async fn deploy_earlier_version(
         &self,
         version: &FunctionVersion,
-        expected: Option<&ExpectedVersion>,
+        expected: Option<&ExpectedRunningVersions>,
         tenant: Option<&str>,
         shutdown: &Shutdown,
         lines: &mut LineFormatter,
@@ -207,7 +207,7 @@ impl BuilderApi {
                     log.push(lines.record_warning_and_return_line(warning));
                 }
                 if let Some(expected) = expected {
-                    expected.check_is_deployed(deployed.as_ref())?;
+                    expected.check_no_other_is_deployed(deployed.as_ref())?;
                 }
             }
             DryRunOutcome::Refused(refused) => return Err(Error::DeploymentRefused(refused)),

@@ -45,13 +45,17 @@ impl ConnectionRule {
     }
 
     /// Creates an HTTP client that connects as the rule says. It trusts the system's certificates and those in the secret
-    /// `gateway-ca`. With `insecure`, it may trust none, for servers without TLS.
+    /// `gateway-ca`. With `may_lack_certificates`, it may trust none, for servers without TLS.
     ///
     /// # Errors
     /// Fails if the certificates cannot be read, or there are none to trust.
-    pub(crate) fn http_client(self, secrets: &Secrets, insecure: bool) -> Result<HttpClient, BoxError> {
+    pub(crate) fn http_client(
+        self,
+        secrets: &Secrets,
+        may_lack_certificates: bool,
+    ) -> Result<HttpClient, BoxError> {
         let trusting = HttpClient::trusting_system_and_gateway_certificates(secrets, self.address_check());
-        trusting.or_else(|error| match insecure {
+        trusting.or_else(|error| match may_lack_certificates {
             true => HttpClient::trusting_no_certificate(self.address_check()),
             false => Err(error),
         })
@@ -122,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_a_name_are_checked_as_addresses_in_its_place_would_be() {
+    fn the_public_rule_denies_private_addresses_the_known_rule_only_metadata_and_link_local_ones() {
         let denies = |rule: ConnectionRule, address: &str| {
             rule.address_check()
                 .is_some_and(|check| check(address.parse().unwrap()).is_err())

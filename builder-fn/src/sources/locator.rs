@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_is_an_image_of_its_own() {
+    fn the_bundle_of_a_git_source_is_an_image_of_a_registry_and_no_oci_layout() {
         let bundle = |locator| parse("git://github.com/a/b", &[("git.bundle", locator)]);
         let Ok(Source::Git {
             bundle: Some(image), ..

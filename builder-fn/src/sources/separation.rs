@@ -37,7 +37,7 @@ const HTTP_USER_AGENT_ATTRIBUTE: &str = "http.header.user-agent";
 /// The start of every tag.
 const TAG_PREFIX: &str = "slipway-";
 /// What the name of a tenant follows in the text that its tag is derived from.
-const TAG_PURPOSE: &str = "slipway: tag for the fetched sources of the tenant ";
+const TAG_DERIVATION_PREFIX: &str = "slipway: tag for the fetched sources of the tenant ";
 /// The length of the digest in a tag, in bytes.
 const TAG_DIGEST_BYTES: usize = 16;
 
@@ -67,7 +67,7 @@ pub(super) struct TenantTag(String);
 impl TenantTag {
     /// Derives the tag of a tenant. Servers see it, and not the tenant's name.
     pub(super) fn of_tenant(tenant: &TenantName) -> Self {
-        let digest = Sha256::digest(format!("{TAG_PURPOSE}{tenant}"));
+        let digest = Sha256::digest(format!("{TAG_DERIVATION_PREFIX}{tenant}"));
         let digest: String = hex::encode(digest).chars().take(2 * TAG_DIGEST_BYTES).collect();
         Self(format!("{TAG_PREFIX}{digest}"))
     }
@@ -83,14 +83,14 @@ impl TenantTag {
         attributes: &mut BTreeMap<String, String>,
         identifier_without_scheme: &str,
         secrets: &dyn SecretStore,
-        is_shared: bool,
+        is_daemon_shared: bool,
     ) -> Result<(), SeparationError> {
-        if is_shared && attributes.contains_key(GIT_BUNDLE_ATTRIBUTE) {
+        if is_daemon_shared && attributes.contains_key(GIT_BUNDLE_ATTRIBUTE) {
             return Err(SeparationError::Bundle);
         }
         let mtime = attributes.get(GIT_MTIME_ATTRIBUTE).map(String::as_str);
         match mtime {
-            Some(MTIME_OF_COMMIT) if is_shared => return Err(SeparationError::CommitTimes),
+            Some(MTIME_OF_COMMIT) if is_daemon_shared => return Err(SeparationError::CommitTimes),
             Some(MTIME_OF_COMMIT) => {}
             _ => {
                 let tagged = format!("{MTIME_OF_CHECKOUT}-{}", self.0);
@@ -147,7 +147,7 @@ impl TenantTag {
     }
 
     /// Changes the attributes of a file from the web so that, with a checksum, it is not found for another tenant.
-    pub(super) fn separate_http(&self, attributes: &mut BTreeMap<String, String>) {
+    pub(super) fn separate_http_if_checksum(&self, attributes: &mut BTreeMap<String, String>) {
         if attributes.contains_key(HTTP_CHECKSUM_ATTRIBUTE) {
             attributes.retain(|name, _| !name.eq_ignore_ascii_case(HTTP_USER_AGENT_ATTRIBUTE));
             attributes.insert(HTTP_USER_AGENT_ATTRIBUTE.to_owned(), self.0.clone());
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_no_room_for_a_tag_needs_a_daemon_of_its_own() {
+    fn git_attributes_that_leave_no_room_for_a_tag_need_a_daemon_of_the_tenants_own() {
         let bundle = ("git.bundle", "docker-image+blob://r.example/a@sha256:00");
         for (attribute, expected) in [
             (("git.mtime", "commit"), SeparationError::CommitTimes),
@@ -299,7 +299,7 @@ mod tests {
                 .iter()
                 .map(|(name, value)| (name.to_string(), value.to_string()));
             let mut attributes = attributes.collect();
-            tag("acme").separate_http(&mut attributes);
+            tag("acme").separate_http_if_checksum(&mut attributes);
             attributes
         };
         assert_eq!(separate(&[]), BTreeMap::new());

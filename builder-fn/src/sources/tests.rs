@@ -10,8 +10,8 @@ const OWN_DAEMON_JSON: &str = r#""buildkit": "tcp://buildkit-of-acme:1234""#;
 
 /// Returns the rules for a build of the tenant `acme` that has these members in the policy, or, if they are empty, of a
 /// builder without a policy.
-fn rules_of_policy(tenant_members: &str) -> SourceRules {
-    let tenant = match tenant_members {
+fn rules_of_policy(acme_members_or_empty_for_no_policy: &str) -> SourceRules {
+    let tenant = match acme_members_or_empty_for_no_policy {
         "" => None,
         rules => {
             let text = format!(r#"{{"tenants": {{"acme": {{"keys": ["acme-payload"], {rules}}}}}}}"#);
@@ -244,7 +244,7 @@ fn no_tenant_gets_a_source_under_the_key_of_another_or_of_nobody() {
                 true => tag
                     .separate_git(&mut expected, "github.com/acme/app", &*rules.secrets, true)
                     .expect("git"),
-                false => tag.separate_http(&mut expected),
+                false => tag.separate_http_if_checksum(&mut expected),
             }
             assert_eq!(converted, expected);
             // The daemon asks again about the converted source.
@@ -254,7 +254,7 @@ fn no_tenant_gets_a_source_under_the_key_of_another_or_of_nobody() {
 }
 
 #[test]
-fn an_image_that_may_be_read_may_be_pulled_and_no_other() {
+fn reading_an_allowed_image_grants_the_pull_scope_of_its_repository_and_no_other() {
     let rules = rules_of_policy(TENANT_MEMBERS_JSON);
     check_source(&rules, "docker-image://r.example/acme/base:1");
     denial_of_source(&rules, "docker-image://r.example/victim/private:1");

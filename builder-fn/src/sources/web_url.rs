@@ -148,15 +148,15 @@ impl WebUrl {
         self.url.clone().without_query().to_string()
     }
 
-    /// Returns to which addresses the builder may connect for this URL, for a request of `tenant`. `insecure` says that
-    /// requests without TLS are allowed.
+    /// Returns to which addresses the builder may connect for this URL, for a request of `tenant`. With
+    /// `allows_plain_http`, requests without TLS are allowed.
     ///
     /// # Errors
     /// Fails if no request may be sent to the URL.
     pub(crate) fn check(
         &self,
         allowed: &AllowedSources,
-        insecure: bool,
+        allows_plain_http: bool,
         tenant: Option<&Tenant>,
     ) -> Result<ConnectionRule, UrlRejection> {
         let rule = allowed.connection_rule(&self.host(), self.url.port(), false);
@@ -166,7 +166,7 @@ impl WebUrl {
                 .may_read_http(&self.without_query())
                 .map_err(UrlRejection::Forbidden)?;
         }
-        match self.is_encrypted() || insecure {
+        match self.is_encrypted() || allows_plain_http {
             true => Ok(rule),
             false => Err(UrlRejection::NotEncrypted {
                 url: self.to_string(),

@@ -12,7 +12,7 @@ use crate::function_id::FunctionId;
 use crate::request::AHEAD_OF_CLOCK_MAX;
 
 /// The largest number of functions whose builds are kept. Beyond it, those of the older half are forgotten.
-const FUNCTIONS_MAX: usize = 10_000;
+const REMEMBERED_FUNCTIONS_MAX: usize = 10_000;
 
 /// The newest successful build of each function, as a daemon's history has shown them.
 #[derive(Debug)]
@@ -23,9 +23,9 @@ pub(super) struct NewestSuccesses {
 }
 
 impl NewestSuccesses {
-    /// Creates known builds that are complete for builds submitted at `complete_from` or later, once what the history has
-    /// of newer ones is added.
-    pub(super) fn complete_from(complete_from: SystemTime) -> Self {
+    /// Creates an empty set of known builds, complete for builds submitted at `complete_from` or later, once what the
+    /// history has of newer ones is added.
+    pub(super) fn empty_complete_from(complete_from: SystemTime) -> Self {
         Self {
             newest: HashMap::new(),
             complete_from,
@@ -52,7 +52,7 @@ impl NewestSuccesses {
         if newest.is_none_or(|newest| submission.submitted_at > newest.submitted_at) {
             self.newest.insert(submission.function.clone(), submission);
         }
-        if self.newest.len() > FUNCTIONS_MAX {
+        if self.newest.len() > REMEMBERED_FUNCTIONS_MAX {
             self.forget_older_half();
         }
     }
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_build_that_arrives_late_is_superseded_by_the_newest_one_that_succeeded_and_by_no_other() {
-        let mut known = NewestSuccesses::complete_from(NOW_AT_EPOCH);
+        let mut known = NewestSuccesses::empty_complete_from(NOW_AT_EPOCH);
         for (call_id, seconds, state) in [
             ("first", 10, BuildState::Succeeded),
             ("older", 5, BuildState::Succeeded),
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_build_from_the_future_supersedes_nothing_until_its_time_comes() {
-        let mut known = NewestSuccesses::complete_from(NOW_AT_EPOCH);
+        let mut known = NewestSuccesses::empty_complete_from(NOW_AT_EPOCH);
         known.add_if_succeeded(&known_build(
             &submission("hello", "ahead", 401),
             BuildState::Succeeded,
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn builds_that_are_forgotten_to_make_room_are_no_longer_claimed_to_be_known() {
-        let mut known = NewestSuccesses::complete_from(NOW_AT_EPOCH);
+        let mut known = NewestSuccesses::empty_complete_from(NOW_AT_EPOCH);
         let mut seconds = 0;
         while known.are_complete_for(NOW_AT_EPOCH) {
             seconds += 1;
@@ -146,7 +146,10 @@ mod tests {
             known.add_if_succeeded(&known_build(&build, BuildState::Succeeded));
         }
         let count = known.newest.len();
-        assert!((FUNCTIONS_MAX / 3..FUNCTIONS_MAX).contains(&count), "{count}");
+        assert!(
+            (REMEMBERED_FUNCTIONS_MAX / 3..REMEMBERED_FUNCTIONS_MAX).contains(&count),
+            "{count}"
+        );
         for build in 1..=seconds {
             let function = FunctionId::new(format!("function-{build}"), "openfaas-fn");
             // A build that was submitted just before it is superseded by it.

@@ -87,13 +87,13 @@ impl Registration {
 
     /// Returns whether the histories of all daemons that answer, which have the builds of other builders, could be read
     /// last time.
-    pub(crate) fn sees_other_builders(&self) -> bool {
+    pub(crate) fn could_read_history_last_time(&self) -> bool {
         let pool = &self.supersession.0.pool;
         let registrations = lock(&self.daemons);
         let mut answering = registrations
             .iter()
             .filter(|(name, _)| pool.is_daemon_in_use(name));
-        answering.all(|(_, registration)| registration.sees_other_builders())
+        answering.all(|(_, registration)| registration.could_read_history_last_time())
     }
 
     /// Waits until a newer build supersedes the registered build.
@@ -124,7 +124,7 @@ impl Registration {
             .iter()
             .filter(|(name, _)| pool.is_daemon_in_use(name))
             .map(|(_, registration)| {
-                DaemonRegistration::wait_until_history_is_read(registration.shared.clone())
+                DaemonRegistration::wait_until_history_is_read_or_timeout(registration.shared.clone())
             })
             .collect();
         join_all(waiting).await;

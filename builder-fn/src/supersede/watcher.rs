@@ -50,11 +50,11 @@ pub(super) async fn watch_history(shared: Arc<SharedSupersession>) {
         };
         shared.log_history_failure(&ErrorChain(&error));
         let requests = shared.lock_state().requests;
-        shared.mark_answered(requests);
+        shared.mark_requests_answered_up_to(requests);
         // A new build is worth an attempt at once.
         let _ = tokio::time::timeout(pause, shared.changed.notified()).await;
         pause = (pause * 2).min(RECONNECT_PAUSE_MAX);
-        if shared.stop_if_idle(Duration::ZERO) {
+        if shared.stop_watching_if_idle(Duration::ZERO) {
             return;
         }
     }
@@ -76,7 +76,7 @@ async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Re
         false => shared.daemon.connect().await?,
     };
     let mut builds = connection.watch_builds().await?;
-    shared.lock_state().known = NewestSuccesses::complete_from(SystemTime::now());
+    shared.lock_state().known = NewestSuccesses::empty_complete_from(SystemTime::now());
     let mut answered = None;
     loop {
         let requests = shared.lock_state().requests;
@@ -88,7 +88,7 @@ async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Re
             .await??;
             answered = Some(requests);
             shared.log_history_success();
-            shared.mark_answered(requests);
+            shared.mark_requests_answered_up_to(requests);
             *pause = RECONNECT_PAUSE_MIN;
         }
         let idle_since = shared.lock_state().idle_since;
@@ -100,11 +100,11 @@ async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Re
         };
         tokio::select! {
             build = builds.try_next() => match build? {
-                Some(build) => shared.note_known_build(&build),
+                Some(build) => shared.supersede_by_and_note_known_build(&build),
                 None => return Ok(StopReason::StreamEnded),
             },
             () = shared.changed.notified() => {}
-            () = lingered => if shared.stop_if_idle(LINGER_TIME) {
+            () = lingered => if shared.stop_watching_if_idle(LINGER_TIME) {
                 return Ok(StopReason::Idle);
             }
         }
@@ -139,7 +139,7 @@ async fn read_builds_that_may_supersede(
         None => connection.request_running_builds().await?,
     };
     while let Some(build) = builds.try_next().await? {
-        shared.note_known_build(&build);
+        shared.supersede_by_and_note_known_build(&build);
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::gateway::start_answering_gateway;
+use crate::gateway::start_gateway_answering_hand_overs;
 use crate::job::step_output_response;
 use crate::setting::{Answer, TestBuilder, build_request_with, hmac_keys, request_tar_with, tar_with_files};
 use crate::{complete_or_panic, daemon};
@@ -520,7 +520,7 @@ async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
         ("context/Dockerfile", b"FROM scratch\n"),
     ]);
     let answer = r#"{"status": "failed", "reasons": ["it logged s3cr3t"]}"#;
-    let (address, _received) = start_answering_gateway(502, answer).await;
+    let (address, _received) = start_gateway_answering_hand_overs(502, answer).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"))
         .with_seal_key(recorded["private_key"].as_str().expect("a key"));

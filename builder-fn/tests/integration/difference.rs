@@ -13,7 +13,7 @@ use crate::registry::FakeRegistry;
 use crate::setting::{Answer, TestBuilder, request_tar_with};
 
 /// Returns the status of a build whose steps were cached, or took so many seconds.
-fn status_with_steps(steps: &[(&str, Option<i64>)]) -> StatusResponse {
+fn status_with_steps(names_and_seconds_unless_cached: &[(&str, Option<i64>)]) -> StatusResponse {
     let vertex = |(at, (name, seconds)): (usize, &(&str, Option<i64>))| {
         let began = 1_790_000_000 + 100 * i64::try_from(at).expect("small");
         let time = |seconds| Some(Timestamp { seconds, nanos: 0 });
@@ -27,7 +27,11 @@ fn status_with_steps(steps: &[(&str, Option<i64>)]) -> StatusResponse {
         }
     };
     StatusResponse {
-        vertexes: steps.iter().enumerate().map(vertex).collect(),
+        vertexes: names_and_seconds_unless_cached
+            .iter()
+            .enumerate()
+            .map(vertex)
+            .collect(),
         ..StatusResponse::default()
     }
 }
@@ -37,7 +41,7 @@ async fn build_and_wait_for_inputs(
     registry: &FakeRegistry,
     id: &str,
     config: Value,
-    steps: &[(&str, Option<i64>)],
+    names_and_seconds_unless_cached: &[(&str, Option<i64>)],
 ) -> TestBuilder {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon)
@@ -45,7 +49,10 @@ async fn build_and_wait_for_inputs(
         .with_call_id(id);
     let ended = answer_statuses_holding_back_the_last(
         &mut calls,
-        vec![status_with_steps(steps), StatusResponse::default()],
+        vec![
+            status_with_steps(names_and_seconds_unless_cached),
+            StatusResponse::default(),
+        ],
     );
     ended.send_replace(true);
     let inputs = |registry: &FakeRegistry| {
@@ -65,7 +72,7 @@ async fn build_and_wait_for_inputs(
 }
 
 #[tokio::test]
-async fn the_first_step_without_its_cache_is_named_with_the_argument_that_changed() {
+async fn the_first_step_without_its_cache_is_named_with_the_changed_argument_and_no_value_leaks() {
     let registry = FakeRegistry::start().await;
     let base = "[1/3] FROM r.example/base:1@sha256:aa";
     let (copy, run) = ("[2/3] COPY hunter2 b", "[3/3] RUN make");

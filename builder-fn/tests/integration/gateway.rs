@@ -68,7 +68,7 @@ pub(crate) async fn start_manual_gateway() -> (SocketAddr, mpsc::UnboundedReceiv
 
 /// Starts a fake gateway that accepts every dry run, and gives every hand-over the same answer. Returns its address and
 /// the hand-overs that it receives.
-pub(crate) async fn start_answering_gateway(
+pub(crate) async fn start_gateway_answering_hand_overs(
     status: u16,
     answer: &'static str,
 ) -> (SocketAddr, mpsc::UnboundedReceiver<ReceivedRequest>) {

@@ -18,7 +18,7 @@ const COMMIT_HASH: &str = "0123456789012345678901234567890123456789";
 
 const SOURCE_IDENTIFIER: &str = "git://git.example/team/app.git#v1";
 
-fn request() -> Value {
+fn git_request_json() -> Value {
     json!({
         "image": "registry:5000/hello:1",
         "context": {"git": {"repository": "https://git.example/team/app.git", "ref": "v1", "subdir": "fn"}},
@@ -65,7 +65,7 @@ async fn a_git_context_is_built_at_its_commit_which_image_answer_and_record_have
     ] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let builder = TestBuilder::new(daemon);
-        let mut request = request();
+        let mut request = git_request_json();
         if let Some(label) = label {
             request["labels"] = json!({"org.opencontainers.image.revision": label});
         }
@@ -139,7 +139,7 @@ async fn nothing_is_built_from_a_repository_that_the_daemon_cannot_or_may_not_re
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let builder = TestBuilder::new(daemon);
         let (answer, _solve, session, lookup) =
-            start_build_and_wait_for_lookup(&builder, &mut calls, request()).await;
+            start_build_and_wait_for_lookup(&builder, &mut calls, git_request_json()).await;
         if asks {
             ask_about_source(&session, SOURCE_IDENTIFIER)
                 .await
@@ -188,7 +188,7 @@ async fn a_token_of_the_operator_reads_the_context_and_is_in_no_session_with_ste
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = builder_with_token(daemon);
     let (answer, _solve, session, lookup) =
-        start_build_and_wait_for_lookup(&builder, &mut calls, request()).await;
+        start_build_and_wait_for_lookup(&builder, &mut calls, git_request_json()).await;
     let token = complete_or_panic(ask_for_secret(&session, "GIT_AUTH_TOKEN")).await;
     assert_eq!(token, Ok(OPERATOR_GIT_TOKEN.into()));
     let decision = ask_about_source(&session, SOURCE_IDENTIFIER)
@@ -250,7 +250,7 @@ async fn a_token_of_the_operator_is_masked_in_the_error_of_git() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = builder_with_token(daemon);
     let (answer, _solve, session, lookup) =
-        start_build_and_wait_for_lookup(&builder, &mut calls, request()).await;
+        start_build_and_wait_for_lookup(&builder, &mut calls, git_request_json()).await;
     ask_about_source(&session, SOURCE_IDENTIFIER)
         .await
         .expect("an answer");
@@ -286,7 +286,7 @@ async fn a_tenant_gets_the_token_of_the_operator_only_by_a_rule_for_the_reposito
         let builder = builder_with_token(daemon).with_policy(&policy);
         builder.write_secret("acme-payload", key);
         let (answer, _solve, session, _lookup) =
-            start_build_signed_with_and_wait_for_lookup(&builder, key, &mut calls, request()).await;
+            start_build_signed_with_and_wait_for_lookup(&builder, key, &mut calls, git_request_json()).await;
         let token = complete_or_panic(ask_for_secret(&session, "GIT_AUTH_TOKEN")).await;
         assert_eq!(token, expected, "{rules}");
         answer.abort();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::daemon::{self, DaemonCalls};
-use crate::gateway::{self, start_answering_gateway};
+use crate::gateway::{self, start_gateway_answering_hand_overs};
 use crate::persistence::send_queued_build;
 use crate::setting::{Answer, CALL_ID, TestBuilder, build_request_with, hmac_keys, request_tar_with};
 
@@ -32,7 +32,7 @@ pub(crate) async fn let_build_succeed(calls: &mut DaemonCalls) {
 #[tokio::test]
 async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
     let (address, mut received) =
-        start_answering_gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
+        start_gateway_answering_hand_overs(200, r#"{"function":"hello","status":"ready"}"#).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key\n");
@@ -81,7 +81,7 @@ async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
 #[tokio::test]
 async fn a_delivery_without_a_time_of_its_own_has_the_time_of_the_first_delivery() {
     let (address, mut received) =
-        start_answering_gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
+        start_gateway_answering_hand_overs(200, r#"{"function":"hello","status":"ready"}"#).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key\n");
@@ -116,7 +116,8 @@ async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() 
         (404, 502),
     ] {
         let (address, _received) =
-            start_answering_gateway(deployer, r#"{"status":"refused","reasons":["it crashed"]}"#).await;
+            start_gateway_answering_hand_overs(deployer, r#"{"status":"refused","reasons":["it crashed"]}"#)
+                .await;
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
         setting.write_secret("deploy-secret", "deploy key");
@@ -157,7 +158,7 @@ async fn a_gateway_that_is_down_is_502_and_the_answer_has_the_digest() {
 #[tokio::test]
 async fn a_hand_over_through_the_queue_is_not_waited_for() {
     for (gateway_status, status, deployment) in [(202, 200, "queued"), (500, 502, "failed")] {
-        let (address, mut received) = start_answering_gateway(gateway_status, "").await;
+        let (address, mut received) = start_gateway_answering_hand_overs(gateway_status, "").await;
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"))
             .with_deploy_via(DeployVia::AsyncFunction);
@@ -178,7 +179,7 @@ async fn a_hand_over_through_the_queue_is_not_waited_for() {
 
 #[tokio::test]
 async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signed() {
-    let (address, mut received) = start_answering_gateway(200, "{}").await;
+    let (address, mut received) = start_gateway_answering_hand_overs(200, "{}").await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting =
         TestBuilder::with_gateway(daemon, &format!("http://{address}")).with_deploy_via(DeployVia::Callback);
@@ -232,7 +233,7 @@ async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_b
 
 #[tokio::test]
 async fn a_build_that_fails_is_not_deployed() {
-    let (address, mut received) = start_answering_gateway(200, "{}").await;
+    let (address, mut received) = start_gateway_answering_hand_overs(200, "{}").await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key");
@@ -335,9 +336,9 @@ async fn a_queued_builds_deployment_that_the_platform_failed_is_tried_again() {
 }
 
 #[tokio::test]
-async fn the_deployers_own_failure_is_not_sent_again_for_a_caller_who_waits() {
+async fn a_hand_over_is_not_sent_again_after_the_deployers_own_failure_while_a_caller_waits() {
     let (address, mut received) =
-        start_answering_gateway(502, r#"{"status":"failed","reasons":["x"]}"#).await;
+        start_gateway_answering_hand_overs(502, r#"{"status":"failed","reasons":["x"]}"#).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key");
@@ -353,7 +354,7 @@ async fn the_deployers_own_failure_is_not_sent_again_for_a_caller_who_waits() {
 #[tokio::test]
 async fn a_deployer_that_deployed_a_newer_build_makes_the_answer_409_with_its_call() {
     let newer = r#"{"status":"refused","supersededBy":"call-2","reasons":["call-2 is newer"]}"#;
-    let (address, _received) = start_answering_gateway(409, newer).await;
+    let (address, _received) = start_gateway_answering_hand_overs(409, newer).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key");
@@ -370,7 +371,7 @@ async fn a_deployer_that_deployed_a_newer_build_makes_the_answer_409_with_its_ca
 #[tokio::test]
 async fn an_unverified_version_is_a_success_that_says_so() {
     let unverified = r#"{"status":"unverified","reasons":["the old version may be what answers"]}"#;
-    let (address, _received) = start_answering_gateway(200, unverified).await;
+    let (address, _received) = start_gateway_answering_hand_overs(200, unverified).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key");

@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use crate::builds::ask;
 use crate::daemon::{self, DaemonCalls};
-use crate::gateway::start_answering_gateway;
+use crate::gateway::start_gateway_answering_hand_overs;
 use crate::hand_over::let_build_succeed;
 use crate::harness::check_hint;
 use crate::secrets::recorded_secrets;
@@ -219,7 +219,7 @@ async fn the_hint_for_a_build_over_its_time_limit_names_the_step_and_its_last_ou
 #[tokio::test]
 async fn a_deployment_that_failed_has_the_hint_for_the_deployers_reasons() {
     const ROLLED_BACK_ANSWER_JSON: &str = r#"{"status":"rolled_back","reasons":["not ready within 20s: the container ended with exit code 101; its log ends with: starting | panicked at src/main.rs:4:5"]}"#;
-    let (address, _deliveries) = start_answering_gateway(422, ROLLED_BACK_ANSWER_JSON).await;
+    let (address, _deliveries) = start_gateway_answering_hand_overs(422, ROLLED_BACK_ANSWER_JSON).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key");

@@ -7,7 +7,7 @@ use function_host::http::Method;
 use serde_json::{Value, json};
 
 use crate::daemon;
-use crate::gateway::start_answering_gateway;
+use crate::gateway::start_gateway_answering_hand_overs;
 use crate::hand_over::let_build_succeed;
 use crate::secrets::seal_secrets;
 use crate::setting::{
@@ -84,7 +84,7 @@ async fn only_the_keys_of_tenants_sign_builds() {
 #[tokio::test]
 async fn a_hand_over_names_the_tenant_that_signed_the_build() {
     let (address, mut received) =
-        start_answering_gateway(200, r#"{"function":"acme-hello","status":"ready"}"#).await;
+        start_gateway_answering_hand_overs(200, r#"{"function":"acme-hello","status":"ready"}"#).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = with_policy_and_keys(TestBuilder::with_gateway(daemon, &format!("http://{address}")));
     setting.write_secret("deploy-secret", "deploy key\n");

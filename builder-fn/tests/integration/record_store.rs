@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::builds::{ask, question};
 use crate::complete_or_panic;
 use crate::daemon::{self, HistoryBehaviour};
-use crate::gateway::start_answering_gateway;
+use crate::gateway::start_gateway_answering_hand_overs;
 use crate::hand_over::let_build_succeed;
 use crate::persistence::send_queued_build;
 use crate::registry::{FakeRegistry, RegistryBehaviour};
@@ -116,7 +116,7 @@ async fn a_waiting_build_is_known_at_every_builder_before_it_waits() {
 async fn a_deployment_and_its_warnings_are_known_after_builders_and_the_history_have_gone() {
     let registry = FakeRegistry::start().await;
     let deployed = r#"{"function":"hello","status":"ready","image":"registry:5000/hello@sha256:12"}"#;
-    let (gateway, _hand_overs) = start_answering_gateway(200, deployed).await;
+    let (gateway, _hand_overs) = start_gateway_answering_hand_overs(200, deployed).await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::with_gateway(daemon, &format!("http://{gateway}"))
         .with_record_store(&record_repository_of(&registry));

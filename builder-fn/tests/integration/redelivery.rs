@@ -11,7 +11,7 @@ use tonic::Status;
 
 use crate::complete_or_panic;
 use crate::daemon;
-use crate::gateway::start_answering_gateway;
+use crate::gateway::start_gateway_answering_hand_overs;
 use crate::job::{
     FakeManifestLookup, OneRegistryCredentials, expect_output_text, job_reference, start_job,
     start_job_with_manifest_lookup, step_output_response,
@@ -172,7 +172,7 @@ async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
 #[tokio::test]
 async fn a_registry_is_asked_for_the_manifest_by_digest_in_the_images_repository() {
     for (status, expected) in [(200, Some(true)), (404, Some(false)), (503, None)] {
-        let (address, mut received) = start_answering_gateway(status, "").await;
+        let (address, mut received) = start_gateway_answering_hand_overs(status, "").await;
         let folder = tempfile::tempdir().expect("folder");
         let registries = Registries {
             credentials: Arc::new(OneRegistryCredentials),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::builds::{answer_statuses_holding_back_the_last, ask};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
-use crate::gateway::start_answering_gateway;
+use crate::gateway::start_gateway_answering_hand_overs;
 use crate::persistence::{send_queued_build, send_queued_build_as};
 use crate::record_store::{ask_until, record_repository_of};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
@@ -100,7 +100,7 @@ fn builder_with_leases(daemon: Daemon, registry: &FakeRegistry) -> TestBuilder {
 async fn builds_of_a_killed_builder_are_finished_and_deployed_once_by_another() {
     let registry = FakeRegistry::start().await;
     let (gateway, mut hand_overs) =
-        start_answering_gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
+        start_gateway_answering_hand_overs(200, r#"{"function":"hello","status":"ready"}"#).await;
     let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let new_builder = || {
         TestBuilder::with_gateway(daemon.clone(), &format!("http://{gateway}"))

@@ -13,7 +13,8 @@ use crate::builds::{ask, question};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls};
 use crate::gateway::{
-    DRY_RUN_ACCEPTED_JSON, GatewayCall, ReceivedRequest, start_answering_gateway, start_manual_gateway,
+    DRY_RUN_ACCEPTED_JSON, GatewayCall, ReceivedRequest, start_gateway_answering_hand_overs,
+    start_manual_gateway,
 };
 use crate::job::FakeManifestLookup;
 use crate::record_store::{ask_until, record_repository_of};
@@ -143,7 +144,7 @@ async fn accept_dry_runs_until_next_hand_over(calls: &mut UnboundedReceiver<Gate
 
 #[tokio::test]
 async fn a_rollback_hands_over_the_last_good_version_as_handed_in_now_and_is_known_as_a_build() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
         assert_eq!(setting.build_and_deploy(id).await.status, 200);
@@ -239,7 +240,7 @@ async fn a_rollback_hands_over_the_last_good_version_as_handed_in_now_and_is_kno
 
 #[tokio::test]
 async fn the_specification_of_a_version_is_readable_neither_in_the_registry_nor_in_the_list() {
-    let (gateway, _hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, _hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     let config =
         json!({"deploy": {"service": "hello", "envVars": {"PASSWORD": "hunter2"}, "secrets": ["api-key"]}});
@@ -378,7 +379,7 @@ async fn a_build_that_was_handed_in_before_a_rollback_ends_as_superseded_by_it()
 
 #[tokio::test]
 async fn a_rollback_that_is_requested_again_changes_nothing() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2", "v3"] {
         setting.build_and_deploy(id).await;
@@ -411,7 +412,7 @@ async fn a_rollback_that_is_requested_again_changes_nothing() {
 
 #[tokio::test]
 async fn a_second_rollback_goes_further_back_and_an_id_chooses_any_version() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2", "v3"] {
         setting.build_and_deploy(id).await;
@@ -456,7 +457,7 @@ async fn a_second_rollback_goes_further_back_and_an_id_chooses_any_version() {
 
 #[tokio::test]
 async fn ten_versions_are_kept_and_older_ones_are_deleted() {
-    let (gateway, _hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, _hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     let ids: Vec<_> = (1..=14).map(|number| format!("v{number}")).collect();
     for id in &ids {
@@ -486,7 +487,7 @@ async fn ten_versions_are_kept_and_older_ones_are_deleted() {
 
 #[tokio::test]
 async fn an_image_that_is_gone_is_refused_before_anything_is_changed() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
         setting.build_and_deploy(id).await;
@@ -614,7 +615,7 @@ async fn a_version_with_an_unknown_outcome_stays_listed_as_deploying() {
 
 #[tokio::test]
 async fn a_rollback_that_was_signed_before_the_current_version_is_refused() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     setting.build_and_deploy("v1").await;
     let request = question(
@@ -641,7 +642,7 @@ async fn a_rollback_that_was_signed_before_the_current_version_is_refused() {
 #[tokio::test]
 async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
     const ACME_AND_GLOBEX_KEYS: [&str; 2] = ["the payload key of acme", "the payload key of globex"];
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     let policy = |secrets: Value| {
         json!({"tenants": {
@@ -706,7 +707,7 @@ async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
 
 #[tokio::test]
 async fn without_a_place_for_versions_or_a_deployer_that_is_called_a_rollback_is_refused_clearly() {
-    let (gateway, _hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, _hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let (daemon, _calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::with_gateway(daemon, &format!("http://{gateway}"));
     let refused = roll_back(&builder, "id=r1").await;
@@ -735,7 +736,7 @@ async fn without_a_place_for_versions_or_a_deployer_that_is_called_a_rollback_is
 
 #[tokio::test]
 async fn a_rollback_that_cannot_be_recorded_is_not_begun() {
-    let (gateway, mut hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
         setting.build_and_deploy(id).await;
@@ -755,7 +756,7 @@ async fn a_rollback_that_cannot_be_recorded_is_not_begun() {
 
 #[tokio::test]
 async fn a_deployment_does_not_wait_for_a_registry_that_stalls_on_records() {
-    let (gateway, _hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, _hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     setting
         .registry
@@ -766,7 +767,7 @@ async fn a_deployment_does_not_wait_for_a_registry_that_stalls_on_records() {
 
 #[tokio::test]
 async fn wrong_rollback_and_version_requests_are_rejected_with_the_reason() {
-    let (gateway, _hand_overs) = start_answering_gateway(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let (gateway, _hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let setting = setting(gateway).await;
     for (method, path, status, text) in [
         (Method::POST, "/functions/hello/rollback", 400, "id is missing"),

@@ -7,7 +7,7 @@ use builder_fn::build::{BuildSettings, Builder};
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{DaemonPool, EventTimeouts};
 use builder_fn::builds::{
-    BuildRecords, LeaseTimes, PageSettings, RecordStore, RecordStoreAccess, STORED_BODY_MAX,
+    BuildRecords, LeaseTimes, PageSettings, RecordStore, RecordStoreAccess, STORED_BODY_MAX_BYTES,
 };
 use builder_fn::context::SpoolQuota;
 use builder_fn::docker_config::CredentialHelpers;
@@ -16,7 +16,7 @@ use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
 use builder_fn::notify::{NotificationMemory, Notifier};
 use builder_fn::registry::OperatorRepository;
-use builder_fn::remote_context::{RemoteContexts, StoredContextSettings, UploadLimit};
+use builder_fn::remote_context::{ContextUploadLimit, RemoteContexts, StoredContextSettings};
 use builder_fn::request::{FreshnessLimit, RequestLimits};
 use builder_fn::rollback::RollbackPermits;
 use builder_fn::sealed::SealKeyFile;
@@ -112,7 +112,7 @@ impl TestBuilder {
                 token_realms: AllowedTokenHosts::default(),
                 allowed: AllowedSources::default(),
                 stored: StoredContextSettings::default(),
-                uploads: UploadLimit::default(),
+                uploads: ContextUploadLimit::default(),
             },
             supersession: Supersession::new(pool.clone()),
             pool,
@@ -143,7 +143,7 @@ impl TestBuilder {
             builder,
             notifier,
             limits: RequestLimits {
-                copied_body: STORED_BODY_MAX,
+                copied_body: STORED_BODY_MAX_BYTES,
                 ..RequestLimits::new(MAX_BODY_BYTES, folder.path(), quota)
             },
             signatures: SignatureSettings {

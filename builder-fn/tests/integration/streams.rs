@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::gateway::{self, start_answering_gateway};
+use crate::gateway::{self, start_gateway_answering_hand_overs};
 use crate::hand_over::let_build_succeed;
 use crate::job::step_output_response;
 use crate::setting::{Answer, TestBuilder, build_request_with, hmac_keys, request_tar_with, tar_with_files};
@@ -214,7 +214,7 @@ async fn a_deployment_is_in_the_log_and_in_the_terminal_record() {
         (200, r#"{"function":"hello","status":"ready"}"#, "success"),
         (422, r#"{"status":"refused","reasons":["it crashed"]}"#, "failed"),
     ] {
-        let (address, _received) = start_answering_gateway(status, answer).await;
+        let (address, _received) = start_gateway_answering_hand_overs(status, answer).await;
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
         setting.write_secret("deploy-secret", "deploy key\n");

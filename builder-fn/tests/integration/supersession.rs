@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
-use crate::gateway::{self, start_answering_gateway};
+use crate::gateway::{self, start_gateway_answering_hand_overs};
 use crate::setting::{Answer, TestBuilder, request_tar_with};
 
 /// Creates a builder whose deployer accepts every hand-over.
 async fn builder_with_ready_deployer(daemon: &Daemon) -> TestBuilder {
-    let (address, _received) = start_answering_gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
+    let (address, _received) =
+        start_gateway_answering_hand_overs(200, r#"{"function":"hello","status":"ready"}"#).await;
     let setting = TestBuilder::with_gateway(daemon.clone(), &format!("http://{address}"));
     setting.write_secret("deploy-secret", "deploy key\n");
     setting

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 /// The size of the pieces in which a body is read and sent, in bytes.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// A body: what a file has, and bytes after it. Clones share both.
+/// A body: the first bytes of a file, if it has one, and bytes after them. Clones share both.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestBody {
     file: Option<Arc<File>>,
@@ -36,11 +36,11 @@ pub(crate) struct SignedBody {
 }
 
 impl RequestBody {
-    /// Returns a body of the first `file_bytes` bytes of `file`, and `rest` after them.
-    pub(crate) fn with_file(file: Arc<File>, file_bytes: u64, rest: impl Into<Bytes>) -> Self {
+    /// Returns a body of the first `bytes_of_file` bytes of `file`, and `rest` after them.
+    pub(crate) fn with_start_of_file(file: Arc<File>, bytes_of_file: u64, rest: impl Into<Bytes>) -> Self {
         Self {
             file: Some(file),
-            file_bytes,
+            file_bytes: bytes_of_file,
             rest: rest.into(),
         }
     }
@@ -188,7 +188,7 @@ mod tests {
         let keys = HmacKeys::new(&Secret::new("a key of sixteen bytes")).expect("a key");
         for (body, sent_at) in [
             (
-                RequestBody::with_file(Arc::new(file), in_file as u64, rest),
+                RequestBody::with_start_of_file(Arc::new(file), in_file as u64, rest),
                 [PIECE_BYTES, in_file, in_file + PIECE_BYTES, content.len()].as_slice(),
             ),
             (

@@ -195,7 +195,7 @@ impl BuilderClient {
             .await
     }
 
-    /// Asks a question about builds, and returns the answer.
+    /// Sends a signed request about builds or versions, without a body, and returns the answer.
     ///
     /// # Errors
     /// Fails if the request is refused or lost.

@@ -147,7 +147,7 @@ pub(super) fn log_question(
         .header("Accept", question_route(route).stream_media_type())
 }
 
-/// Returns the path of a build.
+/// Returns the path of a build in the builder's API, `/builds/ID`.
 pub(crate) fn build_path(id: &str) -> String {
     format!("/builds/{}", percent_encode_component(id))
 }

@@ -23,7 +23,7 @@ impl Verdict {
     /// Judges the outcome of a build whose function was to be deployed. With `unverified_is_not_deployed`, a version of
     /// which nothing proves that it is the one that answers counts as not deployed.
     pub(crate) fn of_outcome(outcome: &Value, unverified_is_not_deployed: bool) -> Self {
-        let verdict = Self::without_hint(outcome, unverified_is_not_deployed);
+        let verdict = Self::of_outcome_without_hint(outcome, unverified_is_not_deployed);
         let verdict = match outcome["rollback"].is_object() {
             true => verdict.reworded_for_rollback(outcome),
             false => verdict,
@@ -80,7 +80,7 @@ impl Verdict {
     }
 
     /// Judges the outcome of a build without its hint.
-    fn without_hint(outcome: &Value, unverified_is_not_deployed: bool) -> Self {
+    fn of_outcome_without_hint(outcome: &Value, unverified_is_not_deployed: bool) -> Self {
         let deployment = &outcome["deployment"];
         let mut warnings = texts_in_json_list(&outcome["warnings"]);
         warnings.extend(texts_in_json_list(&deployment["warnings"]));

@@ -134,8 +134,8 @@ fn lines_of_difference(answer: &Value) -> Vec<String> {
         format!(
             "base image {}: {} -> {}",
             text_or_hyphen(&base["image"]),
-            short_digest(&base["a"]),
-            short_digest(&base["b"])
+            short_digest_or_hyphen(&base["a"]),
+            short_digest_or_hyphen(&base["b"])
         )
     }));
     lines.extend(lines_of_step_times(&answer["steps"]));
@@ -227,7 +227,7 @@ fn text_or_hyphen(value: &Value) -> String {
 }
 
 /// Returns the beginning of a digest.
-fn short_digest(digest: &Value) -> String {
+fn short_digest_or_hyphen(digest: &Value) -> String {
     text_or_hyphen(digest)
         .chars()
         .take("sha256:".len() + 12)

@@ -27,7 +27,7 @@ pub(crate) struct OpenArguments {
 ///
 /// # Errors
 /// Fails if the builder does not know the build, or has no pages.
-pub(crate) async fn open(arguments: &OpenArguments) -> Result<ExitStatus, Failure> {
+pub(crate) async fn print_page_address(arguments: &OpenArguments) -> Result<ExitStatus, Failure> {
     let questions = QuestionClient::find(&arguments.connection).await?;
     let path = match &arguments.id {
         Some(id) => build_path(id),

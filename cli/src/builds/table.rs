@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::output::printable;
 
-/// The titles of the columns of a list.
+/// The titles of the columns of a list of builds.
 const BUILD_LIST_TITLES: [&str; 5] = ["ID", "STATE", "SUBMITTED", "FUNCTION", "IMAGE"];
 
 /// The titles of the columns of a list of versions.

@@ -130,7 +130,11 @@ impl PackedContext {
             zstd::stream::encode_all(&tail.into_inner()?[..], COMPRESSION_LEVEL)
         };
         match packed() {
-            Ok(tail) => Ok(RequestBody::with_file(self.file.clone(), self.compressed, tail)),
+            Ok(tail) => Ok(RequestBody::with_start_of_file(
+                self.file.clone(),
+                self.compressed,
+                tail,
+            )),
             Err(error) => Err(Failure::usage(
                 format!("could not compress the configuration: {error}"),
                 "free memory on this machine, and run the command again",

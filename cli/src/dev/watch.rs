@@ -50,7 +50,7 @@ impl SourceWatcher {
     ///
     /// # Errors
     /// Fails if one of them cannot be watched.
-    pub(super) fn watch(
+    pub(super) fn watch_only(
         &mut self,
         folders: impl IntoIterator<Item = PathBuf>,
         files: impl IntoIterator<Item = PathBuf>,
@@ -149,7 +149,7 @@ mod tests {
         let mut watcher = SourceWatcher::new().expect("a watcher");
         let stack_file = folder.path().join("stack.yaml");
         let watch = |watcher: &mut SourceWatcher| {
-            let watched = watcher.watch([handler.clone()], [stack_file.clone()]);
+            let watched = watcher.watch_only([handler.clone()], [stack_file.clone()]);
             watched.expect("it is watched");
         };
         watch(&mut watcher);
@@ -191,7 +191,7 @@ mod tests {
         let file = secrets.join("token");
         fs::write(&file, "one").expect("a file");
         let mut watcher = SourceWatcher::new().expect("a watcher");
-        let watched = watcher.watch([], [folder.path().join("stack.yaml"), file.clone()]);
+        let watched = watcher.watch_only([], [folder.path().join("stack.yaml"), file.clone()]);
         watched.expect("it is watched");
         fs::write(&file, "two").expect("a file");
         watcher.wait_for_change_and_quiet().await;

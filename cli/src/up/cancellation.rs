@@ -67,7 +67,7 @@ impl FunctionBuild<'_> {
                 route.as_str()
             ));
         }
-        match (interrupts.is_pressed_again().await, route) {
+        match (interrupts.is_pressed_again_in_time().await, route) {
             (true, Route::Queue) => self.cancel_and_wait_for_end(Route::Gateway, &id).await.map(Some),
             (true, route) => self.cancel_and_wait_for_end(route, &id).await.map(Some),
             (false, Route::Queue) => stopped,

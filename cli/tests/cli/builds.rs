@@ -116,7 +116,7 @@ async fn following_a_failed_build_ends_with_its_exit_status_and_error() {
 }
 
 #[tokio::test]
-async fn a_build_that_ends_by_itself_is_not_called_cancelled() {
+async fn cancel_exits_with_1_if_the_build_ends_by_itself_in_the_meantime() {
     for (end, code) in [("cancelled", 0), ("success", 1), ("failed", 1)] {
         let build = |state: &str| json!({"id": "a", "state": state, "attempts": 1});
         let server = FakeBuilder::start(vec![
@@ -134,7 +134,7 @@ async fn a_build_that_ends_by_itself_is_not_called_cancelled() {
 }
 
 #[tokio::test]
-async fn a_build_that_waits_in_the_queue_is_followed_by_its_id() {
+async fn logs_follows_a_build_by_id_before_any_builder_has_accepted_it() {
     let id = "5f0c7a52-6f4b-4f5e-9d0c-1f2e3d4c5b6a";
     let log = format!("GET /builds/{id}/log?from=1");
     let nothing = json!({"status": "failed", "error": "no builder has accepted it"});

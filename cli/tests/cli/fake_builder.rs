@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Method, Response, Uri};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-/// A scripted answer.
+/// An answer of the fake server: its status, the pieces of its body, and how the body ends.
 pub(crate) struct ScriptedAnswer {
     pub(crate) status: u16,
     pub(crate) chunks: Vec<String>,
@@ -37,7 +37,7 @@ pub(crate) struct ReceivedRequest {
 
 type Script = Arc<Mutex<VecDeque<(String, ScriptedAnswer)>>>;
 
-/// A running server.
+/// A running server that gives scripted answers, and keeps the requests that it received.
 pub(crate) struct FakeBuilder {
     pub(crate) url: String,
     script: Script,
@@ -185,7 +185,7 @@ fn respond(answer: ScriptedAnswer) -> Response<Body> {
     response.unwrap_or_else(|_: axum::http::Error| Response::new(Body::empty()))
 }
 
-/// A record with one line.
+/// Returns a record of a streamed answer, with one line of the build's log.
 pub(crate) fn record_with_line(seq: u64, text: &str) -> Value {
     json!({"seq": seq, "log": [text], "status": "in_progress", "duration": 0.1})
 }

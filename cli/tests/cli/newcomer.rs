@@ -49,7 +49,7 @@ async fn a_gateway_that_does_not_run_is_named_with_how_to_start_one() {
 }
 
 #[tokio::test]
-async fn a_typing_error_in_the_stack_file_is_shown_with_its_line_and_with_what_was_meant() {
+async fn a_mistyped_key_is_shown_with_the_one_meant_and_a_syntax_error_with_the_stack_files_name() {
     let project = Project::shop();
     project.write(
         "stack.yaml",
@@ -125,7 +125,7 @@ async fn a_broken_handler_shows_the_output_of_its_step_and_the_error() {
 }
 
 #[tokio::test]
-async fn errors_are_objects_too_where_the_progress_is_json() {
+async fn with_json_progress_errors_and_warnings_are_json_objects() {
     let project = Project::shop();
     project.write(
         "stack.yaml",

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 
-/// The key of the tests.
+/// The key that signs the requests of the command in these tests.
 pub(crate) const SIGNING_KEY: &str = "a key of the command's tests";
 
 /// The longest time until a command ends that has all that it waits for.

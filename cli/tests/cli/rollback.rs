@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::fake_builder::{BodyEnd, FakeBuilder, ScriptedAnswer, record_with_line};
 use crate::project::Project;
 
-const POST: &str = "POST /functions/shop/rollback?id=r1";
+const ROLLBACK_REQUEST_LINE: &str = "POST /functions/shop/rollback?id=r1";
 
 fn begun_rollback_json() -> Value {
     json!({"id": "r1", "state": "deploying", "function": "shop.openfaas-fn", "rollback": {"to": "v1", "from": "v2"}})
@@ -69,7 +69,10 @@ async fn a_rollback_ends_with_the_url_and_the_exit_status_of_its_deployment() {
             rollback_outcome_json(status, code, &deployment),
         ];
         let server = FakeBuilder::start(vec![
-            (POST, ScriptedAnswer::json(202, &begun_rollback_json())),
+            (
+                ROLLBACK_REQUEST_LINE,
+                ScriptedAnswer::json(202, &begun_rollback_json()),
+            ),
             (
                 "GET /builds/r1/log?from=1",
                 ScriptedAnswer::records(&log, BodyEnd::Complete),
@@ -97,7 +100,10 @@ async fn a_rollback_ends_with_the_url_and_the_exit_status_of_its_deployment() {
 async fn with_strict_a_rollback_to_an_unverified_version_ends_as_not_deployed() {
     let deployment = json!({"status": "unverified", "reasons": ["no header"]});
     let server = FakeBuilder::start(vec![
-        (POST, ScriptedAnswer::json(202, &begun_rollback_json())),
+        (
+            ROLLBACK_REQUEST_LINE,
+            ScriptedAnswer::json(202, &begun_rollback_json()),
+        ),
         (
             "GET /builds/r1/log?from=1",
             ScriptedAnswer::records(
@@ -117,14 +123,17 @@ async fn with_strict_a_rollback_to_an_unverified_version_ends_as_not_deployed() 
 async fn a_rollback_whose_answer_is_lost_is_requested_again_under_its_id() {
     let server = FakeBuilder::start(vec![
         (
-            POST,
+            ROLLBACK_REQUEST_LINE,
             ScriptedAnswer {
                 status: 202,
                 chunks: vec!["{".to_owned()],
                 end: BodyEnd::Cut,
             },
         ),
-        (POST, ScriptedAnswer::json(202, &begun_rollback_json())),
+        (
+            ROLLBACK_REQUEST_LINE,
+            ScriptedAnswer::json(202, &begun_rollback_json()),
+        ),
         (
             "GET /builds/r1/log?from=1",
             ScriptedAnswer::records(
@@ -208,7 +217,10 @@ async fn the_versions_are_listed_as_a_table_or_as_the_builders_answer() {
 async fn rollback_with_json_prints_the_record_of_the_rollback() {
     let record = json!({"id": "r1", "state": "success", "rollback": {"to": "v1", "from": "v2"}});
     let server = FakeBuilder::start(vec![
-        (POST, ScriptedAnswer::json(202, &begun_rollback_json())),
+        (
+            ROLLBACK_REQUEST_LINE,
+            ScriptedAnswer::json(202, &begun_rollback_json()),
+        ),
         (
             "GET /builds/r1/log?from=1",
             ScriptedAnswer::records(

@@ -81,7 +81,7 @@ async fn a_cut_answer_is_asked_for_again_as_the_same_build_and_no_line_is_shown_
 
 /// Gives the queued build of `child` a log that stays open, and waits until its first line is shown. Returns the
 /// build's ID, and the standard error of `child`.
-async fn give_build_an_open_log(
+async fn give_build_an_open_log_and_wait_for_its_line(
     server: &mut FakeBuilder,
     child: &mut Child,
 ) -> (String, BufReader<tokio::process::ChildStderr>) {
@@ -105,7 +105,7 @@ async fn ctrl_c_leaves_a_queued_build_and_says_how_to_return_and_to_cancel() {
     .await;
     let project = Project::shop();
     let mut child = project.spawn(&["up", "--gateway", &server.url]);
-    let (id, mut stderr) = give_build_an_open_log(&mut server, &mut child).await;
+    let (id, mut stderr) = give_build_an_open_log_and_wait_for_its_line(&mut server, &mut child).await;
     interrupt(&child);
     let text = read_until(&mut stderr, "press Ctrl-C again").await;
     assert!(text.contains(&format!("slipway logs {id} -f")), "{text}");
@@ -125,7 +125,7 @@ async fn a_second_ctrl_c_cancels_the_build() {
     .await;
     let project = Project::shop();
     let mut child = project.spawn(&["up", "--gateway", &server.url]);
-    let (id, mut stderr) = give_build_an_open_log(&mut server, &mut child).await;
+    let (id, mut stderr) = give_build_an_open_log_and_wait_for_its_line(&mut server, &mut child).await;
     let cancel = format!("DELETE /function/builder-fn/builds/{id}");
     server.add_answer(
         &cancel,

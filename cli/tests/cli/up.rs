@@ -215,7 +215,7 @@ async fn a_request_that_is_too_large_for_the_queue_goes_there_as_a_reference_to_
 }
 
 #[tokio::test]
-async fn a_large_request_goes_past_the_queue_if_the_builder_stores_no_contexts() {
+async fn a_large_request_goes_past_the_queue_or_fails_with_via_queue_if_no_contexts_are_stored() {
     let server = FakeBuilder::start(vec![
         (
             "POST /function/builder-fn/contexts",

@@ -122,13 +122,13 @@ impl FakeGateway {
 
     /// Kills the deployer at the request with this number from now (0 is the next one), and before or after the request
     /// takes effect (`false` or `true`); `None` for never.
-    pub(crate) fn kill_deployer_at_request(&self, number_and_takes_effect: Option<(usize, bool)>) {
-        self.0.state.lock().unwrap().kill = number_and_takes_effect;
+    pub(crate) fn kill_deployer_at_request(&self, zero_based_number_and_takes_effect: Option<(usize, bool)>) {
+        self.0.state.lock().unwrap().kill = zero_based_number_and_takes_effect;
     }
 
     /// Makes the deployer panic at the request with this number from now (1 is the next one), before the request takes
     /// effect; `None` for never.
-    pub(crate) fn panic_at_request(&self, number_from_one: Option<usize>) {
+    pub(crate) fn panic_deployer_at_request(&self, number_from_one: Option<usize>) {
         self.0.state.lock().unwrap().panic = number_from_one;
     }
 
@@ -142,7 +142,7 @@ impl FakeGateway {
         let state = self.0.state.lock().unwrap();
         let function = state.functions.get(name)?;
         let serving = state.serving_deployment(function)?;
-        (behaviour_named_by_image(&serving) == "good").then_some(serving)
+        (behaviour_named_by_image_or_good(&serving) == "good").then_some(serving)
     }
 
     /// Returns the deployment that was last set for the function, whether or not it answers yet.
@@ -159,7 +159,7 @@ impl FakeGateway {
         let state = self.0.state.lock().unwrap();
         let function = state.functions.get(name)?;
         let listens = matches!(
-            behaviour_named_by_image(&function.deployment).as_str(),
+            behaviour_named_by_image_or_good(&function.deployment).as_str(),
             "good" | "bad"
         );
         let is_up = listens && function.reads_left == 0;
@@ -167,18 +167,18 @@ impl FakeGateway {
     }
 
     /// Deploys a function without the deployer, as faas-cli does.
-    pub(crate) fn deploy_directly(&self, deployment: Value) {
+    pub(crate) fn deploy_without_deployer(&self, deployment: Value) {
         let name = deployment["service"].as_str().unwrap().to_owned();
         self.0
             .state
             .lock()
             .unwrap()
             .functions
-            .insert(name, FakeFunction::without_start_up(deployment));
+            .insert(name, FakeFunction::already_up(deployment));
     }
 
     /// Removes the function's Service, as an incomplete creation leaves it.
-    pub(crate) fn lose_service(&self, name: &str) {
+    pub(crate) fn remove_kubernetes_service(&self, name: &str) {
         self.0
             .state
             .lock()
@@ -202,7 +202,7 @@ impl FakeGateway {
 
 impl FakeFunction {
     /// Returns a function with this deployment that is up at once, without an older one beside it.
-    fn without_start_up(deployment: Value) -> Self {
+    fn already_up(deployment: Value) -> Self {
         Self {
             deployment,
             old: None,
@@ -214,7 +214,7 @@ impl FakeFunction {
 
 /// Returns the behaviour that the image's name in a deployment ends with, such as `silent` for `fn-silent:1`; `good` if
 /// the name has no such end.
-pub(crate) fn behaviour_named_by_image(deployment: &Value) -> String {
+pub(crate) fn behaviour_named_by_image_or_good(deployment: &Value) -> String {
     let image = deployment["image"].as_str().unwrap();
     let (name, _) = image.split_once(['@', ':']).unwrap();
     name.rsplit_once('-').map_or("good", |(_, word)| word).to_owned()
@@ -224,7 +224,7 @@ impl GatewayState {
     /// Returns the deployment whose process receives the function's calls.
     fn serving_deployment(&self, function: &FakeFunction) -> Option<Value> {
         let listens = matches!(
-            behaviour_named_by_image(&function.deployment).as_str(),
+            behaviour_named_by_image_or_good(&function.deployment).as_str(),
             "good" | "bad"
         );
         if !function.service {
@@ -287,7 +287,7 @@ impl GatewayState {
             Some(serving) => {
                 let version = serving["envVars"]["slipway_version"].as_str();
                 let version = version.filter(|_| self.versions).map(str::to_owned);
-                let status = if behaviour_named_by_image(&serving) == "good" {
+                let status = if behaviour_named_by_image_or_good(&serving) == "good" {
                     200
                 } else {
                     500
@@ -305,14 +305,14 @@ impl GatewayState {
         function.reads_left = function.reads_left.saturating_sub(1);
         if function.reads_left == 0
             && matches!(
-                behaviour_named_by_image(&function.deployment).as_str(),
+                behaviour_named_by_image_or_good(&function.deployment).as_str(),
                 "good" | "bad"
             )
         {
             function.old = None;
         }
         let function = self.functions.get(name).unwrap();
-        let up = match behaviour_named_by_image(&function.deployment).as_str() {
+        let up = match behaviour_named_by_image_or_good(&function.deployment).as_str() {
             "good" | "bad" => function.reads_left == 0,
             "silent" => provider != ProviderKind::Kubernetes,
             _ => false,
@@ -343,7 +343,7 @@ impl GatewayState {
     fn answer_update(&mut self, deployment: &Value) -> (u16, String) {
         let name = deployment["service"].as_str().unwrap();
         let secret = self.first_missing_secret(deployment);
-        let missing = behaviour_named_by_image(deployment) == "missing";
+        let missing = behaviour_named_by_image_or_good(deployment) == "missing";
         let pull = format!("unable to pull image {}: not found\n", deployment["image"]);
         let Some(before) = self.functions.get(name).cloned() else {
             let text =
@@ -385,10 +385,8 @@ impl GatewayState {
                     (Some(secret), _) => (400, format!("unable to find secret: {secret}\n")),
                     (_, true) => (500, pull),
                     _ => {
-                        self.functions.insert(
-                            name.to_owned(),
-                            FakeFunction::without_start_up(deployment.clone()),
-                        );
+                        self.functions
+                            .insert(name.to_owned(), FakeFunction::already_up(deployment.clone()));
                         (200, String::new())
                     }
                 }
@@ -396,14 +394,12 @@ impl GatewayState {
             ProviderKind::Rolling => match (secret, missing) {
                 (Some(secret), _) => (400, format!("unable to find secret: {secret}\n")),
                 (_, true) => (500, pull),
-                _ if behaviour_named_by_image(deployment) == "silent" => {
+                _ if behaviour_named_by_image_or_good(deployment) == "silent" => {
                     (400, "does not listen\n".to_owned())
                 }
                 _ => {
-                    self.functions.insert(
-                        name.to_owned(),
-                        FakeFunction::without_start_up(deployment.clone()),
-                    );
+                    self.functions
+                        .insert(name.to_owned(), FakeFunction::already_up(deployment.clone()));
                     (200, String::new())
                 }
             },
@@ -424,10 +420,12 @@ impl GatewayState {
         if let Some(secret) = self.first_missing_secret(deployment) {
             return (400, format!("unable to find secret: {secret}\n"));
         }
-        if self.provider != ProviderKind::Kubernetes && behaviour_named_by_image(deployment) == "missing" {
+        if self.provider != ProviderKind::Kubernetes
+            && behaviour_named_by_image_or_good(deployment) == "missing"
+        {
             return (400, "unable to pull image: not found\n".to_owned());
         }
-        let mut function = FakeFunction::without_start_up(deployment.clone());
+        let mut function = FakeFunction::already_up(deployment.clone());
         if self.provider == ProviderKind::Kubernetes {
             function.reads_left = 3;
         }

@@ -12,13 +12,14 @@ use tokio::time::Instant;
 
 use crate::fixtures::{
     READY_TIMEOUT, assert_outcome, expect_create_request, expect_probe_request, expect_status_request,
-    expect_update_request, hand_over_of_new_image, new_state, old_state, roll_out, timeouts_without_stay_up,
+    expect_update_request, hand_over_of_new_image, new_state_json, old_state_json,
+    roll_out_new_image_and_assert_calls, timeouts_without_stay_up,
 };
 use crate::script::{ANY_NUMBER_OF_TIMES, ScriptedGateway};
 
 #[tokio::test(start_paused = true)]
 async fn an_unreachable_gateway_fails_the_deployment_before_any_change() {
-    let outcome = roll_out([expect_status_request()
+    let outcome = roll_out_new_image_and_assert_calls([expect_status_request()
         .expected_times(ANY_NUMBER_OF_TIMES)
         .failing_to_connect()])
     .await;
@@ -42,7 +43,7 @@ async fn only_a_json_state_of_the_function_counts_as_an_answer_to_a_read() {
         (401, "invalid credentials\n"),
         (502, ""),
     ] {
-        let outcome = roll_out([expect_status_request()
+        let outcome = roll_out_new_image_and_assert_calls([expect_status_request()
             .expected_times(ANY_NUMBER_OF_TIMES)
             .answered_with(status, text)])
         .await;
@@ -57,13 +58,13 @@ async fn only_a_json_state_of_the_function_counts_as_an_answer_to_a_read() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_lost_answer_to_an_update_the_function_is_read_to_see_its_effect() {
-    let outcome = roll_out([
+    let outcome = roll_out_new_image_and_assert_calls([
         expect_status_request()
             .expected_times(2)
-            .answered_with(200, old_state(1)),
+            .answered_with(200, old_state_json(1)),
         expect_update_request().with_lost_answer(),
-        expect_status_request().answered_with(200, new_state(0)),
-        expect_status_request().answered_with(200, new_state(1)),
+        expect_status_request().answered_with(200, new_state_json(0)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
@@ -76,12 +77,12 @@ async fn after_a_lost_answer_to_an_update_the_function_is_read_to_see_its_effect
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_that_is_never_answered_fails_within_the_timeouts() {
+async fn an_unanswered_update_fails_in_time_with_unknown_state_if_reads_cannot_connect() {
     let begun = Instant::now();
-    let outcome = roll_out([
+    let outcome = roll_out_new_image_and_assert_calls([
         expect_status_request()
             .expected_times(2)
-            .answered_with(200, old_state(1)),
+            .answered_with(200, old_state_json(1)),
         expect_update_request().never_answered(),
         expect_status_request()
             .expected_times(ANY_NUMBER_OF_TIMES)
@@ -119,7 +120,7 @@ async fn a_gateway_that_rejects_the_credentials_has_no_route_or_is_busy_is_the_p
                 .answered_with(status, "404 page not found\n")
         }));
         assert_outcome(
-            &roll_out(calls).await,
+            &roll_out_new_image_and_assert_calls(calls).await,
             Status::RolledBack,
             Some(FaultyParty::Platform),
             &[reason],
@@ -128,26 +129,26 @@ async fn a_gateway_that_rejects_the_credentials_has_no_route_or_is_busy_is_the_p
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rollout_survives_a_gateway_that_is_unavailable_and_recovers_within_the_timeout() {
-    let outcome = roll_out([
+async fn a_rollout_survives_a_gateway_outage_that_ends_within_the_timeout_and_fails_otherwise() {
+    let outcome = roll_out_new_image_and_assert_calls([
         expect_status_request()
             .expected_times(2)
-            .answered_with(200, old_state(1)),
+            .answered_with(200, old_state_json(1)),
         expect_update_request().answered_with(202, ""),
         expect_status_request().expected_times(5).failing_to_connect(),
         expect_status_request().answered_with(502, ""),
-        expect_status_request().answered_with(200, new_state(1)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().with_lost_answer(),
-        expect_status_request().answered_with(200, new_state(1)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
     assert_outcome(&outcome, Status::Ready, None, &[]);
 
-    let unavailable = roll_out([
+    let unavailable = roll_out_new_image_and_assert_calls([
         expect_status_request()
             .expected_times(2)
-            .answered_with(200, old_state(1)),
+            .answered_with(200, old_state_json(1)),
         expect_update_request().answered_with(202, ""),
         expect_status_request()
             .expected_times(ANY_NUMBER_OF_TIMES)
@@ -174,7 +175,7 @@ async fn a_shutdown_ends_a_rollout_as_failed_by_the_platform_before_the_process_
             .answered_with(202, ""),
         expect_status_request()
             .expected_times(ANY_NUMBER_OF_TIMES)
-            .answered_with(200, new_state(0)),
+            .answered_with(200, new_state_json(0)),
     ]);
     let begun = Instant::now();
 

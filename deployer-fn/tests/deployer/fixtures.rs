@@ -19,7 +19,7 @@ pub(crate) const OLD_IMAGE: &str =
 pub(crate) const NEW_IMAGE: &str =
     "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
-/// The timeout of each rollout in the tests.
+/// The timeout of a rollout on a scripted gateway in memory.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// Returns a valid hand-over of the new image, for the function `hello`.
@@ -51,19 +51,19 @@ pub(crate) fn hand_over_of_new_image() -> HandOver {
 }
 
 /// Returns the JSON of the function's state before the rollout, with this number of available replicas.
-pub(crate) fn old_state(available: u64) -> String {
+pub(crate) fn old_state_json(available: u64) -> String {
     json!({"name": "hello", "image": OLD_IMAGE, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
         "labels": {"faas_function": "hello"}, "annotations": {"prometheus.io.scrape": "false"}})
     .to_string()
 }
 
 /// Returns the JSON of the function's state after the rollout, with this number of available replicas.
-pub(crate) fn new_state(available: u64) -> String {
-    deployed_state(&hand_over_of_new_image().spec, available)
+pub(crate) fn new_state_json(available: u64) -> String {
+    new_image_state_json(&hand_over_of_new_image().spec, available)
 }
 
 /// Returns the JSON of the state of a function with the new image and this specification.
-pub(crate) fn deployed_state(spec: &FunctionSpec, available: u64) -> String {
+pub(crate) fn new_image_state_json(spec: &FunctionSpec, available: u64) -> String {
     json!({"name": "hello", "image": NEW_IMAGE, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
         "annotations": {SPEC_DIGEST_ANNOTATION: spec.spec_digest(), "topic": "orders"}})
     .to_string()
@@ -86,8 +86,10 @@ pub(crate) fn expect_probe_request() -> ExpectedCall {
 }
 
 /// Rolls out the shared [`hand_over_of_new_image`] on a gateway that expects these calls.
-pub(crate) async fn roll_out(calls: impl IntoIterator<Item = ExpectedCall>) -> DeploymentOutcome {
-    roll_out_with(&hand_over_of_new_image(), calls).await
+pub(crate) async fn roll_out_new_image_and_assert_calls(
+    calls: impl IntoIterator<Item = ExpectedCall>,
+) -> DeploymentOutcome {
+    roll_out_hand_over_and_assert_calls(&hand_over_of_new_image(), calls).await
 }
 
 /// Returns timeouts with which a version is ready once it answers: the scripts of calls end there.
@@ -99,7 +101,7 @@ pub(crate) fn timeouts_without_stay_up() -> RolloutTimeouts {
 }
 
 /// Rolls out a hand-over on a gateway that expects these calls.
-pub(crate) async fn roll_out_with(
+pub(crate) async fn roll_out_hand_over_and_assert_calls(
     hand_over: &HandOver,
     calls: impl IntoIterator<Item = ExpectedCall>,
 ) -> DeploymentOutcome {

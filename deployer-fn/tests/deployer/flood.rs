@@ -18,16 +18,16 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 /// The number of senders without the key, unless the environment variable `FLOOD_SENDERS` has another one.
-const SENDER_COUNT: usize = 300;
+const DEFAULT_UNSIGNED_SENDER_COUNT: usize = 300;
 
 /// The duration of the flood, unless the environment variable `FLOOD_SECONDS` has another one.
-const FLOOD_DURATION: Duration = Duration::from_secs(5);
+const DEFAULT_FLOOD_DURATION: Duration = Duration::from_secs(5);
 
 /// The limit on the memory that the flood costs, in KiB. The deployer as shipped takes less than 9 MiB without it.
-const MEMORY_LIMIT_KIB: u64 = 23 << 10;
+const FLOOD_MEMORY_GROWTH_LIMIT_KIB: u64 = 23 << 10;
 
 /// The time after which a signed hand-over counts as lost.
-const LOSS_TIMEOUT: Duration = Duration::from_secs(60);
+const SIGNED_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 const DEPLOY_KEY: &str = "a key of 17 bytes";
 
@@ -100,7 +100,7 @@ async fn send_signed_invalid_and_time_answer(address: SocketAddr) -> Result<Dura
         stream.read_to_string(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
     };
-    let answer = timeout(LOSS_TIMEOUT, exchange)
+    let answer = timeout(SIGNED_ANSWER_TIMEOUT, exchange)
         .await
         .map_err(|_| "no answer".to_owned())?;
     let answer = answer.map_err(|error| error.to_string())?;
@@ -110,12 +110,15 @@ async fn send_signed_invalid_and_time_answer(address: SocketAddr) -> Result<Dura
     }
 }
 
-/// Sends the bytes that kind `kind` of sender sends, until the deployer closes the connection.
-async fn send_unsigned(mut stream: TcpStream, kind: usize) -> std::io::Result<()> {
+/// Sends what the senders of this kind send (0 to 9), until the deployer closes the connection.
+async fn send_without_valid_signature_until_closed(
+    mut stream: TcpStream,
+    kind_of_sender: usize,
+) -> std::io::Result<()> {
     let wrong = format!("x-deploy-signature: sha256={}\r\n", "0".repeat(64));
     let head = |length: &str| format!("POST / HTTP/1.1\r\nhost: deployer\r\n{wrong}{length}\r\n");
     let megabyte = head("content-length: 1048576\r\n");
-    match kind {
+    match kind_of_sender {
         // Nothing at all.
         0 => {}
         // Half a head, byte by byte.
@@ -188,9 +191,9 @@ async fn send_unsigned(mut stream: TcpStream, kind: usize) -> std::io::Result<()
     Ok(())
 }
 
-/// Sleeps for [`FLOOD_DURATION`], while the caller keeps its connection open.
+/// Sleeps for [`DEFAULT_FLOOD_DURATION`], while the caller keeps its connection open.
 async fn sleep_for_flood_duration() -> std::io::Result<()> {
-    sleep(FLOOD_DURATION).await;
+    sleep(DEFAULT_FLOOD_DURATION).await;
     Ok(())
 }
 
@@ -205,7 +208,8 @@ fn median_and_95th_percentile(mut times: Vec<Duration>) -> [Duration; 2] {
     [50, 95].map(|percent| times[times.len() * percent / 100])
 }
 
-/// Sends a signed hand-over ten times a second for `duration`; returns the time until each answer.
+/// Sends signed hand-overs that are not valid for `duration`, one after the other, 100 ms apart; returns the time
+/// until each answer.
 async fn send_signed_invalid_throughout(address: SocketAddr, duration: Duration) -> Vec<Duration> {
     let begun = Instant::now();
     let mut times = Vec::new();
@@ -222,13 +226,14 @@ async fn unsigned_senders_cost_little_memory_and_no_signed_hand_over() {
     let address = deployer.address;
     let alone = send_signed_invalid_throughout(address, Duration::from_secs(2)).await;
     let idle = deployer.peak_memory_kib();
-    let senders = number_from_environment("FLOOD_SENDERS").map_or(SENDER_COUNT, |number| number as usize);
+    let senders = number_from_environment("FLOOD_SENDERS")
+        .map_or(DEFAULT_UNSIGNED_SENDER_COUNT, |number| number as usize);
     let mut flood = JoinSet::new();
     for number in 0..senders {
         flood.spawn(async move {
             loop {
                 if let Ok(stream) = TcpStream::connect(address).await {
-                    let _ = send_unsigned(stream, number % 10).await;
+                    let _ = send_without_valid_signature_until_closed(stream, number % 10).await;
                 }
                 sleep(Duration::from_secs(1)).await;
             }
@@ -237,7 +242,7 @@ async fn unsigned_senders_cost_little_memory_and_no_signed_hand_over() {
 
     let flooded = send_signed_invalid_throughout(
         address,
-        number_from_environment("FLOOD_SECONDS").map_or(FLOOD_DURATION, Duration::from_secs),
+        number_from_environment("FLOOD_SECONDS").map_or(DEFAULT_FLOOD_DURATION, Duration::from_secs),
     )
     .await;
 
@@ -248,7 +253,7 @@ async fn unsigned_senders_cost_little_memory_and_no_signed_hand_over() {
         median_and_95th_percentile(flooded),
     );
     let figures = format!("memory {idle} KiB, then {peak} KiB; median and p95 {alone:?}, then {flooded:?}");
-    assert!(peak - idle < MEMORY_LIMIT_KIB, "{figures}");
+    assert!(peak - idle < FLOOD_MEMORY_GROWTH_LIMIT_KIB, "{figures}");
     // Shown with --nocapture.
     writeln!(std::io::stdout(), "{figures}").unwrap();
 }

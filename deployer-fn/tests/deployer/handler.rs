@@ -35,11 +35,11 @@ pub(crate) struct TestDeployer {
 }
 
 pub(crate) fn test_deployer(gateway_url: &str) -> TestDeployer {
-    test_deployer_with_files(gateway_url, &[])
+    test_deployer_with_secret_files(gateway_url, &[])
 }
 
 /// Creates a deployer with further secrets in `files`. One called `policy.json` is its policy.
-pub(crate) fn test_deployer_with_files(gateway_url: &str, files: &[(&str, &str)]) -> TestDeployer {
+pub(crate) fn test_deployer_with_secret_files(gateway_url: &str, files: &[(&str, &str)]) -> TestDeployer {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in [
         ("deploy-secret", "k\n"),
@@ -93,7 +93,7 @@ impl TestDeployer {
         family.unwrap().get_metric()[0].get_gauge().get_value() as usize
     }
 
-    pub(crate) async fn post_hand_over(&self, document: &Value) -> (StatusCode, Value) {
+    pub(crate) async fn sign_and_post_hand_over(&self, document: &Value) -> (StatusCode, Value) {
         let body = document.to_string();
         let signature = sign_with_deploy_key(&body);
         self.post_body(body, Some(signature)).await
@@ -115,9 +115,9 @@ fn hand_over_json() -> Value {
 }
 
 /// Returns the JSON of the function's state with a specification of this digest.
-fn function_state_json(digest: &str) -> String {
+fn function_state_json(spec_digest: &str) -> String {
     json!({"name": "hello", "namespace": "openfaas-fn", "image": IMAGE_REFERENCE, "replicas": 1, "availableReplicas": 1,
-        "annotations": {SPEC_DIGEST_ANNOTATION: digest}})
+        "annotations": {SPEC_DIGEST_ANNOTATION: spec_digest}})
     .to_string()
 }
 
@@ -161,7 +161,9 @@ async fn a_signed_hand_over_is_deployed_with_the_gateways_credentials() {
     ]);
     let url = gateway.serve_over_http().await;
 
-    let (status, answer) = test_deployer(&url).post_hand_over(&hand_over_json()).await;
+    let (status, answer) = test_deployer(&url)
+        .sign_and_post_hand_over(&hand_over_json())
+        .await;
 
     gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
@@ -193,17 +195,20 @@ async fn a_bearer_token_replaces_the_password_and_is_read_again() {
     let token = deployer.secrets.path().join("gateway-token");
     fs::write(&token, "one\n").unwrap();
     assert_eq!(
-        deployer.post_hand_over(&hand_over_json()).await.0,
+        deployer.sign_and_post_hand_over(&hand_over_json()).await.0,
         StatusCode::BAD_GATEWAY
     );
     fs::remove_file(&token).unwrap();
     fs::write(&token, "two\n").unwrap();
-    assert_eq!(deployer.post_hand_over(&hand_over_json()).await.0, StatusCode::OK);
+    assert_eq!(
+        deployer.sign_and_post_hand_over(&hand_over_json()).await.0,
+        StatusCode::OK
+    );
     gateway.assert_no_missing_or_unexpected_calls();
 }
 
 #[tokio::test]
-async fn an_exchanged_token_is_cached_until_it_expires_or_is_rejected() {
+async fn an_exchanged_token_is_cached_unless_it_is_short_lived_until_the_gateway_rejects_it() {
     let exchange = |token: &'static str, seconds: u32| {
         expect_request("POST /oauth/token")
             .with_request_check(|request| {
@@ -246,10 +251,13 @@ async fn an_exchanged_token_is_cached_until_it_expires_or_is_rejected() {
     let directory = deployer.secrets.path().join("tokens");
     fs::create_dir(&directory).unwrap();
     fs::write(directory.join("openfaas-token"), "of.the-pod\n").unwrap();
-    assert_eq!(deployer.post_hand_over(&hand_over_json()).await.0, StatusCode::OK);
+    assert_eq!(
+        deployer.sign_and_post_hand_over(&hand_over_json()).await.0,
+        StatusCode::OK
+    );
     for _ in 0..2 {
         assert_eq!(
-            deployer.post_hand_over(&hand_over_json()).await.0,
+            deployer.sign_and_post_hand_over(&hand_over_json()).await.0,
             StatusCode::BAD_GATEWAY
         );
     }
@@ -275,12 +283,12 @@ async fn a_hand_over_that_the_builder_did_not_sign_is_unauthorized() {
 }
 
 #[tokio::test]
-async fn an_invalid_hand_over_is_rejected_with_all_problems() {
+async fn an_invalid_hand_over_is_rejected_with_all_problems_and_a_too_large_one_with_413() {
     let gateway = ScriptedGateway::new([]);
     let deployer = test_deployer(&gateway.serve_over_http().await);
 
     let (status, answer) = deployer
-        .post_hand_over(&json!({"image": "hello:1.0", "deploy": {"service": "-", "x": 1}}))
+        .sign_and_post_hand_over(&json!({"image": "hello:1.0", "deploy": {"service": "-", "x": 1}}))
         .await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert_eq!(answer["reasons"].as_array().unwrap().len(), 3, "{answer:#}");
@@ -336,12 +344,12 @@ async fn a_newer_hand_over_takes_the_place_of_an_older_one_that_is_not_ready() {
         let deployer = Arc::clone(&deployer);
         let mut older = hand_over_json();
         older["submittedAt"] = "2026-03-01T12:00:01Z".into();
-        async move { deployer.post_hand_over(&older).await }
+        async move { deployer.sign_and_post_hand_over(&older).await }
     });
     events.recv().await.unwrap();
     let newer = tokio::spawn({
         let deployer = Arc::clone(&deployer);
-        async move { deployer.post_hand_over(&newer).await }
+        async move { deployer.sign_and_post_hand_over(&newer).await }
     });
     while deployer.deployments_in_progress() < 2 {
         tokio::task::yield_now().await;
@@ -373,7 +381,7 @@ async fn a_build_older_than_the_deployed_one_is_answered_with_409() {
     older["submittedAt"] = "2026-03-01T12:00:00Z".into();
     older["builtAt"] = "2026-03-01T12:01:00Z".into();
     let (status, answer) = test_deployer(&gateway.serve_over_http().await)
-        .post_hand_over(&older)
+        .sign_and_post_hand_over(&older)
         .await;
     gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::CONFLICT, "{answer:#}");
@@ -405,7 +413,7 @@ async fn a_hand_over_that_expired_or_is_ahead_of_the_clock_is_refused() {
         let mut wrong = hand_over_json();
         wrong[field] = value.into();
         let (status, answer) = test_deployer(&gateway.serve_over_http().await)
-            .post_hand_over(&wrong)
+            .sign_and_post_hand_over(&wrong)
             .await;
         gateway.assert_no_missing_or_unexpected_calls();
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:#}");
@@ -420,14 +428,14 @@ fn dry_run_json(deploy: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_dry_run_checks_and_changes_nothing() {
+async fn an_accepted_dry_run_reads_namespaces_secrets_and_function_and_changes_nothing() {
     let gateway = ScriptedGateway::new([
         expect_request("GET /system/namespaces").answered_with(200, r#"["openfaas-fn","team"]"#),
         expect_request("GET /system/secrets?namespace=team").answered_with(200, r#"[{"name":"api-key"}]"#),
         expect_request("GET /system/function/hello?namespace=team").answered_with(404, ""),
     ]);
     let (status, answer) = test_deployer(&gateway.serve_over_http().await)
-        .post_hand_over(&dry_run_json(
+        .sign_and_post_hand_over(&dry_run_json(
             json!({"service": "hello", "namespace": "team", "secrets": ["api-key"],
             "network": "func_functions"}),
         ))
@@ -475,7 +483,7 @@ async fn a_dry_run_reports_what_would_be_refused() {
     ] {
         let gateway = ScriptedGateway::new(calls);
         let (status, answer) = test_deployer(&gateway.serve_over_http().await)
-            .post_hand_over(&document)
+            .sign_and_post_hand_over(&document)
             .await;
         gateway.assert_no_missing_or_unexpected_calls();
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:#}");
@@ -490,7 +498,7 @@ async fn a_dry_run_reports_what_would_be_refused() {
 }
 
 #[tokio::test]
-async fn a_secret_that_faas_netes_does_not_list_is_accepted_with_a_warning() {
+async fn a_dry_run_accepts_an_unlisted_secret_with_a_warning_on_faas_netes_or_an_unknown_provider() {
     // It lists only secrets with its label, and kubectl sets none.
     for info in [r#"{"provider":{"provider":"faas-netes-ce"}}"#, "{}"] {
         let gateway = ScriptedGateway::new([
@@ -499,7 +507,7 @@ async fn a_secret_that_faas_netes_does_not_list_is_accepted_with_a_warning() {
             expect_request("GET /system/function/hello").answered_with(404, ""),
         ]);
         let (status, answer) = test_deployer(&gateway.serve_over_http().await)
-            .post_hand_over(&dry_run_json(
+            .sign_and_post_hand_over(&dry_run_json(
                 json!({"service": "hello", "secrets": ["api-key", "other"]}),
             ))
             .await;
@@ -513,13 +521,13 @@ async fn a_secret_that_faas_netes_does_not_list_is_accepted_with_a_warning() {
 }
 
 #[tokio::test]
-async fn a_dry_run_warns_of_every_secret_if_the_provider_lists_none() {
+async fn a_dry_run_warns_of_every_secret_if_the_provider_cannot_list_secrets() {
     let gateway = ScriptedGateway::new([
         expect_request("GET /system/secrets").answered_with(404, ""),
         expect_request("GET /system/function/hello").answered_with(404, ""),
     ]);
     let (status, answer) = test_deployer(&gateway.serve_over_http().await)
-        .post_hand_over(&dry_run_json(
+        .sign_and_post_hand_over(&dry_run_json(
             json!({"service": "hello", "secrets": ["api-key", "other"]}),
         ))
         .await;
@@ -537,7 +545,7 @@ async fn a_dry_run_warns_of_every_secret_if_the_provider_lists_none() {
 async fn a_dry_run_whose_answer_is_lost_is_neither_accepted_nor_refused() {
     let gateway = ScriptedGateway::new([expect_request("GET /system/function/hello").with_lost_answer()]);
     let (status, answer) = test_deployer(&gateway.serve_over_http().await)
-        .post_hand_over(&dry_run_json(json!({"service": "hello"})))
+        .sign_and_post_hand_over(&dry_run_json(json!({"service": "hello"})))
         .await;
     gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::BAD_GATEWAY, "{answer:#}");
@@ -549,7 +557,7 @@ async fn a_dry_run_whose_answer_is_lost_is_neither_accepted_nor_refused() {
 #[tokio::test]
 async fn a_dry_run_without_a_gateway_is_neither_accepted_nor_refused() {
     let (status, answer) = test_deployer("http://127.0.0.1:1")
-        .post_hand_over(&dry_run_json(json!({"service": "hello"})))
+        .sign_and_post_hand_over(&dry_run_json(json!({"service": "hello"})))
         .await;
     assert_eq!(status, StatusCode::BAD_GATEWAY);
     assert_eq!(
@@ -570,11 +578,11 @@ async fn a_dry_run_waits_for_no_deployment_of_the_function() {
     let deployer = Arc::new(test_deployer(&gateway.serve_over_http().await));
     let deployment = tokio::spawn({
         let deployer = Arc::clone(&deployer);
-        async move { deployer.post_hand_over(&hand_over_json()).await }
+        async move { deployer.sign_and_post_hand_over(&hand_over_json()).await }
     });
     events.recv().await.unwrap();
     let (status, answer) = deployer
-        .post_hand_over(&dry_run_json(json!({"service": "hello"})))
+        .sign_and_post_hand_over(&dry_run_json(json!({"service": "hello"})))
         .await;
     deployment.abort();
     gateway.assert_no_missing_or_unexpected_calls();
@@ -606,11 +614,11 @@ async fn only_post_requests_to_the_root_path_are_accepted() {
 async fn without_a_signing_key_no_hand_over_is_accepted() {
     let deployer = test_deployer("http://127.0.0.1:1");
     fs::write(deployer.secrets.path().join("deploy-secret"), "\n").unwrap();
-    let (status, answer) = deployer.post_hand_over(&hand_over_json()).await;
+    let (status, answer) = deployer.sign_and_post_hand_over(&hand_over_json()).await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     fs::remove_file(deployer.secrets.path().join("deploy-secret")).unwrap();
     assert_eq!(
-        deployer.post_hand_over(&hand_over_json()).await.0,
+        deployer.sign_and_post_hand_over(&hand_over_json()).await.0,
         StatusCode::INTERNAL_SERVER_ERROR
     );
     assert!(
@@ -622,7 +630,7 @@ async fn without_a_signing_key_no_hand_over_is_accepted() {
 #[tokio::test]
 async fn an_unreachable_gateway_gives_a_status_that_is_retried() {
     let (status, answer) = test_deployer("http://127.0.0.1:1")
-        .post_hand_over(&hand_over_json())
+        .sign_and_post_hand_over(&hand_over_json())
         .await;
     assert_eq!(status, StatusCode::BAD_GATEWAY);
     assert_eq!(answer["status"], "failed");
@@ -639,7 +647,7 @@ async fn a_rejection_by_the_provider_gives_a_status_that_is_not_retried() {
         expect_request("GET /system/function/hello").answered_with(404, ""),
     ]);
     let (status, answer) = test_deployer(&gateway.serve_over_http().await)
-        .post_hand_over(&hand_over_json())
+        .sign_and_post_hand_over(&hand_over_json())
         .await;
     gateway.assert_no_missing_or_unexpected_calls();
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
@@ -666,7 +674,7 @@ async fn a_rollout_continues_when_its_caller_disconnects() {
     let deployer = Arc::new(test_deployer(&gateway.serve_over_http().await));
     let caller = tokio::spawn({
         let deployer = Arc::clone(&deployer);
-        async move { deployer.post_hand_over(&hand_over_json()).await }
+        async move { deployer.sign_and_post_hand_over(&hand_over_json()).await }
     });
     assert_eq!(events.recv().await, Some("read"));
     caller.abort();

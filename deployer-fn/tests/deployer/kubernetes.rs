@@ -13,19 +13,19 @@ use deployer_fn::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::fake::{FakeGateway, ProviderKind, behaviour_named_by_image};
+use crate::fake::{FakeGateway, ProviderKind, behaviour_named_by_image_or_good};
 use crate::scenarios::{SimulatedDeployer, answering_build_number, hand_over_of_build};
 
 /// A Kubernetes API that shows the functions of a fake gateway. Clones share its state.
 #[derive(Clone)]
 struct FakeKubernetes {
     gateway: FakeGateway,
-    state: Arc<Mutex<FakeKubernetesState>>,
+    state: Arc<Mutex<FakeKubernetesFaults>>,
 }
 
 /// What a test makes of the fake API.
 #[derive(Default)]
-struct FakeKubernetesState {
+struct FakeKubernetesFaults {
     /// The status of every answer in place of 200.
     error: Option<u16>,
     /// The time at which the new version's container ends, and is started again.
@@ -71,7 +71,7 @@ impl FakeKubernetes {
                     .is_some_and(|at| at <= Instant::now());
                 let pods = [
                     pod("old", true, json!({"running": {}}), 9),
-                    self.new_pod(image, is_up, restarts),
+                    self.pod_of_new_version(image, is_up, restarts),
                 ];
                 Some(json!({"items": pods}))
             }
@@ -89,8 +89,8 @@ impl FakeKubernetes {
         }
     }
 
-    fn new_pod(&self, image: &Value, is_up: bool, restarted: bool) -> Value {
-        let behaviour = behaviour_named_by_image(&json!({"image": image}));
+    fn pod_of_new_version(&self, image: &Value, is_up: bool, restarted: bool) -> Value {
+        let behaviour = behaviour_named_by_image_or_good(&json!({"image": image}));
         let state = match behaviour.as_str() {
             "missing" => {
                 json!({"waiting": {"reason": "ErrImagePull", "message": "failed to resolve: not found"}})
@@ -107,15 +107,15 @@ fn replica_set(name: &str, revision: &str) -> Value {
         "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "hello", "uid": "d"}]}})
 }
 
-fn pod(set: &str, is_ready: bool, state: Value, restarts: u8) -> Value {
+fn pod(replica_set: &str, is_ready: bool, state: Value, restarts: u8) -> Value {
     let status = if is_ready { "True" } else { "False" };
     let last = match state.get("waiting") {
         Some(_) => json!({"terminated": {"exitCode": 3, "reason": "Error"}}),
         None => json!({}),
     };
     json!({
-        "metadata": {"name": format!("{set}-pod"), "uid": format!("{set}-pod"),
-            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set, "uid": set}]},
+        "metadata": {"name": format!("{replica_set}-pod"), "uid": format!("{replica_set}-pod"),
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": replica_set, "uid": replica_set}]},
         "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": status}],
             "containerStatuses": [{"name": "hello", "image": "the image", "imageID": "", "ready": is_ready,
                 "restartCount": restarts, "state": state,

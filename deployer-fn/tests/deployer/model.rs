@@ -10,7 +10,7 @@ use crate::fake::{Disruption, FakeGateway, ProviderKind};
 use crate::scenarios::{SimulatedDeployer, answering_build_number, hand_over_of_build, image_of_build};
 
 /// The number of random sequences in a test, for each provider; each has its own seed.
-const SEQUENCE_COUNT: u64 = 60;
+const SEQUENCES_PER_PROVIDER: u64 = 60;
 const DEPLOYMENTS_PER_SEQUENCE: usize = 12;
 
 const POSSIBLE_DISRUPTIONS: [Disruption; 7] = [
@@ -51,7 +51,7 @@ impl DeploymentSequence {
     }
 
     /// Picks a new build for the next step, or sometimes one that was delivered before.
-    fn pick_build(&mut self) -> u64 {
+    fn pick_new_or_earlier_build(&mut self) -> u64 {
         if !self.builds.is_empty() && self.rng.u8(..4) == 0 {
             return self.rng.u64(1..=self.builds.len() as u64);
         }
@@ -72,7 +72,7 @@ impl DeploymentSequence {
     }
 
     /// Deploys a build while requests are disrupted, or until the deployer is killed.
-    async fn deploy_disrupted(&mut self, number: u64) {
+    async fn deploy_with_disruptions_or_kill(&mut self, number: u64) {
         let behaviour = self.behaviour_of_build(number);
         // A version is lost with the process if faasd has deleted it for an image that it then could not pull, and
         // the process ends before it is restored: it is stored nowhere else.
@@ -110,7 +110,7 @@ impl DeploymentSequence {
     }
 
     /// Deploys a build without disruptions, and compares the outcome with the model.
-    async fn deploy_and_compare(&mut self, number: u64, step: &str) {
+    async fn deploy_and_assert_as_in_model(&mut self, number: u64, step: &str) {
         let behaviour = self.behaviour_of_build(number);
         let outcome = self
             .process
@@ -181,12 +181,12 @@ impl DeploymentSequence {
 /// ready.
 #[tokio::test(start_paused = true)]
 async fn only_a_version_that_was_seen_to_work_is_reported_ready_or_restored() {
-    for seed in 0..SEQUENCE_COUNT {
+    for seed in 0..SEQUENCES_PER_PROVIDER {
         let fake = FakeGateway::new(ProviderKind::Kubernetes).omit_versions_in_answers();
         let mut sequence = DeploymentSequence::new(ProviderKind::Kubernetes, seed);
         sequence.fake = fake.clone();
         for step in 0..DEPLOYMENTS_PER_SEQUENCE {
-            let number = sequence.pick_build();
+            let number = sequence.pick_new_or_earlier_build();
             let behaviour = sequence.behaviour_of_build(number);
             let outcome = sequence
                 .process
@@ -227,19 +227,19 @@ async fn the_newest_good_version_runs_and_is_reported_whatever_fails() {
         ProviderKind::Faasd,
         ProviderKind::Rolling,
     ] {
-        for seed in 0..SEQUENCE_COUNT {
+        for seed in 0..SEQUENCES_PER_PROVIDER {
             let mut sequence = DeploymentSequence::new(provider, seed);
             for step in 0..DEPLOYMENTS_PER_SEQUENCE {
-                let number = sequence.pick_build();
+                let number = sequence.pick_new_or_earlier_build();
                 let step = format!("{provider:?}, seed {seed}, step {step}");
                 if sequence.rng.u8(..3) == 0 {
-                    sequence.deploy_disrupted(number).await;
+                    sequence.deploy_with_disruptions_or_kill(number).await;
                     // A queue delivers it again, or does not.
                     if sequence.rng.u8(..3) == 0 {
                         continue;
                     }
                 }
-                sequence.deploy_and_compare(number, &step).await;
+                sequence.deploy_and_assert_as_in_model(number, &step).await;
                 if sequence.rng.u8(..4) == 0 {
                     sequence.process = SimulatedDeployer::start();
                 }

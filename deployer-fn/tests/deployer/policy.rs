@@ -15,13 +15,13 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::fixtures::{
     NEW_IMAGE, OLD_IMAGE, READY_TIMEOUT, expect_create_request, expect_probe_request, expect_status_request,
-    expect_update_request, hand_over_of_new_image, new_state, timeouts_without_stay_up,
+    expect_update_request, hand_over_of_new_image, new_state_json, timeouts_without_stay_up,
 };
-use crate::handler::{TestDeployer, digest_of_spec, test_deployer, test_deployer_with_files};
+use crate::handler::{TestDeployer, digest_of_spec, test_deployer, test_deployer_with_secret_files};
 use crate::script::{ANY_NUMBER_OF_TIMES, ExpectedCall, ScriptedGateway, expect_request};
 
-/// A gateway's URL that nothing listens at: a hand-over that passes all checks before the gateway is answered with 502.
-const UNUSED_GATEWAY_URL: &str = "http://127.0.0.1:9";
+/// A URL at which no gateway listens: a hand-over that passes the checks without the gateway is answered with 502.
+const UNREACHABLE_GATEWAY_URL: &str = "http://127.0.0.1:9";
 
 const ACME_DEPLOY_KEY: &str = "the deploy key of acme";
 
@@ -32,8 +32,8 @@ const POLICY_JSON: &str = r#"{"tenants": {
 }}"#;
 
 fn deployer_with_policy() -> TestDeployer {
-    test_deployer_with_files(
-        UNUSED_GATEWAY_URL,
+    test_deployer_with_secret_files(
+        UNREACHABLE_GATEWAY_URL,
         &[
             ("policy.json", POLICY_JSON),
             ("acme-deploy", ACME_DEPLOY_KEY),
@@ -75,7 +75,7 @@ async fn the_rules_of_the_hand_overs_tenant_apply_and_no_others() {
     let deployer = deployer_with_policy();
     let deploy = json!({"service": "hello", "secrets": ["other"], "limits": {"memory": "1Gi"}});
     let answer = deployer
-        .post_hand_over(&hand_over_json("globex/hello", Some("acme"), deploy.clone()))
+        .sign_and_post_hand_over(&hand_over_json("globex/hello", Some("acme"), deploy.clone()))
         .await;
     assert_refused(
         &answer,
@@ -89,7 +89,7 @@ async fn the_rules_of_the_hand_overs_tenant_apply_and_no_others() {
     );
     // The same is globex's to deploy. The next step, which asks the gateway, fails.
     let answer = deployer
-        .post_hand_over(&hand_over_json("globex/hello", Some("globex"), deploy))
+        .sign_and_post_hand_over(&hand_over_json("globex/hello", Some("globex"), deploy))
         .await;
     assert_eq!(answer.0, StatusCode::BAD_GATEWAY, "{answer:?}");
 }
@@ -103,13 +103,13 @@ async fn a_builders_hand_over_is_refused_unless_its_tenant_is_in_the_deployers_p
         (Some("umbrella"), "tenant is \"umbrella\""),
     ] {
         let answer = deployer
-            .post_hand_over(&hand_over_json("acme/hello", tenant, deploy.clone()))
+            .sign_and_post_hand_over(&hand_over_json("acme/hello", tenant, deploy.clone()))
             .await;
         assert_refused(&answer, StatusCode::BAD_REQUEST, &[reason]);
     }
-    let without_policy = test_deployer(UNUSED_GATEWAY_URL);
+    let without_policy = test_deployer(UNREACHABLE_GATEWAY_URL);
     let answer = without_policy
-        .post_hand_over(&hand_over_json("acme/hello", Some("acme"), deploy))
+        .sign_and_post_hand_over(&hand_over_json("acme/hello", Some("acme"), deploy))
         .await;
     assert_refused(&answer, StatusCode::BAD_REQUEST, &["this deployer has no policy"]);
 }
@@ -145,9 +145,9 @@ async fn a_tenants_own_key_signs_for_that_tenant_only() {
 }
 
 #[tokio::test]
-async fn a_key_of_two_signers_signs_for_neither() {
-    let deployer = test_deployer_with_files(
-        UNUSED_GATEWAY_URL,
+async fn a_key_of_two_tenants_signs_for_neither_and_a_one_byte_key_is_ignored() {
+    let deployer = test_deployer_with_secret_files(
+        UNREACHABLE_GATEWAY_URL,
         &[
             ("policy.json", POLICY_JSON),
             ("acme-deploy", "k"),
@@ -156,12 +156,12 @@ async fn a_key_of_two_signers_signs_for_neither() {
     );
     let document = hand_over_json("globex/hello", Some("globex"), json!({"service": "hello"}));
     // A key of one byte is not fit for signatures, and is not read.
-    let answer = deployer.post_hand_over(&document).await;
+    let answer = deployer.sign_and_post_hand_over(&document).await;
     assert_eq!(answer.0, StatusCode::BAD_GATEWAY, "{answer:?}");
 
     let shared = "a key of both tenants";
-    let deployer = test_deployer_with_files(
-        UNUSED_GATEWAY_URL,
+    let deployer = test_deployer_with_secret_files(
+        UNREACHABLE_GATEWAY_URL,
         &[
             ("policy.json", POLICY_JSON),
             ("acme-deploy", shared),
@@ -183,11 +183,11 @@ async fn no_hand_over_takes_a_name_or_secret_of_the_platform() {
     ];
     for deploy in deploys {
         for (deployer, tenant) in [
-            (test_deployer(UNUSED_GATEWAY_URL), None),
+            (test_deployer(UNREACHABLE_GATEWAY_URL), None),
             (deployer_with_policy(), Some("globex")),
         ] {
             let (status, body) = deployer
-                .post_hand_over(&hand_over_json("globex/hello", tenant, deploy.clone()))
+                .sign_and_post_hand_over(&hand_over_json("globex/hello", tenant, deploy.clone()))
                 .await;
             assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{deploy}: {body}");
             let reasons = body["reasons"].to_string();
@@ -197,7 +197,7 @@ async fn no_hand_over_takes_a_name_or_secret_of_the_platform() {
     // A secret that another tenant's policy names.
     let deploy = json!({"service": "acme-hello", "secrets": ["acme-payload"]});
     let (_, body) = deployer_with_policy()
-        .post_hand_over(&hand_over_json("acme/hello", Some("acme"), deploy))
+        .sign_and_post_hand_over(&hand_over_json("acme/hello", Some("acme"), deploy))
         .await;
     assert!(body["reasons"].to_string().contains("no policy allows"), "{body}");
 }
@@ -208,7 +208,7 @@ async fn a_rejected_dry_run_says_that_it_is_one() {
     let document = json!({
         "dryRun": true, "tag": "registry.example/acme/hello:1", "tenant": "acme", "deploy": {"service": "hello"}
     });
-    let answer = deployer.post_hand_over(&document).await;
+    let answer = deployer.sign_and_post_hand_over(&document).await;
     assert_refused(
         &answer,
         StatusCode::UNPROCESSABLE_ENTITY,
@@ -251,7 +251,7 @@ async fn a_rollout_does_not_yield_to_a_hand_over_of_another_tenant() {
         // Globex's turn.
         function().answered_with(200, state(1)),
     ]);
-    let deployer = Arc::new(test_deployer_with_files(
+    let deployer = Arc::new(test_deployer_with_secret_files(
         &gateway.serve_over_http().await,
         &[("policy.json", POLICY_JSON)],
     ));
@@ -259,7 +259,7 @@ async fn a_rollout_does_not_yield_to_a_hand_over_of_another_tenant() {
         let deployer = Arc::clone(&deployer);
         let mut document = hand_over_json(repository, Some(tenant), json!({"service": "acme-hello"}));
         document["submittedAt"] = format!("2026-03-01T12:00:0{second}Z").into();
-        tokio::spawn(async move { deployer.post_hand_over(&document).await })
+        tokio::spawn(async move { deployer.sign_and_post_hand_over(&document).await })
     };
     let acme = post("acme/hello", "acme", 1);
     events.recv().await.unwrap();
@@ -280,7 +280,7 @@ async fn a_rollout_does_not_yield_to_a_hand_over_of_another_tenant() {
 }
 
 /// Rolls out a hand-over of the tenant on a gateway that expects these calls.
-async fn roll_out_as(
+async fn roll_out_as_tenant_and_assert_calls(
     tenant: &str,
     hand_over: HandOver,
     calls: impl IntoIterator<Item = ExpectedCall>,
@@ -332,7 +332,7 @@ async fn another_tenants_function_is_not_changed_and_its_state_is_not_revealed()
     ] {
         let state = function_state_json(annotations.clone());
         let calls = [expect_status_request().answered_with(200, state)];
-        let outcome = roll_out_as(tenant, hand_over_of_new_image(), calls).await;
+        let outcome = roll_out_as_tenant_and_assert_calls(tenant, hand_over_of_new_image(), calls).await;
         assert_eq!(
             outcome.status,
             DeploymentStatus::Refused,
@@ -346,12 +346,12 @@ async fn another_tenants_function_is_not_changed_and_its_state_is_not_revealed()
 
 /// The specification may be the same as that of the deployed function: nothing would be changed, and yet it is refused.
 #[tokio::test(start_paused = true)]
-async fn the_same_specification_as_another_tenants_is_refused() {
+async fn a_specification_equal_to_that_of_another_tenants_function_is_refused() {
     let spec = hand_over_of_new_image().spec;
     let annotations = json!({"slipway/tenant": "adopter", SPEC_DIGEST_ANNOTATION: spec.spec_digest()});
     let state = function_state_json(annotations).replace(OLD_IMAGE, NEW_IMAGE);
     let calls = [expect_status_request().answered_with(200, state)];
-    let outcome = roll_out_as("acme", hand_over_of_new_image(), calls).await;
+    let outcome = roll_out_as_tenant_and_assert_calls("acme", hand_over_of_new_image(), calls).await;
     assert_eq!(outcome.status, DeploymentStatus::Refused, "{outcome:?}");
 }
 
@@ -360,8 +360,8 @@ async fn a_new_function_belongs_to_its_tenant() {
     let mut hand_over = hand_over_of_new_image();
     hand_over.spec.secrets.clear();
     let digest = hand_over.spec.spec_digest();
-    let deployed = new_state(1).replace(&hand_over_of_new_image().spec.spec_digest(), &digest);
-    let outcome = roll_out_as(
+    let deployed = new_state_json(1).replace(&hand_over_of_new_image().spec.spec_digest(), &digest);
+    let outcome = roll_out_as_tenant_and_assert_calls(
         "acme",
         hand_over,
         [

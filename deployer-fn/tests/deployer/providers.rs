@@ -7,9 +7,9 @@ use deployer_fn::{DeploymentStatus as Status, FaultyParty};
 use serde_json::{Value, json};
 
 use crate::fixtures::{
-    NEW_IMAGE, OLD_IMAGE, assert_outcome, deployed_state, expect_create_request, expect_probe_request,
-    expect_status_request, expect_update_request, hand_over_of_new_image, new_state, old_state, roll_out,
-    roll_out_with, running_state_of_image,
+    NEW_IMAGE, OLD_IMAGE, assert_outcome, expect_create_request, expect_probe_request, expect_status_request,
+    expect_update_request, hand_over_of_new_image, new_image_state_json, new_state_json, old_state_json,
+    roll_out_hand_over_and_assert_calls, roll_out_new_image_and_assert_calls, running_state_of_image,
 };
 use crate::script::{ANY_NUMBER_OF_TIMES, expect_request};
 
@@ -28,7 +28,7 @@ const NO_ENDPOINTS_TEXT: &str = "No endpoints available for: hello.";
 
 #[tokio::test(start_paused = true)]
 async fn a_new_function_is_created_on_kubernetes() {
-    let outcome = roll_out([
+    let outcome = roll_out_new_image_and_assert_calls([
         expect_status_request().expected_times(2).answered_with(404, ""),
         expect_update_request().answered_with(404, NO_DEPLOYMENT_TEXT),
         expect_create_request().answered_with(202, ""),
@@ -36,10 +36,10 @@ async fn a_new_function_is_created_on_kubernetes() {
         expect_status_request().answered_with(404, ""),
         expect_status_request()
             .expected_times(3)
-            .answered_with(200, new_state(0)),
-        expect_status_request().answered_with(200, new_state(1)),
+            .answered_with(200, new_state_json(0)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().answered_with(503, NO_ENDPOINTS_TEXT),
-        expect_status_request().answered_with(200, new_state(1)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
@@ -53,13 +53,13 @@ async fn a_new_function_is_created_on_kubernetes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_function_is_created_on_faasd() {
-    let outcome = roll_out([
+    let outcome = roll_out_new_image_and_assert_calls([
         expect_status_request().expected_times(2).answered_with(404, ""),
         expect_update_request().answered_with(404, "service hello not found\n"),
         expect_create_request().answered_with(200, ""),
-        expect_status_request().answered_with(200, new_state(1)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().answered_with(500, "Can't reach service for: hello."),
-        expect_status_request().answered_with(200, new_state(1)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
@@ -68,10 +68,10 @@ async fn a_new_function_is_created_on_faasd() {
 
 #[tokio::test(start_paused = true)]
 async fn an_update_carries_the_complete_specification_and_its_digest() {
-    let outcome = roll_out([
+    let outcome = roll_out_new_image_and_assert_calls([
         expect_status_request()
             .expected_times(2)
-            .answered_with(200, old_state(1)),
+            .answered_with(200, old_state_json(1)),
         expect_update_request()
             .with_request_check(|request| {
                 let mut sent: Value = serde_json::from_slice(request.body()).unwrap();
@@ -89,8 +89,8 @@ async fn an_update_carries_the_complete_specification_and_its_digest() {
                 assert_eq!(sent, expected);
             })
             .answered_with(202, ""),
-        expect_status_request().answered_with(200, old_state(1)),
-        expect_status_request().answered_with(200, new_state(1)),
+        expect_status_request().answered_with(200, old_state_json(1)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
@@ -100,9 +100,9 @@ async fn an_update_carries_the_complete_specification_and_its_digest() {
 
 #[tokio::test(start_paused = true)]
 async fn a_repeated_delivery_changes_nothing() {
-    let outcome = roll_out([
-        expect_status_request().answered_with(200, new_state(1)),
-        expect_status_request().answered_with(200, new_state(1)),
+    let outcome = roll_out_new_image_and_assert_calls([
+        expect_status_request().answered_with(200, new_state_json(1)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
@@ -115,12 +115,12 @@ async fn a_repeated_delivery_changes_nothing() {
 async fn the_same_image_with_another_environment_is_a_change() {
     let mut other = hand_over_of_new_image();
     other.spec.env_vars.clear();
-    let outcome = roll_out([
+    let outcome = roll_out_new_image_and_assert_calls([
         expect_status_request()
             .expected_times(2)
-            .answered_with(200, deployed_state(&other.spec, 1)),
+            .answered_with(200, new_image_state_json(&other.spec, 1)),
         expect_update_request().answered_with(200, ""),
-        expect_status_request().answered_with(200, new_state(1)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().answered_with(200, "OK"),
     ])
     .await;
@@ -129,10 +129,10 @@ async fn the_same_image_with_another_environment_is_a_change() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_annotations_the_image_alone_is_compared() {
+async fn without_a_spec_annotation_the_update_is_sent_and_the_image_alone_shows_its_effect() {
     let plain =
         json!({"name": "hello", "image": NEW_IMAGE, "replicas": 1, "availableReplicas": 1}).to_string();
-    let outcome = roll_out([
+    let outcome = roll_out_new_image_and_assert_calls([
         expect_status_request()
             .expected_times(2)
             .answered_with(200, plain.clone()),
@@ -148,8 +148,8 @@ async fn without_annotations_the_image_alone_is_compared() {
 async fn all_requests_to_the_gateway_carry_the_functions_namespace() {
     let mut elsewhere = hand_over_of_new_image();
     elsewhere.spec.namespace = Some("team".to_owned());
-    let state = deployed_state(&elsewhere.spec, 1);
-    let outcome = roll_out_with(
+    let state = new_image_state_json(&elsewhere.spec, 1);
+    let outcome = roll_out_hand_over_and_assert_calls(
         &elsewhere,
         [
             expect_request("GET /system/namespaces").answered_with(200, "[\"openfaas-fn\",\"team\"]"),
@@ -175,12 +175,12 @@ async fn all_requests_to_the_gateway_carry_the_functions_namespace() {
 
 #[tokio::test(start_paused = true)]
 async fn a_secret_that_kubernetes_does_not_have_is_refused_without_a_change() {
-    let outcome = roll_out([
+    let outcome = roll_out_new_image_and_assert_calls([
         expect_status_request()
             .expected_times(2)
-            .answered_with(200, old_state(1)),
+            .answered_with(200, old_state_json(1)),
         expect_update_request().answered_with(400, NO_K8S_SECRET_TEXT),
-        expect_status_request().answered_with(200, old_state(1)),
+        expect_status_request().answered_with(200, old_state_json(1)),
     ])
     .await;
     assert_outcome(
@@ -196,7 +196,7 @@ async fn a_secret_that_kubernetes_does_not_have_is_refused_without_a_change() {
 #[tokio::test(start_paused = true)]
 async fn a_creation_that_faasd_rejects_is_refused() {
     for text in [NOT_PULLED_TEXT, NO_FAASD_SECRET_TEXT] {
-        let outcome = roll_out([
+        let outcome = roll_out_new_image_and_assert_calls([
             expect_status_request().expected_times(2).answered_with(404, ""),
             expect_update_request().answered_with(404, "service hello not found\n"),
             expect_create_request().answered_with(400, text),
@@ -227,17 +227,18 @@ async fn a_creation_whose_image_cannot_be_pulled_while_the_registry_is_away_is_t
         ]
     };
     let ready = [
-        expect_status_request().answered_with(200, new_state(1)),
+        expect_status_request().answered_with(200, new_state_json(1)),
         expect_probe_request().answered_with(200, "OK"),
     ];
     let calls = [away, (200, "")].into_iter().flat_map(attempt).chain(ready);
-    let outcome = roll_out(calls).await;
+    let outcome = roll_out_new_image_and_assert_calls(calls).await;
     assert_outcome(&outcome, Status::Ready, None, &[]);
 
     let gone = expect_status_request()
         .expected_times(ANY_NUMBER_OF_TIMES)
         .answered_with(404, "");
-    let outcome = roll_out([away; 3].into_iter().flat_map(attempt).chain([gone])).await;
+    let outcome =
+        roll_out_new_image_and_assert_calls([away; 3].into_iter().flat_map(attempt).chain([gone])).await;
     assert_outcome(
         &outcome,
         Status::RolledBack,
@@ -247,19 +248,19 @@ async fn a_creation_whose_image_cannot_be_pulled_while_the_registry_is_away_is_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_is_unverified_if_the_provider_is_not_known_to_replace_first() {
+async fn an_update_is_unverified_if_the_provider_is_not_known_to_replace_before_it_answers() {
     for (status, info) in [
         (200, r#"{"provider":{"provider":"faas-netes"}}"#),
         (200, r#"{"provider":null}"#),
         (404, ""),
         (500, ""),
     ] {
-        let outcome = roll_out([
+        let outcome = roll_out_new_image_and_assert_calls([
             expect_status_request()
                 .expected_times(2)
-                .answered_with(200, old_state(1)),
+                .answered_with(200, old_state_json(1)),
             expect_update_request().answered_with(202, ""),
-            expect_status_request().answered_with(200, new_state(1)),
+            expect_status_request().answered_with(200, new_state_json(1)),
             expect_probe_request().answered_with(200, "OK"),
             expect_request("GET /system/info")
                 .expected_times(ANY_NUMBER_OF_TIMES)
@@ -272,8 +273,8 @@ async fn an_update_is_unverified_if_the_provider_is_not_known_to_replace_first()
 
 #[tokio::test(start_paused = true)]
 async fn a_function_scaled_to_zero_is_probed_to_start_it() {
-    let scaled_to_zero = new_state(0).replace("\"replicas\":1", "\"replicas\":0");
-    let outcome = roll_out([
+    let scaled_to_zero = new_state_json(0).replace("\"replicas\":1", "\"replicas\":0");
+    let outcome = roll_out_new_image_and_assert_calls([
         expect_status_request().answered_with(200, scaled_to_zero.clone()),
         expect_status_request().answered_with(200, scaled_to_zero),
         expect_probe_request().answered_with(200, "OK"),

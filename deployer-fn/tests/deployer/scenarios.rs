@@ -333,7 +333,7 @@ async fn a_function_not_deployed_by_slipway_is_restored_from_its_status() {
         // Otherwise its answers would be taken for the new version's, as they have no version header
         // (docs/pitfalls.md#old-replicas-count-as-available).
         fake.stop_old_version_before_new_is_up();
-        fake.deploy_directly(
+        fake.deploy_without_deployer(
             json!({"service": "hello", "image": "registry.example/hello-good:1",
             "envVars": {"BUILD": "0"}, "annotations": {"topic": "x"}, "secrets": ["api-key"]}),
         );
@@ -388,7 +388,7 @@ async fn a_function_that_lost_its_kubernetes_service_is_deployed_again() {
         SimulatedDeployer::start(),
     );
     process.deploy(&fake, &hand_over_of_build(1, "good")).await;
-    fake.lose_service("hello");
+    fake.remove_kubernetes_service("hello");
     let outcome = process.deploy(&fake, &hand_over_of_build(2, "good")).await;
     assert_status_and_fault(&outcome, Status::Ready, None);
     assert_eq!(answering_build_number(&fake), Some(2));
@@ -421,7 +421,7 @@ async fn another_clients_deployment_in_the_meantime_is_kept() {
     let other_client = async {
         // While the bad version is watched.
         tokio::time::sleep(Duration::from_secs(20)).await;
-        fake.deploy_directly(
+        fake.deploy_without_deployer(
             json!({"service": "hello", "image": "registry.example/hello-good:9", "envVars": {"BUILD": "9"}}),
         );
     };
@@ -437,9 +437,9 @@ async fn after_a_panic_in_a_rollout_what_runs_is_reported_and_the_next_hand_over
         for (behaviour, request) in (1..10).flat_map(|request| [("good", request), ("crash", request)]) {
             let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
             process.deploy(&fake, &hand_over_of_build(1, "good")).await;
-            fake.panic_at_request(Some(request));
+            fake.panic_deployer_at_request(Some(request));
             let outcome = process.deploy(&fake, &hand_over_of_build(2, behaviour)).await;
-            fake.panic_at_request(None);
+            fake.panic_deployer_at_request(None);
             let story = format!("{provider:?} {behaviour} {request}: {outcome:#?}");
             if outcome
                 .reasons
@@ -561,7 +561,7 @@ async fn a_build_older_than_the_newest_submission_of_the_deployed_version_is_ref
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_version_headers_updates_are_verified_on_providers_that_replace_before_answering() {
+async fn if_functions_name_no_version_updates_are_verified_on_providers_that_replace_before_answering() {
     for provider in [ProviderKind::Faasd, ProviderKind::Rolling] {
         let fake = FakeGateway::new(provider).omit_versions_in_answers();
         let process = SimulatedDeployer::start();

@@ -173,7 +173,7 @@ impl ScriptedGateway {
         answer
     }
 
-    /// Serves the script over HTTP until the test's runtime ends, and returns the address. Fails the test if the script
+    /// Serves the script over HTTP until the test's runtime ends, and returns its URL. Fails the test if the script
     /// has a call that the gateway is unreachable for.
     pub(crate) async fn serve_over_http(&self) -> String {
         let unreachable = |call: &ExpectedCall| matches!(call.answer, ScriptedAnswer::Unreachable);

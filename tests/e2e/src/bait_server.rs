@@ -27,12 +27,12 @@ pub const BAIT_TEXT: &str = "the-bait-was-taken";
 #[derive(Debug)]
 pub struct BaitServer {
     address: SocketAddr,
-    requests: ReceivedRequests,
+    requests: PathsAndAuthorizations,
     serving: JoinHandle<()>,
 }
 
 /// The path and the header `Authorization` of each received request.
-type ReceivedRequests = Arc<Mutex<Vec<(String, Option<String>)>>>;
+type PathsAndAuthorizations = Arc<Mutex<Vec<(String, Option<String>)>>>;
 
 impl BaitServer {
     /// Starts a server on this address of this machine; port 0 selects a free one.
@@ -70,7 +70,7 @@ impl BaitServer {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let requests = ReceivedRequests::default();
+        let requests = PathsAndAuthorizations::default();
         let app = Router::new()
             .fallback(record_and_answer_request)
             .with_state(Arc::clone(&requests));
@@ -92,7 +92,7 @@ impl Drop for BaitServer {
 }
 
 async fn record_and_answer_request(
-    State(requests): State<ReceivedRequests>,
+    State(requests): State<PathsAndAuthorizations>,
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {

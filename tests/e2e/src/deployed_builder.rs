@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The longest time until the stack has done what a step of a test waits for.
-const STEP_TIMEOUT: Duration = Duration::from_secs(180);
+const TEST_STEP_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The variable by which the process of a copy is found on this machine. builder-fn does not read it.
 const MARK_VARIABLE: &str = "mark_of_the_copy";
@@ -70,7 +70,7 @@ impl<'t> DeployedBuilder<'t> {
         });
         let created = functions.create_function(&deployment).await?;
         ensure!(created < 300, "{name} was not created: {created}");
-        functions.wait_until_ready(name, STEP_TIMEOUT).await?;
+        functions.wait_until_ready(name, TEST_STEP_TIMEOUT).await?;
         Ok(Self {
             key: fs::read(&testbed.stack.payload_secret)?.trim_ascii().to_vec(),
             testbed,
@@ -95,7 +95,7 @@ impl<'t> DeployedBuilder<'t> {
     }
 
     /// Returns a client that calls through the gateway and waits for the answers.
-    pub fn direct_client(&self) -> Result<SigningClient> {
+    pub fn gateway_client(&self) -> Result<SigningClient> {
         SigningClient::new(self.testbed.functions.function_url(&self.name), &self.key)
     }
 
@@ -112,7 +112,7 @@ impl<'t> DeployedBuilder<'t> {
 
     /// Asks about a build until it has this state, and returns the answer.
     pub async fn wait_for_state(&self, id: &str, state: &str) -> Result<Value> {
-        let end = Instant::now() + STEP_TIMEOUT;
+        let end = Instant::now() + TEST_STEP_TIMEOUT;
         let questions = self.questions()?;
         loop {
             // While the builder is replaced, the gateway may reach none.

@@ -31,12 +31,12 @@ pub struct DeployerRoute {
 struct RouteState {
     deployer: String,
     http: reqwest::Client,
-    state: Mutex<RecordedHandOvers>,
+    state: Mutex<HandOversAndFaults>,
 }
 
 /// The hand-overs so far, and the faults that are still to be answered.
 #[derive(Default)]
-struct RecordedHandOvers {
+struct HandOversAndFaults {
     hand_overs: Vec<Value>,
     /// The statuses with which the next hand-overs are answered.
     faults: VecDeque<StatusCode>,
@@ -56,7 +56,10 @@ impl DeployerRoute {
             state: Mutex::default(),
         });
         let app = Router::new()
-            .route("/function/deployer-fn", post(forward_hand_over))
+            .route(
+                "/function/deployer-fn",
+                post(record_and_forward_or_fail_hand_over),
+            )
             .with_state(Arc::clone(&inner));
         let serving = tokio::spawn(async move { axum::serve(listener, app).await });
         Ok(Self { url, inner, serving })
@@ -85,13 +88,13 @@ impl Drop for DeployerRoute {
 }
 
 impl RouteState {
-    fn lock(&self) -> MutexGuard<'_, RecordedHandOvers> {
+    fn lock(&self) -> MutexGuard<'_, HandOversAndFaults> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Records a hand-over, and answers with the next fault or with the deployer's answer.
-async fn forward_hand_over(
+async fn record_and_forward_or_fail_hand_over(
     State(inner): State<Arc<RouteState>>,
     headers: HeaderMap,
     body: Bytes,

@@ -184,7 +184,7 @@ impl Flood {
     }
 
     /// Returns the number of bytes that the senders have sent so far, without those of [`UnsignedSender::Trickle`].
-    pub fn sent_bytes(&self) -> u64 {
+    pub fn sent_bytes_without_trickle(&self) -> u64 {
         self.counters.bytes.load(Ordering::Relaxed)
     }
 }

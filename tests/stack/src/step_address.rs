@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_addresses_passes_unchanged() {
+    fn a_network_configuration_without_ipam_stays_unchanged() {
         let mut configuration = json!({ "cniVersion": "1.0.0" });
         set_address_plugin_and_tenants_subnet(
             &mut configuration,

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_daemons_socket_is_not_mounted_and_the_builds_own_variables_stay() {
+    fn the_daemons_trace_socket_is_not_mounted_and_the_builds_own_variables_stay() {
         let mut spec = json!({
             "process": { "env": [
                 "PATH=/bin",
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn only_commands_that_create_a_container_change_its_configuration() {
+    fn a_container_bundle_is_found_only_in_runc_commands_that_create_a_container() {
         let bundle = |words: &str| {
             let words = words.split(' ').map(OsString::from).collect::<Vec<_>>();
             bundle_of_created_container(&words)

@@ -1,7 +1,7 @@
 //! The supervisor of a stack: PID 1 of its namespaces. It makes the mounts and the network, starts and stops
 //! the parts, writes their logs, and takes commands over a socket. When it ends, the whole stack ends.
 //!
-//! A part that ends by itself stays ended, and the status reports so, until a command starts it.
+//! A part that ends by itself is started again after a delay; until then, the status reports that it has ended.
 
 mod buildkit;
 mod disk;
@@ -40,14 +40,14 @@ pub fn run_supervisor(dir: StackDir) -> Result<()> {
         ))
     })?;
     let config = PartSpecSource { dir, plan };
-    let resolver = mounts::mount_all_but_resolver()?;
+    let resolver = mounts::mount_all_but_resolv_conf()?;
     if let ProviderChoice::Faasd(faasd) = &config.plan.provider {
         faasd::prepare_mounts_for_faasd(&config.dir, &faasd.program, &config.containerd_socket_path())?;
     }
     resolver.mount_stack_resolv_conf()?;
     disk::mount_buildkit_disk(&config.dir)?;
     // Before `create_and_enter_stack_networks`, while this process is still in the machine's network namespace.
-    let loopback = forward::listen_for_loopback_registry(&config)?;
+    let loopback = forward::listen_for_loopback_registry_if_faasd(&config)?;
     network::create_and_enter_stack_networks(&config.plan)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime
@@ -71,7 +71,7 @@ async fn supervise_until_shutdown(
     let parts = PartsHandle::new(config.clone(), reaper.clone());
     tokio::select! {
         ended = reaper.reap_until_dropped() => ended.with_operation("reap children of", &socket),
-        ended = try_join_all(forwarders.iter().map(Forwarder::accept_and_forward)) => ended.map(drop),
+        ended = try_join_all(forwarders.iter().map(Forwarder::accept_and_forward_until_error)) => ended.map(drop),
         ended = disk::end_steps_that_fill_disk_until_error(&config, &reaper) => ended,
         ended = serve::serve_control_socket(&listener, &parts) => ended,
         _ = terminate.recv() => {

@@ -66,7 +66,7 @@ impl PoolMember {
     }
 
     /// Returns the number of builds of this process on the daemon.
-    pub(super) fn running_here(&self) -> usize {
+    pub(super) fn builds_of_this_process(&self) -> usize {
         self.running.load(Ordering::Relaxed)
     }
 
@@ -113,10 +113,10 @@ mod tests {
     fn a_build_counts_until_its_guard_is_dropped() {
         let member = member();
         let (first, second) = (member.count_build(), member.count_build());
-        assert_eq!(member.running_here(), 2);
+        assert_eq!(member.builds_of_this_process(), 2);
         drop(first);
-        assert_eq!(member.running_here(), 1);
+        assert_eq!(member.builds_of_this_process(), 1);
         drop(second);
-        assert_eq!(member.running_here(), 0);
+        assert_eq!(member.builds_of_this_process(), 0);
     }
 }

@@ -231,7 +231,7 @@ fn daemons_to_ask(members: &Members, image: PlacementHash, patience: Patience) -
 fn load_of(answer: &DaemonAnswer) -> DaemonLoad {
     DaemonLoad {
         hash: answer.member.hash,
-        running: answer.running.max(answer.member.running_here()),
+        running: answer.running.max(answer.member.builds_of_this_process()),
     }
 }
 

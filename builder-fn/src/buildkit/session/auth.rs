@@ -45,7 +45,7 @@ pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails with the reason, for the caller of a build, if the credentials cannot be read.
-    async fn look_up(&self, host: &str) -> Result<RegistryCredentials, String> {
+    async fn look_up_credentials_or_reason(&self, host: &str) -> Result<RegistryCredentials, String> {
         Ok(self.credentials(host).await)
     }
 

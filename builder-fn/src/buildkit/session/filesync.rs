@@ -191,7 +191,7 @@ impl FileTransfer {
 
     /// Adds the pieces of files in a batch to the hashes of their files. Called for each batch in order, before it is
     /// sent.
-    fn add_to_file_hashes(&self, batch: &content::Batch) {
+    fn add_to_file_hashes(&self, batch: &content::PacketBatch) {
         let total = self.context.index().len();
         self.update_guard(|guard| {
             for (number, piece) in batch.pieces() {

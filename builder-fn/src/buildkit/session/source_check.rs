@@ -89,7 +89,7 @@ impl SourceGate {
     }
 
     /// Opens the gate, and remembers a denial.
-    fn record_decision(&self, identifier: &str, decision: &SourceDecision) {
+    fn open_and_record_decision(&self, identifier: &str, decision: &SourceDecision) {
         self.0.was_asked.store(true, Ordering::Release);
         if let SourceDecision::Deny(reason) = decision {
             let mut denials = self.0.denials.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +126,7 @@ impl PolicyVerifier {
         let source = request.source.and_then(|response| response.source);
         let source = source.ok_or_else(|| Status::invalid_argument("the request names no source"))?;
         let decision = self.check.check(&source.identifier, &source.attrs);
-        self.gate.record_decision(&source.identifier, &decision);
+        self.gate.open_and_record_decision(&source.identifier, &decision);
         tracing::debug!(
             source = source.identifier,
             ?decision,

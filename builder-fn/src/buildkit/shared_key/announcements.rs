@@ -140,7 +140,7 @@ impl AnnouncedEntries {
                     if let Some(content) = content {
                         fingerprint.mark_different_unless_same(content);
                     }
-                    // What was sent is receive_known_content, whatever was sent before under the same identity.
+                    // What was sent is known, whatever was sent before under the same identity.
                     receive_known_content(content.unwrap_or(fingerprint.content));
                 }
                 Err(_) => {

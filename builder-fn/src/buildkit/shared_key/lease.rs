@@ -18,7 +18,7 @@ pub struct KeyLease {
     pub(super) key: String,
     /// The numbers of the files that the daemon is made to request, whatever copies it has.
     forced: EntrySet,
-    state: Mutex<LeaseState>,
+    state: Mutex<LeaseTransfersState>,
     /// Whether somebody wants the files of the transfers listed.
     is_listed: AtomicBool,
     /// The listing of the files of the last complete transfer of the context.
@@ -26,7 +26,7 @@ pub struct KeyLease {
 }
 
 /// The state of a lease, which its transfers change.
-struct LeaseState {
+struct LeaseTransfersState {
     /// The record of the key, for the pool; `None` for a key that must not be used again.
     record: Option<(KeyRecord, MemoryReservation)>,
     /// The number of transfers that have begun and not ended.
@@ -56,7 +56,7 @@ impl SharedKeyPool {
         let known = self
             .take_key_of_image(image)
             .and_then(|(mut record, reservation)| {
-                let reuse = plan_key_reuse(&mut record, context)?;
+                let reuse = plan_key_reuse_unless_new_key_is_better(&mut record, context)?;
                 let reservation =
                     reservation.grow_or_release(AnnouncedEntries::bytes_for_entries(reuse.new_entries))?;
                 Some((record, reservation, reuse.forced))
@@ -95,7 +95,10 @@ struct KeyReusePlan {
 /// That is so if a folder has changed, and if the forced files of all builds so far amount to more than half of the
 /// context. A file that was forced once is forced in all later builds under the key; a new key costs the other half
 /// once, and nothing after that.
-fn plan_key_reuse(record: &mut KeyRecord, context: &SourceContext) -> Option<KeyReusePlan> {
+fn plan_key_reuse_unless_new_key_is_better(
+    record: &mut KeyRecord,
+    context: &SourceContext,
+) -> Option<KeyReusePlan> {
     let mut reuse = KeyReusePlan {
         forced: EntrySet::default(),
         new_entries: 0,
@@ -142,7 +145,7 @@ impl KeyLease {
             keys,
             key: key.unwrap_or_else(random_shared_key),
             forced,
-            state: Mutex::new(LeaseState {
+            state: Mutex::new(LeaseTransfersState {
                 record,
                 open_transfers: 0,
                 is_broken: false,
@@ -154,7 +157,7 @@ impl KeyLease {
 
     /// Returns the shared key for the build's next session: a new random key if the lease is for single use, or a
     /// transfer of an earlier session was broken off or has not ended.
-    pub(in crate::buildkit) fn key_for_session(&self) -> String {
+    pub(in crate::buildkit) fn leased_or_new_key_for_session(&self) -> String {
         let state = self.lock_state();
         match state.is_broken || state.open_transfers > 0 || state.record.is_none() {
             // A single-use key may change too: it is random in any case.
@@ -265,7 +268,7 @@ impl KeyLease {
         listing?.await.ok()
     }
 
-    fn lock_state(&self) -> MutexGuard<'_, LeaseState> {
+    fn lock_state(&self) -> MutexGuard<'_, LeaseTransfersState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Tests of shared keys: after any sequence of builds, the daemon has exactly the files that it was last sent.
+//! Tests of shared keys: a build sees its own files whatever builds came before, when a key is given up, and memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -338,9 +338,9 @@ fn generate_transfer_ends() -> impl Strategy<Value = TransferEnd> {
 
 /// One generated build: its context, whether a part of it is excluded, the number of the daemon's folder that is free,
 /// the end of its transfer, and whether the build is of another image.
-type GeneratedBuild = (SourceContext, bool, usize, TransferEnd, bool);
+type ContextExcludesBFolderChoiceEndIsOtherImage = (SourceContext, bool, usize, TransferEnd, bool);
 
-fn generate_builds() -> impl Strategy<Value = Vec<GeneratedBuild>> {
+fn generate_builds() -> impl Strategy<Value = Vec<ContextExcludesBFolderChoiceEndIsOtherImage>> {
     let build = (
         generate_contexts(),
         any::<bool>(),
@@ -552,7 +552,7 @@ fn a_shared_key_is_discarded_if_its_transfer_or_its_build_was_broken_off() {
     let lease = Arc::new(keys.lease_for_image("a", &context));
     drop(lease.begin_transfer());
     assert_ne!(
-        lease.key_for_session(),
+        lease.leased_or_new_key_for_session(),
         first,
         "a second session of the same build does not use it"
     );
@@ -634,10 +634,20 @@ fn the_memory_of_shared_keys_in_use_is_bounded() {
     assert!((40_000..=50_000).contains(&keys.lock_pool().reserved));
     let [a, b, c] = &running;
     assert_eq!(
-        (a.key_for_session(), b.key_for_session()),
-        (a.key_for_session(), b.key_for_session())
+        (
+            a.leased_or_new_key_for_session(),
+            b.leased_or_new_key_for_session()
+        ),
+        (
+            a.leased_or_new_key_for_session(),
+            b.leased_or_new_key_for_session()
+        )
     );
-    assert_ne!(c.key_for_session(), c.key_for_session(), "it is for single use");
+    assert_ne!(
+        c.leased_or_new_key_for_session(),
+        c.leased_or_new_key_for_session(),
+        "it is for single use"
+    );
     running
         .iter()
         .for_each(|lease| lease.return_to_pool_unless_broken_off());
@@ -673,8 +683,8 @@ fn a_dropped_key_lease_releases_its_memory() {
     for _ in 0..3 {
         let lease = keys.lease_for_image("a", &context_with_files("f", 1000));
         assert_eq!(
-            lease.key_for_session(),
-            lease.key_for_session(),
+            lease.leased_or_new_key_for_session(),
+            lease.leased_or_new_key_for_session(),
             "it is not for single use"
         );
         assert!(keys.lock_pool().reserved >= 20_000);
@@ -691,7 +701,10 @@ fn the_announcement_memory_has_room_for_a_context_of_200_000_files() {
 fn a_single_use_shared_key_is_never_used_twice() {
     let keys = empty_key_pool();
     let lease = keys.lease_single_use();
-    assert_ne!(lease.key_for_session(), lease.key_for_session());
+    assert_ne!(
+        lease.leased_or_new_key_for_session(),
+        lease.leased_or_new_key_for_session()
+    );
     lease.return_to_pool_unless_broken_off();
     assert_eq!(keys.lock_pool().idle.len(), 0);
 }

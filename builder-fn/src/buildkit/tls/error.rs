@@ -101,7 +101,7 @@ pub enum TlsError {
 }
 
 /// Returns whether the error is about a certificate's period, version or encoding, and not about its signature.
-pub(super) fn is_about_certificate_period_or_encoding(error: &Error) -> bool {
+pub(super) fn is_about_certificate_period_version_or_encoding(error: &Error) -> bool {
     use CertificateError::{BadEncoding, Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     match error {
         Error::InvalidCertificate(

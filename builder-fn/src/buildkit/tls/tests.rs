@@ -124,17 +124,17 @@ impl ResolvesServerCert for FixedCertificateResolver {
     }
 }
 
-/// Returns a TLS server that presents `identity`, and asks for a client certificate of `authority` if that is given.
-fn tls_server(identity: &TestIdentity, authority: Option<&TestAuthority>) -> TlsAcceptor {
+/// Returns a TLS server that presents `identity`, and asks for a client certificate of `client_authority` if given.
+fn tls_server(identity: &TestIdentity, client_authority: Option<&TestAuthority>) -> TlsAcceptor {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .expect("versions");
-    let builder = match authority {
+    let builder = match client_authority {
         None => builder.with_no_client_auth(),
-        Some(authority) => {
+        Some(client_authority) => {
             let mut roots = RootCertStore::empty();
-            roots.add(authority.0.der().clone()).expect("a root");
+            roots.add(client_authority.0.der().clone()).expect("a root");
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .build()
                 .expect("a verifier");

@@ -298,7 +298,7 @@ impl RecordStore {
             tenant: tenant.clone(),
             id: build.id.clone(),
         };
-        let mut place = self.place(key, SystemTime::now());
+        let mut place = self.new_place(key, SystemTime::now());
         // The time in the tag does not count: every writer to the registry can choose it.
         let is_old = |request: &ResumableRequest| {
             let age = SystemTime::now().duration_since(request.arrived);
@@ -405,7 +405,7 @@ impl RecordStore {
         match opened.transpose() {
             Ok(Some(body)) => Ok(Some(body.into())),
             Ok(None) | Err(StoreError::OtherKey | StoreError::Malformed) => {
-                let mut place = self.place(key.clone(), SystemTime::now());
+                let mut place = self.new_place(key.clone(), SystemTime::now());
                 self.record_loss_unless_ended(&mut place, claim.build.clone(), REQUEST_BODY_LOST_ERROR)
                     .await?;
                 Ok(None)

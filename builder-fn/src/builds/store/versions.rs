@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::document::{RecordManifest, digest_of};
 use super::seal::SealedContent;
 use super::{CONCURRENT_READS, PendingRecord, RecordStore, StoreError, WRITE_ATTEMPT_TIMEOUT};
-use crate::versions::{FunctionVersion, VERSIONS_KEPT, VersionState};
+use crate::versions::{FunctionVersion, VERSIONS_KEPT_PER_FUNCTION, VersionState};
 
 /// The largest time in a tag, in milliseconds since 1970.
 const TAG_TIME_MAX_MILLISECONDS: u64 = (1 << 48) - 1;
@@ -205,7 +205,7 @@ impl RecordStore {
                 // The tag says nothing that counts: every writer to the registry can choose it.
                 let version = version?.filter(|version| version.function == function);
                 found.extend(version.filter(|version| version.state != VersionState::Failed));
-                if found.len() >= 2 * VERSIONS_KEPT {
+                if found.len() >= 2 * VERSIONS_KEPT_PER_FUNCTION {
                     break;
                 }
             }
@@ -213,7 +213,7 @@ impl RecordStore {
             // A call that was delivered twice may have two times.
             let mut ids = HashSet::new();
             found.retain(|version| ids.insert(version.id.clone()));
-            found.truncate(VERSIONS_KEPT);
+            found.truncate(VERSIONS_KEPT_PER_FUNCTION);
             Ok(found)
         };
         match tokio::time::timeout(limit, listing).await {
@@ -266,7 +266,10 @@ impl RecordStore {
                 return Ok(());
             }
             let tags = self.list_version_tags(tenant, function).await?;
-            for tag in tags.iter().skip(VERSIONS_KEPT + SPARE_STORED_VERSIONS) {
+            for tag in tags
+                .iter()
+                .skip(VERSIONS_KEPT_PER_FUNCTION + SPARE_STORED_VERSIONS)
+            {
                 if let Some(manifest) = self.0.repository.get(tenant, tag).await? {
                     self.0.repository.delete(tenant, &digest_of(&manifest)).await;
                 }

@@ -85,8 +85,8 @@ fn match_chunk<'a>(chunk: &str, name: &'a str) -> Result<Option<&'a str>, BadPat
     Ok((!has_failed).then_some(name.as_str()))
 }
 
-/// Parses the rest of a character class, and returns whether the class matches `name`.
-fn matches_class(chunk: &mut std::str::Chars<'_>, name: Option<char>) -> Result<bool, BadPattern> {
+/// Parses the rest of a character class, and returns whether the class matches `character`.
+fn matches_class(chunk: &mut std::str::Chars<'_>, character: Option<char>) -> Result<bool, BadPattern> {
     let mut peek = chunk.clone();
     let is_negated = peek.next() == Some('^');
     if is_negated {
@@ -110,7 +110,7 @@ fn matches_class(chunk: &mut std::str::Chars<'_>, name: Option<char>) -> Result<
             }
             _ => low,
         };
-        is_match |= name.is_some_and(|name| (low..=high).contains(&name));
+        is_match |= character.is_some_and(|character| (low..=high).contains(&character));
     }
 }
 

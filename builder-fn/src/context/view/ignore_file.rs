@@ -1,4 +1,5 @@
-//! Validation of `.dockerignore` files, with the rules of `github.com/moby/patternmatcher/ignorefile`.
+//! Validation of `.dockerignore` files, and their patterns that exclude a path, with the rules of
+//! `github.com/moby/patternmatcher/ignorefile`.
 
 use super::effort::MatchingEffort;
 use super::glob;

@@ -94,21 +94,21 @@ impl Patterns {
         self.0.iter().any(|pattern| pattern.is_exception)
     }
 
-    /// Returns whether the list of patterns matches `path`, and a flag for each pattern. `folder` has the flags for the
-    /// path's folder.
+    /// Returns whether the list of patterns matches `path`, and a flag for each pattern. `folder_matches` has the
+    /// flags for the path's folder.
     ///
     /// # Errors
     /// Fails if a malformed pattern has to be tried, or too much was tried before.
     pub(super) fn matches(
         &self,
         path: &str,
-        folder: &[bool],
+        folder_matches: &[bool],
         effort: &mut MatchingEffort<'_>,
     ) -> Result<(bool, MatchedPatterns), PatternError> {
         let mut matched = false;
         let mut each = vec![false; self.0.len()];
         for (at, pattern) in self.0.iter().enumerate() {
-            let inherited = folder.get(at).copied().unwrap_or(false);
+            let inherited = folder_matches.get(at).copied().unwrap_or(false);
             // A pattern that could not change the result is not tried, and so does not count for entries below either.
             if !inherited && pattern.is_exception != matched {
                 continue;
@@ -304,8 +304,8 @@ impl GoRegex {
     }
 
     /// Appends a part of a regular expression in Go's syntax.
-    fn push(&mut self, go: &str) {
-        for character in go.chars() {
+    fn push(&mut self, go_syntax: &str) {
+        for character in go_syntax.chars() {
             let (next, literal) = match (&self.class, character) {
                 (ClassState::Outside, '[') => (ClassState::Opened, false),
                 (ClassState::Outside, _) => (ClassState::Outside, false),

@@ -47,7 +47,7 @@ pub(crate) struct CommitStatusConfig {
 
 impl CommitStatusConfig {
     /// Returns the URL of the project in the API. Rules and settings name projects by it.
-    pub(crate) fn project(&self) -> &WebUrl {
+    pub(crate) fn project_api_url(&self) -> &WebUrl {
         &self.project
     }
 
@@ -75,7 +75,7 @@ pub(super) fn read_commit_status(fields: &mut ConfigFields) -> Option<CommitStat
             ),
         );
     }
-    let project = read_project(fields, &given);
+    let project = read_forge_and_project_api_urls(fields, &given);
     let commit = read_optional_text(
         fields,
         &given,
@@ -105,7 +105,7 @@ pub(super) fn read_commit_status(fields: &mut ConfigFields) -> Option<CommitStat
 }
 
 /// Reads the project, and the API that has it.
-fn read_project(
+fn read_forge_and_project_api_urls(
     fields: &mut ConfigFields,
     status_object: &Map<String, Value>,
 ) -> Option<(Forge, WebUrl, String)> {
@@ -217,7 +217,7 @@ mod tests {
             ),
         ] {
             let status = parse_commit_status(status).unwrap();
-            assert_eq!(status.project().to_string(), project);
+            assert_eq!(status.project_api_url().to_string(), project);
             let sent = status.status_url_for(COMMIT_HASH).unwrap();
             assert_eq!(sent.to_string(), format!("{url}{COMMIT_HASH}"));
             assert_eq!((status.name.as_str(), status.commit), ("slipway", None));

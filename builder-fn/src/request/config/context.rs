@@ -19,7 +19,7 @@ const CONTEXT_KEYS: [&str; 4] = ["oci", "url", "sha256", "git"];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContextReference {
     /// A context in a registry.
-    Oci(OciContext),
+    Oci(ContextArtifactReference),
     /// A context on a web server.
     Url(UrlContext),
 }
@@ -35,7 +35,7 @@ pub(crate) enum NamedContext {
 
 /// A reference to an artifact in a registry, whose only layer is the tar of a context.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OciContext {
+pub struct ContextArtifactReference {
     /// The registry and repository of the artifact.
     pub image: ImageName,
     /// The digest of the artifact's manifest.
@@ -51,7 +51,7 @@ pub struct UrlContext {
     pub digest: Sha256Digest,
 }
 
-impl std::fmt::Display for OciContext {
+impl std::fmt::Display for ContextArtifactReference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}@{}", self.image, self.digest)
     }
@@ -107,14 +107,14 @@ pub(super) fn read_named_context(fields: &mut ConfigFields) -> Option<NamedConte
 }
 
 /// Reads the value of `context.oci`.
-fn read_oci(fields: &mut ConfigFields, context: &Map<String, Value>) -> Option<OciContext> {
+fn read_oci(fields: &mut ConfigFields, context: &Map<String, Value>) -> Option<ContextArtifactReference> {
     report_needless_digest(fields, context, "context.oci has its digest after the @");
     let text = context.get("oci").and_then(Value::as_str).unwrap_or_default();
     let parsed = text.rsplit_once('@').and_then(|(name, digest)| {
         // A tag beside the digest would be ignored, as the digest alone says what is fetched.
         let image = ImageName::parse(name).filter(|image| image.to_string() == name)?;
         let digest = Sha256Digest::parse(digest)?;
-        Some(OciContext { image, digest })
+        Some(ContextArtifactReference { image, digest })
     });
     if parsed.is_none() {
         fields.record_wrong_key(

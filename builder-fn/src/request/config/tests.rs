@@ -16,7 +16,7 @@ fn config_with(key: &str, value: Value) -> Value {
 }
 
 #[test]
-fn a_config_with_only_the_image_and_one_with_every_key_are_parsed() {
+fn a_config_with_only_the_image_and_one_with_most_keys_are_parsed() {
     let smallest = parse_config(&json!({"image": "hello"})).unwrap();
     assert_eq!(smallest.image.to_string(), "docker.io/library/hello:latest");
     assert_eq!(smallest.image_as_given, "hello");
@@ -77,7 +77,7 @@ fn a_config_with_only_the_image_and_one_with_every_key_are_parsed() {
 }
 
 #[test]
-fn null_counts_as_absent_for_every_config_key() {
+fn null_counts_as_absent_for_config_keys() {
     let config = parse_config(&json!({
         "image": "hello", "buildArgs": null, "platforms": null, "skipPush": null, "deploy": null, "target": null,
         "labels": null, "noCache": null, "dockerfile": null, "timeout": null, "notAfter": null, "tags": null,

@@ -19,7 +19,7 @@ impl ContextFiles for AnyFiles<'_> {
         path.len().is_multiple_of(2)
     }
 
-    fn find_in_other_case(&self, _: &str, name: &str) -> Option<String> {
+    fn find_name_in_other_case(&self, _: &str, name: &str) -> Option<String> {
         Some(name.to_uppercase())
     }
 

@@ -139,7 +139,10 @@ impl HttpClient {
     ) -> Result<Response<Bytes>, ExchangeError> {
         let request = request.map(|body| body.map_err(|never| match never {}).boxed_unsync());
         let exchange = async {
-            let (head, body) = self.exchange_heads(request).await?.into_parts();
+            let (head, body) = self
+                .send_without_timeout_and_receive_head(request)
+                .await?
+                .into_parts();
             let body = Limited::new(body, self.body_limit)
                 .collect()
                 .await
@@ -162,13 +165,13 @@ impl HttpClient {
         request: Request<OutgoingRequestBody>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, ExchangeError> {
-        tokio::time::timeout(timeout, self.exchange_heads(request))
+        tokio::time::timeout(timeout, self.send_without_timeout_and_receive_head(request))
             .await
             .unwrap_or(Err(ExchangeError::Timeout(timeout)))
     }
 
     /// Sends an HTTP request without a timeout, and returns the response as soon as its head has arrived.
-    async fn exchange_heads(
+    async fn send_without_timeout_and_receive_head(
         &self,
         request: Request<OutgoingRequestBody>,
     ) -> Result<Response<Incoming>, ExchangeError> {

@@ -104,17 +104,17 @@ fn callers_error_status(cause: &(dyn std::error::Error + 'static)) -> Option<Sta
         return Some(match error {
             ReceiveError::Displaced(_) => StatusCode::TOO_MANY_REQUESTS,
             ReceiveError::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
-            ReceiveError::Body(error) => status_of_body(error),
+            ReceiveError::Body(error) => status_of_body_error(error),
         });
     }
     if cause.is::<ConcurrencyLimitExceeded>() {
         return Some(StatusCode::TOO_MANY_REQUESTS);
     }
-    cause.downcast_ref::<BodyError>().map(status_of_body)
+    cause.downcast_ref::<BodyError>().map(status_of_body_error)
 }
 
 /// Returns the status for an error of reading a request's body.
-fn status_of_body(error: &BodyError) -> StatusCode {
+fn status_of_body_error(error: &BodyError) -> StatusCode {
     match error {
         BodyError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         BodyError::Stalled { .. } => StatusCode::REQUEST_TIMEOUT,

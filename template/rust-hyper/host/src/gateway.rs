@@ -157,7 +157,7 @@ impl Gateway {
         let connector = match uri.scheme_str() {
             Some("http") => connector::plain_connector(),
             #[cfg(feature = "tls")]
-            Some("https") => connector_trusting_gateway(&secrets),
+            Some("https") => connector_trusting_system_and_gateway_ca(&secrets),
             _ => return Err(GatewayError::Url),
         };
         let connector = connector.map_err(GatewayError::Authority)?;
@@ -293,7 +293,7 @@ impl Gateway {
 /// Returns an HTTPS connector that trusts the system's certificates, and those in the secret [`CA_SECRET_NAME`] if it
 /// exists.
 #[cfg(feature = "tls")]
-fn connector_trusting_gateway(secrets: &Secrets) -> Result<Connector, BoxError> {
+fn connector_trusting_system_and_gateway_ca(secrets: &Secrets) -> Result<Connector, BoxError> {
     let secret = match secrets.exists(CA_SECRET_NAME) {
         true => Some(secrets.read_secret(CA_SECRET_NAME)?),
         false => None,

@@ -22,7 +22,7 @@ use crate::log;
 use crate::secret::Secrets;
 use crate::server::Server;
 use crate::settings::Settings;
-use crate::setup::{FailureCause, SetupContext, SetupError};
+use crate::setup::{SetupContext, SetupError, SetupFailureCause};
 use crate::shutdown::Shutdown;
 use crate::trace;
 
@@ -263,9 +263,9 @@ impl ServingThreadInput {
             () = lifecycle::wait_for_stop_request(&mut stop) => return ExitReason::Clean,
         };
         let app = match set_up {
-            Err(SetupError(FailureCause::Settings(all))) => return log_wrong_settings(&all.0),
+            Err(SetupError(SetupFailureCause::Settings(all))) => return log_wrong_settings(&all.0),
             _ if !problems.is_empty() => return log_wrong_settings(&problems),
-            Err(SetupError(FailureCause::Other(error))) => {
+            Err(SetupError(SetupFailureCause::Other(error))) => {
                 return log_start_failure("could not set up the function", error.as_ref());
             }
             Ok(app) => app,

@@ -63,10 +63,10 @@ impl SetupContext {
 /// The reason why a function could not start.
 ///
 /// Every error type converts to it through `?`. The host logs each of several [`SettingProblems`] on a line of its own.
-pub struct SetupError(pub(crate) FailureCause);
+pub struct SetupError(pub(crate) SetupFailureCause);
 
 /// The cause of a failed setup: wrong settings, or another error.
-pub(crate) enum FailureCause {
+pub(crate) enum SetupFailureCause {
     Settings(SettingProblems),
     Other(BoxError),
 }
@@ -76,8 +76,8 @@ impl SetupError {
     pub fn new(cause: impl Into<BoxError>) -> Self {
         let cause = cause.into();
         match cause.downcast::<SettingProblems>() {
-            Ok(problems) => Self(FailureCause::Settings(*problems)),
-            Err(cause) => Self(FailureCause::Other(cause)),
+            Ok(problems) => Self(SetupFailureCause::Settings(*problems)),
+            Err(cause) => Self(SetupFailureCause::Other(cause)),
         }
     }
 }
@@ -91,8 +91,8 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for SetupError {
 impl fmt::Display for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            FailureCause::Settings(problems) => problems.fmt(f),
-            FailureCause::Other(cause) => ErrorChain(cause.as_ref()).fmt(f),
+            SetupFailureCause::Settings(problems) => problems.fmt(f),
+            SetupFailureCause::Other(cause) => ErrorChain(cause.as_ref()).fmt(f),
         }
     }
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, functions::FunctionsClient, testbed::Testbed};
 
 /// The Community Edition's limit on a queued body, in bytes.
-const QUEUED_BODY_MAX_BYTES: usize = 256_000;
+const COMMUNITY_EDITION_QUEUED_BODY_MAX_BYTES: usize = 256_000;
 
 /// The longest time from a queued request until the function's page shows its outcome. The queue-worker sends one
 /// request after the other, also those of other tests.
@@ -28,7 +28,7 @@ async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() 
     testbed.functions.remove_function(name).await?;
     let config = json!({ "image": testbed.image_name("e2e/queued", "1"), "deploy": { "service": name } });
     let tar = BuildContext::static_page_function(base, "by the queue").tar_with_config(&config)?;
-    assert!(tar.len() < QUEUED_BODY_MAX_BYTES);
+    assert!(tar.len() < COMMUNITY_EDITION_QUEUED_BODY_MAX_BYTES);
 
     let reply = testbed.queued.post_signed(tar).await?;
     assert_eq!(reply.status, 202, "{}", reply.text);
@@ -45,7 +45,7 @@ async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() 
 /// The embedded provider starts the new version beside the old one and switches when it listens. faasd removes the
 /// old one first; there, requests in between may fail, and only the result is asserted.
 #[tokio::test]
-async fn a_second_version_replaces_the_first_without_a_failed_request() -> Result<()> {
+async fn with_rolling_updates_a_second_version_replaces_the_first_without_a_failed_request() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;

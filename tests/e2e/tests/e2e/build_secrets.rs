@@ -14,7 +14,8 @@ fn read_recorded_secrets() -> Result<Value> {
 }
 
 #[tokio::test]
-async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<()> {
+async fn sealed_secrets_reach_the_steps_and_neither_answer_nor_image_and_those_for_another_key_fail()
+-> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;

@@ -61,7 +61,8 @@ async fn wait_for_failed_notifications(builder: &BuilderProcess, count: f64) -> 
     Ok(())
 }
 
-/// Runs in a network of its own, with servers at all addresses, so that every connection would be seen.
+/// Asserts that neither `url` nor `notify` makes the builder connect to a private address, in a network that has a
+/// server at each of them.
 async fn assert_no_private_server_is_reached(
     testbed: &Testbed,
     network: &PrivateNetwork,

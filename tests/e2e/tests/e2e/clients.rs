@@ -279,8 +279,8 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
         path("tests/clients/php/build.php"),
     );
     /// Returns a client's arguments from the image, the folder, and the language of a template if there is one.
-    type ClientArguments<'a> = &'a dyn Fn(&str, &str, Option<&str>) -> Vec<String>;
-    let clients: [(&str, ClientArguments<'_>); 3] = [
+    type ArgumentsForImageFolderAndLanguage<'a> = &'a dyn Fn(&str, &str, Option<&str>) -> Vec<String>;
+    let clients: [(&str, ArgumentsForImageFolderAndLanguage<'_>); 3] = [
         ("node", &|image, folder, lang| {
             let given = [&node, image, folder].map(str::to_owned).into_iter();
             given.chain(lang.map(str::to_owned)).collect()

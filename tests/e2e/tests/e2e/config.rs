@@ -29,7 +29,8 @@ async fn configuration_of_image(testbed: &Testbed, repository: &str, manifest: &
 
 /// The Dockerfile executes nothing, so this machine can build for all architectures.
 #[tokio::test]
-async fn several_platforms_make_one_index_under_every_tag() -> Result<()> {
+async fn several_platforms_make_one_index_under_every_tag_and_a_target_alone_a_manifest_with_labels()
+-> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
@@ -158,7 +159,8 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_index_has_the_requested_attestations() -> Result<()> {
+async fn the_index_has_sbom_and_provenance_without_build_arguments_and_an_sbom_needs_a_generator()
+-> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;
@@ -238,7 +240,8 @@ async fn the_index_has_the_requested_attestations() -> Result<()> {
 
 /// The frontends' names do not resolve here: if BuildKit tried to pull them, the build would fail.
 #[tokio::test]
-async fn the_built_in_frontend_reads_every_dockerfile() -> Result<()> {
+async fn foreign_syntax_lines_are_rejected_or_ignored_and_the_built_in_frontend_reads_dockerfiles()
+-> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
@@ -274,7 +277,7 @@ async fn the_built_in_frontend_reads_every_dockerfile() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_build_ends_at_its_time_limit_and_so_does_its_step() -> Result<()> {
+async fn a_build_and_its_step_end_at_the_time_limit_and_an_expired_request_is_rejected() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;

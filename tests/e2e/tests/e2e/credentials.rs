@@ -15,7 +15,7 @@ use slipway_e2e::{
 };
 
 #[tokio::test]
-async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
+async fn every_form_of_the_credentials_file_gets_a_token_and_wrong_credentials_fail_with_502() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let authority = CertificateAuthority::new("private")?;

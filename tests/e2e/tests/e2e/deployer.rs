@@ -166,7 +166,7 @@ impl DeployerFixture {
     }
 
     /// Stops the provider, or drops all connections to the gateway if the launcher does not run the provider.
-    async fn stop_provider(&self) -> Result<()> {
+    async fn stop_or_cut_off_provider(&self) -> Result<()> {
         match &self.tcp_proxy {
             None => Ok(self.testbed.stack.stop_part(StackPart::Provider).await?),
             Some(tcp_proxy) => {
@@ -177,7 +177,7 @@ impl DeployerFixture {
     }
 
     /// Starts the provider again, or lets new connections to the gateway through.
-    async fn start_provider(&self) -> Result<()> {
+    async fn start_or_reconnect_provider(&self) -> Result<()> {
         match &self.tcp_proxy {
             None => Ok(self.testbed.stack.start_part(StackPart::Provider).await?),
             Some(tcp_proxy) => {
@@ -216,12 +216,12 @@ impl DeployerFixture {
         assert_eq!(report["status"], "ready", "{report:#}");
         assert_eq!(report["image"], image, "{report:#}");
         assert_eq!(report["running"]["image"], image, "{report:#}");
-        self.assert_runs(image, number).await?;
+        self.assert_runs_and_answers(image, number).await?;
         Ok(report)
     }
 
     /// Asserts that the provider reports the build with this number and that it answers.
-    async fn assert_runs(&self, image: &str, number: usize) -> Result<()> {
+    async fn assert_runs_and_answers(&self, image: &str, number: usize) -> Result<()> {
         let status = self.function_status().await?;
         assert_eq!(status["image"], image, "{status:#}");
         assert_eq!(status["envVars"]["NUMBER"], number.to_string(), "{status:#}");
@@ -264,7 +264,7 @@ impl DeployerFixture {
 /// Asserts that a deployment was rolled back or refused, and that the image of before runs. With the strategy
 /// `rolling`, the embedded provider detects that a version does not start and rejects the update, so that nothing
 /// changes.
-fn assert_rolled_back_or_refused(reply: &HttpReply, before: &str) {
+fn assert_rolled_back_or_refused(reply: &HttpReply, image_before: &str) {
     let report = reply.json();
     assert_eq!(reply.status, 422, "{report:#}");
     let status = match report["changed"].as_bool() {
@@ -273,7 +273,7 @@ fn assert_rolled_back_or_refused(reply: &HttpReply, before: &str) {
     };
     assert!(matches!(status, "rolled_back" | "refused"), "{report:#}");
     assert_eq!(report["status"], status, "{report:#}");
-    assert_eq!(report["running"]["image"], before, "{report:#}");
+    assert_eq!(report["running"]["image"], image_before, "{report:#}");
 }
 
 /// Returns the reasons of a report, joined.

@@ -55,26 +55,26 @@ impl ContextFolder {
     }
 
     /// Creates the parent folders of a path in the context, and returns the whole path.
-    fn create_parents(&self, path: &str) -> Result<PathBuf> {
+    fn create_parents_and_get_path(&self, path: &str) -> Result<PathBuf> {
         let path = self.context_path().join(path);
         fs::create_dir_all(path.parent().context("the path has no parent folder")?)?;
         Ok(path)
     }
 
     fn write_file(&self, path: &str, content: impl AsRef<[u8]>) -> Result<()> {
-        Ok(fs::write(self.create_parents(path)?, content)?)
+        Ok(fs::write(self.create_parents_and_get_path(path)?, content)?)
     }
 
     fn write_file_with_mode(&self, path: &str, mode: u32) -> Result<()> {
         self.write_file(path, path)?;
         Ok(fs::set_permissions(
-            self.create_parents(path)?,
+            self.create_parents_and_get_path(path)?,
             Permissions::from_mode(mode),
         )?)
     }
 
     fn write_link(&self, path: &str, target: &str) -> Result<()> {
-        Ok(symlink(target, self.create_parents(path)?)?)
+        Ok(symlink(target, self.create_parents_and_get_path(path)?)?)
     }
 
     /// Sets the same time on all files, folders and links.
@@ -151,7 +151,7 @@ impl DigestComparison {
         name: &str,
         folder: &ContextFolder,
         gnu_tar_options: &[&str],
-        more: Value,
+        more_config: Value,
     ) -> Result<()> {
         let (ours, theirs) = (format!("{name}-builder-fn"), format!("{name}-buildctl"));
         let mut config = json!({
@@ -159,10 +159,10 @@ impl DigestComparison {
             "noCache": true,
             "buildArgs": { "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH_TEXT },
         });
-        let text = |key: &str, default: &str| more[key].as_str().unwrap_or(default).to_owned();
+        let text = |key: &str, default: &str| more_config[key].as_str().unwrap_or(default).to_owned();
         let (dockerfile, compression) = (text("dockerfile", "Dockerfile"), text("compression", "zstd"));
-        if let (Value::Object(config), Value::Object(more)) = (&mut config, more) {
-            config.extend(more);
+        if let (Value::Object(config), Value::Object(more_config)) = (&mut config, more_config) {
+            config.extend(more_config);
         }
         let reply = self
             .builder
@@ -236,7 +236,7 @@ fn folder_with_portable_entries() -> Result<ContextFolder> {
         "in ustar's prefix",
     )?;
     folder.write_file("empty", "")?;
-    fs::create_dir_all(folder.create_parents("no/thing/here")?)?;
+    fs::create_dir_all(folder.create_parents_and_get_path("no/thing/here")?)?;
     for (name, mode) in [
         ("run", 0o755),
         ("private", 0o600),
@@ -246,9 +246,9 @@ fn folder_with_portable_entries() -> Result<ContextFolder> {
     ] {
         folder.write_file_with_mode(&format!("modes/{name}"), mode)?;
     }
-    fs::create_dir_all(folder.create_parents("modes/sticky")?)?;
+    fs::create_dir_all(folder.create_parents_and_get_path("modes/sticky")?)?;
     fs::set_permissions(
-        folder.create_parents("modes/sticky")?,
+        folder.create_parents_and_get_path("modes/sticky")?,
         Permissions::from_mode(0o1777),
     )?;
     for (name, target) in [
@@ -263,21 +263,21 @@ fn folder_with_portable_entries() -> Result<ContextFolder> {
     }
     folder.write_file("hard/first", "one file")?;
     fs::hard_link(
-        folder.create_parents("hard/first")?,
-        folder.create_parents("hard/second")?,
+        folder.create_parents_and_get_path("hard/first")?,
+        folder.create_parents_and_get_path("hard/second")?,
     )?;
     fs::hard_link(
-        folder.create_parents("hard/first")?,
-        folder.create_parents("another")?,
+        folder.create_parents_and_get_path("hard/first")?,
+        folder.create_parents_and_get_path("another")?,
     )?;
-    let sparse = fs::File::create(folder.create_parents("sparse")?)?;
+    let sparse = fs::File::create(folder.create_parents_and_get_path("sparse")?)?;
     sparse.set_len(3 << 20)?;
     folder.write_file("large", vec![0x5a; 300_000])?;
     Ok(folder)
 }
 
 #[tokio::test]
-async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Result<()> {
+async fn every_kind_of_entry_gives_the_same_digest_as_with_buildctl_in_every_tar_format() -> Result<()> {
     let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
     let folder = folder_with_portable_entries()?;
@@ -299,7 +299,7 @@ async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Resu
     comparison
         .assert_both_build_same_image("long-gnu", &folder, &["--format=gnu"], Value::Null)
         .await?;
-    let attributed = folder.create_parents("nested/a/b")?;
+    let attributed = folder.create_parents_and_get_path("nested/a/b")?;
     rustix::fs::setxattr(
         &attributed,
         "user.slipway",
@@ -313,7 +313,7 @@ async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Resu
 }
 
 #[tokio::test]
-async fn ignore_patterns_give_the_same_digest() -> Result<()> {
+async fn ignore_patterns_give_the_same_digest_as_with_buildctl() -> Result<()> {
     let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
     let files = [
@@ -381,7 +381,7 @@ async fn of_several_tar_entries_for_a_path_the_last_one_is_in_the_image() -> Res
     });
     folder.tar_with_gnu_tar(&config, &[])?;
     folder.write_file("file", "and last")?;
-    fs::remove_file(folder.create_parents("kind")?)?;
+    fs::remove_file(folder.create_parents_and_get_path("kind")?)?;
     folder.write_link("kind", "file")?;
     folder.set_times("@1600000000")?;
     let tar = folder.dir.path().join("tar");
@@ -401,7 +401,7 @@ async fn of_several_tar_entries_for_a_path_the_last_one_is_in_the_image() -> Res
 }
 
 #[tokio::test]
-async fn twenty_thousand_files_give_the_same_digest() -> Result<()> {
+async fn twenty_thousand_files_give_the_same_digest_as_with_buildctl() -> Result<()> {
     let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
     let folder = ContextFolder::new("FROM scratch\nCOPY . /\n")?;
@@ -418,7 +418,7 @@ async fn twenty_thousand_files_give_the_same_digest() -> Result<()> {
 }
 
 #[tokio::test]
-async fn steps_on_a_base_image_give_the_same_digest() -> Result<()> {
+async fn steps_on_a_base_image_give_the_same_digest_as_with_buildctl() -> Result<()> {
     let comparison = DigestComparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
     let base = comparison.testbed.build_busybox_once_and_get_name().await?;
@@ -426,7 +426,10 @@ async fn steps_on_a_base_image_give_the_same_digest() -> Result<()> {
         "FROM {base}\nCOPY --chown=1000:1000 tool /bin/tool\nRUN /bin/tool > /output\nCOPY nested/ /nested/\n"
     ))?;
     folder.write_file("tool", "#!/bin/sh\necho output\n")?;
-    fs::set_permissions(folder.create_parents("tool")?, Permissions::from_mode(0o755))?;
+    fs::set_permissions(
+        folder.create_parents_and_get_path("tool")?,
+        Permissions::from_mode(0o755),
+    )?;
     folder.write_file("nested/deep/er/file", "deep")?;
     folder.set_times("@1600000000")?;
     // Layers of the base image keep their compression, which is that of the stack's builder.

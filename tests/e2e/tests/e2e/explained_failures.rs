@@ -10,7 +10,7 @@ use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, 
 /// The number of builds that run at the same time.
 const CONCURRENT_BUILDS: usize = 4;
 
-/// The base image of the cases.
+/// The name of the base image in the case files, in whose place that of the stack is built on.
 const BASE_IMAGE_IN_CASE_FILES: &str = "127.0.0.1:5055/debian:1";
 
 /// The least number of cases that are run.

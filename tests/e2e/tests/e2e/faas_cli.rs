@@ -292,22 +292,25 @@ fn check_record_stream(body: &str) -> Result<()> {
 }
 
 /// Fetches the manifest of `e2e/NAME:TAG`; fails if the registry has none.
-async fn manifest_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<ManifestWithDigest> {
-    let found = testbed.registry.get_manifest(&format!("e2e/{name}"), tag).await?;
-    found.with_context(|| format!("no {name}:{tag} in the registry"))
+async fn manifest_of_image(testbed: &Testbed, name_below_e2e: &str, tag: &str) -> Result<ManifestWithDigest> {
+    let found = testbed
+        .registry
+        .get_manifest(&format!("e2e/{name_below_e2e}"), tag)
+        .await?;
+    found.with_context(|| format!("no {name_below_e2e}:{tag} in the registry"))
 }
 
 /// Fetches the labels of an image, or of the first image of an index.
-async fn labels_of_image(testbed: &Testbed, name: &str, tag: &str) -> Result<Value> {
-    let manifest = manifest_of_image(testbed, name, tag).await?;
+async fn labels_of_image(testbed: &Testbed, name_below_e2e: &str, tag: &str) -> Result<Value> {
+    let manifest = manifest_of_image(testbed, name_below_e2e, tag).await?;
     let manifest = match manifest.body["manifests"][0]["digest"].as_str() {
-        Some(digest) => manifest_of_image(testbed, name, digest).await?,
+        Some(digest) => manifest_of_image(testbed, name_below_e2e, digest).await?,
         None => manifest,
     };
     let config = manifest.body["config"]["digest"].as_str().context("no config")?;
     let config = testbed
         .registry
-        .get_json_blob(&format!("e2e/{name}"), config)
+        .get_json_blob(&format!("e2e/{name_below_e2e}"), config)
         .await?;
     Ok(config["config"]["Labels"].clone())
 }

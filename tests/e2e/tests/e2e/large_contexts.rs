@@ -21,7 +21,7 @@ use slipway_e2e::{
 };
 
 /// The Community Edition's limit on a queued body, in bytes.
-const QUEUED_BODY_MAX_BYTES: usize = 256_000;
+const COMMUNITY_EDITION_QUEUED_BODY_MAX_BYTES: usize = 256_000;
 
 /// The size of the file in the contexts, in bytes. No compression makes it smaller.
 const LARGE_FILE_BYTES: usize = 300_000_000;
@@ -74,7 +74,7 @@ async fn build_through_queue_and_assert_image(
             .await?;
     }
     let request = json!({ "image": testbed.image_name(&repository, "1"), "context": reference });
-    assert!(request.to_string().len() < QUEUED_BODY_MAX_BYTES);
+    assert!(request.to_string().len() < COMMUNITY_EDITION_QUEUED_BODY_MAX_BYTES);
     let reply = builder.queued_client()?.post_json(&request).await?;
     ensure!(
         reply.status == 202,

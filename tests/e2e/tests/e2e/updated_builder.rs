@@ -49,7 +49,7 @@ async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_
     // The queue-worker delivers one call after the other: this one comes as a second worker's would.
     let tar = BuildContext::dockerfile(format!("FROM {base}\nRUN : {run}\n"))
         .tar_with_config(&json!({"image": image("waiting")}))?;
-    let direct = builder.direct_client()?;
+    let direct = builder.gateway_client()?;
     let (id, submitted) = (waiting.clone(), run.to_string());
     let delivery = tokio::spawn(async move {
         let headers = [("X-Call-Id", id.as_str()), ("X-Start-Time", submitted.as_str())];

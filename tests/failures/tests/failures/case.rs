@@ -109,7 +109,7 @@ impl ContextFiles for CaseFiles<'_> {
             .any(|file| file == path || file.starts_with(&folder))
     }
 
-    fn find_in_other_case(&self, folder: &str, name: &str) -> Option<String> {
+    fn find_name_in_other_case(&self, folder: &str, name: &str) -> Option<String> {
         let prefix = match folder {
             "" => String::new(),
             folder => format!("{folder}/"),

@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn without_since_logs_of_the_last_five_minutes_are_returned() {
+    fn without_since_the_query_asks_for_the_last_five_minutes() {
         let query = parse_at_fixed_time(hello_parameters()).unwrap();
         assert_eq!(query.since.to_string(), "2025-01-01T11:55:00Z");
         assert_eq!((query.tail, query.follow, query.instance), (0, false, None));

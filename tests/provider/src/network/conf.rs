@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bridge_and_its_subnet_are_those_of_faasd() {
+    fn plugin_list_conf_has_the_given_bridge_subnet_and_lease_directory() {
         let list = plugin_list_conf("openfaas0", "10.62.0.0/16", Path::new("/state/ipam"));
         let bridge = &list["plugins"][0];
         assert_eq!(

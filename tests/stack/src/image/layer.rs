@@ -91,7 +91,7 @@ pub(super) async fn load_or_make_debian_layer(
 /// Loads or makes the layer with this workspace's Rust toolchain.
 pub(super) async fn load_or_make_toolchain_layer(
     cache: &Path,
-    toolchain_path: &str,
+    path_in_image: &str,
     progress: &ProgressSink,
 ) -> Result<Layer> {
     let rustc = |argument: &'static [&'static str]| {
@@ -103,7 +103,7 @@ pub(super) async fn load_or_make_toolchain_layer(
     let sysroot = run_program(&mut rustc(&["--print", "sysroot"])).await?;
     let sysroot = String::from_utf8_lossy(&sysroot).trim().to_owned();
     let recipe = format!(
-        "{toolchain_path} {EXCLUDED_TOOLCHAIN_PATHS:?} {}",
+        "{path_in_image} {EXCLUDED_TOOLCHAIN_PATHS:?} {}",
         String::from_utf8_lossy(&version)
     );
     load_or_make_layer(cache, "rust", &recipe, progress, |tar| {
@@ -120,7 +120,7 @@ pub(super) async fn load_or_make_toolchain_layer(
                 .iter()
                 .map(|path| format!("--exclude={path}")),
         );
-        make.arg(format!("--transform=s,^\\.,{toolchain_path},S"))
+        make.arg(format!("--transform=s,^\\.,{path_in_image},S"))
             .args(["-C", &sysroot, "-cf"])
             .arg(tar)
             .arg(".");

@@ -32,11 +32,11 @@ const BUILDKIT_DISK_RESERVE_DIVISOR: u64 = 8;
 const MACHINE_RESERVE_BYTES: u64 = 1 << 30;
 
 /// The share of the file system that a step may write without being ended, as a divisor.
-const SMALL_WRITER_DIVISOR: u64 = 64;
+const DISK_SHARE_OF_SPARED_STEP_DIVISOR: u64 = 64;
 
 /// The kernel memory that a step may use without being ended when inodes are scarce, in bytes. The kernel keeps about 1
 /// KiB for a new file.
-const SMALL_KERNEL_MEMORY_BYTES: u64 = 4 << 20;
+const KERNEL_MEMORY_OF_SPARED_STEP_BYTES: u64 = 4 << 20;
 
 /// The time that BuildKit gets to remove what an ended step wrote, before another step is ended.
 const CLEAN_UP_TIME_AFTER_STEP: Duration = Duration::from_secs(2);
@@ -146,7 +146,7 @@ pub(super) async fn end_steps_that_fill_disk_until_error(
     loop {
         tokio::time::sleep(FREE_SPACE_CHECK_INTERVAL).await;
         let space = rustix::fs::statvfs(&path).with_operation("read the free space of", &path)?;
-        let small = space.f_blocks.saturating_mul(space.f_frsize) / SMALL_WRITER_DIVISOR;
+        let small = space.f_blocks.saturating_mul(space.f_frsize) / DISK_SHARE_OF_SPARED_STEP_DIVISOR;
         let lacks_blocks = space.f_bavail < space.f_blocks / BUILDKIT_DISK_RESERVE_DIVISOR
             || free_space_bytes(&dir.root)? < MACHINE_RESERVE_BYTES;
         let lacks_inodes = space.f_favail < space.f_files / BUILDKIT_DISK_RESERVE_DIVISOR;
@@ -155,7 +155,7 @@ pub(super) async fn end_steps_that_fill_disk_until_error(
             || lacks_inodes
                 && end_step_that_uses_most(
                     &path,
-                    SMALL_KERNEL_MEMORY_BYTES,
+                    KERNEL_MEMORY_OF_SPARED_STEP_BYTES,
                     RunningStep::kernel_memory_bytes,
                 );
         if ended {
@@ -169,7 +169,11 @@ pub(super) async fn end_steps_that_fill_disk_until_error(
 }
 
 /// Ends the build step that uses most, if it uses more than `more_than_bytes`. Returns whether it did.
-fn end_step_that_uses_most(path: &Path, more_than_bytes: u64, usage: impl Fn(&RunningStep) -> u64) -> bool {
+fn end_step_that_uses_most(
+    disk_path_for_log: &Path,
+    more_than_bytes: u64,
+    usage: impl Fn(&RunningStep) -> u64,
+) -> bool {
     let largest = cgroup::running_steps()
         .into_iter()
         .map(|step| (usage(&step), step))
@@ -181,7 +185,7 @@ fn end_step_that_uses_most(path: &Path, more_than_bytes: u64, usage: impl Fn(&Ru
     let _ = writeln!(
         io::stderr(),
         "ending a build step that fills BuildKit's disk: path={} step={} used_bytes={used}",
-        path.display(),
+        disk_path_for_log.display(),
         step.id
     );
     for process in step.processes {

@@ -50,14 +50,16 @@ pub(crate) struct Forwarder {
 #[derive(Debug, Clone)]
 enum ForwardTarget {
     /// The current container of a function.
-    Function(ContainerAddressFiles),
+    Function(ContainerAddressDirectory),
     /// A fixed network address.
     Address(SocketAddr),
 }
 
 /// Opens a listener at the registry's loopback address if the provider is faasd. A socket stays in the network
 /// namespace in which it was made, so this must run in the machine's.
-pub(crate) fn listen_for_loopback_registry(config: &PartSpecSource) -> Result<Option<std::net::TcpListener>> {
+pub(crate) fn listen_for_loopback_registry_if_faasd(
+    config: &PartSpecSource,
+) -> Result<Option<std::net::TcpListener>> {
     if matches!(config.plan.provider, ProviderChoice::Embedded(_)) {
         return Ok(None);
     }
@@ -81,9 +83,9 @@ pub(crate) async fn open_forwarders(
         .with_operation("listen on", address.to_string())?;
     let addresses = match &config.plan.provider {
         ProviderChoice::Embedded(_) => {
-            ContainerAddressFiles::Results(config.dir.part_data_directory("provider").join("cni/results"))
+            ContainerAddressDirectory::Results(config.dir.part_data_directory("provider").join("cni/results"))
         }
-        ProviderChoice::Faasd(_) => ContainerAddressFiles::Leases("/run/cni/openfaas-cni-bridge".into()),
+        ProviderChoice::Faasd(_) => ContainerAddressDirectory::Leases("/run/cni/openfaas-cni-bridge".into()),
     };
     let mut all = vec![Forwarder {
         listener,
@@ -102,7 +104,7 @@ pub(crate) async fn open_forwarders(
 
 impl Forwarder {
     /// Accepts connections and forwards each one in a new task.
-    pub(crate) async fn accept_and_forward(&self) -> Result<()> {
+    pub(crate) async fn accept_and_forward_until_error(&self) -> Result<()> {
         loop {
             let (client, _) = self
                 .listener
@@ -171,7 +173,7 @@ async fn move_bytes(from: &TcpStream, to: &TcpStream) -> io::Result<()> {
 
 /// The directory with files that name the addresses of containers.
 #[derive(Debug, Clone)]
-enum ContainerAddressFiles {
+enum ContainerAddressDirectory {
     /// The directory that the embedded provider writes: one file for each container, `NAME.…`, with the CNI
     /// plugins' result.
     Results(PathBuf),
@@ -180,18 +182,18 @@ enum ContainerAddressFiles {
     Leases(PathBuf),
 }
 
-impl ContainerAddressFiles {
+impl ContainerAddressDirectory {
     /// Returns the addresses of a function's containers, newest first: during an update there can be two.
     fn addresses_of_function(&self, function: &str) -> Vec<Ipv4Addr> {
-        let (ContainerAddressFiles::Results(dir) | ContainerAddressFiles::Leases(dir)) = self;
+        let (ContainerAddressDirectory::Results(dir) | ContainerAddressDirectory::Leases(dir)) = self;
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let mut found = entries
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
                 let text = fs::read_to_string(entry.path()).ok()?;
                 let address = match self {
-                    ContainerAddressFiles::Results(_) => address_in_cni_result(&name, &text, function),
-                    ContainerAddressFiles::Leases(_) => address_in_cni_lease(&name, &text, function),
+                    ContainerAddressDirectory::Results(_) => address_in_cni_result(&name, &text, function),
+                    ContainerAddressDirectory::Leases(_) => address_in_cni_lease(&name, &text, function),
                 };
                 let modified = entry.metadata().and_then(|metadata| metadata.modified());
                 Some((modified.unwrap_or(SystemTime::UNIX_EPOCH), address?))
@@ -275,7 +277,7 @@ mod tests {
                 .set_modified(at)
                 .unwrap();
         }
-        let found = ContainerAddressFiles::Results(dir.path().to_owned())
+        let found = ContainerAddressDirectory::Results(dir.path().to_owned())
             .addresses_of_function(FORWARDED_FUNCTION_NAME);
         assert_eq!(found, [Ipv4Addr::new(10, 62, 0, 4), Ipv4Addr::new(10, 62, 0, 5)]);
     }
@@ -297,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_directions_arrive_unchanged_and_each_ends_by_itself() {
+    async fn both_directions_of_a_forwarded_connection_arrive_unchanged_and_each_ends_by_itself() {
         let (mut client, mut target) = forwarded_connection().await;
         // Longer than all buffers on the way, and of a length that no buffer's size divides.
         let request: Vec<u8> = (0..24 * PIPE_BYTES + 1)

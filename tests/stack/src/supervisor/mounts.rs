@@ -28,7 +28,7 @@ const RESOLV_CONF_PATH: &str = "/etc/resolv.conf";
 
 /// Mounts everything except `resolv.conf`: [`MachineResolvConf::mount_stack_resolv_conf`] must follow any other mount
 /// over `/etc`.
-pub(crate) fn mount_all_but_resolver() -> Result<MachineResolvConf> {
+pub(crate) fn mount_all_but_resolv_conf() -> Result<MachineResolvConf> {
     let machine = fs::read_to_string(RESOLV_CONF_PATH).with_operation("read", RESOLV_CONF_PATH)?;
     let target = fs::canonicalize(RESOLV_CONF_PATH).with_operation("read", RESOLV_CONF_PATH)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;

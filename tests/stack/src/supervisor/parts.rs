@@ -23,7 +23,7 @@ use crate::{
     supervisor::{
         disk, logs,
         part_spec::{PartSpec, PartSpecSource},
-        ready::{NewLogLines, ReadyCheck},
+        ready::{PartLogSinceStart, ReadyCheck},
         reaper::{ChildProcess, ProcessReaper},
     },
 };
@@ -101,7 +101,10 @@ impl PartsHandle {
 
     /// Starts all parts of the stack that do not run, group by group, and waits until they are ready; fails with the
     /// first failure and its part.
-    pub(crate) async fn start_all(&self, on_event: PartEventListener<'_>) -> Result<(), (StackPart, String)> {
+    pub(crate) async fn start_all_and_wait_until_ready(
+        &self,
+        on_event: PartEventListener<'_>,
+    ) -> Result<(), (StackPart, String)> {
         let _one = self.changing.lock().await;
         for group in StackPart::START_GROUPS {
             let starts = group.iter().map(|part| async {
@@ -172,7 +175,7 @@ impl PartsHandle {
                 .map_err(error_with_causes)?;
         }
         let spec = self.config.spec_of(part);
-        let (mut child, log, ready) = self.start_process_of_part(part, spec)?;
+        let (mut child, log, ready) = self.write_config_and_start_process_of_part(part, spec)?;
         self.set_part_state(part, PartState::Starting, Some(child.clone()));
         let mut last_failure = "the check was not done".to_owned();
         let outcome = tokio::select! {
@@ -212,11 +215,11 @@ impl PartsHandle {
     }
 
     /// Writes a part's configuration, starts its process, and copies its output to the part's log.
-    fn start_process_of_part(
+    fn write_config_and_start_process_of_part(
         &self,
         part: StackPart,
         spec: PartSpec,
-    ) -> Result<(ChildProcess, NewLogLines, ReadyCheck), String> {
+    ) -> Result<(ChildProcess, PartLogSinceStart, ReadyCheck), String> {
         let PartSpec {
             mut command,
             ready,
@@ -248,7 +251,7 @@ impl PartsHandle {
         // The command keeps the write end of the pipe open; without this, the log's reader would never end.
         drop(command);
         tokio::spawn(logs::copy_output_to_log(output, log.clone()));
-        Ok((child, NewLogLines { path: log, from }, ready))
+        Ok((child, PartLogSinceStart { path: log, from }, ready))
     }
 
     /// Waits until a part's process ends. If nobody requested the end, records it, and starts the part again after

@@ -31,7 +31,7 @@ pub(crate) enum ReadyCheck {
 
 /// The lines of a part's log since the part's start.
 #[derive(Debug, Clone)]
-pub(crate) struct NewLogLines {
+pub(crate) struct PartLogSinceStart {
     /// The path of the log file in which new lines of the part are searched.
     pub(crate) path: PathBuf,
     /// The length of the part's log at its start, in bytes.
@@ -43,7 +43,7 @@ impl ReadyCheck {
     pub(crate) async fn wait_until_ready(
         mut self,
         reaper: &ProcessReaper,
-        log: &NewLogLines,
+        log: &PartLogSinceStart,
         last_failure: &mut String,
     ) {
         while let Err(failure) = self.check_once(reaper, log).await {
@@ -53,7 +53,7 @@ impl ReadyCheck {
     }
 
     /// Checks once whether the part is ready; the error is the reason for which it is not.
-    async fn check_once(&mut self, reaper: &ProcessReaper, log: &NewLogLines) -> Result<(), String> {
+    async fn check_once(&mut self, reaper: &ProcessReaper, log: &PartLogSinceStart) -> Result<(), String> {
         match self {
             ReadyCheck::DefaultRoute(interface) => {
                 let routes =
@@ -109,7 +109,7 @@ impl ReadyCheck {
     }
 }
 
-impl NewLogLines {
+impl PartLogSinceStart {
     /// Returns the first MiB that was logged since the part's start.
     fn read_new_lines(&self) -> std::io::Result<String> {
         let mut file = File::open(&self.path)?;
@@ -146,7 +146,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         fs::write(&path, "Listening on [").unwrap();
-        let log = NewLogLines {
+        let log = PartLogSinceStart {
             path: path.clone(),
             from: 14,
         };

@@ -77,7 +77,7 @@ async fn execute_command(
                     reason: error_with_causes(error),
                 };
             }
-            match parts.start_all(&on_event).await {
+            match parts.start_all_and_wait_until_ready(&on_event).await {
                 Ok(()) => SupervisorEvent::Done,
                 Err((part, reason)) => SupervisorEvent::Failed { part, reason },
             }

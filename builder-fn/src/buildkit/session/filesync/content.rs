@@ -68,13 +68,13 @@ struct FilePiece {
 }
 
 /// A batch of packets, with the pieces of files that are in them.
-pub(super) struct Batch {
+pub(super) struct PacketBatch {
     pieces: Vec<FilePiece>,
     /// The packets in the order of the pieces: one for each piece that is not empty, and one after each last piece.
     pub(super) packets: Vec<Packet>,
 }
 
-impl Batch {
+impl PacketBatch {
     /// Returns the pieces of files in the batch, each with the number of the file's STAT packet.
     pub(super) fn pieces(&self) -> impl Iterator<Item = (u32, SentPiece<'_>)> {
         let mut data = self.packets.iter().filter(|packet| !packet.data.is_empty());
@@ -167,7 +167,7 @@ struct ContentSender<S> {
 pub(super) fn stream_content_batches<S>(
     transfer: FileTransfer,
     received: S,
-) -> impl Stream<Item = impl Future<Output = Result<Batch, Status>> + Send> + Send
+) -> impl Stream<Item = impl Future<Output = Result<PacketBatch, Status>> + Send> + Send
 where
     S: Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
 {
@@ -246,7 +246,7 @@ impl FileTransfer {
     fn read_batch(
         &self,
         pieces: Vec<FilePiece>,
-    ) -> impl Future<Output = Result<Batch, Status>> + Send + use<> {
+    ) -> impl Future<Output = Result<PacketBatch, Status>> + Send + use<> {
         let transfer = self.clone();
         // A read from memory is a copy, which is not worth another thread.
         let reading = match self.context.is_in_memory() {
@@ -269,7 +269,7 @@ impl FileTransfer {
 
     /// Reads a batch of pieces from the spool into packets, and counts them as sent. Blocks while the spool's file is
     /// read.
-    fn read_batch_blocking(&self, pieces: Vec<FilePiece>) -> io::Result<Batch> {
+    fn read_batch_blocking(&self, pieces: Vec<FilePiece>) -> io::Result<PacketBatch> {
         let mut packets = Vec::with_capacity(pieces.len() + pieces.len() / 2);
         let packet = |id, data| Packet {
             r#type: PacketType::PacketData.into(),
@@ -294,7 +294,7 @@ impl FileTransfer {
             files += u64::from(piece.is_last);
         }
         self.update_guard(|guard| guard.count_sent(files, bytes));
-        Ok(Batch { pieces, packets })
+        Ok(PacketBatch { pieces, packets })
     }
 }
 

@@ -5,10 +5,10 @@ use proptest::prelude::*;
 use super::*;
 
 /// Generates tars of a few entries that may conflict with each other, with or without extended headers.
-pub(super) fn generate_tars(extended: bool) -> impl Strategy<Value = TarBuilder> {
+pub(super) fn generate_tars(with_extended_headers: bool) -> impl Strategy<Value = TarBuilder> {
     let name = prop_oneof!["[ab]", "[ab]/[ab]", "[ab]/[ab]/c", "\\PC{1,20}"]
         .prop_map(|name| format!("context/{name}"));
-    let kinds = if extended { 6 } else { 5 };
+    let kinds = if with_extended_headers { 6 } else { 5 };
     let entry = (
         0..kinds,
         name.clone(),
@@ -57,7 +57,7 @@ proptest! {
     }
 
     #[test]
-    fn a_valid_tars_index_has_its_entries_in_order_and_complete(tar in generate_tars(true)) {
+    fn a_valid_tars_index_is_sorted_and_has_the_folder_of_each_entry(tar in generate_tars(true)) {
         let contents = tar.read_with_end_marker();
         prop_assume!(contents.is_ok());
         let contents = contents.ok().unwrap();

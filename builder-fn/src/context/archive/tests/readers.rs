@@ -258,7 +258,7 @@ fn a_peculiar_tar_has_the_files_that_gnu_tar_and_python_extract_or_is_rejected()
                     "{name}"
                 );
                 let context = SourceContext::from_tar(&tar).unwrap();
-                let indexed = with_cleared_folders(entries_in_index(&context));
+                let indexed = with_cleared_folder_modes_and_times(entries_in_index(&context));
                 for (program, extract) in [
                     ("GNU tar", extract_with_gnu_tar as fn(&Path, &Path) -> _),
                     ("Python", extract_with_python),
@@ -327,7 +327,7 @@ fn entries_extracted_with(tar: &[u8], extract: fn(&Path, &Path) -> Result<(), St
     extract(&archive, folder.path()).unwrap_or_else(|error| panic!("{error}"));
     let mut found = Vec::new();
     list_folder_and_mark_hard_links(&folder.path().join("context"), "", &mut found);
-    with_cleared_folders(found)
+    with_cleared_folder_modes_and_times(found)
 }
 
 /// Extracts a tar with Python's `tarfile`, without the filters that some versions apply by default.
@@ -345,7 +345,7 @@ with tarfile.open(sys.argv[1]) as archive:
 }
 
 /// Returns the entries with cleared modes and times of folders, because Python extracts implied folders in another way.
-fn with_cleared_folders(mut found: Vec<FoundEntry>) -> Vec<FoundEntry> {
+fn with_cleared_folder_modes_and_times(mut found: Vec<FoundEntry>) -> Vec<FoundEntry> {
     clear_folder_modes_and_times(&mut found);
     found
 }

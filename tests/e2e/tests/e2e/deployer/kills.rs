@@ -109,7 +109,7 @@ async fn a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again(
         assert!(matches!(killed, KillOutcome::At(_)));
         let again = fixture.deploy_image(&images.crash, number).await?;
         assert_rolled_back_or_refused(&again, &images.first);
-        fixture.assert_runs(&images.first, 1).await?;
+        fixture.assert_runs_and_answers(&images.first, 1).await?;
     }
     fixture.remove_function().await
 }

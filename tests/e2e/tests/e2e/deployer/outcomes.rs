@@ -52,7 +52,7 @@ async fn a_hand_over_delivered_again_changes_nothing(strategy: &'static str) -> 
     assert_eq!(older.text_field("status"), "refused", "{}", older.text);
     let newer = format!("{}-2", fixture.name);
     assert_eq!(older.text_field("supersededBy"), newer, "{}", older.text);
-    fixture.assert_runs(&images.second, 2).await?;
+    fixture.assert_runs_and_answers(&images.second, 2).await?;
     fixture.remove_function().await
 }
 
@@ -69,7 +69,7 @@ async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result
 
     fixture.deploy_and_assert_ready(&images.first, 2).await?;
     assert_rolled_back_or_refused(&fixture.deploy_image(&images.crash, 3).await?, &images.first);
-    fixture.assert_runs(&images.first, 2).await?;
+    fixture.assert_runs_and_answers(&images.first, 2).await?;
 
     // A build that failed is not tried again when it is delivered again, not even by another deployer.
     let fixture = fixture.restart_deployer().await?;
@@ -79,7 +79,7 @@ async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result
         assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
     }
     assert_rolled_back_or_refused(&again, &images.first);
-    fixture.assert_runs(&images.first, 2).await?;
+    fixture.assert_runs_and_answers(&images.first, 2).await?;
 
     // A newer build that works is deployed nevertheless.
     fixture.deploy_and_assert_ready(&images.second, 4).await?;
@@ -99,7 +99,7 @@ async fn a_version_that_never_listens_is_rolled_back(strategy: &'static str) -> 
         "{}",
         silent.text
     );
-    fixture.assert_runs(&fixture.images.first, 1).await?;
+    fixture.assert_runs_and_answers(&fixture.images.first, 1).await?;
     fixture.remove_function().await
 }
 
@@ -138,7 +138,7 @@ async fn a_hand_over_that_cannot_be_deployed_changes_nothing(strategy: &'static 
 
     assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
     assert_eq!(fixture.function_status().await?["createdAt"], before["createdAt"]);
-    fixture.assert_runs(&fixture.images.first, 1).await?;
+    fixture.assert_runs_and_answers(&fixture.images.first, 1).await?;
     fixture.remove_function().await
 }
 
@@ -174,6 +174,6 @@ async fn of_twenty_concurrent_updates_the_newest_runs(strategy: &'static str) ->
     }
     let newest = UPDATE_COUNT + 1;
     assert!(ready.contains(&newest), "{ready:?}");
-    fixture.assert_runs(image(newest), newest).await?;
+    fixture.assert_runs_and_answers(image(newest), newest).await?;
     fixture.remove_function().await
 }

@@ -28,12 +28,12 @@ async fn a_rollout_waits_for_a_provider_that_restarts(strategy: &'static str) ->
             paused = fixture.proxy.wait_until_paused() => paused?,
             ended = &mut deployment => anyhow::bail!("the deployment ended without a PUT request: {ended:?}"),
         }
-        fixture.stop_provider().await?;
+        fixture.stop_or_cut_off_provider().await?;
         fixture.proxy.reset_and_forward_again();
-        fixture.start_provider().await?;
+        fixture.start_or_reconnect_provider().await?;
         let reply = deployment.await??;
         assert_eq!(reply.status, 200, "{point:?}: {}", reply.text);
-        fixture.assert_runs(image, number).await?;
+        fixture.assert_runs_and_answers(image, number).await?;
     }
     fixture.remove_function().await
 }

@@ -53,12 +53,12 @@ async fn a_function_is_changed_by_the_tenant_that_deployed_it_only() -> Result<(
         "{reasons}"
     );
     assert!(!reply.text.contains(&images.first), "{}", reply.text);
-    fixture.assert_runs(&images.first, 1).await?;
+    fixture.assert_runs_and_answers(&images.first, 1).await?;
 
     let second = fixture.hand_over_of_tenant("acme", &images.second, 3);
     let reply = fixture.deployer.send_hand_over(&second).await?;
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
-    fixture.assert_runs(&images.second, 3).await?;
+    fixture.assert_runs_and_answers(&images.second, 3).await?;
     fixture.remove_function().await
 }
 
@@ -75,7 +75,7 @@ async fn a_function_that_no_tenant_deployed_is_not_taken_over() -> Result<()> {
         reasons.contains("policy rule adopt of tenant globex"),
         "{reasons}"
     );
-    fixture.assert_runs(&fixture.images.first, 1).await?;
+    fixture.assert_runs_and_answers(&fixture.images.first, 1).await?;
     fixture.remove_function().await
 }
 

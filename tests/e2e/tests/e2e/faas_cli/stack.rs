@@ -168,7 +168,7 @@ async fn faas_cli_deploys_the_builder_from_store_json() -> Result<()> {
     testbed.functions.remove_function(name).await
 }
 
-/// Serves a JSON document at all paths, until the test's runtime ends.
+/// Serves a JSON document at all paths, until the test's runtime ends; returns a URL of it.
 async fn serve_json_document(json: String) -> Result<String> {
     use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;

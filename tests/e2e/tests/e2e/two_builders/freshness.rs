@@ -1,4 +1,5 @@
-//! A signed request is built once within `max_age`, at whichever builder, and is rejected after it.
+//! With `max_age`, a signed request that has a time is built under one call ID only, at whichever builder, and is
+//! rejected once it is older than that.
 
 use anyhow::Result;
 use serde_json::json;
@@ -82,7 +83,7 @@ async fn a_signature_counts_as_used_while_its_build_runs_and_after_it_failed() -
 }
 
 #[tokio::test]
-async fn requests_that_are_too_old_or_have_no_time_are_rejected() -> Result<()> {
+async fn with_require_fresh_requests_that_are_too_old_or_have_no_time_are_rejected() -> Result<()> {
     let two =
         TwoBuilders::remove_function_and_start("too-old", &[MAX_AGE_SETTING, ("require_fresh", "true")])
             .await?;
@@ -105,7 +106,7 @@ async fn requests_that_are_too_old_or_have_no_time_are_rejected() -> Result<()> 
 }
 
 #[tokio::test]
-async fn with_max_age_clients_without_a_time_are_built_as_before() -> Result<()> {
+async fn with_max_age_a_request_without_a_time_is_still_built_under_any_number_of_call_ids() -> Result<()> {
     let two = TwoBuilders::remove_function_and_start("timeless", &[MAX_AGE_SETTING]).await?;
     let tar = two.page_tar("timeless", &two.config_with_deployment("1")).await?;
     for index in [0, 1] {

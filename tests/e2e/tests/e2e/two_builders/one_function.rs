@@ -51,7 +51,7 @@ struct NumberedHandOvers {
 
 impl NumberedHandOvers {
     /// Builds two images, whose pages are `even` and `odd`, and prepares hand-overs up to number `last_number`.
-    async fn prepare(two: &TwoBuilders, last_number: usize) -> Result<Self> {
+    async fn build_two_images_and_prepare(two: &TwoBuilders, last_number: usize) -> Result<Self> {
         let config = two.config_without_deployment("1");
         let image = async |page: &str| -> Result<String> {
             let tar = two.page_tar(page, &config).await?;
@@ -100,7 +100,7 @@ impl NumberedHandOvers {
 async fn a_deployer_refuses_an_older_source_than_another_deployer_has_deployed() -> Result<()> {
     let two = TwoBuilders::remove_function_and_start("two-deployers", &[]).await?;
     let other = DeployerProcess::start(&two.testbed, two.proxy.url(), &[]).await?;
-    let hand_overs = NumberedHandOvers::prepare(&two, 4).await?;
+    let hand_overs = NumberedHandOvers::build_two_images_and_prepare(&two, 4).await?;
     for (older, newer) in [(0, 1), (2, 3)] {
         let reply = two
             .deployer
@@ -130,7 +130,7 @@ async fn of_concurrent_hand_overs_to_two_deployers_the_newest_runs_when_it_is_de
     const NEWEST_NUMBER: usize = 10;
     let two = TwoBuilders::remove_function_and_start("racing-deployers", &[]).await?;
     let other = DeployerProcess::start(&two.testbed, two.proxy.url(), &[]).await?;
-    let hand_overs = NumberedHandOvers::prepare(&two, NEWEST_NUMBER).await?;
+    let hand_overs = NumberedHandOvers::build_two_images_and_prepare(&two, NEWEST_NUMBER).await?;
     let first = two
         .deployer
         .send_hand_over(&hand_overs.hand_over_with_number(0))

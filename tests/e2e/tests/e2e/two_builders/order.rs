@@ -143,7 +143,8 @@ async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_aga
 }
 
 #[tokio::test]
-async fn a_build_without_a_deployment_and_one_that_opts_out_are_not_superseded() -> Result<()> {
+async fn a_build_that_opts_out_or_deploys_nothing_is_not_ended_and_the_deployer_keeps_the_newer() -> Result<()>
+{
     let two = TwoBuilders::remove_function_and_start("not-superseded", &[]).await?;
     let undeployed = two.config_without_deployment("undeployed");
     let mut opted_out = two.config_with_deployment("opted-out");

@@ -134,7 +134,7 @@ async fn a_displaced_connection_ends_at_once_with_429_unless_it_only_idles() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_early_answer_has_its_content_length() {
+async fn early_408_and_429_responses_have_their_content_length() {
     for answer in [HEAD_TOO_SLOW_RESPONSE, TOO_MANY_CONNECTIONS_RESPONSE] {
         let text = std::str::from_utf8(answer).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
