@@ -27,7 +27,7 @@ use crate::compression::LayerCompression;
 use crate::error::Error;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
 use crate::metrics::Metrics;
-use crate::operator_tokens::OperatorTokenSecrets;
+use crate::operator_tokens::OperatorTokenSecretNames;
 use crate::registry::{ImageName, OperatorRepository};
 use crate::remote_context::RemoteContexts;
 use crate::report::{LineFormatter, LogSink};
@@ -60,9 +60,9 @@ pub struct BuildSettings {
     /// zero, the default, there are no retries.
     pub retry_time: Duration,
     /// The operator's tokens for git repositories that contexts are read from.
-    pub git_tokens: OperatorTokenSecrets,
+    pub git_tokens: OperatorTokenSecretNames,
     /// The operator's tokens for the statuses of commits.
-    pub status_tokens: OperatorTokenSecrets,
+    pub status_tokens: OperatorTokenSecretNames,
     /// The repository for records of builds, which no build pushes to or reads from.
     pub records_repository: Option<OperatorRepository>,
 }

@@ -51,7 +51,7 @@ pub use session::{
 };
 pub use shared_key::{KeyLease, SharedKeyPool};
 pub use solve::{CacheExport, SOURCE_DATE_EPOCH, SolveOptions, StepLimits};
-pub use status::{BuildEvent, OrderedLog, StatusFacts, StepFacts};
+pub use status::{AttemptFacts, BuildEvent, OrderedLog, StepFacts};
 pub use tls::TlsError;
 pub(crate) use tls::{TlsDialer, TlsSecrets};
 

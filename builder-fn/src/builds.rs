@@ -32,6 +32,6 @@ pub use records::BuildRecords;
 pub(crate) use records::{AcceptedBuild, RecordKey};
 pub(crate) use routes::{BuildsRoute, outcome_fields};
 pub(crate) use store::{
-    ClaimSearch, ClaimedBuild, RecordPlace, ResumableRequest, StoreError, VersionRecording,
+    ClaimSearchState, ClaimedBuild, RecordPlace, ResumableRequest, StoreError, VersionRecording,
 };
 pub use store::{LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX_BYTES};

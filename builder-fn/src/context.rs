@@ -23,7 +23,7 @@ pub(crate) use attributes::ExtendedAttributes;
 pub use content::{ContentHash, set_content_hash_key_if_unset};
 pub(crate) use content::{ContentHasher, content_hash_key_name};
 pub use entry::{Entry, Kind};
-pub(crate) use file_tree::{FileTree, TreeDifference};
+pub(crate) use file_tree::{FileDigestTree, TreeDifference};
 pub use index::Index;
 pub use quota::SpoolQuota;
 pub use spool::{Spool, SpoolSettings};

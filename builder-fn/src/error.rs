@@ -11,7 +11,7 @@ use crate::hand_over::{Deployment, DeploymentStatus};
 use crate::registry::ImageName;
 use crate::remote_context::{ContextError, ContextErrorKind};
 use crate::request::{RequestError, RequestErrorKind};
-use crate::sealed::SealError;
+use crate::sealed::SealedSecretsError;
 use crate::slots::SlotRefused;
 use crate::sources::{UrlRejection, WebUrl};
 use crate::supersede::Superseded;
@@ -111,7 +111,7 @@ pub(crate) enum Error {
     Draining,
     /// The sealed secrets cannot be opened.
     #[error(transparent)]
-    Seal(#[from] SealError),
+    Seal(#[from] SealedSecretsError),
     /// The policy names a BuildKit daemon for the tenant, whose address cannot be used.
     #[error("the policy is wrong: {0}")]
     TenantDaemon(String),

@@ -143,7 +143,7 @@ impl Hint {
             .at(place.file, Some(place.line))
     }
 
-    /// Returns the hint with its place.
+    /// Returns the hint with this file and this line as its place. An empty file and line 0 are left out.
     fn at(self, file: &str, line: Option<u32>) -> Self {
         Self {
             file: Some(text::one_line(file, MAX_NAME_OR_LINE_BYTES)).filter(|file| !file.is_empty()),

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::context::{ContentHash, FileTree, content_hash_key_name};
+use crate::context::{ContentHash, FileDigestTree, content_hash_key_name};
 use crate::request::BuildConfig;
 
 pub(crate) use difference::compare_inputs;
@@ -30,7 +30,7 @@ pub(crate) struct BuildInputs {
     /// The number of steps beyond the limit.
     pub(crate) steps_left_out: usize,
     /// The digests of the files of the context that BuildKit requested; `None` if they are not known.
-    pub(crate) files: Option<FileTree>,
+    pub(crate) files: Option<FileDigestTree>,
 }
 
 /// A step of a build.

@@ -135,7 +135,10 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         rollbacks: RollbackPermits::default(),
     };
     let slots = settings.slots;
-    api.limits.unverified.budget().show_in(api.metrics.unverified());
+    api.limits
+        .unverified
+        .budget()
+        .show_use_in_metrics(api.metrics.unverified());
     let (secrets, gateway) = (context.secrets().clone(), context.gateway().clone());
     let resuming = Context::new("", secrets, gateway, context.shutdown().clone());
     tokio::spawn(api.clone().resume_builds_of_others(resuming));

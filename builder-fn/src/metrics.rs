@@ -51,9 +51,9 @@ const PANICKED_OUTCOME: &str = "panicked";
 
 /// The counter of records of builds that were written to the registry, or could not be. Clones share the values.
 #[derive(Clone, Debug)]
-pub struct RecordWrites(IntCounterVec);
+pub struct RecordWriteCounter(IntCounterVec);
 
-impl RecordWrites {
+impl RecordWriteCounter {
     /// Counts a record that was written, or could not be.
     pub(crate) fn count(&self, is_written: bool) {
         let [written, failed] = RECORD_WRITE_RESULTS;
@@ -74,7 +74,7 @@ pub struct Metrics {
     queue_seconds: Histogram,
     steps: IntCounterVec,
     policy_valid: IntGauge,
-    record_writes: RecordWrites,
+    record_writes: RecordWriteCounter,
     unverified: UnverifiedMetrics,
     notifications: NotificationMetrics,
     pool: PoolMetrics,
@@ -149,7 +149,7 @@ impl Metrics {
                 "slipway_policy_valid",
                 "Whether the policy's file can be used: 0 after a change that cannot, while the last good policy is in force.",
             )?,
-            record_writes: RecordWrites(IntCounterVec::new(
+            record_writes: RecordWriteCounter(IntCounterVec::new(
                 Opts::new(
                     "slipway_build_records_total",
                     "Records of builds and versions for the registry, by result: written or failed.",
@@ -184,7 +184,7 @@ impl Metrics {
     }
 
     /// Returns the counter of records that are written to the registry.
-    pub fn record_writes(&self) -> RecordWrites {
+    pub fn record_writes(&self) -> RecordWriteCounter {
         self.record_writes.clone()
     }
 
@@ -224,10 +224,10 @@ impl Metrics {
         self.queue_seconds.observe(time.as_secs_f64());
     }
 
-    /// Counts a build as in flight, with the `bytes` of its request.
-    pub(crate) fn start_build(&self, bytes: u64) -> InFlightBuild {
+    /// Counts a build as in flight, with the `request_bytes` that it received.
+    pub(crate) fn start_build(&self, request_bytes: u64) -> InFlightBuild {
         self.in_flight.inc();
-        self.context_bytes.inc_by(bytes);
+        self.context_bytes.inc_by(request_bytes);
         InFlightBuild {
             metrics: self.clone(),
             started: Instant::now(),

@@ -146,8 +146,8 @@ impl Notifier {
         url.check(&self.allowed, self.insecure, tenant).map(drop)
     }
 
-    /// Sends a result in the background. While the process shuts down, waits until it is sent or the process is about
-    /// to end.
+    /// Sends a result in the background, unless too many others are being sent. While the process shuts down, waits
+    /// until it is sent or the process is about to end.
     pub(crate) async fn send_result_in_background(
         &self,
         receiver: ResultReceiver,

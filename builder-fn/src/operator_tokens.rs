@@ -24,7 +24,7 @@ const GIT_AUTH_SECRET_NAMES: [&str; 2] = [GIT_TOKEN_SECRET_NAME, "GIT_AUTH_HEADE
 
 /// The names of the secrets with the operator's tokens, by the URLs that they are for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OperatorTokenSecrets(Vec<(UrlPattern, String)>);
+pub struct OperatorTokenSecretNames(Vec<(UrlPattern, String)>);
 
 /// A token of the operator, as the only secret of a session. `Debug` does not show it.
 pub(crate) struct SessionGitToken {
@@ -32,7 +32,7 @@ pub(crate) struct SessionGitToken {
     mask: SecretMask,
 }
 
-impl OperatorTokenSecrets {
+impl OperatorTokenSecretNames {
     /// Returns the name of the secret with the token for a git repository, for a build of `tenant` with `own_secrets`.
     /// A build with a token of its own gets none.
     pub(crate) fn secret_name_for_repository(
@@ -75,7 +75,7 @@ impl OperatorTokenSecrets {
     }
 }
 
-impl FromStr for OperatorTokenSecrets {
+impl FromStr for OperatorTokenSecretNames {
     type Err = String;
 
     /// Parses a list of `URL=SECRET`, separated by commas. The first entry whose URL a repository begins with counts.
@@ -144,7 +144,7 @@ mod tests {
 
     const REPOSITORY_URL: &str = "https://git.example/acme/app.git";
 
-    fn tokens(text: &str) -> OperatorTokenSecrets {
+    fn tokens(text: &str) -> OperatorTokenSecretNames {
         text.parse().unwrap()
     }
 
@@ -220,10 +220,10 @@ mod tests {
             ("ssh://git.example/=token", "should begin with https://"),
             ("https://git.example/a/../=token", "should be a URL"),
         ] {
-            let error = text.parse::<OperatorTokenSecrets>().unwrap_err();
+            let error = text.parse::<OperatorTokenSecretNames>().unwrap_err();
             assert!(error.contains(problem), "{text}: {error}");
         }
-        assert_eq!(tokens(""), OperatorTokenSecrets::default());
+        assert_eq!(tokens(""), OperatorTokenSecretNames::default());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-pub(crate) use error::SealError;
+pub(crate) use error::SealedSecretsError;
 pub(crate) use opened::BuildSecrets;
 
 const ENVELOPE_VERSION: &str = "v1";
@@ -65,9 +65,9 @@ impl SealKeyFile {
     ///
     /// # Errors
     /// Fails if the file is missing or does not contain a key.
-    pub(crate) fn public_key_answer(&self, tenant: Option<&TenantName>) -> Result<Value, SealError> {
+    pub(crate) fn public_key_answer(&self, tenant: Option<&TenantName>) -> Result<Value, SealedSecretsError> {
         let [key, ..] = &self.read_private_keys(tenant)?[..] else {
-            return Err(SealError::KeyFormat);
+            return Err(SealedSecretsError::KeyFormat);
         };
         let public_key = encode_public_key_of(key);
         Ok(json!({"key_id": key_id(&public_key), "algorithm": ENVELOPE_ALGORITHM, "public_key": public_key}))
@@ -82,7 +82,7 @@ impl SealKeyFile {
         &self,
         envelope: &[u8],
         tenant: Option<&TenantName>,
-    ) -> Result<BuildSecrets, SealError> {
+    ) -> Result<BuildSecrets, SealedSecretsError> {
         let keys = self.read_private_keys(tenant)?;
         let envelope = Envelope::parse(envelope)?;
         let ids: Vec<_> = keys
@@ -90,7 +90,7 @@ impl SealKeyFile {
             .map(|key| key_id(&encode_public_key_of(key)).to_owned())
             .collect();
         let found = envelope.key_id.as_deref().filter(|found| !found.is_empty());
-        let mut opened = Err(SealError::OtherKey {
+        let mut opened = Err(SealedSecretsError::OtherKey {
             found: found.unwrap_or_default().chars().take(64).collect(),
             own: ids.first().cloned().unwrap_or_default(),
         });
@@ -104,10 +104,17 @@ impl SealKeyFile {
     }
 
     /// Reads the private keys that open a tenant's envelopes: its own, if there is a tenant, and the builder's.
-    fn read_private_keys(&self, tenant: Option<&TenantName>) -> Result<Vec<SecretKey>, SealError> {
-        let text = self.folder.read_secret(&self.name).map_err(SealError::Key)?;
-        let bytes = Zeroizing::new(STANDARD.decode(text.expose()).map_err(|_| SealError::KeyFormat)?);
-        let shared = SecretKey::from_slice(&bytes).map_err(|_| SealError::KeyFormat)?;
+    fn read_private_keys(&self, tenant: Option<&TenantName>) -> Result<Vec<SecretKey>, SealedSecretsError> {
+        let text = self
+            .folder
+            .read_secret(&self.name)
+            .map_err(SealedSecretsError::Key)?;
+        let bytes = Zeroizing::new(
+            STANDARD
+                .decode(text.expose())
+                .map_err(|_| SealedSecretsError::KeyFormat)?,
+        );
+        let shared = SecretKey::from_slice(&bytes).map_err(|_| SealedSecretsError::KeyFormat)?;
         let own = tenant
             .map(|tenant| derive_tenant_key(&shared, tenant))
             .transpose()?;
@@ -116,13 +123,14 @@ impl SealKeyFile {
 }
 
 /// Derives a tenant's private key from the builder's, by HMAC-SHA256. Nobody without the builder's key can.
-fn derive_tenant_key(builder_key: &SecretKey, tenant: &TenantName) -> Result<SecretKey, SealError> {
+fn derive_tenant_key(builder_key: &SecretKey, tenant: &TenantName) -> Result<SecretKey, SealedSecretsError> {
     let bytes = Zeroizing::new(builder_key.to_bytes());
-    let mut derivation = Hmac::<Sha256>::new_from_slice(&bytes[..]).map_err(|_| SealError::KeyFormat)?;
+    let mut derivation =
+        Hmac::<Sha256>::new_from_slice(&bytes[..]).map_err(|_| SealedSecretsError::KeyFormat)?;
     derivation.update(TENANT_KEY_PURPOSE.as_bytes());
     derivation.update(tenant.as_str().as_bytes());
     let derived = Zeroizing::new(<[u8; 32]>::from(derivation.finalize().into_bytes()));
-    SecretKey::from_slice(&derived[..]).map_err(|_| SealError::KeyFormat)
+    SecretKey::from_slice(&derived[..]).map_err(|_| SealedSecretsError::KeyFormat)
 }
 
 /// A parsed envelope of sealed secrets.
@@ -134,7 +142,7 @@ struct Envelope {
 
 impl Envelope {
     /// Parses the YAML of an envelope, and checks everything but the sealed values.
-    fn parse(text: &[u8]) -> Result<Self, SealError> {
+    fn parse(text: &[u8]) -> Result<Self, SealedSecretsError> {
         #[derive(Deserialize)]
         struct EnvelopeFields {
             version: Option<String>,
@@ -144,10 +152,11 @@ impl Envelope {
             secrets: Option<BTreeMap<String, Option<String>>>,
         }
         // The parser's own message repeats parts of the text.
-        let fields: EnvelopeFields = serde_saphyr::from_slice(text).map_err(|error| SealError::Envelope {
-            line: error.location().map(|location| location.line()),
-        })?;
-        let wrong = |field, should_be| SealError::Field { field, should_be };
+        let fields: EnvelopeFields =
+            serde_saphyr::from_slice(text).map_err(|error| SealedSecretsError::Envelope {
+                line: error.location().map(|location| location.line()),
+            })?;
+        let wrong = |field, should_be| SealedSecretsError::Field { field, should_be };
         if fields.version.as_deref() != Some(ENVELOPE_VERSION) {
             return Err(wrong("version", ENVELOPE_VERSION));
         }
@@ -160,11 +169,11 @@ impl Envelope {
         // `null` counts as absent, as in the config.
         let secrets: BTreeMap<_, _> = secrets.filter_map(|(name, value)| Some((name, value?))).collect();
         if secrets.len() > MAX_SECRETS {
-            return Err(SealError::TooMany { count: secrets.len() });
+            return Err(SealedSecretsError::TooMany { count: secrets.len() });
         }
         if let Some(name) = secrets.keys().find(|name| !is_valid_secret_name(name)) {
             let name = name.chars().take(300).collect();
-            return Err(SealError::Name { name });
+            return Err(SealedSecretsError::Name { name });
         }
         Ok(Self {
             key_id: fields.key_id,
@@ -174,7 +183,7 @@ impl Envelope {
     }
 
     /// Opens all secrets with a private key.
-    fn open_secrets(&self, key: &SecretKey) -> Result<BuildSecrets, SealError> {
+    fn open_secrets(&self, key: &SecretKey) -> Result<BuildSecrets, SealedSecretsError> {
         let seal = SalsaBox::new(&self.sender, key);
         let opened = self.secrets.iter().map(|(name, sealed)| {
             let value = open_value(&seal, name, sealed)?;
@@ -183,22 +192,22 @@ impl Envelope {
         let opened: BTreeMap<_, _> = opened.collect::<Result<_, _>>()?;
         let size = opened.values().map(|value| value.len()).sum();
         match size > MAX_TOTAL_SECRET_BYTES {
-            true => Err(SealError::TotalTooLarge { size }),
+            true => Err(SealedSecretsError::TotalTooLarge { size }),
             false => Ok(BuildSecrets::new(opened)),
         }
     }
 }
 
 /// Opens the sealed value of one secret, which is base64 of the nonce and the NaCl box.
-fn open_value(seal: &SalsaBox, name: &str, sealed: &str) -> Result<Zeroizing<Vec<u8>>, SealError> {
-    let damaged = || SealError::Damaged {
+fn open_value(seal: &SalsaBox, name: &str, sealed: &str) -> Result<Zeroizing<Vec<u8>>, SealedSecretsError> {
+    let damaged = || SealedSecretsError::Damaged {
         name: name.to_owned(),
     };
     let sealed = STANDARD.decode(sealed.trim()).map_err(|_| damaged())?;
     let (nonce, text) = sealed.split_at_checked(NONCE_BYTES).ok_or_else(damaged)?;
     let value = Zeroizing::new(seal.decrypt(nonce.into(), text).map_err(|_| damaged())?);
     match value.len() > MAX_SECRET_VALUE_BYTES {
-        true => Err(SealError::TooLarge {
+        true => Err(SealedSecretsError::TooLarge {
             name: name.to_owned(),
         }),
         false => Ok(value),
@@ -225,7 +234,7 @@ mod tests {
     use super::*;
     use crate::buildkit::SecretStore;
 
-    /// A private key written by faas-cli (`secret keygen` and `secret seal`):
+    /// A private key that faas-cli wrote (`secret keygen`), as the public key and the envelope (`secret seal`) below:
     /// `tests/clients/recorded/secrets.json`.
     const PRIVATE_KEY: &str = "71PAWVnhbfjrSSIrTaaFGTECn2XoUVHRxpkXMK7iNFY=";
     const PUBLIC_KEY: &str = "UWnDv86xVyoHbiUx5erolv0cwuSO9bN3hcX0c3WOmWg=";
@@ -242,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope_of_faas_cli_is_opened() {
+    fn an_envelope_of_faas_cli_is_opened_also_without_a_key_id_or_with_null_entries() {
         let (_folder, key) = seal_key_file(&format!("{PRIVATE_KEY}\n"));
         let secrets = key.open_envelope(ENVELOPE.as_bytes(), None).expect("secrets");
 
@@ -356,7 +365,10 @@ mod tests {
     #[test]
     fn an_unusable_key_is_the_platforms_fault_and_a_changed_key_is_read_again() {
         let (folder, key) = seal_key_file("no key");
-        assert!(matches!(key.public_key_answer(None), Err(SealError::KeyFormat)));
+        assert!(matches!(
+            key.public_key_answer(None),
+            Err(SealedSecretsError::KeyFormat)
+        ));
         std::fs::write(folder.path().join("next"), PRIVATE_KEY).expect("write");
         std::fs::rename(folder.path().join("next"), folder.path().join("key")).expect("rename");
         assert_eq!(
@@ -459,7 +471,10 @@ mod tests {
             let id = answer["key_id"].as_str().expect("text");
             let forged = without_id.replace("secrets:", &format!("key_id: {id}\nsecrets:"));
             let error = key.open_envelope(forged.as_bytes(), Some(&globex));
-            assert!(matches!(error, Err(SealError::Damaged { .. })), "{error:?}");
+            assert!(
+                matches!(error, Err(SealedSecretsError::Damaged { .. })),
+                "{error:?}"
+            );
         }
     }
 

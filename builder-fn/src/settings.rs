@@ -93,7 +93,7 @@ use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
 use crate::hand_over::{self, DeployVia, DeployerSettings};
-use crate::operator_tokens::OperatorTokenSecrets;
+use crate::operator_tokens::OperatorTokenSecretNames;
 use crate::registry::OperatorRepository;
 use crate::remote_context::StoredContextSettings;
 use crate::request::{
@@ -304,7 +304,7 @@ impl Settings {
         reserved.reserve_function(&self.deployer.function);
         reserved.reserve_function(&self.own_function);
         let tokens = [&self.build.git_tokens, &self.build.status_tokens];
-        for name in tokens.into_iter().flat_map(OperatorTokenSecrets::secrets) {
+        for name in tokens.into_iter().flat_map(OperatorTokenSecretNames::secrets) {
             reserved.reserve_secret(name);
         }
         for setting in ["buildkit_ca", "buildkit_cert", "buildkit_key"] {
@@ -493,8 +493,12 @@ fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
             parse_namespace,
         ),
         allowed_sources: parser.parse_or_default("allowed_sources", AllowedSources::default(), str::parse),
-        git_tokens: parser.parse_or_default("git_tokens", OperatorTokenSecrets::default(), str::parse),
-        status_tokens: parser.parse_or_default("status_tokens", OperatorTokenSecrets::default(), str::parse),
+        git_tokens: parser.parse_or_default("git_tokens", OperatorTokenSecretNames::default(), str::parse),
+        status_tokens: parser.parse_or_default(
+            "status_tokens",
+            OperatorTokenSecretNames::default(),
+            str::parse,
+        ),
         step_limits: StepLimits {
             memory: parser.parse_or_default("step_memory", None, parse_step_memory),
             millicpus: parser.parse_or_default("step_cpus", None, parse_cores_to_thousandths),

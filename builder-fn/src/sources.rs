@@ -123,7 +123,7 @@ impl SourceRules {
             .map_err(|error| error.to_string())
     }
 
-    /// Returns whether the build's daemon may serve other tenants too.
+    /// Returns whether the build's daemon may serve other tenants too; `false` without a policy.
     fn may_share_daemon(&self) -> bool {
         self.tenant
             .as_ref()

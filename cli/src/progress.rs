@@ -15,7 +15,7 @@ pub(crate) use event::Event;
 use plain::PlainDisplay;
 use terminal::TerminalDisplay;
 
-/// The form of the progress.
+/// The form in which the progress of a build is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProgressForm {
     /// `terminal` on a terminal, and `plain` elsewhere.
@@ -35,11 +35,11 @@ pub(crate) enum ProgressForm {
 #[derive(Clone)]
 pub(crate) struct Progress {
     function: String,
-    display: Arc<Mutex<Display>>,
+    display: Arc<Mutex<ProgressDisplay>>,
 }
 
 /// A display of events.
-enum Display {
+enum ProgressDisplay {
     Terminal(Box<TerminalDisplay>),
     Plain(PlainDisplay),
     Json,
@@ -54,13 +54,13 @@ impl Progress {
         let display = match form {
             ProgressForm::Auto | ProgressForm::Terminal if is_live => {
                 let has_color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-                Display::Terminal(Box::new(TerminalDisplay::new(function, has_color)))
+                ProgressDisplay::Terminal(Box::new(TerminalDisplay::new(function, has_color)))
             }
             ProgressForm::Auto | ProgressForm::Terminal | ProgressForm::Plain => {
-                Display::Plain(PlainDisplay::default())
+                ProgressDisplay::Plain(PlainDisplay::default())
             }
-            ProgressForm::Json => Display::Json,
-            ProgressForm::Quiet => Display::Quiet,
+            ProgressForm::Json => ProgressDisplay::Json,
+            ProgressForm::Quiet => ProgressDisplay::Quiet,
         };
         Self {
             function: function.to_owned(),
@@ -68,19 +68,19 @@ impl Progress {
         }
     }
 
-    /// Shows an event.
+    /// Shows an event; in the form `quiet` only warnings, failures and notices.
     pub(crate) fn show(&self, event: &Event<'_>) {
         let mut display = self.display.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *display {
-            Display::Terminal(terminal) => terminal.show(event),
-            Display::Plain(plain) => {
+            ProgressDisplay::Terminal(terminal) => terminal.show(event),
+            ProgressDisplay::Plain(plain) => {
                 let lines = plain.take_new_lines_of(event);
                 lines
                     .iter()
                     .for_each(|line| output::print_message(&format!("{}: {line}", self.function)));
             }
-            Display::Json => output::print_message(&self.to_json(event).to_string()),
-            Display::Quiet => {
+            ProgressDisplay::Json => output::print_message(&self.to_json(event).to_string()),
+            ProgressDisplay::Quiet => {
                 if let Event::Warning { .. } | Event::Failed { .. } | Event::Notice { .. } = event {
                     let lines = plain::lines_of(event);
                     lines
@@ -91,7 +91,7 @@ impl Progress {
         }
     }
 
-    /// Shows a remark.
+    /// Shows a remark, except in the form `quiet`.
     pub(crate) fn note(&self, text: &str) {
         self.show(&Event::Note { text });
     }

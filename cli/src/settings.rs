@@ -17,13 +17,13 @@ const KEY_VARIABLE: &str = "SLIPWAY_PAYLOAD_SECRET";
 const KEY_FILE_VARIABLES: [&str; 2] = ["SLIPWAY_PAYLOAD_SECRET_FILE", "OPENFAAS_PAYLOAD_SECRET"];
 
 /// The variables with the builder's URL: Slipway's, and faas-cli's.
-const BUILDER_VARIABLES: [&str; 2] = ["SLIPWAY_BUILDER_URL", "OPENFAAS_REMOTE_BUILDER"];
+const BUILDER_URL_VARIABLES: [&str; 2] = ["SLIPWAY_BUILDER_URL", "OPENFAAS_REMOTE_BUILDER"];
 
 /// The variable with the gateway's URL.
-const GATEWAY_VARIABLE: &str = "OPENFAAS_URL";
+const GATEWAY_URL_VARIABLE: &str = "OPENFAAS_URL";
 
 /// The gateway that faas-cli takes where nothing names one.
-const DEFAULT_GATEWAY: &str = "http://127.0.0.1:8080";
+const DEFAULT_GATEWAY_URL: &str = "http://127.0.0.1:8080";
 
 /// The name of the builder's function at the gateway.
 const DEFAULT_BUILDER_FUNCTION: &str = "builder-fn";
@@ -59,7 +59,7 @@ pub(crate) struct Settings {
     pub(crate) builder: Option<String>,
     /// The builder's name at the gateway.
     pub(crate) builder_function: String,
-    /// The key.
+    /// The key that signs requests, and where it was found.
     pub(crate) key: SigningKey,
     /// The tenant whose key it is.
     pub(crate) tenant: Option<String>,
@@ -70,7 +70,7 @@ pub(crate) struct Settings {
 /// The key that signs requests, and where it was found. `Debug` does not show it.
 #[derive(Clone, Debug)]
 pub(crate) struct SigningKey {
-    /// The key.
+    /// The key, ready to sign with.
     pub(crate) keys: HmacKeys,
     /// The place of the key, as messages name it.
     pub(crate) place: String,
@@ -96,11 +96,11 @@ impl ConnectionArguments {
     ) -> Result<Settings, Failure> {
         let gateway = self.gateway.clone();
         let gateway = gateway.or_else(|| stack_gateway.map(str::to_owned));
-        let gateway = gateway.or_else(|| environment(GATEWAY_VARIABLE));
+        let gateway = gateway.or_else(|| environment(GATEWAY_URL_VARIABLE));
         let builder = self.builder.clone();
-        let builder = builder.or_else(|| BUILDER_VARIABLES.iter().find_map(|name| environment(name)));
+        let builder = builder.or_else(|| BUILDER_URL_VARIABLES.iter().find_map(|name| environment(name)));
         Ok(Settings {
-            gateway: parse_url("the gateway", gateway.as_deref().unwrap_or(DEFAULT_GATEWAY))?,
+            gateway: parse_url("the gateway", gateway.as_deref().unwrap_or(DEFAULT_GATEWAY_URL))?,
             builder: builder
                 .map(|url| parse_url("the builder", &url))
                 .transpose()?
@@ -144,7 +144,7 @@ impl ConnectionArguments {
             .collect()
     }
 
-    /// Finds the key that signs requests.
+    /// Finds the key that signs requests: in the file of `--payload-secret`, or else by the environment.
     fn find_key(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<SigningKey, Failure> {
         if let Some(path) = &self.payload_secret {
             return read_key(path, "--payload-secret");
@@ -269,7 +269,7 @@ mod tests {
         let gateway = |arguments: &ConnectionArguments, stack: Option<&str>, environment: &[(&str, &str)]| {
             resolve(arguments, stack, environment).map(|settings| settings.gateway)
         };
-        let variable = [key, (GATEWAY_VARIABLE, "gateway.example:8080")];
+        let variable = [key, (GATEWAY_URL_VARIABLE, "gateway.example:8080")];
         assert_eq!(
             gateway(&named, Some("http://stack"), &variable).as_deref(),
             Ok("https://named.example")
@@ -284,7 +284,7 @@ mod tests {
         );
         assert_eq!(
             gateway(&NO_ARGUMENTS, None, &[key]).as_deref(),
-            Ok(DEFAULT_GATEWAY)
+            Ok(DEFAULT_GATEWAY_URL)
         );
     }
 
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_tenant_and_an_empty_name_count_as_none() {
+    fn an_empty_tenant_counts_as_none_and_an_empty_builder_function_as_the_default() {
         let arguments = ConnectionArguments {
             tenant: Some(String::new()),
             ..NO_ARGUMENTS

@@ -19,7 +19,7 @@ pub(crate) use document::{FunctionEntry, ResourcesEntry};
 const DEFAULT_STACK_FILE_NAMES: [&str; 2] = ["stack.yaml", "stack.yml"];
 
 /// The gateway that faas-cli takes where nothing names one. As a value in the stack file it counts as none.
-const DEFAULT_GATEWAY: &str = "http://127.0.0.1:8080";
+const DEFAULT_GATEWAY_URL: &str = "http://127.0.0.1:8080";
 
 /// A parsed stack file.
 #[derive(Debug)]
@@ -114,7 +114,9 @@ impl StackFile {
             gateway: document
                 .provider
                 .and_then(|provider| provider.gateway)
-                .filter(|gateway| !gateway.is_empty() && gateway.trim_end_matches('/') != DEFAULT_GATEWAY),
+                .filter(|gateway| {
+                    !gateway.is_empty() && gateway.trim_end_matches('/') != DEFAULT_GATEWAY_URL
+                }),
             copied_paths: document
                 .configuration
                 .and_then(|configuration| configuration.copy)

@@ -61,7 +61,7 @@ impl Deployer {
             policy.show_validity_in(metrics.policy_valid_gauge());
         }
         let unverified = UnverifiedBudget::new(settings.unverified);
-        unverified.show_in(metrics.unverified_metrics());
+        unverified.show_use_in_metrics(metrics.unverified_metrics());
         Self {
             metrics,
             unverified,

@@ -57,7 +57,7 @@ impl FunctionQueue {
     }
 
     /// Adds a waiting deployment, and announces its build if that is newer than the one that runs.
-    fn add_waiting(&mut self, waiter: WaitingDeployment) {
+    fn add_waiting_and_announce_if_newer(&mut self, waiter: WaitingDeployment) {
         if self.running.is_older_than(&waiter.times) {
             self.announcer.send_replace(Some(waiter.successor.clone()));
         }
@@ -123,7 +123,7 @@ impl DeploymentQueue {
                     };
                 };
                 let (grant, granted) = oneshot::channel();
-                queue.add_waiting(WaitingDeployment {
+                queue.add_waiting_and_announce_if_newer(WaitingDeployment {
                     times,
                     successor: successor.clone(),
                     grant,

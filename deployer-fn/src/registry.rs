@@ -54,9 +54,9 @@ enum ImagePresence {
 
 impl RegistryImageCheck {
     /// Asks the registry for the image, and returns why the image certainly cannot be deployed; `None` if it may be.
-    /// `limit` is the timeout of all requests together.
-    pub(crate) async fn find_objection(&self, image: &PinnedImage, limit: Duration) -> Option<String> {
-        let looked_up = tokio::time::timeout(limit, self.image_presence(image)).await;
+    /// `timeout` is that of all requests together.
+    pub(crate) async fn find_objection(&self, image: &PinnedImage, timeout: Duration) -> Option<String> {
+        let looked_up = tokio::time::timeout(timeout, self.image_presence(image)).await;
         let presence = looked_up
             .unwrap_or_else(|_| ImagePresence::Unknown("the registry did not answer in time".to_owned()));
         match presence {

@@ -197,7 +197,7 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
     {
         fields.add_problem("probe.path", problem);
     }
-    fields.ignore_unread_fields();
+    fields.ignore_unread_fields_with_warnings();
     let ProblemsAndWarnings { problems, warnings } = remarks;
     let hand_over = match spec {
         Some(spec) if problems.is_empty() => HandOver {

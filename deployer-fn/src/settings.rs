@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn every_secret_without_usable_signing_keys_is_named() {
+    fn every_readable_secret_with_an_unfit_signing_key_is_named() {
         let directory = tempfile::tempdir().unwrap();
         for (name, content) in [
             ("deploy-secret", "short"),

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_is_changed_by_its_own_tenant_only() {
+    fn a_function_is_changed_by_its_own_tenant_or_if_unowned_by_one_that_may_adopt_it() {
         let policy = example_policy();
         let may_change = |tenant: &str, annotations: serde_json::Value| {
             let status = json!({"name": "hello", "image": "r/hello:1", "annotations": annotations});

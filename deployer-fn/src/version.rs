@@ -79,7 +79,7 @@ impl FunctionVersion {
     /// status, or else the version that the status shows.
     pub(crate) fn of_deployed_function(status: &FunctionStatus) -> Self {
         if let Some(version) = Self::from_annotations(status.annotations())
-            && version.may_be_deployed(status)
+            && version.may_be_the_deployed_version(status)
         {
             return version;
         }
@@ -97,7 +97,7 @@ impl FunctionVersion {
 
     /// Returns whether this version may be the deployed one: the status has its image and, if the provider returns
     /// annotations at all, its digest. The image alone would not show a change of the environment.
-    pub(crate) fn may_be_deployed(&self, status: &FunctionStatus) -> bool {
+    pub(crate) fn may_be_the_deployed_version(&self, status: &FunctionStatus) -> bool {
         let digest = status.annotations().get(SPEC_DIGEST_ANNOTATION);
         let has_annotations = !status.annotations().is_empty();
         let digest_matches = match &self.spec_digest {
@@ -108,10 +108,10 @@ impl FunctionVersion {
     }
 
     /// Returns whether this version certainly is the deployed one: the status has its image and its digest.
-    pub(crate) fn is_certainly_deployed(&self, status: &FunctionStatus) -> bool {
+    pub(crate) fn is_certainly_the_deployed_version(&self, status: &FunctionStatus) -> bool {
         self.spec_digest.is_some()
             && status.annotations().contains_key(SPEC_DIGEST_ANNOTATION)
-            && self.may_be_deployed(status)
+            && self.may_be_the_deployed_version(status)
     }
 
     /// Returns whether nothing of the version is missing: Slipway deployed it, or the gateway returned its environment

@@ -119,7 +119,7 @@ impl Connection {
     /// The daemon decodes all of its records for any question to its history, whatever the filter. It looks up a single
     /// one only to change it, so this request changes nothing; if a user has pinned the record, it is pinned no longer,
     /// and clients that follow the history get the event of its end once more.
-    pub(super) async fn may_have_record(&self, reference: &str) -> bool {
+    pub(super) async fn may_have_record_unpinning_it(&self, reference: &str) -> bool {
         let unchanged = UpdateBuildHistoryRequest {
             r#ref: reference.to_owned(),
             ..UpdateBuildHistoryRequest::default()
@@ -152,7 +152,7 @@ pub(super) async fn request_finished_build(
     connection: &Connection,
     reference: &str,
 ) -> Option<FinishedBuild> {
-    let record = none_on_failure(find_finished_record(connection, reference).await)?;
+    let record = none_after_logged_failure(find_finished_record(connection, reference).await)?;
     Some(FinishedBuild::from(record))
 }
 
@@ -175,11 +175,11 @@ pub(super) async fn wait_for_outcome(
 
 /// Requests the id of the call that the running or finished build `reference` belongs to. Waits for its record for up
 /// to 5 s.
-pub(super) async fn request_call_id(connection: &Connection, reference: &str) -> Option<String> {
+pub(super) async fn wait_for_call_id(connection: &Connection, reference: &str) -> Option<String> {
     let known = async {
         loop {
             let found = find_running_or_finished_record(connection, reference).await;
-            if let Some(record) = none_on_failure(found) {
+            if let Some(record) = none_after_logged_failure(found) {
                 return SolveAttributes::from_history_record(&record.frontend_attrs)
                     .map(|attributes| attributes.call_id);
             }
@@ -190,7 +190,7 @@ pub(super) async fn request_call_id(connection: &Connection, reference: &str) ->
 }
 
 /// Returns what was found in the daemon's history; `None` also if the history failed, which is logged.
-fn none_on_failure<T>(found: Result<Option<T>, Status>) -> Option<T> {
+fn none_after_logged_failure<T>(found: Result<Option<T>, Status>) -> Option<T> {
     found.unwrap_or_else(|status| {
         match status.code() {
             Code::DeadlineExceeded => tracing::warn!(%status, "could not read BuildKit's history"),
@@ -215,7 +215,7 @@ async fn find_finished_record(
         ..BuildHistoryRequest::default()
     };
     let finding = async {
-        match connection.may_have_record(reference).await {
+        match connection.may_have_record_unpinning_it(reference).await {
             true => {
                 find_record_in_events(
                     connection,

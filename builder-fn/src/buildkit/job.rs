@@ -310,7 +310,7 @@ impl BuildJob {
         let outcome = match solved {
             Err(status) if is_already_running_error(&status, reference) => {
                 if self.solve.reference.is_for_signature_alone()
-                    && let Some(call_id) = history::request_call_id(connection, reference).await
+                    && let Some(call_id) = history::wait_for_call_id(connection, reference).await
                 {
                     self.reject_other_call_of_signature(&call_id)?;
                 }

@@ -28,7 +28,7 @@ const CPU_PERIOD_MICROSECONDS: u64 = 100_000;
 pub(super) const SEALED_SECRETS_ATTRIBUTE: &str = "slipway.sealed-secrets";
 
 /// The value of [`SEALED_SECRETS_ATTRIBUTE`] for secrets that are too long for the history. It is not base64.
-pub(super) const OMITTED_SECRETS: &str = "(omitted)";
+pub(super) const OMITTED_SEALED_SECRETS_VALUE: &str = "(omitted)";
 
 /// The limit on the sealed secrets in a history record, in bytes before base64. Longer ones are omitted.
 const SEALED_SECRETS_MAX_BYTES: usize = 64 << 10;
@@ -149,9 +149,9 @@ impl SolveOptions {
         })
     }
 
-    /// Returns the cache that the image `name` in a registry is.
-    fn registry_cache_entry(&self, name: &str) -> CacheOptionsEntry {
-        let mut attrs = HashMap::from([("ref".to_owned(), name.to_owned())]);
+    /// Returns the cache that `image` in a registry is.
+    fn registry_cache_entry(&self, image: &str) -> CacheOptionsEntry {
+        let mut attrs = HashMap::from([("ref".to_owned(), image.to_owned())]);
         if self.insecure {
             attrs.insert("registry.insecure".into(), "true".into());
         }
@@ -268,7 +268,7 @@ impl SolveOptions {
             let value = is_short.then(|| STANDARD.encode(secrets));
             set(
                 SEALED_SECRETS_ATTRIBUTE,
-                value.unwrap_or_else(|| OMITTED_SECRETS.into()),
+                value.unwrap_or_else(|| OMITTED_SEALED_SECRETS_VALUE.into()),
             );
         }
         attrs

@@ -18,7 +18,7 @@ use tonic::Status;
 
 use super::Connection;
 
-pub use facts::{StatusFacts, StepFacts};
+pub use facts::{AttemptFacts, StepFacts};
 pub use ordered::OrderedLog;
 pub(super) use reader::EventReader;
 

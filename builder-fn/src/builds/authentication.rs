@@ -36,7 +36,8 @@ pub(super) enum RejectedQuestion {
     Signature,
 }
 
-/// Verifies the signature of a question about builds, and returns it; `None` if signatures are disabled.
+/// Verifies the signature and the time of a question about builds, and returns the signature; `None` if signatures are
+/// disabled.
 ///
 /// # Errors
 /// Fails if the question is not signed by a key of `check`, or not now.

@@ -42,8 +42,8 @@ async fn compare(
     let (inputs_a, inputs_b, bytes_a, bytes_b) = tokio::join!(
         read_inputs(lookup, store, &a.record),
         read_inputs(lookup, store, &b.record),
-        image_bytes(lookup, &a.record),
-        image_bytes(lookup, &b.record),
+        compressed_image_bytes(lookup, &a.record),
+        compressed_image_bytes(lookup, &b.record),
     );
     let mut answer = compare_inputs(&inputs_a?, &inputs_b?);
     answer.insert("a".into(), summary(&a.record, bytes_a));
@@ -124,7 +124,7 @@ async fn read_inputs(
 }
 
 /// Returns the size of a build's image, of one platform and compressed; `None` if it is not known.
-async fn image_bytes(lookup: &BuildLookup, record: &BuildRecord) -> Option<u64> {
+async fn compressed_image_bytes(lookup: &BuildLookup, record: &BuildRecord) -> Option<u64> {
     let digest = record.outcome.get("digest").and_then(Value::as_str)?;
     let image = record.image.as_deref()?;
     match lookup.manifests.image_layers(image, digest).await {
@@ -144,7 +144,7 @@ async fn image_bytes(lookup: &BuildLookup, record: &BuildRecord) -> Option<u64> 
 }
 
 /// Returns what the answer has of one of the builds.
-fn summary(record: &BuildRecord, image_bytes: Option<u64>) -> Value {
+fn summary(record: &BuildRecord, compressed_image_bytes: Option<u64>) -> Value {
     let took = record.started_at.zip(record.ended_at);
     let took = took.and_then(|(started, ended)| ended.duration_since(started).ok());
     let seconds = took.map(|took| (took.as_secs_f64() * 1000.0).round() / 1000.0);
@@ -155,7 +155,7 @@ fn summary(record: &BuildRecord, image_bytes: Option<u64>) -> Value {
         "digest": record.outcome.get("digest"),
         "submittedAt": record.submitted_at.map(format_rfc3339_nanos),
         "seconds": seconds,
-        "imageBytes": image_bytes,
+        "imageBytes": compressed_image_bytes,
     })
 }
 

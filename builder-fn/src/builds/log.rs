@@ -142,12 +142,16 @@ impl LogRecordSink {
     }
 
     /// Sends a record without lines if nothing was sent for [`KEEP_ALIVE_INTERVAL`]; nothing in a plain log.
-    async fn send_keep_alive_if_due(&mut self, format: LogFormat, last: u64) -> Result<(), EarlyLogEnd> {
+    async fn send_keep_alive_if_due(
+        &mut self,
+        format: LogFormat,
+        last_line_number: u64,
+    ) -> Result<(), EarlyLogEnd> {
         if self.sent.elapsed() < KEEP_ALIVE_INTERVAL {
             return Ok(());
         }
         if let LogFormat::Records(_) = format {
-            let record = self.progress_record(last, &[]);
+            let record = self.progress_record(last_line_number, &[]);
             self.buffer_record(format, &record);
         }
         self.sent = Instant::now();
@@ -263,7 +267,7 @@ impl LogSender {
     /// Sends the lines of an attempt from the number `next` on, until the attempt ends.
     async fn send_attempt(
         &mut self,
-        number: u64,
+        attempt_number: u64,
         attempt: &ListedBuild,
         mask: &SecretMask,
     ) -> Result<(), EarlyLogEnd> {
@@ -272,7 +276,8 @@ impl LogSender {
             Err(_) => Err("BuildKit does not answer in time".to_owned()),
         };
         let connection = connection.map_err(EarlyLogEnd::Unreadable)?;
-        let mut log = NumberedLog::open(&connection, &attempt.reference, number, mask).starting_at(self.next);
+        let mut log =
+            NumberedLog::open(&connection, &attempt.reference, attempt_number, mask).starting_at(self.next);
         let sent = self.send_lines(&mut log).await;
         self.sink.flush().await?;
         sent

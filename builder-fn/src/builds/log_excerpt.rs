@@ -11,7 +11,7 @@ use super::BuildPhase;
 use super::lookup::FoundBuild;
 use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
 use super::record::attempt_number;
-use crate::buildkit::{StatusFacts, StepFacts};
+use crate::buildkit::{AttemptFacts, StepFacts};
 
 /// The most lines on a page.
 pub(super) const PAGE_LINES_MAX: u64 = 300;
@@ -82,7 +82,7 @@ pub(super) struct LogExcerpt {
     /// Whether there are lines after them, or there may be some.
     pub(super) has_later: bool,
     /// The facts about the steps, as far as the log was read.
-    pub(super) facts: StatusFacts,
+    pub(super) facts: AttemptFacts,
     /// The steps of the facts, with their numbers in the log.
     pub(super) steps: Vec<(Option<u32>, StepFacts)>,
     /// Whether the whole log was read.

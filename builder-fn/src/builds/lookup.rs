@@ -130,7 +130,7 @@ impl BuildLookup {
             store: None,
         };
         let stored = stored.unwrap_or_else(|error| {
-            unread.store = Some(report_store_error(&error));
+            unread.store = Some(log_store_error_and_return_text(&error));
             None
         });
         let reference = reference.or_else(|| stored.as_ref()?.reference.clone());
@@ -146,7 +146,7 @@ impl BuildLookup {
         }
         let in_history = BuildRecord::from_history(id, &attempts, is_cancelled);
         let mask = match &own {
-            Some((own, mask)) if !is_retried_by_another_builder(&own.borrow(), &attempts) => {
+            Some((own, mask)) if !was_retried_by_another_builder(&own.borrow(), &attempts) => {
                 Some(mask.clone())
             }
             _ => self.mask_from_history(&attempts),
@@ -202,7 +202,7 @@ impl BuildLookup {
         let ((listing, unread_history), (stored, store_error)) = tokio::join!(listing, reading);
         let unread = UnreadPlaces {
             history: unread_history,
-            store: store_error.as_ref().map(report_store_error),
+            store: store_error.as_ref().map(log_store_error_and_return_text),
         };
         let mut stored: HashMap<_, _> = stored
             .into_iter()
@@ -365,7 +365,7 @@ impl BuildLookup {
 }
 
 /// Returns whether another builder builds, or has built, again what failed in this process.
-fn is_retried_by_another_builder(own: &BuildRecord, attempts: &[ListedBuild]) -> bool {
+fn was_retried_by_another_builder(own: &BuildRecord, attempts: &[ListedBuild]) -> bool {
     let newest = attempts.last();
     matches!(own.phase, BuildPhase::Failed)
         && newest.is_some_and(|newest| match newest.state {
@@ -377,7 +377,7 @@ fn is_retried_by_another_builder(own: &BuildRecord, attempts: &[ListedBuild]) ->
 /// Merges a build's record in this process or in the store with that from the history. The first counts, unless it is
 /// outdated.
 fn merge_records(own: BuildRecord, history: BuildRecord, attempts: &[ListedBuild]) -> BuildRecord {
-    if is_retried_by_another_builder(&own, attempts) {
+    if was_retried_by_another_builder(&own, attempts) {
         return history;
     }
     BuildRecord {
@@ -425,7 +425,7 @@ fn merge_stored_record(
 }
 
 /// Logs why the record store could not be read, and returns the note for the caller.
-fn report_store_error(error: &StoreError) -> String {
+fn log_store_error_and_return_text(error: &StoreError) -> String {
     tracing::warn!(error = %ErrorChain(error), "could not read the record store for a question about builds");
     error.to_string()
 }

@@ -75,9 +75,9 @@ impl NewestBuilds {
         &self,
         daemon: &Daemon,
         tenant: &Option<String>,
-        is_one_of_several: bool,
+        gives_up_connecting_soon: bool,
     ) -> Result<HistoryListing, String> {
-        let follower = self.running_or_new_follower(daemon, is_one_of_several);
+        let follower = self.running_or_new_follower(daemon, gives_up_connecting_soon);
         let mut progress = follower.progress;
         let read = progress
             .wait_for(|progress| *progress != ReadingProgress::Reading)
@@ -102,7 +102,7 @@ impl NewestBuilds {
     }
 
     /// Returns the follower of a daemon's history, and begins to follow it unless that goes on already.
-    fn running_or_new_follower(&self, daemon: &Daemon, is_one_of_several: bool) -> Follower {
+    fn running_or_new_follower(&self, daemon: &Daemon, gives_up_connecting_soon: bool) -> Follower {
         let name = daemon.address_for_messages().to_owned();
         let mut followers = lock(&self.0);
         followers
@@ -116,7 +116,7 @@ impl NewestBuilds {
                 let (all, state, daemon) = (self.clone(), follower.state.clone(), daemon.clone());
                 tokio::spawn(async move {
                     if let Err(error) =
-                        read_and_follow_until_idle(&daemon, is_one_of_several, &state, &sender).await
+                        read_and_follow_until_idle(&daemon, gives_up_connecting_soon, &state, &sender).await
                     {
                         tracing::warn!(error, "could not follow BuildKit's history for lists of builds");
                         let failed = sender.send_if_modified(|progress| {
@@ -144,14 +144,14 @@ impl NewestBuilds {
 /// cannot.
 async fn read_and_follow_until_idle(
     daemon: &Daemon,
-    is_one_of_several: bool,
+    gives_up_connecting_soon: bool,
     state: &Mutex<KeptBuilds>,
     progress: &watch::Sender<ReadingProgress>,
 ) -> Result<(), String> {
     let name = daemon.address_for_messages();
     let text = |status: tonic::Status| format!("{name}: {}", ErrorChain(&status));
     let reading = async {
-        let connection = match is_one_of_several {
+        let connection = match gives_up_connecting_soon {
             true => daemon.connect_quickly().await,
             false => daemon.connect().await,
         };
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_to_cancel_a_build_is_forgotten_with_its_record() {
+    fn a_cancellation_is_forgotten_when_its_markers_record_is_deleted_from_the_history() {
         let mut kept = KeptBuilds::new();
         let cancellation = Cancellation {
             tenant: None,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tonic::Status;
 
-use crate::buildkit::{BuildEvent, Connection, OrderedLog, StatusFacts, StepFacts};
+use crate::buildkit::{AttemptFacts, BuildEvent, Connection, OrderedLog, StepFacts};
 use crate::redact::SecretMask;
 use crate::report::LineFormatter;
 
@@ -106,7 +106,7 @@ impl NumberedLog {
 
     /// Returns the steps with their numbers in the log, as far as it was read, and the other facts; none unless they were
     /// asked for. A step that has not appeared in the log has no number.
-    pub(super) fn into_numbered_steps_and_facts(self) -> (Vec<(Option<u32>, StepFacts)>, StatusFacts) {
+    pub(super) fn into_numbered_steps_and_facts(self) -> (Vec<(Option<u32>, StepFacts)>, AttemptFacts) {
         let mut facts = self.log.into_facts();
         let steps = facts.take_steps().into_iter();
         let numbered = steps.map(|step| (self.steps.get(&step.digest).copied(), step));

@@ -84,7 +84,7 @@ pub(super) fn page_response(page: Markup) -> Response {
 }
 
 /// Returns the response with a page that says why something is not shown, and what to do next.
-pub(super) fn error_page_response(status: StatusCode, error: &str, next: &str) -> Response {
+pub(super) fn error_page_response(status: StatusCode, error: &str, next_step: &str) -> Response {
     let title = match status {
         StatusCode::UNAUTHORIZED => "This link does not work",
         StatusCode::NOT_FOUND => "This build is not known",
@@ -95,7 +95,7 @@ pub(super) fn error_page_response(status: StatusCode, error: &str, next: &str) -
     let main = html! {
         header { h1 { (title) } }
         p { (words::cut(&ansi::with_visible_controls(error), 1000)) }
-        p { (next) }
+        p { (next_step) }
     };
     layout::page_response(
         status,

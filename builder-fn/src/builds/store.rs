@@ -56,11 +56,11 @@ use tokio::task::JoinHandle;
 
 use super::{BuildRecord, RecordKey};
 use crate::buildkit::CredentialStore;
-use crate::metrics::RecordWrites;
+use crate::metrics::RecordWriteCounter;
 use crate::registry::OperatorRepository;
-pub(crate) use claim::{ClaimSearch, ClaimedBuild};
+pub(crate) use claim::{ClaimSearchState, ClaimedBuild};
 pub(crate) use document::ResumableRequest;
-use document::{RecordManifest, StoredBody, StoredRecord, digest_of};
+use document::{RecordManifest, StoredBodyReference, StoredRecord, digest_of};
 pub(crate) use error::StoreError;
 use index_tag::{INDEX_PREFIX, IndexTag, RELEASED_OWNER};
 pub use lease::LeaseTimes;
@@ -140,7 +140,7 @@ struct SharedStore {
     unfinished: Mutex<HashMap<String, usize>>,
     /// The number of the next sign that this process lives.
     beat: AtomicU64,
-    writes: RecordWrites,
+    writes: RecordWriteCounter,
     /// Records of ended builds, by tenant and index tag: another acceptance has another tag.
     ended: Mutex<HashMap<(Option<String>, IndexTag), BuildRecord>>,
 }
@@ -153,7 +153,7 @@ pub(crate) struct RecordPlace {
     /// The digest of the manifest that this process wrote last.
     written: Option<String>,
     /// What the build is resumed with, if the registry has it.
-    request: Option<(ResumableRequest, StoredBody)>,
+    request: Option<(ResumableRequest, StoredBodyReference)>,
     /// What the build is to be resumed with, if the registry may have it or not.
     unconfirmed: Option<(ResumableRequest, Bytes)>,
     /// Counts the build as unfinished.
@@ -241,7 +241,7 @@ impl RecordPlace {
 
 impl RecordStore {
     /// Creates the store of a process, which counts what it writes in `writes`.
-    pub fn new(access: RecordStoreAccess, writes: RecordWrites) -> Self {
+    pub fn new(access: RecordStoreAccess, writes: RecordWriteCounter) -> Self {
         Self(Arc::new(SharedStore {
             seal: RecordSeal::new(access.secrets.clone()),
             times: access.times,
@@ -308,14 +308,14 @@ impl RecordStore {
     }
 
     /// Writes the body of a request.
-    async fn write_body(&self, place: &RecordPlace, body: &Bytes) -> Result<StoredBody, StoreError> {
+    async fn write_body(&self, place: &RecordPlace, body: &Bytes) -> Result<StoredBodyReference, StoreError> {
         let tenant = &place.key.tenant;
         let sealed = self.0.seal.seal(SealedContent::Body, tenant, body)?;
         let manifest = RecordManifest::of_body(&sealed);
         let tag = place.index.body_tag();
         self.0.repository.put(tenant, &tag, &manifest).await?;
         let digest = manifest.digest();
-        Ok(StoredBody { digest })
+        Ok(StoredBodyReference { digest })
     }
 
     /// Counts a record that waits to be written towards its tenant's limit. Returns the guard, and whether there are more
@@ -456,7 +456,7 @@ impl RecordStore {
         &self,
         place: &mut RecordPlace,
         build: BuildRecord,
-        request: Option<(ResumableRequest, StoredBody)>,
+        request: Option<(ResumableRequest, StoredBodyReference)>,
     ) -> Result<(), StoreError> {
         if !build.phase.is_terminal() && place.unfinished.is_none() {
             let (guard, is_first) = UnfinishedBuild::new_and_is_first(self, place.index.hash());
@@ -475,7 +475,7 @@ impl RecordStore {
         owner: &str,
         place: &mut RecordPlace,
         build: BuildRecord,
-        request: Option<(ResumableRequest, StoredBody)>,
+        request: Option<(ResumableRequest, StoredBodyReference)>,
     ) -> Result<(), StoreError> {
         let tenant = &place.key.tenant;
         let (request, body) = request.unzip();

@@ -107,13 +107,13 @@ impl ArchiveReader {
     /// Creates a reader at the start of a tar.
     pub fn new(limits: ArchiveLimits) -> Self {
         Self {
-            limits: limits.clamped_to_index(),
+            limits: limits.with_index_limit_capped(),
             offset: 0,
             state: ReaderState::TarHeader(0),
             block: Box::new([0; BLOCK_BYTES]),
             extended: ExtendedHeaders::default(),
             global_mtime_ns: None,
-            current: ShownEntryName::start(),
+            current: ShownEntryName::for_start_of_tar(),
             headers: 0,
             seen_context: false,
             tree: ContextTree::default(),

@@ -20,7 +20,7 @@ const UNKNOWN_DIGEST: &str = "?";
 /// A context with more files than [`NODES_MAX`] has the digests of whole folders from a certain depth on, so that the
 /// record of any context has a bounded size.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct FileTree {
+pub(crate) struct FileDigestTree {
     /// The number of entries: files, folders and symbolic links.
     pub(crate) entries: usize,
     /// The size of the contents in bytes.
@@ -51,7 +51,7 @@ struct FolderDigest {
     is_unknown: bool,
 }
 
-impl FileTree {
+impl FileDigestTree {
     /// Returns the digests of the entries of `view`. `content_hashes` has the hash of each entry's content, and
     /// `hash_of_unknown_content` stands for those that are not known.
     pub(crate) fn of_view(
@@ -241,7 +241,7 @@ mod tests {
     const UNKNOWN: ContentHash = ContentHash([0xff; 12]);
 
     /// Returns the tree of a context with these files, whose contents are all known but those that are `?`.
-    fn tree_of(files: &[(String, String)]) -> FileTree {
+    fn tree_of(files: &[(String, String)]) -> FileDigestTree {
         let mut tar = tar::Builder::new(Vec::new());
         for (path, content) in files {
             let mut header = tar::Header::new_gnu();
@@ -266,7 +266,7 @@ mod tests {
                 }
             })
             .collect();
-        FileTree::of_view(context.index(), &view, &contents, UNKNOWN)
+        FileDigestTree::of_view(context.index(), &view, &contents, UNKNOWN)
     }
 
     fn files(files: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_folder_and_its_files_are_one_difference() {
+    fn files_of_a_folder_compared_with_its_one_node_in_a_cut_tree_are_one_difference() {
         let small = many_files_500_per_folder(1_000);
         let (small, large) = (tree_of(&small), tree_of(&many_files_500_per_folder(20_000)));
         assert!(!small.is_cut && large.is_cut);

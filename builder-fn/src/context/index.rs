@@ -71,7 +71,7 @@ impl Index {
     /// Returns the entry with this number.
     pub fn entry_by_number(&self, number: u32) -> Entry<'_> {
         let packed = self.packed(number);
-        packed.unpack(self.texts.bytes_from(packed.text))
+        packed.unpack(self.texts.chunk_bytes_from(packed.text))
     }
 
     /// Returns the name of an entry, which is the last component of its path.
@@ -129,9 +129,10 @@ impl Index {
     pub(super) fn children(&self, folder: Option<u32>) -> Range<u32> {
         let (start, count) = match folder {
             None => (0, u64::from(self.top_level)),
-            Some(number) if self.packed(number).is_folder() => {
-                (self.packed(number).start(), self.packed(number).size())
-            }
+            Some(number) if self.packed(number).is_folder() => (
+                self.packed(number).content_offset_or_first_child(),
+                self.packed(number).content_length_or_child_count(),
+            ),
             Some(_) => (0, 0),
         };
         let number = |number| u32::try_from(number).unwrap_or_default();
@@ -168,7 +169,7 @@ impl Index {
 
     /// Returns the name of an entry as bytes.
     pub(super) fn name_bytes(&self, number: u32) -> &[u8] {
-        PackedEntry::name(self.texts.bytes_from(self.packed(number).text))
+        PackedEntry::name(self.texts.chunk_bytes_from(self.packed(number).text))
     }
 }
 
@@ -195,7 +196,7 @@ impl Index {
         match folder {
             Some(folder) => {
                 let folder = &mut self.entries[folder as usize];
-                folder.set_size(folder.size() + 1);
+                folder.set_child_count(folder.content_length_or_child_count() + 1);
             }
             None => self.top_level += 1,
         }
@@ -214,14 +215,14 @@ impl Index {
         };
         let mut packed = PackedEntry::new(before.folder, text, entry);
         if before.is_folder() && packed.is_folder() {
-            packed.set_size(before.size());
+            packed.set_child_count(before.content_length_or_child_count());
         }
         self.entries[number as usize] = packed;
     }
 
     /// Returns whether an entry is a folder that is not empty.
     pub(super) fn has_children(&self, number: u32) -> bool {
-        self.packed(number).is_folder() && self.packed(number).size() > 0
+        self.packed(number).is_folder() && self.packed(number).content_length_or_child_count() > 0
     }
 
     /// Marks a file as one that may share its offset with another one.

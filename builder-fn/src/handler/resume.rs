@@ -10,7 +10,7 @@ use tracing::Instrument;
 
 use super::{AdmittedBuildRequest, BuildExchange, BuilderApi};
 use crate::answer::{Answer, AnswerFields};
-use crate::builds::{AcceptedBuild, BuildPhase, ClaimSearch, ClaimedBuild, RecordStore, outcome_fields};
+use crate::builds::{AcceptedBuild, BuildPhase, ClaimSearchState, ClaimedBuild, RecordStore, outcome_fields};
 use crate::error::Error;
 use crate::request::{self, BuildRequest, RequestHead};
 use crate::slots::{QueueAdmission, SlotOwner};
@@ -64,7 +64,7 @@ impl BuilderApi {
 
     /// Searches for builds to resume until the shutdown begins.
     async fn search_and_resume_until_shutdown(&self, store: &RecordStore, context: &Context) {
-        let mut search = ClaimSearch::default();
+        let mut search = ClaimSearchState::default();
         while !context.shutdown().has_begun() {
             let tenants = self.searched_tenants();
             let intervals = u32::try_from(tenants.len())

@@ -75,7 +75,7 @@ impl InputsRecorder {
         let began = started.unwrap_or(*ended);
         let took = ended.duration_since(began).unwrap_or_default();
         let step = StepRecord {
-            name: self.mask.mask_step_name(name),
+            name: self.mask.mask_and_cut_step_name(name),
             cached: *cached,
             seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
             failed: !error.is_empty(),

@@ -47,7 +47,7 @@ impl TraceMask {
     ///
     /// The brackets before it, `[build 4/14]`, say where the step is in the Dockerfile. Short values are not masked
     /// there.
-    pub(crate) fn mask_step_name(&self, name: &str) -> String {
+    pub(crate) fn mask_and_cut_step_name(&self, name: &str) -> String {
         let first = name.lines().next().unwrap_or_default();
         let brackets = match first.starts_with('[') {
             true => first.find("] ").map_or(0, |end| end + 2),
@@ -122,20 +122,20 @@ mod tests {
             ("[s3cr3t-value 1/2] RUN x", "[*** 1/2] RUN x"),
             ("", ""),
         ] {
-            assert_eq!(mask.mask_step_name(name), masked);
+            assert_eq!(mask.mask_and_cut_step_name(name), masked);
         }
     }
 
     #[test]
     fn long_step_names_are_cut_after_200_bytes() {
-        let name = example_trace_mask().mask_step_name(&format!("[1/2] RUN {}", "ü".repeat(500)));
+        let name = example_trace_mask().mask_and_cut_step_name(&format!("[1/2] RUN {}", "ü".repeat(500)));
         assert!(name.len() <= MAX_SPAN_NAME_BYTES + '…'.len_utf8(), "{name}");
     }
 
     #[test]
     fn a_secret_across_the_end_of_a_cut_name_is_masked_before_the_cut() {
         let filler = "x".repeat(MAX_SPAN_NAME_BYTES - 13);
-        let name = example_trace_mask().mask_step_name(&format!("[1/2] RUN {filler} hunter2"));
+        let name = example_trace_mask().mask_and_cut_step_name(&format!("[1/2] RUN {filler} hunter2"));
         assert!(!name.contains("hunt"), "{name}");
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use super::Warnings;
 use crate::buildkit::BuildEvent;
 use crate::redact::SecretMask;
-use text::{floor_char_boundary, format_time, output_lines, to_one_line};
+use text::{floor_char_boundary, format_time, output_lines, to_one_cut_line};
 
 /// The most bytes of text in one log line. Longer lines of output are split, and longer names of steps are cut. Clients
 /// stop reading at records of 64 KiB, and JSON may need six bytes for one.
@@ -56,7 +56,7 @@ impl LineFormatter {
                 vec![format!(
                     "v: {} {}",
                     format_time(at),
-                    to_one_line(&self.mask.mask_text(&name))
+                    to_one_cut_line(&self.mask.mask_text(&name))
                 )]
             }
             BuildEvent::StepEnded {
@@ -69,7 +69,11 @@ impl LineFormatter {
             BuildEvent::StepEnded { started: None, .. } => Vec::new(),
             BuildEvent::Progress { id, current, at, .. } => {
                 let id = self.mask.mask_text(&id);
-                vec![format!("s: {} {} {current}", format_time(at), to_one_line(&id))]
+                vec![format!(
+                    "s: {} {} {current}",
+                    format_time(at),
+                    to_one_cut_line(&id)
+                )]
             }
             BuildEvent::Output {
                 step,
@@ -146,7 +150,7 @@ impl LineFormatter {
 
     /// Records a warning, and returns its log line.
     pub(crate) fn record_warning_and_return_line(&mut self, text: &str) -> String {
-        let masked = to_one_line(&self.mask.mask_text(text)).to_string();
+        let masked = to_one_cut_line(&self.mask.mask_text(text)).to_string();
         self.warnings.push(masked);
         self.format_unrecorded_warning(text)
     }
@@ -167,7 +171,7 @@ impl LineFormatter {
         format!(
             "v: {} {}",
             format_time(SystemTime::now()),
-            to_one_line(&self.mask.mask_text(name))
+            to_one_cut_line(&self.mask.mask_text(name))
         )
     }
 
@@ -194,7 +198,7 @@ impl LineFormatter {
         lines.push(format!(
             "v: {} {} {:.2}s",
             format_time(ended),
-            to_one_line(&name),
+            to_one_cut_line(&name),
             took.as_secs_f64()
         ));
         lines
@@ -255,7 +259,7 @@ fn count_unsplit_lines(pending_bytes: usize, text: &[u8]) -> Option<(u64, usize)
 
 /// Returns a log line of Slipway's own, with the current time.
 pub(super) fn timestamped_line(text: &str) -> String {
-    format!("l: {} {}", format_time(SystemTime::now()), to_one_line(text))
+    format!("l: {} {}", format_time(SystemTime::now()), to_one_cut_line(text))
 }
 
 #[cfg(test)]

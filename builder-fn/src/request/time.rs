@@ -33,7 +33,7 @@ pub(crate) fn parse_rfc3339(text: &str) -> Option<SystemTime> {
     // The difference of civil times: a `Timestamp` ends before 9999-12-31, a time that clients send for "never".
     let since_epoch = local.duration_since(civil::date(YEAR_MIN, 1, 1).to_datetime(civil::time(0, 0, 0, 0)));
     let local = SystemTime::UNIX_EPOCH.checked_add(since_epoch.try_into().ok()?)?;
-    match (offset.split_at_checked(1)?, parse_offset_duration(offset)) {
+    match (offset.split_at_checked(1)?, parse_offset_without_sign(offset)) {
         (("Z", ""), _) => Some(local),
         (("+", _), Some(offset)) => local.checked_sub(offset),
         (("-", _), Some(offset)) => local.checked_add(offset),
@@ -68,7 +68,7 @@ pub(crate) fn format_rfc3339_nanos(time: SystemTime) -> String {
 }
 
 /// Returns the duration of an offset such as `+01:30`, without its sign.
-fn parse_offset_duration(offset: &str) -> Option<Duration> {
+fn parse_offset_without_sign(offset: &str) -> Option<Duration> {
     let offset = offset.get(1..).filter(|rest| matches_digit_form(rest, "00:00"))?;
     let (hours, minutes) = offset.split_once(':')?;
     let (hours, minutes): (u64, u64) = (hours.parse().ok()?, minutes.parse().ok()?);

@@ -6,7 +6,7 @@ use super::{MAX_SECRET_VALUE_BYTES, MAX_SECRETS, MAX_TOTAL_SECRET_BYTES};
 
 /// The error of sealed secrets that cannot be opened. The texts name secrets and never contain their values.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SealError {
+pub(crate) enum SealedSecretsError {
     /// The private key's file is missing or unreadable.
     #[error("the builder cannot open sealed secrets")]
     Key(#[source] SecretError),
@@ -77,7 +77,7 @@ pub(crate) enum SealError {
     },
 }
 
-impl SealError {
+impl SealedSecretsError {
     /// Returns whether the operator has to fix the error, and not the caller.
     pub(crate) fn is_platforms_fault(&self) -> bool {
         matches!(self, Self::Key(_) | Self::KeyFormat)

@@ -50,7 +50,9 @@ impl<'a> StepSpans<'a> {
                 at,
                 is_rerun: false,
             } => {
-                if let Some(span) = self.take_or_open_span(digest, || self.mask.mask_step_name(name), *at) {
+                if let Some(span) =
+                    self.take_or_open_span(digest, || self.mask.mask_and_cut_step_name(name), *at)
+                {
                     self.open.insert(digest.clone(), span);
                 }
             }
@@ -63,7 +65,8 @@ impl<'a> StepSpans<'a> {
                 error,
                 is_rerun: false,
             } => {
-                let Some(span) = self.take_or_open_span(digest, || self.mask.mask_step_name(name), *started)
+                let Some(span) =
+                    self.take_or_open_span(digest, || self.mask.mask_and_cut_step_name(name), *started)
                 else {
                     return;
                 };

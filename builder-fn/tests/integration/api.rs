@@ -14,7 +14,9 @@ use tonic::Status;
 
 use crate::gateway::start_gateway_answering_hand_overs;
 use crate::job::step_output_response;
-use crate::setting::{Answer, TestBuilder, build_request_with, hmac_keys, request_tar_with, tar_with_files};
+use crate::setting::{
+    Answer, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with, tar_with_files,
+};
 use crate::{complete_or_panic, daemon};
 
 /// Sends a build request with `tar` in a background task.
@@ -147,7 +149,7 @@ async fn a_request_that_is_not_signed_or_not_valid_never_reaches_buildkit() {
     ] {
         let answer = Answer::from_response(
             setting
-                .send_request(build_request_with(body, signature.as_deref()))
+                .send_request(build_request_with_signature(body, signature.as_deref()))
                 .await,
         )
         .await;
@@ -171,7 +173,10 @@ async fn a_body_above_the_limit_is_not_read_to_its_end() {
     let signature = sign_body(&hmac_keys("payload key"), b"");
 
     let response = setting
-        .send_request(build_request_with(Body::stream(endless), Some(&signature)))
+        .send_request(build_request_with_signature(
+            Body::stream(endless),
+            Some(&signature),
+        ))
         .await;
 
     assert_eq!(response.headers()["connection"], "close");
@@ -305,10 +310,10 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     let (solve, status, _session) = calls.next_build_calls().await;
     let begun = Instant::now();
     let second = spawn_build(&setting, request_tar_with(json!({"noCache": true})));
-    setting.wait_until_no_request_is_admitted().await;
+    setting.wait_until_further_requests_are_rejected().await;
 
     let rejected = setting
-        .send_request(build_request_with(Body::empty(), None))
+        .send_request(build_request_with_signature(Body::empty(), None))
         .await;
     assert_eq!(
         rejected.status(),
@@ -319,7 +324,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     assert_eq!((second.status, begun.elapsed().as_secs()), (429, 60));
 
     let third = spawn_build(&setting, request_tar_with(json!({"noCache": true})));
-    setting.wait_until_no_request_is_admitted().await;
+    setting.wait_until_further_requests_are_rejected().await;
     drop(status);
     solve.answer_with_digest("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
@@ -340,12 +345,15 @@ async fn a_request_whose_signature_is_not_verified_takes_no_slot() {
         let half = body[..body.len() / 2].to_vec();
         let pieces = futures_util::stream::iter([Ok(half.into())]);
         let body = Body::stream(pieces.chain(futures_util::stream::pending()));
-        let (setting, request) = (setting.clone(), build_request_with(body, Some(&signature)));
+        let (setting, request) = (
+            setting.clone(),
+            build_request_with_signature(body, Some(&signature)),
+        );
         unverified.push(tokio::spawn(async move { setting.send_request(request).await }));
         tokio::task::yield_now().await;
     }
     let wrong = setting
-        .send_request(build_request_with(body.clone(), Some(&signature)))
+        .send_request(build_request_with_signature(body.clone(), Some(&signature)))
         .await;
     assert_eq!(wrong.status(), 401);
 
@@ -354,7 +362,7 @@ async fn a_request_whose_signature_is_not_verified_takes_no_slot() {
 
     assert_eq!(
         setting
-            .send_request(build_request_with(Body::empty(), None))
+            .send_request(build_request_with_signature(Body::empty(), None))
             .await
             .status(),
         429
@@ -377,7 +385,7 @@ async fn a_streamed_build_that_finds_no_slot_after_its_body_was_received_is_429_
         let _ = receiver.await;
         Ok(body.into())
     });
-    let mut request = build_request_with(Body::stream(end), Some(&signature));
+    let mut request = build_request_with_signature(Body::stream(end), Some(&signature));
     let accept = "application/x-ndjson".parse().expect("header");
     request.headers_mut().insert("accept", accept);
     let late = tokio::spawn({
@@ -495,7 +503,7 @@ async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
             "only GET, DELETE is served here",
         ),
     ] {
-        let mut request = build_request_with(Body::empty(), None);
+        let mut request = build_request_with_signature(Body::empty(), None);
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().expect("path");
         let answer = Answer::from_response(setting.send_request(request).await).await;

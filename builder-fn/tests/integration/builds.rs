@@ -19,7 +19,7 @@ use crate::setting::{
 };
 
 /// Returns a request for the state, the log or the end of builds that is signed with `key` now.
-pub(crate) fn question(key: &str, method: Method, path: &str, accept: &str) -> Request {
+pub(crate) fn signed_question(key: &str, method: Method, path: &str, accept: &str) -> Request {
     let signed_at = jiff::Timestamp::now().to_string();
     let signature = sign_body(
         &hmac_keys(key),
@@ -37,22 +37,22 @@ pub(crate) fn question(key: &str, method: Method, path: &str, accept: &str) -> R
 
 /// Sends a request for a build's state or cancellation, or a list, signed with [`PAYLOAD_KEY`], and returns the answer.
 pub(crate) async fn ask(builder: &TestBuilder, method: Method, path: &str) -> Answer {
-    let request = question(PAYLOAD_KEY, method, path, "*/*");
+    let request = signed_question(PAYLOAD_KEY, method, path, "*/*");
     Answer::from_response(builder.send_request(request).await).await
 }
 
-/// Requests the log of the build from the line `from` on, and returns the response with an unread body.
-async fn open_log(builder: &TestBuilder, from: u64) -> Response {
-    let path = format!("/builds/{CALL_ID}/log?from={from}");
-    let request = question(PAYLOAD_KEY, Method::GET, &path, "application/x-ndjson");
+/// Requests the log of the build from the line `from_line` on, and returns the response with an unread body.
+async fn open_log(builder: &TestBuilder, from_line: u64) -> Response {
+    let path = format!("/builds/{CALL_ID}/log?from={from_line}");
+    let request = signed_question(PAYLOAD_KEY, Method::GET, &path, "application/x-ndjson");
     let response = builder.send_request(request).await;
     assert_eq!(response.status(), 200);
     response
 }
 
-/// Reads a log from the line `from` on to its end: the numbered lines, and the terminal record.
-async fn read_log(builder: &TestBuilder, from: u64) -> (Vec<(u64, String)>, Value) {
-    let body = open_log(builder, from).await.into_body();
+/// Reads a log from the line `from_line` on to its end: the numbered lines, and the terminal record.
+async fn read_log(builder: &TestBuilder, from_line: u64) -> (Vec<(u64, String)>, Value) {
+    let body = open_log(builder, from_line).await.into_body();
     let bytes = complete_or_panic(body.collect()).await.expect("body").to_bytes();
     let mut records: Vec<Value> = bytes
         .split_inclusive(|byte| *byte == b'\n')
@@ -323,9 +323,9 @@ async fn a_cancelled_build_ends_its_solve_and_answers_409() {
     for (asked, id) in [(builder.clone(), "here"), (TestBuilder::new(daemon), "there")] {
         let builder = builder.with_call_id(id);
         let path = format!("/builds/{id}");
-        let question = path.clone();
+        let signed_question = path.clone();
         let (build, mut solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
-        let cancelling = tokio::spawn(async move { ask(&asked, Method::DELETE, &question).await });
+        let cancelling = tokio::spawn(async move { ask(&asked, Method::DELETE, &signed_question).await });
 
         let marker = complete_or_panic(calls.solves.recv()).await.expect("a marker");
         assert_eq!(marker.request.frontend_attrs["slipway.cancel"], id);
@@ -395,23 +395,23 @@ async fn a_question_needs_a_signature_of_its_own() {
     let (daemon, _calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
     let path = format!("/builds/{CALL_ID}");
-    let mut moved = question(PAYLOAD_KEY, Method::GET, "/builds", "*/*");
+    let mut moved = signed_question(PAYLOAD_KEY, Method::GET, "/builds", "*/*");
     *moved.uri_mut() = path.parse().expect("path");
-    let mut unsigned = question(PAYLOAD_KEY, Method::GET, &path, "*/*");
+    let mut unsigned = signed_question(PAYLOAD_KEY, Method::GET, &path, "*/*");
     unsigned.headers_mut().remove("x-build-signature");
-    let mut old = question(PAYLOAD_KEY, Method::GET, &path, "*/*");
+    let mut old = signed_question(PAYLOAD_KEY, Method::GET, &path, "*/*");
     old.headers_mut()
         .insert("x-signed-at", "2020-01-01T00:00:00Z".parse().expect("header"));
     for request in [
         moved,
         unsigned,
         old,
-        question("another key", Method::GET, &path, "*/*"),
+        signed_question("another key", Method::GET, &path, "*/*"),
     ] {
         let answer = Answer::from_response(builder.send_request(request).await).await;
         assert_eq!(answer.status, 401, "{}", answer.body);
     }
-    let request = question(PAYLOAD_KEY, Method::POST, &path, "*/*");
+    let request = signed_question(PAYLOAD_KEY, Method::POST, &path, "*/*");
     let answer = Answer::from_response(builder.send_request(request).await).await;
     assert_eq!(answer.status, 405);
 }
@@ -443,21 +443,21 @@ async fn the_build_of_another_tenant_looks_like_one_that_does_not_exist() {
             for path in ["", "/log"] {
                 let path = format!("/builds/{CALL_ID}{path}");
                 let response = asked
-                    .send_request(question(&key, Method::GET, &path, "*/*"))
+                    .send_request(signed_question(&key, Method::GET, &path, "*/*"))
                     .await;
                 assert_eq!(response.status(), status, "{tenant} {path}");
             }
             let response = asked
-                .send_request(question(&key, Method::GET, "/builds", "*/*"))
+                .send_request(signed_question(&key, Method::GET, "/builds", "*/*"))
                 .await;
             let list = Answer::from_response(response).await.body;
             assert_eq!(list["builds"] != json!([]), is_listed, "{tenant} {list}");
         }
         let path = format!("/builds/{CALL_ID}");
-        let foreign = question("the payload key of bolt", Method::DELETE, &path, "*/*");
+        let foreign = signed_question("the payload key of bolt", Method::DELETE, &path, "*/*");
         let foreign = Answer::from_response(asked.send_request(foreign).await).await;
         let path = "/builds/no-such-call";
-        let unknown = question("the payload key of bolt", Method::DELETE, path, "*/*");
+        let unknown = signed_question("the payload key of bolt", Method::DELETE, path, "*/*");
         let unknown = Answer::from_response(asked.send_request(unknown).await).await;
         assert_eq!((foreign.status, foreign.body), (unknown.status, unknown.body));
     }
@@ -500,7 +500,7 @@ async fn secrets_are_masked_in_a_log_that_another_builder_reads_from_the_history
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_that_does_not_answer_costs_only_what_other_builders_did() {
+async fn an_unreachable_daemon_makes_lists_incomplete_and_unknown_builds_404_with_the_reason() {
     let builder = TestBuilder::new(daemon::unreachable_daemon());
     let list = ask(&builder, Method::GET, "/builds").await;
     assert_eq!((list.status, &list.body["builds"]), (200, &json!([])));

@@ -18,16 +18,16 @@ use crate::record_store::{ask_until, record_repository_of};
 use crate::registry::FakeRegistry;
 use crate::secrets::seal_secrets;
 use crate::setting::{
-    Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_keys, request_tar_with,
+    Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
 };
 use crate::sources::ask_about_source;
-use crate::web_server::{FakeWebServer, Page};
+use crate::web_server::{FakeWebServer, PageResponse};
 
 const COMMIT_HASH: &str = "0123456789012345678901234567890123456789";
 
 const OPERATOR_STATUS_TOKEN: &str = "the-token-for-statuses";
 
-fn builder_with_token(daemon: builder_fn::buildkit::Daemon, server: &FakeWebServer) -> TestBuilder {
+fn builder_with_status_token(daemon: builder_fn::buildkit::Daemon, server: &FakeWebServer) -> TestBuilder {
     let tokens = format!("{}=status-token", server.url("/"));
     let builder = TestBuilder::new(daemon)
         .with_allowed_private_hosts(&server.host)
@@ -72,8 +72,8 @@ async fn a_commit_is_pending_during_its_build_and_then_has_its_outcome() {
     ] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let server = FakeWebServer::start().await;
-        server.set_page(path, Page::Status(201));
-        let builder = builder_with_token(daemon, &server);
+        server.set_page(path, PageResponse::Status(201));
+        let builder = builder_with_status_token(daemon, &server);
         let config = json!({"commitStatus": {
             forge: project, "api": server.url(""), "commit": COMMIT_HASH, "name": "ci/hello", "link": "https://ci.example/1?a=b",
         }});
@@ -125,8 +125,15 @@ async fn a_status_that_fails_is_sent_again_until_the_next_one_replaces_it() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
     let path = format!("/repos/acme/hello/statuses/{COMMIT_HASH}");
-    server.set_pages(&path, [Page::Status(503), Page::Status(503), Page::Status(201)]);
-    let builder = builder_with_token(daemon, &server);
+    server.set_pages(
+        &path,
+        [
+            PageResponse::Status(503),
+            PageResponse::Status(503),
+            PageResponse::Status(201),
+        ],
+    );
+    let builder = builder_with_status_token(daemon, &server);
     let config =
         json!({"commitStatus": {"github": "acme/hello", "api": server.url(""), "commit": COMMIT_HASH}});
     let sender = builder.clone();
@@ -152,7 +159,7 @@ async fn a_status_that_fails_is_sent_again_until_the_next_one_replaces_it() {
 async fn a_status_that_cannot_be_set_rejects_the_request_before_its_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
-    let builder = builder_with_token(daemon, &server);
+    let builder = builder_with_status_token(daemon, &server);
     let api = server.url("");
     for (status, code, expected) in [
         (
@@ -194,7 +201,7 @@ async fn a_tenant_uses_the_token_of_the_operator_only_by_a_rule_for_the_project(
         let server = FakeWebServer::start().await;
         server.set_page(
             &format!("/projects/acme%2Fhello/statuses/{COMMIT_HASH}"),
-            Page::Status(201),
+            PageResponse::Status(201),
         );
         let key = "the payload key of acme";
         let mut policy = json!({"tenants": {"acme": {"keys": ["acme-payload"]}}});
@@ -202,7 +209,7 @@ async fn a_tenant_uses_the_token_of_the_operator_only_by_a_rule_for_the_project(
             policy["tenants"]["acme"]["read"] =
                 json!({"http": [server.url(rule)], "images": ["docker.io/library/"]});
         }
-        let builder = builder_with_token(daemon, &server).with_policy(&policy);
+        let builder = builder_with_status_token(daemon, &server).with_policy(&policy);
         builder.write_secret("acme-payload", key);
         let config =
             json!({"commitStatus": {"gitlab": "acme/hello", "api": server.url(""), "commit": COMMIT_HASH}});
@@ -251,10 +258,10 @@ async fn sealed_tokens_are_in_no_log_record_error_notification_or_provenance() {
         let registry = FakeRegistry::start().await;
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let server = FakeWebServer::start().await;
-        server.set_pages(path, [Page::Status(401), Page::Status(201)]);
-        server.set_page("/result", Page::Status(204));
+        server.set_pages(path, [PageResponse::Status(401), PageResponse::Status(201)]);
+        server.set_page("/result", PageResponse::Status(204));
         // The operator's token for the same project is not used.
-        let builder = builder_with_token(daemon, &server)
+        let builder = builder_with_status_token(daemon, &server)
             .with_record_store(&record_repository_of(&registry))
             .with_seal_key(&STANDARD.encode([7; 32]));
         let public_key = SecretKey::from([7; 32]).public_key();
@@ -272,7 +279,7 @@ async fn sealed_tokens_are_in_no_log_record_error_notification_or_provenance() {
         });
         let body = body.to_string().into_bytes();
         let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &body);
-        let mut request = build_request_with(body, Some(&signature));
+        let mut request = build_request_with_signature(body, Some(&signature));
         let headers = request.headers_mut();
         headers.insert("content-type", "application/json".parse().expect("header"));
         headers.insert(

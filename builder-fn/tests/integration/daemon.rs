@@ -32,12 +32,12 @@ pub(crate) struct DaemonCalls {
     pub(crate) lookups: mpsc::UnboundedReceiver<LookupCall>,
     pub(crate) bridge_solves: mpsc::UnboundedReceiver<BridgeSolveCall>,
     pub(crate) history: FakeHistory,
-    transports: Transports,
+    transports: TransportTasks,
     server: tokio::task::JoinHandle<()>,
 }
 
 /// The tasks that carry the bytes of each connection to the fake daemon, until they are aborted.
-type Transports = Arc<Mutex<JoinSet<()>>>;
+type TransportTasks = Arc<Mutex<JoinSet<()>>>;
 
 /// A received call of `Control.Solve`. `reply.closed()` completes when the client no longer waits.
 pub(crate) struct SolveCall {
@@ -73,7 +73,7 @@ struct FakeControl {
 /// A dialer that connects to the fake daemon over a pipe in memory.
 struct InMemoryDialer {
     dials: mpsc::UnboundedSender<DuplexStream>,
-    transports: Transports,
+    transports: TransportTasks,
 }
 
 impl Dialer for InMemoryDialer {
@@ -105,9 +105,9 @@ pub(crate) fn unreachable_daemon() -> Daemon {
     unreachable_daemon_at("the daemon in this test")
 }
 
-/// Returns a daemon at the address `name` to which no connection is ever established.
-pub(crate) fn unreachable_daemon_at(name: &str) -> Daemon {
-    Daemon::with_dialer(name, UnreachableDialer)
+/// Returns a daemon at `address` to which no connection is ever established.
+pub(crate) fn unreachable_daemon_at(address: &str) -> Daemon {
+    Daemon::with_dialer(address, UnreachableDialer)
 }
 
 /// Starts a fake daemon, and returns it with the calls that reach it.
@@ -115,8 +115,8 @@ pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
     start_fake_daemon_at("the daemon in this test")
 }
 
-/// Starts a fake daemon at the address `name`, and returns it with the calls that reach it.
-pub(crate) fn start_fake_daemon_at(name: &str) -> (Daemon, DaemonCalls) {
+/// Starts a fake daemon at `address`, and returns it with the calls that reach it.
+pub(crate) fn start_fake_daemon_at(address: &str) -> (Daemon, DaemonCalls) {
     let history = FakeHistory::default();
     let (dials, dialled) = mpsc::unbounded_channel();
     let (solves, solve_calls) = mpsc::unbounded_channel();
@@ -142,7 +142,7 @@ pub(crate) fn start_fake_daemon_at(name: &str) -> (Daemon, DaemonCalls) {
             .await
             .expect("serve");
     });
-    let transports = Transports::default();
+    let transports = TransportTasks::default();
     let dial = InMemoryDialer {
         dials,
         transports: transports.clone(),
@@ -157,7 +157,7 @@ pub(crate) fn start_fake_daemon_at(name: &str) -> (Daemon, DaemonCalls) {
         transports,
         server,
     };
-    (Daemon::with_dialer(name, dial), calls)
+    (Daemon::with_dialer(address, dial), calls)
 }
 
 impl DaemonCalls {

@@ -5,7 +5,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex};
 use function_host::http::Method;
 use serde_json::{Value, json};
 
-use crate::builds::{answer_statuses_holding_back_the_last, ask, question};
+use crate::builds::{answer_statuses_holding_back_the_last, ask, signed_question};
 use crate::complete_or_panic;
 use crate::daemon;
 use crate::record_store::record_repository_of;
@@ -165,9 +165,9 @@ async fn builds_of_other_images_unknown_ones_and_unsigned_questions_cannot_be_co
             .is_some_and(|error| error.contains("other:1"))
     );
     assert_eq!(asked("/builds/v1/diff/v9").await.status, 404);
-    let post = question("payload key", Method::POST, "/builds/v1/diff/v2", "*/*");
+    let post = signed_question("payload key", Method::POST, "/builds/v1/diff/v2", "*/*");
     assert_eq!(builder.send_request(post).await.status(), 405);
-    let forged = question("another key", Method::GET, "/builds/v1/diff/v2", "*/*");
+    let forged = signed_question("another key", Method::GET, "/builds/v1/diff/v2", "*/*");
     assert_eq!(
         Answer::from_response(builder.send_request(forged).await)
             .await

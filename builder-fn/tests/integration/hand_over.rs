@@ -8,8 +8,10 @@ use tokio::task::JoinHandle;
 
 use crate::daemon::{self, DaemonCalls};
 use crate::gateway::{self, start_gateway_answering_hand_overs};
-use crate::persistence::send_queued_build;
-use crate::setting::{Answer, CALL_ID, TestBuilder, build_request_with, hmac_keys, request_tar_with};
+use crate::persistence::deliver_queued_build;
+use crate::setting::{
+    Answer, CALL_ID, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
+};
 
 /// Sends a build request whose config has `deploy`, in a background task.
 fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<Answer> {
@@ -219,7 +221,7 @@ async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_b
     setting.write_secret("deploy-secret", "deploy key");
     let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
     let signature = function_host::signature::sign_body(&hmac_keys("payload key"), &tar);
-    let mut request = build_request_with(tar, Some(&signature));
+    let mut request = build_request_with_signature(tar, Some(&signature));
     let accept = "application/x-ndjson".parse().expect("header");
     request.headers_mut().insert("accept", accept);
 
@@ -312,7 +314,7 @@ async fn a_queued_builds_deployment_that_the_platform_failed_is_tried_again() {
 
     let own = setting.clone();
     let tar = request_tar_with(json!({"deploy": {"service": "hello"}}));
-    let answer = tokio::spawn(async move { send_queued_build(&own, tar).await });
+    let answer = tokio::spawn(async move { deliver_queued_build(&own, tar).await });
     let dry_run = received.recv().await.expect("a dry run");
     dry_run.answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
     let_build_succeed(&mut calls).await;

@@ -1,4 +1,4 @@
-//! Tests of malformed and malicious tars: each is rejected with the entry and the reason, and nothing is left of it.
+//! Tests of malformed and malicious tars: each is rejected with the reason, and nothing of it stays stored.
 
 use std::io::Write as _;
 use std::time::SystemTime;
@@ -38,7 +38,7 @@ fn entry_of_type(name: &str, entry_type: EntryType, link_target: &str) -> Vec<u8
     tar_entry(name.as_bytes(), b"", |header| {
         header.set_entry_type(entry_type);
         if !link_target.is_empty() {
-            header.set_link_name_literal(link_target).expect("link_target");
+            header.set_link_name_literal(link_target).expect("a link target");
         }
     })
 }

@@ -4,12 +4,12 @@ use function_host::http::Method;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use crate::builds::{answer_statuses_holding_back_the_last, question, start_build, status_with_lines};
+use crate::builds::{answer_statuses_holding_back_the_last, signed_question, start_build, status_with_lines};
 use crate::complete_or_panic;
 use crate::daemon;
 use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, request_tar_with};
 
-/// Returns the content type of the log from the line `from` on in the form that `accept` asks for, and its text.
+/// Returns the content type of the log from the line `from_line` on in the form that `accept` asks for, and its text.
 async fn content_type_and_text_of_log(
     builder: &TestBuilder,
     accept: &str,
@@ -17,7 +17,7 @@ async fn content_type_and_text_of_log(
 ) -> (String, String) {
     let path = format!("/builds/{CALL_ID}/log?from={from_line}");
     let response = builder
-        .send_request(question(PAYLOAD_KEY, Method::GET, &path, accept))
+        .send_request(signed_question(PAYLOAD_KEY, Method::GET, &path, accept))
         .await;
     assert_eq!(response.status(), 200);
     let content_type = response.headers()["content-type"].to_str().expect("text");

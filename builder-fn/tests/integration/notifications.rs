@@ -10,7 +10,7 @@ use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::setting::{Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with};
 use crate::url_contexts::{FORBIDDEN_HOSTS, MALFORMED_URLS};
-use crate::web_server::{FakeWebServer, Page};
+use crate::web_server::{FakeWebServer, PageResponse};
 
 /// Sends a build request with this config, has `answer_solve` answer its solve, and returns the answer.
 async fn build(
@@ -36,7 +36,7 @@ async fn the_result_is_sent_as_it_was_answered_and_signed_with_the_callers_key()
     for fails in [false, true] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let server = FakeWebServer::start().await;
-        server.set_page("/result", Page::Status(204));
+        server.set_page("/result", PageResponse::Status(204));
         let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
         let config = json!({"notify": server.url("/result?for=me")});
         let answer = build(&builder, &mut calls, config, |solve| match fails {
@@ -73,7 +73,7 @@ async fn the_result_is_sent_as_it_was_answered_and_signed_with_the_callers_key()
 async fn the_result_of_a_streamed_build_is_sent_too() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
-    server.set_page("/result", Page::Status(200));
+    server.set_page("/result", PageResponse::Status(200));
     let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
     let tar = request_tar_with(json!({"notify": server.url("/result")}));
     let records = builder.send_streamed_build(tar, "application/x-ndjson").await;
@@ -94,7 +94,7 @@ async fn the_result_of_a_streamed_build_is_sent_too() {
 async fn a_failed_notification_is_sent_again_and_does_not_change_the_result() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
-    server.set_pages("/result", [Page::Status(503), Page::Status(200)]);
+    server.set_pages("/result", [PageResponse::Status(503), PageResponse::Status(200)]);
     let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
     let config = json!({"notify": server.url("/result")});
     let answer = build(&builder, &mut calls, config, answer_solve_with_digest).await;
@@ -113,9 +113,9 @@ async fn a_receiver_that_rejects_or_redirects_gets_the_result_once_and_nobody_el
     let builder =
         TestBuilder::new(daemon).with_allowed_private_hosts(&format!("{},{}", server.host, other.host));
     let pages = [
-        Page::Status(404),
-        Page::Status(401),
-        Page::Redirect(307, other.url("/")),
+        PageResponse::Status(404),
+        PageResponse::Status(401),
+        PageResponse::Redirect(307, other.url("/")),
     ];
     for (number, page) in pages.into_iter().enumerate() {
         server.set_page("/result", page);
@@ -152,7 +152,7 @@ async fn a_forbidden_or_malformed_notify_url_is_rejected_before_the_build() {
 async fn a_tenants_results_are_signed_with_its_own_key_and_sent_where_its_rules_allow() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
-    server.set_page("/acme/result", Page::Status(200));
+    server.set_page("/acme/result", PageResponse::Status(200));
     let policy = json!({"tenants": {"acme": {
         "keys": ["acme-payload"],
         "read": {"http": [server.url("/acme/")]},
@@ -190,7 +190,7 @@ async fn a_tenants_results_are_signed_with_its_own_key_and_sent_where_its_rules_
 async fn a_build_that_ends_during_a_shutdown_is_answered_after_its_result_was_sent() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
-    server.set_pages("/result", [Page::Status(503), Page::Status(200)]);
+    server.set_pages("/result", [PageResponse::Status(503), PageResponse::Status(200)]);
     let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
     let config = json!({"notify": server.url("/result")});
     let answer = build(&builder, &mut calls, config, |solve| {

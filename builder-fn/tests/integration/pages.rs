@@ -7,7 +7,7 @@ use function_host::{Body, Request, Response};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use crate::builds::{answer_statuses_holding_back_the_last, ask, question};
+use crate::builds::{answer_statuses_holding_back_the_last, ask, signed_question};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::secrets::{recorded_secrets, tar_with_sealed_secrets};
@@ -17,7 +17,7 @@ use crate::setting::{Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, request_tar_with
 const BROWSER_ACCEPT_HEADER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 
 /// A page, or another answer to a request without a signature.
-struct UnsignedResponse {
+struct ResponseToUnsignedRequest {
     status: StatusCode,
     headers: HeaderMap,
     body: String,
@@ -29,7 +29,7 @@ async fn send_unsigned_request(
     method: Method,
     address: &str,
     accept: &str,
-) -> UnsignedResponse {
+) -> ResponseToUnsignedRequest {
     let mut request = Request::new(Body::from(Vec::new()));
     *request.method_mut() = method;
     *request.uri_mut() = address.parse().expect("an address");
@@ -41,14 +41,14 @@ async fn send_unsigned_request(
         .await
         .expect("a body")
         .to_bytes();
-    UnsignedResponse {
+    ResponseToUnsignedRequest {
         status: head.status,
         headers: head.headers,
         body: String::from_utf8(body.to_vec()).expect("UTF-8"),
     }
 }
 
-async fn open_in_browser(builder: &TestBuilder, address: &str) -> UnsignedResponse {
+async fn open_in_browser(builder: &TestBuilder, address: &str) -> ResponseToUnsignedRequest {
     send_unsigned_request(builder, Method::GET, address, BROWSER_ACCEPT_HEADER).await
 }
 
@@ -59,11 +59,11 @@ fn some_timestamp_after_start(seconds: i64) -> Option<Timestamp> {
     })
 }
 
-/// Returns the status of a build with a step of this name, and with these lines of output.
-fn statuses_with_step_and_output(name: &str, output: &[&str]) -> Vec<StatusResponse> {
+/// Returns the status of a build with a step of this name and its output, a cached step and a transferred context.
+fn statuses_with_step_and_output(step_name: &str, output_lines: &[&str]) -> Vec<StatusResponse> {
     let step = |completed| Vertex {
         digest: "sha256:1".into(),
-        name: name.into(),
+        name: step_name.into(),
         started: some_timestamp_after_start(1),
         completed,
         ..Vertex::default()
@@ -90,7 +90,7 @@ fn statuses_with_step_and_output(name: &str, output: &[&str]) -> Vec<StatusRespo
         timestamp: some_timestamp_after_start(1),
         ..VertexStatus::default()
     };
-    let logs = output.iter().map(|line| VertexLog {
+    let logs = output_lines.iter().map(|line| VertexLog {
         vertex: "sha256:1".into(),
         timestamp: some_timestamp_after_start(2),
         stream: 1,
@@ -280,7 +280,7 @@ async fn secrets_in_the_names_of_steps_are_masked_on_the_page() {
 }
 
 /// Fails a build with these statuses, of which later readers do not get the last one. Returns the address of its page.
-async fn fail_build_and_return_page_address(
+async fn page_address_of_failed_build_without_log_end(
     builder: &TestBuilder,
     calls: &mut DaemonCalls,
     statuses: Vec<StatusResponse>,
@@ -303,7 +303,7 @@ async fn the_page_of_a_failed_build_says_that_its_log_was_not_read_to_its_end_in
     let builder = TestBuilder::new(daemon);
     let lines: Vec<_> = (0..1000).map(|number| format!("line {number}")).collect();
     let lines: Vec<_> = lines.iter().map(String::as_str).collect();
-    let address = fail_build_and_return_page_address(
+    let address = page_address_of_failed_build_without_log_end(
         &builder,
         &mut calls,
         statuses_with_step_and_output("[2/2] RUN make", &lines),
@@ -324,12 +324,12 @@ async fn the_page_of_a_failed_build_says_that_its_log_was_not_read_to_its_end_in
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_page_without_the_log_does_not_say_that_there_is_none() {
+async fn the_page_of_a_build_whose_log_was_not_read_does_not_say_that_it_has_no_lines() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
     let mut statuses = statuses_with_step_and_output("[2/2] RUN make", &["x"]);
     let last = statuses.pop().expect("a response");
-    let address = fail_build_and_return_page_address(&builder, &mut calls, vec![last]).await;
+    let address = page_address_of_failed_build_without_log_end(&builder, &mut calls, vec![last]).await;
     let page = open_in_browser(&builder, &address).await.body;
     assert!(
         page.contains("The log is not read yet") && page.contains(r#"id="load""#),
@@ -380,7 +380,7 @@ async fn at_most_eight_readers_use_one_link_and_signed_readers_are_still_accepte
             .status,
         429
     );
-    let signed = question(PAYLOAD_KEY, Method::GET, &format!("/builds/{CALL_ID}/log"), "*/*");
+    let signed = signed_question(PAYLOAD_KEY, Method::GET, &format!("/builds/{CALL_ID}/log"), "*/*");
     assert_eq!(builder.send_request(signed).await.status(), 200);
     drop(readers);
 }
@@ -404,7 +404,7 @@ async fn a_signed_question_of_a_program_that_also_accepts_html_is_answered_with_
     let (builder, _calls, ..) = builder_with_build_and_page_addresses("[2/2] RUN make", &["x"]).await;
     for path in [format!("/builds/{CALL_ID}"), "/builds".to_owned()] {
         let java = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2";
-        let request = question(PAYLOAD_KEY, Method::GET, &path, java);
+        let request = signed_question(PAYLOAD_KEY, Method::GET, &path, java);
         let answer = Answer::from_response(builder.send_request(request).await).await;
         assert_eq!(answer.status, 200);
         assert!(answer.body.is_object(), "{answer:?}");
@@ -689,7 +689,7 @@ async fn the_page_of_a_running_build_reloads_itself_in_browsers_without_scripts(
 }
 
 #[tokio::test]
-async fn pages_are_open_where_signatures_are_disabled() {
+async fn the_list_of_builds_is_open_without_a_link_where_signatures_are_disabled() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon).with_one_minute_log_wait_for_pages();
     let answer = build_with_statuses(

@@ -11,17 +11,19 @@ use tonic::Status;
 use crate::builds::answer_statuses_holding_back_the_last;
 use crate::complete_or_panic;
 use crate::daemon;
-use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_keys, request_tar_with};
+use crate::setting::{
+    Answer, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
+};
 
 /// Sends a build as the gateway's queue does.
-pub(crate) async fn send_queued_build(builder: &TestBuilder, tar: Vec<u8>) -> Answer {
-    send_queued_build_as(builder, PAYLOAD_KEY, tar).await
+pub(crate) async fn deliver_queued_build(builder: &TestBuilder, tar: Vec<u8>) -> Answer {
+    deliver_queued_build_as(builder, PAYLOAD_KEY, tar).await
 }
 
 /// Sends a build that is signed with `key` as the gateway's queue does.
-pub(crate) async fn send_queued_build_as(builder: &TestBuilder, key: &str, tar: Vec<u8>) -> Answer {
+pub(crate) async fn deliver_queued_build_as(builder: &TestBuilder, key: &str, tar: Vec<u8>) -> Answer {
     let signature = sign_body(&hmac_keys(key), &tar);
-    let mut request = build_request_with(tar, Some(&signature));
+    let mut request = build_request_with_signature(tar, Some(&signature));
     for time in ["1790000000000000000", "1790000000000000001"] {
         let time = time.parse().expect("header");
         request.headers_mut().append("x-start-time", time);
@@ -37,13 +39,13 @@ async fn a_queued_build_goes_on_without_its_caller_and_a_redelivery_gets_its_res
     statuses.send_replace(true);
     let tar = request_tar_with(json!({}));
     let (own, first) = (builder.clone(), tar.clone());
-    let delivery = tokio::spawn(async move { send_queued_build(&own, first).await });
+    let delivery = tokio::spawn(async move { deliver_queued_build(&own, first).await });
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
 
     delivery.abort();
     delivery.await.expect_err("the caller has left");
     let (own, again) = (builder.clone(), tar);
-    let redelivery = tokio::spawn(async move { send_queued_build(&own, again).await });
+    let redelivery = tokio::spawn(async move { deliver_queued_build(&own, again).await });
     // The daemon rejects the second solve itself, as its reference is taken.
     assert!(!solve.reply.is_closed(), "the first one goes on");
     solve.answer_with_digest("sha256:12");
@@ -74,7 +76,8 @@ async fn a_build_is_tried_again_after_failures_of_the_platform_and_its_log_says_
     let builder = TestBuilder::new(daemon).with_retry_time(Duration::from_secs(60));
     let statuses = answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]);
     statuses.send_replace(true);
-    let build = tokio::spawn(async move { send_queued_build(&builder, request_tar_with(json!({}))).await });
+    let build =
+        tokio::spawn(async move { deliver_queued_build(&builder, request_tar_with(json!({}))).await });
 
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
     solve.answer_with_error(Status::unavailable("the daemon shuts down"));
@@ -101,7 +104,8 @@ async fn a_failing_step_is_not_tried_again() {
     let builder = TestBuilder::new(daemon).with_retry_time(Duration::from_secs(60));
     let statuses = answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]);
     statuses.send_replace(true);
-    let build = tokio::spawn(async move { send_queued_build(&builder, request_tar_with(json!({}))).await });
+    let build =
+        tokio::spawn(async move { deliver_queued_build(&builder, request_tar_with(json!({}))).await });
 
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
     solve.answer_with_error(Status::unknown(

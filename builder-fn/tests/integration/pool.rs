@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::builds::{answer_statuses_holding_back_the_last, ask};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
-use crate::persistence::send_queued_build;
+use crate::persistence::deliver_queued_build;
 use crate::setting::{Answer, TestBuilder, request_tar_with};
 
 /// The image that builds of these tests make, unless a test needs several.
@@ -90,9 +90,9 @@ fn daemon_address(number: usize) -> String {
     format!("tcp://buildkit-{number}:1234")
 }
 
-/// Returns the number of the daemon that builds of `image` prefer among the first `count`.
-fn preferred_daemon(image: &str, count: usize) -> usize {
-    let daemons: Vec<_> = (0..count)
+/// Returns the number of the daemon that builds of `image` prefer among the first `daemon_count`.
+fn preferred_daemon(image: &str, daemon_count: usize) -> usize {
+    let daemons: Vec<_> = (0..daemon_count)
         .map(|number| DaemonLoad {
             hash: PlacementHash::of(&[&daemon_address(number)]),
             running: 0,
@@ -103,11 +103,11 @@ fn preferred_daemon(image: &str, count: usize) -> usize {
     choose_daemon(&daemons, image, 4).expect("a daemon").preferred
 }
 
-/// Returns an image whose builds prefer the daemon `number` of the first `count`.
-fn image_preferring(number: usize, count: usize) -> String {
+/// Returns an image whose builds prefer the daemon `daemon_number` of the first `daemon_count`.
+fn image_preferring(daemon_number: usize, daemon_count: usize) -> String {
     let mut images = (0..).map(|suffix| format!("registry:5000/function-{suffix}:1"));
     images
-        .find(|image| preferred_daemon(image, count) == number)
+        .find(|image| preferred_daemon(image, daemon_count) == daemon_number)
         .expect("endless")
 }
 
@@ -122,7 +122,7 @@ fn spawn_build(builder: &TestBuilder, call_id: &str, tar: Vec<u8>) -> JoinHandle
 
 fn spawn_queued_build(builder: &TestBuilder, call_id: &str, tar: Vec<u8>) -> JoinHandle<Answer> {
     let builder = builder.with_call_id(call_id);
-    tokio::spawn(async move { send_queued_build(&builder, tar).await })
+    tokio::spawn(async move { deliver_queued_build(&builder, tar).await })
 }
 
 async fn await_success_and_return_digest(build: JoinHandle<Answer>) -> String {
@@ -199,8 +199,7 @@ async fn a_daemon_that_refuses_connections_is_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_whose_host_does_not_answer_is_asked_twice_for_300_milliseconds_and_delays_the_next_builds_not()
- {
+async fn an_unreachable_daemon_is_asked_twice_for_300_milliseconds_and_does_not_delay_the_next_build() {
     let mut fakes = FakeDaemons::start(3);
     let dead = preferred_daemon(IMAGE, 3);
     fakes.daemons[dead] = daemon::unreachable_daemon_at(&daemon_address(dead));
@@ -217,7 +216,7 @@ async fn a_daemon_whose_host_does_not_answer_is_asked_twice_for_300_milliseconds
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_build_fails_once_no_daemon_answers() {
+async fn a_build_fails_with_502_if_no_daemon_answers() {
     let daemons = (0..3).map(|number| daemon::unreachable_daemon_at(&daemon_address(number)));
     let pool = DaemonPool::of_daemons("the pool in this test", daemons).expect("there are daemons");
     let builder = TestBuilder::new(pool);
@@ -334,7 +333,7 @@ async fn a_failed_call_is_built_again_on_its_preferred_daemon_under_the_next_ref
 }
 
 /// Returns the daemon among the first two that gives way if both run the build `reference`.
-fn daemon_that_gives_way(reference: &str) -> usize {
+fn which_of_first_two_daemons_gives_way(reference: &str) -> usize {
     let build = PlacementHash::of(&[reference]);
     let score = |number| PlacementHash::of(&[&daemon_address(number)]).score(build);
     usize::from(score(0) > score(1))
@@ -359,7 +358,7 @@ async fn of_two_builders_that_begin_a_call_at_the_same_moment_on_two_daemons_one
         };
         let history = fakes.calls[other].history.clone();
         let begun = history.record_start(&request).expect("it is not taken");
-        let gives_way = daemon_that_gives_way(&reference) == own;
+        let gives_way = which_of_first_two_daemons_gives_way(&reference) == own;
         if gives_way {
             complete_or_panic(solve.reply.closed()).await;
             begun.record_outcome(Ok("sha256:other"));
@@ -460,7 +459,7 @@ impl DaemonResolver for ChangingResolver {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_with_other_addresses_leads_to_other_daemons() {
+async fn after_a_change_of_the_resolved_addresses_builds_go_to_the_new_daemons() {
     let mut fakes = FakeDaemons::start(3);
     let resolver = ChangingResolver::default();
     *resolver.0.lock().expect("no panic") = fakes.daemons[..1].to_vec();

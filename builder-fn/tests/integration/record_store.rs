@@ -7,12 +7,12 @@ use builder_fn::slots::BuildSlots;
 use function_host::http::Method;
 use serde_json::{Value, json};
 
-use crate::builds::{ask, question};
+use crate::builds::{ask, signed_question};
 use crate::complete_or_panic;
 use crate::daemon::{self, HistoryBehaviour};
 use crate::gateway::start_gateway_answering_hand_overs;
 use crate::hand_over::let_build_succeed;
-use crate::persistence::send_queued_build;
+use crate::persistence::deliver_queued_build;
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with, tar_with_files};
 
@@ -91,7 +91,7 @@ async fn a_waiting_build_is_known_at_every_builder_before_it_waits() {
     ));
     let [running, waiting] = ["running", "waiting"].map(|id| {
         let builder = builder.with_call_id(id);
-        async move { send_queued_build(&builder, request_tar_with(json!({}))).await }
+        async move { deliver_queued_build(&builder, request_tar_with(json!({}))).await }
     });
     let running = tokio::spawn(running);
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
@@ -122,7 +122,7 @@ async fn a_deployment_and_its_warnings_are_known_after_builders_and_the_history_
         .with_record_store(&record_repository_of(&registry));
     let tar = request_tar_with(json!({"deploy": {"service": "hello"}, "colour": "red"}));
     let own = builder.clone();
-    let build = tokio::spawn(async move { send_queued_build(&own, tar).await });
+    let build = tokio::spawn(async move { deliver_queued_build(&own, tar).await });
     let_build_succeed(&mut calls).await;
     let answer = complete_or_panic(build).await.expect("no panic");
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -189,14 +189,14 @@ async fn a_redelivery_that_fails_does_not_hide_the_success() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = builder_with_record_store(daemon, &registry);
     let own = builder.clone();
-    let build = tokio::spawn(async move { send_queued_build(&own, request_tar_with(json!({}))).await });
+    let build = tokio::spawn(async move { deliver_queued_build(&own, request_tar_with(json!({}))).await });
     let_build_succeed(&mut calls).await;
     assert_eq!(complete_or_panic(build).await.expect("no panic").status, 200);
     let written = registry.tags("slipway/records");
     assert_eq!(written.len(), 3, "{written:?}");
 
     let other = later_builder_without_daemon(&registry);
-    let redelivered = send_queued_build(&other, tar_with_files(&[("context/Dockerfile", b"")])).await;
+    let redelivered = deliver_queued_build(&other, tar_with_files(&[("context/Dockerfile", b"")])).await;
     assert_eq!(redelivered.status, 400);
     // The write of the rejection has read the record before it gave up.
     let reads = || {
@@ -223,12 +223,12 @@ async fn a_redelivery_that_fails_does_not_hide_the_success() {
 }
 
 #[tokio::test]
-async fn an_acceptance_is_written_after_the_sign_of_its_builder_and_before_its_solve() {
+async fn body_sign_of_life_index_entry_and_acceptance_are_written_in_this_order_before_the_solve() {
     let registry = FakeRegistry::start().await;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = builder_with_record_store(daemon, &registry);
     let own = builder.clone();
-    let build = tokio::spawn(async move { send_queued_build(&own, request_tar_with(json!({}))).await });
+    let build = tokio::spawn(async move { deliver_queued_build(&own, request_tar_with(json!({}))).await });
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
     let lines = registry.request_lines();
     let at = |part: &str| {
@@ -251,7 +251,7 @@ async fn a_registry_that_fails_costs_the_record_and_not_the_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = builder_with_record_store(daemon, &registry);
     let own = builder.clone();
-    let build = tokio::spawn(async move { send_queued_build(&own, request_tar_with(json!({}))).await });
+    let build = tokio::spawn(async move { deliver_queued_build(&own, request_tar_with(json!({}))).await });
     let_build_succeed(&mut calls).await;
     let answer = complete_or_panic(build).await.expect("no panic");
     assert_eq!(answer.status, 200);
@@ -278,7 +278,7 @@ async fn a_registry_that_fails_costs_the_record_and_not_the_build() {
 }
 
 #[tokio::test]
-async fn no_build_uses_the_repository_of_the_records() {
+async fn a_build_that_names_the_repository_of_the_records_is_rejected() {
     let registry = FakeRegistry::start().await;
     let builder = later_builder_without_daemon(&registry);
     let records = record_repository_of(&registry);
@@ -328,10 +328,10 @@ async fn a_tenant_sees_its_own_records_only() {
         ("the payload key of globex", 404, 0),
     ] {
         let path = format!("/builds/{CALL_ID}");
-        let request = question(key, Method::GET, &path, "*/*");
+        let request = signed_question(key, Method::GET, &path, "*/*");
         let asked = Answer::from_response(later.send_request(request).await).await;
         assert_eq!(asked.status, status, "{key}");
-        let request = question(key, Method::GET, "/builds", "*/*");
+        let request = signed_question(key, Method::GET, "/builds", "*/*");
         let list = Answer::from_response(later.send_request(request).await)
             .await
             .body;

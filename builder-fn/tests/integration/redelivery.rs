@@ -1,4 +1,5 @@
-//! Tests of calls that are delivered twice: they are built once, and both deliveries get the outcome.
+//! Tests of calls that are delivered again: a running or successful build is followed or found, and not repeated; a
+//! failed or cancelled one is built again.
 
 use std::sync::Arc;
 
@@ -150,7 +151,7 @@ async fn an_image_that_has_left_its_registry_is_built_again() {
 }
 
 #[tokio::test]
-async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
+async fn a_registry_error_costs_a_redelivery_a_warning_and_no_second_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     calls.add_finished_build(&attempt_reference(1), Ok("sha256:12"));
     let mut second = start_job_with_manifest_lookup(daemon, FakeManifestLookup::Unknown);

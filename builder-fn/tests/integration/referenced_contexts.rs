@@ -11,7 +11,9 @@ use tonic::Request;
 use crate::complete_or_panic;
 use crate::daemon::{self, SessionCall};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
-use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_keys, tar_with_files};
+use crate::setting::{
+    Answer, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, tar_with_files,
+};
 use crate::sources::ask_about_source;
 
 /// Returns the tar of a context with a Dockerfile.
@@ -23,7 +25,7 @@ pub(crate) fn context_tar() -> Vec<u8> {
 pub(crate) async fn send_json_as(builder: &TestBuilder, key: &str, request: &Value) -> Answer {
     let body = request.to_string().into_bytes();
     let signature = sign_body(&hmac_keys(key), &body);
-    let mut request = build_request_with(body, Some(&signature));
+    let mut request = build_request_with_signature(body, Some(&signature));
     let json = "application/json".parse().expect("header");
     request.headers_mut().insert("content-type", json);
     Answer::from_response(builder.send_request(request).await).await
@@ -83,7 +85,7 @@ async fn a_context_in_a_registry_is_built_like_one_in_a_body() {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let registry = FakeRegistry::start().await;
         let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&registry.host);
-        let oci = registry.push_artifact("team/contexts", &[&packed]);
+        let oci = registry.push_artifact_and_get_reference("team/contexts", &[&packed]);
         let request = json_request_for_artifact(&oci);
         let answer = tokio::spawn(async move { send_json(&builder, &request).await });
         let (solve, status, session) = calls.next_build_calls().await;
@@ -107,13 +109,14 @@ async fn a_context_that_cannot_be_fetched_is_the_callers_or_the_platforms_fault_
     let registry = FakeRegistry::start().await;
     let other = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&registry.host);
-    let good = registry.push_artifact("team/contexts", &[&context_tar()]);
+    let good = registry.push_artifact_and_get_reference("team/contexts", &[&context_tar()]);
     let none = format!("{}/team/contexts@sha256:{}", registry.host, "0".repeat(64));
-    let two = registry.push_artifact("team/contexts", &[b"1", b"2"]);
-    let large = registry.push_artifact("team/contexts", &[&vec![0; (1 << 20) + 1]]);
-    let no_tar = registry.push_artifact("team/contexts", &[b"hello"]);
-    let no_dockerfile = registry.push_artifact("team/contexts", &[&tar_with_files(&[("context/a", b"a")])]);
-    let private = other.push_artifact("team/contexts", &[&context_tar()]);
+    let two = registry.push_artifact_and_get_reference("team/contexts", &[b"1", b"2"]);
+    let large = registry.push_artifact_and_get_reference("team/contexts", &[&vec![0; (1 << 20) + 1]]);
+    let no_tar = registry.push_artifact_and_get_reference("team/contexts", &[b"hello"]);
+    let no_dockerfile =
+        registry.push_artifact_and_get_reference("team/contexts", &[&tar_with_files(&[("context/a", b"a")])]);
+    let private = other.push_artifact_and_get_reference("team/contexts", &[&context_tar()]);
     let failing = |part, status| RegistryBehaviour::Failing(part, status);
     let elsewhere = |host: &str| RegistryBehaviour::Redirecting(format!("http://{host}"));
     for (behaviour, oci, status, text) in [
@@ -248,7 +251,8 @@ async fn a_redelivery_whose_context_is_gone_gets_the_result_of_the_first_deliver
     let builder = TestBuilder::new(daemon)
         .with_allowed_private_hosts(&registry.host)
         .with_stored_contexts(&format!("{}/contexts", registry.host), true);
-    let request = json_request_for_artifact(&registry.push_artifact("contexts", &[&context_tar()]));
+    let request =
+        json_request_for_artifact(&registry.push_artifact_and_get_reference("contexts", &[&context_tar()]));
     let (first, sent) = (builder.clone(), request.clone());
     let answer = tokio::spawn(async move { send_json(&first, &sent).await });
     let (solve, status, _session) = calls.next_build_calls().await;
@@ -281,14 +285,16 @@ async fn a_redelivery_whose_context_is_gone_gets_the_result_of_the_first_deliver
 }
 
 #[tokio::test]
-async fn a_context_is_kept_if_its_build_fails_or_it_is_not_stored_here() {
+async fn a_context_is_kept_if_its_build_fails_or_it_is_in_another_repository() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon)
         .with_allowed_private_hosts(&registry.host)
         .with_stored_contexts(&format!("{}/contexts", registry.host), true);
     for (repository, fails) in [("contexts", true), ("contexts-of-others", false)] {
-        let request = json_request_for_artifact(&registry.push_artifact(repository, &[&context_tar()]));
+        let request = json_request_for_artifact(
+            &registry.push_artifact_and_get_reference(repository, &[&context_tar()]),
+        );
         let sender = builder.with_call_id(repository);
         let answer = tokio::spawn(async move { send_json(&sender, &request).await });
         let (solve, status, _session) = calls.next_build_calls().await;

@@ -135,7 +135,7 @@ impl FakeRegistry {
     }
 
     /// Deletes the manifest with the first tag of a repository that begins with `tag_prefix`.
-    pub(crate) fn delete_manifest_with_tag_prefix(&self, repository: &str, tag_prefix: &str) {
+    pub(crate) fn delete_first_manifest_with_tag_prefix(&self, repository: &str, tag_prefix: &str) {
         let mut state = self.state();
         let beginning = format!("{repository}@{tag_prefix}");
         let tags = state.tags.iter();
@@ -157,7 +157,7 @@ impl FakeRegistry {
     }
 
     /// Stores an artifact with these layers, and returns its full name with its digest.
-    pub(crate) fn push_artifact(&self, repository: &str, layers: &[&[u8]]) -> String {
+    pub(crate) fn push_artifact_and_get_reference(&self, repository: &str, layers: &[&[u8]]) -> String {
         let mut state = self.state();
         let mut described = Vec::new();
         for layer in layers {

@@ -25,7 +25,8 @@ use crate::referenced_contexts::request_context_files_and_return_paths;
 use crate::registry::FakeRegistry;
 use crate::secrets::seal_secrets;
 use crate::setting::{
-    Answer, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_keys, request_tar_with, tar_with_files,
+    Answer, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
+    tar_with_files,
 };
 
 /// The time at which the gateway received the calls, in nanoseconds since 1970.
@@ -66,7 +67,7 @@ impl BuilderGatewayAndDaemon {
 /// Returns a request as the queue delivers it.
 fn queued_request(body: Vec<u8>) -> Request {
     let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &body);
-    let mut request = build_request_with(body, Some(&signature));
+    let mut request = build_request_with_signature(body, Some(&signature));
     for time in [SUBMISSION_TIME_NANOS, "1790000000000000001"] {
         request
             .headers_mut()
@@ -84,7 +85,7 @@ fn spawn_request_with_call_id(builder: &TestBuilder, id: &str, request: Request)
 
 /// Delivers to `builder` what was submitted to the queue again.
 fn spawn_redelivery(builder: &TestBuilder, submitted: &ReceivedRequest) -> JoinHandle<Answer> {
-    let mut request = build_request_with(submitted.body().to_vec(), None);
+    let mut request = build_request_with_signature(submitted.body().to_vec(), None);
     *request.headers_mut() = submitted.headers().clone();
     // The gateway adds a time when it accepts the call, and another one when it passes it on.
     for time in ["1790000000000000002", "1790000000000000003"] {
@@ -204,7 +205,7 @@ async fn two_deliveries_of_an_interrupted_call_are_submitted_again_once() {
     let first = spawn_request_with_call_id(&builder, "twice", queued_request(tar.clone()));
     let _solve = fixture.next_solve().await;
     let second = spawn_request_with_call_id(&builder, "twice", queued_request(tar));
-    complete_or_panic(builder.wait_until_no_request_is_admitted()).await;
+    complete_or_panic(builder.wait_until_further_requests_are_rejected()).await;
     builder.begin_shutdown(Instant::now());
     fixture.next_gateway_call().await.answer(202, "");
     for delivery in [first, second] {
@@ -308,7 +309,7 @@ async fn a_tar_that_is_too_large_for_a_copy_is_stored_and_submitted_again_by_ref
 }
 
 #[tokio::test]
-async fn a_call_that_cannot_be_submitted_again_is_named_in_the_log() {
+async fn a_call_that_cannot_be_submitted_again_is_answered_502_and_the_reason_is_logged() {
     for (keeps_copies, reply, expected) in [
         (false, None, "set contexts_repository, or send a reference"),
         (true, Some(400), "the gateway answered 400"),
@@ -350,7 +351,7 @@ async fn a_synchronous_call_is_not_submitted_again() {
     let mut fixture = BuilderGatewayAndDaemon::new().await;
     let signature = |tar: &[u8]| sign_body(&hmac_keys(PAYLOAD_KEY), tar);
     let tar = request_tar_with(json!({"tags": ["2"]}));
-    let synchronous = build_request_with(tar.clone(), Some(&signature(&tar)));
+    let synchronous = build_request_with_signature(tar.clone(), Some(&signature(&tar)));
     let synchronous = spawn_request_with_call_id(&fixture.builder, "synchronous", synchronous);
     let _solve = fixture.next_solve().await;
     fixture.builder.begin_shutdown(Instant::now());

@@ -16,7 +16,7 @@ use crate::builds::{answer_statuses_holding_back_the_last, ask};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::gateway::start_gateway_answering_hand_overs;
-use crate::persistence::{send_queued_build, send_queued_build_as};
+use crate::persistence::{deliver_queued_build, deliver_queued_build_as};
 use crate::record_store::{ask_until, record_repository_of};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with};
@@ -43,9 +43,9 @@ impl KillableBuilder {
         }
     }
 
-    fn send_queued_build(&self, id: &str, tar: Vec<u8>) {
+    fn deliver_queued_build(&self, id: &str, tar: Vec<u8>) {
         let builder = self.builder.with_call_id(id);
-        let build = async move { send_queued_build(&builder, tar).await };
+        let build = async move { deliver_queued_build(&builder, tar).await };
         self.runtime.as_ref().expect("it lives").spawn(build);
     }
 
@@ -89,7 +89,7 @@ fn call_id_of(solve: &SolveCall) -> &str {
 
 fn spawn_queued_build(builder: &TestBuilder, id: &str) -> JoinHandle<Answer> {
     let builder = builder.with_call_id(id);
-    tokio::spawn(async move { send_queued_build(&builder, request_tar_with(json!({}))).await })
+    tokio::spawn(async move { deliver_queued_build(&builder, request_tar_with(json!({}))).await })
 }
 
 fn builder_with_leases(daemon: Daemon, registry: &FakeRegistry) -> TestBuilder {
@@ -110,9 +110,9 @@ async fn builds_of_a_killed_builder_are_finished_and_deployed_once_by_another() 
     let mut killed = KillableBuilder::new(new_builder().with_slots(slots));
     let tar =
         request_tar_with(json!({"deploy": {"service": "hello"}, "submittedAt": "2026-01-01T00:00:00Z"}));
-    killed.send_queued_build("running", tar);
+    killed.deliver_queued_build("running", tar);
     let mut first = next_solve(&mut calls).await;
-    killed.send_queued_build(
+    killed.deliver_queued_build(
         "waiting",
         request_tar_with(json!({"image": "registry:5000/other:1"})),
     );
@@ -215,7 +215,7 @@ async fn a_build_that_cannot_be_resumed_is_reported_as_lost() {
     let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let builder = builder_with_leases(daemon.clone(), &registry).without_body_copies();
     let mut killed = KillableBuilder::new(builder);
-    killed.send_queued_build(CALL_ID, request_tar_with(json!({})));
+    killed.deliver_queued_build(CALL_ID, request_tar_with(json!({})));
     let _solve = next_solve(&mut calls).await;
     killed.kill();
 
@@ -231,12 +231,12 @@ async fn a_build_that_cannot_be_resumed_is_reported_as_lost() {
 }
 
 #[tokio::test]
-async fn a_build_that_ends_every_builder_is_given_up() {
+async fn a_build_is_given_up_after_four_builders_have_stopped_while_they_built_it() {
     let registry = FakeRegistry::start().await;
     let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let new_builder = || KillableBuilder::new(builder_with_leases(daemon.clone(), &registry));
     let mut builder = new_builder();
-    builder.send_queued_build(CALL_ID, request_tar_with(json!({})));
+    builder.deliver_queued_build(CALL_ID, request_tar_with(json!({})));
     for _ in 0..4 {
         let _solve = next_solve(&mut calls).await;
         builder.kill();
@@ -274,7 +274,7 @@ const HANDED_BACK_INDEX_TAG_PART: &str = "-0000000000000000-";
 #[tokio::test]
 async fn a_build_without_a_slot_stays_accepted_and_is_tried_again_by_any_builder() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = leave_accepted_build(&registry).await;
+    let (daemon, mut calls) = record_accepted_build_of_killed_builder(&registry).await;
     let slots = BuildSlots::new(1, Duration::from_millis(1), 16);
     let full = builder_with_leases(daemon.clone(), &registry).with_slots(slots);
     let running = spawn_queued_build(&full, "running");
@@ -407,7 +407,7 @@ async fn an_end_that_could_not_be_recorded_does_not_begin_the_build_again() {
 #[tokio::test]
 async fn builds_are_found_in_a_registry_that_lists_tags_only_after_one_that_exists() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = leave_accepted_build(&registry).await;
+    let (daemon, mut calls) = record_accepted_build_of_killed_builder(&registry).await;
     for prefix in ["a-", "z-"] {
         registry.add_tags("slipway/records", prefix, 1200);
     }
@@ -423,7 +423,7 @@ async fn builds_are_found_in_a_registry_that_lists_tags_only_after_one_that_exis
 #[tokio::test]
 async fn the_end_of_a_process_waits_for_resumed_builds_which_it_may_hand_back_any_number_of_times() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = leave_accepted_build(&registry).await;
+    let (daemon, mut calls) = record_accepted_build_of_killed_builder(&registry).await;
     for _ in 0..5 {
         let builder = builder_with_leases(daemon.clone(), &registry);
         let _resuming = builder.resume_builds_of_others();
@@ -460,10 +460,10 @@ async fn the_end_of_a_process_waits_for_queued_builds_whose_caller_has_gone() {
 }
 
 /// Leaves the record of an accepted build of a killed builder in `registry`. Returns the build's daemon and its calls.
-async fn leave_accepted_build(registry: &FakeRegistry) -> (Daemon, DaemonCalls) {
+async fn record_accepted_build_of_killed_builder(registry: &FakeRegistry) -> (Daemon, DaemonCalls) {
     let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let mut killed = KillableBuilder::new(builder_with_leases(daemon.clone(), registry));
-    killed.send_queued_build(CALL_ID, request_tar_with(json!({})));
+    killed.deliver_queued_build(CALL_ID, request_tar_with(json!({})));
     let _solve = next_solve(&mut calls).await;
     killed.kill();
     (daemon, calls)
@@ -478,7 +478,7 @@ async fn a_registry_that_fails_during_a_claim_delays_the_build_and_does_not_lose
         "GET /v2/slipway/records/tags/list",
     ] {
         let registry = FakeRegistry::start().await;
-        let (daemon, mut calls) = leave_accepted_build(&registry).await;
+        let (daemon, mut calls) = record_accepted_build_of_killed_builder(&registry).await;
         let before = registry.request_lines().len();
         registry.set_behaviour(RegistryBehaviour::Failing(part, 503));
         let other = builder_with_leases(daemon, &registry);
@@ -499,9 +499,9 @@ async fn a_registry_that_fails_during_a_claim_delays_the_build_and_does_not_lose
 }
 
 #[tokio::test]
-async fn builds_are_resumed_from_a_registry_that_redirects_to_its_storage() {
+async fn builds_are_resumed_though_the_registry_redirects_blobs_to_an_unreachable_address() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = leave_accepted_build(&registry).await;
+    let (daemon, mut calls) = record_accepted_build_of_killed_builder(&registry).await;
     registry.set_behaviour(RegistryBehaviour::Redirecting("http://127.0.0.1:9".into()));
     let other = builder_with_leases(daemon, &registry);
     let _resuming = other.resume_builds_of_others();
@@ -512,8 +512,8 @@ async fn builds_are_resumed_from_a_registry_that_redirects_to_its_storage() {
 #[tokio::test]
 async fn a_build_whose_request_the_registry_has_lost_is_reported_as_lost() {
     let registry = FakeRegistry::start().await;
-    let (_daemon, _calls) = leave_accepted_build(&registry).await;
-    registry.delete_manifest_with_tag_prefix("slipway/records", "b-");
+    let (_daemon, _calls) = record_accepted_build_of_killed_builder(&registry).await;
+    registry.delete_first_manifest_with_tag_prefix("slipway/records", "b-");
     let (daemon, _calls) = start_fake_daemon_with_empty_logs();
     let other = builder_with_leases(daemon, &registry);
     let _resuming = other.resume_builds_of_others();
@@ -544,7 +544,7 @@ async fn a_build_is_resumed_whose_hand_back_was_cut_off() {
 }
 
 #[tokio::test]
-async fn a_full_tenant_does_not_delay_the_builds_of_others() {
+async fn a_tenant_at_max_builds_does_not_delay_the_resumption_of_builds_of_others() {
     let registry = FakeRegistry::start().await;
     let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let policy = json!({"tenants": {
@@ -564,7 +564,7 @@ async fn a_full_tenant_does_not_delay_the_builds_of_others() {
         ("the payload key of globex", "of-globex"),
     ] {
         let builder = killed.builder.with_call_id(id);
-        let build = async move { send_queued_build_as(&builder, key, request_tar_with(json!({}))).await };
+        let build = async move { deliver_queued_build_as(&builder, key, request_tar_with(json!({}))).await };
         killed.runtime.as_ref().expect("it lives").spawn(build);
         solves.push(next_solve(&mut calls).await);
     }
@@ -574,7 +574,7 @@ async fn a_full_tenant_does_not_delay_the_builds_of_others() {
     let other = new_builder().with_slots(BuildSlots::new(2, Duration::ZERO, 0));
     let busy = other.with_call_id("busy");
     let busy = tokio::spawn(async move {
-        send_queued_build_as(
+        deliver_queued_build_as(
             &busy,
             "the payload key of acme",
             request_tar_with(json!({"tags": ["2"]})),

@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::builds::{ask, question};
+use crate::builds::{ask, signed_question};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls};
 use crate::gateway::{
@@ -204,7 +204,7 @@ async fn a_rollback_hands_over_the_last_good_version_as_handed_in_now_and_is_kno
     let later =
         builder_with_gateway_and_record_store(daemon::unreachable_daemon(), gateway, &setting.registry);
     for builder in [builder, &later] {
-        let request = question(
+        let request = signed_question(
             PAYLOAD_KEY,
             Method::GET,
             "/builds/r1/log?from=1",
@@ -486,7 +486,7 @@ async fn ten_versions_are_kept_and_older_ones_are_deleted() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_gone_is_refused_before_anything_is_changed() {
+async fn a_rollback_whose_image_is_gone_is_refused_before_anything_is_changed() {
     let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
@@ -618,7 +618,7 @@ async fn a_rollback_that_was_signed_before_the_current_version_is_refused() {
     let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     setting.build_and_deploy("v1").await;
-    let request = question(
+    let request = signed_question(
         PAYLOAD_KEY,
         Method::POST,
         "/functions/hello/rollback?id=r1",
@@ -640,7 +640,7 @@ async fn a_rollback_that_was_signed_before_the_current_version_is_refused() {
 }
 
 #[tokio::test]
-async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
+async fn a_rollback_is_refused_to_other_tenants_and_where_todays_rules_forbid_the_version() {
     const ACME_AND_GLOBEX_KEYS: [&str; 2] = ["the payload key of acme", "the payload key of globex"];
     let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
@@ -666,7 +666,12 @@ async fn a_tenant_rolls_back_its_own_functions_within_todays_rules() {
         next_hand_over(&mut hand_overs).await;
     }
     let send = async |builder: &TestBuilder, key: &str, method: Method, path: &str| {
-        Answer::from_response(builder.send_request(question(key, method, path, "*/*")).await).await
+        Answer::from_response(
+            builder
+                .send_request(signed_question(key, method, path, "*/*"))
+                .await,
+        )
+        .await
     };
     let list = "/functions/hello/versions";
     let roll_back = "/functions/hello/rollback?id=r1&to=v1";

@@ -1,4 +1,4 @@
-//! Tests of sealed secrets: the build gets them, and no log or answer contains them.
+//! Tests of sealed secrets: the build gets them, and they are masked in its log, its error and its warnings.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use crate::daemon;
 use crate::hand_over::let_build_succeed;
 use crate::job::step_output_response;
-use crate::setting::{Answer, TestBuilder, build_request_with, tar_with_files};
+use crate::setting::{Answer, TestBuilder, build_request_with_signature, tar_with_files};
 
 /// Returns recorded secrets that faas-cli generated and sealed.
 pub(crate) fn recorded_secrets() -> Value {
@@ -157,7 +157,7 @@ async fn the_public_key_is_published_and_an_unusable_envelope_is_rejected_before
     let recorded = recorded_secrets();
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_seal_key(recorded["private_key"].as_str().expect("a key"));
-    let mut request = build_request_with(Body::empty(), None);
+    let mut request = build_request_with_signature(Body::empty(), None);
     *request.method_mut() = Method::GET;
     *request.uri_mut() = "/publickey".parse().expect("path");
     let answer = Answer::from_response(setting.send_request(request).await).await;

@@ -54,7 +54,7 @@ const MAX_BODY_BYTES: u64 = 1 << 20;
 /// The limit on build logs in tests, in bytes.
 const MAX_LOG_BYTES: usize = 1 << 20;
 
-/// A builder under test, with its secrets and folders. Clones share the builder.
+/// A builder under test, with its secrets and the context of its calls. Clones share secrets, daemons and metrics.
 #[derive(Clone)]
 pub(crate) struct TestBuilder {
     api: BuilderApi,
@@ -231,13 +231,13 @@ impl TestBuilder {
 
     /// Names the secrets with the operator's tokens for git repositories.
     pub(crate) fn with_git_tokens(mut self, token_secrets: &str) -> Self {
-        self.api.builder.settings.git_tokens = token_secrets.parse().expect("token_secrets");
+        self.api.builder.settings.git_tokens = token_secrets.parse().expect("names of secrets");
         self
     }
 
     /// Names the secrets with the operator's tokens for the statuses of commits.
     pub(crate) fn with_status_tokens(mut self, token_secrets: &str) -> Self {
-        self.api.builder.settings.status_tokens = token_secrets.parse().expect("token_secrets");
+        self.api.builder.settings.status_tokens = token_secrets.parse().expect("names of secrets");
         self
     }
 
@@ -330,8 +330,8 @@ impl TestBuilder {
         crate::complete_or_panic(ended).await;
     }
 
-    /// Waits until no further request is admitted.
-    pub(crate) async fn wait_until_no_request_is_admitted(&self) {
+    /// Waits until the slots, and the places to wait for one, are taken.
+    pub(crate) async fn wait_until_further_requests_are_rejected(&self) {
         // A body is verified on another thread, which nothing here could wait for.
         while !self.api.builder.slots.is_full() {
             tokio::task::yield_now().await;
@@ -362,8 +362,8 @@ impl TestBuilder {
     }
 
     /// Gives the builder a private key for sealed secrets.
-    pub(crate) fn with_seal_key(mut self, key: &str) -> Self {
-        self.write_secret("build-secrets-key", key);
+    pub(crate) fn with_seal_key(mut self, base64_private_key: &str) -> Self {
+        self.write_secret("build-secrets-key", base64_private_key);
         let path = self.secrets.path().join("build-secrets-key");
         self.api.seal_key = Some(SealKeyFile::at(&path));
         self
@@ -409,7 +409,7 @@ impl TestBuilder {
     /// Sends a signed build request with `tar` that asks for a stream, and returns its response.
     pub(crate) async fn send_streamed_build_unread(&self, tar: Vec<u8>, accept: &'static str) -> Response {
         let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
-        let mut request = build_request_with(tar, Some(&signature));
+        let mut request = build_request_with_signature(tar, Some(&signature));
         let accept_value = accept.parse().expect("header");
         request.headers_mut().insert("accept", accept_value);
         self.send_request(request).await
@@ -428,7 +428,7 @@ impl TestBuilder {
         tar: Vec<u8>,
     ) -> Answer {
         let signature = sign_body(&hmac_keys(payload_key), &tar);
-        let mut request = build_request_with(tar, Some(&signature));
+        let mut request = build_request_with_signature(tar, Some(&signature));
         if let Some(tenant) = tenant {
             let tenant = tenant.parse().expect("header");
             request.headers_mut().insert("x-slipway-tenant", tenant);
@@ -439,7 +439,8 @@ impl TestBuilder {
     /// Sends a signed build request with `tar`, and returns its response with an unread body.
     pub(crate) async fn send_signed_build_unread(&self, tar: Vec<u8>) -> Response {
         let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
-        self.send_request(build_request_with(tar, Some(&signature))).await
+        self.send_request(build_request_with_signature(tar, Some(&signature)))
+            .await
     }
 }
 
@@ -501,7 +502,7 @@ pub(crate) fn hmac_keys(key: &str) -> HmacKeys {
 }
 
 /// Returns a `POST /build` request with this body, and with this signature in its header, if there is one.
-pub(crate) fn build_request_with(body: impl Into<Body>, signature: Option<&str>) -> Request {
+pub(crate) fn build_request_with_signature(body: impl Into<Body>, signature: Option<&str>) -> Request {
     let mut request = Request::new(body.into());
     *request.method_mut() = Method::POST;
     *request.uri_mut() = "/build".parse().expect("path");

@@ -13,7 +13,7 @@ use crate::referenced_contexts::{context_tar, send_json};
 use crate::registry::digest_of;
 use crate::setting::{Answer, TestBuilder, request_tar_with};
 use crate::sources::ask_about_source;
-use crate::web_server::{FakeWebServer, Page};
+use crate::web_server::{FakeWebServer, PageResponse};
 
 fn builder_with_max_age(daemon: &Daemon) -> TestBuilder {
     TestBuilder::new(daemon.clone()).with_max_request_age(Duration::from_secs(600))
@@ -125,7 +125,13 @@ async fn a_request_whose_context_is_gone_is_rejected_for_another_call_than_the_o
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
     let tar = context_tar();
-    server.set_pages("/a", [Page::Content(tar.clone().into()), Page::Status(404)]);
+    server.set_pages(
+        "/a",
+        [
+            PageResponse::Content(tar.clone().into()),
+            PageResponse::Status(404),
+        ],
+    );
     let now = jiff::Timestamp::try_from(SystemTime::now()).expect("a time");
     let by_url = json!({
         "image": "registry:5000/hello:1",

@@ -1,4 +1,4 @@
-//! Tests of the rules for sources: the daemon asks about each, and gets files only if it does.
+//! Tests of the rules for sources: the daemon asks about them, and gets files only once it has asked.
 
 use bollard_buildkit_proto::fsutil::types::Packet;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;

@@ -8,11 +8,11 @@ use crate::complete_or_panic;
 use crate::daemon;
 use crate::referenced_contexts::{context_tar, json_request_for_artifact, send_json_as};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
-use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, build_request_with, hmac_keys};
+use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys};
 
 async fn post_context_signed_with(builder: &TestBuilder, key: &str, body: Vec<u8>) -> Answer {
     let signature = sign_body(&hmac_keys(key), &body);
-    let mut request = build_request_with(body, Some(&signature));
+    let mut request = build_request_with_signature(body, Some(&signature));
     *request.uri_mut() = "/contexts".parse().expect("path");
     Answer::from_response(builder.send_request(request).await).await
 }
@@ -92,7 +92,7 @@ async fn an_upload_without_setting_signature_or_tar_is_rejected_and_nothing_is_s
             .status,
         400
     );
-    let mut get = build_request_with(Vec::new(), None);
+    let mut get = build_request_with_signature(Vec::new(), None);
     *get.uri_mut() = "/contexts".parse().expect("path");
     *get.method_mut() = Method::GET;
     let answer = Answer::from_response(builder.send_request(get).await).await;

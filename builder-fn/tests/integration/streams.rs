@@ -10,7 +10,9 @@ use tonic::Status;
 use crate::gateway::{self, start_gateway_answering_hand_overs};
 use crate::hand_over::let_build_succeed;
 use crate::job::step_output_response;
-use crate::setting::{Answer, TestBuilder, build_request_with, hmac_keys, request_tar_with, tar_with_files};
+use crate::setting::{
+    Answer, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with, tar_with_files,
+};
 use crate::{complete_or_panic, daemon};
 
 const NDJSON_MEDIA_TYPE: &str = "application/x-ndjson";
@@ -168,7 +170,7 @@ async fn errors_before_the_signature_is_verified_keep_their_status_and_later_one
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let request = |body: Vec<u8>, signature: Option<&str>| {
-        let mut request = build_request_with(body, signature);
+        let mut request = build_request_with_signature(body, signature);
         let accept = NDJSON_MEDIA_TYPE.parse().expect("header");
         request.headers_mut().insert("accept", accept);
         request

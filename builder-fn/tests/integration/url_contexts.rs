@@ -10,7 +10,7 @@ use crate::referenced_contexts::{
 };
 use crate::registry::digest_of;
 use crate::setting::{TestBuilder, tar_with_files};
-use crate::web_server::{FakeWebServer, Page};
+use crate::web_server::{FakeWebServer, PageResponse};
 
 /// Returns a JSON request with a context of this URL and digest, which may begin with `sha256:`.
 fn json_request_for_url(url: &str, digest: &str) -> Value {
@@ -28,12 +28,12 @@ async fn a_context_on_a_web_server_is_built_like_one_in_a_body_and_no_server_get
     ] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let (server, storage) = (FakeWebServer::start().await, FakeWebServer::start().await);
-        server.set_page("/fn.tar", Page::Redirect(302, "/moved#fragment".into()));
+        server.set_page("/fn.tar", PageResponse::Redirect(302, "/moved#fragment".into()));
         server.set_page(
             "/moved",
-            Page::Redirect(307, storage.url("/stored?signature=of-storage")),
+            PageResponse::Redirect(307, storage.url("/stored?signature=of-storage")),
         );
-        storage.set_page("/stored", Page::Chunked(packed.clone().into()));
+        storage.set_page("/stored", PageResponse::Chunked(packed.clone().into()));
         let builder =
             TestBuilder::new(daemon).with_allowed_private_hosts(&format!("{},{}", server.host, storage.host));
         let request = json_request_for_url(&server.url("/fn.tar?signature=of-caller"), &digest_of(&packed));
@@ -139,7 +139,7 @@ async fn a_forbidden_or_malformed_context_url_is_rejected_directly_and_as_redire
 
         // A server that the caller may name leads no further than the caller.
         if url.bytes().all(|byte| byte.is_ascii_graphic()) {
-            server.set_page("/a", Page::Redirect(302, url.clone()));
+            server.set_page("/a", PageResponse::Redirect(302, url.clone()));
             let request = json_request_for_url(&server.url("/a"), &digest);
             let answer = complete_or_panic(send_json(&builder, &request)).await;
             let error = answer.body["error"].as_str().unwrap_or_default();
@@ -165,65 +165,65 @@ async fn a_context_url_that_gives_no_usable_tar_is_the_callers_or_platforms_faul
     let no_dockerfile = Bytes::from(tar_with_files(&[("context/a", b"a")]));
     for (page, digest, status, text) in [
         (
-            Page::Status(404),
+            PageResponse::Status(404),
             &digest,
             400,
             "answered 404; it should answer 200",
         ),
-        (Page::Status(401), &digest, 403, "answered 401"),
-        (Page::Status(204), &digest, 400, "answered 204"),
-        (Page::Status(500), &digest, 502, "answered 500"),
-        (Page::Status(429), &digest, 502, "answered 429"),
+        (PageResponse::Status(401), &digest, 403, "answered 401"),
+        (PageResponse::Status(204), &digest, 400, "answered 204"),
+        (PageResponse::Status(500), &digest, 502, "answered 500"),
+        (PageResponse::Status(429), &digest, 502, "answered 429"),
         (
-            Page::Status(302),
+            PageResponse::Status(302),
             &digest,
             400,
             "redirects without saying where to",
         ),
         (
-            Page::Redirect(302, "/a".into()),
+            PageResponse::Redirect(302, "/a".into()),
             &digest,
             400,
             "redirects too often",
         ),
         (
-            Page::Redirect(302, "http://user:pass@example.com/a".into()),
+            PageResponse::Redirect(302, "http://user:pass@example.com/a".into()),
             &digest,
             400,
             "no user and no password",
         ),
         (
-            Page::Content(large.clone()),
+            PageResponse::Content(large.clone()),
             &digest_of(&large),
             413,
             "larger than 1048576 bytes",
         ),
         (
-            Page::Chunked(large.clone()),
+            PageResponse::Chunked(large.clone()),
             &digest_of(&large),
             413,
             "larger than 1048576 bytes",
         ),
         (
-            Page::BreakingOff(tar.clone()),
+            PageResponse::BreakingOff(tar.clone()),
             &digest,
             502,
             "not received to its end",
         ),
         (
-            Page::Content("other".into()),
+            PageResponse::Content("other".into()),
             &digest,
             400,
             "has the digest sha256:d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa and should have",
         ),
         (
-            Page::Content("hello".into()),
+            PageResponse::Content("hello".into()),
             &digest_of(b"hello"),
             400,
             "the fetched context: ",
         ),
         (
-            Page::Content(no_dockerfile.clone()),
+            PageResponse::Content(no_dockerfile.clone()),
             &digest_of(&no_dockerfile),
             400,
             "context/Dockerfile: not in the tar",
@@ -274,9 +274,9 @@ async fn a_tenant_with_listed_sources_fetches_contexts_from_those_only_also_by_r
         .with_policy(&policy);
     builder.write_secret("acme-payload", "the payload key of acme");
     let tar = context_tar();
-    server.set_page("/files/out", Page::Redirect(302, other.url("/a?secret")));
-    server.set_page("/files/up", Page::Redirect(302, "/a".into()));
-    server.set_page("/files/a", Page::Content(tar.clone().into()));
+    server.set_page("/files/out", PageResponse::Redirect(302, other.url("/a?secret")));
+    server.set_page("/files/up", PageResponse::Redirect(302, "/a".into()));
+    server.set_page("/files/a", PageResponse::Content(tar.clone().into()));
     for url in [
         server.url("/a"),
         server.url("/files-b/a"),

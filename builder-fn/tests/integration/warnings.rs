@@ -1,4 +1,4 @@
-//! Warnings as data: what a client may want to fail on though the build did not.
+//! Tests of the warnings of builds: each source gives one entry in the result's list and a line in the log, or none.
 
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, VertexWarning};
 use builder_fn::buildkit::BuildReference;
@@ -80,7 +80,7 @@ impl WarningSource {
         }
     }
 
-    /// Returns a part of the only warning.
+    /// Returns a part of the warning that this source gives; `None` if it gives none.
     fn expected_warning_part(self) -> Option<&'static str> {
         match self {
             Self::Nothing | Self::Lint => None,
@@ -95,7 +95,7 @@ impl WarningSource {
         }
     }
 
-    /// Plays BuildKit's part.
+    /// Answers the calls of the build as BuildKit, in a way that gives this source's warning.
     async fn play_buildkit(self, calls: &mut DaemonCalls) {
         if self == Self::Registry {
             drop(calls.statuses.recv().await.expect("a status"));

@@ -34,7 +34,7 @@ pub(crate) struct FakeWebServer {
 #[derive(Default)]
 struct ServerState {
     /// The pages of a path, of which the last one is repeated.
-    pages: HashMap<String, VecDeque<Page>>,
+    pages: HashMap<String, VecDeque<PageResponse>>,
     requests: Vec<ReceivedRequest>,
 }
 
@@ -47,9 +47,9 @@ pub(crate) struct ReceivedRequest {
     pub(crate) body: Bytes,
 }
 
-/// What the server answers.
+/// An answer of the fake web server: content, a status or a redirect.
 #[derive(Clone, Debug)]
-pub(crate) enum Page {
+pub(crate) enum PageResponse {
     /// The content, whose length is announced.
     Content(Bytes),
     /// The content, whose length is not announced.
@@ -95,12 +95,12 @@ impl FakeWebServer {
     }
 
     /// Sets what requests of a path are answered with, whatever their query is.
-    pub(crate) fn set_page(&self, path: &str, page: Page) {
+    pub(crate) fn set_page(&self, path: &str, page: PageResponse) {
         self.set_pages(path, [page]);
     }
 
     /// Sets what requests of a path are answered with, one after the other; the last page is repeated.
-    pub(crate) fn set_pages(&self, path: &str, pages: impl IntoIterator<Item = Page>) {
+    pub(crate) fn set_pages(&self, path: &str, pages: impl IntoIterator<Item = PageResponse>) {
         let pages = pages.into_iter().collect();
         self.state().pages.insert(path.to_owned(), pages);
     }
@@ -132,7 +132,7 @@ impl FakeWebServer {
                 pages => pages.and_then(|pages| pages.front().cloned()),
             };
             state.requests.push(ReceivedRequest { head, body });
-            page.unwrap_or(Page::Status(404))
+            page.unwrap_or(PageResponse::Status(404))
         };
         self.count.send_modify(|count| *count += 1);
         let full = |content: Bytes| Full::new(content).map_err(|never| match never {}).boxed_unsync();
@@ -140,17 +140,17 @@ impl FakeWebServer {
             StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync()
         };
         let (status, body) = match &page {
-            Page::Content(content) => (200, full(content.clone())),
-            Page::Chunked(content) => (200, stream(vec![Ok(Frame::data(content.clone()))])),
-            Page::BreakingOff(content) => (
+            PageResponse::Content(content) => (200, full(content.clone())),
+            PageResponse::Chunked(content) => (200, stream(vec![Ok(Frame::data(content.clone()))])),
+            PageResponse::BreakingOff(content) => (
                 200,
                 stream(vec![Ok(Frame::data(content.clone())), Err("reset".into())]),
             ),
-            Page::Status(status) | Page::Redirect(status, _) => (*status, full(Bytes::new())),
+            PageResponse::Status(status) | PageResponse::Redirect(status, _) => (*status, full(Bytes::new())),
         };
         let mut response = Response::new(body);
         *response.status_mut() = StatusCode::from_u16(status).expect("status");
-        if let Page::Redirect(_, location) = &page {
+        if let PageResponse::Redirect(_, location) = &page {
             let location = location.parse().expect("header");
             response.headers_mut().insert(LOCATION, location);
         }

@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_changes_while_it_is_packed_is_an_error() {
+    fn a_file_whose_length_changes_while_it_is_read_is_an_error() {
         for (announced, problem) in [(2, "became longer"), (4, "became shorter")] {
             let mut file = tempfile::tempfile().expect("a file");
             Write::write_all(&mut file, b"abc").expect("it is written");

@@ -44,7 +44,7 @@ impl<'p> JsonFields<'p> {
     }
 
     /// Ignores a field, and adds a warning with `reason` if the document has it and it is not empty.
-    pub(super) fn ignore_field(&mut self, key: &str, reason: &str) {
+    pub(super) fn ignore_field_with_warning(&mut self, key: &str, reason: &str) {
         if self.take_field(key).is_some_and(|value| value != "") {
             self.add_warning(key, format!("is ignored: {reason}"));
         }
@@ -183,7 +183,7 @@ impl<'p> JsonFields<'p> {
     }
 
     /// Ignores the fields that were not read, and adds a warning for each: a newer builder may send them.
-    pub(super) fn ignore_unread_fields(mut self) {
+    pub(super) fn ignore_unread_fields_with_warnings(mut self) {
         for key in std::mem::take(&mut self.unread).keys() {
             self.add_warning(key, "is not a known field, and is ignored");
         }

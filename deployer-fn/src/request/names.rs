@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secrets_name_that_is_a_path_is_rejected() {
+    fn a_secrets_name_is_a_dns_subdomain_and_so_no_path() {
         for right in ["api-key", "tls.crt", "a.b.c"] {
             assert_eq!(check_secret_name(right), Ok(()), "{right}");
         }
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_labels_and_annotations_follow_kubernetes_rules() {
+    fn names_of_labels_and_annotations_and_values_of_labels_follow_kubernetes_rules() {
         for right in [
             "topic",
             "com.openfaas.scale.min",

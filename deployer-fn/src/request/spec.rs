@@ -129,7 +129,7 @@ impl FunctionSpec {
             fields.add_problem("namespace", problem);
         }
         // Fields that earlier gateways knew.
-        fields.ignore_field("network", "gateways have not used it since Docker Swarm");
+        fields.ignore_field_with_warning("network", "gateways have not used it since Docker Swarm");
         if fields
             .read_string("registryAuth")
             .is_some_and(|text| !text.is_empty())

@@ -202,7 +202,7 @@ fn all_problems_of_a_hand_over_are_reported_at_once() {
 }
 
 #[test]
-fn names_and_amounts_that_kubernetes_rejects_are_rejected() {
+fn names_of_labels_and_annotations_label_values_and_requests_over_limits_are_checked() {
     let found = problems_of(&json!({"image": IMAGE_REFERENCE, "deploy": {
         "service": "hello",
         "labels": {"a b": "1", "team": "a/b"},
@@ -306,7 +306,7 @@ fn registry_credentials_in_a_specification_are_rejected_without_repeating_them()
 }
 
 #[test]
-fn a_dry_run_needs_no_image() {
+fn a_dry_run_needs_no_image_and_is_known_as_one_even_if_invalid() {
     let unnamed = parse_valid_dry_run(&json!({"dryRun": true, "deploy": {"service": "hello"}}));
     assert_eq!(unnamed.image_if_repository_known(), None);
     let tagged =
@@ -326,7 +326,7 @@ fn a_dry_run_needs_no_image() {
 
 /// A builder that learns that a build has finished hands it over again, with a later end of the build.
 #[test]
-fn repeated_deliveries_of_one_hand_over_have_the_same_delivery_digest() {
+fn the_delivery_digest_is_the_same_for_repeated_deliveries_of_one_hand_over_only() {
     let digest = |change: &dyn Fn(&mut Value)| {
         let mut document = complete_hand_over_json();
         change(&mut document);

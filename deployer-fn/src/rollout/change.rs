@@ -117,10 +117,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Returns whether another rollout has deployed an older build than this one's since this rollout began.
     fn other_rollout_deployed_older_build(&self, status: &FunctionStatus) -> bool {
-        let is_before = self
-            .before
-            .as_ref()
-            .is_some_and(|before| FunctionVersion::of_deployed_function(before).may_be_deployed(status));
+        let is_before = self.before.as_ref().is_some_and(|before| {
+            FunctionVersion::of_deployed_function(before).may_be_the_deployed_version(status)
+        });
         !is_before
             && FunctionVersion::of_deployed_function(status)
                 .usable_build_times()
@@ -185,7 +184,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             None => self.final_read_function_status().await,
         };
         match now {
-            Ok(Some(status)) if self.version.is_certainly_deployed(&status) => {
+            Ok(Some(status)) if self.version.is_certainly_the_deployed_version(&status) => {
                 self.watch_with_timeout(None, WantedReplicas::All).await
             }
             Ok(now) => (ApplyAttemptResult::NotTaken(now), Findings::default()),
@@ -210,7 +209,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     /// Returns whether the version to restore on failure is the one that was deployed before the rollout.
     fn restores_version_deployed_before(&self) -> bool {
         match (&self.before, &self.last_good) {
-            (Some(status), Some(version)) => version.may_be_deployed(status),
+            (Some(status), Some(version)) => version.may_be_the_deployed_version(status),
             (None, None) => true,
             _ => false,
         }

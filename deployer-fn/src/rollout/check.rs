@@ -184,7 +184,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     fn next_step_if_repeated_delivery(&mut self) -> Option<NextStep> {
         let history = self.context.history;
         if let Some(status) = &self.before
-            && self.version.is_certainly_deployed(status)
+            && self.version.is_certainly_the_deployed_version(status)
         {
             let was_ready = self
                 .version

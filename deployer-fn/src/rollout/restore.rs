@@ -190,7 +190,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         drop(span);
         match restored {
             // The last good version is the new one, which was only late.
-            Some(RestoredState::LastGood(Some(now))) if self.version.is_certainly_deployed(&now) => {
+            Some(RestoredState::LastGood(Some(now)))
+                if self.version.is_certainly_the_deployed_version(&now) =>
+            {
                 self.record_ready(&now);
                 (RestorationResult::NewVersionReady, findings)
             }
@@ -307,7 +309,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             }
             match (&now, &last_good) {
                 (None, None) => return RestoredState::LastGood(None),
-                (Some(status), Some(version)) if version.may_be_deployed(status) => {
+                (Some(status), Some(version)) if version.may_be_the_deployed_version(status) => {
                     // A version that does not come up by itself is applied once more: a provider may have a function
                     // that it could not start.
                     let watching = self.watch_version_without_timeout(version, waiting_for);
@@ -335,11 +337,10 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Returns whether the function's state comes from this rollout, or is the one before it.
     fn is_of_or_before_this_rollout(&self, status: &FunctionStatus) -> bool {
-        let was_before = self
-            .before
-            .as_ref()
-            .is_some_and(|before| FunctionVersion::of_deployed_function(before).may_be_deployed(status));
-        self.version.may_be_deployed(status) || was_before
+        let was_before = self.before.as_ref().is_some_and(|before| {
+            FunctionVersion::of_deployed_function(before).may_be_the_deployed_version(status)
+        });
+        self.version.may_be_the_deployed_version(status) || was_before
     }
 
     /// Applies a version that was deployed before, and watches it.

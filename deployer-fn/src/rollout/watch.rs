@@ -306,7 +306,7 @@ impl<T: GatewayRequestSender> WatchedVersion<'_, T> {
             Ok(None) => return Err((WaitingFor::Specification { current: None }, None)),
             Err(error) => return Err((WaitingFor::Gateway(ErrorChain(&error).to_string()), None)),
         };
-        if !version.may_be_deployed(&status) {
+        if !version.may_be_the_deployed_version(&status) {
             let current = Some(status.image.clone());
             return Err((WaitingFor::Specification { current }, Some(status)));
         }

@@ -15,10 +15,10 @@ use serde_json::Value;
 use crate::{
     client::SigningClient,
     process::{
-        FunctionProcess, peak_memory_bytes, peak_own_memory_bytes, unlinked_open_files, wait_for_status,
-        wait_for_success,
+        FunctionProcess, peak_memory_bytes, peak_memory_bytes_without_file_pages, unlinked_open_files,
+        wait_for_status, wait_for_success,
     },
-    questions::QuestionClient,
+    questions::BuildQuestionClient,
     registry::RegistryClient,
     testbed::Testbed,
 };
@@ -148,9 +148,9 @@ impl BuilderProcess {
     }
 
     /// Returns a client of questions about builds that signs with the builder's secret `payload-secret`.
-    pub fn questions(&self) -> Result<QuestionClient> {
+    pub fn questions(&self) -> Result<BuildQuestionClient> {
         let key = fs::read(self.secrets.path().join("payload-secret"))?;
-        QuestionClient::new(self.url(), &key)
+        BuildQuestionClient::new(self.url(), &key)
     }
 
     /// Replaces a secret's file atomically, as a platform does when it rotates a secret.
@@ -224,8 +224,8 @@ impl BuilderProcess {
 
     /// Returns the builder process's peak resident memory so far, minus the pages of files that are resident now, in
     /// bytes. Those are the program's code, and the kernel can drop them.
-    pub fn peak_own_memory_bytes(&self) -> Result<usize> {
-        peak_own_memory_bytes(self.process_id())
+    pub fn peak_memory_bytes_without_file_pages(&self) -> Result<usize> {
+        peak_memory_bytes_without_file_pages(self.process_id())
     }
 
     /// Returns the files in the folder that `spool_dir` names by default, and the process's open files without a name.

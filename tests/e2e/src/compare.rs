@@ -140,7 +140,7 @@ impl SpeedComparison {
         for round in 0..rounds {
             let folder = UniqueContextFolder::of_shape(shape, self.salt ^ ((round as u64) << 32))?;
             let changed = UniqueContextFolder::of_shape(shape, self.salt ^ ((round as u64) << 32))?;
-            changed.change_one_file()?;
+            changed.change_one_file_and_set_all_times()?;
             let (first, second) = (
                 folder.tar_for_builder(self, "zstd")?,
                 changed.tar_for_builder(self, "zstd")?,

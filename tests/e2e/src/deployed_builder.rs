@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::{
     client::SigningClient,
-    process::{peak_own_memory_bytes, unlinked_open_files},
-    questions::QuestionClient,
+    process::{peak_memory_bytes_without_file_pages, unlinked_open_files},
+    questions::BuildQuestionClient,
     testbed::Testbed,
 };
 
@@ -106,8 +106,8 @@ impl<'t> DeployedBuilder<'t> {
     }
 
     /// Returns a client that asks about builds through the gateway.
-    pub fn questions(&self) -> Result<QuestionClient> {
-        QuestionClient::new(self.testbed.functions.function_url(&self.name), &self.key)
+    pub fn questions(&self) -> Result<BuildQuestionClient> {
+        BuildQuestionClient::new(self.testbed.functions.function_url(&self.name), &self.key)
     }
 
     /// Asks about a build until it has this state, and returns the answer.
@@ -128,8 +128,8 @@ impl<'t> DeployedBuilder<'t> {
     }
 
     /// Returns the peak resident memory of the builder's process so far, minus the pages of files, in bytes.
-    pub fn peak_own_memory_bytes(&self) -> Result<usize> {
-        peak_own_memory_bytes(self.process_id()?)
+    pub fn peak_memory_bytes_without_file_pages(&self) -> Result<usize> {
+        peak_memory_bytes_without_file_pages(self.process_id()?)
     }
 
     /// Returns the builder's open files without a name: stored bodies.

@@ -39,7 +39,7 @@ pub(crate) fn peak_memory_bytes(process_id: u32) -> Result<usize> {
 
 /// Returns a process's peak resident memory so far, minus the pages of files that are resident now, in bytes. Those are
 /// the program's code, and the kernel can drop them.
-pub(crate) fn peak_own_memory_bytes(process_id: u32) -> Result<usize> {
+pub(crate) fn peak_memory_bytes_without_file_pages(process_id: u32) -> Result<usize> {
     Ok(peak_memory_bytes(process_id)?.saturating_sub(proc_status_bytes(process_id, "RssFile")?))
 }
 

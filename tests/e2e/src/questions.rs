@@ -20,13 +20,13 @@ const RECORDS_MEDIA_TYPE: &str = "application/x-ndjson";
 
 /// A client that signs questions with one key and sends them to one builder-fn.
 #[derive(Debug, Clone)]
-pub struct QuestionClient {
+pub struct BuildQuestionClient {
     url: String,
     key: Vec<u8>,
     http: reqwest::Client,
 }
 
-impl QuestionClient {
+impl BuildQuestionClient {
     /// Returns a client for the builder-fn at this URL, which has no trailing slash; white space around the key is
     /// trimmed.
     pub fn new(url: impl Into<String>, key: &[u8]) -> Result<Self> {
@@ -54,17 +54,17 @@ impl QuestionClient {
         Ok((response.status().as_u16(), response.json().await?))
     }
 
-    /// Opens the log of a build from the line with the number `from` on; `None` if the builder has as many readers as it
-    /// may have.
+    /// Opens the log of a build from the line with the number `from_line` on; `None` if the builder has as many readers
+    /// as it may have.
     ///
     /// # Errors
     /// Fails if the answer has another status or media type.
     pub async fn open_log_unless_too_many_readers(
         &self,
         id: &str,
-        from: u64,
+        from_line: u64,
     ) -> Result<Option<RecordStream>> {
-        let path = format!("/builds/{id}/log?from={from}");
+        let path = format!("/builds/{id}/log?from={from_line}");
         let response = self.send(Method::GET, &path, RECORDS_MEDIA_TYPE).await?;
         match response.status().as_u16() {
             429 => Ok(None),

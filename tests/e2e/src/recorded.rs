@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use self::go_tar::{EntryOwner, HeaderFields};
-pub use self::outcome::{CliOutcome, cli_outcome};
+pub use self::outcome::{FaasCliOutcome, faas_cli_outcome};
 use crate::work_dir::path_in_repository;
 
 /// The parts of a request that differ between users.
@@ -28,13 +28,13 @@ pub struct RequestVariables {
 
 /// The recorded requests and secrets.
 #[derive(Debug)]
-pub struct CliRecording {
+pub struct FaasCliRecording {
     requests: Value,
     /// The recorded key pair, public key and sealed secrets.
     pub secrets: Value,
 }
 
-impl CliRecording {
+impl FaasCliRecording {
     /// Reads the recording from `tests/clients/recorded`.
     pub fn read_recording() -> Result<Self> {
         Ok(Self {
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn every_recorded_build_request_is_reproduced_byte_for_byte() {
-        let recorded = CliRecording::read_recording().unwrap();
+        let recorded = FaasCliRecording::read_recording().unwrap();
         let key = recorded.requests["payload_secret"].as_str().unwrap().trim();
         let variables = RequestVariables {
             repository: text_of_value(&recorded.requests["repository"])

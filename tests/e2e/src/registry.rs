@@ -133,7 +133,11 @@ impl RegistryClient {
     }
 
     /// Pushes an artifact with one layer, as `oras push` does, and returns its digest.
-    pub async fn push_artifact(&self, repository: &str, layer: impl Into<Bytes>) -> Result<String> {
+    pub async fn push_artifact_and_get_digest(
+        &self,
+        repository: &str,
+        layer: impl Into<Bytes>,
+    ) -> Result<String> {
         let layer = layer.into();
         let config = b"{}";
         let manifest = json!({

@@ -26,9 +26,9 @@ use tokio::task::JoinHandle;
 use crate::{registry::RegistryClient, testbed::Testbed};
 
 /// The name of the user who gets tokens of the proxy.
-const USER: &str = "pusher";
-/// The password of [`USER`].
-const PASSWORD: &str = "the password of the pusher";
+const TOKEN_USER_NAME: &str = "pusher";
+/// The password of [`TOKEN_USER_NAME`].
+const TOKEN_USER_PASSWORD: &str = "the password of the pusher";
 
 /// The largest body of a forwarded request.
 const BODY_BYTES_MAX: usize = 64 << 20;
@@ -112,8 +112,8 @@ impl RegistryProxy {
 
     /// Starts a proxy that wants bearer tokens, on a free port of the loopback address. A token is valid until it is
     /// revoked, whatever `expires_in` its answer has: this many seconds.
-    pub async fn start_with_tokens(testbed: &Testbed, expires_in: u32) -> Result<Self> {
-        Self::start_with_token_lifetime(testbed, Some(expires_in)).await
+    pub async fn start_with_tokens(testbed: &Testbed, claimed_lifetime_seconds: u32) -> Result<Self> {
+        Self::start_with_token_lifetime(testbed, Some(claimed_lifetime_seconds)).await
     }
 
     async fn start_with_token_lifetime(testbed: &Testbed, token_lifetime: Option<u32>) -> Result<Self> {
@@ -154,7 +154,11 @@ impl RegistryProxy {
             &registry.user,
             &registry.password,
         ))?;
-        let own = parse(RegistryClient::docker_config(&self.host, USER, PASSWORD))?;
+        let own = parse(RegistryClient::docker_config(
+            &self.host,
+            TOKEN_USER_NAME,
+            TOKEN_USER_PASSWORD,
+        ))?;
         config["auths"][&self.host] = own["auths"][&self.host].clone();
         Ok(config.to_string())
     }
@@ -221,7 +225,7 @@ impl ProxyState {
     }
 
     /// Revokes all tokens if `request` is the one before which that happens.
-    fn revoke_before(&mut self, request: &Request<Body>) {
+    fn revoke_tokens_if_due_before(&mut self, request: &Request<Body>) {
         if self.revocation.is_some_and(|pattern| pattern.selects(request)) {
             self.revocation = None;
             self.revocations += 1;
@@ -244,10 +248,10 @@ impl ProxyShared {
     }
 
     /// Returns the answer to a request without a valid token; `None` if it has one, or none is needed.
-    fn challenge(&self, request: &Request<Body>) -> Option<Response> {
+    fn challenge_unless_token_is_valid(&self, request: &Request<Body>) -> Option<Response> {
         self.token_lifetime?;
         let mut state = self.lock();
-        state.revoke_before(request);
+        state.revoke_tokens_if_due_before(request);
         let token = bearer_token(request.headers());
         if token.is_some_and(|token| state.is_valid_token(token)) {
             return None;
@@ -268,7 +272,10 @@ impl ProxyShared {
 
     /// Answers a request for a token with the scopes in its query.
     fn issue_token(&self, request: &Request<Body>) -> Response {
-        let expected = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
+        let expected = format!(
+            "Basic {}",
+            STANDARD.encode(format!("{TOKEN_USER_NAME}:{TOKEN_USER_PASSWORD}"))
+        );
         let is_user = request
             .headers()
             .get(AUTHORIZATION)
@@ -331,9 +338,9 @@ async fn answer_request(State(proxy): State<Arc<ProxyShared>>, request: Request<
     }
     let rejection = proxy.lock().take_rejection(&request);
     if let Some(rejection) = rejection {
-        return to_response(rejection, request).await;
+        return read_body_and_reject(rejection, request).await;
     }
-    if let Some(challenge) = proxy.challenge(&request) {
+    if let Some(challenge) = proxy.challenge_unless_token_is_valid(&request) {
         return challenge;
     }
     proxy
@@ -343,7 +350,7 @@ async fn answer_request(State(proxy): State<Arc<ProxyShared>>, request: Request<
 }
 
 /// Returns the answer of a rejection, after the body of its request was read.
-async fn to_response(rejection: Rejection, request: Request<Body>) -> Response {
+async fn read_body_and_reject(rejection: Rejection, request: Request<Body>) -> Response {
     drop(to_bytes(request.into_body(), BODY_BYTES_MAX).await);
     let status = StatusCode::from_u16(rejection.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = rejection

@@ -26,7 +26,7 @@ pub struct RunningSlipway {
 }
 
 impl SlipwayProgram {
-    /// Builds the command, once a run.
+    /// Builds `slipway`, once a run, and gives it the addresses and the key of the stack.
     pub async fn for_testbed(testbed: &Testbed) -> Result<Self> {
         let stack = &testbed.stack;
         let key = stack.payload_secret.display().to_string();
@@ -109,7 +109,8 @@ impl RunningSlipway {
         )?)
     }
 
-    /// Waits for the end of the command, and returns its exit status and standard output.
+    /// Waits for the end of the command, and returns its exit status, its standard output and the rest of its standard
+    /// error.
     pub async fn wait_for_end(self) -> Result<ProgramOutput> {
         let Self { child, mut stderr } = self;
         let mut rest = String::new();

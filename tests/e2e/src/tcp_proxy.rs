@@ -52,10 +52,10 @@ impl TcpProxy {
     }
 
     /// Starts a proxy at this address of the machine to a URL with the scheme `unix`, `tcp` or `http`.
-    pub async fn start_at(address: IpAddr, url: &str) -> Result<Self> {
-        let (scheme, rest) = url
+    pub async fn start_at(address: IpAddr, target_url: &str) -> Result<Self> {
+        let (scheme, rest) = target_url
             .split_once("://")
-            .with_context(|| format!("not a URL: {url}"))?;
+            .with_context(|| format!("not a URL: {target_url}"))?;
         let (scheme, target) = match scheme {
             "unix" => ("tcp", ProxyTarget::Unix(Path::new(rest).to_owned())),
             _ => (scheme, ProxyTarget::Tcp(rest.trim_end_matches('/').to_owned())),

@@ -40,7 +40,12 @@ impl TlsProxy {
         Self::start(url, identity, address, &address.to_string()).await
     }
 
-    async fn start(url: &str, identity: &CertificateWithKey, address: IpAddr, name: &str) -> Result<Self> {
+    async fn start(
+        url: &str,
+        identity: &CertificateWithKey,
+        address: IpAddr,
+        host_in_url: &str,
+    ) -> Result<Self> {
         let target = url
             .strip_prefix("http://")
             .with_context(|| format!("not an http URL: {url}"))?
@@ -54,7 +59,7 @@ impl TlsProxy {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind((address, 0)).await?;
         Ok(Self {
-            url: format!("https://{name}:{}", listener.local_addr()?.port()),
+            url: format!("https://{host_in_url}:{}", listener.local_addr()?.port()),
             serving: tokio::spawn(async move {
                 while let Ok((client, _)) = listener.accept().await {
                     let (acceptor, target) = (acceptor.clone(), target.clone());

@@ -17,7 +17,7 @@ pub struct Simulation {
 
 /// How functions are spread over the daemons of an idle pool.
 #[derive(Clone, Copy, Debug)]
-pub struct Balance {
+pub struct FunctionsPerDaemon {
     /// The fewest functions of one daemon.
     pub least: usize,
     /// The most functions of one daemon.
@@ -52,12 +52,12 @@ impl Simulation {
     }
 
     /// Returns how `placed`, the daemons of the functions, are spread.
-    pub fn balance(&self, placed: &[usize]) -> Balance {
+    pub fn balance(&self, placed: &[usize]) -> FunctionsPerDaemon {
         let mut counts = vec![0; self.daemons.len()];
         for daemon in placed {
             counts[*daemon] += 1;
         }
-        Balance {
+        FunctionsPerDaemon {
             least: counts.iter().copied().min().unwrap_or_default(),
             most: counts.iter().copied().max().unwrap_or_default(),
             mean: placed.len() as f64 / self.daemons.len() as f64,
@@ -140,7 +140,7 @@ fn place_all(daemons: &[DaemonLoad], functions: &[PlacementHash]) -> Vec<usize> 
     })
 }
 
-impl fmt::Display for Balance {
+impl fmt::Display for FunctionsPerDaemon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { least, most, mean } = self;
         write!(f, "{least} to {most} functions a daemon, {mean:.0} on average")

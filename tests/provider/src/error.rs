@@ -4,7 +4,7 @@ use std::{fmt, io, time::Duration};
 
 use tonic::{Code, Status};
 
-/// An error of the provider, with the operation and its subject.
+/// An error of the provider; where it helps, with the operation and its subject.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderError {
     /// The function does not exist.

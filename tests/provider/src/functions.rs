@@ -122,7 +122,7 @@ impl FunctionStore {
     }
 
     /// Creates the bridge of the functions' network, and restores the functions of an earlier provider.
-    pub(crate) async fn restore_functions(&self) -> Result<(), ProviderError> {
+    pub(crate) async fn create_bridge_and_restore_functions(&self) -> Result<(), ProviderError> {
         self.0.network.connect_and_disconnect_test_namespace().await?;
         restore::restore_functions(&self.0).await
     }
@@ -186,7 +186,7 @@ impl FunctionStore {
         let key = self.0.key_of_function(&deployment);
         let inner = Arc::clone(&self.0);
         self.0
-            .run_exclusively(key, |key| async move {
+            .run_exclusively_and_to_completion(key, |key| async move {
                 inner.create_and_start(&key, &deployment).await
             })
             .await
@@ -207,7 +207,7 @@ impl FunctionStore {
                 UpdateStrategy::Deferred => inner.accept_deferred_update(&key, deployment).await,
             }
         };
-        self.0.run_exclusively(key, work).await?;
+        self.0.run_exclusively_and_to_completion(key, work).await?;
         Ok(match strategy {
             UpdateStrategy::Rolling | UpdateStrategy::Recreate => UpdateProgress::Done,
             UpdateStrategy::Deferred => UpdateProgress::Accepted,
@@ -238,7 +238,7 @@ impl FunctionStore {
             inner.logs.delete_logs_of_function(&key);
             discarded
         };
-        self.0.run_exclusively(key, work).await
+        self.0.run_exclusively_and_to_completion(key, work).await
     }
 
     /// Starts a function, or stops it if `replicas` is 0. There is at most one replica.
@@ -256,7 +256,7 @@ impl FunctionStore {
                 _ => instance.start_process().await,
             }
         };
-        self.0.run_exclusively(key, work).await
+        self.0.run_exclusively_and_to_completion(key, work).await
     }
 
     /// Waits until all replaced and deleted instances are removed, or their removal is given up. Functions continue to
@@ -391,7 +391,11 @@ impl FunctionStoreInner {
 
     /// Runs an operation on a function to completion, even if the caller disconnects. Operations on one
     /// function run one after the other.
-    async fn run_exclusively<F, W>(&self, key: FunctionKey, work: W) -> Result<(), ProviderError>
+    async fn run_exclusively_and_to_completion<F, W>(
+        &self,
+        key: FunctionKey,
+        work: W,
+    ) -> Result<(), ProviderError>
     where
         W: FnOnce(FunctionKey) -> F + Send + 'static,
         F: Future<Output = Result<(), ProviderError>> + Send + 'static,

@@ -42,13 +42,13 @@ fn mount_and_read_user_files(mounts: &[Mount]) -> Result<UserFiles, ProviderErro
     )
     .map_err(|errno| ProviderError::io_error("open", &mounted.0)(errno.into()))?;
     Ok(UserFiles {
-        passwd: read_within_root(&root, "etc/passwd"),
-        group: read_within_root(&root, "etc/group"),
+        passwd: read_text_within_root_or_empty(&root, "etc/passwd"),
+        group: read_text_within_root_or_empty(&root, "etc/group"),
     })
 }
 
 /// Returns the text of a file below the root; empty if it is missing, unreadable or not UTF-8.
-fn read_within_root(root: &OwnedFd, path: &str) -> String {
+fn read_text_within_root_or_empty(root: &OwnedFd, path: &str) -> String {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mut text = String::new();
     if let Ok(file) = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
@@ -136,7 +136,7 @@ mod tests {
             ResolveFlags::empty(),
         )
         .unwrap();
-        assert_eq!(read_within_root(&fd, "etc/passwd"), "");
-        assert_eq!(read_within_root(&fd, "etc/group"), "app:x:1:\n");
+        assert_eq!(read_text_within_root_or_empty(&fd, "etc/passwd"), "");
+        assert_eq!(read_text_within_root_or_empty(&fd, "etc/group"), "app:x:1:\n");
     }
 }

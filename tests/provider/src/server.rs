@@ -31,7 +31,7 @@ pub async fn serve_api_until_stopped(
     let address = settings.listen_address;
     let functions = FunctionStore::open(settings).await?;
     // Before listening, because the address may be the bridge's own.
-    functions.restore_functions().await?;
+    functions.create_bridge_and_restore_functions().await?;
     let listener = TcpListener::bind(address)
         .await
         .map_err(ProviderError::io_error("listen on", address.to_string()))?;

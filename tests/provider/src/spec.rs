@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_root_has_a_writable_tmp() {
+    fn a_read_only_root_has_a_mount_at_tmp() {
         let mut deployment = test_deployment();
         assert_eq!(
             spec_of_deployment(&deployment).unwrap()["root"],

@@ -32,7 +32,7 @@ pub(crate) const BUILDKIT_PORT: u16 = 1234;
 /// The address of the BuildKit daemon, in its own network.
 pub(crate) const BUILDKIT_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 2);
 /// The stack's address on the pair of interfaces that connects it to BuildKit's network.
-pub(crate) const BUILDKIT_GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
+pub(crate) const STACKS_ADDRESS_TOWARDS_BUILDKIT: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 /// The subnet of the pair of interfaces that connects the stack to BuildKit's network.
 pub(crate) const BUILDKIT_SUBNET: &str = "10.64.0.0/30";
 /// The subnet of build steps, each of which has a network namespace and an address of its own.
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stacks_get_different_addresses() {
+    fn the_lowest_free_stack_number_gives_a_stack_its_own_addresses() {
         let first = StackNumber::lowest_free_number(|_| false).unwrap();
         let second = StackNumber::lowest_free_number(|number| number == first).unwrap();
         assert_eq!(first.registry_address().to_string(), "10.63.1.2:5000");

@@ -40,11 +40,11 @@ const CERTIFICATES_EXPIRY_FILE: &str = "buildkit-certificates-expire";
 /// Makes the stack's certificates if they are missing or less than a third of their life is left, and returns when
 /// they expire, in seconds since 1970.
 pub(crate) fn ensure_certificates_and_read_expiry_seconds(dir: &StackDir) -> Result<u64> {
-    ensure_certificates_at(dir, SystemTime::now())
+    ensure_certificates_as_if_at_and_read_expiry_seconds(dir, SystemTime::now())
 }
 
 /// Does the work of [`ensure_certificates_and_read_expiry_seconds`], as if the time were `now`.
-fn ensure_certificates_at(dir: &StackDir, now: SystemTime) -> Result<u64> {
+fn ensure_certificates_as_if_at_and_read_expiry_seconds(dir: &StackDir, now: SystemTime) -> Result<u64> {
     let files = [DAEMON_CERTIFICATE_FILE, DAEMON_KEY_FILE].map(|name| dir.config_directory().join(name));
     let secrets = BUILDKIT_CLIENT_SECRET_NAMES.map(|name| dir.secrets_directory().join(name));
     let complete = files.iter().chain(&secrets).all(|path| path.exists());
@@ -142,18 +142,23 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let made = SystemTime::now();
-        let expiry = ensure_certificates_at(&dir, made).unwrap();
+        let expiry = ensure_certificates_as_if_at_and_read_expiry_seconds(&dir, made).unwrap();
         let first = content();
         assert_eq!(
-            ensure_certificates_at(&dir, made + CERTIFICATE_LIFE * 13 / 20).unwrap(),
+            ensure_certificates_as_if_at_and_read_expiry_seconds(&dir, made + CERTIFICATE_LIFE * 13 / 20)
+                .unwrap(),
             expiry
         );
         assert_eq!(content(), first);
-        assert!(ensure_certificates_at(&dir, made + CERTIFICATE_LIFE * 7 / 10).unwrap() > expiry);
+        assert!(
+            ensure_certificates_as_if_at_and_read_expiry_seconds(&dir, made + CERTIFICATE_LIFE * 7 / 10)
+                .unwrap()
+                > expiry
+        );
         let second = content();
         assert!(first.iter().zip(&second).all(|(first, second)| first != second));
         fs::remove_file(dir.secrets_directory().join("buildkit-key")).unwrap();
-        ensure_certificates_at(&dir, made + CERTIFICATE_LIFE * 7 / 10).unwrap();
+        ensure_certificates_as_if_at_and_read_expiry_seconds(&dir, made + CERTIFICATE_LIFE * 7 / 10).unwrap();
         assert!(
             content()
                 .iter()

@@ -80,16 +80,16 @@ impl CgroupHierarchy {
             .filter(|_| kind == "cgroup" || kind == "cgroup2")
     }
 
-    /// Returns the directory of the control group below which the stack's group is created; `own_cgroups` is the
+    /// Returns the directory of the control group below which the stack's group is created; `proc_self_cgroup` is the
     /// content of `/proc/self/cgroup`.
     ///
     /// In version 2 a group that has processes cannot delegate controllers, so this is the root. In version 1
     /// it is this process's own group, whose limits then apply.
-    fn parent_group_directory(&self, own_cgroups: &str) -> PathBuf {
+    fn parent_group_directory(&self, proc_self_cgroup: &str) -> PathBuf {
         if self.unified {
             return self.mount.clone();
         }
-        let line = own_cgroups
+        let line = proc_self_cgroup
             .lines()
             .filter_map(|line| line.split(':').nth(1).zip(line.splitn(3, ':').nth(2)));
         let path = line

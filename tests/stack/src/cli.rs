@@ -4,8 +4,8 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use slipway_stack::{
-    LauncherDirectories, LauncherError, PartState, ProgressSink, PublicAccess, Result, Stack, StackOptions,
-    StackPart, StepLimits, TenantStepNetworkRule, parse_size,
+    BuildPublicAccess, LauncherDirectories, LauncherError, PartState, ProgressSink, Result, Stack,
+    StackOptions, StackPart, StepLimits, TenantStepNetworkRule, parse_size,
 };
 
 use crate::console;
@@ -103,7 +103,7 @@ struct UpArguments {
     allow: Vec<String>,
     /// Who reaches public addresses: `all`, which is BuildKit and build steps, `daemon`, which is BuildKit, or `none`.
     #[arg(long, env = "SLIPWAY_PUBLIC", default_value = "all")]
-    public: PublicAccess,
+    public: BuildPublicAccess,
     /// What the build steps of a tenant reach instead, such as `acme=10.1.2.3,mirror.example.com`; `public` stands for
     /// public addresses. Separate tenants in the variable by semicolons.
     #[arg(

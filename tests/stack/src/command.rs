@@ -25,13 +25,13 @@ pub(crate) fn new_command(program: impl AsRef<OsStr>) -> Command {
 
 /// Runs a program and returns its standard output; fails unless it exits successfully.
 pub(crate) async fn run_program(command: &mut Command) -> Result<Vec<u8>> {
-    let name = displayed_command(command.as_std());
+    let name = program_and_first_four_arguments(command.as_std());
     check_program_output(name, command.output().await)
 }
 
 /// Runs a program with the given standard input and returns its standard output; fails unless it exits successfully.
 pub(crate) async fn run_program_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
-    let name = displayed_command(command.as_std());
+    let name = program_and_first_four_arguments(command.as_std());
     let failed = |source| LauncherError::Spawn {
         program: name.clone(),
         source,
@@ -56,7 +56,7 @@ pub(crate) async fn run_program_with_input(command: &mut Command, input: &[u8]) 
 
 /// Runs a program as [`run_program`] does, without an async runtime.
 pub(crate) fn run_program_blocking(command: &mut std::process::Command) -> Result<Vec<u8>> {
-    let name = displayed_command(command);
+    let name = program_and_first_four_arguments(command);
     check_program_output(name, command.stdin(Stdio::null()).output())
 }
 
@@ -74,12 +74,12 @@ fn check_program_output(name: String, output: io::Result<Output>) -> Result<Vec<
     Err(LauncherError::Program {
         program: name,
         status: output.status.to_string(),
-        output: last_lines(&text, OUTPUT_TAIL_LINES),
+        output: last_lines_each_cut(&text, OUTPUT_TAIL_LINES),
     })
 }
 
 /// Returns a command's program and first four arguments, which identify the command in errors.
-fn displayed_command(command: &std::process::Command) -> String {
+fn program_and_first_four_arguments(command: &std::process::Command) -> String {
     let words = [command.get_program()]
         .into_iter()
         .chain(command.get_args().take(4));
@@ -90,7 +90,7 @@ fn displayed_command(command: &std::process::Command) -> String {
 }
 
 /// Returns the last lines of a text, each cut to [`LONGEST_LINE_BYTES`].
-pub(crate) fn last_lines(text: &str, count: usize) -> String {
+pub(crate) fn last_lines_each_cut(text: &str, count: usize) -> String {
     let all = text.trim_end().lines().collect::<Vec<_>>();
     let last = all.get(all.len().saturating_sub(count)..).unwrap_or_default();
     let cut = |line: &&str| line[..line.floor_char_boundary(LONGEST_LINE_BYTES)].to_owned();
@@ -115,8 +115,8 @@ mod tests {
 
     #[test]
     fn last_lines_has_only_the_last_lines_of_a_text() {
-        assert_eq!(last_lines("a\nb\nc\n", 2), "b\nc");
-        assert_eq!(last_lines("a", 5), "a");
-        assert_eq!(last_lines("", 5), "");
+        assert_eq!(last_lines_each_cut("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(last_lines_each_cut("a", 5), "a");
+        assert_eq!(last_lines_each_cut("", 5), "");
     }
 }

@@ -37,7 +37,7 @@ pub(crate) enum SupervisorCommand {
 /// An event in the supervisor's answer to a command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
-pub(crate) enum SupervisorEvent {
+pub(crate) enum CommandAnswerEvent {
     /// The supervisor is starting a part.
     Starting { part: StackPart },
     /// A part of the stack is ready, `seconds` after its start began.
@@ -106,8 +106,8 @@ impl ControlClient {
     pub(crate) async fn send_command(
         &mut self,
         command: SupervisorCommand,
-        mut on_event: impl FnMut(SupervisorEvent),
-    ) -> Result<SupervisorEvent> {
+        mut on_event: impl FnMut(CommandAnswerEvent),
+    ) -> Result<CommandAnswerEvent> {
         let lost = LauncherError::ConnectionLost;
         let mut line = serde_json::to_string(&command).map_err(|error| lost(error.to_string()))?;
         line.push('\n');
@@ -127,10 +127,10 @@ impl ControlClient {
                 return Err(lost("the supervisor closed it".into()));
             }
             match serde_json::from_str(&line).map_err(|error| lost(error.to_string()))? {
-                SupervisorEvent::Rejected { reason } => return Err(LauncherError::Rejected(reason)),
-                event @ (SupervisorEvent::Starting { .. }
-                | SupervisorEvent::Ready { .. }
-                | SupervisorEvent::Stopped { .. }) => on_event(event),
+                CommandAnswerEvent::Rejected { reason } => return Err(LauncherError::Rejected(reason)),
+                event @ (CommandAnswerEvent::Starting { .. }
+                | CommandAnswerEvent::Ready { .. }
+                | CommandAnswerEvent::Stopped { .. }) => on_event(event),
                 last => return Ok(last),
             }
         }
@@ -148,7 +148,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(command, r#"{"command":"stop","part":"queue-worker"}"#);
-        let event = serde_json::to_string(&SupervisorEvent::Failed {
+        let event = serde_json::to_string(&CommandAnswerEvent::Failed {
             part: StackPart::Nats,
             reason: "a\nb".into(),
         })
@@ -161,8 +161,9 @@ mod tests {
         let command = |command: SupervisorCommand| serde_json::to_string(&command).unwrap();
         assert_eq!(command(SupervisorCommand::StartAll), r#"{"command":"begin"}"#);
         assert_eq!(command(SupervisorCommand::Shutdown), r#"{"command":"down"}"#);
-        let rejected: SupervisorEvent = serde_json::from_str(r#"{"event":"refused","reason":"r"}"#).unwrap();
-        assert_eq!(rejected, SupervisorEvent::Rejected { reason: "r".into() });
+        let rejected: CommandAnswerEvent =
+            serde_json::from_str(r#"{"event":"refused","reason":"r"}"#).unwrap();
+        assert_eq!(rejected, CommandAnswerEvent::Rejected { reason: "r".into() });
         let state: PartState = serde_json::from_str(r#"{"state":"ended","how":"signal 9"}"#).unwrap();
         assert_eq!(
             state,

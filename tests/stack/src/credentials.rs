@@ -51,10 +51,10 @@ pub(crate) struct StackCredentials {
 impl StackCredentials {
     /// Reads the stack's credentials, and generates and stores those that are missing.
     ///
-    /// `registry` is the registry's host and port; `registry_requires_password` is whether it requires a password.
+    /// `registry_host` is the registry's host and port; `registry_requires_password` is whether it requires a password.
     pub(crate) fn read_or_generate(
         dir: &StackDir,
-        registry: &str,
+        registry_host: &str,
         registry_requires_password: bool,
     ) -> Result<Self> {
         let secrets = dir.secrets_directory();
@@ -79,7 +79,7 @@ impl StackCredentials {
         };
         write_private_file(
             &secrets.join("registry-config"),
-            credentials.docker_config(registry).as_bytes(),
+            credentials.docker_config(registry_host).as_bytes(),
         )?;
         Ok(credentials)
     }
@@ -101,10 +101,10 @@ impl StackCredentials {
     }
 
     /// Returns a Docker `config.json` with the registry's credentials.
-    fn docker_config(&self, registry: &str) -> String {
+    fn docker_config(&self, registry_host: &str) -> String {
         let auths = match &self.registry {
             Some(Login { user, password }) => {
-                json!({ registry: { "auth": STANDARD.encode(format!("{user}:{password}")) } })
+                json!({ registry_host: { "auth": STANDARD.encode(format!("{user}:{password}")) } })
             }
             None => json!({}),
         };
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn two_stacks_have_different_credentials() {
+    fn gateway_passwords_differ_between_stacks_and_from_the_registrys_password() {
         let ((_one, first), (_two, second)) = (temporary_stack_dir(), temporary_stack_dir());
         let first = StackCredentials::read_or_generate(&first, "r", true).unwrap();
         assert_ne!(

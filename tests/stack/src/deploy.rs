@@ -39,7 +39,7 @@ use crate::{
 const SLIPWAY_FUNCTION_NAMES: [&str; 2] = ["builder-fn", "deployer-fn"];
 
 /// The beginning of the names of the registry's repositories for Slipway's images and the sample function's image.
-const SLIPWAY_REPOSITORY: &str = "slipway";
+const SLIPWAY_REPOSITORY_PREFIX: &str = "slipway";
 
 /// The annotation of a function with a hash of its deployment; it shows whether the function is up to date.
 const DEPLOYMENT_HASH_ANNOTATION: &str = "com.slipway.stack";
@@ -69,7 +69,7 @@ pub(crate) async fn deploy_functions_and_call_sample(
     build_missing_images(stack, registry, &planned, progress).await?;
     for function in &planned {
         function
-            .deploy_if_changed(stack, &gateway, &faas_cli, progress)
+            .deploy_if_changed_or_not_ready_and_wait(stack, &gateway, &faas_cli, progress)
             .await?;
     }
     SampleFunction {
@@ -119,7 +119,7 @@ impl PlannedFunction {
         faas_cli: &FaasCliProject,
     ) -> Result<Self> {
         let tag = context.tag_hash(&[&stack.rust_image()]);
-        let image = format!("{}/{SLIPWAY_REPOSITORY}/{name}:{tag}", stack.registry.host);
+        let image = format!("{}/{SLIPWAY_REPOSITORY_PREFIX}/{name}:{tag}", stack.registry.host);
         // New certificates are new values of secrets, which a running function may have read already.
         let certificates = stack.plan()?.certificates_expire.to_string();
         let deployment_hash = context::hash_of_texts(&[&image, &faas_cli.stack_yml_text()?, &certificates]);
@@ -140,7 +140,7 @@ impl PlannedFunction {
     }
 
     /// Deploys the function, unless the same deployment already exists and is ready, and waits until it is ready.
-    async fn deploy_if_changed(
+    async fn deploy_if_changed_or_not_ready_and_wait(
         &self,
         stack: &Stack,
         gateway: &GatewayClient,
@@ -205,7 +205,7 @@ fn shared_stack_yml_variables(stack: &Stack) -> Vec<(&'static str, String)> {
     vec![
         ("OPENFAAS_URL", stack.gateway.url.clone()),
         ("REGISTRY", stack.registry.host.clone()),
-        ("REPOSITORY", SLIPWAY_REPOSITORY.to_owned()),
+        ("REPOSITORY", SLIPWAY_REPOSITORY_PREFIX.to_owned()),
         ("RUST_IMAGE", stack.rust_image()),
         ("BUILDKIT_URL", buildkit_url_for_functions()),
         ("GATEWAY_URL", gateway_url_for_functions()),
@@ -213,7 +213,7 @@ fn shared_stack_yml_variables(stack: &Stack) -> Vec<(&'static str, String)> {
         // Without records of builds, no function can be rolled back to an earlier version.
         (
             "RECORDS_REPOSITORY",
-            format!("{}/{SLIPWAY_REPOSITORY}/records", stack.registry.host),
+            format!("{}/{SLIPWAY_REPOSITORY_PREFIX}/records", stack.registry.host),
         ),
         // Whoever waits at a terminal sees for themselves whether a version stays up.
         ("SETTLING_TIME", "0s".to_owned()),
@@ -229,7 +229,7 @@ async fn build_missing_images(
 ) -> Result<()> {
     let mut missing = Vec::new();
     for function in all {
-        let repository = format!("{SLIPWAY_REPOSITORY}/{}", function.name);
+        let repository = format!("{SLIPWAY_REPOSITORY_PREFIX}/{}", function.name);
         if registry
             .digest_if_complete(&repository, &function.tag)
             .await?

@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stack_name_that_could_leave_the_state_directory_is_rejected() {
+    fn a_stack_name_of_other_characters_than_a_to_z_0_to_9_and_hyphens_or_too_long_is_rejected() {
         let directories = LauncherDirectories {
             cache: "/c".into(),
             stacks: "/s".into(),
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_repository_is_the_workspaces_root() {
+    fn repository_root_is_the_root_of_the_workspace() {
         assert!(repository_root().join("tests/stack/Cargo.toml").is_file());
     }
 }

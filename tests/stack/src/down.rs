@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal};
 use crate::{
     address::StackNumber,
     cgroup::StackControlGroups,
-    control::{ControlClient, SupervisorCommand, SupervisorEvent},
+    control::{CommandAnswerEvent, ControlClient, SupervisorCommand},
     directories::{LauncherDirectories, StackDir},
     error::{IoResultExt as _, LauncherError, Result},
     plan::RunningStackState,
@@ -114,7 +114,7 @@ pub(crate) async fn stop_and_clean_up(dir: &StackDir, progress: &ProgressSink) -
 /// Lets the supervisor stop all parts, in order, and end itself.
 async fn shut_down_supervisor(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
     let on_event = |event| {
-        if let SupervisorEvent::Stopped { part } = event {
+        if let CommandAnswerEvent::Stopped { part } = event {
             progress.emit_step(part, "stopped");
         }
     };

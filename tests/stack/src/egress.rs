@@ -105,10 +105,12 @@ impl fmt::Display for Ipv4Network {
     }
 }
 
-/// The choice of who reaches public addresses: BuildKit and build steps, BuildKit alone, or neither.
+/// The choice whether BuildKit and build steps reach public addresses: both, BuildKit alone, or neither.
+///
+/// Functions always do. Steps of tenants with a rule of their own have that one instead.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum PublicAccess {
+pub enum BuildPublicAccess {
     /// BuildKit and build steps reach public addresses.
     #[default]
     All,
@@ -118,7 +120,7 @@ pub enum PublicAccess {
     None,
 }
 
-impl FromStr for PublicAccess {
+impl FromStr for BuildPublicAccess {
     type Err = LauncherError;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -192,14 +194,14 @@ pub(crate) struct EgressRules {
     /// The networks that are closed unless the operator opened them.
     pub(crate) denied: Vec<Ipv4Network>,
     /// The choice of who reaches the networks that are neither opened nor closed, which are public.
-    pub(crate) public: PublicAccess,
+    pub(crate) public: BuildPublicAccess,
     /// The rules of tenants whose steps have their own.
     pub(crate) tenants: Vec<ResolvedTenantStepRule>,
 }
 
 impl EgressRules {
     /// Returns rules with these opened networks on a machine with these networks of its own, with public addresses for
-    /// all and without rules of tenants.
+    /// BuildKit and its steps, and without rules of tenants.
     pub(crate) fn new(allowed: Vec<Ipv4Network>, networks_of_machine: Vec<Ipv4Network>) -> Result<Self> {
         let reserved = RESERVED_NETWORKS
             .into_iter()
@@ -208,7 +210,7 @@ impl EgressRules {
         Ok(Self {
             allowed,
             denied: [reserved, networks_of_machine].concat(),
-            public: PublicAccess::All,
+            public: BuildPublicAccess::All,
             tenants: Vec::new(),
         })
     }
@@ -219,15 +221,15 @@ impl EgressRules {
 /// A service of the machine that listens on every address is reached at any of them.
 pub(crate) fn parse_machine_networks(ip_json_output: &[u8]) -> Result<Vec<Ipv4Network>> {
     #[derive(Deserialize)]
-    struct Interface {
-        addr_info: Vec<Address>,
+    struct IpJsonInterface {
+        addr_info: Vec<IpJsonAddress>,
     }
     #[derive(Deserialize)]
-    struct Address {
+    struct IpJsonAddress {
         local: Ipv4Addr,
         prefixlen: u8,
     }
-    let interfaces: Vec<Interface> =
+    let interfaces: Vec<IpJsonInterface> =
         serde_json::from_slice(ip_json_output).map_err(|source| LauncherError::InvalidFile {
             path: "the output of ip -json address".into(),
             source,
@@ -341,7 +343,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_operator_opens_addresses_networks_and_names() {
+    async fn addresses_networks_and_host_names_that_an_operator_opens_are_resolved_to_networks() {
         let entries = ["10.1.2.3", " 10.2.9.9/16", "localhost", ""].map(str::to_owned);
         let networks = resolve_allowed_entries(&entries).await.unwrap();
         assert_eq!(

@@ -35,7 +35,7 @@ const TOOLCHAIN_PATH_IN_IMAGE: &str = "usr/local/rust";
 const CARGO_HOME_IN_IMAGE: &str = "/usr/local/cargo";
 
 /// The value of `PATH` in the Debian image; in the Rust image, the toolchain's directory precedes it.
-const PATH_IN_IMAGE: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const PATH_VARIABLE_IN_IMAGE: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Returns the reference of the Rust image in a registry.
 pub(crate) fn rust_image_reference(registry: &str) -> String {
@@ -78,12 +78,12 @@ impl BaseImageLayers {
         registry: &RegistryClient,
         progress: &ProgressSink,
     ) -> Result<()> {
-        let path = format!("/{TOOLCHAIN_PATH_IN_IMAGE}/bin:{PATH_IN_IMAGE}");
+        let path = format!("/{TOOLCHAIN_PATH_IN_IMAGE}/bin:{PATH_VARIABLE_IN_IMAGE}");
         let images = [
             (
                 DEBIAN_REPOSITORY_AND_TAG,
                 vec![&self.debian, &self.machine],
-                vec![format!("PATH={PATH_IN_IMAGE}")],
+                vec![format!("PATH={PATH_VARIABLE_IN_IMAGE}")],
             ),
             (
                 RUST_REPOSITORY_AND_TAG,

@@ -39,7 +39,7 @@ pub use self::{
     control::{PartState, PartStatus},
     directories::{LauncherDirectories, StackDir},
     down::stop_named_stack,
-    egress::{PublicAccess, TenantStepNetworkRule},
+    egress::{BuildPublicAccess, TenantStepNetworkRule},
     error::{LauncherError, Result},
     hold::become_holder,
     limits::{StepLimits, parse_size},

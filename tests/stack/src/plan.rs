@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     address::StackNumber,
     directories::{StackDir, write_private_file},
-    egress::{Ipv4Network, PublicAccess, ResolvedTenantStepRule, TenantStepNetworkRule},
+    egress::{BuildPublicAccess, Ipv4Network, ResolvedTenantStepRule, TenantStepNetworkRule},
     error::{IoResultExt as _, LauncherError, Result},
     limits::StepLimits,
     tools::ToolPaths,
@@ -34,7 +34,7 @@ pub struct StackOptions {
     /// and names, which are resolved when the stack is started.
     pub allowed: Vec<String>,
     /// The choice of who reaches public addresses: BuildKit and build steps, BuildKit alone, or neither.
-    pub public: PublicAccess,
+    pub public: BuildPublicAccess,
     /// The tenants whose build steps have rules of their own instead of `allowed` and `public`.
     pub tenant_networks: Vec<TenantStepNetworkRule>,
     /// The limits of build steps; `None` for those of this machine.
@@ -57,7 +57,7 @@ impl StackOptions {
             // run (docs/pitfalls.md#redelivery).
             ack_wait: Duration::from_secs(36 * 60),
             allowed: Vec::new(),
-            public: PublicAccess::All,
+            public: BuildPublicAccess::All,
             tenant_networks: Vec::new(),
             limits: None,
             images: true,
@@ -124,7 +124,7 @@ pub(crate) struct StackPlan {
     pub(crate) allowed: Vec<Ipv4Network>,
     /// The choice of who reaches public addresses: BuildKit and build steps, BuildKit alone, or neither.
     #[serde(default)]
-    pub(crate) public: PublicAccess,
+    pub(crate) public: BuildPublicAccess,
     /// The tenants whose build steps have rules of their own.
     #[serde(default)]
     pub(crate) tenants: Vec<ResolvedTenantStepRule>,

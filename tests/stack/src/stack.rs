@@ -15,8 +15,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use crate::{
     address::{BRIDGE_ADDRESS, NATS_MONITOR_PORT, PROVIDER_PORT},
-    command::{last_lines, new_command, run_program_with_input},
-    control::{ControlClient, PartStatus, SupervisorCommand, SupervisorEvent},
+    command::{last_lines_each_cut, new_command, run_program_with_input},
+    control::{CommandAnswerEvent, ControlClient, PartStatus, SupervisorCommand},
     credentials::StackCredentials,
     directories::{LauncherDirectories, StackDir},
     error::{IoResultExt as _, LauncherError, Result},
@@ -304,7 +304,7 @@ impl Stack {
     /// Asks the supervisor for the state of each part of the stack that was started at least once.
     pub async fn part_statuses(&self) -> Result<Vec<PartStatus>> {
         match self.send_command(SupervisorCommand::Status).await? {
-            SupervisorEvent::Status { parts } => Ok(parts),
+            CommandAnswerEvent::Status { parts } => Ok(parts),
             other => Err(LauncherError::UnexpectedAnswer(format!("{other:?}"))),
         }
     }
@@ -330,7 +330,7 @@ impl Stack {
 
     /// Sends a command to the stack's supervisor, and returns the final event of its answer; fails for an external
     /// stack and for a part that did not become ready.
-    async fn send_command(&self, command: SupervisorCommand) -> Result<SupervisorEvent> {
+    async fn send_command(&self, command: SupervisorCommand) -> Result<CommandAnswerEvent> {
         self.plan()?;
         let answer = ControlClient::connect_to_supervisor(&self.dir.control_socket())
             .await?
@@ -351,9 +351,12 @@ impl Stack {
 }
 
 /// Converts a supervisor's answer that a part failed to an error with the end of the part's log.
-pub(crate) fn part_failure_as_error(dir: &StackDir, answer: SupervisorEvent) -> Result<SupervisorEvent> {
+pub(crate) fn part_failure_as_error(
+    dir: &StackDir,
+    answer: CommandAnswerEvent,
+) -> Result<CommandAnswerEvent> {
     match answer {
-        SupervisorEvent::Failed { part, reason } => {
+        CommandAnswerEvent::Failed { part, reason } => {
             let log = dir.part_log_file(part.name());
             Err(LauncherError::NotReady {
                 part,
@@ -376,12 +379,12 @@ pub fn part_log_tail(stack_name: &str, part: StackPart, lines: usize) -> Result<
     for path in [supervisor::rotated_log_path(&log), log] {
         text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
     }
-    Ok(last_lines(&text, lines))
+    Ok(last_lines_each_cut(&text, lines))
 }
 
 /// Returns the last lines of a log file; empty if it cannot be read.
 pub(crate) fn log_file_tail(log: &Path, lines: usize) -> String {
-    last_lines(
+    last_lines_each_cut(
         &String::from_utf8_lossy(&fs::read(log).unwrap_or_default()),
         lines,
     )

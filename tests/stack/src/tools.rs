@@ -54,11 +54,11 @@ impl ToolPaths {
         for module in ["openfaas", "faas-cli", "containerd", "runc", "buildkit"] {
             build_go_module(directories, module, progress).await?;
         }
-        Self::locate_built_tools(directories)
+        Self::paths_once_built(directories)
     }
 
     /// Returns the paths that the Go programs have once they are built.
-    pub(crate) fn locate_built_tools(directories: &LauncherDirectories) -> Result<Self> {
+    pub(crate) fn paths_once_built(directories: &LauncherDirectories) -> Result<Self> {
         let programs = |module| built_programs_directory(directories, module);
         let (openfaas, faas_cli) = (programs("openfaas")?, programs("faas-cli")?);
         let (containerd, runc) = (programs("containerd")?, programs("runc")?);
@@ -140,10 +140,10 @@ fn built_programs_directory(directories: &LauncherDirectories, module: &str) -> 
 
 /// Returns the hash of a Go module's `go.mod` and `go.sum`, 16 hexadecimal digits, which is part of the name of its
 /// programs' directory.
-fn hash_of_module(module: &Path) -> Result<String> {
+fn hash_of_module(module_directory: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     for name in ["go.mod", "go.sum"] {
-        let path = module.join(name);
+        let path = module_directory.join(name);
         hash.update(fs::read(&path).with_operation("read", &path)?);
     }
     let mut text = hex::encode(hash.finalize());

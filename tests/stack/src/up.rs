@@ -12,7 +12,7 @@ use crate::{
     address::StackNumber,
     buildkit_disk, certificates,
     cgroup::StackControlGroups,
-    control::{ControlClient, SupervisorCommand, SupervisorEvent},
+    control::{CommandAnswerEvent, ControlClient, SupervisorCommand},
     credentials::StackCredentials,
     deploy,
     directories::{self, LauncherDirectories, StackDir, write_private_file},
@@ -274,8 +274,8 @@ async fn start_all_parts(stack: &Stack, progress: &ProgressSink) -> Result<()> {
     let mut supervisor = ControlClient::connect_to_supervisor(&stack.dir.control_socket()).await?;
     let mut started = 0;
     let on_event = |event| match event {
-        SupervisorEvent::Starting { part } => progress.emit_step(part, "starting"),
-        SupervisorEvent::Ready { part, seconds } => {
+        CommandAnswerEvent::Starting { part } => progress.emit_step(part, "starting"),
+        CommandAnswerEvent::Ready { part, seconds } => {
             started += 1;
             progress.emit_step(part, format_args!("ready after {seconds:.1} s"));
         }

@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
 use super::{
-    BuildState, find_finished_record, listen_to_history, none_on_failure, time_from_unix,
+    BuildState, find_finished_record, listen_to_history, none_after_logged_failure, time_from_unix,
     within_answer_timeout,
 };
 use crate::buildkit::attributes::SolveAttributes;
 use crate::buildkit::cancellation;
 use crate::buildkit::job::ATTEMPTS_MAX;
-use crate::buildkit::solve::{OMITTED_SECRETS, SEALED_SECRETS_ATTRIBUTE};
+use crate::buildkit::solve::{OMITTED_SEALED_SECRETS_VALUE, SEALED_SECRETS_ATTRIBUTE};
 use crate::buildkit::status::without_rpc_prefix;
 use crate::buildkit::{Cancellation, Connection, Daemon};
 
@@ -222,7 +222,7 @@ impl Connection {
 
     /// Returns whether the history has the request to cancel a call's build; `false` if the history fails.
     pub(crate) async fn is_cancellation_requested(&self, cancellation: &Cancellation) -> bool {
-        none_on_failure(self.find_cancellation_marker(cancellation).await).is_some()
+        none_after_logged_failure(self.find_cancellation_marker(cancellation).await).is_some()
     }
 
     /// Returns whether the history has the request to cancel a call's build. A request whose marker is just being made
@@ -320,7 +320,7 @@ impl SealedSecrets {
     fn from_attribute(value: Option<&str>) -> Self {
         match value {
             None => Self::None,
-            Some(OMITTED_SECRETS) => Self::Omitted,
+            Some(OMITTED_SEALED_SECRETS_VALUE) => Self::Omitted,
             Some(text) => STANDARD.decode(text).map_or(Self::Omitted, Self::Envelope),
         }
     }
@@ -425,7 +425,7 @@ mod tests {
         for (value, expected) in [
             (None, SealedSecrets::None),
             (Some("eA=="), SealedSecrets::Envelope(b"x".to_vec())),
-            (Some(OMITTED_SECRETS), SealedSecrets::Omitted),
+            (Some(OMITTED_SEALED_SECRETS_VALUE), SealedSecrets::Omitted),
             (Some("%"), SealedSecrets::Omitted),
         ] {
             assert_eq!(SealedSecrets::from_attribute(value), expected, "{value:?}");

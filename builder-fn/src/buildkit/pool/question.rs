@@ -102,7 +102,11 @@ async fn ask_once(
     let names: Vec<_> = ASKED_ATTEMPT_NUMBERS
         .map(|number| reference.attempt_name(number))
         .collect();
-    let recorded = join_all(names.iter().map(|name| connection.may_have_record(name)));
+    let recorded = join_all(
+        names
+            .iter()
+            .map(|name| connection.may_have_record_unpinning_it(name)),
+    );
     let cancelled = connection.is_cancellation_requested(call);
     let asking = async { tokio::join!(recorded, cancelled) };
     let (is_recorded, is_cancelled) = match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
@@ -131,7 +135,7 @@ impl DaemonAnswer {
                 break;
             }
             let name = reference.attempt_name(number);
-            is_recorded = self.connection.may_have_record(&name).await;
+            is_recorded = self.connection.may_have_record_unpinning_it(&name).await;
         }
         if !is_recorded {
             return;

@@ -10,7 +10,7 @@ use super::announcements::{AnnouncedEntries, CopyComparison, DIFFERENT_CONTENTS_
 use super::entry_set::EntrySet;
 use super::pool::{KeyRecord, MemoryReservation, SharedKeyPool};
 use super::sent_contents::{SentContents, SentPiece};
-use crate::context::{ContentHash, ContextView, FileTree, SourceContext};
+use crate::context::{ContentHash, ContextView, FileDigestTree, SourceContext};
 
 /// A shared key, leased to one build. Dropping the lease discards the key, unless it was returned to the pool.
 pub struct KeyLease {
@@ -22,7 +22,7 @@ pub struct KeyLease {
     /// Whether somebody wants the files of the transfers listed.
     is_listed: AtomicBool,
     /// The listing of the files of the last complete transfer of the context.
-    listing: Mutex<Option<JoinHandle<FileTree>>>,
+    listing: Mutex<Option<JoinHandle<FileDigestTree>>>,
 }
 
 /// The state of a lease, which its transfers change.
@@ -256,14 +256,14 @@ impl KeyLease {
             return;
         }
         let listing = tokio::task::spawn_blocking(move || {
-            FileTree::of_view(context.index(), &view, &content_hashes, DIFFERENT_CONTENTS_MARK)
+            FileDigestTree::of_view(context.index(), &view, &content_hashes, DIFFERENT_CONTENTS_MARK)
         });
         *self.listing.lock().unwrap_or_else(PoisonError::into_inner) = Some(listing);
     }
 
     /// Returns the digests of the files that the last complete transfer of the context announced, once; `None` if there
     /// was none, or their contents are not remembered.
-    pub(crate) async fn take_listed_files(&self) -> Option<FileTree> {
+    pub(crate) async fn take_listed_files(&self) -> Option<FileDigestTree> {
         let listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner).take();
         listing?.await.ok()
     }

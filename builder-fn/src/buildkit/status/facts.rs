@@ -14,7 +14,7 @@ use crate::redact::SecretMask;
 const KEPT_STEPS_MAX: usize = 1000;
 
 /// The most parts of steps of which facts are kept.
-const KEPT_PARTS_MAX: usize = 100;
+const KEPT_STEP_PARTS_MAX: usize = 100;
 
 /// The longest name that is kept, in bytes: what a page shows of it. The name of a step with a here-document has the
 /// whole document.
@@ -24,7 +24,7 @@ const STEP_NAME_BYTES_MAX: usize = 512;
 const CONTEXT_STEP_NAME_PREFIX: &str = "[internal] load build context";
 
 /// The beginnings of the names of the parts of steps that are kept: those of the export.
-const KEPT_PART_NAME_PREFIXES: [&str; 3] = ["exporting layers", "pushing layers", "pushing manifest"];
+const KEPT_STEP_PART_NAME_PREFIXES: [&str; 3] = ["exporting layers", "pushing layers", "pushing manifest"];
 
 /// A step as the daemon last reported it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub struct StepFacts {
 
 /// The facts about the steps of one attempt.
 #[derive(Clone, Debug, Default)]
-pub struct StatusFacts {
+pub struct AttemptFacts {
     mask: SecretMask,
     steps: Vec<StepFacts>,
     positions: HashMap<String, usize>,
@@ -57,7 +57,7 @@ pub struct StatusFacts {
     sent: HashMap<String, u64>,
 }
 
-impl StatusFacts {
+impl AttemptFacts {
     /// Creates facts of which none is known yet, with the mask of the build's secrets.
     pub(crate) fn empty_with_mask(mask: SecretMask) -> Self {
         Self {
@@ -77,7 +77,8 @@ impl StatusFacts {
     }
 
     fn add_step(&mut self, vertex: &Vertex) {
-        if vertex.name.starts_with(CONTEXT_STEP_NAME_PREFIX) && self.context_steps.len() < KEPT_PARTS_MAX {
+        if vertex.name.starts_with(CONTEXT_STEP_NAME_PREFIX) && self.context_steps.len() < KEPT_STEP_PARTS_MAX
+        {
             self.context_steps.insert(vertex.digest.clone());
         }
         let facts = StepFacts {
@@ -107,12 +108,12 @@ impl StatusFacts {
     fn add_status(&mut self, status: &VertexStatus) {
         if self.context_steps.contains(&status.vertex) && status.id.starts_with("transferring") {
             let current = u64::try_from(status.current).unwrap_or_default();
-            if self.sent.len() < KEPT_PARTS_MAX {
+            if self.sent.len() < KEPT_STEP_PARTS_MAX {
                 let sent = self.sent.entry(status.id.clone()).or_default();
                 *sent = current.max(*sent);
             }
         }
-        if !KEPT_PART_NAME_PREFIXES
+        if !KEPT_STEP_PART_NAME_PREFIXES
             .iter()
             .any(|kept| status.id.starts_with(kept))
         {
@@ -132,7 +133,7 @@ impl StatusFacts {
                     *known = facts;
                 }
             }
-            None if self.parts.len() < KEPT_PARTS_MAX => self.parts.push(facts),
+            None if self.parts.len() < KEPT_STEP_PARTS_MAX => self.parts.push(facts),
             None => {}
         }
     }
@@ -191,7 +192,7 @@ mod tests {
             cached,
             ..Vertex::default()
         };
-        let mut facts = StatusFacts::default();
+        let mut facts = AttemptFacts::default();
         facts.add_response(&StatusResponse {
             vertexes: vec![
                 vertex("a", "[internal] load build context", false),
@@ -222,7 +223,7 @@ mod tests {
     #[test]
     fn secrets_are_masked_in_names_even_where_they_are_cut() {
         let secret = "the value of a secret";
-        let mut facts = StatusFacts::empty_with_mask(SecretMask::new([secret.as_bytes()]));
+        let mut facts = AttemptFacts::empty_with_mask(SecretMask::new([secret.as_bytes()]));
         let across_the_cut = format!("RUN {}{secret} more", "x".repeat(STEP_NAME_BYTES_MAX - 10));
         let vertex = |digest: &str, name: String| Vertex {
             digest: digest.into(),
@@ -253,14 +254,14 @@ mod tests {
 
     #[test]
     fn facts_of_a_hostile_build_are_bounded() {
-        let mut facts = StatusFacts::default();
+        let mut facts = AttemptFacts::default();
         let vertexes = (0..KEPT_STEPS_MAX + 10).map(|number| Vertex {
             digest: number.to_string(),
             name: "é".repeat(STEP_NAME_BYTES_MAX),
             ..Vertex::default()
         });
         let statuses =
-            (0..KEPT_PARTS_MAX + 10).map(|number| status("x", &format!("pushing layers {number}"), -1));
+            (0..KEPT_STEP_PARTS_MAX + 10).map(|number| status("x", &format!("pushing layers {number}"), -1));
         facts.add_response(&StatusResponse {
             vertexes: vertexes.collect(),
             statuses: statuses.collect(),
@@ -268,7 +269,7 @@ mod tests {
         });
         assert_eq!(
             (facts.steps.len(), facts.export_parts().len()),
-            (KEPT_STEPS_MAX, KEPT_PARTS_MAX)
+            (KEPT_STEPS_MAX, KEPT_STEP_PARTS_MAX)
         );
         assert!(
             facts

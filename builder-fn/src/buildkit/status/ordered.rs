@@ -22,7 +22,7 @@ use futures_util::StreamExt;
 use tonic::Status;
 
 use super::reader::{time_or_epoch, to_system_time};
-use super::{BuildEvent, StatusFacts, StatusResponseStream, follow_build_status, without_rpc_prefix};
+use super::{AttemptFacts, BuildEvent, StatusResponseStream, follow_build_status, without_rpc_prefix};
 use crate::buildkit::Connection;
 use crate::redact::SecretMask;
 
@@ -44,9 +44,9 @@ const CANCELLED_STEP_ERROR: &str = "context canceled";
 /// A reader of the events of one attempt, sorted by their times.
 pub struct OrderedLog {
     responses: StatusResponseStream,
-    order: EventOrder,
+    order: EventSorter,
     /// The facts about the steps, if they were asked for.
-    facts: Option<StatusFacts>,
+    facts: Option<AttemptFacts>,
     has_ended: bool,
 }
 
@@ -55,7 +55,7 @@ type EventKey = (SystemTime, u8, Arc<str>, u64);
 
 /// The events that are held until they can be sorted.
 #[derive(Default)]
-struct EventOrder {
+struct EventSorter {
     held: BTreeMap<EventKey, BuildEvent>,
     held_bytes: usize,
     /// The latest time that was seen.
@@ -72,7 +72,7 @@ impl Connection {
     pub fn open_log(&self, reference: &str) -> OrderedLog {
         OrderedLog {
             responses: follow_build_status(self, reference.to_owned()),
-            order: EventOrder::default(),
+            order: EventSorter::default(),
             facts: None,
             has_ended: false,
         }
@@ -112,17 +112,17 @@ impl OrderedLog {
 
     /// Keeps facts about the steps, in whose names `mask` masks secrets.
     pub(crate) fn with_facts(mut self, mask: SecretMask) -> Self {
-        self.facts = Some(StatusFacts::empty_with_mask(mask));
+        self.facts = Some(AttemptFacts::empty_with_mask(mask));
         self
     }
 
     /// Returns the facts about the steps, as far as the daemon's answer was read; none unless they were asked for.
-    pub(crate) fn into_facts(self) -> StatusFacts {
+    pub(crate) fn into_facts(self) -> AttemptFacts {
         self.facts.unwrap_or_default()
     }
 }
 
-impl EventOrder {
+impl EventSorter {
     /// Holds the steps and the output in a response, and keeps its warnings for the end.
     fn add_response(&mut self, response: StatusResponse) {
         for vertex in response.vertexes {
@@ -164,7 +164,7 @@ impl EventOrder {
         if completed == Some(started) {
             return;
         }
-        if self.remember_if_new(&digest, started, false) {
+        if self.remember_if_new_and_within_limit(&digest, started, false) {
             let event = BuildEvent::StepStarted {
                 digest: vertex.digest.clone(),
                 name: vertex.name.clone(),
@@ -176,7 +176,7 @@ impl EventOrder {
         let Some(ended) = completed.filter(|_| !vertex.error.ends_with(CANCELLED_STEP_ERROR)) else {
             return;
         };
-        if self.remember_if_new(&digest, ended, true) {
+        if self.remember_if_new_and_within_limit(&digest, ended, true) {
             let event = BuildEvent::StepEnded {
                 digest: vertex.digest,
                 name: vertex.name,
@@ -191,7 +191,7 @@ impl EventOrder {
     }
 
     /// Remembers the beginning or the end of a step. Returns `false` if it is known, or too many are remembered.
-    fn remember_if_new(&mut self, digest: &Arc<str>, at: SystemTime, is_end: bool) -> bool {
+    fn remember_if_new_and_within_limit(&mut self, digest: &Arc<str>, at: SystemTime, is_end: bool) -> bool {
         self.seen.len() < REMEMBERED_TIMES_MAX && self.seen.insert((digest.clone(), at, is_end))
     }
 
@@ -326,7 +326,7 @@ mod tests {
 
     /// Returns the ordered events of `updates`, which are read in batches of these sizes, over and over.
     fn read_in_batches(updates: &[Update], sizes: &[usize]) -> Vec<BuildEvent> {
-        let mut order = EventOrder::default();
+        let mut order = EventSorter::default();
         let mut events = Vec::new();
         let (mut rest, mut sizes) = (updates, sizes.iter().cycle());
         while !rest.is_empty() {
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn held_events_take_bounded_memory() {
-        let mut order = EventOrder::default();
+        let mut order = EventSorter::default();
         let mut passed = 0;
         for _ in 0..64 {
             let mut response = StatusResponse::default();

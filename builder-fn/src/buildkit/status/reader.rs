@@ -61,13 +61,13 @@ impl EventReader {
             response
                 .vertexes
                 .into_iter()
-                .filter_map(|vertex| self.step_event(vertex)),
+                .filter_map(|vertex| self.step_event_if_new(vertex)),
         );
         events.extend(
             response
                 .statuses
                 .into_iter()
-                .filter_map(|status| self.progress_event(status)),
+                .filter_map(|status| self.progress_event_if_new(status)),
         );
         events.extend(response.logs.into_iter().map(|log| BuildEvent::Output {
             step: log.vertex,
@@ -98,7 +98,7 @@ impl EventReader {
     }
 
     /// Records the state of a step, and returns the event for its start or its end, unless it was returned before.
-    fn step_event(&mut self, vertex: Vertex) -> Option<BuildEvent> {
+    fn step_event_if_new(&mut self, vertex: Vertex) -> Option<BuildEvent> {
         self.remember_failure(&vertex);
         let started = vertex.started.as_ref().map(to_system_time);
         let completed = vertex.completed.as_ref().map(to_system_time);
@@ -155,7 +155,7 @@ impl EventReader {
 
     /// Records the progress of a part of a step, and returns an event if the part began, completed, began again, or
     /// progressed after [`PROGRESS_INTERVAL`].
-    fn progress_event(&mut self, status: VertexStatus) -> Option<BuildEvent> {
+    fn progress_event_if_new(&mut self, status: VertexStatus) -> Option<BuildEvent> {
         let at = time_or_epoch(status.timestamp.as_ref());
         let (current, done) = (status.current, status.completed.is_some());
         let before = self.progress.get(&status.id).copied();
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_beyond_the_limit_of_remembered_ones_are_still_reported() {
+    fn steps_beyond_the_limit_of_remembered_ones_are_reported_each_time_they_are_sent() {
         let mut reader = EventReader::default();
         let numbered = |number: usize| {
             let mut response = step_response_at_ms(Some(0), Some(1));

@@ -31,7 +31,7 @@ impl Style {
 
     /// Applies the parameters of the control sequence for styles. Backgrounds and concealed text are left out, so that no
     /// text has the colour of what is behind it.
-    fn apply(&mut self, parameters: &str) {
+    fn apply_sgr_parameters(&mut self, parameters: &str) {
         let mut numbers = parameters
             .split(';')
             .map(|number| number.parse::<u32>().unwrap_or(0));
@@ -40,8 +40,8 @@ impl Style {
                 0 => *self = Self::default(),
                 1 => self.is_bold = true,
                 22 => self.is_bold = false,
-                30..=37 => self.colour = to_colour_number(number - 30),
-                90..=97 => self.colour = to_colour_number(number - 90),
+                30..=37 => self.colour = colour_number_up_to_255(number - 30),
+                90..=97 => self.colour = colour_number_up_to_255(number - 90),
                 39 => self.colour = None,
                 38 | 48 => {
                     let colour = match numbers.next() {
@@ -64,7 +64,7 @@ impl Style {
     }
 }
 
-fn to_colour_number(number: u32) -> Option<u8> {
+fn colour_number_up_to_255(number: u32) -> Option<u8> {
     u8::try_from(number).ok()
 }
 
@@ -116,7 +116,7 @@ pub(super) fn style_line(line: &str) -> StyledLine {
             ('\u{1b}', Some('[')) => match take_control_sequence(&mut characters) {
                 Some((parameters, 'm')) if styled.parts.len() < STYLED_PARTS_MAX => {
                     let before = style;
-                    style.apply(&parameters);
+                    style.apply_sgr_parameters(&parameters);
                     if style != before && !text.is_empty() {
                         styled.parts.push((before, std::mem::take(&mut text)));
                     }

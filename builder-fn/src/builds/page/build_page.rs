@@ -217,8 +217,8 @@ impl BuildPage<'_> {
         }
     }
 
-    /// Returns the durations of the last builds of the same function, as bars. Only a reader who may see the builds
-    /// gets links to them.
+    /// Returns the durations of the last builds of the same function or image, as bars. Only a reader who may see all
+    /// builds gets links to them.
     fn render_chart(&self) -> Markup {
         let took = |build: &BuildRecord| {
             let ended = build.ended_at?;

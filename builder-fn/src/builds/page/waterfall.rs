@@ -202,7 +202,7 @@ impl Axis {
     }
 
     /// Returns where the bar between two times begins, and its width, in thousandths of the axis.
-    fn bar_start_and_width(&self, began: SystemTime, ended: SystemTime) -> (u32, u32) {
+    fn bar_start_and_width_in_thousandths(&self, began: SystemTime, ended: SystemTime) -> (u32, u32) {
         let place = |time: SystemTime| {
             let seconds = time.duration_since(self.start).unwrap_or_default().as_secs_f64();
             (seconds / self.seconds * 1000.0).clamp(0.0, 1000.0) as u32
@@ -257,7 +257,7 @@ pub(super) fn render_waterfall(record: &BuildRecord, excerpt: &LogExcerpt, now: 
                     " "
                     span.time { (row.duration_text(now)) }
                     @if let (Some(axis), Some(began)) = (&axis, row.began) {
-                        @let (from, width) = axis.bar_start_and_width(began, row.ended.unwrap_or(now));
+                        @let (from, width) = axis.bar_start_and_width_in_thousandths(began, row.ended.unwrap_or(now));
                         svg.bar.(row.state.class()) viewBox="0 0 1000 8" preserveAspectRatio="none" aria-hidden="true" {
                             rect x=(from) width=(width) height="8" {}
                         }
@@ -437,11 +437,14 @@ mod tests {
         let axis = Axis::of(&rows, at(1120)).expect("an axis");
         assert_eq!((axis.start, axis.seconds), (at(1100), 20.0));
         for row in &rows {
-            let (from, width) =
-                axis.bar_start_and_width(row.began.expect("a time"), row.ended.expect("a time"));
+            let (from, width) = axis
+                .bar_start_and_width_in_thousandths(row.began.expect("a time"), row.ended.expect("a time"));
             assert!(from + width <= 1000 && width >= 5, "{row:?}: {from} {width}");
         }
-        assert_eq!(axis.bar_start_and_width(at(1110), at(1120)), (500, 500));
+        assert_eq!(
+            axis.bar_start_and_width_in_thousandths(at(1110), at(1120)),
+            (500, 500)
+        );
     }
 
     #[test]

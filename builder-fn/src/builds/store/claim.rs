@@ -15,7 +15,7 @@ use function_host::ErrorChain;
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 
-use super::document::{RecordManifest, StoredBody, StoredRecord};
+use super::document::{RecordManifest, StoredBodyReference, StoredRecord};
 use super::index_tag::{self, IndexTag, RELEASED_OWNER};
 use super::lease::{DISTINCT_SIGNS_OF_LIFE, ObservedOwners};
 use super::{
@@ -41,7 +41,7 @@ const RESUMPTIONS_MAX: u32 = 3;
 const NOT_RESUMED_IN_TIME_ERROR: &str = "the builder that accepted this build stopped before its end, and no other has resumed it within 24 hours; \
                           send it again";
 
-/// The error of a build that ends every builder.
+/// The error of a build whose builders have all stopped, as often as it may be resumed.
 const RESUMED_TOO_OFTEN_ERROR: &str =
     "every builder that ran this build stopped before its end; it is not resumed any more";
 
@@ -72,10 +72,10 @@ pub(crate) struct ClaimedBuild {
 
 /// A claim that is not confirmed yet.
 #[derive(Debug)]
-struct Claim {
+struct UnconfirmedClaim {
     build: BuildRecord,
     request: ResumableRequest,
-    body: StoredBody,
+    body: StoredBodyReference,
     place: RecordPlace,
     /// The process that left the build unfinished.
     owner: String,
@@ -86,12 +86,12 @@ struct Claim {
 
 /// What a process knows of the records of others, from one search to the next.
 #[derive(Debug, Default)]
-pub(crate) struct ClaimSearch {
+pub(crate) struct ClaimSearchState {
     owners: ObservedOwners,
     /// Entries of builds that have ended, or whose records were never written.
     settled: HashSet<(Option<String>, IndexTag)>,
     /// Claims of this process that the registry has not let it write or confirm yet, by tenant.
-    claims: HashMap<Option<String>, Vec<Claim>>,
+    claims: HashMap<Option<String>, Vec<UnconfirmedClaim>>,
     /// The number of the current pass over the records of all tenants.
     pass: u64,
 }
@@ -138,7 +138,7 @@ impl RecordStore {
     /// Fails if the registry cannot be read. What was claimed before is confirmed by the next search.
     pub(crate) async fn claim_unfinished(
         &self,
-        search: &mut ClaimSearch,
+        search: &mut ClaimSearchState,
         tenant: &Option<String>,
         limit: usize,
     ) -> Result<Vec<ClaimedBuild>, StoreError> {
@@ -187,9 +187,9 @@ impl RecordStore {
     /// Looks for unfinished builds whose processes have gone, and adds them to `claims`.
     async fn search_for_claims(
         &self,
-        search: &mut ClaimSearch,
+        search: &mut ClaimSearchState,
         tenant: &Option<String>,
-        claims: &mut Vec<Claim>,
+        claims: &mut Vec<UnconfirmedClaim>,
         limit: usize,
     ) -> Result<(), StoreError> {
         let tags = self.list_unexpired_index_tags(tenant).await?;
@@ -222,7 +222,11 @@ impl RecordStore {
     }
 
     /// Returns whether `owner` does not run the builds that it has not finished. This process runs those that it knows.
-    async fn may_take_over_from(&self, search: &mut ClaimSearch, owner: &str) -> Result<bool, StoreError> {
+    async fn may_take_over_from(
+        &self,
+        search: &mut ClaimSearchState,
+        owner: &str,
+    ) -> Result<bool, StoreError> {
         if owner == self.0.owner || owner == RELEASED_OWNER {
             return Ok(true);
         }
@@ -237,10 +241,10 @@ impl RecordStore {
     /// Reads the records of entries whose owners have gone, and adds those to `claims` that nobody runs.
     async fn claim_orphaned_entries(
         &self,
-        search: &mut ClaimSearch,
+        search: &mut ClaimSearchState,
         tenant: &Option<String>,
         entries: Vec<IndexTag>,
-        claims: &mut Vec<Claim>,
+        claims: &mut Vec<UnconfirmedClaim>,
         limit: usize,
     ) -> Result<(), StoreError> {
         let mut records = stream::iter(entries)
@@ -286,7 +290,7 @@ impl RecordStore {
         tenant: &Option<String>,
         record: StoredRecord,
         digest: String,
-    ) -> Result<Option<Claim>, StoreError> {
+    ) -> Result<Option<UnconfirmedClaim>, StoreError> {
         let StoredRecord {
             owner,
             build,
@@ -325,7 +329,7 @@ impl RecordStore {
                 // A build of this process that it does not run was to be handed back.
                 let is_handed_back = owner == RELEASED_OWNER || owner == self.0.owner;
                 request.resumptions += u32::from(!is_handed_back);
-                return Ok(Some(Claim {
+                return Ok(Some(UnconfirmedClaim {
                     owner,
                     replaced: digest,
                     build,
@@ -359,7 +363,7 @@ impl RecordStore {
     }
 
     /// Hands back the claims that were not confirmed, when the process ends.
-    pub(crate) async fn hand_back_claims(&self, search: ClaimSearch) {
+    pub(crate) async fn hand_back_claims(&self, search: ClaimSearchState) {
         let claims = search.claims.into_values().flatten();
         for claim in claims.filter(|claim| claim.is_written) {
             if let Err(error) = self.hand_back(&claim.place, claim.build, true).await {
@@ -370,7 +374,7 @@ impl RecordStore {
 
     /// Writes a claim. Returns `false`, and writes nothing, if the build has ended meanwhile or another process has
     /// claimed it.
-    async fn write_claim_if_open(&self, claim: &mut Claim) -> Result<bool, StoreError> {
+    async fn write_claim_if_open(&self, claim: &mut UnconfirmedClaim) -> Result<bool, StoreError> {
         let is_open = self.read_stored(&claim.place.key).await?.is_some_and(|current| {
             let is_unclaimed = current.owner == claim.owner || current.owner == self.0.owner;
             is_unclaimed && !current.build.phase.is_terminal()
@@ -385,7 +389,10 @@ impl RecordStore {
 
     /// Returns the body of a claimed build's request; `None` if another process has claimed the build since, or it
     /// cannot be resumed.
-    async fn confirm_claim_and_read_body(&self, claim: &Claim) -> Result<Option<Bytes>, StoreError> {
+    async fn confirm_claim_and_read_body(
+        &self,
+        claim: &UnconfirmedClaim,
+    ) -> Result<Option<Bytes>, StoreError> {
         let key = &claim.place.key;
         let current = self.read_stored(key).await?;
         let is_own = current
@@ -415,7 +422,7 @@ impl RecordStore {
     }
 }
 
-impl ClaimSearch {
+impl ClaimSearchState {
     /// Begins the next pass over the records of all tenants.
     pub(crate) fn begin_pass(&mut self) {
         self.pass += 1;

@@ -13,7 +13,7 @@ use crate::builds::{BuildPhase, BuildRecord};
 use crate::registry::{EMPTY_CONFIG, MANIFEST_MEDIA_TYPE};
 use crate::request::RequestHead;
 
-/// The type of the artifacts that are records.
+/// The type of the artifacts that are records or signs of life.
 const RECORD_ARTIFACT_TYPE: &str = "application/vnd.slipway.build-record.v1";
 
 /// The type of the artifacts that are bodies of requests.
@@ -46,7 +46,7 @@ pub(super) struct StoredRecord {
     /// What is needed to resume the build, until it ends.
     pub(super) request: Option<ResumableRequest>,
     /// The body of the request.
-    pub(super) body: Option<StoredBody>,
+    pub(super) body: Option<StoredBodyReference>,
 }
 
 /// The parts of an accepted request that its build is resumed with, besides the body.
@@ -73,7 +73,7 @@ pub(crate) struct ResumableRequest {
 /// A manifest and not a blob: registries redirect requests for blobs to storage elsewhere, and a manifest is deleted at
 /// once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct StoredBody {
+pub(super) struct StoredBodyReference {
     /// The digest of the manifest, `sha256:…`.
     pub(super) digest: String,
 }
@@ -149,7 +149,7 @@ impl StoredRecord {
     }
 }
 
-/// The manifest of a record, of the body of a request, of a version of a function, or of a sign.
+/// The manifest of a stored artifact: a record, a body, a version, what a build was made from, or a sign of life.
 #[derive(Clone, Debug)]
 pub(super) struct RecordManifest(String);
 
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_read_back_from_its_manifest() {
+    fn a_record_is_read_back_from_its_manifest_and_a_malformed_manifest_is_an_error() {
         let mut stored = record("me", BuildPhase::Failed);
         stored.build.outcome.insert("error".into(), json!("broken"));
         let manifest = RecordManifest::of_record(&stored.to_json_within_limit());
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_that_fails_or_waits_does_not_hide_a_build_of_another() {
+    fn success_then_cancelled_outrank_all_and_a_failure_hides_no_unfinished_build_of_another() {
         use BuildPhase::{Cancelled, Failed, Success, Waiting};
         for (owner, current, new, may) in [
             ("me", Waiting, Failed, true),
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_too_large_for_a_manifest_keeps_its_state_and_its_digest() {
+    fn a_record_over_1_mib_loses_its_warnings_and_then_its_outcome_and_keeps_its_state() {
         let mut stored = record("me", BuildPhase::Success);
         let long = "x".repeat(RECORD_MAX_BYTES);
         let outcome = &mut stored.build.outcome;

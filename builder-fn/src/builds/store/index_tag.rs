@@ -130,7 +130,7 @@ pub(super) fn sign_of_life_tag_of_owner(owner: &str) -> String {
     format!("o-{owner}")
 }
 
-/// Returns a name for this process, which no other process has.
+/// Returns a new random name for a process, which no other process has.
 pub(super) fn random_owner() -> String {
     let mut name = uuid::Uuid::new_v4().simple().to_string();
     name.truncate(OWNER_DIGITS);
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_of_any_id_is_valid_in_a_registry_and_is_read_back() {
+    fn a_tag_of_any_id_is_valid_in_a_registry_and_read_back_and_other_tags_are_not_parsed() {
         let long = "x".repeat(5000);
         for id in ["a", "build/7 of a\u{e4}\n", "", &long] {
             let tag = tag_at(id, 1_795_948_800_123);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_builds_have_the_same_tag() {
+    fn record_tags_differ_for_each_tenant_and_id() {
         let keys = [
             key(None, "a"),
             key(Some("a"), ""),

@@ -9,8 +9,8 @@ use crate::builds::RecordKey;
 use crate::inputs::BuildInputs;
 
 impl RecordStore {
-    /// Writes in the background what a build was made from. It is tried once: nothing but comparisons needs it.
-    /// `dropped_afterwards` is dropped after that.
+    /// Writes in the background what a build was made from, unless too many records wait for the registry. It is tried
+    /// once: nothing but comparisons needs it. `dropped_afterwards` is dropped after that.
     pub(crate) fn record_inputs(
         &self,
         key: RecordKey,

@@ -64,7 +64,7 @@ struct ObservedSignOfLife {
 }
 
 /// The largest number of passes between two observations of a sign that are compared: one pass may be left out.
-const COMPARED_PASSES: u64 = 2;
+const MAX_PASSES_BETWEEN_OBSERVATIONS: u64 = 2;
 
 impl ObservedOwners {
     /// Records the digest of an owner's sign, `None` if it has none, and returns whether the owner counts as gone: it has
@@ -88,7 +88,7 @@ impl ObservedOwners {
             pass,
         };
         let seen = self.0.entry(owner.to_owned()).or_insert_with(fresh);
-        if seen.digest != digest || pass - seen.pass > COMPARED_PASSES {
+        if seen.digest != digest || pass - seen.pass > MAX_PASSES_BETWEEN_OBSERVATIONS {
             *seen = fresh();
         }
         seen.observed = now;
@@ -137,9 +137,19 @@ mod tests {
         let mut owners = ObservedOwners::default();
         assert!(!owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, 0));
         tokio::time::advance(Duration::from_secs(3600)).await;
-        assert!(!owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, COMPARED_PASSES + 1));
+        assert!(!owners.record_and_check_gone(
+            "a",
+            Some("1".into()),
+            STALE_AFTER,
+            MAX_PASSES_BETWEEN_OBSERVATIONS + 1
+        ));
         tokio::time::advance(STALE_AFTER).await;
-        assert!(owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, COMPARED_PASSES + 2));
+        assert!(owners.record_and_check_gone(
+            "a",
+            Some("1".into()),
+            STALE_AFTER,
+            MAX_PASSES_BETWEEN_OBSERVATIONS + 2
+        ));
     }
 
     #[tokio::test(start_paused = true)]
@@ -147,7 +157,12 @@ mod tests {
         let mut owners = ObservedOwners::default();
         assert!(!owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, 7));
         tokio::time::advance(100 * STALE_AFTER).await;
-        assert!(owners.record_and_check_gone("a", Some("1".into()), STALE_AFTER, 7 + COMPARED_PASSES));
+        assert!(owners.record_and_check_gone(
+            "a",
+            Some("1".into()),
+            STALE_AFTER,
+            7 + MAX_PASSES_BETWEEN_OBSERVATIONS
+        ));
     }
 
     #[test]
@@ -156,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sign_of_life_never_looks_unchanged_within_the_time_in_which_it_counts() {
+    fn signs_of_life_repeat_only_after_more_than_twice_stale_after() {
         let times = LeaseTimes::default();
         assert!(times.beat.as_secs() * DISTINCT_SIGNS_OF_LIFE > 2 * times.stale_after.as_secs());
     }

@@ -92,7 +92,7 @@ mod tests {
     use crate::builds::RecordKey;
 
     #[test]
-    fn records_are_deleted_by_age_and_beyond_their_number_the_oldest_first() {
+    fn excess_entries_are_those_too_old_or_too_many_the_oldest_first() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let tag = |number: u64| {
             let key = RecordKey {

@@ -25,10 +25,10 @@ use crate::versions::{FunctionVersion, VERSIONS_KEPT_PER_FUNCTION, VersionState}
 const TAG_TIME_MAX_MILLISECONDS: u64 = (1 << 48) - 1;
 
 /// The number of digits of the hash of a function.
-const FUNCTION_DIGITS: usize = 40;
+const FUNCTION_HASH_DIGITS: usize = 40;
 
 /// The number of digits of the hash of an ID.
-const ID_DIGITS: usize = 24;
+const ID_HASH_DIGITS: usize = 24;
 
 /// The number of versions that are stored beyond those that can be chosen: some may turn out not to be deployed.
 const SPARE_STORED_VERSIONS: usize = 2;
@@ -67,8 +67,8 @@ impl VersionRecording {
 }
 
 impl RecordStore {
-    /// Records in the background that a version is being deployed, and later the outcome. `dropped_afterwards` is
-    /// dropped after that.
+    /// Records in the background that a version is being deployed, and later the outcome, unless too many records
+    /// wait for the registry. `dropped_afterwards` is dropped after that.
     pub(crate) fn record_version(
         &self,
         tenant: Option<String>,
@@ -253,8 +253,8 @@ impl RecordStore {
         Ok(tags)
     }
 
-    /// Deletes the versions of a function that cannot be chosen any more. A failure is logged: the next deployment
-    /// tries again.
+    /// Deletes the versions of a function that cannot be chosen any more, if a good one is kept. A failure is logged:
+    /// the next deployment tries again.
     async fn delete_old_versions(&self, tenant: &Option<String>, function: &str) {
         if self.0.repository.refuses_deletion(tenant) {
             return;
@@ -296,7 +296,7 @@ fn version_tag_prefix(tenant: &Option<String>, function: &str) -> String {
     // The name of a tenant has no NUL, so no two pairs have the same text.
     let hash = hash_of(
         &[tenant.as_deref().unwrap_or_default(), function],
-        FUNCTION_DIGITS,
+        FUNCTION_HASH_DIGITS,
     );
     format!("v-{hash}-")
 }
@@ -308,7 +308,7 @@ fn version_tag(tenant: &Option<String>, version: &FunctionVersion) -> String {
         u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(TAG_TIME_MAX_MILLISECONDS);
     let left = TAG_TIME_MAX_MILLISECONDS.saturating_sub(milliseconds);
     let prefix = version_tag_prefix(tenant, &version.function);
-    format!("{prefix}{left:012x}-{}", hash_of(&[&version.id], ID_DIGITS))
+    format!("{prefix}{left:012x}-{}", hash_of(&[&version.id], ID_HASH_DIGITS))
 }
 
 fn hash_of(parts: &[&str], digits: usize) -> String {

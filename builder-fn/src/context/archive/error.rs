@@ -118,7 +118,7 @@ impl ShownEntryName {
     }
 
     /// Returns the name that stands for the start of the tar, before its first entry.
-    pub(super) fn start() -> Self {
+    pub(super) fn for_start_of_tar() -> Self {
         Self("the first header".to_owned())
     }
 }

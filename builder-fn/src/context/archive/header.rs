@@ -64,7 +64,7 @@ impl<'a> TarHeader<'a> {
     ///
     /// # Errors
     /// Fails if something is where ustar has the prefix, and it belongs to no format.
-    pub(super) fn check_prefix(&self) -> Result<(), EntryProblem> {
+    pub(super) fn check_no_stray_prefix(&self) -> Result<(), EntryProblem> {
         let bytes = self.0.as_bytes();
         let is_valid = if self.has_magic(USTAR_MAGIC) {
             true

@@ -42,7 +42,7 @@ impl ArchiveLimits {
     }
 
     /// Returns the limits, with that on the index memory lowered to the most that an index can hold.
-    pub(super) fn clamped_to_index(self) -> Self {
+    pub(super) fn with_index_limit_capped(self) -> Self {
         Self {
             index: self.index.min(Index::MAX_BYTES),
             ..self

@@ -65,7 +65,8 @@ impl PaxRecords {
         Ok(())
     }
 
-    /// Returns the first field that a global header must not set, because it makes sense only for one entry.
+    /// Returns the first of the fields that are set here and that a global header must not set, because they make sense
+    /// only for one entry; `None` if there is none.
     pub(super) fn field_forbidden_in_global_header(&self) -> Option<&'static str> {
         [
             ("a path", self.path.is_some()),

@@ -121,7 +121,7 @@ pub(super) struct TarEntry {
 
 impl TarEntry {
     /// Combines a header with its extended headers to an entry. `default_mtime_ns` is the time in a global header, and
-    /// `limit` the largest size.
+    /// `size_limit` the largest size.
     ///
     /// # Errors
     /// Fails if a context cannot have such an entry.
@@ -130,7 +130,7 @@ impl TarEntry {
         header: &TarHeader<'_>,
         extensions: ExtendedHeaders,
         default_mtime_ns: Option<i64>,
-        limit: u64,
+        size_limit: u64,
     ) -> Result<Self, EntryProblem> {
         let records = extensions.records.unwrap_or_default();
         if records.sparse {
@@ -139,7 +139,7 @@ impl TarEntry {
         let entry_type = EntryType::from_headers(header, &name)?;
         // A long name replaces the prefix too.
         if records.path.is_none() && extensions.name.is_none() {
-            header.check_prefix()?;
+            header.check_no_stray_prefix()?;
         }
         let link = records.link_path.or(extensions.link);
         let number = |value: Option<i64>, field| value.ok_or(EntryProblem::Number { field });
@@ -149,10 +149,10 @@ impl TarEntry {
             // Some programs write the size of the folder, or of the link's target. Nothing follows, all the same.
             EntryType::Folder | EntryType::Symlink | EntryType::HardLink => 0,
         };
-        let size = u64::try_from(declared).ok().filter(|size| *size <= limit);
+        let size = u64::try_from(declared).ok().filter(|size| *size <= size_limit);
         let size = size.ok_or(EntryProblem::Size {
             size: declared,
-            limit,
+            limit: size_limit,
         })?;
         let mode = number(header.mode(), "mode")? & 0o7777;
         let seconds = number(header.mtime(), "time")?;

@@ -47,7 +47,7 @@ impl Arena {
 
     /// Returns the bytes of the arena from `position` to the end of the chunk. The caller knows the length of the text
     /// there.
-    pub(super) fn bytes_from(&self, position: u32) -> &[u8] {
+    pub(super) fn chunk_bytes_from(&self, position: u32) -> &[u8] {
         let position = position as usize;
         let chunk = self.chunks.get(position >> OFFSET_BITS);
         chunk
@@ -85,9 +85,9 @@ mod tests {
             .map(|text| texts.add(&[&text[..text.len() / 2], &text[text.len() / 2..]]))
             .collect();
         for (text, position) in given.iter().zip(positions) {
-            assert!(texts.bytes_from(position).starts_with(text), "{position}");
+            assert!(texts.chunk_bytes_from(position).starts_with(text), "{position}");
         }
         assert_eq!(texts.bytes(), lengths.iter().sum::<usize>());
-        assert!(texts.bytes_from(u32::MAX).is_empty());
+        assert!(texts.chunk_bytes_from(u32::MAX).is_empty());
     }
 }

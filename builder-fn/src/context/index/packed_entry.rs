@@ -104,11 +104,11 @@ impl PackedEntry {
         let kind = match self.flags & (FILE_FLAG | SYMLINK_FLAG) {
             0 => Kind::Folder,
             FILE_FLAG => Kind::File {
-                offset: self.start(),
-                size: self.size(),
+                offset: self.content_offset_or_first_child(),
+                size: self.content_length_or_child_count(),
             },
             _ => {
-                let length = usize::try_from(self.size()).unwrap_or(usize::MAX);
+                let length = usize::try_from(self.content_length_or_child_count()).unwrap_or(usize::MAX);
                 let (target, after) = rest.split_at_checked(length).unwrap_or_default();
                 rest = after;
                 Kind::Symlink {
@@ -148,21 +148,21 @@ impl PackedEntry {
     }
 
     /// Returns the offset of a file's content, or the number of the first entry in a folder.
-    pub(super) fn start(&self) -> u64 {
+    pub(super) fn content_offset_or_first_child(&self) -> u64 {
         unpack_uint48(self.start)
     }
 
-    pub(super) fn set_start(&mut self, start: u64) {
-        self.start = pack_uint48(start);
+    pub(super) fn set_first_child(&mut self, number: u64) {
+        self.start = pack_uint48(number);
     }
 
     /// Returns the length of a file's content or of a link's target, or the number of entries in a folder.
-    pub(super) fn size(&self) -> u64 {
+    pub(super) fn content_length_or_child_count(&self) -> u64 {
         unpack_uint48(self.size)
     }
 
-    pub(super) fn set_size(&mut self, size: u64) {
-        self.size = pack_uint48(size);
+    pub(super) fn set_child_count(&mut self, count: u64) {
+        self.size = pack_uint48(count);
     }
 }
 
@@ -217,7 +217,7 @@ mod tests {
                 let text = PackedEntry::add_text(&mut texts, &name, &entry);
                 PackedEntry::add_text(&mut texts, "another text", &entry);
                 let mut packed = PackedEntry::new(7, text, &entry);
-                let text = texts.bytes_from(text);
+                let text = texts.chunk_bytes_from(text);
                 assert_eq!(PackedEntry::name(text), name.as_bytes());
                 assert_eq!(packed.unpack(text), entry);
                 packed.set_may_be_hard_linked();

@@ -13,20 +13,22 @@ impl Index {
         for at in 0..self.len() {
             let folder = self.entries[at];
             if folder.is_folder() {
-                let start = to_usize(folder.start());
-                self.sort_by_name(&mut sorted[start..start + to_usize(folder.size())]);
+                let start = to_usize(folder.content_offset_or_first_child());
+                self.sort_by_name(
+                    &mut sorted[start..start + to_usize(folder.content_length_or_child_count())],
+                );
             }
         }
         self.sort_by_name(&mut sorted[..self.top_level as usize]);
-        self.rearrange(&sorted);
+        self.move_entries_to_sorted_positions(&sorted);
     }
 
-    /// Sets the start of each folder, and returns the numbers of all entries, grouped by folder.
+    /// Sets the first child of each folder, and returns the numbers of all entries, grouped by folder.
     fn group_by_folder(&mut self) -> Vec<u32> {
         let mut next = u64::from(self.top_level);
         for folder in self.entries.iter_mut().filter(|entry| entry.is_folder()) {
-            folder.set_start(next);
-            next += folder.size();
+            folder.set_first_child(next);
+            next += folder.content_length_or_child_count();
         }
         let mut sorted = vec![0; self.len()];
         let mut top = 0;
@@ -39,14 +41,16 @@ impl Index {
                 folder => {
                     // Until all are grouped, a folder's start is where its next entry goes.
                     let folder = &mut self.entries[folder as usize];
-                    folder.set_start(folder.start() + 1);
-                    folder.start() - 1
+                    folder.set_first_child(folder.content_offset_or_first_child() + 1);
+                    folder.content_offset_or_first_child() - 1
                 }
             };
             sorted[to_usize(position)] = number;
         }
         for folder in self.entries.iter_mut().filter(|entry| entry.is_folder()) {
-            folder.set_start(folder.start() - folder.size());
+            folder.set_first_child(
+                folder.content_offset_or_first_child() - folder.content_length_or_child_count(),
+            );
         }
         sorted
     }
@@ -56,7 +60,7 @@ impl Index {
     }
 
     /// Moves each entry to the position of its number in `sorted`.
-    fn rearrange(&mut self, sorted: &[u32]) {
+    fn move_entries_to_sorted_positions(&mut self, sorted: &[u32]) {
         let mut positions = vec![0u32; sorted.len()];
         for (position, at) in (0..).zip(sorted) {
             positions[*at as usize] = position;

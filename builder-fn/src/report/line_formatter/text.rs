@@ -54,7 +54,7 @@ fn split_into_pieces(line: &str) -> impl Iterator<Item = &str> {
 
 /// Returns `text` as one line of at most [`MAX_LINE_BYTES`] bytes. The name of a `RUN` step with a here-document
 /// contains the whole document.
-pub(super) fn to_one_line(text: &str) -> String {
+pub(super) fn to_one_cut_line(text: &str) -> String {
     let end = text.floor_char_boundary(MAX_LINE_BYTES);
     text[..end].replace(['\n', '\r'], " ")
 }

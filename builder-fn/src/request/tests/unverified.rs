@@ -1,4 +1,5 @@
-//! Tests of bodies whose signatures are not verified: what they cost, and that they cost no other body anything.
+//! Tests of bodies whose signatures are not verified: what they may take, and that a signed body is received despite
+//! them.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -27,7 +28,7 @@ fn folder_with_limits(limits: UnverifiedLimits) -> SpoolFolder {
 type Receiving<'a> = Pin<Box<dyn Future<Output = Result<VerifiedBody, RequestError>> + 'a>>;
 
 /// Begins to receive `pieces` from a caller without the key, who then pauses.
-fn receive_without_end<'a>(
+fn receive_endless_body_without_the_key<'a>(
     pieces: Vec<Vec<u8>>,
     check: &'a SignatureCheck,
     limits: &'a RequestLimits,
@@ -62,7 +63,7 @@ fn a_body_takes_no_more_than_its_own_length_before_its_signature_is_verified() {
         let folder = folder_with_limits(SMALL_LIMITS);
         let budget = folder.limits.unverified.budget();
         let check = signature_required();
-        let mut receiving = receive_without_end(vec![bomb.clone()], &check, &folder.limits);
+        let mut receiving = receive_endless_body_without_the_key(vec![bomb.clone()], &check, &folder.limits);
 
         assert!(poll_until_stable(&mut receiving).await.is_pending());
 
@@ -90,7 +91,11 @@ fn any_number_of_unverified_bodies_stays_within_the_budget_and_leaves_nothing() 
             let sizes = [1, 700, 20_000, 300_000, 1_000_000];
             let size = sizes[number % sizes.len()];
             let pieces = vec![vec![7; size]; 1 + number % 4];
-            receiving.push(receive_without_end(pieces, &check, &folder.limits));
+            receiving.push(receive_endless_body_without_the_key(
+                pieces,
+                &check,
+                &folder.limits,
+            ));
             let mut pending = Vec::new();
             for mut body in std::mem::take(&mut receiving) {
                 match poll_until_stable(&mut body).await {
@@ -124,7 +129,8 @@ fn a_small_signed_body_is_received_while_others_use_up_every_part_of_the_budget(
         let folder = folder_with_limits(SMALL_LIMITS);
         let budget = folder.limits.unverified.budget();
         let check = signature_required();
-        let another = || receive_without_end(vec![vec![7; 60_000]; 8], &check, &folder.limits);
+        let another =
+            || receive_endless_body_without_the_key(vec![vec![7; 60_000]; 8], &check, &folder.limits);
         let mut flood: Vec<_> = (0..SMALL_LIMITS.senders).map(|_| another()).collect();
         for round in 0..10 {
             let body = valid_tar();

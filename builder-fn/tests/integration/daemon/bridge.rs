@@ -26,10 +26,12 @@ pub(crate) struct LookupCall {
 
 impl LookupCall {
     /// Answers with the hash of a tag's object, if there is one, and of the commit.
-    pub(crate) fn answer_with_commit(self, tag: Option<&str>, commit: &str) {
+    pub(crate) fn answer_with_commit(self, tag_object_hash: Option<&str>, commit_hash: &str) {
         let git = ResolveSourceGitResponse {
-            checksum: tag.unwrap_or(commit).to_owned(),
-            commit_checksum: tag.map(|_| commit.to_owned()).unwrap_or_default(),
+            checksum: tag_object_hash.unwrap_or(commit_hash).to_owned(),
+            commit_checksum: tag_object_hash
+                .map(|_| commit_hash.to_owned())
+                .unwrap_or_default(),
             ..ResolveSourceGitResponse::default()
         };
         let response = ResolveSourceMetaResponse {

@@ -43,7 +43,7 @@ pub(crate) enum HistoryBehaviour {
 
 /// A running build in the fake history. Dropping it before its end records it as cancelled, as BuildKit does for a
 /// client that left.
-pub(crate) struct RecordedBuild {
+pub(crate) struct RunningBuildInHistory {
     history: FakeHistory,
     record: Option<BuildHistoryRecord>,
 }
@@ -71,7 +71,7 @@ impl FakeHistory {
     }
 
     /// Records the start of a build in the history, unless its reference is taken.
-    pub(crate) fn record_start(&self, request: &SolveRequest) -> Result<RecordedBuild, Status> {
+    pub(crate) fn record_start(&self, request: &SolveRequest) -> Result<RunningBuildInHistory, Status> {
         let mut state = self.state();
         if state.active.contains_key(&request.r#ref) {
             return Err(Status::unknown(format!("job ID {} exists", request.r#ref)));
@@ -86,7 +86,7 @@ impl FakeHistory {
         };
         state.active.insert(record.r#ref.clone(), record.clone());
         state.send_to_listeners(BuildHistoryEventType::Started, &record);
-        Ok(RecordedBuild {
+        Ok(RunningBuildInHistory {
             history: self.clone(),
             record: Some(record),
         })
@@ -194,7 +194,7 @@ impl HistoryState {
     }
 }
 
-impl RecordedBuild {
+impl RunningBuildInHistory {
     /// Records the outcome of the build. BuildKit makes no record of a solve whose reference was taken.
     pub(crate) fn record_outcome(mut self, outcome: Result<&str, &Status>) {
         match outcome {
@@ -215,7 +215,7 @@ impl RecordedBuild {
     }
 }
 
-impl Drop for RecordedBuild {
+impl Drop for RunningBuildInHistory {
     fn drop(&mut self) {
         self.record_end(Err(&Status::cancelled("context canceled")));
     }

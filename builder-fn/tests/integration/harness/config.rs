@@ -28,26 +28,26 @@ thread_local! {
     .unwrap_or_else(|_| panic!("the policy is valid"));
 }
 
-/// Parses `bytes` as a build's configuration, or as the values in one, or as a Dockerfile, and checks what a tenant may
-/// do with it.
+/// Parses the content as a build's configuration, or as the values in one, or as a Dockerfile, and checks what a
+/// tenant may do with it.
 ///
 /// The first byte says which of these they are. Values are divided by line breaks.
-pub(crate) fn check_config(bytes: &[u8]) {
-    let Some((mode, bytes)) = bytes.split_first() else {
+pub(crate) fn check_config(mode_and_content: &[u8]) {
+    let Some((mode, bytes)) = mode_and_content.split_first() else {
         return;
     };
     POLICY.with(|policy| {
         let tenant = policy.tenant("acme").expect("a tenant");
         match mode % 3 {
-            0 => drop(check_content(bytes, tenant)),
-            1 => check_values(&String::from_utf8_lossy(bytes), tenant),
-            _ => check_dockerfile(bytes, tenant),
+            0 => drop(check_config_and_return_whether_allowed(bytes, tenant)),
+            1 => check_config_with_values(&String::from_utf8_lossy(bytes), tenant),
+            _ => check_frontend_of_dockerfile(bytes, tenant),
         }
     });
 }
 
 /// Checks a configuration, and returns whether it is valid and allowed.
-fn check_content(content: &[u8], tenant: &Tenant) -> bool {
+fn check_config_and_return_whether_allowed(content: &[u8], tenant: &Tenant) -> bool {
     let mut reserved = ReservedNames::default();
     reserved.reserve_secret(RESERVED_SECRET);
     let violations = violations_in_config(content, tenant, &reserved);
@@ -77,7 +77,7 @@ fn check_content(content: &[u8], tenant: &Tenant) -> bool {
 }
 
 /// Checks a configuration with these values, one a line: nothing is allowed that the policy excludes.
-fn check_values(values: &str, tenant: &Tenant) {
+fn check_config_with_values(values: &str, tenant: &Tenant) {
     let mut values = values.split('\n');
     let mut next = || values.next().unwrap_or_default();
     let (image, service, secret) = (next(), next(), next());
@@ -97,7 +97,7 @@ fn check_values(values: &str, tenant: &Tenant) {
         "labels": {next(): next()},
         "tags": [next()],
     });
-    if check_content(config.to_string().as_bytes(), tenant) {
+    if check_config_and_return_whether_allowed(config.to_string().as_bytes(), tenant) {
         assert!(image.trim().starts_with(PUSH_PREFIX), "{image:?} is pushed");
         assert!(
             service.is_empty() || service.starts_with(FUNCTION_PREFIX),
@@ -108,7 +108,7 @@ fn check_values(values: &str, tenant: &Tenant) {
 }
 
 /// Checks that a tenant without frontends of its own gets no frontend by a directive.
-fn check_dockerfile(content: &[u8], tenant: &Tenant) {
+fn check_frontend_of_dockerfile(content: &[u8], tenant: &Tenant) {
     let violation = frontend_violation_in_dockerfile(content, tenant);
     if let Some(violation) = &violation {
         assert!(!violation.contains(char::is_control), "{violation:?}");

@@ -9,12 +9,12 @@ use serde_json::json;
 const HINT_MAX_BYTES: usize = 10 << 10;
 
 /// A context whose files have any content.
-struct AnyFiles<'b> {
+struct FuzzedContextFiles<'b> {
     dockerfile: &'b [u8],
     ignore_file: &'b [u8],
 }
 
-impl ContextFiles for AnyFiles<'_> {
+impl ContextFiles for FuzzedContextFiles<'_> {
     fn has(&self, path: &str) -> bool {
         path.len().is_multiple_of(2)
     }
@@ -32,18 +32,18 @@ impl ContextFiles for AnyFiles<'_> {
     }
 }
 
-/// Explains the failure in `bytes`, and checks that its hint is short and has no control characters.
+/// Explains the failure in the bytes, and checks that its hint is short and has no control characters.
 ///
 /// The first byte is the line that BuildKit names. The parts after it, which NUL bytes divide, are the error, the step,
 /// its output, the Dockerfile and the ignore file.
-pub(crate) fn check_hint(bytes: &[u8]) {
-    let Some((line, bytes)) = bytes.split_first() else {
+pub(crate) fn check_hint(line_and_parts: &[u8]) {
+    let Some((line, bytes)) = line_and_parts.split_first() else {
         return;
     };
     let mut parts = bytes.split(|byte| *byte == 0);
     let mut text = || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
     let (error, step, output) = (text(), text(), text());
-    let files = AnyFiles {
+    let files = FuzzedContextFiles {
         dockerfile: parts.next().unwrap_or_default(),
         ignore_file: parts.next().unwrap_or_default(),
     };
@@ -61,12 +61,12 @@ pub(crate) fn check_hint(bytes: &[u8]) {
     };
     let deployment = json!({"reasons": [error], "log": [output]});
     let hints = [explain(&failure), explain_deployment(&deployment)];
-    hints.into_iter().flatten().for_each(check_texts);
+    hints.into_iter().flatten().for_each(check_hint_size_and_texts);
     registry_refusing_credentials(&error);
 }
 
-/// Checks the texts of a hint.
-fn check_texts(mut hint: Hint) {
+/// Checks that a hint is small, has a file if it has a line, and that its texts have no control characters.
+fn check_hint_size_and_texts(mut hint: Hint) {
     let json = json!(hint).to_string();
     assert!(json.len() <= HINT_MAX_BYTES, "{json}");
     assert!(!hint.cause.is_empty() && !hint.next.is_empty(), "{json}");

@@ -20,12 +20,14 @@ const HARNESS_LIMITS: ArchiveLimits = ArchiveLimits {
 /// The comparable content of a tar, or the text of the error that rejects it.
 type ReadResult = Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), String>;
 
-/// Reads `bytes` as a tar, and checks the invariants of its index and the content of every file.
+/// Reads a tar, whose bytes may be any, and checks the invariants of its index and the content of every file.
 ///
 /// The first byte says whether checksums are corrected before, so that changed headers are parsed; the second is the
 /// length of the pieces.
-pub(crate) fn check_index(bytes: &[u8]) {
-    let [mode, piece, tar @ ..] = bytes else { return };
+pub(crate) fn check_index(mode_piece_and_tar: &[u8]) {
+    let [mode, piece, tar @ ..] = mode_piece_and_tar else {
+        return;
+    };
     let mut tar = tar.to_vec();
     if mode & 1 == 1 {
         fix_checksums(&mut tar);
@@ -35,7 +37,7 @@ pub(crate) fn check_index(bytes: &[u8]) {
     assert_eq!(whole, in_pieces, "the result depends on the pieces");
     assert_eq!(
         whole,
-        read_headers(&tar, usize::from(*piece) + 1),
+        read_in_pieces_skipping_contents(&tar, usize::from(*piece) + 1),
         "contents matter"
     );
     assert_eq!(whole, read_stored(&tar), "a stored tar differs");
@@ -52,27 +54,27 @@ pub(crate) fn check_index(bytes: &[u8]) {
     }
     let entries = paths_and_entries(&index);
     assert_eq!(entries.len(), index.len());
-    check_bounds(&entries, tar.len());
+    check_limits_and_file_ranges(&entries, tar.len());
     check_paths(&entries);
     check_against_another_reader(&entries, &tar);
     drop(entries);
-    check_content(index, tar);
+    check_contents_of_files(index, tar);
 }
 
-fn read_in_pieces(tar: &[u8], piece: usize) -> ReadResult {
+fn read_in_pieces(tar: &[u8], piece_bytes: usize) -> ReadResult {
     let mut reader = ArchiveReader::new(HARNESS_LIMITS);
-    for piece in tar.chunks(piece.max(1)) {
+    for piece in tar.chunks(piece_bytes.max(1)) {
         reader.parse_piece(piece).map_err(|error| error.to_string())?;
     }
     comparable_contents(reader.finish().map_err(|error| error.to_string())?)
 }
 
 /// Reads a tar in pieces, without the contents that the reader does not need.
-fn read_headers(tar: &[u8], piece: usize) -> ReadResult {
+fn read_in_pieces_skipping_contents(tar: &[u8], piece_bytes: usize) -> ReadResult {
     let mut reader = ArchiveReader::new(HARNESS_LIMITS);
     let mut rest = tar;
     while !rest.is_empty() {
-        let (next, after) = rest.split_at(piece.min(rest.len()));
+        let (next, after) = rest.split_at(piece_bytes.min(rest.len()));
         reader.parse_piece(next).map_err(|error| error.to_string())?;
         let skipped = reader.skip_content(after.len() as u64);
         let skipped = skipped.map_err(|error| error.to_string())?;
@@ -107,7 +109,7 @@ pub(crate) fn fix_checksums(tar: &mut [u8]) {
 }
 
 /// Checks that an index keeps the limits, and that its files are in the tar and do not overlap.
-fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
+fn check_limits_and_file_ranges(entries: &[(String, Entry<'_>)], length: usize) {
     assert!(entries.len() <= HARNESS_LIMITS.entries);
     let texts = |(path, entry): &(String, Entry<'_>)| {
         let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len());
@@ -213,7 +215,7 @@ fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
 }
 
 /// Checks that the content of every file in the context is where the index says, and ends there.
-fn check_content(index: Index, tar: Vec<u8>) {
+fn check_contents_of_files(index: Index, tar: Vec<u8>) {
     let context = SourceContext::new(index, Spool::in_memory(tar.clone()));
     for (path, entry) in paths_and_entries(context.index()) {
         assert_eq!(context.get(&path), Some(entry));

@@ -7,7 +7,7 @@ const SDK_LINE_MAX_BYTES: usize = 64 << 10;
 
 /// faas-cli's reaction to an answer.
 #[derive(Debug, PartialEq, Eq)]
-pub struct CliOutcome {
+pub struct FaasCliOutcome {
     /// The exit code of faas-cli. `up` deploys only if it is 0.
     pub exit: i32,
     /// The error message of faas-cli, unless Go's own libraries wrote it.
@@ -15,8 +15,8 @@ pub struct CliOutcome {
 }
 
 /// Returns faas-cli's reaction to a decompressed answer of `POST /build`.
-pub fn cli_outcome(function: &str, image: &str, status: u16, body: &str) -> CliOutcome {
-    let failed = |message: Option<String>| CliOutcome { exit: 1, message };
+pub fn faas_cli_outcome(function: &str, image: &str, status: u16, body: &str) -> FaasCliOutcome {
+    let failed = |message: Option<String>| FaasCliOutcome { exit: 1, message };
     if !matches!(status, 200 | 202) {
         return failed(Some(format!(
             "failed to invoke builder: failed to build function, builder responded with status code {status}"
@@ -43,7 +43,7 @@ pub fn cli_outcome(function: &str, image: &str, status: u16, body: &str) -> CliO
             )));
         }
     }
-    CliOutcome {
+    FaasCliOutcome {
         exit: 0,
         message: None,
     }
@@ -78,14 +78,14 @@ mod tests {
             let status = u16::try_from(answer["status"].as_u64().unwrap()).unwrap();
             let expected = &case["observed"]["faas-cli"];
 
-            let cli_outcome = cli_outcome(function, image, status, &body);
+            let faas_cli_outcome = faas_cli_outcome(function, image, status, &body);
 
             assert_eq!(
-                Some(i64::from(cli_outcome.exit)),
+                Some(i64::from(faas_cli_outcome.exit)),
                 expected["exit"].as_i64(),
                 "{case}"
             );
-            if let Some(message) = cli_outcome.message {
+            if let Some(message) = faas_cli_outcome.message {
                 assert_eq!(message, filled(expected["message"].as_str().unwrap()), "{case}");
             }
         }

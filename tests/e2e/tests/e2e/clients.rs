@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
-    recorded::CliRecording,
+    recorded::FaasCliRecording,
     testbed::Testbed,
     work_dir::{ClientFolder, ProgramOutput, path_in_repository},
 };
@@ -53,7 +53,7 @@ impl<'a> ClientFixture<'a> {
     /// Starts a builder with the recorded private key.
     async fn new(testbed: &'a Testbed) -> Result<Self> {
         let keys = tempfile::tempdir()?;
-        let key = CliRecording::read_recording()?.write_private_key(keys.path())?;
+        let key = FaasCliRecording::read_recording()?.write_private_key(keys.path())?;
         let settings = [("build_secrets_private_key_path", key.as_str())];
         let base = testbed.build_busybox_once_and_get_name().await?;
         Ok(Self {
@@ -205,7 +205,7 @@ async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
         .to_str()
         .context("the path is not UTF-8")?;
     let step = "RUN --mount=type=secret,id=token,required=true cat /run/secrets/token; grep -qx hush-hush /run/secrets/token";
-    let key = CliRecording::read_recording()?.secrets["public_key"].clone();
+    let key = FaasCliRecording::read_recording()?.secrets["public_key"].clone();
     let key = fixture
         .work_dir
         .write_file("key.pub", key.as_str().context("secrets.json: no public_key")?)?;

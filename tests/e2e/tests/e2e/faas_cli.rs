@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
     builder_process::BuilderProcess,
     client::sign_body,
-    recorded::{CliRecording, RequestVariables, cli_outcome},
+    recorded::{FaasCliRecording, RequestVariables, faas_cli_outcome},
     registry::ManifestWithDigest,
     testbed::Testbed,
     work_dir::ClientFolder,
@@ -59,13 +59,13 @@ enum FaasCliProgramOrRecording<'a> {
     /// The stack's faas-cli, if `SLIPWAY_FAAS_CLI` named a current one.
     Program(&'a Testbed),
     /// The recorded faas-cli.
-    Recorded(&'a Testbed, CliRecording),
+    Recorded(&'a Testbed, FaasCliRecording),
 }
 
 impl<'a> FaasCliProgramOrRecording<'a> {
     /// Returns the recorded faas-cli, and the stack's if its help shows that it is a current one.
     async fn recorded_and_stacks_if_current(testbed: &'a Testbed) -> Result<Vec<Self>> {
-        let mut all = vec![Self::Recorded(testbed, CliRecording::read_recording()?)];
+        let mut all = vec![Self::Recorded(testbed, FaasCliRecording::read_recording()?)];
         if stacks_faas_cli_supports_remote_builder(testbed, &ClientFolder::new("scratch")?).await? {
             all.push(Self::Program(testbed));
         }
@@ -81,7 +81,7 @@ impl<'a> FaasCliProgramOrRecording<'a> {
     ) -> Result<CommandResult> {
         match self {
             Self::Program(testbed) => {
-                let recorded = CliRecording::read_recording()?;
+                let recorded = FaasCliRecording::read_recording()?;
                 let work_dir = create_project_for_faas_cli(
                     testbed,
                     function,
@@ -131,7 +131,7 @@ fn create_project_for_faas_cli(
     testbed: &Testbed,
     function: &FunctionToBuild<'_>,
     with_secrets: bool,
-    recorded: &CliRecording,
+    recorded: &FaasCliRecording,
 ) -> Result<ClientFolder> {
     let work_dir = ClientFolder::new("scratch")?;
     work_dir.write_file("template/small/Dockerfile", &function.dockerfile)?;
@@ -170,7 +170,7 @@ fn create_project_for_faas_cli(
 /// Sends the recorded requests of a command in order, and stops where faas-cli would.
 async fn replay_recorded_requests(
     testbed: &Testbed,
-    recorded: &CliRecording,
+    recorded: &FaasCliRecording,
     command_name: &str,
     builder: &str,
     function: &FunctionToBuild<'_>,
@@ -228,10 +228,10 @@ async fn replay_recorded_requests(
                     .as_str()
                     .context("the recorded config has no image")?;
                 let image = image.replace("{repository}", &function.repository);
-                let cli_outcome = cli_outcome(function.name, &image, status, &body);
+                let faas_cli_outcome = faas_cli_outcome(function.name, &image, status, &body);
                 CommandResult {
-                    code: cli_outcome.exit,
-                    output: cli_outcome.message.unwrap_or(body),
+                    code: faas_cli_outcome.exit,
+                    output: faas_cli_outcome.message.unwrap_or(body),
                 }
             }
             _ => {
@@ -373,7 +373,7 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
     let _parts = testbed.share_parts().await;
     let (base, recorded) = (
         testbed.build_busybox_once_and_get_name().await?,
-        CliRecording::read_recording()?,
+        FaasCliRecording::read_recording()?,
     );
     let keys = tempfile::tempdir()?;
     let key = recorded.write_private_key(keys.path())?;

@@ -11,7 +11,7 @@ use slipway_e2e::{
 const GIT_TOKEN: &str = "the-token-of-a-private-repository";
 
 /// Returns the configurations and the provenance of an image with the tag `1`.
-async fn configs_and_provenance_of_image(testbed: &Testbed, repository: &str) -> Result<String> {
+async fn configs_and_provenance_json_of_tag_1(testbed: &Testbed, repository: &str) -> Result<String> {
     let registry = &testbed.registry;
     let index = registry
         .get_manifest(repository, "1")
@@ -35,7 +35,8 @@ async fn configs_and_provenance_of_image(testbed: &Testbed, repository: &str) ->
 }
 
 #[tokio::test]
-async fn a_token_of_the_operator_reads_a_context_for_its_tenant_and_no_step_gets_it() -> Result<()> {
+async fn an_operators_git_token_reads_a_context_that_its_tenants_rules_allow_and_no_step_gets_it()
+-> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;
@@ -106,7 +107,7 @@ async fn a_token_of_the_operator_reads_a_context_for_its_tenant_and_no_step_gets
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert_eq!(reply.text_field("commit"), commit);
     assert!(!reply.text.contains(GIT_TOKEN), "{}", reply.text);
-    let texts = configs_and_provenance_of_image(&testbed, name).await?;
+    let texts = configs_and_provenance_json_of_tag_1(&testbed, name).await?;
     assert!(texts.contains("https://slsa.dev/provenance/v1"), "{texts}");
     assert!(!texts.contains(GIT_TOKEN), "{texts}");
     // The checkout is the tenant's alone.
@@ -116,7 +117,8 @@ async fn a_token_of_the_operator_reads_a_context_for_its_tenant_and_no_step_gets
 }
 
 #[tokio::test]
-async fn a_folder_of_a_private_repository_is_built_at_its_commit_and_its_token_is_nowhere() -> Result<()> {
+async fn a_private_git_subdir_is_built_at_the_refs_commit_and_its_token_is_in_no_answer_or_image()
+-> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let repository = GitRepository::create().await?;
@@ -182,7 +184,7 @@ async fn a_folder_of_a_private_repository_is_built_at_its_commit_and_its_token_i
         assert_eq!(reply.status, 200, "{reference}: {}", reply.text);
         assert_eq!(reply.text_field("commit"), *commit, "{reference}");
         assert!(!reply.text.contains(GIT_TOKEN), "{}", reply.text);
-        let texts = configs_and_provenance_of_image(&testbed, name).await?;
+        let texts = configs_and_provenance_json_of_tag_1(&testbed, name).await?;
         let label = format!("\"org.opencontainers.image.revision\":\"{commit}\"");
         assert!(texts.contains(&label), "{reference}: {texts}");
         assert!(texts.contains("https://slsa.dev/provenance/v1"), "{texts}");

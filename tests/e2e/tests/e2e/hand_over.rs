@@ -132,7 +132,7 @@ async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_dry_run_changes_nothing_and_the_deployment_follows_it() -> Result<()> {
+async fn a_build_sends_a_dry_run_that_changes_nothing_before_it_hands_its_image_over() -> Result<()> {
     let fixture = BuilderWithDeployer::start().await?;
     let _parts = fixture.testbed.share_parts().await;
     let name = "after-a-dry-run";

@@ -33,8 +33,8 @@ struct BuilderReplicas<'t> {
 
 impl<'t> BuilderReplicas<'t> {
     /// Starts two builders that build on this daemon and keep records of their own.
-    async fn start(testbed: &'t Testbed, daemon: &BuildkitDaemon, run: &str) -> Result<Self> {
-        let records = format!("{}/e2e/records/{run}", testbed.stack.registry.host);
+    async fn start(testbed: &'t Testbed, daemon: &BuildkitDaemon, records_name: &str) -> Result<Self> {
+        let records = format!("{}/e2e/records/{records_name}", testbed.stack.registry.host);
         let mut replicas = Self {
             testbed,
             settings: vec![("buildkit_url", daemon.url()), ("records_repository", records)],
@@ -82,15 +82,15 @@ impl<'t> BuilderReplicas<'t> {
     }
 
     /// Asserts that every builder answers with this end of a build and this log.
-    async fn assert_every_builder_knows_end_and_log(
+    async fn wait_and_assert_success_and_log_at_every_builder(
         &self,
         id: &str,
-        end: &Value,
+        finished_build: &Value,
         log: &[(u64, String)],
     ) -> Result<()> {
         let answer = self.wait_for_state_at_every_builder(id, "success").await?;
         for field in ["id", "image", "digest", "submittedAt", "attempts"] {
-            assert_eq!(answer[field], end[field], "{field} of {answer:#}");
+            assert_eq!(answer[field], finished_build[field], "{field} of {answer:#}");
         }
         for builder in &self.builders {
             let (lines, terminal) = builder.questions()?.read_log(id).await?;
@@ -185,14 +185,14 @@ async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildki
 
     replicas.kill_all_and_start_two().await?;
     replicas
-        .assert_every_builder_knows_end_and_log(&id, &end, &log)
+        .wait_and_assert_success_and_log_at_every_builder(&id, &end, &log)
         .await?;
     daemon.kill_and_restart().await?;
     replicas
-        .assert_every_builder_knows_end_and_log(&id, &end, &log)
+        .wait_and_assert_success_and_log_at_every_builder(&id, &end, &log)
         .await?;
     replicas.kill_all_and_start_two().await?;
     replicas
-        .assert_every_builder_knows_end_and_log(&id, &end, &log)
+        .wait_and_assert_success_and_log_at_every_builder(&id, &end, &log)
         .await
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
     builder_process::BuilderProcess,
-    recorded::CliRecording,
+    recorded::FaasCliRecording,
     testbed::Testbed,
     work_dir::{ClientFolder, path_in_repository},
 };
@@ -15,7 +15,7 @@ use slipway_stack::LauncherDirectories;
 
 /// Installs schemathesis on first use, into a folder named by the hash of its requirements, and returns the Python
 /// that has it.
-fn install_schemathesis_python() -> Result<PathBuf> {
+fn install_schemathesis_once_and_get_python() -> Result<PathBuf> {
     let requirements = path_in_repository("tests/openapi/requirements.txt");
     let mut name = hex::encode(Sha256::digest(fs::read(&requirements)?));
     name.truncate(16);
@@ -55,11 +55,11 @@ fn install_schemathesis_python() -> Result<PathBuf> {
 /// rejected with an error status: a signed request for records gets 200, and the error is in the records. A request
 /// that it allows may be rejected: no description can say what a tar has to contain.
 #[tokio::test]
-async fn every_answer_matches_the_openapi_description() -> Result<()> {
+async fn answers_to_generated_requests_match_the_openapi_description() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let keys = tempfile::tempdir()?;
-    let key = CliRecording::read_recording()?.write_private_key(keys.path())?;
+    let key = FaasCliRecording::read_recording()?.write_private_key(keys.path())?;
     let contexts = format!("{}/e2e/openapi-contexts", testbed.stack.registry.host);
     let records = format!("{}/e2e/openapi-records", testbed.stack.registry.host);
     let settings = [
@@ -96,7 +96,12 @@ async fn every_answer_matches_the_openapi_description() -> Result<()> {
     );
     let arguments: Vec<_> = arguments.split_whitespace().collect();
 
-    let output = work_dir.run_program(install_schemathesis_python()?, &arguments, &environment, b"")?;
+    let output = work_dir.run_program(
+        install_schemathesis_once_and_get_python()?,
+        &arguments,
+        &environment,
+        b"",
+    )?;
 
     let log = builder.log_text();
     assert_eq!(output.code, 0, "{}\n{log}", output.stdout_and_stderr());

@@ -61,7 +61,7 @@ async fn a_wrong_registry_password_is_a_502_and_pushes_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_caller_that_disconnects_leaves_no_file_and_no_build() -> Result<()> {
+async fn a_caller_that_disconnects_leaves_no_spooled_file_no_running_step_and_no_image() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;
@@ -180,7 +180,7 @@ async fn without_the_gateway_a_build_with_a_deployment_is_a_502_and_leaves_no_se
 }
 
 #[tokio::test]
-async fn a_build_leaves_no_session() -> Result<()> {
+async fn a_successful_build_leaves_no_connection_to_buildkit_open() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _alone = testbed.lock_parts().await;
     let tar = small_context()

@@ -31,7 +31,10 @@ async fn an_artifact_as_oras_pushes_it_is_built_and_pushed() -> Result<()> {
         .with_file("a", "by reference")
         .tar_without_config()?;
     let repository = "e2e/contexts-by-oras";
-    let digest = testbed.registry.push_artifact(repository, tar).await?;
+    let digest = testbed
+        .registry
+        .push_artifact_and_get_digest(repository, tar)
+        .await?;
     let name = format!("{}/{repository}", testbed.stack.registry.host);
     let request = |digest: &str| {
         json!({

@@ -16,7 +16,7 @@ use slipway_e2e::{
 
 /// The number of requests that BuildKit sends for one part of a push before the push has failed with 429: containerd
 /// `core/remotes/docker/resolver.go`, `maxAttempts`. There are no pauses between them, whatever `Retry-After` says.
-const REQUESTS_PER_PUSH: usize = 5;
+const REQUESTS_BEFORE_A_LIMITED_PUSH_FAILS: usize = 5;
 
 const PUT_MANIFEST: RequestPattern = RequestPattern {
     method: "PUT",
@@ -67,10 +67,14 @@ impl FaultyPlatform {
 
     /// Delivers a build of [`small_context`] as the queue does, with more keys of its config; returns its call's ID and
     /// the answer.
-    async fn deliver(&self, repository: &str, more: &[(&str, Value)]) -> Result<(String, HttpReply)> {
+    async fn deliver_small_build_as_queue(
+        &self,
+        repository: &str,
+        more_config_keys: &[(&str, Value)],
+    ) -> Result<(String, HttpReply)> {
         let id = format!("{}-{}", repository.replace('/', "-"), self.run);
         let mut config = json!({ "image": self.image(repository) });
-        for (key, value) in more {
+        for (key, value) in more_config_keys {
             config[*key] = value.clone();
         }
         // A call that came from the queue has two times.
@@ -117,10 +121,12 @@ async fn a_push_that_the_registry_limits_is_retried_until_it_succeeds_and_each_a
             error,
         };
         // The requests of several blobs are sent at the same time, so a push may take more of them.
-        let times = 2 * REQUESTS_PER_PUSH + 1;
+        let times = 2 * REQUESTS_BEFORE_A_LIMITED_PUSH_FAILS + 1;
         platform.registry.reject_next(pattern, times, limited);
 
-        let (id, reply) = platform.deliver(repository, &[("timeout", json!("60s"))]).await?;
+        let (id, reply) = platform
+            .deliver_small_build_as_queue(repository, &[("timeout", json!("60s"))])
+            .await?;
 
         assert_eq!(reply.status, 200, "{repository}: {}", reply.text);
         let result = reply.json();
@@ -169,7 +175,7 @@ async fn a_push_that_stays_limited_ends_at_the_timeout_of_the_build() -> Result<
     platform.registry.reject_next(PUT_MANIFEST, usize::MAX, limited);
 
     let (_, reply) = platform
-        .deliver("e2e/always-limited", &[("timeout", json!("4s"))])
+        .deliver_small_build_as_queue("e2e/always-limited", &[("timeout", json!("4s"))])
         .await?;
 
     let result = reply.json();
@@ -188,7 +194,7 @@ async fn a_push_that_stays_limited_ends_at_the_timeout_of_the_build() -> Result<
 }
 
 #[tokio::test]
-async fn a_push_that_the_registry_refuses_because_of_the_request_is_not_retried() -> Result<()> {
+async fn a_push_that_the_registry_refuses_with_403_404_412_or_413_is_not_retried() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let platform = FaultyPlatform::start(&testbed).await?;
@@ -213,7 +219,7 @@ async fn a_push_that_the_registry_refuses_because_of_the_request_is_not_retried(
         };
         platform.registry.reject_next(pattern, usize::MAX, refusal);
 
-        let (id, reply) = platform.deliver(repository, &[]).await?;
+        let (id, reply) = platform.deliver_small_build_as_queue(repository, &[]).await?;
 
         let result = reply.json();
         assert_eq!(reply.status, answer, "{repository}: {result:#}");
@@ -252,8 +258,8 @@ struct TokenPlatform {
 }
 
 impl TokenPlatform {
-    async fn start(testbed: &Testbed, user: TokenUser, expires_in: u32) -> Result<Self> {
-        let registry = RegistryProxy::start_with_tokens(testbed, expires_in).await?;
+    async fn start(testbed: &Testbed, user: TokenUser, expires_in_seconds: u32) -> Result<Self> {
+        let registry = RegistryProxy::start_with_tokens(testbed, expires_in_seconds).await?;
         let daemon = BuildkitDaemon::start(testbed, "").await?;
         let folder = tempfile::tempdir()?;
         let config = registry.docker_config(testbed)?;

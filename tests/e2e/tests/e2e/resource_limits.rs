@@ -73,7 +73,7 @@ async fn assert_peak_own_memory_of_best_builder(
     for _ in 0..MAX_MEASURED_BUILDERS {
         let builder = start_builder(testbed, &[]).await?;
         work(&builder).await?;
-        let peak = builder.peak_own_memory_bytes()?;
+        let peak = builder.peak_memory_bytes_without_file_pages()?;
         if peak <= limit_bytes {
             return Ok(());
         }

@@ -226,7 +226,7 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
 }
 
 #[tokio::test]
-async fn build_secrets_are_sealed_to_the_builders_key_and_reach_the_step() -> Result<()> {
+async fn build_secrets_are_sealed_to_the_builders_key_reach_the_step_and_are_not_printed() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-sealed";
@@ -266,10 +266,10 @@ async fn build_secrets_are_sealed_to_the_builders_key_and_reach_the_step() -> Re
 }
 
 /// The files of a context, by path: their content, and whether they are executable.
-type FilesByPath = BTreeMap<String, (Vec<u8>, bool)>;
+type ContentsAndExecutableBitsByPath = BTreeMap<String, (Vec<u8>, bool)>;
 
 /// Reads the files in a folder.
-fn read_files_below(root: &Path, folder: &Path, files: &mut FilesByPath) -> Result<()> {
+fn read_files_below(root: &Path, folder: &Path, files: &mut ContentsAndExecutableBitsByPath) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
 
     for entry in fs::read_dir(folder)? {
@@ -288,9 +288,9 @@ fn read_files_below(root: &Path, folder: &Path, files: &mut FilesByPath) -> Resu
 }
 
 /// Reads the files of a request's context.
-fn context_files_of_request(body: &[u8]) -> Result<FilesByPath> {
-    let plain = zstd::stream::decode_all(body)?;
-    let mut tree = FilesByPath::new();
+fn context_files_of_request(zstd_tar: &[u8]) -> Result<ContentsAndExecutableBitsByPath> {
+    let plain = zstd::stream::decode_all(zstd_tar)?;
+    let mut tree = ContentsAndExecutableBitsByPath::new();
     for entry in tar::Archive::new(&plain[..]).entries()? {
         let mut entry = entry?;
         let path = entry.path()?.to_string_lossy().into_owned();
@@ -307,7 +307,7 @@ fn context_files_of_request(body: &[u8]) -> Result<FilesByPath> {
 
 /// faas-cli makes the folder `build/NAME`; the command sends the same files, without what the ignore file excludes.
 #[tokio::test]
-async fn a_context_has_the_files_that_faas_cli_lays_out() -> Result<()> {
+async fn a_context_has_the_files_that_faas_cli_lays_out_without_the_ignored_ones() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-layout";
@@ -337,7 +337,7 @@ async fn a_context_has_the_files_that_faas_cli_lays_out() -> Result<()> {
         .run_faas_cli(&testbed, &["build", "--shrinkwrap", "-f", "stack.yaml"], b"")
         .await?;
     ensure!(shrinkwrapped.code == 0, "{shrinkwrapped:?}");
-    let mut expected = FilesByPath::new();
+    let mut expected = ContentsAndExecutableBitsByPath::new();
     let root = folder.path().join("build").join(name);
     read_files_below(&root, &root, &mut expected)?;
     expected.retain(|path, _| !path.starts_with("function/ignored/"));

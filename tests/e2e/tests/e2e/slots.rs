@@ -10,7 +10,7 @@ use slipway_e2e::{
 const LIMIT_REACHED_TEXT: &str = "Concurrent request limit exceeded. Max concurrent requests: 1\n";
 
 /// Starts a build in the background, and waits until its step runs. It runs until `gate` is opened.
-async fn start_gated_build(
+async fn start_gated_build_and_wait_for_its_step(
     testbed: &Testbed,
     builder: &BuilderProcess,
     gate: &str,
@@ -44,7 +44,7 @@ async fn over_max_inflight_a_call_is_rejected_at_once_and_the_builder_is_not_rea
     let builder = BuilderProcess::start_with_settings(&testbed, &[("max_inflight", "1")]).await?;
     builder.wait_until_ready().await?;
     let gate = "gate-of-max-inflight";
-    let running = start_gated_build(&testbed, &builder, gate).await?;
+    let running = start_gated_build_and_wait_for_its_step(&testbed, &builder, gate).await?;
 
     assert_rejected_with_429(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
     for path in ["/ready", "/_/ready"] {
@@ -68,7 +68,7 @@ async fn with_queue_wait_a_call_waits_for_a_slot_and_calls_over_queue_length_are
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     builder.wait_until_ready().await?;
     let gate = "gate-of-queue-wait";
-    let running = start_gated_build(&testbed, &builder, gate).await?;
+    let running = start_gated_build_and_wait_for_its_step(&testbed, &builder, gate).await?;
     assert_eq!(builder.get("/ready").await?.0, 200, "one more call may wait");
 
     let (client, tar) = (builder.client()?, small_tar(&testbed)?);
@@ -91,7 +91,7 @@ async fn a_call_that_gets_no_slot_within_queue_wait_is_rejected_like_one_that_do
     let settings = [("max_inflight", "1"), ("queue_wait", "1s")];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let gate = "gate-of-expired-wait";
-    let running = start_gated_build(&testbed, &builder, gate).await?;
+    let running = start_gated_build_and_wait_for_its_step(&testbed, &builder, gate).await?;
 
     assert_rejected_with_429(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
 
@@ -112,7 +112,7 @@ async fn a_stream_that_gets_no_slot_before_its_deadline_ends_with_a_terminal_rec
     ];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let gate = "gate-of-a-deadline";
-    let running = start_gated_build(&testbed, &builder, gate).await?;
+    let running = start_gated_build_and_wait_for_its_step(&testbed, &builder, gate).await?;
     // The first build ends at its own deadline, so the second may get the slot for a moment. It would not end either.
     let context = BuildContext::with_gated_step(
         testbed.build_busybox_once_and_get_name().await?,

@@ -120,7 +120,7 @@ async fn no_spelling_of_a_private_address_is_read_and_no_connection_is_made() ->
 }
 
 #[tokio::test]
-async fn the_operator_opens_a_private_host_for_builds() -> Result<()> {
+async fn allowed_sources_let_a_build_read_from_a_private_host() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let server = CountingServer::start()?;

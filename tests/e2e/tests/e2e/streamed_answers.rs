@@ -81,7 +81,7 @@ async fn records_arrive_during_the_build() -> Result<()> {
 
 /// The Community Edition's gateway streams only events, and delivers those of a short build at its end.
 #[tokio::test]
-async fn events_pass_the_gateway_complete() -> Result<()> {
+async fn events_of_a_build_pass_the_gateway_up_to_the_terminal_record() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;

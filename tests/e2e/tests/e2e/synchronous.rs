@@ -5,7 +5,11 @@ use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, client::SigningClient, testbed::Testbed};
 
 /// Builds and deploys a page with this client, and asserts the answer, the image and the running function.
-async fn assert_builds_and_deploys(testbed: &Testbed, client: &SigningClient, name: &str) -> Result<()> {
+async fn assert_page_is_built_and_deployed_and_remove_it(
+    testbed: &Testbed,
+    client: &SigningClient,
+    name: &str,
+) -> Result<()> {
     let base = testbed.build_busybox_once_and_get_name().await?;
     let image = testbed.image_name(&format!("e2e/{name}"), "1");
     let config = json!({ "image": image, "deploy": { "service": name } });
@@ -50,14 +54,15 @@ async fn assert_builds_and_deploys(testbed: &Testbed, client: &SigningClient, na
 async fn a_build_through_the_gateway_returns_its_result_and_the_function_runs() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    assert_builds_and_deploys(&testbed, &testbed.through_gateway, "through-gateway").await
+    assert_page_is_built_and_deployed_and_remove_it(&testbed, &testbed.through_gateway, "through-gateway")
+        .await
 }
 
 #[tokio::test]
 async fn a_build_sent_to_the_builder_directly_returns_its_result_and_the_function_runs() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    assert_builds_and_deploys(&testbed, &testbed.builder, "straight-at-builder").await
+    assert_page_is_built_and_deployed_and_remove_it(&testbed, &testbed.builder, "straight-at-builder").await
 }
 
 #[tokio::test]
@@ -161,7 +166,7 @@ async fn files_matched_by_dockerignore_do_not_reach_the_image() -> Result<()> {
 }
 
 #[tokio::test]
-async fn skip_push_leaves_the_registry_unchanged() -> Result<()> {
+async fn skip_push_leaves_no_manifest_under_the_images_tag() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let image = testbed.image_name("e2e/not-pushed", "1");

@@ -133,7 +133,7 @@ async fn a_changed_handler_changes_the_answer_of_a_function_from_the_template() 
     let (status, second) = project.build_and_call(name, "there").await?;
     assert_eq!((status, second), (200, first.replace("Hello", "Good day")));
 
-    let size = image_size_bytes(&testbed, &format!("e2e/{name}")).await?;
+    let size = compressed_layer_bytes_of_tag_1(&testbed, &format!("e2e/{name}")).await?;
     assert!(size < 1_500_000, "the hello image is {size} bytes compressed");
     testbed.functions.remove_function(name).await
 }
@@ -181,7 +181,7 @@ async fn functions_of_the_template_share_what_is_compiled_but_their_handlers() -
 }
 
 /// Returns the size of the compressed layers of an image with the tag `1`.
-async fn image_size_bytes(testbed: &Testbed, repository: &str) -> Result<u64> {
+async fn compressed_layer_bytes_of_tag_1(testbed: &Testbed, repository: &str) -> Result<u64> {
     let manifest = testbed
         .registry
         .get_manifest(repository, "1")

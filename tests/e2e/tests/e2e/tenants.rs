@@ -80,7 +80,7 @@ impl BuilderWithTwoTenants {
 }
 
 /// Returns a config that names this image, with the tag `1`.
-fn config_with_image(testbed: &Testbed, name: &str) -> Value {
+fn config_with_image_of_tag_1(testbed: &Testbed, name: &str) -> Value {
     json!({ "image": testbed.image_name(name, "1") })
 }
 
@@ -96,7 +96,7 @@ async fn an_image_of_another_tenant_is_neither_read_nor_overwritten_even_if_the_
         .build(
             ACME_KEY,
             "FROM scratch\nCOPY a /a\n",
-            config_with_image(&testbed, private),
+            config_with_image_of_tag_1(&testbed, private),
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -122,7 +122,7 @@ async fn an_image_of_another_tenant_is_neither_read_nor_overwritten_even_if_the_
             .build(
                 GLOBEX_KEY,
                 &dockerfile,
-                config_with_image(&testbed, "e2e/globex/app"),
+                config_with_image_of_tag_1(&testbed, "e2e/globex/app"),
             )
             .await?;
         assert_eq!(reply.status, 422, "{dockerfile}: {}", reply.text);
@@ -136,7 +136,7 @@ async fn an_image_of_another_tenant_is_neither_read_nor_overwritten_even_if_the_
         assert!(!reply.text.contains("the file of acme"), "{}", reply.text);
     }
     for (config, rule) in [
-        (config_with_image(&testbed, private), "push"),
+        (config_with_image_of_tag_1(&testbed, private), "push"),
         (
             json!({"image": testbed.image_name("e2e/globex/app", "1"), "skipPush": true,
             "cacheTo": [testbed.image_name(private, "1")]}),
@@ -170,7 +170,7 @@ async fn an_image_of_another_tenant_is_neither_read_nor_overwritten_even_if_the_
 }
 
 #[tokio::test]
-async fn the_registry_refuses_a_tenant_even_where_the_policy_does_not() -> Result<()> {
+async fn the_registry_refuses_a_tenant_with_wrong_credentials_even_where_the_policy_allows() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let globex = json!({"registryConfig": "globex-wrong"});
@@ -180,7 +180,7 @@ async fn the_registry_refuses_a_tenant_even_where_the_policy_does_not() -> Resul
         .build(
             ACME_KEY,
             "FROM scratch\nCOPY a /a\n",
-            config_with_image(&testbed, private),
+            config_with_image_of_tag_1(&testbed, private),
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -206,7 +206,7 @@ async fn the_registry_refuses_a_tenant_even_where_the_policy_does_not() -> Resul
         .build(
             GLOBEX_KEY,
             "FROM scratch\nCOPY a /a\n",
-            config_with_image(&testbed, "e2e/globex/refused"),
+            config_with_image_of_tag_1(&testbed, "e2e/globex/refused"),
         )
         .await?;
     assert_eq!(reply.status, 502, "{}", reply.text);
@@ -258,7 +258,7 @@ async fn two_tenants_share_neither_cache_mounts_nor_the_results_of_steps() -> Re
     ] {
         let dockerfile = format!("FROM {base}\nRUN cat /proc/sys/kernel/random/uuid > /{nonce}\n");
         let reply = tenants
-            .build(key, &dockerfile, config_with_image(&testbed, name))
+            .build(key, &dockerfile, config_with_image_of_tag_1(&testbed, name))
             .await?;
         assert_eq!(reply.status, 200, "{}", reply.text);
         let manifest = testbed
@@ -277,7 +277,8 @@ async fn two_tenants_share_neither_cache_mounts_nor_the_results_of_steps() -> Re
 }
 
 #[tokio::test]
-async fn no_build_gets_an_entitlement_and_a_tenant_without_network_has_none() -> Result<()> {
+async fn no_build_gets_entitlements_a_tenant_without_network_is_offline_and_step_memory_limits() -> Result<()>
+{
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;

@@ -72,8 +72,12 @@ impl SpansOfTrace {
     }
 
     /// Returns the descendant of `from` at the end of this path of names.
-    fn descendant_of<'s>(&'s self, from: &'s ReceivedSpan, names: &[&str]) -> Result<&'s ReceivedSpan> {
-        names
+    fn descendant_of<'s>(
+        &'s self,
+        from: &'s ReceivedSpan,
+        names_on_path: &[&str],
+    ) -> Result<&'s ReceivedSpan> {
+        names_on_path
             .iter()
             .try_fold(from, |span, name| self.child_of(span, name))
     }
@@ -270,7 +274,8 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
 }
 
 #[tokio::test]
-async fn a_collector_that_refuses_connections_or_hangs_does_not_affect_builds() -> Result<()> {
+async fn a_collector_that_refuses_connections_or_hangs_affects_neither_builds_nor_the_shutdown() -> Result<()>
+{
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let silent = TcpListener::bind(("127.0.0.1", 0)).await?;

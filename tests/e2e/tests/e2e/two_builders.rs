@@ -156,7 +156,7 @@ impl TwoBuilders {
     }
 
     /// Sends a build with a gate to one of the builders, and waits until its step runs.
-    async fn start_gated_build(
+    async fn start_gated_build_and_wait_for_its_step(
         &self,
         index: usize,
         tar: &[u8],

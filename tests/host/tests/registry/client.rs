@@ -190,7 +190,7 @@ async fn a_token_is_fetched_once_for_a_registry_that_asks_for_it() {
 }
 
 #[tokio::test]
-async fn a_token_for_nobody_is_fetched_without_credentials() {
+async fn an_anonymous_token_is_fetched_without_credentials() {
     let registry = registry_with_tokens("/token?account=x", token_answer("let-me-in")).await;
     assert!(
         registry

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 
 use crate::{
-    command::last_lines,
+    command::last_lines_each_cut,
     error::{IoResultExt as _, LauncherError, Result},
     http::send_request,
     progress::{ProgressSink, WorkMessages},
@@ -56,7 +56,7 @@ impl BuildRecord {
         } else {
             output_lines
         };
-        let output = format!("{}\n{error}", last_lines(&all, BUILD_LOG_TAIL_LINES));
+        let output = format!("{}\n{error}", last_lines_each_cut(&all, BUILD_LOG_TAIL_LINES));
         Err(LauncherError::Program {
             program: format!("the build of {function}"),
             status: self.status,
@@ -168,8 +168,8 @@ struct RecordStream {
 }
 
 impl RecordStream {
-    /// Adds bytes of the stream; passes the last line of each record's log that has text to `on_line`.
-    fn push(&mut self, bytes: &[u8], on_line: impl Fn(&str)) {
+    /// Adds bytes of the stream; passes the last text of each record's log to `on_last_text_of_record`.
+    fn push(&mut self, bytes: &[u8], on_last_text_of_record: impl Fn(&str)) {
         self.rest.extend_from_slice(bytes);
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
             let Ok(mut record) = serde_json::from_slice::<BuildRecord>(&self.rest[..end]) else {
@@ -179,7 +179,7 @@ impl RecordStream {
             self.rest.drain(..=end);
             let mut texts = record.log.iter().rev().map(|line| text_of_log_line(line));
             if let Some(text) = texts.find(|text| !text.is_empty()) {
-                on_line(text);
+                on_last_text_of_record(text);
             }
             self.log.append(&mut record.log);
             if record.status != IN_PROGRESS_STATUS {

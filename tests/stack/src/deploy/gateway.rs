@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
-    command::last_lines,
+    command::last_lines_each_cut,
     error::{LauncherError, Result},
     http::{expect_status, send_request},
     stack::Stack,
@@ -153,7 +153,7 @@ impl GatewayClient {
         let lines = text
             .lines()
             .filter_map(|line| serde_json::from_str::<LogLine>(line).ok());
-        last_lines(&lines.map(|line| line.text).collect::<Vec<_>>().join("\n"), 40)
+        last_lines_each_cut(&lines.map(|line| line.text).collect::<Vec<_>>().join("\n"), 40)
     }
 
     /// Returns the gateway's URL of a function.

@@ -7,7 +7,7 @@ use reqwest::StatusCode;
 use serde_json::json;
 
 use super::{
-    SLIPWAY_REPOSITORY,
+    SLIPWAY_REPOSITORY_PREFIX,
     build::{self, BuildRecord, SIGNATURE_HEADER},
     callback::CallbackListener,
     context::StackBuildContext,
@@ -94,7 +94,10 @@ impl SampleFunction<'_> {
     async fn runs_image_and_is_ready(&self, tag: &str) -> Result<bool> {
         let built = self
             .registry
-            .manifest_digest(&format!("{SLIPWAY_REPOSITORY}/{SAMPLE_FUNCTION_NAME}"), tag)
+            .manifest_digest(
+                &format!("{SLIPWAY_REPOSITORY_PREFIX}/{SAMPLE_FUNCTION_NAME}"),
+                tag,
+            )
             .await?;
         let image = self
             .gateway
@@ -111,7 +114,7 @@ impl SampleFunction<'_> {
     /// if the build fails.
     async fn send_build_through_queue_and_wait(&self, context: &StackBuildContext, tag: &str) -> Result<()> {
         let image = format!(
-            "{}/{SLIPWAY_REPOSITORY}/{SAMPLE_FUNCTION_NAME}:{tag}",
+            "{}/{SLIPWAY_REPOSITORY_PREFIX}/{SAMPLE_FUNCTION_NAME}:{tag}",
             self.stack.registry.host
         );
         let mut config = build::build_config_of_template(&image, &self.stack.rust_image());

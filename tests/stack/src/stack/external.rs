@@ -89,7 +89,7 @@ fn external_stack_from_variables(
         buildkit_host: text("BUILDKIT_HOST"),
         payload_secret: PathBuf::from(text("PAYLOAD_SECRET")),
         deploy_secret: PathBuf::from(text("DEPLOY_SECRET")),
-        tools: ToolPaths::locate_built_tools(directories)?,
+        tools: ToolPaths::paths_once_built(directories)?,
         dir,
         plan: None,
     })

@@ -10,7 +10,7 @@ use crate::{
         STACKS_INTERFACE_TO_BUILDKIT, STACKS_INTERFACE_TO_MACHINE, STACKS_SUBNET, STEPS_SUBNET, StackNumber,
         tenant_steps_subnet,
     },
-    egress::{EgressRules, PublicAccess},
+    egress::{BuildPublicAccess, EgressRules},
 };
 
 /// The number of connections that a build step may have at a time.
@@ -67,9 +67,9 @@ pub(super) fn stack_firewall_rules(number: StackNumber, egress: &EgressRules) ->
     let allowed = egress.allowed.iter();
     rules.extend(allowed.map(|network| format!("-A BUILDS -d {network} -j ACCEPT")));
     match egress.public {
-        PublicAccess::All => rules.push("-A BUILDS -g PUBLIC".to_owned()),
-        PublicAccess::Daemon => rules.push(format!("-A BUILDS -s {BUILDKIT_ADDRESS} -g PUBLIC")),
-        PublicAccess::None => {}
+        BuildPublicAccess::All => rules.push("-A BUILDS -g PUBLIC".to_owned()),
+        BuildPublicAccess::Daemon => rules.push(format!("-A BUILDS -s {BUILDKIT_ADDRESS} -g PUBLIC")),
+        BuildPublicAccess::None => {}
     }
     rules.push("-A BUILDS -j REJECT".to_owned());
     let denied = egress.denied.iter();
@@ -168,7 +168,7 @@ mod tests {
             is_public,
         };
         let egress = EgressRules {
-            public: PublicAccess::Daemon,
+            public: BuildPublicAccess::Daemon,
             tenants: vec![tenant("listed", false), tenant("open", true)],
             ..EgressRules::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap()
         };

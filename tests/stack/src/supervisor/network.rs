@@ -13,8 +13,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
     address::{
-        BRIDGE_ADDRESS, BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKIT_GATEWAY_ADDRESS,
-        BUILDKITS_INTERFACE_TO_STACK, STACKS_INTERFACE_TO_BUILDKIT, STACKS_INTERFACE_TO_MACHINE,
+        BRIDGE_ADDRESS, BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKITS_INTERFACE_TO_STACK,
+        STACKS_ADDRESS_TOWARDS_BUILDKIT, STACKS_INTERFACE_TO_BUILDKIT, STACKS_INTERFACE_TO_MACHINE,
         STEPS_SUBNET,
     },
     command::run_program_blocking,
@@ -70,7 +70,7 @@ pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
         "link add {STACKS_INTERFACE_TO_BUILDKIT} type veth peer name {BUILDKITS_INTERFACE_TO_STACK} netns buildkit"
     ))?;
     run_ip(&format!(
-        "address add {BUILDKIT_GATEWAY_ADDRESS}/30 dev {STACKS_INTERFACE_TO_BUILDKIT}"
+        "address add {STACKS_ADDRESS_TOWARDS_BUILDKIT}/30 dev {STACKS_INTERFACE_TO_BUILDKIT}"
     ))?;
     run_ip(&format!("link set {STACKS_INTERFACE_TO_BUILDKIT} up"))?;
     run_ip(&format!("route add {STEPS_SUBNET} via {BUILDKIT_ADDRESS}"))?;
@@ -95,7 +95,10 @@ fn set_up_buildkit_network() -> Result<()> {
         "address add {BUILDKIT_ADDRESS}/30 dev {BUILDKITS_INTERFACE_TO_STACK}"
     ))?;
     run_ip(&format!("link set {BUILDKITS_INTERFACE_TO_STACK} up"))?;
-    run_ip(&format!("route add default via {BUILDKIT_GATEWAY_ADDRESS}")).map(drop)
+    run_ip(&format!(
+        "route add default via {STACKS_ADDRESS_TOWARDS_BUILDKIT}"
+    ))
+    .map(drop)
 }
 
 /// Moves this thread into a network namespace.

@@ -17,7 +17,7 @@ use rustix::process::Signal;
 
 use crate::{
     cgroup,
-    control::{PartState, PartStatus, SupervisorEvent},
+    control::{CommandAnswerEvent, PartState, PartStatus},
     error::{IoResultExt as _, Result, error_with_causes},
     part::StackPart,
     supervisor::{
@@ -45,7 +45,7 @@ const LONGEST_RESTART_DELAY: Duration = Duration::from_secs(30);
 const RUN_TIME_THAT_RESETS_RESTART_DELAY: Duration = Duration::from_secs(60);
 
 /// A function that receives events about parts.
-pub(crate) type PartEventListener<'a> = &'a (dyn Fn(SupervisorEvent) + Send + Sync);
+pub(crate) type PartEventListener<'a> = &'a (dyn Fn(CommandAnswerEvent) + Send + Sync);
 
 /// The outcome of starting a part.
 enum PartStartOutcome {
@@ -167,7 +167,7 @@ impl PartsHandle {
         {
             return Ok(());
         }
-        on_event(SupervisorEvent::Starting { part });
+        on_event(CommandAnswerEvent::Starting { part });
         let began = Instant::now();
         if part == StackPart::Buildkit {
             disk::repair_and_remount_disk_if_read_only(&self.config.dir, &self.reaper)
@@ -207,7 +207,7 @@ impl PartsHandle {
             self.clone()
                 .restart_after_unrequested_end(part, child, restart_delay),
         );
-        on_event(SupervisorEvent::Ready {
+        on_event(CommandAnswerEvent::Ready {
             part,
             seconds: began.elapsed().as_secs_f64(),
         });
@@ -326,7 +326,7 @@ impl PartsHandle {
             child.signal_group(Signal::KILL);
             child.wait_until_ended().await;
         }
-        on_event(SupervisorEvent::Stopped { part });
+        on_event(CommandAnswerEvent::Stopped { part });
     }
 
     /// Records a part's state as of now, with its process.

@@ -8,7 +8,7 @@ use tokio::{
 
 use crate::{
     cgroup,
-    control::{SupervisorCommand, SupervisorEvent},
+    control::{CommandAnswerEvent, SupervisorCommand},
     error::{IoResultExt as _, Result, error_with_causes},
     supervisor::parts::PartsHandle,
 };
@@ -41,7 +41,7 @@ async fn serve_control_connection(stream: UnixStream, parts: PartsHandle, end: w
         let work = tokio::spawn(async move {
             let last = match command {
                 Ok(command) => execute_command(command, &parts, &events).await,
-                Err(error) => SupervisorEvent::Rejected {
+                Err(error) => CommandAnswerEvent::Rejected {
                     reason: error.to_string(),
                 },
             };
@@ -63,8 +63,8 @@ async fn serve_control_connection(stream: UnixStream, parts: PartsHandle, end: w
 async fn execute_command(
     command: SupervisorCommand,
     parts: &PartsHandle,
-    events: &mpsc::UnboundedSender<SupervisorEvent>,
-) -> SupervisorEvent {
+    events: &mpsc::UnboundedSender<CommandAnswerEvent>,
+) -> CommandAnswerEvent {
     let on_event = |event| {
         let _ = events.send(event);
     };
@@ -73,29 +73,29 @@ async fn execute_command(
             if let Err(error) = cgroup::enter_subgroup_and_delegate_controllers()
                 .and_then(|()| parts.create_steps_group_with_limits())
             {
-                return SupervisorEvent::Rejected {
+                return CommandAnswerEvent::Rejected {
                     reason: error_with_causes(error),
                 };
             }
             match parts.start_all_and_wait_until_ready(&on_event).await {
-                Ok(()) => SupervisorEvent::Done,
-                Err((part, reason)) => SupervisorEvent::Failed { part, reason },
+                Ok(()) => CommandAnswerEvent::Done,
+                Err((part, reason)) => CommandAnswerEvent::Failed { part, reason },
             }
         }
-        SupervisorCommand::Status => SupervisorEvent::Status {
+        SupervisorCommand::Status => CommandAnswerEvent::Status {
             parts: parts.part_statuses(),
         },
         SupervisorCommand::Start { part } => match parts.start_part(part, &on_event).await {
-            Ok(()) => SupervisorEvent::Done,
-            Err(reason) => SupervisorEvent::Failed { part, reason },
+            Ok(()) => CommandAnswerEvent::Done,
+            Err(reason) => CommandAnswerEvent::Failed { part, reason },
         },
         SupervisorCommand::Stop { part } => {
             parts.stop_part(part, &on_event).await;
-            SupervisorEvent::Done
+            CommandAnswerEvent::Done
         }
         SupervisorCommand::Shutdown => {
             parts.stop_all(&on_event).await;
-            SupervisorEvent::Done
+            CommandAnswerEvent::Done
         }
     }
 }

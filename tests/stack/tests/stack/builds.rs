@@ -9,7 +9,7 @@ use std::{
 };
 
 use slipway_stack::{
-    LauncherError, ProgressSink, PublicAccess, Stack, StackOptions, StepLimits, stop_named_stack,
+    BuildPublicAccess, LauncherError, ProgressSink, Stack, StackOptions, StepLimits, stop_named_stack,
 };
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -310,7 +310,7 @@ async fn where_public_addresses_are_closed_builds_reach_only_what_is_listed_for_
     const ADDRESS_FOR_NOBODY: &str = "198.51.100.83";
     let name = "test-closed";
     let stack = start_fresh_stack_with_options(name, |options| {
-        options.public = PublicAccess::None;
+        options.public = BuildPublicAccess::None;
         options.allowed = vec![ADDRESS_FOR_ALL.to_owned()];
         options.tenant_networks = ["acme=198.51.100.82", "open=public", "closed="]
             .map(|rule| rule.parse().unwrap())

@@ -45,7 +45,7 @@ impl LogFields {
         }
     }
 
-    /// Copies all fields of `newer` into these fields, replacing those with the same names.
+    /// Moves all fields of `newer` into these fields, replacing those with the same names.
     pub(crate) fn set_all_fields(&mut self, newer: Self) {
         for (name, value) in newer.first.into_iter().chain(newer.others) {
             self.set_field(name, value);

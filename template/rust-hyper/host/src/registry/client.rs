@@ -235,16 +235,20 @@ impl Repository {
         Ok(self.body_unless_not_found(response)?.is_some())
     }
 
-    /// Fetches the manifest with this digest, if the repository has it.
+    /// Fetches the manifest with this digest or tag, if the repository has it. The content is not compared with a
+    /// digest.
     ///
     /// # Errors
     /// Fails if the registry's answer is neither the manifest nor that there is none.
-    pub async fn fetch_manifest(&mut self, digest: &str) -> Result<Option<Bytes>, RegistryError> {
-        let response = self.request_by_digest(Method::GET, "manifests", digest).await?;
+    pub async fn fetch_manifest(&mut self, digest_or_tag: &str) -> Result<Option<Bytes>, RegistryError> {
+        let response = self
+            .request_by_digest(Method::GET, "manifests", digest_or_tag)
+            .await?;
         self.body_unless_not_found(response)
     }
 
-    /// Fetches the blob with this digest, if the repository has it. A redirect is not followed.
+    /// Fetches the blob with this digest, if the repository has it. A redirect is not followed, and the content is not
+    /// compared with the digest.
     ///
     /// # Errors
     /// Fails if the registry's answer is neither the blob nor that there is none.

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_realm_is_https_and_on_a_host_that_belongs_to_the_registry() {
+    fn a_token_realm_is_https_on_the_registrys_own_a_well_known_or_an_allowed_host() {
         let realms: AllowedTokenHosts = "auth.example:8443".parse().unwrap();
         for (registry, realm, is_allowed) in [
             ("r.example", "https://r.example/token", true),

@@ -194,7 +194,8 @@ async fn serve_connection(
     .await;
     let accepted = Instant::now();
     let head_timeout = settings.timeouts.head;
-    if !wait_for_first_byte_or_end(&stream, admitted.state(), head_timeout, &mut phase).await {
+    if !first_byte_arrives_before_timeout_or_drain(&stream, admitted.state(), head_timeout, &mut phase).await
+    {
         return;
     }
     let displaced = poll_fn(|_| match admitted.state().is_displaced_and_still_waiting() {
@@ -233,8 +234,9 @@ async fn wait_for_place(stream: &TcpStream, admitted: &AdmittedConnection) {
     admitted.wait_for_place(is_small).await;
 }
 
-/// Waits for the first byte of a connection, or its end. Returns whether the connection should be served.
-async fn wait_for_first_byte_or_end(
+/// Waits for the first byte of a connection. Returns `false` if before it the connection ends or is displaced, the
+/// timeout passes, or the listener drains.
+async fn first_byte_arrives_before_timeout_or_drain(
     stream: &TcpStream,
     state: &ConnectionState,
     timeout: Duration,

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_connection_that_has_waited_the_longest_is_displaced_when_another_arrives() {
+    fn the_connection_that_has_waited_the_longest_is_displaced_by_one_over_the_limit() {
         let budget = budget_with_limits(3, 0);
         let (first, second, third) = (budget.admit(), budget.admit(), budget.admit());
         // A request of the first one has ended since the others arrived.
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn without_free_descriptors_the_older_half_is_displaced() {
+    fn displace_half_of_waiting_displaces_the_half_that_has_waited_the_longest() {
         let budget = budget_with_limits(100, 0);
         let connections: Vec<_> = (0..4).map(|_| budget.admit()).collect();
         budget.displace_half_of_waiting();

@@ -12,7 +12,7 @@ use super::call_id::CallIdGenerator;
 use super::deadline::RequestDeadline;
 use super::host_header;
 use super::record::{RequestCounters, RequestRecord};
-use super::response_future::{HandlerRun, HostHeaders, ResponseFuture};
+use super::response_future::{HandlerRun, HeadersAddedByHost, ResponseFuture};
 use crate::acceptance::Acceptance;
 use crate::app::{App, ReadyCheck, ReadyDetail};
 use crate::connection_state::ConnectionState;
@@ -73,7 +73,7 @@ impl FunctionService {
     ) -> ResponseFuture {
         let call_id = self.call_ids.callers_id_or_new(request.headers());
         let call_id_text: Arc<str> = call_id.to_str().unwrap_or_default().into();
-        let headers = HostHeaders {
+        let headers = HeadersAddedByHost {
             call_id,
             version: self.version.clone(),
         };

@@ -534,7 +534,7 @@ async fn draining_closes_idle_connections_and_finishes_running_requests() {
 }
 
 #[tokio::test]
-async fn after_an_aborted_listener_has_ended_its_handlers_are_dropped() {
+async fn drop_all_connections_drops_running_handlers_before_the_listener_counts_as_ended() {
     let (app, mut calls) = app_that_never_answers();
     let mut served = serve_app(&[], app).await;
     let _client = connect_and_send(served.address, GET_REQUEST_TEXT).await;

@@ -40,7 +40,7 @@ impl UnverifiedBudget {
     }
 
     /// Shows the use of the budget in `metrics` from now on.
-    pub fn show_in(&self, metrics: UnverifiedMetrics) {
+    pub fn show_use_in_metrics(&self, metrics: UnverifiedMetrics) {
         self.lock().metrics = Some(metrics);
     }
 
@@ -239,12 +239,12 @@ impl Senders {
         };
         self.entries.insert(key, entry);
         self.undisplaced += 1;
-        self.show_count();
+        self.update_bodies_gauge();
         key
     }
 
     /// Shows the number of senders, those that were displaced and have not ended yet included.
-    fn show_count(&self) {
+    fn update_bodies_gauge(&self) {
         if let Some(metrics) = &self.metrics {
             metrics.set_bodies(self.entries.len());
         }
@@ -438,7 +438,7 @@ impl Senders {
             self.held_by_undisplaced.memory -= entry.held.memory;
             self.held_by_undisplaced.disk -= entry.held.disk;
         }
-        self.show_count();
+        self.update_bodies_gauge();
         self.wake_waiting_senders();
     }
 

@@ -14,12 +14,12 @@ pub(super) struct TimeCredit {
 }
 
 impl TimeCredit {
-    /// Returns the time credit of a new sender: it starts at `grace`, and each `rate` bytes received win back a second.
-    pub(super) fn new(rate: u64, grace: Duration) -> Self {
+    /// Returns the time credit of a new sender: it starts at `grace`, and `bytes_per_second` bytes win back a second.
+    pub(super) fn new(bytes_per_second: u64, grace: Duration) -> Self {
         Self {
             left: grace,
             grace,
-            rate: rate.max(1),
+            rate: bytes_per_second.max(1),
         }
     }
 

@@ -78,7 +78,7 @@ async fn receive_piece_and_make_sender_wait(sender: &mut UnverifiedSender, bytes
 }
 
 #[tokio::test]
-async fn a_sender_is_not_displaced_before_its_bytes_could_be_processed() {
+async fn a_sender_is_displaced_only_while_the_server_waits_for_its_bytes() {
     let budget = UnverifiedBudget::new(UnverifiedLimits { senders: 2, ..LIMITS });
     let mut sender = budget.admit();
     let mut others: Vec<_> = (0..100).map(|_| budget.admit()).collect();
@@ -114,7 +114,7 @@ async fn the_slowest_of_the_earlier_half_is_displaced_when_another_sender_arrive
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newcomer_has_its_time_also_while_all_others_are_being_processed() {
+async fn a_newcomer_stays_until_half_the_limit_have_arrived_after_it_however_many_are_processed() {
     let budget = UnverifiedBudget::new(LIMITS);
     let _processed: Vec<_> = (0..20).map(|_| budget.admit()).collect();
     let mut newcomer = budget.admit();
@@ -361,7 +361,7 @@ fn the_metrics_show_the_bodies_and_how_many_were_displaced_for_which_limit() {
     let options = prometheus::Opts::new("displaced", "displaced");
     let displaced = prometheus::IntCounterVec::new(options, &["limit"]).unwrap();
     let budget = UnverifiedBudget::new(LIMITS);
-    budget.show_in(UnverifiedMetrics::new(bodies.clone(), displaced.clone()));
+    budget.show_use_in_metrics(UnverifiedMetrics::new(bodies.clone(), displaced.clone()));
     let (mut large, mut small) = (budget.admit(), budget.admit());
     assert_eq!(poll_memory_reservation(&mut large, 900), Poll::Ready(Ok(())));
     assert!(poll_memory_reservation(&mut small, 200).is_pending());

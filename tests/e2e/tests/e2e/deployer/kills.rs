@@ -1,5 +1,5 @@
-//! The deployer is killed between any two of its steps. Another deployer that gets the same hand-over ends as if
-//! nothing had happened.
+//! The deployer is killed at each of its requests to the gateway. Another deployer that gets the same hand-over
+//! ends as if nothing had happened.
 
 use anyhow::Result;
 use slipway_e2e::pausing_proxy::{PausePoint, RequestSelector};

@@ -7,7 +7,7 @@ use slipway_e2e::deployer_process::DeployerProcess;
 use super::{DeployerFixture, joined_reasons};
 
 /// Replaces the fixture's deployer by one with a policy of two tenants, of which neither lists names of functions.
-async fn replace_deployer_with_policy(mut fixture: DeployerFixture) -> Result<DeployerFixture> {
+async fn replace_deployer_by_one_with_policy(mut fixture: DeployerFixture) -> Result<DeployerFixture> {
     let push = [format!("{}/e2e/deployed/", fixture.testbed.stack.registry.host)];
     let policy = json!({ "tenants": {
         "acme": { "keys": ["acme-payload"], "push": push, "secrets": ["acme-*"] },
@@ -33,7 +33,8 @@ impl DeployerFixture {
 
 #[tokio::test]
 async fn a_function_is_changed_by_the_tenant_that_deployed_it_only() -> Result<()> {
-    let fixture = replace_deployer_with_policy(DeployerFixture::open("owned", "rolling", &[]).await?).await?;
+    let fixture =
+        replace_deployer_by_one_with_policy(DeployerFixture::open("owned", "rolling", &[]).await?).await?;
     let images = fixture.images;
     let first = fixture.hand_over_of_tenant("acme", &images.first, 1);
     let reply = fixture.deployer.send_hand_over(&first).await?;
@@ -66,7 +67,7 @@ async fn a_function_is_changed_by_the_tenant_that_deployed_it_only() -> Result<(
 async fn a_function_that_no_tenant_deployed_is_not_taken_over() -> Result<()> {
     let fixture = DeployerFixture::open("foreign", "rolling", &[]).await?;
     fixture.deploy_and_assert_ready(&fixture.images.first, 1).await?;
-    let fixture = replace_deployer_with_policy(fixture).await?;
+    let fixture = replace_deployer_by_one_with_policy(fixture).await?;
     let taken = fixture.hand_over_of_tenant("globex", &fixture.images.second, 2);
     let reply = fixture.deployer.send_hand_over(&taken).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
@@ -105,17 +106,17 @@ async fn nobody_deploys_under_slipways_names_or_with_the_gateways_credentials() 
         anyhow::Ok(())
     };
     refuse_all(&fixture, None).await?;
-    let fixture = replace_deployer_with_policy(fixture).await?;
+    let fixture = replace_deployer_by_one_with_policy(fixture).await?;
     refuse_all(&fixture, Some("globex")).await
 }
 
 #[tokio::test]
-async fn the_tenant_of_a_hand_over_is_one_that_the_deployer_knows() -> Result<()> {
+async fn a_hand_over_with_an_unknown_or_missing_tenant_is_rejected() -> Result<()> {
     let fixture = DeployerFixture::open("tenant-field", "rolling", &[]).await?;
     let without_policy = fixture.hand_over_of_tenant("acme", &fixture.images.first, 1);
     let reply = fixture.deployer.send_hand_over(&without_policy).await?;
     assert_eq!(reply.status, 400, "{}", reply.text);
-    let fixture = replace_deployer_with_policy(fixture).await?;
+    let fixture = replace_deployer_by_one_with_policy(fixture).await?;
     for (hand_over, reason) in [
         (
             fixture.hand_over_with_number(&fixture.images.first, 1),

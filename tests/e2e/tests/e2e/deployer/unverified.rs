@@ -89,7 +89,7 @@ async fn a_broken_update_behind_the_old_version_is_unverified_and_never_the_last
 }
 
 #[tokio::test]
-async fn a_working_update_without_the_version_header_is_unverified_and_runs() -> Result<()> {
+async fn a_working_update_without_the_version_header_in_answers_is_unverified_and_runs() -> Result<()> {
     let Some(fixture) = deferring_fixture("no-header").await? else {
         return Ok(());
     };
@@ -104,7 +104,7 @@ async fn a_working_update_without_the_version_header_is_unverified_and_runs() ->
 }
 
 #[tokio::test]
-async fn an_update_with_the_version_header_is_ready_once_the_new_version_answers() -> Result<()> {
+async fn an_update_with_the_version_header_in_answers_is_ready_once_the_new_version_answers() -> Result<()> {
     let Some(fixture) = deferring_fixture("with-header").await? else {
         return Ok(());
     };

@@ -49,7 +49,9 @@ async fn what_a_killed_builder_had_accepted_is_finished_once_and_known_after_eve
         .gated_page_tar("accepted", gate, &two.config_with_deployment("1"))
         .await?;
     let headers = [("X-Call-Id", running.as_str()), ("X-Start-Time", times.as_str())];
-    let first = two.start_gated_build(0, &tar, gate, &headers).await?;
+    let first = two
+        .start_gated_build_and_wait_for_its_step(0, &tar, gate, &headers)
+        .await?;
     let tar = two.page_tar("other", &two.config_without_deployment("2")).await?;
     let headers = [("X-Call-Id", waiting.as_str()), ("X-Start-Time", times.as_str())];
     let second = two.start_build(0, &tar, &headers)?;

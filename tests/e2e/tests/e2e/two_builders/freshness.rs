@@ -56,7 +56,7 @@ async fn a_signature_counts_as_used_while_its_build_runs_and_after_it_failed() -
     config["submittedAt"] = json!(time_seconds_from_now(-1)?);
     let tar = two.gated_page_tar("once", gate, &config).await?;
     let running = two
-        .start_gated_build(0, &tar, gate, &[("X-Call-Id", &first)])
+        .start_gated_build_and_wait_for_its_step(0, &tar, gate, &[("X-Call-Id", &first)])
         .await?;
     for index in [0, 1] {
         assert_signature_used_by(

@@ -29,7 +29,7 @@ async fn a_function_without_a_namespace_and_in_the_default_one_is_one_function()
             .gated_page_tar("older", &gate, &config("older", older_has_namespace, 2)?)
             .await?;
         let slow = two
-            .start_gated_build(0, &tar, &gate, &[("X-Call-Id", &older)])
+            .start_gated_build_and_wait_for_its_step(0, &tar, &gate, &[("X-Call-Id", &older)])
             .await?;
         let page = format!("newer {round}");
         let tar = two

@@ -61,7 +61,7 @@ async fn assert_older_source_never_replaces_newer(
     let (config, headers) = submission.config_and_headers(two.config_with_deployment("v1"), 5, &older)?;
     let v1 = two.gated_page_tar("v1", &gate, &config).await?;
     let slow = two
-        .start_gated_build(0, &v1, &gate, &borrowed_headers(&headers))
+        .start_gated_build_and_wait_for_its_step(0, &v1, &gate, &borrowed_headers(&headers))
         .await?;
     let (config, newer_headers) =
         submission.config_and_headers(two.config_with_deployment("v2"), 2, &newer)?;
@@ -122,7 +122,7 @@ async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_aga
     config["submittedAt"] = json!(time_seconds_from_now(-5)?);
     let v1 = two.gated_page_tar("v1", gate, &config).await?;
     let slow = two
-        .start_gated_build(0, &v1, gate, &[("X-Call-Id", &older)])
+        .start_gated_build_and_wait_for_its_step(0, &v1, gate, &[("X-Call-Id", &older)])
         .await?;
 
     two.kill_and_replace_builder(0).await?;
@@ -158,7 +158,7 @@ async fn a_build_that_opts_out_or_deploys_nothing_is_not_ended_and_the_deployer_
         let tar = two.gated_page_tar(gate, gate, &config).await?;
         let id = unused_call_id(gate)?;
         let build = two
-            .start_gated_build(0, &tar, gate, &[("X-Call-Id", &id)])
+            .start_gated_build_and_wait_for_its_step(0, &tar, gate, &[("X-Call-Id", &id)])
             .await?;
         running.push((gate, build));
     }

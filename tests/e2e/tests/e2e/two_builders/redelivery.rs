@@ -27,7 +27,9 @@ async fn a_redelivery_to_another_builder_attaches_to_the_running_build() -> Resu
     // A queue sends the gateway's time with each delivery.
     let time = Timestamp::now().as_nanosecond().to_string();
     let headers = [("X-Call-Id", id.as_str()), ("X-Start-Time", time.as_str())];
-    let first = two.start_gated_build(0, &tar, gate, &headers).await?;
+    let first = two
+        .start_gated_build_and_wait_for_its_step(0, &tar, gate, &headers)
+        .await?;
     let second = two.start_build(1, &tar, &headers)?;
     // Its only slot is taken: the second builder has the request.
     two.builders[1].wait_until_not_ready().await?;
