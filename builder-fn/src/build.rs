@@ -25,7 +25,7 @@ use crate::buildkit::{
 use crate::builds::{BuildPhase, BuildRecords};
 use crate::compression::LayerCompression;
 use crate::error::Error;
-use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
+use crate::hand_over::{Deployer, DeploymentOutcome, DeploymentStatus};
 use crate::metrics::Metrics;
 use crate::operator_tokens::OperatorTokenSecretNames;
 use crate::registry::{ImageName, OperatorRepository};
@@ -107,7 +107,7 @@ pub(crate) struct BuildResult {
     /// The commit of the context, if it is from a git repository.
     pub(crate) commit: Option<String>,
     /// The outcome of the deployment, if the config has `deploy`.
-    pub(crate) deployment: Option<Deployment>,
+    pub(crate) deployment: Option<DeploymentOutcome>,
 }
 
 impl BuildResult {
@@ -209,7 +209,7 @@ impl Builder {
         let mut used = used
             .chain(&config.cache_from)
             .filter_map(|image| ImageName::parse(&image.without_tag()));
-        match used.find(|image| records.has(image)) {
+        match used.find(|image| records.is_or_contains(image)) {
             Some(image) => Err(Error::RecordsRepository { image }),
             None => Ok(()),
         }

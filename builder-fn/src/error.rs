@@ -7,7 +7,7 @@ use function_host::duration;
 use function_host::secret::SecretError;
 
 use crate::buildkit::{BuildFailure, ConnectError, FaultyParty, JobError};
-use crate::hand_over::{Deployment, DeploymentStatus};
+use crate::hand_over::{DeploymentOutcome, DeploymentStatus};
 use crate::registry::ImageName;
 use crate::remote_context::{ContextError, ContextErrorKind};
 use crate::request::{RequestError, RequestErrorKind};
@@ -17,7 +17,7 @@ use crate::sources::{UrlRejection, WebUrl};
 use crate::supersede::Superseded;
 
 /// The name of the sealed secret with the token for the status of a commit.
-pub(crate) const STATUS_TOKEN_SECRET: &str = "COMMIT_STATUS_TOKEN";
+pub(crate) const STATUS_TOKEN_SECRET_NAME: &str = "COMMIT_STATUS_TOKEN";
 
 /// The error of a build request. The texts are written for the caller; causes are for the log only.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,7 @@ pub(crate) enum Error {
     GitRepository(UrlRejection),
     /// The operator's token for the git repository of the context cannot be read.
     #[error("the operator's token for the git repository of the context cannot be read")]
-    SessionGitToken(#[source] SecretError),
+    OperatorGitToken(#[source] SecretError),
     /// The result of the build may not be sent to the URL in the config's `notify`.
     #[error("notify: {0}")]
     Notify(UrlRejection),
@@ -74,7 +74,7 @@ pub(crate) enum Error {
     NoStatusCommit,
     /// There is no token for the status of the commit.
     #[error(
-        "commitStatus: no token for {project}; it should be the sealed secret {STATUS_TOKEN_SECRET}, unless the operator has one \
+        "commitStatus: no token for {project}; it should be the sealed secret {STATUS_TOKEN_SECRET_NAME}, unless the operator has one \
          (status_tokens)"
     )]
     NoStatusToken {
@@ -99,7 +99,7 @@ pub(crate) enum Error {
     },
     /// The deployer would refuse the image's hand-over, so that the image is not built.
     #[error("the image was not built, because its deployment would be refused: {}", .0.reasons_in_one_line())]
-    DeploymentRefused(Box<Deployment>),
+    DeploymentRefused(Box<DeploymentOutcome>),
     /// All build slots are taken.
     #[error("{limit} builds are running, which is this builder's limit; try again")]
     Busy {
@@ -165,7 +165,8 @@ pub(crate) enum Error {
     /// Somebody cancelled the build.
     #[error("cancelled")]
     Cancelled,
-    /// Another call sent the same signed request before, and the builder accepts it only once.
+    /// Another call builds or has built the same signed request, which only one call may build because its age is
+    /// limited.
     #[error("this signed request was already built as call {call_id}; sign it again with a new submittedAt")]
     AlreadyBuilt {
         /// The ID of the call that built the same request, or builds it.
@@ -201,7 +202,7 @@ pub(crate) enum ErrorKind {
     Superseded,
     /// Somebody cancelled the build.
     Cancelled,
-    /// Another call sent the same request before, or this call has used all its builds up.
+    /// Another call builds or has built the same request of limited age, or this call has used all its builds up.
     Conflict,
     /// There is no space for the request's body or its context now. The rest of the body may not have been read.
     NoSpace,
@@ -297,7 +298,7 @@ impl Error {
             Self::AlreadyBuilt { .. } | Self::AttemptsUsedUp => ErrorKind::Conflict,
             Self::PayloadSecret(_)
             | Self::DeploySecret(_)
-            | Self::SessionGitToken(_)
+            | Self::OperatorGitToken(_)
             | Self::StatusToken(_)
             | Self::TenantDaemon(_)
             | Self::Connect(_)
@@ -318,7 +319,7 @@ impl Error {
     }
 
     /// Returns the deployer's answer, if it is the reason for the error.
-    pub(crate) fn deployment(&self) -> Option<&Deployment> {
+    pub(crate) fn deployment(&self) -> Option<&DeploymentOutcome> {
         match self {
             Self::DeploymentRefused(deployment) => Some(deployment),
             _ => None,
@@ -327,7 +328,7 @@ impl Error {
 
     /// Returns whether a caller that asked for a stream may get this error in one, with status 200. It may only
     /// if the signature of its request was found valid before, and the request is not rejected for now only.
-    pub(crate) fn may_stream(&self) -> bool {
+    pub(crate) fn may_be_sent_in_stream(&self) -> bool {
         match self {
             Self::Request(error) => error.is_from_verified_caller(),
             Self::PayloadSecret(_) => false,
@@ -373,10 +374,10 @@ mod tests {
             Error::StaysAccepted,
         ] {
             assert!(error.kind().is_rejected_for_now(), "{error}");
-            assert!(!error.may_stream(), "{error}");
+            assert!(!error.may_be_sent_in_stream(), "{error}");
         }
         for error in [Error::NoSealKey, Error::Cancelled, Error::NoDigest] {
-            assert!(error.may_stream(), "{error}");
+            assert!(error.may_be_sent_in_stream(), "{error}");
         }
     }
 }

@@ -25,7 +25,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::error::Error;
-pub(crate) use deployment::{Deployment, DeploymentStatus, EnclosedHandOver};
+pub(crate) use deployment::{DeploymentOutcome, DeploymentStatus, EnclosedHandOver};
 pub(crate) use document::{DryRunDocument, HandOverDocument};
 pub(crate) use dry_run::{DeployedVersion, DryRunOutcome};
 pub(crate) use retry::RetriedFailures;
@@ -38,7 +38,7 @@ pub(crate) const DEPLOY_SECRET_NAME: &str = "deploy-secret";
 const SIGNATURE_HEADER: &str = "x-deploy-signature";
 
 /// The least time that must be left until the deadline of a hand-over for another attempt to be made.
-const MIN_ATTEMPT_TIME: Duration = Duration::from_secs(1);
+const MIN_TIME_LEFT_FOR_ANOTHER_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// The settings for the hand-over to the deployer.
 #[derive(Clone, Debug)]
@@ -142,7 +142,7 @@ impl HandOverSigner<'_> {
         hand_over: &HandOverDocument<'_>,
         retried: RetriedFailures,
         on_retry: impl FnMut(&str) + Send,
-    ) -> Deployment {
+    ) -> DeploymentOutcome {
         let settings = &self.deployer.settings;
         let route = match settings.via {
             DeployVia::Function => "function",
@@ -155,10 +155,10 @@ impl HandOverSigner<'_> {
             .await;
         let reason = match result {
             Ok((StatusCode::ACCEPTED, _)) if settings.via == DeployVia::AsyncFunction => {
-                return Deployment::sent_with_unknown_result("queued", hand_over);
+                return DeploymentOutcome::sent_with_unknown_result("queued", hand_over);
             }
             Ok((status, body)) if deployment::is_deployers_answer(&body) => {
-                return Deployment::from_answer(status, &body);
+                return DeploymentOutcome::from_answer(status, &body);
             }
             Ok((status, body)) => deployment::describe_foreign_answer(status, &body),
             Err(error) => {
@@ -166,7 +166,7 @@ impl HandOverSigner<'_> {
                 error.to_string()
             }
         };
-        Deployment::failed(match attempts {
+        DeploymentOutcome::failed(match attempts {
             1 => reason,
             _ => format!(
                 "{reason}; the hand-over was tried {attempts} times within {}",
@@ -181,8 +181,8 @@ impl HandOverSigner<'_> {
     }
 
     /// Sends nothing, and returns a deployment that encloses the hand-over for the builder's own answer.
-    fn enclose_in_answer(&self, hand_over: &HandOverDocument<'_>) -> Deployment {
-        let mut deployment = Deployment::sent_with_unknown_result("handed_over", hand_over);
+    fn enclose_in_answer(&self, hand_over: &HandOverDocument<'_>) -> DeploymentOutcome {
+        let mut deployment = DeploymentOutcome::sent_with_unknown_result("handed_over", hand_over);
         deployment.enclosed = Some(EnclosedHandOver {
             document: json!(hand_over),
             signer: AnswerSigner(self.key.clone()),
@@ -216,7 +216,7 @@ impl HandOverSigner<'_> {
                     None => return (result, attempt),
                 },
             };
-            if Instant::now() + wait + MIN_ATTEMPT_TIME >= deadline {
+            if Instant::now() + wait + MIN_TIME_LEFT_FOR_ANOTHER_ATTEMPT >= deadline {
                 return (result, attempt);
             }
             tracing::warn!(

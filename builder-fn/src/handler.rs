@@ -142,7 +142,7 @@ impl BuildExchange {
         let fields = self.answer_fields(image);
         log_build_failure(error, fields, &SecretMask::default());
         let answer = Answer::from_error(error, fields);
-        match self.format.filter(|_| error.may_stream()) {
+        match self.format.filter(|_| error.may_be_sent_in_stream()) {
             Some(format) => answer.into_streamed_response(format),
             None => answer.into_response(),
         }
@@ -384,7 +384,11 @@ impl BuilderApi {
             .tenants()
             .filter(|tenant| named.is_none_or(|named| tenant.name().as_str() == named));
         let names = tenants.flat_map(|tenant| tenant.key_secrets().iter().map(move |name| (tenant, name)));
-        let read = |name: &str| self.signatures.key_reader.read_keys(context.secrets(), name);
+        let read = |name: &str| {
+            self.signatures
+                .key_reader
+                .read_usable_keys_or_log(context.secrets(), name)
+        };
         let secrets = names.filter_map(|(tenant, name)| Some((Arc::clone(tenant), read(name)?)));
         SignatureCheck::Required(SignatureKeys::of_tenants(secrets, self.signatures.accept_sha1))
     }

@@ -33,7 +33,7 @@ pub(crate) struct BuildInputs {
     pub(crate) files: Option<FileDigestTree>,
 }
 
-/// A step of a build.
+/// A step of a build that has ended, as a record of the build has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StepRecord {
     /// The name of the step, such as `[2/3] RUN make`, with masked secrets.

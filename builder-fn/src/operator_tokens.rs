@@ -27,7 +27,7 @@ const GIT_AUTH_SECRET_NAMES: [&str; 2] = [GIT_TOKEN_SECRET_NAME, "GIT_AUTH_HEADE
 pub struct OperatorTokenSecretNames(Vec<(UrlPattern, String)>);
 
 /// A token of the operator, as the only secret of a session. `Debug` does not show it.
-pub(crate) struct SessionGitToken {
+pub(crate) struct OperatorGitToken {
     token: Secret,
     mask: SecretMask,
 }
@@ -98,7 +98,7 @@ impl FromStr for OperatorTokenSecretNames {
     }
 }
 
-impl SessionGitToken {
+impl OperatorGitToken {
     /// Creates the secrets of a session with a token only.
     pub(crate) fn new(token: Secret) -> Self {
         Self {
@@ -113,7 +113,7 @@ impl SessionGitToken {
     }
 }
 
-impl SecretStore for SessionGitToken {
+impl SecretStore for OperatorGitToken {
     fn secret(&self, id: &str) -> Option<&[u8]> {
         (id == GIT_TOKEN_SECRET_NAME).then(|| self.token.expose())
     }
@@ -123,9 +123,9 @@ impl SecretStore for SessionGitToken {
     }
 }
 
-impl fmt::Debug for SessionGitToken {
+impl fmt::Debug for OperatorGitToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SessionGitToken")
+        f.write_str("OperatorGitToken")
     }
 }
 
@@ -228,10 +228,10 @@ mod tests {
 
     #[test]
     fn a_git_token_is_the_only_secret_of_its_session_and_is_masked_and_hidden_from_debug() {
-        let token = SessionGitToken::new(Secret::new("the-token"));
+        let token = OperatorGitToken::new(Secret::new("the-token"));
         assert_eq!(token.secret("GIT_AUTH_TOKEN"), Some(&b"the-token"[..]));
         assert_eq!(token.secret("GIT_AUTH_HEADER"), None);
-        assert_eq!(format!("{token:?}"), "SessionGitToken");
+        assert_eq!(format!("{token:?}"), "OperatorGitToken");
         assert!(!token.mask().mask_text("x the-token").contains("the-token"));
     }
 }

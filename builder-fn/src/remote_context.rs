@@ -109,7 +109,7 @@ impl RemoteContexts {
         tenant: Option<&Arc<Tenant>>,
     ) -> Result<OpenRepository, ContextError> {
         let stored = self.stored.repository.as_ref();
-        let is_stored = stored.is_some_and(|stored| stored.has(image));
+        let is_stored = stored.is_some_and(|stored| stored.is_or_contains(image));
         let credentials = match (is_stored, tenant) {
             (true, tenant) => {
                 let own =

@@ -415,7 +415,7 @@ impl SignatureSettings {
         }
         for name in policy.tenants().flat_map(|tenant| tenant.key_secrets()) {
             signature::report_unfit_keys_of_readable_secret(parser, secrets, name);
-            self.key_reader.read_keys(secrets, name);
+            self.key_reader.read_usable_keys_or_log(secrets, name);
         }
     }
 }

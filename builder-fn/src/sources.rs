@@ -140,12 +140,16 @@ impl SourceRules {
             ));
         }
         let stored = self.stored_contexts.as_ref();
-        if self.tenant.is_some() && stored.is_some_and(|stored| stored.has(image)) {
+        if self.tenant.is_some() && stored.is_some_and(|stored| stored.is_or_contains(image)) {
             return Err(format!(
                 "{image} is a repository for stored contexts, which only \"context\" of a request may refer to"
             ));
         }
-        if self.records.as_ref().is_some_and(|records| records.has(image)) {
+        if self
+            .records
+            .as_ref()
+            .is_some_and(|records| records.is_or_contains(image))
+        {
             return Err(format!(
                 "{image} is the builder's repository for records of builds, which no build reads"
             ));

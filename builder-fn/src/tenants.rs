@@ -30,12 +30,12 @@ struct SharedResources {
     /// The registries with tenants' credentials, by the name of the secret that has the credentials.
     registries: Mutex<HashMap<Option<String>, Arc<Registries>>>,
     /// The daemons of tenants, by their addresses.
-    daemons: Mutex<HashMap<String, TenantDaemon>>,
+    daemons: Mutex<HashMap<String, TenantDaemons>>,
 }
 
 /// A tenant's own daemons, with the order of the builds on them.
 #[derive(Clone, Debug)]
-pub struct TenantDaemon {
+pub struct TenantDaemons {
     /// The tenant's BuildKit daemons.
     pub pool: DaemonPool,
     /// The order of builds of one function on the daemons.
@@ -89,7 +89,7 @@ impl TenantResources {
     ///
     /// # Errors
     /// Fails if the address of the daemon cannot be used; the text is for the operator.
-    pub fn daemon(&self, tenant: &Tenant) -> Result<Option<TenantDaemon>, String> {
+    pub fn daemon(&self, tenant: &Tenant) -> Result<Option<TenantDaemons>, String> {
         let Some(address) = tenant.buildkit_address() else {
             return Ok(None);
         };
@@ -99,7 +99,7 @@ impl TenantResources {
         }
         let pool = (self.0.daemon_factory)(address)
             .map_err(|problem| format!("tenants.{}.buildkit {problem}", tenant.name()))?;
-        let daemon = TenantDaemon {
+        let daemon = TenantDaemons {
             supersession: Supersession::new(pool.clone()),
             pool,
         };

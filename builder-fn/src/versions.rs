@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::hand_over::{Deployment, DeploymentStatus};
+use crate::hand_over::{DeploymentOutcome, DeploymentStatus};
 use crate::request::time::format_rfc3339_nanos;
 
 /// The number of versions of a function that can be chosen for a rollback.
@@ -58,7 +58,7 @@ pub(crate) enum VersionState {
 impl VersionState {
     /// Returns what the outcome of a deployment says about its version; `None` if it does not say whether the version
     /// runs.
-    pub(crate) fn of_deployment(deployment: &Deployment) -> Option<Self> {
+    pub(crate) fn of_deployment(deployment: &DeploymentOutcome) -> Option<Self> {
         // Only the deployer knows that a version does not run. A hand-over that was lost may have deployed it.
         let is_certain = matches!(
             deployment.answer["status"].as_str(),

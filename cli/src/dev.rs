@@ -14,7 +14,9 @@ use crate::failure::Failure;
 use crate::function::Function;
 use crate::interrupt::Interrupts;
 use crate::output;
-use crate::up::{BuildEnd, BuildOptions, FunctionBuild, Project, SourceArguments, pack};
+use crate::up::{
+    BuildEnd, BuildOptions, FunctionBuild, Project, SourceArguments, pack_unless_key_is_in_context,
+};
 use watch::SourceWatcher;
 
 /// The arguments of `slipway dev`.
@@ -99,7 +101,7 @@ impl DevSession<'_> {
             functions.flat_map(|function| project.watched_files_of(function)),
         )?;
         for function in project.functions() {
-            let packed = match pack(function, &self.client.settings().key) {
+            let packed = match pack_unless_key_is_in_context(function, &self.client.settings().key) {
                 Ok(packed) => packed,
                 Err(failure) => {
                     output::print_failure(&failure);
@@ -157,7 +159,7 @@ impl DevSession<'_> {
                 () = self.watcher.wait_for_change_and_quiet() => {
                     self.has_changed = true;
                     // A file that cannot be read now is one that is being written.
-                    if pack(function, &self.client.settings().key).is_ok_and(|packed| fingerprint(function, &packed) != fingerprint_sent) {
+                    if pack_unless_key_is_in_context(function, &self.client.settings().key).is_ok_and(|packed| fingerprint(function, &packed) != fingerprint_sent) {
                         return BuildFate::Outdated;
                     }
                 }

@@ -50,12 +50,12 @@ impl Template {
         Self::read_from(Path::new(TEMPLATES_FOLDER), name)
     }
 
-    /// Reads the template with this name in the folder `templates`.
-    fn read_from(templates: &Path, name: &str) -> Result<Self, Failure> {
-        let folder = templates.join(name);
+    /// Reads the template with this name in `templates_folder`.
+    fn read_from(templates_folder: &Path, name: &str) -> Result<Self, Failure> {
+        let folder = templates_folder.join(name);
         let is_name = !name.contains('/') && name != "." && name != "..";
         if !is_name || !folder.is_dir() {
-            return Err(missing_template(templates, name));
+            return Err(missing_template(templates_folder, name));
         }
         let path = folder.join("template.yml");
         let reject = |reason: String| {
@@ -123,8 +123,8 @@ impl Template {
 }
 
 /// Creates the error for a template that is not in the folder of templates.
-fn missing_template(templates: &Path, name: &str) -> Failure {
-    let entries = fs::read_dir(templates)
+fn missing_template(templates_folder: &Path, name: &str) -> Failure {
+    let entries = fs::read_dir(templates_folder)
         .into_iter()
         .flatten()
         .filter_map(Result::ok);
@@ -135,7 +135,7 @@ fn missing_template(templates: &Path, name: &str) -> Failure {
     known.sort();
     let message = format!(
         "there is no template {name:?} in ./{}{}",
-        templates.display(),
+        templates_folder.display(),
         did_you_mean(name, known.iter().map(String::as_str))
     );
     let next = match known.is_empty() {

@@ -164,7 +164,10 @@ async fn bring_up(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
 ///
 /// # Errors
 /// Fails if a file cannot be read or laid out, or the key would be sent.
-pub(crate) fn pack(function: &Function, key: &SigningKey) -> Result<PackedContext, Failure> {
+pub(crate) fn pack_unless_key_is_in_context(
+    function: &Function,
+    key: &SigningKey,
+) -> Result<PackedContext, Failure> {
     let layout = Layout::of_function(function)?;
     if let Some(file) = &key.file
         && let Some(path) = layout.context_path_of(file)
@@ -204,15 +207,18 @@ impl<'a> FunctionBuild<'a> {
     /// Fails if the function cannot be packed, or no builder takes it.
     pub(crate) async fn run(&self, interrupts: &Interrupts) -> Result<BuildEnd, Failure> {
         let mut work = std::pin::pin!(async {
-            self.send_packed_and_follow(&pack(self.function, &self.client.settings().key)?)
-                .await
+            self.send_packed_and_follow(&pack_unless_key_is_in_context(
+                self.function,
+                &self.client.settings().key,
+            )?)
+            .await
         });
         loop {
             tokio::select! {
                 end = &mut work => return end,
                 () = interrupts.next() => {
                     let handed = self.handed.borrow().clone();
-                    if let Some(end) = self.handle_interrupt(interrupts, handed).await? {
+                    if let Some(end) = self.detach_or_cancel_on_second_interrupt(interrupts, handed).await? {
                         return Ok(end);
                     }
                 }

@@ -277,7 +277,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             return match next {
                 NextStep::End(verdict) => self.settle_earlier_rollout(verdict).await,
                 NextStep::Watch => self.watch_already_deployed().await,
-                NextStep::RepeatFailure(failure) => self.verdict_on_repeated_failure(failure).await,
+                NextStep::RepeatFailure(failure) => self.watch_deployed_after_repeated_failure(failure).await,
                 NextStep::FinishNewer { older, newer } => {
                     self.finish_rollout_of_newer_version(older, &newer).await
                 }

@@ -66,7 +66,7 @@ pub(crate) fn read_signing_keys(
         let read = tenant
             .deploy_key_secrets()
             .iter()
-            .filter_map(|name| reader.read_keys(secrets, name));
+            .filter_map(|name| reader.read_usable_keys_or_log(secrets, name));
         let read = read.filter_map(|secret| HmacKeys::new(&secret));
         keys.extend(read.map(|key| (key, Signer::Tenant(Arc::clone(tenant)))));
     }

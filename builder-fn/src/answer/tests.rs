@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::buildkit::{BuildFailure, FaultyParty};
 use crate::context::SpoolError;
-use crate::hand_over::Deployment;
+use crate::hand_over::DeploymentOutcome;
 use crate::report::StreamFormat;
 use crate::request::RequestError;
 
@@ -58,7 +58,7 @@ async fn the_deployment_of_a_built_image_decides_the_status_and_the_answer_keeps
         (DeploymentStatus::Rejected, 422),
         (DeploymentStatus::Failed, 502),
     ] {
-        let deployment = Deployment {
+        let deployment = DeploymentOutcome {
             status: deployment,
             answer: json!({"status": "x", "reasons": ["it crashed"]}),
             enclosed: None,

@@ -10,7 +10,7 @@ use super::Builder;
 use super::call::BuilderCall;
 use crate::buildkit::{BuildFailure, Connection, GitContextSource, GitLookup, JobError, SessionServices};
 use crate::error::Error;
-use crate::operator_tokens::SessionGitToken;
+use crate::operator_tokens::OperatorGitToken;
 use crate::registry::RepositoryAccess;
 use crate::remote_context::ContextError;
 use crate::report::{LineFormatter, LogSink};
@@ -19,7 +19,7 @@ use crate::sources::{SourceRules, UrlRejection};
 
 /// The context of one attempt.
 #[derive(Debug)]
-pub(super) enum JobContext {
+pub(super) enum JobBuildContext {
     /// Files, which the session sends.
     Files(PreparedContext),
     /// A git repository, which the daemon reads at this commit.
@@ -31,7 +31,7 @@ pub(super) enum JobContext {
     },
 }
 
-impl JobContext {
+impl JobBuildContext {
     /// Returns the commit of the context, if it is from a git repository.
     pub(super) fn commit(&self) -> Option<&str> {
         match self {
@@ -51,15 +51,15 @@ impl Builder {
         call: &BuilderCall<'_>,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<JobContext, Error> {
+    ) -> Result<JobBuildContext, Error> {
         match &request.source {
-            BuildSource::Received(context) => Ok(JobContext::Files(context.prepared()?)),
+            BuildSource::Received(context) => Ok(JobBuildContext::Files(context.prepared()?)),
             BuildSource::Referenced(referenced) => self
                 .fetch_context(referenced, lines, log)
                 .await
-                .map(JobContext::Files),
+                .map(JobBuildContext::Files),
             BuildSource::Git(git) => {
-                self.look_up_commit(connection, git, request, call, lines, log)
+                self.look_up_commit_of_git_context(connection, git, request, call, lines, log)
                     .await
             }
         }
@@ -101,7 +101,7 @@ impl Builder {
     }
 
     /// Looks up the commit of a git repository, at the daemon that reads it.
-    async fn look_up_commit(
+    async fn look_up_commit_of_git_context(
         &self,
         connection: &Connection,
         git: &GitContext,
@@ -109,7 +109,7 @@ impl Builder {
         call: &BuilderCall<'_>,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<JobContext, Error> {
+    ) -> Result<JobBuildContext, Error> {
         if !git.repository.is_encrypted() && !self.settings.insecure {
             return Err(Error::GitRepository(UrlRejection::NotEncrypted {
                 url: git.repository.to_string(),
@@ -154,7 +154,7 @@ impl Builder {
             Some(_) => git.source.at_commit(&commit),
             None => git.source.clone(),
         };
-        Ok(JobContext::Git { source, commit })
+        Ok(JobBuildContext::Git { source, commit })
     }
 
     /// Returns the name of the secret with the operator's token for the context of a request, if there is one.
@@ -174,7 +174,7 @@ impl Builder {
         &self,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
-    ) -> Result<Option<Arc<SessionGitToken>>, Error> {
+    ) -> Result<Option<Arc<OperatorGitToken>>, Error> {
         let Some(secret) = self.git_token_secret_name(request, call) else {
             return Ok(None);
         };
@@ -182,8 +182,8 @@ impl Builder {
             .contexts
             .secrets
             .read_secret(secret)
-            .map_err(Error::SessionGitToken)?;
-        Ok(Some(Arc::new(SessionGitToken::new(token))))
+            .map_err(Error::OperatorGitToken)?;
+        Ok(Some(Arc::new(OperatorGitToken::new(token))))
     }
 
     /// Returns the rules for the sources of a build, which uses the repositories in `access`.

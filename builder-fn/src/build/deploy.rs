@@ -11,7 +11,9 @@ use super::call::{self, BuilderCall, wait_for_expiry};
 use crate::buildkit::BuiltImage;
 use crate::builds::VersionRecording;
 use crate::error::Error;
-use crate::hand_over::{Deployment, DeploymentStatus, HandOverDocument, HandOverSigner, RetriedFailures};
+use crate::hand_over::{
+    DeploymentOutcome, DeploymentStatus, HandOverDocument, HandOverSigner, RetriedFailures,
+};
 use crate::redact::TraceMask;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{BuildRequest, SubmissionTimeSource, SubmittedAt};
@@ -60,7 +62,7 @@ impl Builder {
         call: &BuilderCall<'_>,
         lines: &LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<Deployment, Error> {
+    ) -> Result<DeploymentOutcome, Error> {
         let config = &request.config;
         let digest = built.digest.as_deref().ok_or(Error::NoDigest)?;
         let function = self
@@ -107,7 +109,7 @@ impl Builder {
         call: DeployingCall<'_>,
         lines: &LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<Deployment, Error> {
+    ) -> Result<DeploymentOutcome, Error> {
         let now = SystemTime::now();
         let hand_over = HandOverDocument {
             image: &version.image,
@@ -142,13 +144,13 @@ impl Builder {
         };
         let deployment = tokio::select! {
             deployment = span.run(signer.hand_over(&hand_over, call.retried, on_retry)) => deployment,
-            _ = wait_for_expiry(call.time_limit) => Deployment::failed(
+            _ = wait_for_expiry(call.time_limit) => DeploymentOutcome::failed(
                 "the call's time limit was reached before the deployment's outcome was known".into(),
             ),
             () = call::wait_until_shortly_before_shutdown_ends(call.shutdown) => match call.is_repeated {
                 // The deployer deploys an image once, however often it is handed over.
                 true => return Err(Error::Interrupted),
-                false => Deployment::failed(
+                false => DeploymentOutcome::failed(
                     "the builder is shutting down, and the deployment's outcome was not known yet".into(),
                 ),
             },

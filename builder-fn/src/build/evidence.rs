@@ -16,14 +16,14 @@ const KEPT_OUTPUT_BYTES_PER_STEP: usize = 16 << 10;
 #[derive(Debug, Default)]
 pub(crate) struct FailureEvidence {
     /// The steps that run or have failed, the one that began last at the end.
-    steps: VecDeque<StepRecord>,
+    steps: VecDeque<RunningOrFailedStep>,
     /// The files of the context.
     context: Option<Arc<SourceContext>>,
 }
 
 /// A step that runs or has failed.
 #[derive(Debug)]
-pub(super) struct StepRecord {
+pub(super) struct RunningOrFailedStep {
     digest: String,
     /// The name of the step.
     pub(super) name: String,
@@ -69,7 +69,7 @@ impl FailureEvidence {
             }
             BuildEvent::Output { step, text, .. } => {
                 if let Some(step) = self.find(step) {
-                    step.append(text);
+                    step.append_keeping_end(text);
                 }
             }
             BuildEvent::Progress { .. } | BuildEvent::Unsure { .. } | BuildEvent::Warning { .. } => {}
@@ -82,8 +82,9 @@ impl FailureEvidence {
         &self,
         solve_error: &str,
         was_build_interrupted: bool,
-    ) -> Option<&StepRecord> {
-        let failed = |step: &&StepRecord| !step.error.is_empty() && solve_error.contains(&step.error);
+    ) -> Option<&RunningOrFailedStep> {
+        let failed =
+            |step: &&RunningOrFailedStep| !step.error.is_empty() && solve_error.contains(&step.error);
         match was_build_interrupted {
             true => self
                 .steps
@@ -98,7 +99,7 @@ impl FailureEvidence {
         self.context.as_ref()
     }
 
-    fn find(&mut self, digest: &str) -> Option<&mut StepRecord> {
+    fn find(&mut self, digest: &str) -> Option<&mut RunningOrFailedStep> {
         self.steps.iter_mut().find(|step| step.digest == digest)
     }
 
@@ -108,7 +109,7 @@ impl FailureEvidence {
             let oldest = self.steps.iter().position(|step| step.error.is_empty());
             self.steps.remove(oldest.unwrap_or(0));
         }
-        self.steps.push_back(StepRecord {
+        self.steps.push_back(RunningOrFailedStep {
             digest: digest.to_owned(),
             name: name.chars().take(1024).collect(),
             error: String::new(),
@@ -118,7 +119,7 @@ impl FailureEvidence {
     }
 }
 
-impl StepRecord {
+impl RunningOrFailedStep {
     /// Returns the end of the output, from the beginning of a line on.
     pub(super) fn kept_whole_output_lines(&self) -> &[u8] {
         match self.is_cut {
@@ -133,7 +134,7 @@ impl StepRecord {
     }
 
     /// Appends output, and drops its beginning once it is twice as long as what is kept.
-    fn append(&mut self, text: &[u8]) {
+    fn append_keeping_end(&mut self, text: &[u8]) {
         let kept = text.len().min(KEPT_OUTPUT_BYTES_PER_STEP);
         self.is_cut |= kept < text.len();
         self.output

@@ -30,7 +30,7 @@ const CREDENTIAL_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_SEARCHED_ENTRIES: usize = 10_000;
 
 /// The credentials of a build for the registry that refused something.
-struct LookedUpCredentials {
+struct CredentialLookupResult {
     is_given: bool,
     problem: Option<String>,
 }
@@ -106,7 +106,7 @@ async fn look_up_credentials_within_a_second(
     credentials: &dyn CredentialStore,
     registry: &str,
     deadline: Option<Instant>,
-) -> Option<LookedUpCredentials> {
+) -> Option<CredentialLookupResult> {
     let host = match registry {
         "docker.io" => DOCKER_HUB_HOST,
         host => host,
@@ -118,11 +118,11 @@ async fn look_up_credentials_within_a_second(
             .await
             .ok()?
         {
-            Ok(found) => LookedUpCredentials {
+            Ok(found) => CredentialLookupResult {
                 is_given: !found.secret.is_empty(),
                 problem: None,
             },
-            Err(problem) => LookedUpCredentials {
+            Err(problem) => CredentialLookupResult {
                 is_given: false,
                 problem: Some(problem),
             },

@@ -61,7 +61,7 @@ fn is_worth_a_retry(error: &Error) -> bool {
         Error::Failed(failure) => {
             failure.fault == FaultyParty::Platform
                 && !failure.is_of_unchecked_sources()
-                && !failure.is_denied_push()
+                && !failure.is_push_denied_lastingly()
         }
         _ => false,
     }

@@ -9,7 +9,7 @@ use function_host::{ErrorChain, trace};
 
 use super::Builder;
 use super::call::{BuilderCall, wait_for_expiry};
-use super::context::JobContext;
+use super::context::JobBuildContext;
 use super::control_character;
 use super::retry::BuildRetries;
 use crate::buildkit::{
@@ -72,7 +72,14 @@ impl Builder {
                 };
                 let attempt = async {
                     let placed = self
-                        .place_attempt(pool, request, call, registration, lines, log)
+                        .place_attempt_unless_cancelled_or_superseded(
+                            pool,
+                            request,
+                            call,
+                            registration,
+                            lines,
+                            log,
+                        )
                         .await?;
                     self.attempt_on_daemon(&placed, request, call, &mut observe, lines, log)
                         .await
@@ -134,7 +141,7 @@ impl Builder {
 
     /// Chooses a daemon for one attempt and connects to it. Fails if the history of a daemon shows that the call was
     /// cancelled or superseded.
-    async fn place_attempt(
+    async fn place_attempt_unless_cancelled_or_superseded(
         &self,
         pool: &DaemonPool,
         request: &BuildRequest,
@@ -180,7 +187,7 @@ impl Builder {
     ) -> Result<BuiltImage, Error> {
         let attempt = tokio::select! {
             biased;
-            attempt = self.attempt_solve(placed, request, call, observe, lines, log) => attempt,
+            attempt = self.prepare_context_and_attempt_solve(placed, request, call, observe, lines, log) => attempt,
             daemon = placed.wait_until_built_elsewhere(&call.reference) => Err(Error::BuiltElsewhere { daemon }),
         };
         if let Err(Error::Lost(_)) = &attempt {
@@ -191,7 +198,7 @@ impl Builder {
 
     /// Prepares the context and attempts the solve once. Passes its events to `observe`, and their lines to the log. If
     /// the context is gone or its commit cannot be looked up, returns the image that an earlier delivery built, if any.
-    async fn attempt_solve(
+    async fn prepare_context_and_attempt_solve(
         &self,
         placed: &PlacedBuild,
         request: &BuildRequest,
@@ -226,8 +233,8 @@ impl Builder {
             Err(error) => return Err(error),
         };
         call.lock_evidence().begin_attempt(match &context {
-            JobContext::Files(context) => Some(context.files.clone()),
-            JobContext::Git { .. } => None,
+            JobBuildContext::Files(context) => Some(context.files.clone()),
+            JobBuildContext::Git { .. } => None,
         });
         let job = BuildJob {
             first_attempt: placed.first_attempt,
@@ -300,19 +307,19 @@ impl Builder {
     async fn create_job(
         &self,
         request: &BuildRequest,
-        context: &JobContext,
+        context: &JobBuildContext,
         call: &BuilderCall<'_>,
     ) -> Result<BuildJob, Error> {
         let lease = match context {
-            JobContext::Files(context) => {
+            JobBuildContext::Files(context) => {
                 let lease = self.lease_shared_key(request, &context.files).await?;
                 if let Some(inputs) = call.inputs {
-                    inputs.take_files_from_lease(lease.clone());
+                    inputs.request_file_listing_from_lease(lease.clone());
                 }
                 lease
             }
             // The session has no files.
-            JobContext::Git { .. } => Arc::new(self.keys.lease_single_use()),
+            JobBuildContext::Git { .. } => Arc::new(self.keys.lease_single_use()),
         };
         let tenant = request.tenant();
         let access = repository_access(&request.config);
@@ -332,8 +339,8 @@ impl Builder {
             .with_health()
             .with_source_check(Arc::new(sources));
         let services = match context {
-            JobContext::Files(context) => services.with_files(context.files.clone(), lease.clone()),
-            JobContext::Git { .. } => services,
+            JobBuildContext::Files(context) => services.with_files(context.files.clone(), lease.clone()),
+            JobBuildContext::Git { .. } => services,
         };
         let services = services
             .with_credentials(credentials)
@@ -361,10 +368,10 @@ impl Builder {
             no_cache: config.no_cache,
             cache_from: config.cache_from.iter().map(ToString::to_string).collect(),
             cache_to: config.cache_to.iter().map(to_cache_export).collect(),
-            named_frontend: matches!(context, JobContext::Files(context) if context.frontend == Frontend::Named),
+            named_frontend: matches!(context, JobBuildContext::Files(context) if context.frontend == Frontend::Named),
             git_context: match context {
-                JobContext::Files(_) => None,
-                JobContext::Git { source, commit } => Some((source.clone(), commit.clone())),
+                JobBuildContext::Files(_) => None,
+                JobBuildContext::Git { source, commit } => Some((source.clone(), commit.clone())),
             },
             provenance: config.provenance.map(|provenance| match provenance {
                 ProvenanceMode::Min => "min",

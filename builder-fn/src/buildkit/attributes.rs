@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn solve_attributes_have_the_names_that_all_builders_share() {
+    fn solve_attributes_keep_the_names_by_which_builder_fns_read_each_others_builds() {
         let record = history_record_attributes(&SolveAttributes {
             supersede: false,
             ..example_attributes()

@@ -24,7 +24,7 @@ const CANCEL_ATTRIBUTE: &str = "slipway.cancel";
 const CANCEL_TENANT_ATTRIBUTE: &str = "slipway.cancel-tenant";
 
 /// The longest wait for the daemon's answer to the solve of a marker.
-const MARKER_TIMEOUT: Duration = Duration::from_secs(5);
+const CANCELLATION_MARKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request to cancel the build of a call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -48,14 +48,14 @@ impl Connection {
             attrs.insert(CANCEL_TENANT_ATTRIBUTE.to_owned(), tenant.to_owned());
         }
         let request = SolveRequest {
-            r#ref: marker_reference(tenant, &cancellation.call_id),
+            r#ref: cancellation_marker_reference(tenant, &cancellation.call_id),
             // A solve with neither a definition nor a frontend waits for a client that sends one.
             definition: Some(Definition::default()),
             frontend_attrs: attrs,
             ..SolveRequest::default()
         };
         let mut control = self.control_client();
-        match tokio::time::timeout(MARKER_TIMEOUT, control.solve(request)).await {
+        match tokio::time::timeout(CANCELLATION_MARKER_TIMEOUT, control.solve(request)).await {
             Err(_) => Err(Status::deadline_exceeded("BuildKit did not answer in time")),
             // What the solve of nothing results in does not matter: its record is the marker.
             Ok(Err(status)) if super::job::is_connection_loss(&status) => Err(status),
@@ -86,7 +86,7 @@ impl Connection {
 impl Cancellation {
     /// Returns the reference of the record in the history that has the request.
     pub(crate) fn reference_of_marker(&self) -> String {
-        marker_reference(self.tenant.as_deref(), &self.call_id)
+        cancellation_marker_reference(self.tenant.as_deref(), &self.call_id)
     }
 
     /// Parses the attributes of a marker; `None` if they are those of another solve.
@@ -99,7 +99,7 @@ impl Cancellation {
 }
 
 /// Returns the reference of the marker for a call of a tenant.
-pub(super) fn marker_reference(tenant: Option<&str>, call_id: &str) -> String {
+pub(super) fn cancellation_marker_reference(tenant: Option<&str>, call_id: &str) -> String {
     let mut hash = Sha256::new();
     // No name of a tenant is empty, and none contains a NUL.
     for part in ["\0cancel\0", tenant.unwrap_or_default(), "\0", call_id] {
@@ -115,10 +115,10 @@ mod tests {
     #[test]
     fn calls_and_tenants_have_markers_of_their_own() {
         let markers = [
-            marker_reference(None, "call-1"),
-            marker_reference(None, "call-2"),
-            marker_reference(Some("acme"), "call-1"),
-            marker_reference(Some("bcme"), "call-1"),
+            cancellation_marker_reference(None, "call-1"),
+            cancellation_marker_reference(None, "call-2"),
+            cancellation_marker_reference(Some("acme"), "call-1"),
+            cancellation_marker_reference(Some("bcme"), "call-1"),
         ];
         for (index, marker) in markers.iter().enumerate() {
             assert!(!markers[..index].contains(marker), "{marker}");

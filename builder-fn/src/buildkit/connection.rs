@@ -280,12 +280,12 @@ mod tests {
     /// A dialer that counts connection attempts, refuses the first `refusals` of them, and fails the others with
     /// `NotFound`.
     #[derive(Clone)]
-    struct RestartingDialer {
+    struct RefusingThenNotFoundDialer {
         attempts: Arc<AtomicUsize>,
         refusals: usize,
     }
 
-    impl Dialer for RestartingDialer {
+    impl Dialer for RefusingThenNotFoundDialer {
         fn open_transport(&self) -> DialFuture {
             let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
             let kind = if attempt < self.refusals {
@@ -299,7 +299,7 @@ mod tests {
 
     /// Returns the number of connection attempts to a daemon whose host refuses the first `refusals`.
     async fn count_connection_attempts(refusals: usize) -> usize {
-        let dialer = RestartingDialer {
+        let dialer = RefusingThenNotFoundDialer {
             attempts: Arc::default(),
             refusals,
         };

@@ -20,7 +20,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The number of unanswered keepalive probes after which the kernel closes the connection.
-const KEEPALIVE_PROBES: u32 = 4;
+const UNANSWERED_KEEPALIVE_PROBES_MAX: u32 = 4;
 
 /// A stream of bytes in both directions.
 pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
@@ -62,7 +62,7 @@ pub(super) async fn dial_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
+        .with_retries(UNANSWERED_KEEPALIVE_PROBES_MAX);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     Ok(stream)
 }

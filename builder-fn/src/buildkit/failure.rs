@@ -58,7 +58,7 @@ impl BuildFailure {
 
     /// Returns whether a registry refuses the push because the user may not push there, which no retry changes. A
     /// password that has expired may be replaced before a retry.
-    pub(crate) fn is_denied_push(&self) -> bool {
+    pub(crate) fn is_push_denied_lastingly(&self) -> bool {
         let contains = |text: &str| self.message.contains(text);
         self.message.starts_with("failed to push ")
             && (contains("403 Forbidden") || contains("denied: "))
@@ -82,7 +82,7 @@ impl BuildFailure {
             (_, Some(IMAGE_EXPORT_STEP_NAME | CACHE_EXPORT_STEP_NAME)) => FaultyParty::Platform,
             // The operator chooses the generator.
             (_, Some(step)) if is_sbom_step(step) => FaultyParty::Platform,
-            _ if is_process_failure(message) => FaultyParty::Caller,
+            _ if is_failure_of_run_process(message) => FaultyParty::Caller,
             (_, step)
                 if (step.is_some() && is_platform_fault_of_registry(message))
                     || is_daemon_or_builder_failure(message) =>
@@ -98,7 +98,7 @@ impl BuildFailure {
                 .unwrap_or(message)
                 .to_owned(),
             fault,
-            dockerfile_line: source_line::find_source_line(status),
+            dockerfile_line: source_line::find_dockerfile_line(status),
         }
     }
 
@@ -128,7 +128,7 @@ fn untransferable_header(message: &str) -> Option<&str> {
 
 /// Returns whether the error is that a process of a `RUN` step failed: BuildKit `solver/llbsolver/ops/exec.go`. The
 /// command line in it is the caller's text.
-fn is_process_failure(message: &str) -> bool {
+fn is_failure_of_run_process(message: &str) -> bool {
     message.contains("process \"") && message.contains("\" did not complete successfully: ")
 }
 
@@ -139,7 +139,7 @@ fn is_process_failure(message: &str) -> bool {
 /// An answer with a body of registry errors becomes these errors, of which containerd keeps the messages and few codes.
 /// One without a body becomes its status.
 fn is_refusal_of_image(message: &str) -> bool {
-    const TEXTS: [&str; 9] = [
+    const IMAGE_REFUSAL_TEXTS: [&str; 9] = [
         "412 Precondition Failed",
         "TAG_INVALID",
         "tag is immutable",
@@ -159,7 +159,7 @@ fn is_refusal_of_image(message: &str) -> bool {
             rest.split_once(": ")
                 .is_some_and(|(url, status)| url.contains("/blobs/uploads/") && status.starts_with("404 "))
         });
-    is_missing_repository || TEXTS.iter().any(|text| message.contains(text))
+    is_missing_repository || IMAGE_REFUSAL_TEXTS.iter().any(|text| message.contains(text))
 }
 
 /// Returns whether the error is the daemon's own, of its disk, its caches, or the session with this builder, or the
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_image_push_is_the_platforms_fault() {
+    fn an_image_push_that_gets_401_or_no_connection_is_the_platforms_fault() {
         for error in [
             "failed to push registry:5000/x:1: unexpected status from HEAD request to \
              http://registry:5000/v2/x/blobs/sha256:8ba7: 401 Unauthorized",

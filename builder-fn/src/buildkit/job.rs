@@ -26,7 +26,7 @@ use super::{BuildFailure, BuildReference, Connection, FaultyParty, ManifestLooku
 
 /// The largest number of references that are tried for one call. Each solve that failed takes one, so each retry and
 /// each further delivery needs one more.
-pub(super) const ATTEMPTS_MAX: u32 = 16;
+pub(super) const ATTEMPT_REFERENCES_OF_CALL_MAX: u32 = 16;
 
 /// The timeouts for the remaining events of a build whose solve has ended.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +82,9 @@ pub enum JobError {
         call_id: String,
     },
     /// The builds under all 16 references that a call may use have failed, were cancelled, or have lost their image.
-    #[error("{ATTEMPTS_MAX} builds of this call have failed, were cancelled or have lost their image")]
+    #[error(
+        "{ATTEMPT_REFERENCES_OF_CALL_MAX} builds of this call have failed, were cancelled or have lost their image"
+    )]
     AttemptsUsedUp,
 }
 
@@ -113,7 +115,7 @@ pub async fn find_built_image(
         first_attempt,
         call_id,
     } = earlier;
-    for attempt in first_attempt..=ATTEMPTS_MAX {
+    for attempt in first_attempt..=ATTEMPT_REFERENCES_OF_CALL_MAX {
         let name = reference.attempt_name(attempt);
         let Some(finished) = history::request_finished_build(connection, &name).await else {
             break;
@@ -181,7 +183,7 @@ impl BuildJob {
         sink: &mut impl FnMut(BuildEvent),
     ) -> Result<BuiltImage, JobError> {
         let mut reader = EventReader::default();
-        for attempt in self.first_attempt..=ATTEMPTS_MAX {
+        for attempt in self.first_attempt..=ATTEMPT_REFERENCES_OF_CALL_MAX {
             let reference = self.solve.reference.attempt_name(attempt);
             let finished = history::request_finished_build(connection, &reference).await;
             if let Some(call_id) = finished.as_ref().and_then(|finished| finished.call_id.as_ref()) {

@@ -66,7 +66,7 @@ type Members = Arc<[Arc<PoolMember>]>;
 /// A subscription to changes of which daemons a pool has.
 pub(crate) struct PoolChanges(watch::Receiver<Members>);
 
-/// The numbers of a pool's daemons.
+/// The number of daemons that a pool has, and of those that answered a probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolSize {
     /// The number of daemons that the pool has.

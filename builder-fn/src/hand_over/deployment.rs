@@ -10,7 +10,7 @@ const MAX_QUOTED_CHARS: usize = 300;
 
 /// The outcome of a hand-over, or the refusal of a dry run: a status and the deployer's answer.
 #[derive(Clone, Debug)]
-pub(crate) struct Deployment {
+pub(crate) struct DeploymentOutcome {
     /// The status, from the deployer's answer or from the failure to get one.
     pub(crate) status: DeploymentStatus,
     /// The deployer's answer for the caller. Without one, the builder makes JSON of the same form.
@@ -62,7 +62,7 @@ impl DeploymentStatus {
     }
 }
 
-impl Deployment {
+impl DeploymentOutcome {
     /// Interprets the answer to a hand-over or a dry run. An answer that is not the deployer's own counts as a failure.
     pub(super) fn from_answer(status: StatusCode, body: &[u8]) -> Self {
         let Some(answer) = parse_deployers_answer(body) else {
@@ -156,8 +156,8 @@ fn parse_deployers_answer(body: &[u8]) -> Option<Value> {
 mod tests {
     use super::*;
 
-    fn deployment_from_answer(status: u16, body: &str) -> Deployment {
-        Deployment::from_answer(StatusCode::from_u16(status).expect("status"), body.as_bytes())
+    fn deployment_from_answer(status: u16, body: &str) -> DeploymentOutcome {
+        DeploymentOutcome::from_answer(StatusCode::from_u16(status).expect("status"), body.as_bytes())
     }
 
     #[test]

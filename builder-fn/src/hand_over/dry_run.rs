@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::deployment::describe_foreign_answer;
 use super::retry::{Backoff, describe_transient_failure};
-use super::{DeployVia, Deployment, DryRunDocument, HandOverSigner};
+use super::{DeployVia, DeploymentOutcome, DryRunDocument, HandOverSigner};
 
 /// The timeout of one attempt at a dry run, unless `deploy_timeout` is shorter. A deployer that runs answers in well
 /// under a second.
@@ -31,7 +31,7 @@ pub(crate) enum DryRunOutcome {
         deployed: Option<DeployedVersion>,
     },
     /// The deployer would refuse the hand-over.
-    Refused(Box<Deployment>),
+    Refused(Box<DeploymentOutcome>),
     /// The deployer was not asked: the setting `deploy_via` excludes calls of it, or its release has no dry
     /// runs.
     NotAsked,
@@ -115,7 +115,7 @@ fn interpret_answer(status: StatusCode, body: &[u8]) -> DryRunOutcome {
             deployed: DeployedVersion::from_answer(&answer),
         },
         StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY if is_dry_run => {
-            DryRunOutcome::Refused(Box::new(Deployment::from_answer(status, body)))
+            DryRunOutcome::Refused(Box::new(DeploymentOutcome::from_answer(status, body)))
         }
         // A deployer from before dry runs misses the image.
         StatusCode::BAD_REQUEST if answer["status"] == "refused" => DryRunOutcome::NotAsked,

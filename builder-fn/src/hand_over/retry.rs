@@ -6,7 +6,7 @@ use function_host::ErrorChain;
 use function_host::gateway::GatewayError;
 use function_host::http::StatusCode;
 
-use super::deployment::{Deployment, is_deployers_answer};
+use super::deployment::{DeploymentOutcome, is_deployers_answer};
 
 /// The planned wait before the second attempt to reach the deployer. Jitter shortens it by up to half.
 const FIRST_WAIT_AFTER_FAILED_DELIVERY: Duration = Duration::from_millis(250);
@@ -93,7 +93,7 @@ pub(super) fn describe_deployment_failed_by_platform(
 ) -> Option<String> {
     match result {
         Ok((status @ StatusCode::BAD_GATEWAY, body)) if is_deployers_answer(body) => {
-            Some(Deployment::from_answer(*status, body).reasons_in_one_line())
+            Some(DeploymentOutcome::from_answer(*status, body).reasons_in_one_line())
         }
         _ => None,
     }

@@ -12,7 +12,7 @@ use crate::build::{BuildResult, BuilderCall};
 use crate::buildkit::BuildReference;
 use crate::buildkit::SecretStore;
 use crate::builds::{BuildPhase, LinkSigner, RecordKey, outcome_fields};
-use crate::error::{Error, ErrorKind, STATUS_TOKEN_SECRET};
+use crate::error::{Error, ErrorKind, STATUS_TOKEN_SECRET_NAME};
 use crate::inputs::{BuildInputs, InputsRecorder};
 use crate::metrics::{CANCELLED_OUTCOME, SUPERSEDED_OUTCOME};
 use crate::notify::{CommitState, CommitStatusReceiver, ResultReceiver};
@@ -252,7 +252,7 @@ impl BuilderApi {
             .map_err(Error::CommitStatus)?;
         let tokens = &self.builder.settings.status_tokens;
         let token = match (
-            secrets.secret(STATUS_TOKEN_SECRET),
+            secrets.secret(STATUS_TOKEN_SECRET_NAME),
             tokens.secret_name_for_project(&project.to_string(), tenant),
         ) {
             (Some(own), _) => Secret::new(own.trim_ascii()),

@@ -336,8 +336,8 @@ mod tests {
     }
 
     /// Returns a build of a usual Dockerfile, whose first `cached_steps` steps are cached.
-    fn build(cached_steps: usize, base: &str) -> BuildInputs {
-        let from = format!("[1/4] FROM r.example/base:1@sha256:{base}");
+    fn build(cached_steps: usize, base_digest: &str) -> BuildInputs {
+        let from = format!("[1/4] FROM r.example/base:1@sha256:{base_digest}");
         let names = [
             &from,
             "[2/4] COPY package.json ./",

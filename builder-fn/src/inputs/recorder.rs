@@ -48,7 +48,7 @@ impl InputsRecorder {
     }
 
     /// Takes the digests of the context's files from `lease` later.
-    pub(crate) fn take_files_from_lease(&self, lease: Arc<KeyLease>) {
+    pub(crate) fn request_file_listing_from_lease(&self, lease: Arc<KeyLease>) {
         lease.request_listing_of_later_transfers();
         self.lock().lease = Some(lease);
     }

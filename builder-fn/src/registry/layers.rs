@@ -20,11 +20,11 @@ struct Manifest {
 struct Descriptor {
     digest: String,
     size: u64,
-    platform: Option<Platform>,
+    platform: Option<PlatformArchitecture>,
 }
 
 #[derive(Deserialize)]
-struct Platform {
+struct PlatformArchitecture {
     architecture: String,
 }
 

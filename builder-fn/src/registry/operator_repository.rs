@@ -26,11 +26,11 @@ impl OperatorRepository {
 
     /// Returns whether one of two repositories is the other, or in it.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
-        self.has(&other.0) || other.has(&self.0)
+        self.is_or_contains(&other.0) || other.is_or_contains(&self.0)
     }
 
     /// Returns whether `image` is this repository or one below it, whatever tenant it belongs to.
-    pub(crate) fn has(&self, image: &ImageName) -> bool {
+    pub(crate) fn is_or_contains(&self, image: &ImageName) -> bool {
         let rest = image.repository().strip_prefix(self.0.repository());
         image.registry() == self.0.registry()
             && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -52,7 +52,11 @@ mod tests {
             ("r.example:5000/slipway", false),
             ("r.example/slipway/contexts/acme", false),
         ] {
-            assert_eq!(repository.has(&ImageName::parse(name).unwrap()), has, "{name}");
+            assert_eq!(
+                repository.is_or_contains(&ImageName::parse(name).unwrap()),
+                has,
+                "{name}"
+            );
         }
         for (other, overlaps) in [
             ("r.example:5000/slipway/contexts", true),

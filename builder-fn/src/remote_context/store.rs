@@ -98,7 +98,9 @@ impl RemoteContexts {
             return;
         };
         let repository = self.stored.repository.as_ref();
-        if !self.stored.deletes_built || !repository.is_some_and(|repository| repository.has(&oci.image)) {
+        if !self.stored.deletes_built
+            || !repository.is_some_and(|repository| repository.is_or_contains(&oci.image))
+        {
             return;
         }
         match self.delete_manifest(oci, context.rules.tenant()).await {

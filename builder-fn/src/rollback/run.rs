@@ -12,7 +12,7 @@ use crate::build::{BuildResult, DeployingCall};
 use crate::builds::{AcceptedBuild, BuildPhase, outcome_fields};
 use crate::error::Error;
 use crate::function_id::FunctionId;
-use crate::hand_over::{DeployedVersion, Deployment, DryRunDocument, DryRunOutcome, RetriedFailures};
+use crate::hand_over::{DeployedVersion, DeploymentOutcome, DryRunDocument, DryRunOutcome, RetriedFailures};
 use crate::handler::BuilderApi;
 use crate::redact::{SecretMask, TraceMask};
 use crate::report::{BuildStatus, LineFormatter, LogSink};
@@ -85,7 +85,9 @@ impl ExpectedRunningVersions {
              version to go back to by its ID",
             deployed.image, self.id
         );
-        Err(Error::DeploymentRefused(Box::new(Deployment::refused(reason))))
+        Err(Error::DeploymentRefused(Box::new(DeploymentOutcome::refused(
+            reason,
+        ))))
     }
 }
 

@@ -87,7 +87,9 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
     {
         parser.add_problem("buildkit_url", format!("cannot use TLS: {error}"));
     }
-    let is_exposed = addresses.iter().any(|address| transport.is_exposed(address));
+    let is_exposed = addresses
+        .iter()
+        .any(|address| transport.is_unencrypted_to_another_machine(address));
     // Stands for a pool that cannot be made, and is never used: the problem ends the start.
     let unusable_pool = || Daemon::at(DaemonAddress::Unix(PathBuf::new())).into();
     let pool = match addresses.is_empty() {
@@ -134,7 +136,7 @@ fn parse_daemon_addresses(text: &str) -> Result<Vec<DaemonAddress>, String> {
 
 impl TransportSecurity {
     /// Returns whether a connection to `address` is unencrypted and leaves this machine.
-    fn is_exposed(&self, address: &DaemonAddress) -> bool {
+    fn is_unencrypted_to_another_machine(&self, address: &DaemonAddress) -> bool {
         match address {
             DaemonAddress::Tcp { host, .. } => self.tls.is_none() && !is_loopback_host(host),
             DaemonAddress::Unix(_) => false,
@@ -187,16 +189,16 @@ impl TransportSecurity {
             .ok_or_else(|| ("buildkit_url", "should have at least one daemon".to_owned()))
     }
 
-    /// Returns a handle of the daemon at `address`, whose certificate is for `name`, or for the host of the address.
+    /// Returns a handle of the daemon at `address`, whose certificate is for `server_name`, or for its host.
     ///
     /// # Errors
     /// Fails with the setting that is wrong, and the problem.
     fn create_daemon_handle(
         &self,
         address: DaemonAddress,
-        name: Option<String>,
+        server_name: Option<String>,
     ) -> Result<Daemon, (&'static str, String)> {
-        if self.is_exposed(&address) && !self.allows_plaintext {
+        if self.is_unencrypted_to_another_machine(&address) && !self.allows_plaintext {
             return Err((
                 "buildkit_url",
                 "should use TLS: over plain TCP, anybody on the network can build, and can read and change what is built; \
@@ -204,11 +206,11 @@ impl TransportSecurity {
                     .to_owned(),
             ));
         }
-        let name = name.unwrap_or_else(|| match &address {
+        let server_name = server_name.unwrap_or_else(|| match &address {
             DaemonAddress::Tcp { host, .. } => host.clone(),
             DaemonAddress::Unix(_) => String::new(),
         });
-        self.create_handle_for_name(&address, name)
+        self.create_handle_for_name(&address, server_name)
     }
 
     /// Returns a handle of the daemon at `address`, which uses TLS with the server name `name` if there are secrets for

@@ -107,7 +107,7 @@ impl Layout {
                 layout.add_tree(&source, &path, &matched, &mut walk)?;
             }
         }
-        layout.check_dockerfile_and_secrets(function)?;
+        layout.check_has_dockerfile_and_no_secret_file(function)?;
         Ok(layout)
     }
 
@@ -127,7 +127,7 @@ impl Layout {
     }
 
     /// Checks that a context has a Dockerfile and contains the file of no build secret.
-    fn check_dockerfile_and_secrets(&self, function: &Function) -> Result<(), Failure> {
+    fn check_has_dockerfile_and_no_secret_file(&self, function: &Function) -> Result<(), Failure> {
         if !DOCKERFILE_NAMES
             .iter()
             .any(|name| self.entries.contains_key(*name))

@@ -64,17 +64,17 @@ pub(crate) enum Event<'a> {
     },
     /// A remark of the command.
     Note {
-        /// The text.
+        /// The text of the remark.
         text: &'a str,
     },
     /// A remark that the person needs, such as how to return to a build.
     Notice {
-        /// The text.
+        /// The text of the remark.
         text: &'a str,
     },
     /// Something that may be wrong.
     Warning {
-        /// The text.
+        /// What may be wrong.
         text: &'a str,
     },
     /// The function runs.

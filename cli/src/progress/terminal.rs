@@ -13,7 +13,7 @@ use crate::output::printable;
 const SHOWN_OUTPUT_LINES: usize = 6;
 
 /// The number of lines of output that are shown once more when the build failed.
-const KEPT_OUTPUT_LINES: usize = 30;
+const OUTPUT_LINES_REPEATED_ON_FAILURE: usize = 30;
 
 /// The interval at which the clocks of running steps are redrawn.
 const CLOCK_REDRAW_INTERVAL: Duration = Duration::from_millis(100);
@@ -90,7 +90,7 @@ impl TerminalDisplay {
             }
             Event::Output { text } => {
                 self.last_lines.push_back(printable(text));
-                if self.last_lines.len() > KEPT_OUTPUT_LINES {
+                if self.last_lines.len() > OUTPUT_LINES_REPEATED_ON_FAILURE {
                     self.last_lines.pop_front();
                 }
                 let skipped = self.last_lines.len().saturating_sub(SHOWN_OUTPUT_LINES);

@@ -8,7 +8,7 @@
 pub(super) struct SubstitutionProblem {
     /// The number of the line, from 1.
     pub(super) line: usize,
-    /// The reason.
+    /// The reason why the substitution cannot be done.
     pub(super) reason: String,
 }
 
@@ -99,7 +99,7 @@ fn value_of_expression(
 mod tests {
     use super::*;
 
-    fn substitute_with_a(text: &str) -> Result<String, SubstitutionProblem> {
+    fn substitute_with_variable_a(text: &str) -> Result<String, SubstitutionProblem> {
         substitute(text, &|name| (name == "A").then(|| "value".to_owned()))
     }
 
@@ -116,14 +116,18 @@ mod tests {
             ("x: $${A} $A $", "x: ${A} $A $"),
             ("# ${A^^} ${\nx: ${A}\n", "# ${A^^} ${\nx: value\n"),
         ] {
-            assert_eq!(substitute_with_a(text).as_deref(), Ok(expected), "{text}");
+            assert_eq!(
+                substitute_with_variable_a(text).as_deref(),
+                Ok(expected),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn other_forms_are_errors_that_name_their_line() {
         for text in ["\nx: ${A^^}", "\nx: ${#A}", "\nx: ${A", "\nx: ${}"] {
-            let problem = substitute_with_a(text).expect_err(text);
+            let problem = substitute_with_variable_a(text).expect_err(text);
             assert_eq!(problem.line, 2, "{text}: {problem:?}");
         }
     }

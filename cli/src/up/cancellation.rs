@@ -43,7 +43,7 @@ pub(crate) async fn cancel_build_and_wait(
 
 impl FunctionBuild<'_> {
     /// Does what Ctrl-C asks for, and returns the end of following the build; `None` if it is to be followed on.
-    pub(super) async fn handle_interrupt(
+    pub(super) async fn detach_or_cancel_on_second_interrupt(
         &self,
         interrupts: &Interrupts,
         sent_build: Option<SentBuild>,
@@ -78,7 +78,7 @@ impl FunctionBuild<'_> {
         }
     }
 
-    /// Cancels the build.
+    /// Cancels the build, and returns its end. Fails if it has not ended within a minute.
     async fn cancel_and_wait_for_end(&self, route: Route, id: &str) -> Result<BuildEnd, Failure> {
         self.progress.show_always("cancelling the build");
         let began = Instant::now();

@@ -12,7 +12,7 @@ use crate::function::Function;
 const REQUEST_VALIDITY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Returns the configuration of a function's build that is submitted now.
-pub(super) fn configuration(function: &Function, has_no_cache: bool, now: SystemTime) -> Value {
+pub(super) fn configuration(function: &Function, disables_cache: bool, now: SystemTime) -> Value {
     let mut config = json!({
         "image": function.image,
         "submittedAt": format_time(now),
@@ -25,7 +25,7 @@ pub(super) fn configuration(function: &Function, has_no_cache: bool, now: System
     if !function.platforms.is_empty() {
         config["platforms"] = json!(function.platforms);
     }
-    if has_no_cache {
+    if disables_cache {
         config["noCache"] = json!(true);
     }
     config

@@ -130,7 +130,7 @@ pub(crate) async fn follow_log(following: &FollowedBuild<'_>) -> Result<Value, F
             }
             Err(RequestError::Refused(refusal)) if refusal.status == 404 && !connection.is_known => {
                 if patience.is_none_or(|patience| began.elapsed() > patience) {
-                    return Err(unknown_build(id, &refusal.text, patience.is_some()));
+                    return Err(failure_of_unknown_build(id, &refusal.text, patience.is_some()));
                 }
                 connection.last_record = Instant::now();
                 connection.wait_before_reconnect().await;
@@ -240,7 +240,7 @@ async fn ask_for_end_if_outcome_is_unclear(
 }
 
 /// Creates the error for a build that no builder knows.
-fn unknown_build(id: &str, text: &str, was_queued: bool) -> Failure {
+fn failure_of_unknown_build(id: &str, text: &str, was_queued: bool) -> Failure {
     match was_queued {
         true => Failure::platform(
             format!("no builder has accepted the build {id}: {text}"),
@@ -295,7 +295,7 @@ impl FunctionBuild<'_> {
                     );
                 }
                 Err(cut) => {
-                    shown.restart();
+                    shown.note_log_begins_again();
                     self.progress
                         .note(&format!("{cut}; sending the request again, as the same build"));
                     records = loop {
@@ -338,16 +338,19 @@ struct ShownLines {
 
 impl ShownLines {
     /// Begins to count again, because the log begins again.
-    fn restart(&mut self) {
+    fn note_log_begins_again(&mut self) {
         self.seen_since_cut.clear();
     }
 
     /// Returns the lines that were not shown before the cut.
     fn without_shown(&mut self, lines: Vec<String>) -> Vec<String> {
-        lines.into_iter().filter(|line| self.is_new(line)).collect()
+        lines
+            .into_iter()
+            .filter(|line| self.count_line_and_check_new(line))
+            .collect()
     }
 
-    fn is_new(&mut self, line: &str) -> bool {
+    fn count_line_and_check_new(&mut self, line: &str) -> bool {
         let mut hasher = DefaultHasher::new();
         line.hash(&mut hasher);
         let hash = hasher.finish();
@@ -369,7 +372,7 @@ mod tests {
         let lines = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
         let mut shown = ShownLines::default();
         assert_eq!(shown.without_shown(lines(&["a", "b", "b"])), ["a", "b", "b"]);
-        shown.restart();
+        shown.note_log_begins_again();
         assert_eq!(shown.without_shown(lines(&["a", "b"])), [""; 0]);
         assert_eq!(shown.without_shown(lines(&["b", "b", "c"])), ["b", "c"]);
     }

@@ -75,7 +75,7 @@ impl Project {
         })
     }
 
-    /// Returns the functions.
+    /// Returns the functions that the command is about, without those that `skip_build` leaves out.
     pub(crate) fn functions(&self) -> &[Function] {
         &self.functions
     }

@@ -82,7 +82,7 @@ impl RouteChoice {
     }
 }
 
-/// Asks whether there is a builder by a route.
+/// Fails unless a builder answers by this route.
 async fn probe(client: &BuilderClient, route: Route) -> Result<(), Failure> {
     let found = client.probe(route).await;
     found.map_err(|error| unreachable(client, route, &error))

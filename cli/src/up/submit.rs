@@ -17,7 +17,7 @@ use crate::failure::Failure;
 use crate::progress::Event;
 
 /// The largest request that the Community Edition's queue takes, in bytes.
-const QUEUED_BYTES_MAX: u64 = 256_000;
+const COMMUNITY_QUEUE_REQUEST_BYTES_MAX: u64 = 256_000;
 
 impl FunctionBuild<'_> {
     /// Sends the packed function, and follows its build to its end.
@@ -45,7 +45,7 @@ impl FunctionBuild<'_> {
             call_id: Uuid::new_v4().to_string(),
         };
         let mut route = routes.route;
-        if route == Route::Queue && submission.body.len() > QUEUED_BYTES_MAX {
+        if route == Route::Queue && submission.body.len() > COMMUNITY_QUEUE_REQUEST_BYTES_MAX {
             match self
                 .store_context_or_fall_back(packed, routes, &config, secrets.as_deref())
                 .await?
@@ -100,7 +100,7 @@ impl FunctionBuild<'_> {
                 }
                 None => Err(Failure::usage(
                     format!(
-                        "the request has {bytes} bytes, of which the queue takes {QUEUED_BYTES_MAX}, and this builder stores no contexts"
+                        "the request has {bytes} bytes, of which the queue takes {COMMUNITY_QUEUE_REQUEST_BYTES_MAX}, and this builder stores no contexts"
                     ),
                     "say --via gateway or --via builder, exclude files in .dockerignore, or have the operator set \
                      contexts_repository",

@@ -140,7 +140,7 @@ pub(super) fn assess_version(
             detail: None,
         };
     }
-    if let Some(failure) = creation_failure(&status) {
+    if let Some(failure) = assess_pod_creation_failure(&status) {
         return failure;
     }
     let unready = own.iter().filter(|pod| !is_ready(pod));
@@ -159,7 +159,7 @@ pub(super) fn assess_version(
 }
 
 /// Returns why Kubernetes does not create the pods; `None` if it does.
-fn creation_failure(status: &DeploymentStatus) -> Option<Assessment> {
+fn assess_pod_creation_failure(status: &DeploymentStatus) -> Option<Assessment> {
     let mut conditions = status.conditions.iter().flatten();
     let failure =
         conditions.find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;

@@ -21,12 +21,12 @@ fn join_words(text: &str) -> String {
 }
 
 /// The words between a reason and the lines of a log that it quotes.
-const LOG_QUOTE: &str = "its log ends with: ";
+const LOG_QUOTE_INTRODUCTION: &str = "its log ends with: ";
 
 /// Returns the part of a reason before the lines of a log that it quotes: what a function writes is for whoever
 /// deployed it, and not for the deployer's log nor for annotations.
 pub(crate) fn without_log_quote(reason: &str) -> &str {
-    let end = reason.find(LOG_QUOTE).unwrap_or(reason.len());
+    let end = reason.find(LOG_QUOTE_INTRODUCTION).unwrap_or(reason.len());
     let before = reason.get(..end).unwrap_or_default();
     before.trim_end_matches("; ")
 }
@@ -46,7 +46,7 @@ pub(super) fn quote_log(log: &[u8]) -> Option<String> {
     let skipped = joined.chars().count().saturating_sub(TEXT_MAX_CHARS);
     let end: String = joined.chars().skip(skipped).collect();
     let gap = if skipped > 0 { "…" } else { "" };
-    Some(format!("{LOG_QUOTE}{gap}{end}"))
+    Some(format!("{LOG_QUOTE_INTRODUCTION}{gap}{end}"))
 }
 
 #[cfg(test)]
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_becomes_one_line_without_control_characters() {
+    fn a_text_becomes_one_line_of_at_most_500_characters_without_control_characters() {
         assert_eq!(as_bounded_line("a\n\u{1b}[31mb\r\n\tc "), "a [31mb c");
         let long = as_bounded_line(&"ü".repeat(600));
         assert_eq!((long.chars().count(), long.ends_with('…')), (501, true));

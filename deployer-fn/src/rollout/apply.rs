@@ -28,11 +28,11 @@ const PERMANENT_PULL_ERROR_TEXTS: [&str; 6] = [
 
 /// The text in a provider's answer that says that an image was not pulled. faasd answers so with 400 to a creation,
 /// whatever the reason.
-const PULL_ERROR_TEXT: &str = "unable to pull image";
+const FAASD_PULL_ERROR_TEXT: &str = "unable to pull image";
 
-/// The provider's answer to a version that was sent to it.
+/// The outcome of sending a version to the provider, as far as its answer or the lack of one shows it.
 #[derive(Debug)]
-pub(super) enum ApplyAnswer {
+pub(super) enum ApplyOutcome {
     /// The provider answered that it took the version. Only a later read shows whether it did.
     Accepted(String),
     /// The provider rejected the specification, for this reason.
@@ -41,7 +41,8 @@ pub(super) enum ApplyAnswer {
     Unclear(FaultyParty, String),
 }
 
-/// Sends a version as an update of the function, or as a creation if the function does not exist.
+/// Sends a version as an update of the function, or as a creation if there is nothing to update. A function that can
+/// neither be updated nor created is deleted first.
 ///
 /// A request that the provider may have acted on is not repeated: an unanswered update may still be in progress, and
 /// the function's state has to be read first.
@@ -51,8 +52,8 @@ pub(super) async fn apply_version(
     deployment: &Value,
     function_exists: bool,
     deadline: &RolloutDeadline,
-) -> ApplyAnswer {
-    let applied = deadline.run_until_deadline(update_or_create(
+) -> ApplyOutcome {
+    let applied = deadline.run_until_deadline(update_create_or_recreate(
         transport,
         function,
         deployment,
@@ -61,46 +62,55 @@ pub(super) async fn apply_version(
     ));
     applied.await.unwrap_or_else(|| {
         let reason = format!("{}: the provider has not answered", deadline.reason_passed());
-        ApplyAnswer::Unclear(FaultyParty::Platform, reason)
+        ApplyOutcome::Unclear(FaultyParty::Platform, reason)
     })
 }
 
 /// Sends an update, or a creation if there is nothing to update. Deletes and creates a function that can neither be
 /// updated nor created, because a part of it is missing.
-async fn update_or_create(
+async fn update_create_or_recreate(
     transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
     deployment: &Value,
     function_exists: bool,
     deadline: &RolloutDeadline,
-) -> ApplyAnswer {
-    let update =
-        match send_change_with_retries(transport, || call::update_request(deployment), deadline).await {
-            Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
-            response => return interpret_response("PUT", response, None),
-        };
+) -> ApplyOutcome {
+    let update = match send_change_retrying_if_without_effect(
+        transport,
+        || call::update_request(deployment),
+        deadline,
+    )
+    .await
+    {
+        Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
+        response => return interpret_response("PUT", response, None),
+    };
     let update = summarize_response(&update);
     info!(
         response = update,
         "creating the function: there is none to update"
     );
-    let created = send_change_with_retries(transport, || call::create_request(deployment), deadline).await;
-    if !function_exists || !is_server_error(&created) {
+    let created =
+        send_change_retrying_if_without_effect(transport, || call::create_request(deployment), deadline)
+            .await;
+    if !function_exists || !was_answered_with_server_error(&created) {
         return interpret_response("POST", created, Some(&update));
     }
     // The function cannot be updated and yet exists: a part of it is missing, on Kubernetes the Service
     // (docs/pitfalls.md#no-conflict-status). Such a function cannot be called, so that deleting it loses nothing.
     info!("deleting and creating the function: a part of it is missing");
-    let deleted = send_change_with_retries(transport, || call::delete_request(function), deadline).await;
+    let deleted =
+        send_change_retrying_if_without_effect(transport, || call::delete_request(function), deadline).await;
     if let Err(error) = deleted {
-        return ApplyAnswer::Unclear(FaultyParty::Platform, ErrorChain(&error).to_string());
+        return ApplyOutcome::Unclear(FaultyParty::Platform, ErrorChain(&error).to_string());
     }
     let mut backoff = Backoff::new();
     loop {
         let created =
-            send_change_with_retries(transport, || call::create_request(deployment), deadline).await;
+            send_change_retrying_if_without_effect(transport, || call::create_request(deployment), deadline)
+                .await;
         // The function exists until its deletion is complete.
-        if is_server_error(&created) && backoff.wait_count() < CHANGE_RETRIES_MAX {
+        if was_answered_with_server_error(&created) && backoff.wait_count() < CHANGE_RETRIES_MAX {
             backoff.wait_next().await;
             continue;
         }
@@ -109,7 +119,7 @@ async fn update_or_create(
 }
 
 /// Returns whether the gateway answered with a status of 500 or more.
-fn is_server_error(response: &Result<Response<Bytes>, GatewayError>) -> bool {
+fn was_answered_with_server_error(response: &Result<Response<Bytes>, GatewayError>) -> bool {
     response
         .as_ref()
         .is_ok_and(|response| response.status().is_server_error())
@@ -119,7 +129,7 @@ fn is_server_error(response: &Result<Response<Bytes>, GatewayError>) -> bool {
 /// was too busy.
 ///
 /// Its only time limit is the deadline: faasd pulls the image before it answers.
-pub(super) async fn send_change_with_retries(
+pub(super) async fn send_change_retrying_if_without_effect(
     transport: &impl GatewayRequestSender,
     request: impl Fn() -> Result<Request<Bytes>, GatewayError>,
     deadline: &RolloutDeadline,
@@ -144,22 +154,22 @@ fn interpret_response(
     method: &str,
     response: Result<Response<Bytes>, GatewayError>,
     update_summary: Option<&str>,
-) -> ApplyAnswer {
+) -> ApplyOutcome {
     let response = match response {
         Ok(response) => response,
-        Err(error) => return ApplyAnswer::Unclear(FaultyParty::Platform, ErrorChain(&error).to_string()),
+        Err(error) => return ApplyOutcome::Unclear(FaultyParty::Platform, ErrorChain(&error).to_string()),
     };
     let status = response.status();
     let mut text = format!("{method} with {}", summarize_response(&response));
     if status.is_success() {
         info!(response = text, "the provider accepted the specification");
-        return ApplyAnswer::Accepted(text);
+        return ApplyOutcome::Accepted(text);
     }
     if let Some(update_summary) = update_summary {
         text = format!("{text} (and PUT before it with {update_summary})");
     }
     let unclear =
-        |reason: &str| ApplyAnswer::Unclear(FaultyParty::Platform, format!("{reason}: it answered {text}"));
+        |reason: &str| ApplyOutcome::Unclear(FaultyParty::Platform, format!("{reason}: it answered {text}"));
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             unclear("the gateway rejected the deployer's credentials")
@@ -169,10 +179,10 @@ fn interpret_response(
             unclear("the server at gateway_url does not have the gateway's API")
         }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unclear("the gateway is busy"),
-        status if status.is_client_error() && !is_transient_pull_error(&response) => ApplyAnswer::Rejected(
+        status if status.is_client_error() && !is_transient_pull_error(&response) => ApplyOutcome::Rejected(
             format!("the provider rejected the specification: it answered {text}"),
         ),
-        _ if is_permanent_pull_error(&response) => ApplyAnswer::Unclear(
+        _ if is_permanent_pull_error(&response) => ApplyOutcome::Unclear(
             FaultyParty::Caller,
             format!("the image cannot be pulled: the provider answered {text}"),
         ),
@@ -193,5 +203,5 @@ fn is_permanent_pull_error(response: &Response<Bytes>) -> bool {
 /// cannot be reached, or fails.
 fn is_transient_pull_error(response: &Response<Bytes>) -> bool {
     let text = String::from_utf8_lossy(response.body()).to_lowercase();
-    text.contains(PULL_ERROR_TEXT) && !is_permanent_pull_error(response)
+    text.contains(FAASD_PULL_ERROR_TEXT) && !is_permanent_pull_error(response)
 }

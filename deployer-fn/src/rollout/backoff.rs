@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 /// The first waiting time of a backoff, before jitter.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
+const FIRST_WAIT_BEFORE_JITTER: Duration = Duration::from_millis(100);
 /// The longest waiting time of a backoff, before jitter.
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT_BEFORE_JITTER: Duration = Duration::from_secs(2);
 
 /// The waiting times between requests, which grow to a maximum.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ impl Backoff {
     /// Creates a backoff that begins with the shortest time.
     pub(super) fn new() -> Self {
         Self {
-            next: FIRST_WAIT,
+            next: FIRST_WAIT_BEFORE_JITTER,
             waits: 0,
         }
     }
@@ -32,7 +32,7 @@ impl Backoff {
     /// at the same moment.
     pub(super) async fn wait_next(&mut self) {
         tokio::time::sleep(self.next.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
-        self.next = (self.next * 3 / 2).min(LONGEST_WAIT);
+        self.next = (self.next * 3 / 2).min(LONGEST_WAIT_BEFORE_JITTER);
         self.waits += 1;
     }
 }
@@ -53,7 +53,10 @@ mod tests {
             waits.push(started.elapsed());
         }
         assert_eq!(backoff.wait_count(), 12);
-        assert!(waits[0] <= FIRST_WAIT * 5 / 4 && waits[0] < waits[4]);
-        assert!(waits[11] >= LONGEST_WAIT * 3 / 4 && waits[11] <= LONGEST_WAIT * 5 / 4);
+        assert!(waits[0] <= FIRST_WAIT_BEFORE_JITTER * 5 / 4 && waits[0] < waits[4]);
+        assert!(
+            waits[11] >= LONGEST_WAIT_BEFORE_JITTER * 3 / 4
+                && waits[11] <= LONGEST_WAIT_BEFORE_JITTER * 5 / 4
+        );
     }
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::apply::{self, ApplyAnswer};
+use super::apply::{self, ApplyOutcome};
 use super::backoff::Backoff;
 use super::verdict::{Findings, Verdict};
 use super::{APPLY_ATTEMPTS_MAX, ApplyAttemptResult, RunningRollout};
@@ -57,7 +57,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             let now = match attempt {
                 ApplyAttemptResult::Ready => return ChangeResult::Ended(Verdict::ready(findings)),
                 ApplyAttemptResult::Unverified => return ChangeResult::Ended(Verdict::unverified(findings)),
-                ApplyAttemptResult::Rejected => return self.verdict_on_rejected_spec(findings).await,
+                ApplyAttemptResult::Rejected => return self.conclude_after_rejected_spec(findings).await,
                 ApplyAttemptResult::Superseded(successor) => {
                     return ChangeResult::Ended(self.yield_to_newer_build(successor, findings));
                 }
@@ -149,24 +149,24 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         );
         let applied = span.run(applying).await;
         self.facts.durations.apply += started.elapsed();
-        if let ApplyAnswer::Rejected(reason) | ApplyAnswer::Unclear(_, reason) = &applied {
+        if let ApplyOutcome::Rejected(reason) | ApplyOutcome::Unclear(_, reason) = &applied {
             span.mark_failed(reason);
         }
         drop(span);
         match applied {
-            ApplyAnswer::Accepted(answer) => {
+            ApplyOutcome::Accepted(answer) => {
                 let (attempt, watched) = self.watch_with_timeout(Some(answer), WantedReplicas::All).await;
                 (
                     attempt,
                     Findings::of_fault(FaultyParty::Caller).followed_by(watched),
                 )
             }
-            ApplyAnswer::Rejected(reason) => (
+            ApplyOutcome::Rejected(reason) => (
                 ApplyAttemptResult::Rejected,
                 Findings::new(FaultyParty::Caller, reason),
             ),
-            ApplyAnswer::Unclear(fault, reason) => {
-                let (attempt, found) = self.look_after_unclear_answer().await;
+            ApplyOutcome::Unclear(fault, reason) => {
+                let (attempt, found) = self.read_and_watch_after_unclear_answer().await;
                 (attempt, Findings::new(fault, reason).followed_by(found))
             }
         }
@@ -174,7 +174,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Reads the function's state after an unclear answer to a change, and watches the new version if it certainly is
     /// deployed.
-    async fn look_after_unclear_answer(&mut self) -> (ApplyAttemptResult, Findings) {
+    async fn read_and_watch_after_unclear_answer(&mut self) -> (ApplyAttemptResult, Findings) {
         let now = match self
             .deadline
             .run_until_deadline(self.read_function_status(self.context.timeouts.read_retries))
@@ -194,9 +194,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Ends a rollout whose specification the provider rejected. If the rejected update has deleted the
     /// function, as with faasd (docs/pitfalls.md#a-failed-update-removes-the-function), restores it.
-    async fn verdict_on_rejected_spec(&mut self, findings: Findings) -> ChangeResult {
+    async fn conclude_after_rejected_spec(&mut self, findings: Findings) -> ChangeResult {
         ChangeResult::Ended(match self.final_read_function_status().await {
-            Ok(now) if now == self.before && self.restores_version_deployed_before() => {
+            Ok(now) if now == self.before && self.would_restore_version_deployed_before() => {
                 self.facts.changed = false;
                 Verdict::refused(findings.followed_by(self.record_and_describe_state(Ok(now))))
             }
@@ -207,7 +207,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     }
 
     /// Returns whether the version to restore on failure is the one that was deployed before the rollout.
-    fn restores_version_deployed_before(&self) -> bool {
+    fn would_restore_version_deployed_before(&self) -> bool {
         match (&self.before, &self.last_good) {
             (Some(status), Some(version)) => version.may_be_the_deployed_version(status),
             (None, None) => true,

@@ -1,5 +1,5 @@
-//! Checks a hand-over before anything is changed: reads the function's state, and collects all objections to
-//! the deployment.
+//! Checks what the builder handed over before the function is changed: reads the function's state, collects objections
+//! up to one that makes the others moot, and decides the rollout's next step.
 
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         let before = self
             .read_function_status(self.context.timeouts.read_retries)
             .await?;
-        if let Some(objection) = self.objection_to_change(before.as_ref()) {
+        if let Some(objection) = self.tenant_objection_to_change(before.as_ref()) {
             // The state of a function that is not the tenant's is not in the outcome.
             objections.push(objection);
             return Ok(refusal_with(objections));
@@ -110,7 +110,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         self.before = before;
 
         if objections.is_empty() {
-            if let Some(next) = self.next_step_if_repeated_delivery() {
+            if let Some(next) = self.next_step_if_deployed_or_failed_before() {
                 return Ok(next);
             }
             if let Some(older) = self.rejection_if_older_than_deployed() {
@@ -160,7 +160,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     }
 
     /// Returns why the hand-over's tenant may not change the function, if it exists.
-    pub(super) fn objection_to_change(&self, status: Option<&FunctionStatus>) -> Option<String> {
+    pub(super) fn tenant_objection_to_change(&self, status: Option<&FunctionStatus>) -> Option<String> {
         tenancy::objection_to_change(self.context.tenant, status?)
     }
 
@@ -181,7 +181,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Returns the next step if the new version is deployed already, or the same hand-over has failed before; `None`
     /// otherwise. Determines the version to restore, and records a newer build that gave the deployed version again.
-    fn next_step_if_repeated_delivery(&mut self) -> Option<NextStep> {
+    fn next_step_if_deployed_or_failed_before(&mut self) -> Option<NextStep> {
         let history = self.context.history;
         if let Some(status) = &self.before
             && self.version.is_certainly_the_deployed_version(status)

@@ -50,7 +50,7 @@ impl RolloutDeadline {
 
     /// Returns a deadline for the next part of the rollout, `limit` from now. It does not depend on the request,
     /// whose caller may have gone: a rollout that has begun is completed.
-    pub(super) fn renewed_for_next_part(&self, limit: Duration) -> Self {
+    pub(super) fn renewed_without_request_deadline(&self, limit: Duration) -> Self {
         Self::new(limit, None, self.shutdown.clone())
     }
 
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn work_that_is_done_before_the_deadline_returns_its_result() {
+    async fn work_that_is_done_at_once_returns_its_result_although_the_deadline_has_passed() {
         let (_trigger, shutdown) = Shutdown::new();
         assert_eq!(
             RolloutDeadline::new(Duration::ZERO, None, shutdown)

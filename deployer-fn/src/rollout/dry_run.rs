@@ -69,8 +69,8 @@ pub(crate) async fn check_without_deploying<T: GatewayRequestSender>(
 }
 
 impl<T: GatewayRequestSender> RunningRollout<'_, T> {
-    /// Adds every objection to the hand-over that does not depend on the image or on other builds, and warnings of what
-    /// may become one.
+    /// Adds the objections to the hand-over that do not depend on the image or on other builds, up to one that makes
+    /// the others moot, and warnings of what may become one.
     async fn add_objections_to_hand_over(
         &mut self,
         objections: &mut Vec<String>,
@@ -89,7 +89,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             )
         }));
         let status = self.read_function_status(Duration::ZERO).await?;
-        if let Some(objection) = self.objection_to_change(status.as_ref()) {
+        if let Some(objection) = self.tenant_objection_to_change(status.as_ref()) {
             objections.push(objection);
             return Ok(());
         }

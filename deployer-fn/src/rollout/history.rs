@@ -16,7 +16,7 @@ use crate::gateway::FunctionStatus;
 use crate::request::SPEC_DIGEST_ANNOTATION;
 use crate::version::{FailureRecord, FunctionVersion};
 
-/// The history of the rollouts of all functions. Clones share it.
+/// The history of the rollouts that this process ran, by function. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct RolloutHistory(Arc<Mutex<HashMap<FunctionId, FunctionHistory>>>);
 

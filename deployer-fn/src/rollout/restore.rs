@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::RunningRollout;
-use super::apply::{self, ApplyAnswer};
+use super::apply::{self, ApplyOutcome};
 use super::backoff::Backoff;
 use super::check::OlderBuildRejection;
 use super::deadline::RolloutDeadline;
@@ -19,7 +19,7 @@ use crate::outcome::{DeploymentStatus, FaultyParty, Successor};
 use crate::version::{FailureRecord, FunctionVersion, LastGoodVersion};
 
 /// The function's state after a restoration that was in time.
-enum RestoredState {
+enum StateAfterRestoration {
     /// The version to restore answers; or the function is deleted, if there was none before.
     LastGood(Option<FunctionStatus>),
     /// Another client's version is deployed, and is kept.
@@ -39,7 +39,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Waits until the version that was restored after an earlier failure of the hand-over is ready, because the
     /// process that restored it may have ended before that, and returns the verdict. Changes nothing of the function.
-    pub(super) async fn verdict_on_repeated_failure(&mut self, failure: FailureRecord) -> Verdict {
+    pub(super) async fn watch_deployed_after_repeated_failure(&mut self, failure: FailureRecord) -> Verdict {
         info!("this hand-over failed before");
         self.facts.previous_image = failure.previous_image;
         let findings = Findings::of_fault(FaultyParty::Caller)
@@ -173,7 +173,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         let failure = self.failure_record_if_permanent(&findings);
         let deadline = self
             .deadline
-            .renewed_for_next_part(self.context.timeouts.rollback);
+            .renewed_without_request_deadline(self.context.timeouts.rollback);
         let started = Instant::now();
         let mut waiting_for = WaitingFor::default();
         let span = trace::span("roll back");
@@ -190,13 +190,13 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         drop(span);
         match restored {
             // The last good version is the new one, which was only late.
-            Some(RestoredState::LastGood(Some(now)))
+            Some(StateAfterRestoration::LastGood(Some(now)))
                 if self.version.is_certainly_the_deployed_version(&now) =>
             {
                 self.record_ready(&now);
                 (RestorationResult::NewVersionReady, findings)
             }
-            Some(RestoredState::LastGood(now)) => {
+            Some(StateAfterRestoration::LastGood(now)) => {
                 let history = self.context.history;
                 history.record_last_failure(&self.id, failure);
                 history.record_unsettled(&self.id, None);
@@ -206,19 +206,19 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     findings.followed_by(self.describe_restored_state(now.as_ref())),
                 )
             }
-            Some(RestoredState::Other(now)) => {
+            Some(StateAfterRestoration::Other(now)) => {
                 let findings = findings.with_reason(
                     "another client has deployed the function in the meantime: its version is kept",
                 );
                 let findings = findings.followed_by(self.record_and_describe_state(Ok(Some(now))));
                 (RestorationResult::Overtaken, findings)
             }
-            Some(RestoredState::Newer(successor, now)) => {
+            Some(StateAfterRestoration::Newer(successor, now)) => {
                 let findings = findings.with_reason("a newer build is deployed in the meantime: it is kept");
                 let findings = findings.followed_by(self.record_and_describe_state(Ok(Some(now))));
                 (RestorationResult::Superseded(successor), findings)
             }
-            Some(RestoredState::Yielded(successor)) => {
+            Some(StateAfterRestoration::Yielded(successor)) => {
                 let verdict = self.yield_to_newer_build(successor.clone(), findings);
                 (
                     RestorationResult::Superseded(successor),
@@ -286,13 +286,13 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         deadline: &RolloutDeadline,
         failure: Option<&FailureRecord>,
         waiting_for: &mut WaitingFor,
-    ) -> RestoredState {
+    ) -> StateAfterRestoration {
         let last_good = self.last_good.clone();
         let rollback = self.context.timeouts.rollback;
         let mut backoff = Backoff::new();
         loop {
             if let Some(successor) = self.context.succession.current_successor() {
-                return RestoredState::Yielded(successor);
+                return StateAfterRestoration::Yielded(successor);
             }
             let now = match self.read_function_status(rollback).await {
                 Ok(now) => now,
@@ -305,16 +305,18 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             if let Some(status) = &now
                 && let Some(successor) = self.newer_deployed_build(status)
             {
-                return RestoredState::Newer(successor, status.clone());
+                return StateAfterRestoration::Newer(successor, status.clone());
             }
             match (&now, &last_good) {
-                (None, None) => return RestoredState::LastGood(None),
+                (None, None) => return StateAfterRestoration::LastGood(None),
                 (Some(status), Some(version)) if version.may_be_the_deployed_version(status) => {
                     // A version that does not come up by itself is applied once more: a provider may have a function
                     // that it could not start.
                     let watching = self.watch_version_without_timeout(version, waiting_for);
                     match timeout(rollback / 2, watching).await {
-                        Ok(WatchResult::Ready(ready)) => return RestoredState::LastGood(Some(ready.status)),
+                        Ok(WatchResult::Ready(ready)) => {
+                            return StateAfterRestoration::LastGood(Some(ready.status));
+                        }
                         Ok(WatchResult::NotTaken(_) | WatchResult::Superseded(_)) => continue,
                         Ok(WatchResult::Stuck(_)) | Err(_) => {
                             self.apply_earlier_version(version, true, failure, waiting_for)
@@ -323,7 +325,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     }
                 }
                 (Some(status), _) if !self.is_of_or_before_this_rollout(status) => {
-                    return RestoredState::Other(status.clone());
+                    return StateAfterRestoration::Other(status.clone());
                 }
                 (now, Some(version)) => {
                     self.apply_earlier_version(version, now.is_some(), failure, waiting_for)
@@ -357,7 +359,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         // Half of the time, so that an unanswered request can be repeated.
         let half = self
             .deadline
-            .renewed_for_next_part(self.context.timeouts.rollback / 2);
+            .renewed_without_request_deadline(self.context.timeouts.rollback / 2);
         let applied = apply::apply_version(
             self.context.transport,
             &self.address,
@@ -367,11 +369,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         )
         .await;
         match applied {
-            ApplyAnswer::Accepted(_) => {
+            ApplyOutcome::Accepted(_) => {
                 // Until the provider names it, which may take its settle time.
                 self.watch_version_without_timeout(version, waiting_for).await;
             }
-            ApplyAnswer::Rejected(reason) | ApplyAnswer::Unclear(_, reason) => {
+            ApplyOutcome::Rejected(reason) | ApplyOutcome::Unclear(_, reason) => {
                 warn!(reason, "the previous version is not restored yet");
                 *waiting_for = WaitingFor::Gateway(reason);
             }
@@ -382,7 +384,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     async fn delete_new_function(&mut self, deadline: &RolloutDeadline) {
         info!("deleting the new version: there was no function before");
         self.facts.changed = true;
-        match apply::send_change_with_retries(
+        match apply::send_change_retrying_if_without_effect(
             self.context.transport,
             || call::delete_request(&self.address),
             deadline,

@@ -31,7 +31,7 @@ const VERSION_HEADER: &str = "x-slipway-version";
 const STUCK_TIME_BEFORE_FAILURE: Duration = Duration::from_secs(4);
 
 /// The longest time between two looks at a version that has to stay up.
-const STAY_UP_INTERVAL: Duration = Duration::from_secs(1);
+const STAY_UP_CHECK_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 /// The version that is watched, and what it is watched with.
 pub(super) struct WatchedVersion<'a, T> {
@@ -191,7 +191,9 @@ pub(super) async fn watch_version_until_ready(
                 recognized |= ready.recognized;
                 ready.recognized = recognized;
                 match successes >= wanted {
-                    true if stays_up.has_passed(&ready, watched.stay_up) => return WatchResult::Ready(ready),
+                    true if stays_up.record_up_and_check_passed(&ready, watched.stay_up) => {
+                        return WatchResult::Ready(ready);
+                    }
                     true => (WaitingFor::StayingUp, Some(ready.status)),
                     false => {
                         let seen = successes;
@@ -237,7 +239,7 @@ pub(super) async fn watch_version_until_ready(
         }
         let next = async {
             match stays_up.time_left(watched.stay_up) {
-                Some(left) => tokio::time::sleep(left.min(STAY_UP_INTERVAL)).await,
+                Some(left) => tokio::time::sleep(left.min(STAY_UP_CHECK_INTERVAL_MAX)).await,
                 None => backoff.wait_next().await,
             }
         };
@@ -266,7 +268,7 @@ struct StayUpTimer(Option<(Instant, Option<PodStarts>)>);
 impl StayUpTimer {
     /// Records that the version is up, and returns whether it has been for `stay_up`, without a start of a pod in
     /// between.
-    fn has_passed(&mut self, ready: &ReadyVersion, stay_up: Duration) -> bool {
+    fn record_up_and_check_passed(&mut self, ready: &ReadyVersion, stay_up: Duration) -> bool {
         match &self.0 {
             // If Kubernetes does not answer for a moment, the earlier starts count.
             Some((since, starts)) if ready.starts.is_none() || *starts == ready.starts => {

@@ -36,18 +36,26 @@ impl Buildctl {
     }
 
     /// Writes this Docker `config.json` to a temporary folder, and returns a `buildctl` that uses it.
-    pub fn with_docker_config(testbed: &Testbed, daemon: &BuildkitDaemon, config: &str) -> Result<Self> {
-        Self::with_address(testbed, daemon.url(), config)
+    pub fn with_docker_config(
+        testbed: &Testbed,
+        daemon: &BuildkitDaemon,
+        docker_config_json: &str,
+    ) -> Result<Self> {
+        Self::with_address_and_docker_config(testbed, daemon.url(), docker_config_json)
     }
 
     /// Returns a `buildctl` of the stack's own daemon, without credentials.
     pub fn of_stack_daemon_without_credentials(testbed: &Testbed) -> Result<Self> {
-        Self::with_address(testbed, testbed.stack.buildkit_host.clone(), "{}")
+        Self::with_address_and_docker_config(testbed, testbed.stack.buildkit_host.clone(), "{}")
     }
 
-    fn with_address(testbed: &Testbed, address: String, config: &str) -> Result<Self> {
+    fn with_address_and_docker_config(
+        testbed: &Testbed,
+        address: String,
+        docker_config_json: &str,
+    ) -> Result<Self> {
         let docker = tempfile::tempdir()?;
-        fs::write(docker.path().join("config.json"), config)?;
+        fs::write(docker.path().join("config.json"), docker_config_json)?;
         Ok(Self {
             program: testbed.stack.tools.buildctl.clone(),
             address,
@@ -64,7 +72,7 @@ impl Buildctl {
     /// # Errors
     /// Fails with the output of `buildctl` if the build or the push fails.
     pub fn build_and_push(&self, folder: &Path, image: &str, options: &[&str]) -> Result<()> {
-        self.build_with_output(folder, image, options, "")
+        self.build_and_push_with_output_options(folder, image, options, "")
     }
 
     /// Builds like [`build_and_push`](Self::build_and_push); `more_output_options` is appended to the output option and
@@ -72,7 +80,7 @@ impl Buildctl {
     ///
     /// # Errors
     /// Fails with the output of `buildctl` if the build or the push fails.
-    pub fn build_with_output(
+    pub fn build_and_push_with_output_options(
         &self,
         folder: &Path,
         image: &str,

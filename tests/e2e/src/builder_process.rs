@@ -42,10 +42,10 @@ impl BuilderProcess {
     /// them.
     pub async fn start_with_docker_config(
         testbed: &Testbed,
-        docker_config: &str,
+        docker_config_json: &str,
         settings: &[(&str, &str)],
     ) -> Result<Self> {
-        Self::start_with_secrets(testbed, settings, &[("registry-config", docker_config)]).await
+        Self::start_with_secrets(testbed, settings, &[("registry-config", docker_config_json)]).await
     }
 
     /// Starts builder-fn with the stack's BuildKit, gateway and keys. `settings` and `more_secrets` override them;

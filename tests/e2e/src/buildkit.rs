@@ -30,11 +30,15 @@ impl BuildkitDaemon {
         Self::start_with_grpc_settings(testbed, "", more_toml).await
     }
 
-    /// Starts a daemon with more settings for the table `grpc`; `grpc` may contain subtables.
-    pub async fn start_with_grpc_settings(testbed: &Testbed, grpc: &str, more_toml: &str) -> Result<Self> {
+    /// Starts a daemon with more settings for the table `grpc`; `grpc_toml` may contain subtables.
+    pub async fn start_with_grpc_settings(
+        testbed: &Testbed,
+        grpc_toml: &str,
+        more_toml: &str,
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let text = format!(
-            "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://127.0.0.1:0\"]\n{grpc}\n\
+            "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://127.0.0.1:0\"]\n{grpc_toml}\n\
              [worker.oci]\n  binary = \"{runc}\"\n\n[worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{more_toml}",
             root = dir.path().join("root").display(),
             socket = socket_url(&dir),
@@ -93,13 +97,20 @@ async fn start_daemon_and_wait_until_listening(
     let socket = dir.path().join("buildkitd.sock");
     process
         .wait_for_line(|line| {
-            listening_address(line)
+            listening_address_in_log_line(line)
                 .filter(|address| Path::new(address) == socket)
                 .map(drop)
         })
         .await?;
     let port = process
-        .wait_for_line(|line| Some(listening_address(line)?.parse::<SocketAddr>().ok()?.port()))
+        .wait_for_line(|line| {
+            Some(
+                listening_address_in_log_line(line)?
+                    .parse::<SocketAddr>()
+                    .ok()?
+                    .port(),
+            )
+        })
         .await?;
     Ok((process, port))
 }
@@ -134,7 +145,7 @@ fn mounts_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Returns the address that this line of the daemon's log reports: a path or an IP address with a port.
-fn listening_address(line: &str) -> Option<String> {
+fn listening_address_in_log_line(line: &str) -> Option<String> {
     let (_, address) = line.split_once("running server on ")?;
     Some(address.trim_end_matches('"').to_owned())
 }

@@ -131,7 +131,7 @@ impl TraceCollector {
     pub async fn wait_for_trace(
         &self,
         service: &str,
-        name: &str,
+        span_name: &str,
         matches: impl Fn(&ReceivedSpan) -> bool,
     ) -> Result<Vec<ReceivedSpan>> {
         let arrives = async {
@@ -140,7 +140,7 @@ impl TraceCollector {
                 let spans = self.received_spans();
                 let found = spans
                     .iter()
-                    .find(|span| span.service == service && span.name == name && matches(span));
+                    .find(|span| span.service == service && span.name == span_name && matches(span));
                 if let Some(found) = found {
                     return spans
                         .iter()
@@ -154,7 +154,7 @@ impl TraceCollector {
         let arrived = tokio::time::timeout(Duration::from_secs(30), arrives).await;
         arrived.with_context(|| {
             format!(
-                "no matching span {name:?} of {service} arrived; received {:#?}",
+                "no matching span {span_name:?} of {service} arrived; received {:#?}",
                 self.received_spans()
             )
         })

@@ -154,7 +154,7 @@ impl SpeedComparison {
                 self.prune_cache()?;
                 let is_ours = turn == 0;
                 for (tar, folder) in [(&first, &folder), (&first, &folder), (&second, &changed)] {
-                    equalize_machine_state(tar.len())?;
+                    flush_disk_and_touch_memory(tar.len())?;
                     match is_ours {
                         true => builder_fn.push(self.seconds_with_builder(&builder, tar)?),
                         false => buildctl.push(self.seconds_with_buildctl(folder, BUILDCTL_ZSTD_OPTIONS)?),
@@ -175,7 +175,7 @@ impl SpeedComparison {
 
     /// Measures `builds` concurrent builds; the clients take turns. Returns the durations, and builder-fn's peak memory
     /// in bytes.
-    pub async fn measure_concurrent_builds(
+    pub async fn measure_concurrent_builds_and_peak_memory(
         &self,
         shape: ContextShape,
         builds: usize,
@@ -216,7 +216,7 @@ impl SpeedComparison {
 
     /// Measures cold builds of a local folder; each client uses its default compression. Returns the durations, and
     /// builder-fn's peak memory in bytes.
-    pub async fn measure_folder(
+    pub async fn measure_folder_and_peak_memory(
         &self,
         source: &Path,
         rounds: usize,
@@ -232,7 +232,7 @@ impl SpeedComparison {
             };
             for turn in [round % 2, (round + 1) % 2] {
                 self.prune_cache()?;
-                equalize_machine_state(tar.len())?;
+                flush_disk_and_touch_memory(tar.len())?;
                 match turn {
                     0 => pair.builder_fn = self.seconds_with_builder(&builder, &tar)?,
                     _ => pair.buildctl = self.seconds_with_buildctl(&folder, "")?,
@@ -309,7 +309,7 @@ impl SpeedComparison {
 
 /// Gives every build the same initial state of the machine: flushes the disk and touches memory for the spooled
 /// tar, the daemon's copy of its files and the layer.
-fn equalize_machine_state(tar_bytes: usize) -> Result<()> {
+fn flush_disk_and_touch_memory(tar_bytes: usize) -> Result<()> {
     run_command(&mut Command::new("sync"))?;
     std::hint::black_box(vec![1u8; 3 * tar_bytes]);
     Ok(())

@@ -143,7 +143,7 @@ impl ClientFolder {
         arguments: &[&str],
         input: &[u8],
     ) -> Result<ProgramOutput> {
-        let login = testbed.stack.login_with_faas_cli().await?;
+        let login = testbed.stack.login_with_faas_cli_and_return_config_dir().await?;
         let environment = [
             (
                 "OPENFAAS_CONFIG",

@@ -143,7 +143,7 @@ pub(crate) struct VersionInfo {
 
 /// The name of a secret in an answer (`Secret` without its value).
 #[derive(Debug, Serialize)]
-pub(crate) struct SecretName {
+pub(crate) struct SecretNameAndNamespace {
     pub(crate) name: String,
     pub(crate) namespace: String,
 }

@@ -65,7 +65,7 @@ async fn install_packages_if_missing(packages: &[&'static str], progress: &Progr
         )));
     }
     progress.emit_step("packages", format_args!("installing {names}"));
-    run_apt_get_with_retry(
+    run_apt_get_updating_lists_on_failure(
         &[&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat(),
         None,
     )
@@ -112,7 +112,7 @@ async fn unpack_package_if_missing(
     fs::create_dir_all(&tools).with_operation("create", &tools)?;
     let new = tempfile::tempdir_in(&tools).with_operation("create a directory in", &tools)?;
     // apt downloads as a user of its own, which cannot write here; root avoids the warning about that.
-    run_apt_get_with_retry(
+    run_apt_get_updating_lists_on_failure(
         &["download", "-o", "APT::Sandbox::User=root", package],
         Some(new.path()),
     )
@@ -128,7 +128,7 @@ async fn unpack_package_if_missing(
 }
 
 /// Runs apt-get; if that fails, updates the package lists, which a new machine lacks, and runs it again.
-async fn run_apt_get_with_retry(args: &[&str], dir: Option<&Path>) -> Result<()> {
+async fn run_apt_get_updating_lists_on_failure(args: &[&str], dir: Option<&Path>) -> Result<()> {
     let apt = |args: &[&str]| {
         let mut apt = new_command("apt-get");
         apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-q").args(args);

@@ -47,7 +47,7 @@ impl StackPart {
         &[StackPart::QueueWorker],
     ];
 
-    /// Returns every part of a stack.
+    /// Returns every part in the order of their start, and `Builder` last, which a running stack does not have.
     pub fn all_parts() -> impl Iterator<Item = StackPart> {
         Self::START_GROUPS
             .iter()

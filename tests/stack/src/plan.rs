@@ -33,7 +33,8 @@ pub struct StackOptions {
     /// What BuildKit and build steps may reach besides public addresses: addresses, networks such as `10.1.0.0/16`,
     /// and names, which are resolved when the stack is started.
     pub allowed: Vec<String>,
-    /// The choice of who reaches public addresses: BuildKit and build steps, BuildKit alone, or neither.
+    /// Whether BuildKit and build steps reach public addresses: both, BuildKit alone, or neither. Functions always do,
+    /// and tenants in `tenant_networks` have their own rules.
     pub public: BuildPublicAccess,
     /// The tenants whose build steps have rules of their own instead of `allowed` and `public`.
     pub tenant_networks: Vec<TenantStepNetworkRule>,
@@ -122,7 +123,8 @@ pub(crate) struct StackPlan {
     /// The networks that BuildKit and build steps may reach besides public ones.
     #[serde(default)]
     pub(crate) allowed: Vec<Ipv4Network>,
-    /// The choice of who reaches public addresses: BuildKit and build steps, BuildKit alone, or neither.
+    /// Whether BuildKit and build steps reach public addresses: both, BuildKit alone, or neither. Functions always do,
+    /// and `tenants` have their own rules.
     #[serde(default)]
     pub(crate) public: BuildPublicAccess,
     /// The tenants whose build steps have rules of their own.
@@ -153,7 +155,7 @@ impl StackPlan {
 
     /// Reads the plan that an earlier start of the stack has stored; returns `None` if no plan is stored, or if this
     /// version of the launcher cannot parse it.
-    pub(crate) fn read_earlier_plan(dir: &StackDir) -> Option<Self> {
+    pub(crate) fn read_earlier_plan_if_parsable(dir: &StackDir) -> Option<Self> {
         Self::read_plan(dir).ok().flatten()
     }
 

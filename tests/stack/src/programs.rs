@@ -20,7 +20,7 @@ pub(crate) async fn build_programs<const N: usize>(names: [&str; N]) -> Result<[
         cargo.args(["--package", name, "--bin", name]);
     }
     let output = run_program(&mut cargo).await?;
-    let built = executables_in_messages(&String::from_utf8_lossy(&output));
+    let built = executables_in_cargo_messages(&String::from_utf8_lossy(&output));
     let mut found = names.map(|_| PathBuf::new());
     for (name, target) in names.iter().zip(&mut found) {
         let executable = built.iter().find(|(built, _)| built == name);
@@ -63,7 +63,7 @@ struct CargoTarget {
 }
 
 /// Returns the target name and the path of each executable in cargo's JSON messages; other lines are skipped.
-fn executables_in_messages(messages: &str) -> Vec<(String, PathBuf)> {
+fn executables_in_cargo_messages(messages: &str) -> Vec<(String, PathBuf)> {
     let messages = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<CargoMessage>(line).ok());
@@ -84,7 +84,7 @@ mod tests {
             "{\"reason\":\"build-finished\",\"success\":true}\n",
         );
         assert_eq!(
-            executables_in_messages(messages),
+            executables_in_cargo_messages(messages),
             [("builder-fn".to_owned(), PathBuf::from("/t/builder-fn"))]
         );
     }

@@ -260,7 +260,7 @@ impl Stack {
 
     /// Logs in to the gateway with faas-cli, unless this login is stored already, and returns the directory for
     /// faas-cli's `OPENFAAS_CONFIG`.
-    pub async fn login_with_faas_cli(&self) -> Result<PathBuf> {
+    pub async fn login_with_faas_cli_and_return_config_dir(&self) -> Result<PathBuf> {
         let config_dir = self.dir.home_of_parts().join("openfaas");
         let config = fs::read_to_string(config_dir.join("config.yml"));
         if config.is_ok_and(|config| self.gateway.is_in_faas_cli_config(&config)) {

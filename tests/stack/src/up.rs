@@ -150,7 +150,7 @@ fn absolute_path(path: &Path) -> Result<PathBuf> {
 /// Returns the stack's number from an earlier start, or a number that no other stack has.
 fn choose_stack_number(directories: &LauncherDirectories, dir: &StackDir) -> Result<StackNumber> {
     let _one = directories::lock_file(&directories.stacks.join(".lock"))?;
-    if let Some(plan) = StackPlan::read_earlier_plan(dir) {
+    if let Some(plan) = StackPlan::read_earlier_plan_if_parsable(dir) {
         return Ok(plan.number);
     }
     let mut taken = HashSet::new();
@@ -159,7 +159,7 @@ fn choose_stack_number(directories: &LauncherDirectories, dir: &StackDir) -> Res
         .flatten()
     {
         if let Ok(other) = directories.stack_directory(&entry.file_name().to_string_lossy())
-            && let Some(plan) = StackPlan::read_earlier_plan(&other)
+            && let Some(plan) = StackPlan::read_earlier_plan_if_parsable(&other)
         {
             taken.insert(plan.number);
         }
@@ -178,7 +178,7 @@ fn choose_stack_number(directories: &LauncherDirectories, dir: &StackDir) -> Res
 /// with this plan.
 async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSink) -> Result<Stack> {
     let alive = RunningStackState::read_running_state(dir)?.is_some_and(|running| running.holder_is_alive());
-    let unchanged = StackPlan::read_earlier_plan(dir).as_ref() == Some(&plan);
+    let unchanged = StackPlan::read_earlier_plan_if_parsable(dir).as_ref() == Some(&plan);
     if alive && unchanged {
         let stack = Stack::from_plan(dir.clone(), plan)?;
         start_all_parts(&stack, progress).await?;

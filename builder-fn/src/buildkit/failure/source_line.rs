@@ -16,24 +16,24 @@ const PARSED_DETAIL_BYTES_MAX: usize = 1 << 20;
 
 /// The part of a detail that is read.
 #[derive(Deserialize)]
-struct Source {
+struct SourceDetail {
     #[serde(default)]
-    ranges: Vec<Range>,
+    ranges: Vec<SourceRangeStart>,
 }
 
 #[derive(Deserialize)]
-struct Range {
-    start: Option<Position>,
+struct SourceRangeStart {
+    start: Option<SourceLineNumber>,
 }
 
 #[derive(Deserialize)]
-struct Position {
+struct SourceLineNumber {
     #[serde(default)]
     line: u32,
 }
 
 /// Returns the line of the Dockerfile that an error names; the innermost one of several.
-pub(super) fn find_source_line(status: &Status) -> Option<u32> {
+pub(super) fn find_dockerfile_line(status: &Status) -> Option<u32> {
     let details = rpc::Status::decode(status.details()).ok()?.details;
     let sources = details
         .iter()
@@ -41,7 +41,7 @@ pub(super) fn find_source_line(status: &Status) -> Option<u32> {
         .filter(|detail| detail.type_url.ends_with(SOURCE_TYPE_URL_SUFFIX));
     let mut lines = sources.filter_map(|detail| {
         let json = Some(&detail.value).filter(|json| json.len() <= PARSED_DETAIL_BYTES_MAX)?;
-        let source: Source = serde_json::from_slice(json).ok()?;
+        let source: SourceDetail = serde_json::from_slice(json).ok()?;
         let starts = source
             .ranges
             .iter()
@@ -74,7 +74,7 @@ mod tests {
     fn the_first_line_of_a_source_detail_is_found_and_none_in_other_or_malformed_details() {
         let url = "github.com/moby/buildkit/errdefs.Source+json";
         let json = r#"{"info":{"filename":"Dockerfile","data":"RlJPTQ=="},"ranges":[{"start":{"line":3},"end":{"line":5}}]}"#;
-        assert_eq!(find_source_line(&status_with_detail(url, json)), Some(3));
+        assert_eq!(find_dockerfile_line(&status_with_detail(url, json)), Some(3));
         for (url, json) in [
             ("github.com/moby/buildkit/stack.Stack+json", json),
             (url, "{}"),
@@ -82,8 +82,12 @@ mod tests {
             (url, "no JSON"),
             (url, r#"{"ranges":[{"start":{"line":-1}}]}"#),
         ] {
-            assert_eq!(find_source_line(&status_with_detail(url, json)), None, "{json}");
+            assert_eq!(
+                find_dockerfile_line(&status_with_detail(url, json)),
+                None,
+                "{json}"
+            );
         }
-        assert_eq!(find_source_line(&Status::unknown("no details")), None);
+        assert_eq!(find_dockerfile_line(&Status::unknown("no details")), None);
     }
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::buildkit::attributes::SolveAttributes;
 use crate::buildkit::cancellation;
-use crate::buildkit::job::ATTEMPTS_MAX;
+use crate::buildkit::job::ATTEMPT_REFERENCES_OF_CALL_MAX;
 use crate::buildkit::solve::{OMITTED_SEALED_SECRETS_VALUE, SEALED_SECRETS_ATTRIBUTE};
 use crate::buildkit::status::without_rpc_prefix;
 use crate::buildkit::{Cancellation, Connection, Daemon};
@@ -148,8 +148,12 @@ impl Connection {
         reference: &str,
         cancellation: &Cancellation,
     ) -> Result<HistoryListing, Status> {
-        let attempts = (2..=ATTEMPTS_MAX).map(|number| format!("ref=={reference}-{number}"));
-        let marker = cancellation::marker_reference(cancellation.tenant.as_deref(), &cancellation.call_id);
+        let attempts =
+            (2..=ATTEMPT_REFERENCES_OF_CALL_MAX).map(|number| format!("ref=={reference}-{number}"));
+        let marker = cancellation::cancellation_marker_reference(
+            cancellation.tenant.as_deref(),
+            &cancellation.call_id,
+        );
         let known = [format!("ref=={reference}"), format!("ref=={marker}")];
         self.list_history(known.into_iter().chain(attempts).collect(), 0, |_| true)
             .await
@@ -242,7 +246,10 @@ impl Connection {
         &self,
         cancellation: &Cancellation,
     ) -> Result<Option<BuildHistoryRecord>, Status> {
-        let reference = cancellation::marker_reference(cancellation.tenant.as_deref(), &cancellation.call_id);
+        let reference = cancellation::cancellation_marker_reference(
+            cancellation.tenant.as_deref(),
+            &cancellation.call_id,
+        );
         find_finished_record(self, &reference).await
     }
 }

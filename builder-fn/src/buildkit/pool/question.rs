@@ -8,7 +8,7 @@ use function_host::ErrorChain;
 use futures_util::future::join_all;
 
 use super::member::PoolMember;
-use crate::buildkit::job::{ATTEMPTS_MAX, is_connection_loss};
+use crate::buildkit::job::{ATTEMPT_REFERENCES_OF_CALL_MAX, is_connection_loss};
 use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection, ListedBuild};
 
 /// The longest wait for a daemon's history, and for the connection before it if the daemon is given up soon. A daemon
@@ -130,7 +130,7 @@ impl DaemonAnswer {
     pub(super) async fn read_attempts(&mut self, reference: &BuildReference, call: &Cancellation) {
         // The first attempt may be another daemon's. Only a daemon that has one decodes its records.
         let mut is_recorded = self.is_recorded;
-        for number in ASKED_ATTEMPT_NUMBERS.end() + 1..=ATTEMPTS_MAX {
+        for number in ASKED_ATTEMPT_NUMBERS.end() + 1..=ATTEMPT_REFERENCES_OF_CALL_MAX {
             if is_recorded {
                 break;
             }

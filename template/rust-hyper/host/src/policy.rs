@@ -65,7 +65,7 @@ impl Policy {
             .map(str::to_owned);
         let own_secrets = Arc::new(own_secrets.collect());
         let tenants = tenants.into_iter().map(|(name, mut tenant)| {
-            tenant.set_policy_secrets(&own_secrets);
+            tenant.set_secret_names_reserved_by_policy(&own_secrets);
             (name, Arc::new(tenant))
         });
         Ok(Self {

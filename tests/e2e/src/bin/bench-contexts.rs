@@ -35,7 +35,7 @@ async fn main() -> Result<()> {
     }
     if "16 at once".contains(&options.only) {
         let (pairs, peak) = comparison
-            .measure_concurrent_builds(MEASURED_SHAPES[0], 16, options.rounds)
+            .measure_concurrent_builds_and_peak_memory(MEASURED_SHAPES[0], 16, options.rounds)
             .await?;
         println!(
             "16 at once\n  cold     {}\n  peak     {} KiB",
@@ -44,7 +44,9 @@ async fn main() -> Result<()> {
         );
     }
     if let Some(folder) = &options.folder {
-        let (pairs, peak) = comparison.measure_folder(folder, options.rounds).await?;
+        let (pairs, peak) = comparison
+            .measure_folder_and_peak_memory(folder, options.rounds)
+            .await?;
         println!(
             "{}, at the defaults\n  cold     {}\n  peak     {} KiB",
             folder.display(),

@@ -10,7 +10,7 @@ use crate::buildctl::Buildctl;
 
 /// The evidence of what became of a submission.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Evidence {
+pub(super) struct SubmissionEvidence {
     pub(super) call_id: String,
     pub(super) function: String,
     pub(super) version: usize,
@@ -38,7 +38,7 @@ pub(super) struct Evidence {
 
 /// The verdict on a submission: what it counts as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum SubmissionVerdict {
     /// The image was pushed, and the function was changed to it.
     Finished,
     /// A newer build of the function took its place.
@@ -49,33 +49,33 @@ pub(super) enum Verdict {
     Spent,
 }
 
-impl Evidence {
+impl SubmissionEvidence {
     /// Returns what the submission counts as.
-    pub(super) fn verdict(&self) -> Verdict {
+    pub(super) fn verdict(&self) -> SubmissionVerdict {
         match () {
-            () if self.digest.is_some() && self.deployments > 0 => Verdict::Finished,
-            () if self.is_superseded => Verdict::Superseded,
-            () if self.is_accepted => Verdict::Lost,
-            () => Verdict::Spent,
+            () if self.digest.is_some() && self.deployments > 0 => SubmissionVerdict::Finished,
+            () if self.is_superseded => SubmissionVerdict::Superseded,
+            () if self.is_accepted => SubmissionVerdict::Lost,
+            () => SubmissionVerdict::Spent,
         }
     }
 
     /// Returns whether the image was built more than once.
-    pub(super) fn is_built_twice(&self) -> bool {
+    pub(super) fn is_built_more_than_once(&self) -> bool {
         self.builds > 1
     }
 
     /// Returns whether the function was changed to the image more than once.
-    pub(super) fn is_deployed_twice(&self) -> bool {
+    pub(super) fn is_changed_to_more_than_once(&self) -> bool {
         self.deployments > 1
     }
 }
 
-/// Collects the evidence of all submissions. Their functions exist.
+/// Collects the evidence of all submissions, before their functions are removed.
 pub(super) async fn collect_evidence(
     platform: &SoakPlatform,
     submissions: &[Submission],
-) -> Result<Vec<Evidence>> {
+) -> Result<Vec<SubmissionEvidence>> {
     let buildctl = Buildctl::of_stack_daemon_without_credentials(&platform.testbed)?;
     let events = tokio::task::spawn_blocking(move || buildctl.history_events()).await??;
     let builds = successful_build_counts_by_image(&events);
@@ -88,7 +88,7 @@ pub(super) async fn collect_evidence(
         let digest = manifest.map(|manifest| manifest.digest);
         let (status, answer) = platform.ask_about_build(&submission.call_id).await?;
         let builds = builds.get(&submission.image).copied().unwrap_or_default();
-        let mut evidence = Evidence {
+        let mut evidence = SubmissionEvidence {
             call_id: submission.call_id.clone(),
             function: submission.function.clone(),
             version: submission.version,
@@ -104,7 +104,7 @@ pub(super) async fn collect_evidence(
                 ),
                 _ => format!("{status} {}", text_or_empty(&answer["error"])),
             },
-            ..Evidence::default()
+            ..SubmissionEvidence::default()
         };
         evidence.image = image_by_digest_or_empty(submission, evidence.digest.as_deref());
         evidence.add_journal(&platform.router.journal());
@@ -115,7 +115,7 @@ pub(super) async fn collect_evidence(
 }
 
 /// Takes back that a newer build took the place of a submission, unless a newer version of the function was deployed.
-fn distrust_unproved_supersession(all: &mut [Evidence]) {
+fn distrust_unproved_supersession(all: &mut [SubmissionEvidence]) {
     let mut newest = BTreeMap::new();
     for evidence in all.iter().filter(|evidence| evidence.deployments > 0) {
         let version = newest.entry(evidence.function.clone()).or_default();
@@ -127,7 +127,7 @@ fn distrust_unproved_supersession(all: &mut [Evidence]) {
     }
 }
 
-impl Evidence {
+impl SubmissionEvidence {
     fn add_journal(&mut self, journal: &Journal) {
         self.deliveries = journal.deliveries_of(&self.call_id).count();
         self.deployments = journal.possible_changes_to(&self.image).count();
@@ -203,47 +203,47 @@ mod tests {
 
     #[test]
     fn a_submission_is_superseded_only_if_a_newer_version_was_deployed() {
-        let evidence = |version, deployments| Evidence {
+        let evidence = |version, deployments| SubmissionEvidence {
             function: "a".to_owned(),
             version,
             deployments,
             is_accepted: true,
             is_superseded: version == 1,
-            ..Evidence::default()
+            ..SubmissionEvidence::default()
         };
         let mut proved = [evidence(1, 0), evidence(2, 1)];
         distrust_unproved_supersession(&mut proved);
-        assert_eq!(proved[0].verdict(), Verdict::Superseded);
+        assert_eq!(proved[0].verdict(), SubmissionVerdict::Superseded);
         let mut unproved = [evidence(1, 0), evidence(2, 0)];
         distrust_unproved_supersession(&mut unproved);
-        assert_eq!(unproved[0].verdict(), Verdict::Lost);
+        assert_eq!(unproved[0].verdict(), SubmissionVerdict::Lost);
     }
 
     #[test]
     fn a_call_that_a_builder_accepted_and_did_not_finish_is_lost_and_not_spent() {
-        let evidence = Evidence::default();
-        assert_eq!(evidence.verdict(), Verdict::Spent);
-        let accepted = Evidence {
+        let evidence = SubmissionEvidence::default();
+        assert_eq!(evidence.verdict(), SubmissionVerdict::Spent);
+        let accepted = SubmissionEvidence {
             is_accepted: true,
             ..evidence
         };
-        assert_eq!(accepted.verdict(), Verdict::Lost);
-        let built = Evidence {
+        assert_eq!(accepted.verdict(), SubmissionVerdict::Lost);
+        let built = SubmissionEvidence {
             digest: Some("sha256:1".to_owned()),
             builds: 1,
             ..accepted
         };
-        assert_eq!(built.verdict(), Verdict::Lost, "it is not deployed");
-        let superseded = Evidence {
+        assert_eq!(built.verdict(), SubmissionVerdict::Lost, "it is not deployed");
+        let superseded = SubmissionEvidence {
             is_superseded: true,
             ..built.clone()
         };
-        assert_eq!(superseded.verdict(), Verdict::Superseded);
-        let deployed = Evidence {
+        assert_eq!(superseded.verdict(), SubmissionVerdict::Superseded);
+        let deployed = SubmissionEvidence {
             deployments: 1,
             ..built
         };
-        assert_eq!(deployed.verdict(), Verdict::Finished);
-        assert!(!deployed.is_built_twice() && !deployed.is_deployed_twice());
+        assert_eq!(deployed.verdict(), SubmissionVerdict::Finished);
+        assert!(!deployed.is_built_more_than_once() && !deployed.is_changed_to_more_than_once());
     }
 }

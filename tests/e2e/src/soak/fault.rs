@@ -9,7 +9,7 @@ use slipway_stack::{PartState, StackPart};
 use super::platform::{BUILDER_COUNT, SoakPlatform};
 
 /// The time after which a platform starts a killed process again.
-const RESTART_DELAY: Duration = Duration::from_secs(5);
+const BUILDER_RESTART_DELAY: Duration = Duration::from_secs(5);
 
 /// The time for which the gateway, or all queue-workers, are away.
 const GATEWAY_OR_WORKERS_OUTAGE: Duration = Duration::from_secs(2);
@@ -97,7 +97,7 @@ impl Fault {
             Self::Builder => {
                 let number = occurrence % BUILDER_COUNT;
                 platform.kill_builder(number).await?;
-                tokio::time::sleep(RESTART_DELAY).await;
+                tokio::time::sleep(BUILDER_RESTART_DELAY).await;
                 platform.start_builder(number).await?;
             }
             Self::Registry => {

@@ -8,7 +8,7 @@ pub(super) struct Journal {
     /// The deliveries of queued calls to builders.
     pub(super) deliveries: Vec<Delivery>,
     /// The changes of functions that reached the provider.
-    pub(super) changes: Vec<Change>,
+    pub(super) changes: Vec<FunctionChange>,
     /// The results that the queue posted to the callback address.
     pub(super) callbacks: Vec<Callback>,
 }
@@ -37,7 +37,7 @@ pub(super) enum DeliveryEnd {
 
 /// A request to create or to update a function.
 #[derive(Debug, Clone)]
-pub(super) struct Change {
+pub(super) struct FunctionChange {
     /// The image in the request, by digest.
     pub(super) image: String,
     pub(super) at: Instant,
@@ -45,7 +45,7 @@ pub(super) struct Change {
     pub(super) status: Option<u16>,
 }
 
-impl Change {
+impl FunctionChange {
     /// Returns whether the provider may have changed the function: it reported success, or nothing.
     pub(super) fn may_have_happened(&self) -> bool {
         self.status.is_none_or(|status| (200..300).contains(&status))
@@ -62,7 +62,7 @@ pub(super) struct Callback {
 
 impl Journal {
     /// Returns the number of the journal's entries and of their ends; it grows while anything happens.
-    pub(super) fn progress_count(&self) -> usize {
+    pub(super) fn count_of_entries_and_ends(&self) -> usize {
         let ended = self.deliveries.iter().filter(|delivery| delivery.end.is_some());
         self.deliveries.len() + ended.count() + self.changes.len() + self.callbacks.len()
     }
@@ -94,7 +94,10 @@ impl Journal {
     }
 
     /// Returns the changes of functions to this image.
-    pub(super) fn possible_changes_to<'a>(&'a self, image: &'a str) -> impl Iterator<Item = &'a Change> {
+    pub(super) fn possible_changes_to<'a>(
+        &'a self,
+        image: &'a str,
+    ) -> impl Iterator<Item = &'a FunctionChange> {
         self.changes
             .iter()
             .filter(move |change| change.image == image && change.may_have_happened())

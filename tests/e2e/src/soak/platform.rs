@@ -44,7 +44,7 @@ const ACCEPTANCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The number of functions that are removed at the same time.
 const CONCURRENT_REMOVALS: usize = 8;
 
-/// A running platform.
+/// A running platform: a stack, two builders, a deployer, a router and queue-workers.
 pub(super) struct SoakPlatform {
     pub(super) testbed: Testbed,
     pub(super) workers: QueueWorkers,
@@ -106,7 +106,7 @@ impl SoakPlatform {
         Ok(platform)
     }
 
-    /// Returns the stack.
+    /// Returns the stack that the platform runs on.
     pub(super) fn stack(&self) -> &Stack {
         &self.testbed.stack
     }
@@ -146,7 +146,8 @@ impl SoakPlatform {
         self.kill_builder_now(number)
     }
 
-    /// Kills the builder with this number, as a crash does.
+    /// Kills the builder with this number, as a crash does: at once, or, if the options say so, once every delivered
+    /// call is accepted.
     pub(super) async fn kill_builder(&mut self, number: usize) -> Result<()> {
         match self.kill_between_acceptances {
             true => self.kill_builder_between_acceptances(number).await,
@@ -188,7 +189,7 @@ impl SoakPlatform {
         self.builders.iter().flatten().next().context("no builder runs")
     }
 
-    /// Removes functions.
+    /// Removes the functions with these names, several at a time.
     pub(super) async fn remove_functions(&self, names: impl Iterator<Item = &str>) -> Result<()> {
         stream::iter(names)
             .map(|name| self.testbed.functions.remove_function(name))
@@ -213,7 +214,7 @@ impl SoakPlatform {
     }
 
     /// Stops everything and removes the stack.
-    pub(super) async fn remove(self) -> Result<()> {
+    pub(super) async fn stop_all_and_remove_stack(self) -> Result<()> {
         let name = self.testbed.stack.name().to_owned();
         // The processes in the stack's network first: they keep its namespace.
         drop(self);

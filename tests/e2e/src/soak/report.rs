@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Fault,
-    evidence::{Evidence, Verdict},
+    evidence::{SubmissionEvidence, SubmissionVerdict},
 };
 
 /// The columns of the table, with the width of each.
@@ -36,7 +36,7 @@ pub struct SoakReport {
 #[derive(Debug)]
 pub(super) struct PhaseReport {
     pub(super) fault: Fault,
-    pub(super) evidence: Vec<Evidence>,
+    pub(super) evidence: Vec<SubmissionEvidence>,
     /// The outage and the recovery from each occurrence of the fault, in order.
     pub(super) recoveries: Vec<Recovery>,
     /// Functions that do not serve the page of the newest version that was deployed.
@@ -74,14 +74,14 @@ impl SoakReport {
 }
 
 impl PhaseReport {
-    fn count(&self, is_counted: impl Fn(&Evidence) -> bool) -> usize {
+    fn count(&self, is_counted: impl Fn(&SubmissionEvidence) -> bool) -> usize {
         self.evidence
             .iter()
             .filter(|evidence| is_counted(evidence))
             .count()
     }
 
-    fn count_verdict(&self, verdict: Verdict) -> usize {
+    fn count_verdict(&self, verdict: SubmissionVerdict) -> usize {
         self.count(|evidence| evidence.verdict() == verdict)
     }
 
@@ -89,19 +89,19 @@ impl PhaseReport {
         let fault = self.fault.name();
         let mut violations = Vec::new();
         for evidence in &self.evidence {
-            let Evidence { call_id, report, .. } = evidence;
+            let SubmissionEvidence { call_id, report, .. } = evidence;
             let mut add = |what: &str| violations.push(format!("{fault}: {call_id} {what}: {report}"));
             match evidence.verdict() {
-                Verdict::Lost => add("was accepted and is lost"),
-                Verdict::Spent if !self.fault.leaves_nobody_to_accept_calls() => {
+                SubmissionVerdict::Lost => add("was accepted and is lost"),
+                SubmissionVerdict::Spent if !self.fault.leaves_nobody_to_accept_calls() => {
                     add("was spent by the queue, although there was a builder");
                 }
                 _ => {}
             }
-            if evidence.is_built_twice() {
+            if evidence.is_built_more_than_once() {
                 add(&format!("was built {} times", evidence.builds));
             }
-            if evidence.is_deployed_twice() {
+            if evidence.is_changed_to_more_than_once() {
                 add(&format!("was deployed {} times", evidence.deployments));
             }
         }
@@ -152,11 +152,11 @@ impl PhaseReport {
             "accepted": self.count(|evidence| evidence.is_accepted),
             "built": self.count(|evidence| evidence.digest.is_some()),
             "deployed": self.count(|evidence| evidence.deployments > 0),
-            "superseded": self.count_verdict(Verdict::Superseded),
-            "lost": self.count_verdict(Verdict::Lost),
-            "builtTwice": self.count(Evidence::is_built_twice),
-            "deployedTwice": self.count(Evidence::is_deployed_twice),
-            "spent": self.count_verdict(Verdict::Spent),
+            "superseded": self.count_verdict(SubmissionVerdict::Superseded),
+            "lost": self.count_verdict(SubmissionVerdict::Lost),
+            "builtTwice": self.count(SubmissionEvidence::is_built_more_than_once),
+            "deployedTwice": self.count(SubmissionEvidence::is_changed_to_more_than_once),
+            "spent": self.count_verdict(SubmissionVerdict::Spent),
             "withSuccessfulCallback": self.count(|evidence| evidence.successful_callbacks > 0),
             "sentAgain": self.sent_again,
             "stalled": self.has_stalled,
@@ -187,11 +187,13 @@ impl PhaseReport {
             self.count(|evidence| evidence.is_accepted).to_string(),
             self.count(|evidence| evidence.digest.is_some()).to_string(),
             self.count(|evidence| evidence.deployments > 0).to_string(),
-            self.count_verdict(Verdict::Superseded).to_string(),
-            self.count_verdict(Verdict::Lost).to_string(),
-            self.count(Evidence::is_built_twice).to_string(),
-            self.count(Evidence::is_deployed_twice).to_string(),
-            self.count_verdict(Verdict::Spent).to_string(),
+            self.count_verdict(SubmissionVerdict::Superseded).to_string(),
+            self.count_verdict(SubmissionVerdict::Lost).to_string(),
+            self.count(SubmissionEvidence::is_built_more_than_once)
+                .to_string(),
+            self.count(SubmissionEvidence::is_changed_to_more_than_once)
+                .to_string(),
+            self.count_verdict(SubmissionVerdict::Spent).to_string(),
             recoveries.join("; "),
             format_seconds_or_dash(Some(self.took)),
         ]
@@ -223,19 +225,19 @@ fn format_seconds_or_dash(time: Option<Duration>) -> String {
 mod tests {
     use super::*;
 
-    fn finished() -> Evidence {
-        Evidence {
+    fn finished() -> SubmissionEvidence {
+        SubmissionEvidence {
             call_id: "call".to_owned(),
             deliveries: 2,
             is_accepted: true,
             builds: 1,
             digest: Some("sha256:1".to_owned()),
             deployments: 1,
-            ..Evidence::default()
+            ..SubmissionEvidence::default()
         }
     }
 
-    fn report_of_finished_and(fault: Fault, evidence: Evidence) -> SoakReport {
+    fn report_of_finished_and(fault: Fault, evidence: SubmissionEvidence) -> SoakReport {
         let recovery = Recovery {
             outage: Duration::from_secs(2),
             first: Some(Duration::from_secs(3)),
@@ -260,15 +262,15 @@ mod tests {
             Vec::<String>::new()
         );
         for evidence in [
-            Evidence {
+            SubmissionEvidence {
                 deployments: 0,
                 ..finished()
             },
-            Evidence {
+            SubmissionEvidence {
                 deployments: 2,
                 ..finished()
             },
-            Evidence {
+            SubmissionEvidence {
                 builds: 2,
                 ..finished()
             },
@@ -280,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_queue_may_spend_calls_only_while_the_gateway_is_away() {
-        let spent = Evidence::default();
+        let spent = SubmissionEvidence::default();
         assert_eq!(
             report_of_finished_and(Fault::Gateway, spent.clone())
                 .violations()

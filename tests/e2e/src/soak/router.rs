@@ -30,7 +30,7 @@ use axum::{
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
-use super::journal::{Callback, Change, Delivery, DeliveryEnd, Journal};
+use super::journal::{Callback, Delivery, DeliveryEnd, FunctionChange, Journal};
 use crate::network_namespace::NetworkNamespace;
 
 /// The path to which the queue posts results.
@@ -148,9 +148,9 @@ impl Drop for Router {
 }
 
 impl RouterShared {
-    fn new(provider: &str, builders: usize) -> Result<Arc<Self>> {
+    fn new(provider_url: &str, builder_count: usize) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            provider: provider.to_owned(),
+            provider: provider_url.to_owned(),
             http: reqwest::Client::builder()
                 .no_proxy()
                 .timeout(FORWARD_TIMEOUT)
@@ -158,7 +158,7 @@ impl RouterShared {
                 .pool_max_idle_per_host(0)
                 .redirect(reqwest::redirect::Policy::none())
                 .build()?,
-            builders: Mutex::new(vec![None; builders]),
+            builders: Mutex::new(vec![None; builder_count]),
             deployer: Mutex::default(),
             next: AtomicUsize::new(0),
             is_held: watch::Sender::new(false),
@@ -175,8 +175,13 @@ impl RouterShared {
     }
 
     /// Forwards a call to a builder, and records the delivery.
-    async fn call_builder(self: &Arc<Self>, head: &Parts, path: &str, body: Bytes) -> Response {
-        let delivery = self.begin_delivery(call_id(&head.headers)).await;
+    async fn forward_to_builder_and_record_delivery(
+        self: &Arc<Self>,
+        head: &Parts,
+        path: &str,
+        body: Bytes,
+    ) -> Response {
+        let delivery = self.begin_delivery(call_id_or_empty(&head.headers)).await;
         for builder in self.builder_urls_in_turn() {
             match self
                 .forward(head, &format!("{builder}{path}"), body.clone())
@@ -212,7 +217,7 @@ impl RouterShared {
     }
 
     /// Forwards a call to the deployer.
-    async fn call_deployer(&self, head: &Parts, path: &str, body: Bytes) -> Response {
+    async fn forward_to_deployer(&self, head: &Parts, path: &str, body: Bytes) -> Response {
         let Some(deployer) = lock(&self.deployer).clone() else {
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         };
@@ -221,11 +226,11 @@ impl RouterShared {
     }
 
     /// Forwards a request to the provider, and records a change of a function.
-    async fn call_provider(&self, head: &Parts, body: Bytes) -> Response {
+    async fn forward_to_provider_and_record_change(&self, head: &Parts, body: Bytes) -> Response {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let change = image_in_function_change(head, &body).map(|image| {
             let mut journal = lock(&self.journal);
-            journal.changes.push(Change {
+            journal.changes.push(FunctionChange {
                 image,
                 at: Instant::now(),
                 status: None,
@@ -318,7 +323,7 @@ async fn route_request(State(shared): State<Arc<RouterShared>>, request: Request
     let path = head.uri.path().to_owned();
     if path == CALLBACK_PATH {
         lock(&shared.journal).callbacks.push(Callback {
-            call_id: call_id(&head.headers),
+            call_id: call_id_or_empty(&head.headers),
             status: header_text_or_empty(&head.headers, "x-function-status")
                 .parse()
                 .unwrap_or_default(),
@@ -326,13 +331,16 @@ async fn route_request(State(shared): State<Arc<RouterShared>>, request: Request
         return StatusCode::OK.into_response();
     }
     if let Some(path) = path_within_function(&path, "builder-fn") {
-        return shared.call_builder(&head, path, body).await;
+        return shared
+            .forward_to_builder_and_record_delivery(&head, path, body)
+            .await;
     }
     if let Some(path) = path_within_function(&path, "deployer-fn") {
-        return shared.call_deployer(&head, path, body).await;
+        return shared.forward_to_deployer(&head, path, body).await;
     }
     // A task of its own: the provider completes a change whose caller has disconnected, and its status counts.
-    let forwarding = tokio::spawn(async move { shared.call_provider(&head, body).await });
+    let forwarding =
+        tokio::spawn(async move { shared.forward_to_provider_and_record_change(&head, body).await });
     forwarding
         .await
         .unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
@@ -354,7 +362,7 @@ fn image_in_function_change(head: &Parts, body: &[u8]) -> Option<String> {
     Some(body["image"].as_str()?.to_owned())
 }
 
-fn call_id(headers: &HeaderMap) -> String {
+fn call_id_or_empty(headers: &HeaderMap) -> String {
     header_text_or_empty(headers, "x-call-id")
 }
 
@@ -468,7 +476,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_changes_of_functions_are_recorded_as_changes() -> Result<()> {
+    async fn of_reads_updates_deletions_and_calls_only_updates_are_recorded_as_changes() -> Result<()> {
         let router = start_router(&start_server("done").await?)?;
         let body = r#"{"service": "a", "image": "registry/a@sha256:12"}"#;
         for method in [Method::GET, Method::PUT, Method::DELETE] {

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     Fault, SoakOptions, SoakReport,
-    evidence::{Evidence, collect_evidence},
+    evidence::{SubmissionEvidence, collect_evidence},
     journal::Journal,
     platform::SoakPlatform,
     queue,
@@ -42,7 +42,7 @@ pub async fn run_soak(
     let mut platform = SoakPlatform::start(options).await?;
     let report = run_phases(&mut platform, options, &progress).await;
     let written = logs_folder.map_or(Ok(()), |folder| platform.write_logs(folder));
-    platform.remove().await?;
+    platform.stop_all_and_remove_stack().await?;
     written.context("writing the logs")?;
     report
 }
@@ -121,7 +121,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         }
         let took = self.began.elapsed();
         let evidence = collect_evidence(self.platform, self.submissions).await?;
-        let wrong_pages = self.wrong_pages(&evidence).await?;
+        let wrong_pages = self.describe_functions_with_wrong_page(&evidence).await?;
         Ok(PhaseReport {
             fault: self.fault,
             recoveries: self.recoveries(&evidence),
@@ -139,9 +139,9 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         let (mut idle_polls, mut last_progress, mut progressed_at) = (0, 0, Instant::now());
         loop {
             self.join_submitting_if_finished().await?;
-            self.kill_workers_when_due().await?;
+            self.kill_and_restart_worker_when_due().await?;
             self.let_fault_happen_when_due().await?;
-            let now = self.platform.router.journal().progress_count();
+            let now = self.platform.router.journal().count_of_entries_and_ends();
             if now != last_progress {
                 (last_progress, progressed_at) = (now, Instant::now());
             }
@@ -180,7 +180,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
 
     /// Kills the next queue-worker when enough functions are deployed, while a delivery is in progress, and starts it
     /// again.
-    async fn kill_workers_when_due(&mut self) -> Result<()> {
+    async fn kill_and_restart_worker_when_due(&mut self) -> Result<()> {
         let due = {
             let journal = self.platform.router.journal();
             let is_early = journal.deployed_image_count() <= self.killed_workers;
@@ -235,7 +235,10 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
     }
 
     /// Returns the functions that do not serve the page of the newest version that was deployed.
-    async fn wrong_pages(&self, evidence: &[Evidence]) -> Result<Vec<String>> {
+    async fn describe_functions_with_wrong_page(
+        &self,
+        evidence: &[SubmissionEvidence],
+    ) -> Result<Vec<String>> {
         let mut newest = BTreeMap::new();
         for (submission, evidence) in self.submissions.iter().zip(evidence) {
             if evidence.deployments > 0 {
@@ -262,7 +265,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
     }
 
     /// Returns how long the platform took to recover from each occurrence of the fault.
-    fn recoveries(&self, evidence: &[Evidence]) -> Vec<Recovery> {
+    fn recoveries(&self, evidence: &[SubmissionEvidence]) -> Vec<Recovery> {
         let journal = self.platform.router.journal();
         let deployed: Vec<_> = evidence
             .iter()

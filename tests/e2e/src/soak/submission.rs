@@ -78,19 +78,19 @@ fn slow_page_function(base: &str, page: &str, build_time: Duration) -> BuildCont
 /// Sends submissions one after the other, each until the gateway has accepted it, as a careful client does: with the same
 /// call ID. Returns the number of submissions that were sent more than once.
 pub(super) async fn submit_all_and_count_resent(
-    queue: SigningClient,
-    callback: String,
+    queue_client: SigningClient,
+    callback_url: String,
     submissions: Vec<Submission>,
 ) -> Result<usize> {
     let mut sent_again = 0;
     for submission in submissions {
         let headers = [
             ("X-Call-Id", submission.call_id.as_str()),
-            ("X-Callback-Url", callback.as_str()),
+            ("X-Callback-Url", callback_url.as_str()),
         ];
         let mut is_first = true;
         loop {
-            let reply = queue
+            let reply = queue_client
                 .post_signed_with_headers(submission.tar.clone(), &headers)
                 .await;
             if matches!(&reply, Ok(reply) if reply.status == 202) {
@@ -116,9 +116,12 @@ mod tests {
     use super::*;
 
     /// The number of times that a call is still rejected, by its ID.
-    type Rejections = Arc<Mutex<HashMap<String, usize>>>;
+    type RemainingRejections = Arc<Mutex<HashMap<String, usize>>>;
 
-    async fn answer_submission(State(rejections): State<Rejections>, headers: HeaderMap) -> StatusCode {
+    async fn answer_submission(
+        State(rejections): State<RemainingRejections>,
+        headers: HeaderMap,
+    ) -> StatusCode {
         let id = headers["x-call-id"].to_str().unwrap();
         match rejections.lock().unwrap().get_mut(id) {
             Some(left) if *left > 0 => {
@@ -132,7 +135,7 @@ mod tests {
     #[tokio::test]
     async fn a_submission_that_is_rejected_twice_counts_once_as_sent_again() {
         let rejections = [("a", 0), ("b", 2), ("c", 1)];
-        let state: Rejections = Arc::new(Mutex::new(
+        let state: RemainingRejections = Arc::new(Mutex::new(
             rejections.map(|(id, count)| (id.to_owned(), count)).into(),
         ));
         let app = Router::new()

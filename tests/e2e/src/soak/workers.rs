@@ -1,4 +1,4 @@
-//! The queue-workers of a soak test: processes in the stack's network, each with a hostname of its own.
+//! The queue-workers of a soak test: processes in the stack's network with different hostnames.
 //!
 //! A queue-worker's name at NATS is derived from its hostname, and NATS lets in one client of a name. The first worker
 //! has the machine's, as the stack's own queue-worker had: it takes its place. Otherwise NATS would go on sending calls
@@ -12,7 +12,7 @@ use slipway_stack::Stack;
 use crate::{logged_process::LoggedProcess, network_namespace::NetworkNamespace};
 
 /// The line of a queue-worker's log that shows that it receives calls.
-const READY_TEXT: &str = "Listening on [";
+const READY_LOG_TEXT: &str = "Listening on [";
 
 /// The queue-workers, some of which may have been killed.
 #[derive(Debug)]
@@ -65,14 +65,14 @@ impl QueueWorkers {
         }
         for worker in workers.iter_mut().flatten() {
             worker
-                .wait_for_line(|line| line.contains(READY_TEXT).then_some(()))
+                .wait_for_line(|line| line.contains(READY_LOG_TEXT).then_some(()))
                 .await?;
         }
         Ok(())
     }
 }
 
-/// Starts a queue-worker with a hostname of its own in the stack's network.
+/// Starts a queue-worker in the stack's network: the first with the machine's hostname, others with their own.
 fn spawn_worker(stack: &Stack, number: usize, ack_wait: Duration) -> Result<LoggedProcess> {
     let worker = stack.queue_worker_command(ack_wait)?;
     if number == 0 {

@@ -20,7 +20,7 @@ async fn both_clients_build_every_shape_of_the_benchmark() -> Result<()> {
         assert!(rounds.peak > 0);
     }
     let (pairs, _) = comparison
-        .measure_concurrent_builds(REDUCED_SHAPES[0], 3, 1)
+        .measure_concurrent_builds_and_peak_memory(REDUCED_SHAPES[0], 3, 1)
         .await?;
     assert!(
         pairs

@@ -199,7 +199,7 @@ impl DigestComparison {
             format!("build-arg:SOURCE_DATE_EPOCH={SOURCE_DATE_EPOCH_TEXT}"),
         ];
         let output = format!(",rewrite-timestamp=true,oci-mediatypes=true,compression={compression}");
-        self.buildctl.build_with_output(
+        self.buildctl.build_and_push_with_output_options(
             folder,
             &self.testbed.image_name(DIGESTS_REPOSITORY, tag),
             &options.each_ref().map(String::as_str),

@@ -18,7 +18,7 @@ use crate::world::{AttackWorld, Tenant};
 const MAX_HONEST_BUILD_TIME: Duration = Duration::from_secs(20);
 
 /// The variable that names a file to which each outcome is appended, as a row of a Markdown table.
-const REPORT_VARIABLE: &str = "SLIPWAY_HOSTILE_REPORT";
+const REPORT_FILE_VARIABLE_NAME: &str = "SLIPWAY_HOSTILE_REPORT";
 
 /// An attack by its name and what it attempts; docs/hostile.md has a row for each.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +60,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Returns the outcome `Succeeded` if `succeeded` is true, and `Stopped` otherwise.
-    pub(crate) fn of_success(succeeded: bool, evidence: impl Into<String>) -> Self {
+    pub(crate) fn succeeded_or_stopped(succeeded: bool, evidence: impl Into<String>) -> Self {
         match succeeded {
             true => Self::Succeeded(evidence.into()),
             false => Self::Stopped(evidence.into()),
@@ -126,10 +126,11 @@ impl Outcomes {
         self.0.extend(outcomes);
     }
 
-    /// Asserts that every attack of the group ran and was stopped; reports all that were not.
+    /// Asserts that every attack of the group ran once and was stopped. Appends all outcomes to the report file, if the
+    /// environment names one.
     pub(crate) fn report_and_assert_all_stopped(self, group: &[AttackDescription]) -> Result<()> {
         let (report, not_stopped) = self.table_rows_and_not_stopped(group)?;
-        if let Some(path) = env::var_os(REPORT_VARIABLE) {
+        if let Some(path) = env::var_os(REPORT_FILE_VARIABLE_NAME) {
             let mut file = OpenOptions::new().create(true).append(true).open(path)?;
             file.write_all(report.as_bytes())?;
         }

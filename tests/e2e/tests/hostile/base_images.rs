@@ -71,13 +71,13 @@ const BAIT_FILE_CONTENT: &str = "content-of-a-file-of-the-machine";
 
 /// The number of builds whose effect on the daemon is measured. An attack has the same effect each time; the daemon's own
 /// garbage, and the builds of others beside it, have not.
-const MAX_MEASUREMENTS: usize = 3;
+const MEASURED_BUILDS_MAX: usize = 3;
 
 /// The limit on the memory that one base image may add to the daemon's peak, in bytes.
 const MAX_MEMORY_GROWTH_BYTES: u64 = 128 << 20;
 
 /// The longest time that the daemon may take to read a user database.
-const MAX_READ_TIME: Duration = Duration::from_secs(20);
+const MAX_USER_DATABASE_BUILD_TIME: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_base_image_reaches_the_machine() -> Result<()> {
@@ -133,7 +133,7 @@ impl<'a> BaseImageAttacks<'a> {
     }
 
     /// Returns a layer with a setuid busybox, and with links to it for a shell and other programs.
-    fn layer_with_shell(&self) -> Result<CraftedLayerBuilder> {
+    fn layer_with_setuid_shell(&self) -> Result<CraftedLayerBuilder> {
         let names = ["sh", "cat", "dd", "wc", "id", "ls", "grep"];
         let layer = CraftedLayerBuilder::new().with_file("bin/busybox", 0o4755, &self.busybox)?;
         names.into_iter().try_fold(layer, |layer, name| {
@@ -142,7 +142,7 @@ impl<'a> BaseImageAttacks<'a> {
     }
 
     /// Pushes the layer as a base image, and builds these instructions upon it.
-    async fn build_on_layer(
+    async fn push_layer_and_build_on_it(
         &self,
         name: &str,
         layer: CraftedLayerBuilder,
@@ -177,10 +177,10 @@ impl<'a> BaseImageAttacks<'a> {
         let (folder, climbing) = (&self.folder, &self.climbing);
         // A base image of this kind runs its programs, and shows the bait if it has it.
         let layer = self
-            .layer_with_shell()?
+            .layer_with_setuid_shell()?
             .with_file("got", 0o644, BAIT_FILE_CONTENT.as_bytes())?;
         let reply = self
-            .build_on_layer(
+            .push_layer_and_build_on_it(
                 "control",
                 layer,
                 "RUN dd if=/got bs=512 count=1 | wc -c | grep 32 && cat /got",
@@ -191,11 +191,13 @@ impl<'a> BaseImageAttacks<'a> {
             "the bait in a base image is not shown: {}",
             reply.text
         );
-        let layer =
-            self.layer_with_shell()?
-                .with_device("disk", EntryType::Block, disk_device_major_and_minor()?)?;
+        let layer = self.layer_with_setuid_shell()?.with_device(
+            "disk",
+            EntryType::Block,
+            disk_device_major_and_minor()?,
+        )?;
         let reply = self
-            .build_on_layer(
+            .push_layer_and_build_on_it(
                 "disk",
                 layer,
                 "RUN dd if=/disk bs=512 count=1 | wc -c | grep 512 && echo got $((1000 + 234))",
@@ -206,23 +208,25 @@ impl<'a> BaseImageAttacks<'a> {
             Outcome::succeeded_if_reply_contains(&reply, "got 1234"),
         );
         let layer = self
-            .layer_with_shell()?
+            .layer_with_setuid_shell()?
             .with_device("mem", EntryType::Char, (1, 1))?
             .with_device("port", EntryType::Char, (1, 4))?
             .with_device("kmsg", EntryType::Char, (1, 11))?;
         let reads = "RUN for at in mem port kmsg; do dd if=/$at bs=1 count=1 | wc -c | grep 1 && echo got $((1000 + 234)); done; true";
-        let reply = self.build_on_layer("memory", layer, reads).await?;
+        let reply = self.push_layer_and_build_on_it("memory", layer, reads).await?;
         outcomes.add_outcome(
             "base-image-with-memory-devices",
             Outcome::succeeded_if_reply_contains(&reply, "got 1234"),
         );
 
         let layer = self
-            .layer_with_shell()?
+            .layer_with_setuid_shell()?
             .with_file(&format!("{climbing}/written"), 0o644, b"x")?
             .with_file(&format!("etc/{climbing}/written"), 0o644, b"x")?
             .with_file(&format!("{folder}/written"), 0o644, b"x")?;
-        let reply = self.build_on_layer("names", layer, "RUN true").await?;
+        let reply = self
+            .push_layer_and_build_on_it("names", layer, "RUN true")
+            .await?;
         outcomes.add_outcome(
             "base-image-names-out",
             self.outcome_by_bait_or_written_file(&reply),
@@ -230,30 +234,36 @@ impl<'a> BaseImageAttacks<'a> {
         let mut outcome = Outcome::Stopped(String::new());
         for (name, target) in [("hard-link", climbing), ("hard-link-absolute", folder)] {
             let layer = self
-                .layer_with_shell()?
+                .layer_with_setuid_shell()?
                 .with_hard_link("got", &format!("{target}/bait"))?;
-            let reply = self.build_on_layer(name, layer, "RUN cat /got").await?;
+            let reply = self
+                .push_layer_and_build_on_it(name, layer, "RUN cat /got")
+                .await?;
             outcome = outcome.or_worse(self.outcome_by_bait_or_written_file(&reply));
         }
         outcomes.add_outcome("base-image-hard-link-out", outcome);
         let layer = self
-            .layer_with_shell()?
+            .layer_with_setuid_shell()?
             .with_symlink("out", folder)?
             .with_file("out/written", 0o644, b"x")?
             .with_symlink("up", climbing)?
             .with_file("up/written", 0o644, b"x")?;
-        let reply = self.build_on_layer("through-a-link", layer, "RUN true").await?;
+        let reply = self
+            .push_layer_and_build_on_it("through-a-link", layer, "RUN true")
+            .await?;
         outcomes.add_outcome(
             "base-image-through-a-link",
             self.outcome_by_bait_or_written_file(&reply),
         );
         let layer = self
-            .layer_with_shell()?
+            .layer_with_setuid_shell()?
             .with_file(&format!("{climbing}/.wh.victim"), 0o644, b"")?
             .with_symlink("out", folder)?
             .with_file("out/.wh.victim", 0o644, b"")?
             .with_file("out/.wh..wh..opq", 0o644, b"")?;
-        let reply = self.build_on_layer("whiteout", layer, "RUN true").await?;
+        let reply = self
+            .push_layer_and_build_on_it("whiteout", layer, "RUN true")
+            .await?;
         let removed = !self.world.folder().join("victim").exists();
         outcomes.add_outcome(
             "base-image-whiteout-out",
@@ -261,9 +271,9 @@ impl<'a> BaseImageAttacks<'a> {
         );
 
         // Root of the step is root without rights over the machine: it must not read the kernel's memory or mount.
-        let layer = self.layer_with_shell()?;
+        let layer = self.layer_with_setuid_shell()?;
         let steps = "USER 1000\nRUN busybox su -c 'busybox mount -t tmpfs none /bin' ; busybox dd if=/proc/kcore bs=1 count=1 | wc -c | grep 1 && echo got $((1000 + 234)); true";
-        let reply = self.build_on_layer("setuid", layer, steps).await?;
+        let reply = self.push_layer_and_build_on_it("setuid", layer, steps).await?;
         outcomes.add_outcome(
             "base-image-with-setuid",
             Outcome::succeeded_if_reply_contains(&reply, "got 1234"),
@@ -297,19 +307,19 @@ impl<'a> BaseImageAttacks<'a> {
                 "COPY --chown=0:nobody-here Dockerfile /a",
             ),
         ] {
-            let layer = self.layer_with_shell()?.with_file(file, 0o644, &content)?;
+            let layer = self.layer_with_setuid_shell()?.with_file(file, 0o644, &content)?;
             drop(content);
             // Compressing and pushing the layer takes time too, and none of the daemon's.
             let image = self.push_base_image(name, layer).await?;
             let mut evidence = Vec::new();
             let mut is_exhausting = true;
-            for _ in 0..MAX_MEASUREMENTS {
+            for _ in 0..MEASURED_BUILDS_MAX {
                 let peak = PeakMemory::reset(daemon)?;
                 let started = Instant::now();
                 let reply = self.build_on_image(&image, steps).await?;
                 let (more, took) = (peak.growth_bytes()?, started.elapsed());
                 require_answer_about_user(&reply)?;
-                is_exhausting = more > MAX_MEMORY_GROWTH_BYTES || took > MAX_READ_TIME;
+                is_exhausting = more > MAX_MEMORY_GROWTH_BYTES || took > MAX_USER_DATABASE_BUILD_TIME;
                 evidence.push(format!(
                     "{} MiB more, {took:.1?}; {}",
                     more >> 20,
@@ -319,23 +329,26 @@ impl<'a> BaseImageAttacks<'a> {
                     break;
                 }
             }
-            outcomes.add_outcome(name, Outcome::of_success(is_exhausting, evidence.join("; then ")));
+            outcomes.add_outcome(
+                name,
+                Outcome::succeeded_or_stopped(is_exhausting, evidence.join("; then ")),
+            );
         }
         let mut evidence = Vec::new();
         let mut is_exhausting = true;
-        for _ in 0..MAX_MEASUREMENTS {
+        for _ in 0..MEASURED_BUILDS_MAX {
             let peak = PeakMemory::reset(daemon)?;
             let started = Instant::now();
             let zero = self
-                .layer_with_shell()?
+                .layer_with_setuid_shell()?
                 .with_device("etc/passwd", EntryType::Char, (1, 5))?;
-            let build = self.build_on_layer("zero-passwd", zero, "USER nobody-here\nRUN true");
-            let zero = tokio::time::timeout(MAX_READ_TIME, build).await;
+            let build = self.push_layer_and_build_on_it("zero-passwd", zero, "USER nobody-here\nRUN true");
+            let zero = tokio::time::timeout(MAX_USER_DATABASE_BUILD_TIME, build).await;
             let fifo = self
-                .layer_with_shell()?
+                .layer_with_setuid_shell()?
                 .with_device("etc/passwd", EntryType::Fifo, (0, 0))?;
-            let build = self.build_on_layer("fifo-passwd", fifo, "USER nobody-here\nRUN true");
-            let fifo = tokio::time::timeout(MAX_READ_TIME, build).await;
+            let build = self.push_layer_and_build_on_it("fifo-passwd", fifo, "USER nobody-here\nRUN true");
+            let fifo = tokio::time::timeout(MAX_USER_DATABASE_BUILD_TIME, build).await;
             let (more, took) = (peak.growth_bytes()?, started.elapsed());
             is_exhausting = zero.is_err() || fifo.is_err() || more > MAX_MEMORY_GROWTH_BYTES;
             for answered in [zero, fifo].into_iter().flatten() {
@@ -348,7 +361,7 @@ impl<'a> BaseImageAttacks<'a> {
         }
         outcomes.add_outcome(
             "base-image-with-a-device-as-passwd",
-            Outcome::of_success(is_exhausting, evidence.join("; then ")),
+            Outcome::succeeded_or_stopped(is_exhausting, evidence.join("; then ")),
         );
         Ok(())
     }

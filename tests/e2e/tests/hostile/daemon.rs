@@ -157,12 +157,13 @@ const PROBES: [ScriptAttack; 23] = [
 
 const PROBE_ATTACKS: [AttackDescription; 23] = probe::attacks_of_probes(&PROBES);
 
-const ATTACK_WITHOUT_A_CERTIFICATE: AttackDescription = AttackDescription {
+const DAEMON_ATTACK_WITHOUT_VALID_CERTIFICATE: AttackDescription = AttackDescription {
     name: "daemon-without-a-certificate",
     attempts: "lists the daemon's workers from the functions' network, without a certificate and with a forged one",
 };
 
-const ALL_ATTACKS: [AttackDescription; 24] = concat_attacks(&PROBE_ATTACKS, &[ATTACK_WITHOUT_A_CERTIFICATE]);
+const ALL_ATTACKS: [AttackDescription; 24] =
+    concat_attacks(&PROBE_ATTACKS, &[DAEMON_ATTACK_WITHOUT_VALID_CERTIFICATE]);
 
 pub(crate) const ATTACKS: &[AttackDescription] = &ALL_ATTACKS;
 
@@ -195,7 +196,7 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     // What the probes look for is there: each would be found from where it may be reached.
     require_greeting_of_victims_step(&step)?;
     let machines_port = machine.address().port();
-    require_listener(&own, &[machine.address().ip().to_string()], machines_port)?;
+    require_listener_on_any_address(&own, &[machine.address().ip().to_string()], machines_port)?;
     let mut addresses = [daemon.ipv4_addresses()?, own.ipv4_addresses()?].concat();
     addresses.dedup();
     let neighbours = own.program_output(
@@ -222,15 +223,15 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
         ("NEIGHBOURS", neighbours.join(" ")),
         ("STEP", step.ipv4_addresses()?.join(" ")),
         ("MACHINE", machine.address().to_string()),
-        ("DISK", disk_device_numbers()?),
+        ("DISK", disk_device_numbers_for_mknod()?),
     ]);
-    require_listener(&own, &daemon.ipv4_addresses()?, 1234)?;
+    require_listener_on_any_address(&own, &daemon.ipv4_addresses()?, 1234)?;
     for port in [4222, 5000, 8080, 8081, 8082, 8222] {
-        require_listener(&own, &addresses, port)?;
+        require_listener_on_any_address(&own, &addresses, port)?;
     }
     let neighbours: Vec<_> = neighbours.iter().map(|address| (*address).to_owned()).collect();
     for port in [8080, 8081] {
-        require_listener(&own, &neighbours, port)?;
+        require_listener_on_any_address(&own, &neighbours, port)?;
     }
     let buildctl = fs::read(&stack.tools.buildctl).context("buildctl")?;
     let source = BuildContext::new().with_file_of_mode("tools/buildctl", buildctl, 0o755);
@@ -255,8 +256,8 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
 /// Lists the daemon's workers from the stack's network, with no certificate and with one of another authority.
 fn list_workers_without_own_certificate(
     world: &AttackWorld,
-    own: &NetworkNamespace,
-    daemon: &NetworkNamespace,
+    stack_network: &NetworkNamespace,
+    daemon_network: &NetworkNamespace,
 ) -> Result<Outcome> {
     let stack = &world.testbed.stack;
     let forged = CertificateAuthority::new("forged")?.issue_certificate("builder-fn")?;
@@ -293,7 +294,7 @@ fn list_workers_without_own_certificate(
     let list_workers = |address: &str, options: &[&str]| {
         let address = format!("tcp://{address}:1234");
         let command = ["--timeout", "5", "--addr", &address, "debug", "workers"];
-        own.program_output(buildctl, &[options, &command].concat())
+        stack_network.program_output(buildctl, &[options, &command].concat())
     };
     let addresses = daemon.ipv4_addresses()?;
     // With the builder's own certificate, the same command lists them.
@@ -334,7 +335,7 @@ pub(crate) fn machine_address_on_stack_network(namespace: &NetworkNamespace) -> 
 
 /// Returns the numbers of a device with a disk of this machine, such as `254 0`: the root's, or the first that the kernel
 /// lists if the root is on none.
-fn disk_device_numbers() -> Result<String> {
+fn disk_device_numbers_for_mknod() -> Result<String> {
     let (major, minor) = disk_device_major_and_minor()?;
     Ok(format!("{major} {minor}"))
 }
@@ -356,7 +357,11 @@ pub(crate) fn disk_device_major_and_minor() -> Result<(u32, u32)> {
 }
 
 /// Fails unless a service listens at this port of one of the addresses, for a client in the namespace.
-fn require_listener(namespace: &NetworkNamespace, addresses: &[String], port: u16) -> Result<()> {
+fn require_listener_on_any_address(
+    namespace: &NetworkNamespace,
+    addresses: &[String],
+    port: u16,
+) -> Result<()> {
     let listens = namespace.run_inside(|| {
         Ok(addresses
             .iter()

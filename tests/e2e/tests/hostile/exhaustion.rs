@@ -61,7 +61,7 @@ async fn no_build_exhausts_the_machine_or_a_function() -> Result<()> {
     let _parts = world.testbed.share_parts().await;
     let neighbour = HonestNeighbour::start(&world, "exhaustion").await?;
     let mut outcomes = Outcomes::default();
-    exceed_limits_of_step(&world, &mut outcomes).await?;
+    check_and_exceed_limits_of_step(&world, &mut outcomes).await?;
     outcomes.add_outcome("log-flood", flood_log(&world).await?);
     outcomes.add_outcome("endless-step", run_endless_step().await?);
     outcomes.add_outcome("builder-memory", fill_builder_memory().await?);
@@ -103,7 +103,7 @@ impl EnforcedLimits {
             let mut group = Path::new(path);
             // Groups above the stack's belong to the machine.
             while group.to_string_lossy().contains("slipway") {
-                limits.apply_group_limits(
+                limits.lower_to_group_limits(
                     &root.join(group.strip_prefix("/").unwrap_or(group)),
                     machine << 10,
                 );
@@ -114,7 +114,7 @@ impl EnforcedLimits {
     }
 
     /// Lowers the limits to those of a control group; a memory limit of the whole machine's size is none.
-    fn apply_group_limits(&mut self, group: &Path, machine_memory_bytes: u64) {
+    fn lower_to_group_limits(&mut self, group: &Path, machine_memory_bytes: u64) {
         let number =
             |file: &str| -> Option<u64> { fs::read_to_string(group.join(file)).ok()?.trim().parse().ok() };
         let lower = |own: Option<u64>, other: Option<u64>| own.into_iter().chain(other).min();
@@ -147,7 +147,7 @@ fn first_existing_path_or_cgroup_root(candidates: &[&str]) -> PathBuf {
 
 /// Reads the limits of a running step, and exceeds those on processes and memory if they exist and are small. Nothing
 /// else is exceeded: the machine has other users.
-async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
+async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let base = world.testbed.build_busybox_once_and_get_name().await?;
     let gate = "gate-of-the-limits";
     let source = BuildContext::dockerfile(format!("FROM {base}\nRUN {}\n", gated_command(gate)));
@@ -186,7 +186,7 @@ async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> 
             );
             let reply = step_of(bomb(count)).await?;
             let all = reply.text.contains(&format!("started {count} of all"));
-            Outcome::of_success(all, format!("a limit of {most}; {}", summarize_reply(&reply)))
+            Outcome::succeeded_or_stopped(all, format!("a limit of {most}; {}", summarize_reply(&reply)))
         }
         other => Outcome::Succeeded(format!("the limit is {other:?} processes")),
     };
@@ -198,7 +198,7 @@ async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> 
             let little = step_of(take(1 << 20)).await?;
             ensure!(little.text.contains("code 0"), "1 MiB of memory: {}", little.text);
             let reply = step_of(take(most + (64 << 20))).await?;
-            Outcome::of_success(
+            Outcome::succeeded_or_stopped(
                 reply.text.contains("code 0"),
                 format!("a limit of {most} bytes; {}", summarize_reply(&reply)),
             )
@@ -211,7 +211,7 @@ async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> 
     let evidence = format!("the limit is {:?}", limits.processor);
     outcomes.add_outcome(
         "processor-hog",
-        Outcome::of_success(limits.processor.is_none(), evidence),
+        Outcome::succeeded_or_stopped(limits.processor.is_none(), evidence),
     );
     let is_machines = (step.f_blocks * step.f_frsize, step.f_fsid)
         == (machine.f_blocks * machine.f_frsize, machine.f_fsid)
@@ -220,7 +220,10 @@ async fn exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Outcomes) -> 
         "the step's file system has {} MiB",
         (step.f_blocks * step.f_frsize) >> 20
     );
-    outcomes.add_outcome("disk-filler", Outcome::of_success(is_machines, evidence));
+    outcomes.add_outcome(
+        "disk-filler",
+        Outcome::succeeded_or_stopped(is_machines, evidence),
+    );
     Ok(())
 }
 
@@ -254,7 +257,7 @@ async fn flood_log(world: &AttackWorld) -> Result<Outcome> {
         more >> 20
     );
     let is_bounded = size < 8 << 20 && more < 48 << 20 && took < MAX_LOG_FLOOD_TIME;
-    Ok(Outcome::of_success(!is_bounded, evidence))
+    Ok(Outcome::succeeded_or_stopped(!is_bounded, evidence))
 }
 
 /// Runs a step that ignores signals. The attack succeeded if a process of it is left, or it ran for three times its
@@ -287,7 +290,7 @@ async fn run_endless_step() -> Result<Outcome> {
         .wait_until_condition("no process of the step is left", no_sleep_is_left);
     let ended = ending.await.is_ok();
     let evidence = format!("ended after {took:.1?}: {}", summarize_reply(&reply));
-    Ok(Outcome::of_success(
+    Ok(Outcome::succeeded_or_stopped(
         !ended || took > 3 * STEP_TIME_LIMIT,
         evidence,
     ))
@@ -340,7 +343,7 @@ async fn fill_builder_memory() -> Result<Outcome> {
     );
     let peak = world.builder.peak_memory_bytes().unwrap_or(usize::MAX);
     let evidence = format!("a peak of {} MiB; {statuses:?}", peak >> 20);
-    Ok(Outcome::of_success(
+    Ok(Outcome::succeeded_or_stopped(
         !alive || peak > BUILDER_MEMORY_LIMIT_BYTES,
         evidence,
     ))

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The content of the file in the victim's git repository.
-const PRIVATE_CODE: &str = "what-only-the-victim-commits";
+const PRIVATE_GIT_FILE_CONTENT: &str = "what-only-the-victim-commits";
 /// The content of the victim's file.
 const PRIVATE_FILE_CONTENT: &str = "what-only-the-victim-downloads";
 
@@ -48,7 +48,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
 
     let server = GitServer::start(token).await?;
     let host = server.host();
-    let commit = server.add_repository("private/app.git", "secret", PRIVATE_CODE)?;
+    let commit = server.add_repository("private/app.git", "secret", PRIVATE_GIT_FILE_CONTENT)?;
     server.add_repository("public/app.git", "other", "public")?;
     server.add_file("victim/secret", PRIVATE_FILE_CONTENT)?;
     server.add_file("mallory/secret", "public")?;
@@ -78,13 +78,13 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     let reply =
         build_sources_as_tenant(&world.victim, &victims_source, victims_steps, Some(&envelope)).await?;
     ensure!(
-        reply.text.contains(PRIVATE_CODE) && reply.text.contains(PRIVATE_FILE_CONTENT),
+        reply.text.contains(PRIVATE_GIT_FILE_CONTENT) && reply.text.contains(PRIVATE_FILE_CONTENT),
         "the victim's build: {}",
         reply.text
     );
 
     let mut outcomes = Outcomes::default();
-    let users = users_in_remotes(&daemon)?;
+    let users = user_names_in_git_remotes(&daemon)?;
     let clone = [
         format!("ADD {private}#{commit} /got\n"),
         format!("ADD --keep-git-dir {private}#{commit} /got\n"),
@@ -102,11 +102,11 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     let clone: Vec<_> = clone.iter().cloned().chain(with_users).collect();
     outcomes.add_outcome(
         "git-checkout-by-commit",
-        build_each_and_look_for_bait(&world.mallory, &other, PRIVATE_CODE).await?,
+        build_each_and_look_for_bait(&world.mallory, &other, PRIVATE_GIT_FILE_CONTENT).await?,
     );
     outcomes.add_outcome(
         "git-repository-by-commit",
-        build_each_and_look_for_bait(&world.mallory, &clone, PRIVATE_CODE).await?,
+        build_each_and_look_for_bait(&world.mallory, &clone, PRIVATE_GIT_FILE_CONTENT).await?,
     );
     let checksum = hex::encode(Sha256::digest(PRIVATE_FILE_CONTENT));
     let file = format!("ADD --checksum=sha256:{checksum} http://{host}/mallory/secret /got/secret\n");
@@ -122,7 +122,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     let steps = victims_steps.replace("first", "second");
     let reply = build_sources_as_tenant(&world.victim, &pinned, &steps, Some(&envelope)).await?;
     ensure!(
-        reply.text.contains(PRIVATE_CODE) && reply.text.contains(PRIVATE_FILE_CONTENT),
+        reply.text.contains(PRIVATE_GIT_FILE_CONTENT) && reply.text.contains(PRIVATE_FILE_CONTENT),
         "the victim's second build: {}",
         reply.text
     );
@@ -138,13 +138,13 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
 /// Builds these sources and steps as a tenant, with the cache.
 async fn build_sources_as_tenant(
     tenant: &Tenant,
-    sources: &str,
-    steps: &str,
+    source_instructions: &str,
+    step_instructions: &str,
     envelope: Option<&str>,
 ) -> Result<HttpReply> {
     let testbed = Testbed::find_running_stack()?;
     let base = testbed.build_busybox_once_and_get_name().await?;
-    let source = BuildContext::dockerfile(format!("FROM {base}\n{sources}{steps}"));
+    let source = BuildContext::dockerfile(format!("FROM {base}\n{source_instructions}{step_instructions}"));
     let config = json!({ "image": tenant.image("fetched", "1"), "skipPush": true });
     let tar = match envelope {
         Some(envelope) => source.tar_with_secrets(&config, envelope)?,
@@ -154,9 +154,13 @@ async fn build_sources_as_tenant(
 }
 
 /// Builds each of these sources as the attacker; the attack succeeded if a step printed `bait`.
-async fn build_each_and_look_for_bait(mallory: &Tenant, sources: &[String], bait: &str) -> Result<Outcome> {
+async fn build_each_and_look_for_bait(
+    mallory: &Tenant,
+    source_instructions: &[String],
+    bait: &str,
+) -> Result<Outcome> {
     let mut outcome = Outcome::Stopped(String::new());
-    for source in sources {
+    for source in source_instructions {
         // A step that the cache has prints nothing.
         let digest = hex::encode(Sha256::digest(source));
         let steps = format!("RUN cat /got/secret; : {digest}\n");
@@ -171,7 +175,7 @@ async fn build_each_and_look_for_bait(mallory: &Tenant, sources: &[String], bait
 
 /// Returns the user names in the addresses of the git repositories that a daemon has cloned. The daemon may build
 /// meanwhile.
-fn users_in_remotes(daemon: &BuildkitDaemon) -> Result<Vec<String>> {
+fn user_names_in_git_remotes(daemon: &BuildkitDaemon) -> Result<Vec<String>> {
     let mut users = Vec::new();
     let mut folders = vec![daemon.data_folder()];
     while let Some(folder) = folders.pop() {

@@ -97,7 +97,7 @@ impl ForgedMessageAttacks<'_> {
     }
 
     /// Sends a message through the queue, and waits for its outcome.
-    async fn send_through_queue_and_wait(
+    async fn send_through_queue_and_return_evidence(
         &self,
         function: &str,
         body: Vec<u8>,
@@ -129,16 +129,19 @@ impl ForgedMessageAttacks<'_> {
             .with_file("a", "a")
             .tar_with_config(&json!({ "image": image }))?;
         let other = sign_body(MALLORY_KEY.as_bytes(), b"another body")?;
-        self.send_through_queue_and_wait("builder-fn", tar.clone(), None)
+        self.send_through_queue_and_return_evidence("builder-fn", tar.clone(), None)
             .await?;
         let evidence = self
-            .send_through_queue_and_wait("builder-fn", tar, Some(("X-Build-Signature", other)))
+            .send_through_queue_and_return_evidence("builder-fn", tar, Some(("X-Build-Signature", other)))
             .await?;
         let is_in_registry = async |repository: &str| -> Result<bool> {
             Ok(testbed.registry.get_manifest(repository, "1").await?.is_some())
         };
         let built = is_in_registry("hostile/forged/queued").await?;
-        outcomes.add_outcome("forged-build-in-the-queue", Outcome::of_success(built, evidence));
+        outcomes.add_outcome(
+            "forged-build-in-the-queue",
+            Outcome::succeeded_or_stopped(built, evidence),
+        );
         let payload_key = std::fs::read(&testbed.stack.payload_secret)?;
         // With the right signature, the queue has it built.
         let image = testbed.image_name("hostile/forged/genuine", "1");
@@ -147,7 +150,7 @@ impl ForgedMessageAttacks<'_> {
             .tar_with_config(&json!({ "image": image }))?;
         let signed = sign_body(payload_key.trim_ascii(), &tar)?;
         let evidence = self
-            .send_through_queue_and_wait("builder-fn", tar, Some(("X-Build-Signature", signed)))
+            .send_through_queue_and_return_evidence("builder-fn", tar, Some(("X-Build-Signature", signed)))
             .await?;
         ensure!(
             is_in_registry("hostile/forged/genuine").await?,
@@ -160,7 +163,11 @@ impl ForgedMessageAttacks<'_> {
             .into_bytes();
         let signed = sign_body(payload_key.trim_ascii(), &hand_over)?;
         let evidence = self
-            .send_through_queue_and_wait("deployer-fn", hand_over, Some(("X-Deploy-Signature", signed)))
+            .send_through_queue_and_return_evidence(
+                "deployer-fn",
+                hand_over,
+                Some(("X-Deploy-Signature", signed)),
+            )
             .await?;
         let deployed = testbed
             .functions
@@ -169,16 +176,21 @@ impl ForgedMessageAttacks<'_> {
             .is_some();
         outcomes.add_outcome(
             "forged-hand-over-in-the-queue",
-            Outcome::of_success(deployed, evidence),
+            Outcome::succeeded_or_stopped(deployed, evidence),
         );
         Ok(())
     }
 
     /// Posts a JSON body to a URL, with a signature if one is given; returns the answer's status and text.
-    async fn post_json(&self, url: &str, body: String, signature: Option<String>) -> Result<(u16, String)> {
+    async fn post_json(
+        &self,
+        url: &str,
+        body: String,
+        deploy_signature: Option<String>,
+    ) -> Result<(u16, String)> {
         let mut request = self.http.post(url).body(body);
-        if let Some(signature) = signature {
-            request = request.header("X-Deploy-Signature", signature);
+        if let Some(deploy_signature) = deploy_signature {
+            request = request.header("X-Deploy-Signature", deploy_signature);
         }
         let answer = request.send().await?;
         Ok((answer.status().as_u16(), answer.text().await?))
@@ -196,7 +208,7 @@ impl ForgedMessageAttacks<'_> {
         let accepted = status != 401 || empty.0 != 401;
         outcomes.add_outcome(
             "forged-hand-over-by-callback",
-            Outcome::of_success(accepted, format!("{status} {text}")),
+            Outcome::succeeded_or_stopped(accepted, format!("{status} {text}")),
         );
 
         world.gateway.clear_requests();
@@ -218,7 +230,7 @@ impl ForgedMessageAttacks<'_> {
         let accepted = status != 401 || !world.gateway.changing_requests().is_empty();
         outcomes.add_outcome(
             "forged-tenant",
-            Outcome::of_success(accepted, format!("{status} {text}")),
+            Outcome::succeeded_or_stopped(accepted, format!("{status} {text}")),
         );
         Ok(())
     }
@@ -266,7 +278,7 @@ impl ForgedMessageAttacks<'_> {
             .is_some();
         outcomes.add_outcome(
             "changed-callback",
-            Outcome::of_success(status != 401 || deployed, format!("{status} {answer}")),
+            Outcome::succeeded_or_stopped(status != 401 || deployed, format!("{status} {answer}")),
         );
         // The answer itself is genuine: only its own function may be deployed.
         let (status, answer) = self.post_json(deployer.url(), text, Some(signed)).await?;
@@ -282,7 +294,7 @@ impl ForgedMessageAttacks<'_> {
             .is_some();
         outcomes.add_outcome(
             "hand-over-in-the-log",
-            Outcome::of_success(deployed, format!("{status}, and only the answer's own function")),
+            Outcome::succeeded_or_stopped(deployed, format!("{status}, and only the answer's own function")),
         );
         for name in ["mallory-callback", "mallory-changed", "mallory-printed"] {
             testbed.functions.remove_function(name).await?;

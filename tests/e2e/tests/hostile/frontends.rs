@@ -1,5 +1,5 @@
-//! Attacks by builds that name a frontend of the attacker's, in every way there is, or ask for more rights than an
-//! ordinary step has.
+//! Attacks by builds that name a frontend of the attacker's, by comments, links and arguments, or ask for more rights
+//! than an ordinary step has.
 
 use std::net::Ipv4Addr;
 
@@ -85,7 +85,7 @@ async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
     };
     attacks.require_reachable_registry().await?;
     let mut outcomes = Outcomes::default();
-    attacks.name_frontends(&mut outcomes).await?;
+    attacks.attack_by_named_frontends(&mut outcomes).await?;
     attacks.ask_for_rights(&mut outcomes).await?;
     neighbour.stop_and_assert_unharmed().await?;
     outcomes.report_and_assert_all_stopped(ATTACKS)
@@ -99,8 +99,8 @@ struct FrontendAttacks<'a> {
 }
 
 impl FrontendAttacks<'_> {
-    /// Names the attacker's frontend in every way there is.
-    async fn name_frontends(&self, outcomes: &mut Outcomes) -> Result<()> {
+    /// Names the attacker's frontend by comments, line ends, links and build arguments.
+    async fn attack_by_named_frontends(&self, outcomes: &mut Outcomes) -> Result<()> {
         let frontend = &self.frontend;
         let rest = "\nFROM scratch\nCOPY Dockerfile /\n";
         let syntax = format!("# syntax={frontend}");
@@ -218,9 +218,12 @@ impl FrontendAttacks<'_> {
     }
 
     /// Builds each context; the attack succeeded if the daemon asked for the frontend, or said that it does.
-    async fn build_each_context(&self, builds: &[(BuildContext, Value)]) -> Result<Outcome> {
+    async fn build_each_context(
+        &self,
+        contexts_with_more_config: &[(BuildContext, Value)],
+    ) -> Result<Outcome> {
         let mut outcome = Outcome::Stopped(String::new());
-        for (source, more) in builds {
+        for (source, more) in contexts_with_more_config {
             let mut config = json!({
                 "image": self.world.mallory.image("frontend", "1"), "skipPush": true, "noCache": true,
             });

@@ -1,4 +1,4 @@
-//! Finds secrets in what a build prints, in every form in which the attacks print them.
+//! Finds secrets in what a build prints: their lines and their base64, in parts and backwards too.
 
 use base64::{
     Engine as _,
@@ -33,7 +33,7 @@ pub(crate) struct LeakDetector {
 }
 
 impl LeakDetector {
-    /// Creates a detector of these secrets.
+    /// Creates a detector of these secrets: of their lines of at least 4 bytes, and of their base64.
     pub(crate) fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
         let mut parts = Vec::new();
         for value in secrets {

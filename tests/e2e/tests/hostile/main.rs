@@ -43,7 +43,7 @@ fn all_attacks() -> Vec<AttackDescription> {
 }
 
 #[test]
-fn every_attack_has_a_name_of_its_own_and_a_row_in_the_document() {
+fn attacks_have_distinct_names_and_are_exactly_the_rows_of_docs_hostile() {
     let document = include_str!("../../../../docs/hostile.md");
     let mut names: Vec<_> = all_attacks().iter().map(|attack| attack.name).collect();
     let missing: Vec<_> = all_attacks()

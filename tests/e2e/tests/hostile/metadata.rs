@@ -265,7 +265,7 @@ struct SourceAttacks<'a> {
 }
 
 impl SourceAttacks<'_> {
-    async fn run_attacks(&self, outcomes: &mut Outcomes, server: &BaitServer) -> Result<()> {
+    async fn run_attacks(&self, outcomes: &mut Outcomes, redirecting_server: &BaitServer) -> Result<()> {
         let fetch = async |urls: &[String]| self.add_each_url_in_a_build(urls).await;
         let urls = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>();
         outcomes.add_outcome(
@@ -308,7 +308,7 @@ impl SourceAttacks<'_> {
         let redirects = redirects.map(|to| format!("http://{PUBLIC_TEST_ADDRESS}/redirect/{to}"));
         let outcome = fetch(&redirects).await?;
         ensure!(
-            !server.request_paths().is_empty(),
+            !redirecting_server.request_paths().is_empty(),
             "the daemon did not follow the first redirect: {outcome:?}"
         );
         outcomes.add_outcome("add-by-redirect", outcome);
@@ -333,7 +333,7 @@ impl SourceAttacks<'_> {
         outcomes.add_outcome("image-from-metadata", {
             // The daemon speaks TLS with registries that it does not know.
             let was_reached = from.text.contains("server gave HTTP response to HTTPS client");
-            Outcome::of_success(
+            Outcome::succeeded_or_stopped(
                 was_reached || self.metadata_request_count_of_path("/v2/") > before,
                 summarize_reply(&from),
             )
@@ -347,7 +347,7 @@ impl SourceAttacks<'_> {
         let cached = self.world.mallory.build(&cached, &config).await?;
         outcomes.add_outcome(
             "cache-from-metadata",
-            Outcome::of_success(
+            Outcome::succeeded_or_stopped(
                 self.metadata_request_count_of_path("/v2/") > before,
                 summarize_reply(&cached),
             ),
@@ -368,7 +368,7 @@ impl SourceAttacks<'_> {
             .await?;
         outcomes.add_outcome(
             "add-by-onbuild",
-            Outcome::of_success(
+            Outcome::succeeded_or_stopped(
                 self.metadata_request_count_of_path("/onbuild") > 0,
                 summarize_reply(&reply),
             ),

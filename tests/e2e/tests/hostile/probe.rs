@@ -121,7 +121,10 @@ pub(crate) async fn run_probes_and_controls(
     let outcome = |probe: &ScriptAttack| {
         let (code, output) = exit_code_and_output_of_script(&lines, probe.attack.name)?;
         let evidence = format!("the step's exit code {code}: {output}");
-        Ok((probe.attack.name, Outcome::of_success(code == "0", evidence)))
+        Ok((
+            probe.attack.name,
+            Outcome::succeeded_or_stopped(code == "0", evidence),
+        ))
     };
     probes.iter().map(outcome).collect()
 }

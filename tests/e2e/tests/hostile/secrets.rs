@@ -186,9 +186,9 @@ impl SecretAttacks<'_> {
     }
 
     /// Returns the outcome of an attack by a build: the attack succeeded if the answer has a secret.
-    fn outcome_of_leak(&self, reply: &HttpReply, what: &str) -> Outcome {
+    fn outcome_of_leak(&self, reply: &HttpReply, evidence_label: &str) -> Outcome {
         match self.secrets.find_leak(&reply.text) {
-            Some((form, part)) => Outcome::Succeeded(format!("{what}: {form:?} {part}")),
+            Some((form, part)) => Outcome::Succeeded(format!("{evidence_label}: {form:?} {part}")),
             None => Outcome::succeeded_stopped_or_not_proven(false, reply),
         }
     }
@@ -269,14 +269,14 @@ impl SecretAttacks<'_> {
         ensure!(image.contains("used"), "the layer was not read");
         outcomes.add_outcome(
             "secret-in-the-history",
-            Outcome::of_success(
+            Outcome::succeeded_or_stopped(
                 self.secrets.find_leak(&image).is_some(),
                 "read the image's configuration and layers",
             ),
         );
         outcomes.add_outcome(
             "secret-in-the-provenance",
-            Outcome::of_success(
+            Outcome::succeeded_or_stopped(
                 self.secrets.find_leak(&attestations).is_some(),
                 "read the attestations",
             ),
@@ -422,7 +422,7 @@ impl SecretAttacks<'_> {
         let given = registry.received_credentials();
         outcomes.add_outcome(
             "registry-login-for-another-registry",
-            Outcome::of_success(!given.is_empty(), summarize_reply(&reply)),
+            Outcome::succeeded_or_stopped(!given.is_empty(), summarize_reply(&reply)),
         );
         Ok(())
     }

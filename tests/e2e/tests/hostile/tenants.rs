@@ -134,7 +134,7 @@ async fn build_and_push_private_image(world: &AttackWorld) -> Result<String> {
     Ok(reply.text_field("digest"))
 }
 
-/// Builds with the victim's private image or cache as the attacker, in every way there is.
+/// Builds with the victim's private image or cache as the attacker, and looks for its content in the answers.
 async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let digest = build_and_push_private_image(world).await?;
     let base = world.testbed.build_busybox_once_and_get_name().await?;
@@ -230,7 +230,7 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
     Ok(())
 }
 
-/// Pushes over the victim's private image as the attacker, in every way there is.
+/// Tries to push over the victim's private image as the attacker: by `image`, tags, cache exports and spellings.
 async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
     let (victim, mallory) = (&world.victim, &world.mallory);
     let base = world.testbed.build_busybox_once_and_get_name().await?;
@@ -393,7 +393,7 @@ async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Resu
     let page = functions.get_path_with_retry("victim-shop", "/", limit).await?;
     outcomes.add_outcome(
         "function-of-another-tenant",
-        Outcome::of_success(page.1 != "the victim's shop", evidence),
+        Outcome::succeeded_or_stopped(page.1 != "the victim's shop", evidence),
     );
 
     functions.put_secret("victim-token", PRIVATE_CONTENT).await?;
@@ -469,7 +469,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
     let victims = running.await??;
     outcomes.add_outcome(
         "superseded-build",
-        Outcome::of_success(
+        Outcome::succeeded_or_stopped(
             victims.status == 409,
             format!("{evidence}; the victim's build: {}", victims.status),
         ),
@@ -568,5 +568,8 @@ async fn fill_slots_of_builder() -> Result<Outcome> {
     );
     // The order shows it, on a busy machine too; the time would not.
     let evidence = format!("ran after {before} and before {after} of {FLOOD_BUILD_COUNT} builds");
-    Ok(Outcome::of_success(before > MAX_BUILDS_BEFORE_VICTIMS, evidence))
+    Ok(Outcome::succeeded_or_stopped(
+        before > MAX_BUILDS_BEFORE_VICTIMS,
+        evidence,
+    ))
 }

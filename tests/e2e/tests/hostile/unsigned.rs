@@ -95,7 +95,7 @@ async fn build_signed_as_victim(world: &AttackWorld, file_bytes: usize) -> Resul
 }
 
 /// Waits three seconds: the senders connect within the first one, and what a function has read gives no event.
-async fn sleep_until_senders_have_sent() {
+async fn sleep_while_senders_send() {
     tokio::time::sleep(Duration::from_secs(3)).await;
 }
 
@@ -110,7 +110,7 @@ async fn send_extended_attributes() -> Result<Outcome> {
         10,
         None,
     )?;
-    sleep_until_senders_have_sent().await;
+    sleep_while_senders_send().await;
     let reply = build_signed_as_victim(&world, 1000).await?;
     ensure!(
         flood.sent_bytes_without_trickle() > BYTES_PER_MIB,
@@ -124,7 +124,7 @@ async fn send_extended_attributes() -> Result<Outcome> {
         summarize_reply(&reply),
         flood.outcome_counts()
     );
-    Ok(Outcome::of_success(
+    Ok(Outcome::succeeded_or_stopped(
         peak > 64 * BYTES_PER_MIB || reply.status != 200,
         evidence,
     ))
@@ -155,7 +155,7 @@ async fn send_high_compression_ratios() -> Result<Outcome> {
         summarize_reply(&reply),
         flood.outcome_counts()
     );
-    Ok(Outcome::of_success(reply.status != 200, evidence))
+    Ok(Outcome::succeeded_or_stopped(reply.status != 200, evidence))
 }
 
 /// Sends heads without bodies from four senders, to a builder with two slots. The attack succeeded if a signed build
@@ -168,14 +168,14 @@ async fn hold_idle_bodies() -> Result<Outcome> {
         4,
         None,
     )?;
-    sleep_until_senders_have_sent().await;
+    sleep_while_senders_send().await;
     ensure!(
         flood.request_count() >= 4,
         "only {} requests were sent",
         flood.request_count()
     );
     let reply = build_signed_as_victim(&world, 1000).await?;
-    Ok(Outcome::of_success(
+    Ok(Outcome::succeeded_or_stopped(
         reply.status != 200,
         format!("a signed build: {}", summarize_reply(&reply)),
     ))
@@ -187,7 +187,7 @@ async fn send_half_hand_overs() -> Result<Outcome> {
     let target = flood_target_of_deployer(&world.deployer)?;
     let before = peak_memory_bytes(world.deployer.process_id())?;
     let flood = Flood::start(target, &[UnsignedSender::HalfBody], 80, None)?;
-    sleep_until_senders_have_sent().await;
+    sleep_while_senders_send().await;
     ensure!(
         flood.request_count() >= 80,
         "only {} requests were sent",
@@ -196,7 +196,7 @@ async fn send_half_hand_overs() -> Result<Outcome> {
     let peak = peak_memory_bytes(world.deployer.process_id())?;
     let evidence = format!("from {} to {} MiB", before / BYTES_PER_MIB, peak / BYTES_PER_MIB);
     // Half of what the chart lets the function use.
-    Ok(Outcome::of_success(peak > 32 * BYTES_PER_MIB, evidence))
+    Ok(Outcome::succeeded_or_stopped(peak > 32 * BYTES_PER_MIB, evidence))
 }
 
 /// Builds once a second beside 300 senders. The attack succeeded if a build fails or is slow, or a function's peak
@@ -246,5 +246,5 @@ async fn flood_both_functions() -> Result<Outcome> {
         && longest < time_limit
         && builder < 80 * BYTES_PER_MIB
         && deployer < 40 * BYTES_PER_MIB;
-    Ok(Outcome::of_success(!is_harmless, evidence))
+    Ok(Outcome::succeeded_or_stopped(!is_harmless, evidence))
 }

@@ -83,14 +83,14 @@ impl AttackWorld {
 
     /// Starts the builder with more settings, and a policy that lets the attacker read these addresses.
     pub(crate) async fn start_with_settings(
-        settings: &[(&str, &str)],
-        mallory_http: &[String],
+        builder_settings: &[(&str, &str)],
+        urls_mallory_may_read: &[String],
     ) -> Result<Self> {
         let readable = ReadableAddresses {
-            mallory_http: mallory_http.to_vec(),
+            mallory_http: urls_mallory_may_read.to_vec(),
             ..ReadableAddresses::default()
         };
-        Self::start_with_readable_addresses(settings, &readable).await
+        Self::start_with_readable_addresses(builder_settings, &readable).await
     }
 
     /// Starts the builder with more settings, and a policy that lets the tenants read these addresses.

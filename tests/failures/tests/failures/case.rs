@@ -49,7 +49,7 @@ pub(crate) struct Case {
     output: String,
     /// The credentials of the build for the registry.
     #[serde(default)]
-    login: Option<Login>,
+    login: Option<RegistryLoginOfCase>,
     /// The tenant whose steps have no network.
     #[serde(default)]
     no_network: Option<String>,
@@ -63,7 +63,7 @@ pub(crate) struct Case {
 /// The credentials of a build for a registry.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Login {
+struct RegistryLoginOfCase {
     /// `operator`, or the name of a tenant.
     holder: String,
     given: bool,

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     error::ProviderError,
     functions::FunctionStore,
-    model::{SecretName, deserialize_null_as_default},
+    model::{SecretNameAndNamespace, deserialize_null_as_default},
 };
 
 /// A secret in a request (`SecretRequest`). `rawValue` is bytes in base64 and takes precedence over `value`.
@@ -52,11 +52,11 @@ impl SecretRequest {
 pub(super) async fn list_secrets(
     State(functions): State<FunctionStore>,
     Query(query): Query<NamespaceParameters>,
-) -> Result<Json<Vec<SecretName>>, ErrorResponse> {
+) -> Result<Json<Vec<SecretNameAndNamespace>>, ErrorResponse> {
     let listed = async {
         let namespace = resolve_namespace(&functions, query.namespace).await?;
         let names = functions.secrets().names(&namespace)?;
-        let named = |name| SecretName {
+        let named = |name| SecretNameAndNamespace {
             name,
             namespace: namespace.clone(),
         };

@@ -82,7 +82,10 @@ impl FaasCliProject {
             .args(arguments)
             .current_dir(&self.directory)
             .envs(environment);
-        process.env("OPENFAAS_CONFIG", stack.login_with_faas_cli().await?);
+        process.env(
+            "OPENFAAS_CONFIG",
+            stack.login_with_faas_cli_and_return_config_dir().await?,
+        );
         command::run_program(&mut process).await.map(drop)
     }
 

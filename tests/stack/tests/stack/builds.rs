@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{STACK_START_LOCK, isolation::own_outside_address, remove_stack};
 
-/// The resolver of the stack, the only private address that build steps reach.
+/// The resolver of the stack: the only private address that build steps reach unless the options allow others.
 const STACK_RESOLVER_ADDRESS: &str = "10.0.2.3:53";
 
 /// The output and outcome of a build.
@@ -29,7 +29,7 @@ struct FinishedBuild {
 
 impl FinishedBuild {
     /// Returns the words that follow `marker` in the output of steps.
-    fn line_ends_after(&self, marker: &str) -> Vec<&str> {
+    fn texts_after_marker_in_output(&self, marker: &str) -> Vec<&str> {
         let lines = self.output.lines();
         let after = lines.filter_map(|line| line.split_once(marker).map(|(_, rest)| rest.trim()));
         // The text of the command, which BuildKit prints too, has a variable.
@@ -51,12 +51,12 @@ async fn start_fresh_stack_with_options(
 }
 
 /// Starts a build of these instructions on an image with busybox.
-fn start_build(stack: &Stack, context: &Path, instructions: &str) -> Child {
-    start_build_of_tenant(stack, context, instructions, "")
+fn start_build_on_busybox(stack: &Stack, scratch_folder: &Path, added_instructions: &str) -> Child {
+    start_tenant_build_on_busybox(stack, scratch_folder, added_instructions, "")
 }
 
 /// Starts a build as builder-fn starts those of a tenant; without a name, it is nobody's.
-fn start_build_of_tenant(stack: &Stack, context: &Path, instructions: &str, tenant: &str) -> Child {
+fn start_tenant_build_on_busybox(stack: &Stack, context: &Path, instructions: &str, tenant: &str) -> Child {
     fs::create_dir_all(context).unwrap();
     fs::copy("/bin/busybox", context.join("busybox")).unwrap();
     let dockerfile = format!(
@@ -88,13 +88,13 @@ fn start_build_of_tenant(stack: &Stack, context: &Path, instructions: &str, tena
 
 /// Builds these instructions on an image with busybox, for no tenant, and waits for the end of the build.
 async fn build_on_busybox(stack: &Stack, instructions: &str) -> FinishedBuild {
-    build_of_tenant(stack, instructions, "").await
+    tenant_build_on_busybox(stack, instructions, "").await
 }
 
 /// Builds these instructions on an image with busybox, as builder-fn does for a tenant, and waits for the end.
-async fn build_of_tenant(stack: &Stack, instructions: &str, tenant: &str) -> FinishedBuild {
+async fn tenant_build_on_busybox(stack: &Stack, instructions: &str, tenant: &str) -> FinishedBuild {
     let context = tempfile::tempdir().unwrap();
-    let done = start_build_of_tenant(stack, context.path(), instructions, tenant)
+    let done = start_tenant_build_on_busybox(stack, context.path(), instructions, tenant)
         .wait_with_output()
         .await
         .unwrap();
@@ -166,7 +166,7 @@ async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_reg
     let built = build_on_busybox(&stack, &connecting_instruction(&all)).await;
     assert!(built.succeeded, "{}", built.output);
     assert_eq!(
-        built.line_ends_after("reached "),
+        built.texts_after_marker_in_output("reached "),
         [STACK_RESOLVER_ADDRESS],
         "{}",
         built.output
@@ -185,7 +185,7 @@ async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_reg
     assert!(built.output.contains("status 401"), "{}", built.output);
 
     let context = tempfile::tempdir().unwrap();
-    let mut listening = start_build(
+    let mut listening = start_build_on_busybox(
         &stack,
         context.path(),
         "RUN nc -l -p 9999 & echo listens; sleep 600",
@@ -202,7 +202,7 @@ async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_reg
     let built = build_on_busybox(&stack, &connecting_instruction(&others)).await;
     assert!(built.succeeded, "{}", built.output);
     assert_eq!(
-        built.line_ends_after("reached "),
+        built.texts_after_marker_in_output("reached "),
         Vec::<&str>::new(),
         "{}",
         built.output
@@ -331,10 +331,10 @@ async fn where_public_addresses_are_closed_builds_reach_only_what_is_listed_for_
         ("closed", &[]),
         ("another", &servers[..1]),
     ] {
-        let built = build_of_tenant(&stack, &connecting_instruction(&servers), tenant).await;
+        let built = tenant_build_on_busybox(&stack, &connecting_instruction(&servers), tenant).await;
         assert!(built.succeeded, "{tenant}: {}", built.output);
         assert_eq!(
-            built.line_ends_after("reached "),
+            built.texts_after_marker_in_output("reached "),
             reached,
             "{tenant}: {}",
             built.output
@@ -348,7 +348,7 @@ async fn where_public_addresses_are_closed_builds_reach_only_what_is_listed_for_
         (format!("{}/file", servers[2]), false),
     ] {
         for tenant in ["acme", "open"] {
-            let built = build_of_tenant(&stack, &format!("ADD http://{path} /x"), tenant).await;
+            let built = tenant_build_on_busybox(&stack, &format!("ADD http://{path} /x"), tenant).await;
             assert_eq!(built.succeeded, is_open, "{tenant} {path}: {}", built.output);
             assert!(
                 is_open || built.output.contains("connection refused"),
@@ -379,7 +379,7 @@ async fn a_build_that_uses_too_much_fails_and_another_build_goes_on() -> Result<
     ];
     for instruction in greedy {
         let context = tempfile::tempdir().unwrap();
-        let modest = start_build(
+        let modest = start_build_on_busybox(
             &stack,
             context.path(),
             "RUN n=0; while [ $n -lt 30 ]; do dd if=/dev/urandom of=/$n bs=64k count=4 || exit 1; sleep 0.1; \

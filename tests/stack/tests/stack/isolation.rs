@@ -1,4 +1,5 @@
-//! Tests that stacks are isolated from each other and from other machines.
+//! Tests that stacks have separate credentials, that one goes on when another is stopped, and that only this machine
+//! reaches them.
 
 use std::net::{IpAddr, UdpSocket};
 

@@ -11,7 +11,8 @@ use slipway_stack::{LauncherError, PartState, ProgressSink, Stack, StackOptions,
 use crate::{STACK_START_LOCK, machine::StackFootprint, remove_stack, start_fresh_stack, start_stack};
 
 #[tokio::test]
-async fn each_part_can_be_stopped_and_started_while_the_others_run() -> Result<(), LauncherError> {
+async fn each_part_can_be_stopped_and_started_and_starting_a_running_stack_restarts_none()
+-> Result<(), LauncherError> {
     let name = "test-parts";
     let stack = start_fresh_stack(name).await?;
     for part in StackPart::all_parts().filter(|part| *part != StackPart::Builder) {

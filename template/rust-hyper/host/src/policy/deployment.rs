@@ -134,7 +134,7 @@ impl DeploymentRules {
     pub(super) fn read(tenant: TenantName, reader: &mut ObjectReader<'_>) -> Self {
         let names = |reader: &mut ObjectReader<'_>, name| {
             reader
-                .read_list(name, NamePatterns::check_entry)
+                .read_list(name, NamePatterns::check_name_pattern)
                 .map(NamePatterns::new)
         };
         let rules = Self {

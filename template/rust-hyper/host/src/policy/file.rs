@@ -56,10 +56,10 @@ impl PolicyFile {
     }
 
     /// Sets a gauge to 1 while the file has the policy that is in force, and to 0 after a change that cannot be used.
-    pub fn show_validity_in(&self, is_valid: IntGauge) {
-        is_valid.set(1);
+    pub fn show_validity_in(&self, gauge: IntGauge) {
+        gauge.set(1);
         // A second gauge is not shown: a function has one.
-        let _ = self.0.is_valid.set(is_valid);
+        let _ = self.0.is_valid.set(gauge);
     }
 
     /// Returns the policy that is in force. Takes one `stat` call if the file has not changed.

@@ -16,7 +16,7 @@ pub struct KeyReader {
 
 impl KeyReader {
     /// Reads a secret with keys, one on each line; `None` if it cannot be read, or is not fit for signatures.
-    pub fn read_keys(&self, secrets: &Secrets, name: &str) -> Option<Secret> {
+    pub fn read_usable_keys_or_log(&self, secrets: &Secrets, name: &str) -> Option<Secret> {
         let problem = match secrets.read_secret(name) {
             Ok(secret) => match signature::check_key_lines(&secret) {
                 Ok(()) => {

@@ -12,7 +12,7 @@ impl NamePatterns {
 
     /// Returns an entry of a list of allowed names unchanged; fails if it is empty, or has white space or a `*` before
     /// its end.
-    pub(super) fn check_entry(text: &str) -> Result<String, String> {
+    pub(super) fn check_name_pattern(text: &str) -> Result<String, String> {
         let (name, _) = text.split_once('*').unwrap_or((text, ""));
         if text.is_empty() || text.len() > name.len() + 1 || text.chars().any(char::is_whitespace) {
             return Err("should be a name, with \"*\" only at its end".to_owned());

@@ -37,7 +37,7 @@ const PLATFORM_SECRETS: [&str; 15] = [
 const HELM_RELEASE_SECRET_PREFIX: &str = "sh.helm.release.";
 
 /// The label by which faas-netes finds the replicas of a function.
-const FUNCTION_LABEL: &str = "faas_function";
+const FAAS_NETES_FUNCTION_LABEL: &str = "faas_function";
 
 /// Returns whether a secret with this name is reserved for the platform whatever the settings and the policy.
 pub(super) fn is_platform_secret(secret_name: &str) -> bool {
@@ -129,9 +129,11 @@ impl ReservedNames {
             ))
         });
         // The provider finds a function's replicas by this label.
-        let label = function.labels.contains_key(FUNCTION_LABEL);
+        let label = function.labels.contains_key(FAAS_NETES_FUNCTION_LABEL);
         let label = label.then(|| {
-            Violation::that_no_policy_allows(format_args!("a function to set the label {FUNCTION_LABEL:?}"))
+            Violation::that_no_policy_allows(format_args!(
+                "a function to set the label {FAAS_NETES_FUNCTION_LABEL:?}"
+            ))
         });
         name.into_iter()
             .chain(secrets)

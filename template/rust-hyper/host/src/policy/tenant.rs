@@ -207,7 +207,7 @@ impl Tenant {
     }
 
     /// Sets the names of the secrets that the policy names for the platform's own use, for all tenants.
-    pub(super) fn set_policy_secrets(&mut self, secrets: &Arc<BTreeSet<String>>) {
+    pub(super) fn set_secret_names_reserved_by_policy(&mut self, secrets: &Arc<BTreeSet<String>>) {
         self.policy_secrets = Arc::clone(secrets);
     }
 

@@ -81,7 +81,7 @@ fn a_tenant_may_read_what_it_may_push_and_keep_caches_in() {
 }
 
 #[test]
-fn caches_are_kept_where_images_are_pushed_unless_the_policy_says_otherwise() {
+fn without_a_cache_rule_caches_are_kept_where_the_push_rule_allows_images() {
     let tenant = tenant_with_members_and_key(json!({"push": ["registry.example/acme/"]}));
     assert_eq!(tenant.may_cache("registry.example/acme/x"), Ok(()));
     let violation = tenant.may_cache("registry.example/x").unwrap_err().to_string();
@@ -204,7 +204,7 @@ fn a_member_that_is_given_twice_is_rejected() {
 }
 
 #[test]
-fn a_key_belongs_to_one_tenant_and_one_use() {
+fn key_secrets_have_one_tenant_and_use_are_not_the_platforms_and_are_at_most_64() {
     let text = r#"{"tenants": {
         "a": {"keys": ["k", "k"], "deployKeys": ["d"]},
         "b": {"keys": ["l", "d"], "registryConfig": "k"},

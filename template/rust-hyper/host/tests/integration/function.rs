@@ -61,7 +61,7 @@ impl FunctionProcess {
     /// Starts the function under test with these settings and waits until it listens.
     pub(crate) async fn start_and_wait(settings: &[(&str, &str)]) -> Self {
         let mut function = Self::spawn_process(settings);
-        let line = function.next_log_line("listening").await;
+        let line = function.next_log_line_with_message("listening").await;
         let port = |name: &str| u16::try_from(line[name].as_u64().unwrap()).unwrap();
         function.address = (Ipv4Addr::LOCALHOST, port("port")).into();
         function.metrics_address = (Ipv4Addr::LOCALHOST, port("metrics_port")).into();
@@ -115,7 +115,7 @@ impl FunctionProcess {
     }
 
     /// Waits for a line of the function's log with this message, skips others, and returns it parsed.
-    pub(crate) async fn next_log_line(&mut self, message: &str) -> Value {
+    pub(crate) async fn next_log_line_with_message(&mut self, message: &str) -> Value {
         while let Some(line) = self.next_raw_log_line().await {
             let line: Value = serde_json::from_str(&line).unwrap();
             if line["message"] == message {

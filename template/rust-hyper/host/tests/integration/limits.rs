@@ -12,8 +12,8 @@ async fn a_request_over_max_inflight_is_rejected_with_429_and_the_text_of_openfa
     let waiting: Vec<_> = (0..2)
         .map(|_| tokio::spawn(async move { get_page(address, "/wait").await }))
         .collect();
-    function.next_log_line("waiting").await;
-    function.next_log_line("waiting").await;
+    function.next_log_line_with_message("waiting").await;
+    function.next_log_line_with_message("waiting").await;
 
     let rejected = function.get("/echo").await;
 
@@ -41,9 +41,9 @@ async fn a_request_whose_client_disconnects_no_longer_counts_against_max_infligh
     let mut function = FunctionProcess::start_and_wait(&[("max_inflight", "1")]).await;
     let address = function.address;
     let hanging = tokio::spawn(async move { get_page(address, "/forever").await });
-    function.next_log_line("started").await;
+    function.next_log_line_with_message("started").await;
     hanging.abort();
-    function.next_log_line("dropped").await;
+    function.next_log_line_with_message("dropped").await;
     // The request leaves the count right after its handler is dropped.
     let admitted = async { while function.get("/_/ready").await.status != StatusCode::OK {} };
     tokio::time::timeout(TEST_TIMEOUT, admitted)
@@ -58,8 +58,8 @@ async fn a_handler_that_exceeds_exec_timeout_is_dropped() {
     let answer = function.get("/forever").await;
     assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
     function
-        .next_log_line("exec_timeout exceeded, handler dropped")
+        .next_log_line_with_message("exec_timeout exceeded, handler dropped")
         .await;
-    function.next_log_line("dropped").await;
+    function.next_log_line_with_message("dropped").await;
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
 }

@@ -66,7 +66,7 @@ async fn requests_are_logged_at_the_level_debug() {
         .await
         .unwrap();
 
-    let line = function.next_log_line("request").await;
+    let line = function.next_log_line_with_message("request").await;
 
     assert_eq!(
         (&line["method"], &line["path"], &line["status"]),

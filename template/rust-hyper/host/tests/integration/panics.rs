@@ -16,7 +16,7 @@ async fn a_panic_in_the_handler_is_answered_with_500_and_the_process_continues()
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(answer.text, "internal error, call id p-1\n");
 
-    let line = function.next_log_line("panic").await;
+    let line = function.next_log_line_with_message("panic").await;
 
     assert_eq!(
         (&line["level"], &line["panic"], &line["call_id"]),
@@ -43,8 +43,14 @@ async fn a_panic_in_a_response_stream_aborts_the_response() {
         .header("x-call-id", "p-2");
     let outcome = send_request(function.address, request.body("".into()).unwrap()).await;
     assert!(outcome.unwrap_err().is_incomplete_message());
-    assert_eq!(function.next_log_line("panic").await["call_id"], "p-2");
-    assert_eq!(function.next_log_line("response aborted").await["call_id"], "p-2");
+    assert_eq!(
+        function.next_log_line_with_message("panic").await["call_id"],
+        "p-2"
+    );
+    assert_eq!(
+        function.next_log_line_with_message("response aborted").await["call_id"],
+        "p-2"
+    );
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
 }
 
@@ -55,7 +61,7 @@ async fn an_internal_error_is_logged_and_not_sent_to_the_caller() {
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     let call_id = answer.headers["x-call-id"].to_str().unwrap();
     assert_eq!(answer.text, format!("internal error, call id {call_id}\n"));
-    let line = function.next_log_line("handler failed").await;
+    let line = function.next_log_line_with_message("handler failed").await;
     assert_eq!(
         (&line["error"], &line["call_id"]),
         (&"invalid digit found in string".into(), &call_id.into())

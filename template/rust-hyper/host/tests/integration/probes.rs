@@ -19,7 +19,7 @@ async fn the_host_answers_probes_at_its_own_and_the_functions_paths() {
 }
 
 #[tokio::test]
-async fn every_response_has_the_functions_version_header() {
+async fn every_response_has_the_version_header_only_if_slipway_version_is_set() {
     let function = FunctionProcess::start_and_wait(&[("slipway_version", "sha256:12")]).await;
     for path in ["/_/health", "/_/ready", "/echo", "/nowhere", "/panic"] {
         let answer = function.get(path).await;
@@ -59,7 +59,7 @@ async fn metrics_include_those_of_of_watchdog_and_of_the_function() {
     function.get("/_/ready").await;
     let address = function.address;
     let waiting = tokio::spawn(async move { get_page(address, "/wait").await });
-    function.next_log_line("waiting").await;
+    function.next_log_line_with_message("waiting").await;
 
     let metrics = function.get_metrics_page().await;
 

@@ -40,7 +40,9 @@ async fn all_wrong_settings_are_logged_and_the_exit_code_is_78() {
 #[tokio::test]
 async fn a_failed_setup_exits_with_1() {
     let mut function = FunctionProcess::spawn_process(&[("setup", "fails")]);
-    let line = function.next_log_line("could not set up the function").await;
+    let line = function
+        .next_log_line_with_message("could not set up the function")
+        .await;
     assert_eq!(line["error"], "the disk is full");
     assert_eq!(function.wait_for_exit_code().await, 1);
 }
@@ -49,7 +51,7 @@ async fn a_failed_setup_exits_with_1() {
 async fn a_panic_in_the_setup_exits_with_101() {
     let mut function = FunctionProcess::spawn_process(&[("setup", "panics")]);
     assert_eq!(
-        function.next_log_line("panic").await["panic"],
+        function.next_log_line_with_message("panic").await["panic"],
         "panic in the setup"
     );
     assert_eq!(function.wait_for_exit_code().await, 101);
@@ -61,7 +63,7 @@ async fn a_function_whose_port_is_in_use_exits_with_1() {
     let port = taken.address.port().to_string();
     let mut function = FunctionProcess::spawn_process(&[("port", &port)]);
     function
-        .next_log_line("could not listen for requests and metrics")
+        .next_log_line_with_message("could not listen for requests and metrics")
         .await;
     assert_eq!(function.wait_for_exit_code().await, 1);
 }
@@ -69,7 +71,7 @@ async fn a_function_whose_port_is_in_use_exits_with_1() {
 #[tokio::test]
 async fn a_signal_during_the_setup_exits_with_0() {
     let mut function = FunctionProcess::spawn_process(&[("setup", "hangs")]);
-    function.next_log_line("setting up").await;
+    function.next_log_line_with_message("setting up").await;
     function.send_signal("TERM");
     assert_eq!(function.wait_for_exit_code().await, 0);
 }

@@ -174,7 +174,7 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
     )
     .await;
     assert_eq!(
-        function.next_log_line("logged").await["trace_id"],
+        function.next_log_line_with_message("logged").await["trace_id"],
         CALLER_TRACE_ID
     );
     get_with_headers(&function, "/fail", &[("traceparent", "00-not-a-parent")]).await;
@@ -238,7 +238,7 @@ async fn a_trace_that_its_caller_does_not_sample_is_not_exported() {
     .await;
     let caller = CALLER_TRACEPARENT.replace("-01", "-00");
     get_with_headers(&function, "/logged", &[("traceparent", &caller)]).await;
-    assert!(function.next_log_line("logged").await["trace_id"].is_null());
+    assert!(function.next_log_line_with_message("logged").await["trace_id"].is_null());
     get_with_headers(&function, "/logged", &[]).await;
     function.send_signal("TERM");
     assert_eq!(function.wait_for_exit_code().await, 0);
@@ -261,7 +261,7 @@ async fn a_collector_that_is_down_is_logged_once_and_delays_nothing() {
     for _ in 0..5 {
         assert_eq!(get_with_headers(&function, "/logged", &[]).await.status, 200);
     }
-    let warning = function.next_log_line(EXPORT_FAILED_MESSAGE).await;
+    let warning = function.next_log_line_with_message(EXPORT_FAILED_MESSAGE).await;
     assert_eq!(warning["level"], "WARN");
     assert_eq!(warning["collector"], url);
     assert!(
@@ -343,10 +343,12 @@ async fn the_recovery_of_a_collector_is_logged_and_a_rotated_token_is_used() {
     ])
     .await;
     get_with_headers(&function, "/logged", &[]).await;
-    let warning = function.next_log_line(EXPORT_FAILED_MESSAGE).await;
+    let warning = function.next_log_line_with_message(EXPORT_FAILED_MESSAGE).await;
     assert_eq!(warning["error"], "the collector answered 503 Service Unavailable");
     // The SDK retries the export.
-    function.next_log_line("exporting traces again").await;
+    function
+        .next_log_line_with_message("exporting traces again")
+        .await;
     let (headers, ..) = collector.wait_for_export().await;
     assert_eq!(headers["api-key"], "first");
 
@@ -385,7 +387,7 @@ async fn a_collector_with_tls_is_trusted_by_the_configured_certificate() {
     ];
     let mut untrusting = FunctionProcess::start_and_wait(&settings).await;
     get_with_headers(&untrusting, "/logged", &[]).await;
-    let warning = untrusting.next_log_line(EXPORT_FAILED_MESSAGE).await;
+    let warning = untrusting.next_log_line_with_message(EXPORT_FAILED_MESSAGE).await;
     assert!(
         warning["error"].as_str().unwrap().contains("UnknownIssuer"),
         "{warning}"
