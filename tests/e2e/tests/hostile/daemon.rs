@@ -296,7 +296,7 @@ fn list_workers_without_own_certificate(
         let command = ["--timeout", "5", "--addr", &address, "debug", "workers"];
         stack_network.program_output(buildctl, &[options, &command].concat())
     };
-    let addresses = daemon.ipv4_addresses()?;
+    let addresses = daemon_network.ipv4_addresses()?;
     // With the builder's own certificate, the same command lists them.
     let genuine: Vec<_> = addresses
         .iter()
