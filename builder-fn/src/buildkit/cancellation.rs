@@ -99,7 +99,7 @@ impl Cancellation {
 }
 
 /// Returns the reference of the marker for a call of a tenant.
-pub(super) fn cancellation_marker_reference(tenant: Option<&str>, call_id: &str) -> String {
+fn cancellation_marker_reference(tenant: Option<&str>, call_id: &str) -> String {
     let mut hash = Sha256::new();
     // No name of a tenant is empty, and none contains a NUL.
     for part in ["\0cancel\0", tenant.unwrap_or_default(), "\0", call_id] {

@@ -4,12 +4,12 @@
 //! one without records: the history saves work and orders builds, and must not prevent one.
 
 mod listing;
+mod lookup;
 
 use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest,
-    UpdateBuildHistoryRequest,
 };
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
@@ -31,10 +31,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest wait for the record of a build that the daemon reports to be running. BuildKit writes the record shortly
 /// after it has taken the reference.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The part of the daemon's error by which it is known that a reference has no record: `UpdateRef` in BuildKit's
-/// `solver/llbsolver/history`.
-const NO_RECORD_MESSAGE: &str = "failed to retrieve ref ";
 
 /// The record of a finished build in the daemon's history.
 #[derive(Debug)]
@@ -87,12 +83,7 @@ impl Connection {
 
     /// Requests the running builds; the stream ends with them. The daemon decodes no records for this.
     pub(crate) async fn request_running_builds(&self) -> Result<KnownBuildStream, Status> {
-        self.listen_for_builds(BuildHistoryRequest {
-            active_only: true,
-            early_exit: true,
-            ..BuildHistoryRequest::default()
-        })
-        .await
+        self.listen_for_builds(running_solves()).await
     }
 
     /// Subscribes to builds: those that run, and then every build that starts or ends.
@@ -109,25 +100,6 @@ impl Connection {
         Ok(events
             .try_filter_map(|event| std::future::ready(Ok(KnownBuild::from_history_event(event))))
             .boxed())
-    }
-}
-
-impl Connection {
-    /// Returns whether the daemon may have a record of a finished solve with this reference; `false` only if the daemon
-    /// answers that it has none.
-    ///
-    /// The daemon decodes all of its records for any question to its history, whatever the filter. It looks up a single
-    /// one only to change it, so this request changes nothing; if a user has pinned the record, it is pinned no longer,
-    /// and clients that follow the history get the event of its end once more.
-    pub(super) async fn may_have_record_unpinning_it(&self, reference: &str) -> bool {
-        let unchanged = UpdateBuildHistoryRequest {
-            r#ref: reference.to_owned(),
-            ..UpdateBuildHistoryRequest::default()
-        };
-        match self.control_client().update_build_history(unchanged).await {
-            Ok(_) => true,
-            Err(status) => !status.message().contains(NO_RECORD_MESSAGE),
-        }
     }
 }
 
@@ -200,7 +172,7 @@ fn none_after_logged_failure<T>(found: Result<Option<T>, Status>) -> Option<T> {
     })
 }
 
-/// Finds the record of the finished solve `reference`. A daemon that has none decodes no other record.
+/// Finds the record of the finished solve `reference`. The daemon decodes no other record.
 ///
 /// # Errors
 /// Fails if the history cannot be read, or not in time.
@@ -208,27 +180,9 @@ async fn find_finished_record(
     connection: &Connection,
     reference: &str,
 ) -> Result<Option<BuildHistoryRecord>, Status> {
-    let request = BuildHistoryRequest {
-        // With a filter and not with the field `ref`: the daemon never deletes a record that was requested by that field.
-        filter: vec![format!("ref=={reference}")],
-        early_exit: true,
-        ..BuildHistoryRequest::default()
-    };
-    let finding = async {
-        match connection.may_have_record_unpinning_it(reference).await {
-            true => {
-                find_record_in_events(
-                    connection,
-                    request,
-                    reference,
-                    Some(BuildHistoryEventType::Complete),
-                )
-                .await
-            }
-            false => Ok(None),
-        }
-    };
-    within_answer_timeout(finding).await
+    let references = [reference.to_owned()];
+    let reading = lookup::read_records(connection, &references);
+    Ok(within_answer_timeout(reading).await?.pop())
 }
 
 /// Finds the record of the solve `reference` while it runs, or after its end.
@@ -239,13 +193,8 @@ async fn find_running_or_finished_record(
     connection: &Connection,
     reference: &str,
 ) -> Result<Option<BuildHistoryRecord>, Status> {
-    let request = BuildHistoryRequest {
-        active_only: true,
-        early_exit: true,
-        ..BuildHistoryRequest::default()
-    };
     // In this order, a build that ends meanwhile is found.
-    match within_answer_timeout(find_record_in_events(connection, request, reference, None)).await? {
+    match within_answer_timeout(find_running(connection, reference)).await? {
         Some(running) => Ok(Some(running)),
         None => find_finished_record(connection, reference).await,
     }
@@ -261,26 +210,28 @@ async fn within_answer_timeout<T>(answer: impl Future<Output = Result<T, Status>
     }
 }
 
-/// Requests events of the history, and returns the record of the first one about the solve `reference`, of this kind if
-/// one is given.
-async fn find_record_in_events(
+/// Finds the solve `reference` among those that run.
+async fn find_running(
     connection: &Connection,
-    request: BuildHistoryRequest,
     reference: &str,
-    kind: Option<BuildHistoryEventType>,
 ) -> Result<Option<BuildHistoryRecord>, Status> {
-    let mut events = listen_to_history(connection, request).await?;
+    let mut events = listen_to_history(connection, running_solves()).await?;
     while let Some(event) = events.try_next().await? {
-        // Builds that are running come first, whatever the filter.
-        let is_wanted = kind.is_none_or(|kind| event.r#type() == kind);
-        if let Some(record) = event.record
-            && is_wanted
-            && record.r#ref == reference
-        {
-            return Ok(Some(record));
+        let record = event.record.filter(|record| record.r#ref == reference);
+        if record.is_some() {
+            return Ok(record);
         }
     }
     Ok(None)
+}
+
+/// Returns the question for the solves that run, for which the daemon decodes no record.
+fn running_solves() -> BuildHistoryRequest {
+    BuildHistoryRequest {
+        active_only: true,
+        early_exit: true,
+        ..BuildHistoryRequest::default()
+    }
 }
 
 /// Requests the events of the history that `request` describes.

@@ -15,11 +15,10 @@ use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
 use super::{
-    BuildState, find_finished_record, listen_to_history, none_after_logged_failure, time_from_unix,
-    within_answer_timeout,
+    BuildState, find_finished_record, listen_to_history, lookup, none_after_logged_failure, running_solves,
+    time_from_unix, within_answer_timeout,
 };
 use crate::buildkit::attributes::SolveAttributes;
-use crate::buildkit::cancellation;
 use crate::buildkit::job::ATTEMPT_REFERENCES_OF_CALL_MAX;
 use crate::buildkit::solve::{OMITTED_SEALED_SECRETS_VALUE, SEALED_SECRETS_ATTRIBUTE};
 use crate::buildkit::status::without_rpc_prefix;
@@ -106,8 +105,12 @@ impl Connection {
     /// # Errors
     /// Fails if the daemon does not answer in time, or has no history.
     pub async fn list_builds(&self, record_limit_or_zero: u16) -> Result<HistoryListing, Status> {
-        self.list_history(Vec::new(), record_limit_or_zero.into(), |_| true)
-            .await
+        let request = BuildHistoryRequest {
+            early_exit: true,
+            limit: record_limit_or_zero.into(),
+            ..BuildHistoryRequest::default()
+        };
+        within_answer_timeout(self.list_history(request, |_| true)).await
     }
 
     /// Subscribes to the changes of the history: the builds that run, and then every change.
@@ -139,7 +142,7 @@ impl Connection {
     }
 
     /// Lists the attempts of the build `reference`, and whether somebody asked to cancel it. Other builds that run are
-    /// listed too.
+    /// listed too. The daemon decodes no records of other builds.
     ///
     /// # Errors
     /// Fails if the daemon does not answer in time, or has no history.
@@ -148,80 +151,65 @@ impl Connection {
         reference: &str,
         cancellation: &Cancellation,
     ) -> Result<HistoryListing, Status> {
-        let attempts =
-            (2..=ATTEMPT_REFERENCES_OF_CALL_MAX).map(|number| format!("ref=={reference}-{number}"));
-        let marker = cancellation::cancellation_marker_reference(
-            cancellation.tenant.as_deref(),
-            &cancellation.call_id,
-        );
-        let known = [format!("ref=={reference}"), format!("ref=={marker}")];
-        self.list_history(known.into_iter().chain(attempts).collect(), 0, |_| true)
-            .await
+        let marker = cancellation.reference();
+        let attempts = (2..=ATTEMPT_REFERENCES_OF_CALL_MAX).map(|number| format!("{reference}-{number}"));
+        let references: Vec<_> = [marker, reference.to_owned()]
+            .into_iter()
+            .chain(attempts)
+            .collect();
+        let listing = async {
+            // In this order, a build that ends meanwhile is listed.
+            let mut listing = self.list_history(running_solves(), |_| true).await?;
+            for record in lookup::read_records(self, &references).await? {
+                listing.add_record(BuildHistoryEventType::Complete, record, self.daemon(), |_| true);
+            }
+            Ok(listing)
+        };
+        within_answer_timeout(listing).await
     }
 
-    /// Lists the running builds of all builders, without those of other clients. The daemon reads no records for it.
+    /// Lists the running builds of all builders, without those of other clients, and the requests to cancel builds that
+    /// are being made. The daemon decodes no records for it.
     ///
     /// # Errors
     /// Fails if the daemon has no history, or the connection breaks.
-    pub(crate) async fn list_running_builds(&self) -> Result<Vec<ListedBuild>, Status> {
-        let request = BuildHistoryRequest {
-            active_only: true,
-            early_exit: true,
-            ..BuildHistoryRequest::default()
-        };
-        let mut builds = Vec::new();
-        let mut events = listen_to_history(self, request).await?;
-        while let Some(event) = events.try_next().await? {
-            let kind = event.r#type();
-            let record = event.record;
-            builds.extend(record.and_then(|record| ListedBuild::from_record(kind, record, self.daemon())));
-        }
-        Ok(builds)
+    pub(crate) async fn list_running_builds(&self) -> Result<HistoryListing, Status> {
+        self.list_history(running_solves(), |_| true).await
     }
 
     /// Lists the builds of a call, and all requests to cancel builds. Nothing else is kept in memory, however many
-    /// records the history has.
+    /// records the history has, all of which the daemon decodes. Waits as long as that takes.
     ///
     /// # Errors
-    /// Fails if the daemon does not answer in time, or has no history.
+    /// Fails if the daemon has no history, or the connection breaks.
     pub async fn list_builds_of_call_and_cancellations(
         &self,
         call_id: &str,
     ) -> Result<HistoryListing, Status> {
         let is_of_call = |build: &ListedBuild| build.attributes.call_id == call_id;
-        self.list_history(Vec::new(), 0, is_of_call).await
-    }
-
-    /// Lists the builds that `keeps` returns `true` for, among those that run and the records that one of `filter`
-    /// matches, at most `limit` of these; 0 is no limit.
-    async fn list_history(
-        &self,
-        filter: Vec<String>,
-        limit: i32,
-        keeps: impl Fn(&ListedBuild) -> bool,
-    ) -> Result<HistoryListing, Status> {
         let request = BuildHistoryRequest {
             early_exit: true,
-            filter,
-            limit,
             ..BuildHistoryRequest::default()
         };
-        let listing = async {
-            let mut listing = HistoryListing::default();
-            let mut events = listen_to_history(self, request).await?;
-            while let Some(event) = events.try_next().await? {
-                let kind = event.r#type();
-                let Some(record) = event.record else { continue };
-                match Cancellation::from_attributes(&record.frontend_attrs) {
-                    Some(cancellation) => drop(listing.cancellations.insert(cancellation)),
-                    None => listing
-                        .builds
-                        .extend(ListedBuild::from_record(kind, record, self.daemon()).filter(&keeps)),
-                }
+        self.list_history(request, is_of_call).await
+    }
+
+    /// Lists the builds that `keeps` returns `true` for, among the answers to `request`, and the requests to cancel
+    /// builds.
+    async fn list_history(
+        &self,
+        request: BuildHistoryRequest,
+        keeps: impl Fn(&ListedBuild) -> bool,
+    ) -> Result<HistoryListing, Status> {
+        let mut listing = HistoryListing::default();
+        let mut events = listen_to_history(self, request).await?;
+        while let Some(event) = events.try_next().await? {
+            let kind = event.r#type();
+            if let Some(record) = event.record {
+                listing.add_record(kind, record, self.daemon(), &keeps);
             }
-            Ok(listing)
-        };
-        within_answer_timeout(listing).await
+        }
+        Ok(listing)
     }
 
     /// Returns whether the history has the request to cancel a call's build; `false` if the history fails.
@@ -246,15 +234,32 @@ impl Connection {
         &self,
         cancellation: &Cancellation,
     ) -> Result<Option<BuildHistoryRecord>, Status> {
-        let reference = cancellation::cancellation_marker_reference(
-            cancellation.tenant.as_deref(),
-            &cancellation.call_id,
-        );
-        find_finished_record(self, &reference).await
+        find_finished_record(self, &cancellation.reference()).await
     }
 }
 
 impl HistoryListing {
+    /// Adds a record of a daemon's history: a build that `keeps` returns `true` for, or a request to cancel a build.
+    fn add_record(
+        &mut self,
+        kind: BuildHistoryEventType,
+        record: BuildHistoryRecord,
+        daemon: &Daemon,
+        keeps: impl Fn(&ListedBuild) -> bool,
+    ) {
+        match Cancellation::from_attributes(&record.frontend_attrs) {
+            Some(cancellation) => drop(self.cancellations.insert(cancellation)),
+            None => self
+                .builds
+                .extend(ListedBuild::from_record(kind, record, daemon).filter(keeps)),
+        }
+    }
+
+    /// Returns whether a build of the call `id` is listed.
+    pub(crate) fn has_call(&self, id: &str) -> bool {
+        self.builds.iter().any(|build| build.attributes.call_id == id)
+    }
+
     /// Adds the listing of another daemon. Of the builds with one name, one is kept: one that runs or has succeeded
     /// rather than one that failed, and of two such the one that began last. A build that has just ended is listed
     /// twice by its daemon, the second time with its outcome, which counts.

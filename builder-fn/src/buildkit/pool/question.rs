@@ -9,7 +9,9 @@ use futures_util::future::join_all;
 
 use super::member::PoolMember;
 use crate::buildkit::job::{ATTEMPT_REFERENCES_OF_CALL_MAX, is_connection_loss};
-use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection, ListedBuild};
+use crate::buildkit::{
+    BuildReference, BuildState, Cancellation, ConnectError, Connection, HistoryListing, ListedBuild,
+};
 
 /// The longest wait for a daemon's history, and for the connection before it if the daemon is given up soon. A daemon
 /// that takes longer counts as one that does not answer.
@@ -94,7 +96,7 @@ async fn ask_once(
         }
         Ok(Err(status)) => {
             tracing::debug!(daemon = member.name(), %status, "could not read BuildKit's history");
-            Vec::new()
+            HistoryListing::default()
         }
         Err(elapsed) => return Err(member.daemon.unreachable_error(elapsed)),
     };
@@ -115,8 +117,8 @@ async fn ask_once(
         Err(_) => (true, false),
     };
     Ok(DaemonAnswer {
-        running: running.len(),
-        attempts: attempts_among(&running, reference),
+        running: running.builds.len(),
+        attempts: attempts_among(&running.builds, reference),
         is_recorded,
         is_cancelled,
         member,
@@ -157,7 +159,7 @@ impl DaemonAnswer {
 /// Returns whether a daemon runs the build `reference`; `false` if it does not answer.
 pub(super) async fn is_known_to_run_build(connection: &Connection, reference: &BuildReference) -> bool {
     let running = tokio::time::timeout(ANSWER_TIMEOUT, connection.list_running_builds()).await;
-    running.is_ok_and(|running| running.is_ok_and(|running| !attempts_among(&running, reference).is_empty()))
+    matches!(running, Ok(Ok(running)) if !attempts_among(&running.builds, reference).is_empty())
 }
 
 /// Returns the attempts of a build among `builds`, each in the last state that it has there.
