@@ -151,7 +151,7 @@ impl Connection {
         reference: &str,
         cancellation: &Cancellation,
     ) -> Result<HistoryListing, Status> {
-        let marker = cancellation.reference();
+        let marker = cancellation.reference_of_marker();
         let attempts = (2..=ATTEMPT_REFERENCES_OF_CALL_MAX).map(|number| format!("{reference}-{number}"));
         let references: Vec<_> = [marker, reference.to_owned()]
             .into_iter()
@@ -234,7 +234,7 @@ impl Connection {
         &self,
         cancellation: &Cancellation,
     ) -> Result<Option<BuildHistoryRecord>, Status> {
-        find_finished_record(self, &cancellation.reference()).await
+        find_finished_record(self, &cancellation.reference_of_marker()).await
     }
 }
 

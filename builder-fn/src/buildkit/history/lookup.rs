@@ -28,7 +28,7 @@ const FIRST_EVENT_WAIT: Duration = Duration::from_millis(100);
 impl Connection {
     /// Returns whether the daemon may have a record of a finished solve with this reference; `false` only if the daemon
     /// answers that it has none.
-    pub(in crate::buildkit) async fn may_have_record(&self, reference: &str) -> bool {
+    pub(in crate::buildkit) async fn may_have_record_unpinning_it(&self, reference: &str) -> bool {
         self.report_record(reference).await.unwrap_or(true)
     }
 
