@@ -21,8 +21,12 @@ use crate::buildkit::{
 use crate::redact::SecretMask;
 use crate::sealed::SealKeyFile;
 
-/// The longest wait for a daemon's history, or for what it does with a request, when somebody asks about builds.
+/// The longest wait for what a daemon answers without reading its whole history, when somebody asks about builds.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest wait for a search through a daemon's whole history, and for the turn to search. A busy daemon needs
+/// seconds to decode thousands of records.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A lookup of the builds that one caller may see.
 #[derive(Clone, Debug)]
@@ -99,41 +103,56 @@ impl From<ConnectError> for UnreadReason {
 }
 
 impl BuildLookup {
-    /// Finds the build of the call `id`: in this process, in the histories of the daemons, and in the record store.
+    /// Finds the build of the call `id`: in this process, in the record store, and in the histories of the daemons.
+    ///
+    /// The daemons decode only the records of the build if anyone knows its reference: this process, the store, or a
+    /// daemon that runs it. Their whole histories are searched only for a build that nobody else knows.
     pub(super) async fn find(&self, id: &str) -> Result<FoundBuild, NotFound> {
         let key = RecordKey {
             tenant: self.tenant.clone(),
             id: id.to_owned(),
         };
         let own = self.records.find(&key);
-        let own_reference = own.as_ref().and_then(|(own, _)| own.borrow().reference.clone());
-        let reference = own_reference.or_else(|| self.records.known_reference(&key));
+        let own_record = own.as_ref().map(|(own, _)| own.borrow().clone());
+        let own_reference = own_record.as_ref().and_then(|own| own.reference.clone());
+        let known = own_reference.or_else(|| self.records.known_reference(&key));
+        let is_own_rollback = own_record.as_ref().is_some_and(|own| own.rollback.is_some());
+        // A request that was rejected here may have been accepted by another builder.
+        let is_rejected = own_record.as_ref().is_some_and(|own| {
+            own.phase == BuildPhase::Failed && own.reference.is_none() && own.rollback.is_none()
+        });
         let reading = async {
-            match (&own, self.records.store()) {
-                (None, Some(store)) => Box::pin(store.read(&key)).await,
+            match self.records.store() {
+                Some(store) if own.is_none() || is_rejected => Box::pin(store.read(&key)).await,
                 _ => Ok(None),
             }
         };
-        let is_own_rollback = own
-            .as_ref()
-            .is_some_and(|(own, _)| own.borrow().rollback.is_some());
-        let listing = async {
-            match is_own_rollback {
-                // No daemon knows of it.
-                true => (HistoryListing::default(), None),
-                false => self.list_build_in_histories(&key, reference.as_deref()).await,
+        let asking = async {
+            match known.is_some() || is_own_rollback {
+                true => (None, None),
+                false => self.running_reference(&key).await,
             }
         };
-        let ((listing, unread_history), stored) = tokio::join!(listing, reading);
+        let (stored, (running, unread_running)) = tokio::join!(reading, asking);
         let mut unread = UnreadPlaces {
-            history: unread_history,
+            history: unread_running,
             store: None,
         };
         let stored = stored.unwrap_or_else(|error| {
             unread.store = Some(log_store_error_and_return_text(&error));
             None
         });
-        let reference = reference.or_else(|| stored.as_ref()?.reference.clone());
+        let stored_reference = stored.as_ref().and_then(|stored| stored.reference.clone());
+        let reference = known.or(running).or(stored_reference);
+        let mut listing = HistoryListing::default();
+        if let Some(reference) = reference.as_deref().filter(|_| !is_own_rollback) {
+            (listing, unread.history) = self.list_attempts_and_running_builds(&key, reference).await;
+        }
+        let is_unknown = (own.is_none() || is_rejected) && stored.is_none();
+        if is_unknown && !listing.has_call(id) {
+            // Nobody else knows the build, or its records are gone and it was built again under another reference.
+            (listing, unread.history) = self.search_histories(id).await;
+        }
         let is_cancelled = listing.cancellations.contains(&key.to_cancellation());
         let attempts = listing
             .builds
@@ -151,6 +170,7 @@ impl BuildLookup {
             }
             _ => self.mask_from_history(&attempts),
         };
+        // It may have changed meanwhile.
         let own_record = own.as_ref().map(|(own, _)| own.borrow().clone());
         let record = match (own_record, in_history) {
             (Some(own), None) => own,
@@ -267,39 +287,57 @@ impl BuildLookup {
         Err(reason)
     }
 
-    /// Requests what the daemons' histories have of a build: of its attempts if its reference is known, or else of all
-    /// builds. Returns the reason too why the history of a daemon could not be read.
-    async fn list_build_in_histories(
-        &self,
-        key: &RecordKey,
-        reference: Option<&str>,
-    ) -> (HistoryListing, Option<String>) {
-        let cancellation = &key.to_cancellation();
-        match reference {
-            Some(reference) => {
-                self.request_histories(|connection| async move {
-                    connection
-                        .list_attempts_and_running_builds(reference, cancellation)
-                        .await
-                })
-                .await
-            }
-            None => {
-                // Few at a time: the daemons decode all their records for each.
-                let _turn = self.records.wait_for_search_permit().await;
-                self.request_histories(|connection| async move {
-                    connection.list_builds_of_call_and_cancellations(&key.id).await
-                })
-                .await
-            }
-        }
+    /// Asks the daemons for the reference of a call's build that runs; `None` if none runs it. Returns the reason too
+    /// why a daemon could not be asked.
+    async fn running_reference(&self, key: &RecordKey) -> (Option<String>, Option<String>) {
+        let request = |connection: Connection| async move { connection.list_running_builds().await };
+        let (running, unread) = self.request_histories(request, HISTORY_TIMEOUT).await;
+        let of_call = running
+            .builds
+            .iter()
+            .filter(|build| build.attributes.call_id == key.id);
+        let newest = of_call.max_by_key(|build| build.started_at);
+        let reference = newest.map(|build| base_reference(&build.reference).to_owned());
+        (reference, unread)
     }
 
-    /// Requests the history of every daemon with `request`, and leaves out the builds of other tenants. Returns the
-    /// reason too why one could not be read.
+    /// Requests what the daemons' histories have of the build `reference`. Returns the reason too why the history of a
+    /// daemon could not be read.
+    async fn list_attempts_and_running_builds(
+        &self,
+        key: &RecordKey,
+        reference: &str,
+    ) -> (HistoryListing, Option<String>) {
+        let cancellation = &key.to_cancellation();
+        let request = |connection: Connection| async move {
+            connection
+                .list_attempts_and_running_builds(reference, cancellation)
+                .await
+        };
+        self.request_histories(request, HISTORY_TIMEOUT).await
+    }
+
+    /// Searches the whole histories of the daemons for the builds of the call `id`. Returns the reason too why the
+    /// history of a daemon could not be read.
+    async fn search_histories(&self, id: &str) -> (HistoryListing, Option<String>) {
+        // Few at a time: the daemons decode all their records for each.
+        let waiting = self.records.wait_for_search_permit();
+        let Ok(_permit) = tokio::time::timeout(SEARCH_TIMEOUT, waiting).await else {
+            let reason = "too many others search through it at this moment";
+            return (HistoryListing::default(), Some(reason.to_owned()));
+        };
+        let request = |connection: Connection| async move {
+            connection.list_builds_of_call_and_cancellations(id).await
+        };
+        self.request_histories(request, SEARCH_TIMEOUT).await
+    }
+
+    /// Requests the history of every daemon with `request`, which may take up to `limit`, and leaves out the builds of
+    /// other tenants. Returns the reason too why one could not be read.
     async fn request_histories<F>(
         &self,
         request: impl Fn(Connection) -> F,
+        limit: Duration,
     ) -> (HistoryListing, Option<String>)
     where
         F: Future<Output = Result<HistoryListing, Status>>,
@@ -307,7 +345,7 @@ impl BuildLookup {
         let request = &request;
         let listings = self.pool.ask_all(|connection| async move {
             let daemon = connection.daemon().clone();
-            let listing = tokio::time::timeout(HISTORY_TIMEOUT, request(connection)).await;
+            let listing = tokio::time::timeout(limit, request(connection)).await;
             let daemon = daemon.address_for_messages();
             match listing {
                 Ok(listing) => {

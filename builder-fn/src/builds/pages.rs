@@ -13,7 +13,7 @@ use super::page::{
     BuildPage, LIST_PAGE_DEFAULT_LIMIT, ListPage, PageAccess, error_page_response, page_response,
 };
 use super::page_link::{PageSettings, RejectedLink};
-use super::routes::{admit_reader, text_of_not_found};
+use super::routes::{admit_reader, status_of_not_found, text_of_not_found};
 use crate::buildkit::ImageLayer;
 
 /// The number of builds in the chart of a function's last builds.
@@ -44,12 +44,13 @@ pub(super) async fn answer_build_page(
     let build = match lookup.find(id).await {
         Ok(build) => build,
         Err(not_found) => {
-            let text = text_of_not_found(&not_found);
-            return error_page_response(
-                StatusCode::NOT_FOUND,
-                text,
-                "The command slipway builds lists the builds.",
-            );
+            let (status, text) = (status_of_not_found(&not_found), text_of_not_found(&not_found));
+            return match status {
+                StatusCode::NOT_FOUND => {
+                    error_page_response(status, text, "The command slipway builds lists the builds.")
+                }
+                status => answer_error_with_advice_to_reload(status, text),
+            };
         }
     };
     let reading = LogExcerpt::read(&build, part, settings.log_wait);

@@ -321,9 +321,17 @@ fn answer_build(status: StatusCode, build: &FoundBuild, lookup: &BuildLookup) ->
     answer::json_value_response(status, &body)
 }
 
-/// Answers 404 for a build that was not found: the same for one that does not exist and for one of another tenant.
+/// Answers for a build that was not found: the same for one that does not exist and for one of another tenant.
 pub(super) fn answer_not_found(not_found: &NotFound) -> Response {
-    answer::error_response(StatusCode::NOT_FOUND, text_of_not_found(not_found))
+    answer::error_response(status_of_not_found(not_found), text_of_not_found(not_found))
+}
+
+/// Returns 404 if no builder knows the build, and 502 if a place that may have it could not be read.
+pub(super) fn status_of_not_found(not_found: &NotFound) -> StatusCode {
+    match not_found.unread.to_text() {
+        Some(_) => StatusCode::BAD_GATEWAY,
+        None => StatusCode::NOT_FOUND,
+    }
 }
 
 /// Returns what it can mean that a build was not found.

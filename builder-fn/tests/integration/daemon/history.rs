@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::google::rpc::Status as RpcStatus;
@@ -39,6 +39,8 @@ pub(crate) enum HistoryBehaviour {
     Unimplemented,
     /// The history never answers a request.
     Silent,
+    /// The history answers a request for which it decodes its records after this time.
+    SlowToDecode(Duration),
 }
 
 /// A running build in the fake history. Dropping it before its end records it as cancelled, as BuildKit does for a
@@ -112,13 +114,15 @@ impl FakeHistory {
         } else {
             state.finished.len()
         };
-        match state.behaviour {
-            HistoryBehaviour::Kept => {}
+        let delay = match state.behaviour {
+            HistoryBehaviour::Kept => Duration::ZERO,
             HistoryBehaviour::Unimplemented => {
                 return Err(Status::unimplemented("unknown method ListenBuildHistory"));
             }
             HistoryBehaviour::Silent => return Ok(stream::pending().left_stream()),
-        }
+            HistoryBehaviour::SlowToDecode(_) if request.active_only => Duration::ZERO,
+            HistoryBehaviour::SlowToDecode(delay) => delay,
+        };
         // The history of a daemon contains other builds too.
         let other = finished_record(
             BuildHistoryRecord {
@@ -145,7 +149,13 @@ impl FakeHistory {
             state.listeners.push(listener);
         }
         let events = UnboundedReceiverStream::new(events);
-        Ok(stream::iter(known).chain(events).right_stream())
+        let answers = stream::once(async move {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            stream::iter(known)
+        });
+        Ok(answers.flatten().chain(events).right_stream())
     }
 }
 
@@ -166,7 +176,7 @@ impl FakeHistory {
         );
         let behaviour = self.state().behaviour;
         match behaviour {
-            HistoryBehaviour::Kept => {}
+            HistoryBehaviour::Kept | HistoryBehaviour::SlowToDecode(_) => {}
             HistoryBehaviour::Unimplemented => {
                 return Err(Status::unimplemented("unknown method UpdateBuildHistory"));
             }

@@ -92,7 +92,7 @@ pub(super) async fn collect_evidence(
             call_id: submission.call_id.clone(),
             function: submission.function.clone(),
             version: submission.version,
-            is_accepted: status != 404 || builds > 0 || digest.is_some(),
+            is_accepted: status == 200 || builds > 0 || digest.is_some(),
             builds,
             digest,
             is_superseded: answer["supersededBy"].is_string(),

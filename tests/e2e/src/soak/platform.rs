@@ -134,7 +134,8 @@ impl SoakPlatform {
         let delivered = self.router.journal().calls_in_progress();
         let acceptances = async {
             for id in delivered {
-                while other.ask(&format!("/builds/{id}")).await?.0 == 404 {
+                // 404 and 502 mean that it is not known or not readable yet.
+                while other.ask(&format!("/builds/{id}")).await?.0 != 200 {
                     // The builders send no events to this process.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
