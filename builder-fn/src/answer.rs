@@ -19,7 +19,7 @@ use crate::report::{BuildStatus, Report, Warnings};
 pub(crate) use response::{
     StoredContextAnswer, error_response, json_value_response, method_not_allowed_response,
     not_found_response, public_key_response, stored_context_response, streamed_response,
-    streamed_text_response, too_many_readers_response,
+    streamed_text_response, too_many_readers_response, unbuffered_response,
 };
 
 /// The fields of a deployer's answer in which secrets are not masked, because programs read them: words of a fixed set,

@@ -180,7 +180,7 @@ fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
 
 /// Returns a 200 response with the media type of `format`, and the headers that stop caches from reusing it and nginx
 /// from buffering it.
-fn unbuffered_response(format: StreamFormat, body: ResponseBody) -> Response {
+pub(crate) fn unbuffered_response(format: StreamFormat, body: ResponseBody) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));

@@ -7,23 +7,17 @@
 
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use function_host::ErrorChain;
+use function_host::{ErrorChain, Shutdown};
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::BuildPhase;
-use super::log_readers::LogReader;
+use super::log_interruption::LogInterruption;
+use super::log_sink::{KEEP_ALIVE_INTERVAL, LogRecordSink, ReaderGone};
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
 use super::numbered_log::{LogLine, NumberedLog};
 use super::record::attempt_number;
 use crate::buildkit::{BuildState, ListedBuild};
 use crate::redact::SecretMask;
-use crate::report::{StreamFormat, to_json_with_escaped_line_ends};
-
-/// The time without a record after which one without lines is sent.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The longest time between two lookups of a build's next attempt or its end. A build of this process is also looked up
 /// when its record changes.
@@ -39,40 +33,16 @@ const FAILED_LOOKUPS_MAX: u32 = 120;
 /// The longest wait for a connection to the daemon that has the log of an attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The size from which records are sent without waiting for more, in bytes.
-const SEND_THRESHOLD_BYTES: usize = 32 << 10;
-
-/// The format of a log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LogFormat {
-    /// The lines, and the terminal record as JSON in the last line.
-    Plain,
-    /// Records with one line each.
-    Records(StreamFormat),
-}
-
 /// A sender of one build's log to a reader.
 pub(super) struct LogSender {
     /// The lookup that finds the build again and again.
     pub(super) lookup: BuildLookup,
     /// The ID of the call.
     pub(super) id: String,
-    /// The format of the log.
-    pub(super) format: LogFormat,
-    /// The number of the next line to send.
-    pub(super) next: u64,
     /// The channel to the reader.
     pub(super) sink: LogRecordSink,
-}
-
-/// The channel to a reader, and the records that were not sent yet.
-pub(super) struct LogRecordSink {
-    chunks: mpsc::Sender<Bytes>,
-    buffer: Vec<u8>,
-    opened: Instant,
-    sent: Instant,
-    /// The place of the reader among those that may read logs at the same time.
-    _reader: LogReader,
+    /// The shutdown of the builder.
+    pub(super) shutdown: Shutdown,
 }
 
 /// The reason why a log ends early.
@@ -83,86 +53,19 @@ enum EarlyLogEnd {
     Unreadable(String),
 }
 
-impl LogRecordSink {
-    /// Creates a channel to a reader, which holds the reader's place until it is dropped.
-    pub(super) fn new(reader: LogReader) -> (Self, mpsc::Receiver<Bytes>) {
-        let (chunks, receiver) = mpsc::channel(4);
-        let now = Instant::now();
-        let sink = Self {
-            chunks,
-            buffer: Vec::new(),
-            opened: now,
-            sent: now,
-            _reader: reader,
-        };
-        (sink, receiver)
-    }
-
-    /// Sends the buffered records, and waits while the channel is full.
-    async fn flush(&mut self) -> Result<(), EarlyLogEnd> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        self.sent = Instant::now();
-        let chunk = std::mem::take(&mut self.buffer).into();
-        self.chunks.send(chunk).await.map_err(|_| EarlyLogEnd::ReaderGone)
-    }
-
-    /// Buffers a record.
-    fn buffer_record(&mut self, format: LogFormat, record: &Value) {
-        let json = to_json_with_escaped_line_ends(record);
-        let parts: [&[u8]; 3] = match format {
-            LogFormat::Records(StreamFormat::EventStream) => [b"data: ", &json, b"\n\n"],
-            LogFormat::Records(StreamFormat::Ndjson) | LogFormat::Plain => [b"", &json, b"\n"],
-        };
-        parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
-    }
-
-    /// Buffers a line: as text in a plain log, and as a record with its number and its step otherwise.
-    fn buffer_line(&mut self, format: LogFormat, line: &LogLine) {
-        match format {
-            LogFormat::Plain => {
-                self.buffer.extend_from_slice(line.text.as_bytes());
-                self.buffer.push(b'\n');
-            }
-            LogFormat::Records(_) => {
-                let mut record = self.progress_record(line.seq, &[&line.text]);
-                if let Some(step) = line.step {
-                    record["step"] = json!(step);
-                }
-                self.buffer_record(format, &record);
-            }
-        }
-    }
-
-    /// Returns a record of a build in progress, with `lines`, of which the last has the number `seq`.
-    fn progress_record(&self, seq: u64, lines: &[&str]) -> Value {
-        let duration = (self.opened.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
-        json!({"seq": seq, "log": lines, "status": "in_progress", "duration": duration})
-    }
-
-    /// Sends a record without lines if nothing was sent for [`KEEP_ALIVE_INTERVAL`]; nothing in a plain log.
-    async fn send_keep_alive_if_due(
-        &mut self,
-        format: LogFormat,
-        last_line_number: u64,
-    ) -> Result<(), EarlyLogEnd> {
-        if self.sent.elapsed() < KEEP_ALIVE_INTERVAL {
-            return Ok(());
-        }
-        if let LogFormat::Records(_) = format {
-            let record = self.progress_record(last_line_number, &[]);
-            self.buffer_record(format, &record);
-        }
-        self.sent = Instant::now();
-        self.flush().await
+impl From<ReaderGone> for EarlyLogEnd {
+    fn from(_: ReaderGone) -> Self {
+        Self::ReaderGone
     }
 }
 
 impl LogSender {
     /// Sends the log of `build` as it grows, and a terminal record once the build has ended. Stops when the reader has
     /// gone.
-    pub(super) async fn send(mut self, mut build: FoundBuild) {
+    ///
+    /// # Errors
+    /// Stops without a last record if the builder shuts down and does not run the build.
+    pub(super) async fn send(mut self, mut build: FoundBuild) -> Result<(), LogInterruption> {
         let (mut failures, mut missing) = (0, 0);
         let mut done = 0;
         loop {
@@ -175,7 +78,7 @@ impl LogSender {
                 // No daemon has anything of a rollback.
                 problem = None;
                 if self.send_rollback_lines(&build).await.is_err() {
-                    return;
+                    return Ok(());
                 }
             } else if let Some(mask) = build.mask.clone() {
                 for index in 0..build.attempts.len() {
@@ -186,7 +89,7 @@ impl LogSender {
                     }
                     match self.send_attempt(number, attempt, &mask).await {
                         Ok(()) => done = number,
-                        Err(EarlyLogEnd::ReaderGone) => return,
+                        Err(EarlyLogEnd::ReaderGone) => return Ok(()),
                         Err(EarlyLogEnd::Unreadable(reason)) => {
                             problem = Some(reason);
                             break;
@@ -206,14 +109,19 @@ impl LogSender {
                 && !is_running
                 && (failures == 0 || failures > READ_FAILURES_MAX)
             {
-                return self.send_terminal_record(&build, problem).await;
+                self.send_terminal_record(&build, problem).await;
+                return Ok(());
             }
             // Nobody here can say more about a build of another builder whose deployment is unknown.
             if failures == 0 && build.record.phase == BuildPhase::Unknown && !is_running {
-                return self.send_terminal_record(&build, problem).await;
+                self.send_terminal_record(&build, problem).await;
+                return Ok(());
+            }
+            if build.own.is_none() && self.shutdown.has_begun() {
+                return Err(LogInterruption::Shutdown);
             }
             if self.wait_for_more(&mut build).await.is_err() {
-                return;
+                return Ok(());
             }
             match self.lookup.find(&self.id).await {
                 Ok(found) => {
@@ -224,31 +132,30 @@ impl LogSender {
                     build.unread = not_found.unread;
                     missing += 1;
                     if missing > FAILED_LOOKUPS_MAX {
-                        return self.send_record_of_lost_build(&build).await;
+                        self.send_record_of_lost_build(&build).await;
+                        return Ok(());
                     }
                 }
             }
         }
     }
 
-    /// Sends the lines that the record of a rollback has, from the number `next` on.
-    async fn send_rollback_lines(&mut self, build: &FoundBuild) -> Result<(), EarlyLogEnd> {
+    /// Sends the lines that the record of a rollback has.
+    async fn send_rollback_lines(&mut self, build: &FoundBuild) -> Result<(), ReaderGone> {
         for (seq, text) in (1..).zip(&build.record.log) {
             let line = LogLine {
                 seq,
                 step: None,
                 text: text.clone(),
             };
-            self.send_line_if_new(&line).await?;
+            self.sink.send_line_if_new(&line).await?;
         }
         self.sink.flush().await
     }
 
     /// Waits until there may be more to send; fails once the reader has gone.
-    async fn wait_for_more(&mut self, build: &mut FoundBuild) -> Result<(), EarlyLogEnd> {
-        self.sink
-            .send_keep_alive_if_due(self.format, self.next - 1)
-            .await?;
+    async fn wait_for_more(&mut self, build: &mut FoundBuild) -> Result<(), ReaderGone> {
+        self.sink.send_keep_alive_if_due().await?;
         let changed = async {
             if let Some(own) = &mut build.own
                 && own.changed().await.is_ok()
@@ -258,13 +165,15 @@ impl LogSender {
             std::future::pending().await
         };
         tokio::select! {
-            () = self.sink.chunks.closed() => Err(EarlyLogEnd::ReaderGone),
+            () = self.sink.closed() => Err(ReaderGone),
             () = changed => Ok(()),
+            // A build of this process may be handed over to another builder.
+            _ = self.shutdown.wait_until_begun(), if !self.shutdown.has_begun() => Ok(()),
             () = tokio::time::sleep(POLL_INTERVAL) => Ok(()),
         }
     }
 
-    /// Sends the lines of an attempt from the number `next` on, until the attempt ends.
+    /// Sends the lines of an attempt that the reader does not have, until the attempt ends.
     async fn send_attempt(
         &mut self,
         attempt_number: u64,
@@ -277,7 +186,7 @@ impl LogSender {
         };
         let connection = connection.map_err(EarlyLogEnd::Unreadable)?;
         let mut log =
-            NumberedLog::open(&connection, &attempt.reference, attempt_number, mask).starting_at(self.next);
+            NumberedLog::open(&connection, &attempt.reference, number, mask).starting_at(self.sink.next());
         let sent = self.send_lines(&mut log).await;
         self.sink.flush().await?;
         sent
@@ -287,17 +196,17 @@ impl LogSender {
     async fn send_lines(&mut self, log: &mut NumberedLog) -> Result<(), EarlyLogEnd> {
         loop {
             let lines = tokio::select! {
-                () = self.sink.chunks.closed() => return Err(EarlyLogEnd::ReaderGone),
+                () = self.sink.closed() => return Err(EarlyLogEnd::ReaderGone),
                 lines = log.next_lines() => lines,
                 () = tokio::time::sleep(KEEP_ALIVE_INTERVAL) => {
-                    self.sink.send_keep_alive_if_due(self.format, self.next - 1).await?;
+                    self.sink.send_keep_alive_if_due().await?;
                     continue;
                 }
             };
             match lines {
                 Ok(Some(lines)) => {
                     for line in &lines {
-                        self.send_line_if_new(line).await?;
+                        self.sink.send_line_if_new(line).await?;
                     }
                     self.sink.flush().await?;
                 }
@@ -305,19 +214,6 @@ impl LogSender {
                 Err(status) => return Err(EarlyLogEnd::Unreadable(status.message().to_owned())),
             }
         }
-    }
-
-    /// Sends a line unless the reader has it already.
-    async fn send_line_if_new(&mut self, line: &LogLine) -> Result<(), EarlyLogEnd> {
-        if line.seq < self.next {
-            return Ok(());
-        }
-        self.next = line.seq + 1;
-        self.sink.buffer_line(self.format, line);
-        if self.sink.buffer.len() >= SEND_THRESHOLD_BYTES {
-            self.sink.flush().await?;
-        }
-        Ok(())
     }
 
     /// Sends a terminal record that says that the build was lost with its daemon or its builder.
@@ -336,8 +232,8 @@ impl LogSender {
     }
 
     /// Sends the terminal record, with a warning if the log before it is incomplete.
-    async fn send_terminal_record(mut self, build: &FoundBuild, problem: Option<String>) {
-        let mut record = build.record.to_terminal_record(self.next);
+    async fn send_terminal_record(self, build: &FoundBuild, problem: Option<String>) {
+        let mut record = build.record.to_terminal_record(self.sink.next());
         if let Some(links) = &self.lookup.links {
             record.insert(
                 "page".into(),
@@ -360,9 +256,8 @@ impl LogSender {
                 "the log is incomplete: BuildKit's history no longer has this build",
             );
         }
-        self.sink.buffer_record(self.format, &Value::Object(record));
         // A reader that has gone needs no terminal record.
-        let _ = self.sink.flush().await;
+        let _ = self.sink.end(&Value::Object(record)).await;
     }
 }
 

@@ -6,17 +6,18 @@ use std::time::{Duration, SystemTime};
 use function_host::http::request::Parts;
 use function_host::http::{Method, StatusCode};
 use function_host::policy::Tenant;
-use function_host::{Context, ErrorChain, Response, ResponseBody, trace};
-use futures_util::StreamExt;
+use function_host::{Context, ErrorChain, Response, ResponseBody, Shutdown, trace};
+use futures_util::TryStreamExt;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::authentication::{RejectedQuestion, verify_question};
 use super::difference::answer_difference;
 use super::filter::BuildFilter;
-use super::log::{LogFormat, LogRecordSink, LogSender};
+use super::log::LogSender;
+use super::log_interruption::{LogLimits, send_with_last_record};
 use super::log_readers::LogReader;
+use super::log_sink::{LogFormat, LogRecordSink};
 use super::lookup::{BuildLookup, FoundBuild, NotFound, UnreadPlaces};
 use super::page::{self, PageAccess};
 use super::page_link::{LinkSigner, PageLink, RejectedLink, query_without_link};
@@ -137,7 +138,15 @@ impl BuilderApi {
                 Err(not_found) => answer_not_found(&not_found),
             },
             BuildsRoute::Difference(older, newer) => answer_difference(&lookup, &older, &newer).await,
-            BuildsRoute::Log(id) => answer_log(lookup, id, query, request, &access).await,
+            BuildsRoute::Log(id) => {
+                let log = LogRequest {
+                    id,
+                    query,
+                    request,
+                    access: &access,
+                };
+                answer_log(lookup, log, context.shutdown()).await
+            }
         };
         // Also for a signed question: its answer has a link.
         page::add_protective_headers(response.headers_mut());
@@ -406,14 +415,25 @@ async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
     answer_build(status, &build, lookup)
 }
 
-/// Answers with a stream of a build's log, in the format that the request accepts.
-async fn answer_log(
-    lookup: BuildLookup,
+/// A question for the log of a build.
+struct LogRequest<'a> {
+    /// The ID of the build.
     id: String,
-    query: Option<&str>,
-    request: &Parts,
-    access: &PageAccess,
-) -> Response {
+    /// The query without the link.
+    query: Option<&'a str>,
+    /// The head of the request.
+    request: &'a Parts,
+    access: &'a PageAccess,
+}
+
+/// Answers with a stream of a build's log, in the format that the request accepts.
+async fn answer_log(lookup: BuildLookup, log: LogRequest<'_>, shutdown: &Shutdown) -> Response {
+    let LogRequest {
+        id,
+        query,
+        request,
+        access,
+    } = log;
     let from = match parse_first_line_number(query) {
         Ok(from) => from,
         Err(problem) => return answer::error_response(StatusCode::BAD_REQUEST, &problem),
@@ -429,29 +449,25 @@ async fn answer_log(
         Some(format) => LogFormat::Records(format),
         None => LogFormat::Plain,
     };
-    let (sink, chunks) = LogRecordSink::new(reader);
+    let (sink, body) = LogRecordSink::new(reader, format, from);
+    let channel = sink.channel().clone();
+    let limits = LogLimits {
+        // A reader with a link reads no longer than it is valid.
+        link: access.page_link().map(|link| link.time_left(SystemTime::now())),
+        shutdown: shutdown.clone(),
+        is_own: build.own.is_some(),
+    };
     let log = LogSender {
         lookup,
         id,
-        format,
-        next: from,
         sink,
+        shutdown: shutdown.clone(),
     };
-    let sending = log.send(build);
-    // A reader with a link reads no longer than it is valid.
-    let time_left = access.page_link().map(|link| link.time_left(SystemTime::now()));
-    tokio::spawn(async move {
-        match time_left {
-            Some(time_left) => {
-                let _ = tokio::time::timeout(time_left, sending).await;
-            }
-            None => sending.await,
-        }
-    });
-    let chunks = ReceiverStream::new(chunks);
+    tokio::spawn(send_with_last_record(channel, limits, log.send(build)));
+    let body = ResponseBody::stream(body.map_err(Into::into));
     match format {
-        LogFormat::Records(format) => answer::streamed_response(format, chunks),
-        LogFormat::Plain => answer::streamed_text_response(ResponseBody::stream(chunks.map(Ok))),
+        LogFormat::Records(format) => answer::unbuffered_response(format, body),
+        LogFormat::Plain => answer::streamed_text_response(body),
     }
 }
 

@@ -396,7 +396,18 @@ async fn a_log_that_is_followed_with_a_link_ends_when_the_link_expires() {
         .await
         .expect("a body");
     let text = String::from_utf8(body.to_bytes().to_vec()).expect("UTF-8");
-    assert!(text.contains("RUN make") && !text.contains("status"), "{text}");
+    let lines: Vec<_> = text.lines().collect();
+    let (last, lines) = lines.split_last().expect("lines");
+    assert!(lines.iter().any(|line| line.contains("RUN make")), "{text}");
+    let last: Value = serde_json::from_str(last).expect("a record");
+    assert_eq!(last["status"], "in_progress", "{last}");
+    assert_eq!(last["continueFrom"], lines.len() + 1, "{last}");
+    assert!(
+        last["error"]
+            .as_str()
+            .is_some_and(|error| error.starts_with("the link has expired")),
+        "{last}"
+    );
 }
 
 #[tokio::test]
