@@ -130,7 +130,7 @@ mod tests {
                 step: None,
                 text: format!("line {seq}"),
             };
-            sink.send_line(&line).await.expect("a reader");
+            sink.send_line_if_new(&line).await.expect("a reader");
             if seq == 2 {
                 sink.flush().await.expect("a reader");
             }

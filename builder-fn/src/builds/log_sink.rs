@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::log_readers::LogReader;
 use super::numbered_log::LogLine;
-use crate::report::{StreamFormat, to_json};
+use crate::report::{StreamFormat, to_json_with_escaped_line_ends};
 
 /// The time without a record after which one without lines is sent.
 pub(super) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -136,7 +136,7 @@ impl LogRecordSink {
 
     /// Buffers a line unless the reader has it already, and sends what is enough for a chunk: as text in a plain log,
     /// and as a record with its number and its step otherwise.
-    pub(super) async fn send_line(&mut self, line: &LogLine) -> Result<(), ReaderGone> {
+    pub(super) async fn send_line_if_new(&mut self, line: &LogLine) -> Result<(), ReaderGone> {
         if line.seq < self.next {
             return Ok(());
         }
@@ -167,7 +167,7 @@ impl LogRecordSink {
     }
 
     /// Sends a record without lines if nothing was sent for [`KEEP_ALIVE_INTERVAL`]; nothing in a plain log.
-    pub(super) async fn keep_alive(&mut self) -> Result<(), ReaderGone> {
+    pub(super) async fn send_keep_alive_if_due(&mut self) -> Result<(), ReaderGone> {
         if self.sent.elapsed() < KEEP_ALIVE_INTERVAL {
             return Ok(());
         }
@@ -201,7 +201,7 @@ impl LogChannel {
 
     /// Returns the bytes of a record in the format of the log.
     fn encode(&self, record: &Value) -> Vec<u8> {
-        let json = to_json(record);
+        let json = to_json_with_escaped_line_ends(record);
         match self.format {
             LogFormat::Records(StreamFormat::EventStream) => [b"data: ", json.as_slice(), b"\n\n"].concat(),
             LogFormat::Records(StreamFormat::Ndjson) | LogFormat::Plain => [&json[..], b"\n"].concat(),

@@ -8,12 +8,12 @@ use builder_fn::buildkit::Daemon;
 use function_host::http::Method;
 use serde_json::json;
 
-use crate::builds::{answer_statuses, ask, read_log, start_build, status_with_lines};
+use crate::builds::{answer_statuses_holding_back_the_last, ask, read_log, start_build, status_with_lines};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
 use crate::hand_over::let_build_succeed;
-use crate::persistence::send_queued_build;
-use crate::record_store::{ask_until, records_of};
+use crate::persistence::deliver_queued_build;
+use crate::record_store::{ask_until, record_repository_of};
 use crate::registry::FakeRegistry;
 use crate::setting::{CALL_ID, TestBuilder, request_tar_with};
 
@@ -43,11 +43,11 @@ async fn a_build_that_another_builder_runs_is_shown_and_cancelled_without_decodi
         let new_builder = || {
             let builder = TestBuilder::new(daemon.clone());
             match has_store {
-                true => builder.with_record_store(&records_of(&registry)),
+                true => builder.with_record_store(&record_repository_of(&registry)),
                 false => builder,
             }
         };
-        let _ended = answer_statuses(&mut calls, status_with_lines(3, "line"));
+        let _ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
         let (build, mut solve) = start_build(&new_builder(), &mut calls, request_tar_with(json!({}))).await;
 
         let answer = ask(&new_builder(), Method::GET, &build_path()).await;
@@ -68,7 +68,7 @@ async fn a_build_that_another_builder_runs_is_shown_and_cancelled_without_decodi
             answer.body
         );
         assert_eq!(complete_or_panic(build).await.expect("no panic").status, 409);
-        assert_eq!(calls.history.decoded_records(), 0, "records: {has_store}");
+        assert_eq!(calls.history.decoded_record_count(), 0, "records: {has_store}");
     }
 }
 
@@ -76,12 +76,13 @@ async fn a_build_that_another_builder_runs_is_shown_and_cancelled_without_decodi
 async fn a_build_with_a_stored_record_is_shown_with_its_log_without_decoding_the_history() {
     let registry = FakeRegistry::start().await;
     let (daemon, mut calls) = start_daemon_with_records();
-    let new_builder = || TestBuilder::new(daemon.clone()).with_record_store(&records_of(&registry));
+    let new_builder = || TestBuilder::new(daemon.clone()).with_record_store(&record_repository_of(&registry));
     let builder = new_builder();
-    let build = tokio::spawn(async move { send_queued_build(&builder, request_tar_with(json!({}))).await });
+    let build =
+        tokio::spawn(async move { deliver_queued_build(&builder, request_tar_with(json!({}))).await });
     let_build_succeed(&mut calls).await;
     assert_eq!(complete_or_panic(build).await.expect("no panic").status, 200);
-    let ended = answer_statuses(&mut calls, status_with_lines(3, "line"));
+    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
     ended.send_replace(true);
 
     let later = new_builder();
@@ -90,7 +91,7 @@ async fn a_build_with_a_stored_record_is_shown_with_its_log_without_decoding_the
     assert_eq!(answer.body["steps"]["total"], 0, "{}", answer.body);
     let (lines, terminal) = read_log(&new_builder(), 1).await;
     assert_eq!((lines.len(), &terminal["status"]), (5, &json!("success")));
-    assert_eq!(calls.history.decoded_records(), 0);
+    assert_eq!(calls.history.decoded_record_count(), 0);
 }
 
 #[tokio::test]
@@ -106,7 +107,7 @@ async fn the_history_is_searched_once_for_a_build_that_nothing_else_knows() {
         let answer = ask(&later, Method::GET, &build_path()).await;
         assert_eq!((answer.status, &answer.body["state"]), (200, &json!("success")));
         assert_eq!(
-            calls.history.decoded_records(),
+            calls.history.decoded_record_count(),
             4,
             "the build's record is the fourth"
         );
