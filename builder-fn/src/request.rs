@@ -95,7 +95,7 @@ impl BuildRequest {
     /// while the index is dropped.
     pub fn received_files(&self) -> Option<Arc<SourceContext>> {
         match &self.source {
-            BuildSource::Received(context) => context.files.indexed().ok(),
+            BuildSource::Received(context) => context.files.context_unless_index_dropped().ok(),
             BuildSource::Referenced(_) | BuildSource::Git(_) => None,
         }
     }

@@ -247,7 +247,7 @@ impl Settings {
             );
         }
         settings.check_records_repository(parser, secrets);
-        settings.check_operator_tokens(parser, secrets);
+        settings.report_unreadable_operator_tokens(parser, secrets);
         settings.reserve_own_names(parser, secrets);
         settings.check_tenants_daemons(parser);
         settings
@@ -285,7 +285,7 @@ impl Settings {
     }
 
     /// Reports tokens of the operator that cannot be read.
-    fn check_operator_tokens(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
+    fn report_unreadable_operator_tokens(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         for (setting, tokens) in [
             ("git_tokens", &self.build.git_tokens),
             ("status_tokens", &self.build.status_tokens),

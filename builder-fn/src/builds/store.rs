@@ -567,7 +567,7 @@ impl RecordStore {
         }
     }
 
-    /// Lists the tags of the entries that are not to be deleted.
+    /// Lists the tags of a tenant's index entries that are not older than [`RECORD_AGE_MAX`], however many there are.
     async fn list_unexpired_index_tags(&self, tenant: &Option<String>) -> Result<Vec<String>, StoreError> {
         let oldest = SystemTime::now().checked_sub(RECORD_AGE_MAX);
         let after = index_tag::tag_before_entries_since(oldest.unwrap_or(SystemTime::UNIX_EPOCH));

@@ -70,7 +70,7 @@ impl ReceivedContext {
     /// Fails while the index is dropped.
     pub(crate) fn prepared(&self) -> Result<PreparedContext, RequestError> {
         Ok(PreparedContext {
-            files: self.files.indexed()?,
+            files: self.files.context_unless_index_dropped()?,
             frontend: self.frontend.clone(),
         })
     }

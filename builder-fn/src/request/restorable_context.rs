@@ -78,7 +78,7 @@ impl RestorableContext {
     ///
     /// # Errors
     /// Fails while the index is dropped.
-    pub fn indexed(&self) -> Result<Arc<SourceContext>, RequestError> {
+    pub fn context_unless_index_dropped(&self) -> Result<Arc<SourceContext>, RequestError> {
         match &*self.lock() {
             ContextState::Indexed(context) => Ok(context.clone()),
             ContextState::Stored(_) | ContextState::Taken => Err(RequestError::Interrupted),
@@ -116,7 +116,7 @@ impl RestorableContext {
                 other => {
                     *state = other;
                     drop(state);
-                    return self.indexed();
+                    return self.context_unless_index_dropped();
                 }
             }
         };
@@ -187,24 +187,27 @@ mod tests {
     #[tokio::test]
     async fn a_restored_index_has_the_same_entries() {
         let context = context_of_empty_files(20_000);
-        let before = describe_entries(&context.indexed().unwrap());
+        let before = describe_entries(&context.context_unless_index_dropped().unwrap());
         context.drop_large_index();
-        assert!(context.indexed().is_err(), "the index was kept");
+        assert!(
+            context.context_unless_index_dropped().is_err(),
+            "the index was kept"
+        );
         let restored = context.restore_index().await.unwrap();
         assert_eq!(describe_entries(&restored), before);
         assert_eq!(before.len(), 20_000);
-        assert!(context.indexed().is_ok());
+        assert!(context.context_unless_index_dropped().is_ok());
     }
 
     #[tokio::test]
     async fn drop_large_index_keeps_a_small_index_and_one_in_use() {
         let small = context_of_empty_files(10);
         small.drop_large_index();
-        assert!(small.indexed().is_ok());
+        assert!(small.context_unless_index_dropped().is_ok());
         let large = context_of_empty_files(20_000);
-        let used = large.indexed().unwrap();
+        let used = large.context_unless_index_dropped().unwrap();
         large.drop_large_index();
-        assert!(large.indexed().is_ok());
+        assert!(large.context_unless_index_dropped().is_ok());
         drop(used);
         large.restore_index().await.unwrap();
     }

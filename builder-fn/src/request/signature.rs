@@ -161,7 +161,7 @@ impl VerifiedSignature {
 pub(super) struct BodyVerifier {
     header: String,
     /// One for each secret with keys.
-    hmacs: Vec<(KeyOwner, BodyHmac)>,
+    hmacs: Vec<(KeyOwner, BodyHmacsOfSecret)>,
 }
 
 /// The owner of a secret with keys.
@@ -171,7 +171,7 @@ struct KeyOwner {
 }
 
 /// The hashes of a body with each of the keys in one secret, of the kind that its signature has.
-enum BodyHmac {
+enum BodyHmacsOfSecret {
     Sha256(SignatureVerifier),
     Sha1 {
         expected: [u8; SHA1_BYTES],
@@ -184,7 +184,7 @@ impl BodyVerifier {
     pub(super) fn new(keys: &SignatureKeys, header: &str) -> Result<Self, MalformedSignature> {
         let header = header.trim();
         let hmacs = keys.secrets.iter().map(|secret| {
-            let hmac = BodyHmac::new(secret, header, keys.accept_sha1)?;
+            let hmac = BodyHmacsOfSecret::new(secret, header, keys.accept_sha1)?;
             let signer = KeyOwner {
                 tenant: secret.tenant.clone(),
                 keys: secret.sha256.clone(),
@@ -243,7 +243,7 @@ impl BodyVerifier {
     }
 }
 
-impl BodyHmac {
+impl BodyHmacsOfSecret {
     fn new(keys: &KeysOfSecret, header: &str, accept_sha1: bool) -> Result<Self, MalformedSignature> {
         Ok(match header.strip_prefix(SHA1_PREFIX) {
             Some(digits) if accept_sha1 => {
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_in_another_case_or_with_spaces_is_verified_to_the_same_text() {
+    fn a_signature_with_upper_case_digits_or_surrounding_blanks_is_verified_to_the_same_text() {
         let (key, body, digits) = HMAC_SHA1_TEST_VECTORS[0];
         let keys = signature_keys_with(key, true);
         let signed = function_host::signature::sign_body(&HmacKeys::new(&Secret::new(key)).unwrap(), body);

@@ -195,7 +195,7 @@ async fn a_registry_is_asked_for_the_manifest_by_digest_in_the_images_repository
     }
 }
 
-/// No later delivery can succeed, so a queue that retries by the status stops.
+/// The job ends with an error of its own: a lost daemon would be answered with 502, and the queue would retry in vain.
 #[tokio::test]
 async fn a_call_whose_sixteen_attempts_have_failed_is_used_up_and_not_a_lost_daemon() {
     let (daemon, calls) = daemon::start_fake_daemon();

@@ -224,7 +224,7 @@ mod tests {
         serde_json::from_value(json!({"deployment": deployment, "mark": "sha256:00", "callId": "7"})).unwrap()
     }
 
-    fn annotations_in_deployment(body: &Value) -> BTreeMap<String, String> {
+    fn annotations_of_deployment_or_panic(body: &Value) -> BTreeMap<String, String> {
         serde_json::from_value(body["annotations"].clone()).unwrap()
     }
 
@@ -232,7 +232,7 @@ mod tests {
     fn a_version_and_its_last_good_one_are_unpacked_from_annotations_unchanged() {
         let (old, new) = (version_with_variables(2), version_with_variables(3));
         let body = new.to_deployment(&LastGoodVersion::Version(Box::new(old.clone())), None);
-        let annotations = annotations_in_deployment(&body);
+        let annotations = annotations_of_deployment_or_panic(&body);
         assert_eq!(FunctionVersion::from_annotations(&annotations), Some(new));
         assert_eq!(
             LastGoodVersion::from_annotations(&annotations),
@@ -250,7 +250,7 @@ mod tests {
     fn a_large_version_is_split_into_pieces_that_containerd_accepts() {
         let large = version_with_variables(2000);
         let body = large.to_deployment(&LastGoodVersion::Nothing, None);
-        let annotations = annotations_in_deployment(&body);
+        let annotations = annotations_of_deployment_or_panic(&body);
         assert!(annotations.len() > 5, "{}", annotations.len());
         for (name, value) in &annotations {
             assert!(
@@ -281,7 +281,8 @@ mod tests {
             let unpacked: FunctionVersion = serde_json::from_value(stored).unwrap();
             assert_eq!(unpacked.usable_probe(), None);
             assert_eq!(unpacked.deployment, version_with_variables(1).deployment);
-            let again = annotations_in_deployment(&unpacked.to_deployment(&LastGoodVersion::Nothing, None));
+            let again =
+                annotations_of_deployment_or_panic(&unpacked.to_deployment(&LastGoodVersion::Nothing, None));
             assert_eq!(FunctionVersion::from_annotations(&again), Some(unpacked));
         }
         assert!(version_with_variables(1).usable_probe().is_some());
@@ -289,7 +290,7 @@ mod tests {
 
     #[test]
     fn damaged_annotations_give_no_version() {
-        let mut annotations = annotations_in_deployment(
+        let mut annotations = annotations_of_deployment_or_panic(
             &version_with_variables(2000).to_deployment(&LastGoodVersion::Itself, None),
         );
         assert_eq!(
@@ -309,7 +310,7 @@ mod tests {
             reasons: vec!["ä".repeat(3000), "second".to_owned()],
             previous_image: None,
         };
-        let annotations = annotations_in_deployment(
+        let annotations = annotations_of_deployment_or_panic(
             &version_with_variables(1).to_deployment(&LastGoodVersion::Itself, Some(&failure)),
         );
         let stored = FailureRecord::from_annotations(&annotations).unwrap();

@@ -181,7 +181,7 @@ async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSi
     let unchanged = StackPlan::read_earlier_plan_if_parsable(dir).as_ref() == Some(&plan);
     if alive && unchanged {
         let stack = Stack::from_plan(dir.clone(), plan)?;
-        start_all_parts(&stack, progress).await?;
+        start_missing_parts_and_wait(&stack, progress).await?;
         return Ok(stack);
     }
     if alive {
@@ -198,7 +198,7 @@ async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSi
     let stack = Stack::from_plan(dir.clone(), plan)?;
     let holder = HolderProcess::start_holder(&stack)?;
     holder.wait_for_supervisor_and_move_holder(dir).await?;
-    if let Err(error) = start_all_parts(&stack, progress).await {
+    if let Err(error) = start_missing_parts_and_wait(&stack, progress).await {
         // The error is the reason for the failed start, whatever the clean-up returns; its failure would show
         // at the next start.
         let _ = down::stop_and_clean_up(dir, progress).await;
@@ -270,7 +270,7 @@ fn write_step_runtime(dir: &StackDir, plan: &StackPlan) -> Result<()> {
 }
 
 /// Starts the parts of the stack that do not run, emits their progress, and waits until they are ready.
-async fn start_all_parts(stack: &Stack, progress: &ProgressSink) -> Result<()> {
+async fn start_missing_parts_and_wait(stack: &Stack, progress: &ProgressSink) -> Result<()> {
     let mut supervisor = ControlClient::connect_to_supervisor(&stack.dir.control_socket()).await?;
     let mut started = 0;
     let on_event = |event| match event {

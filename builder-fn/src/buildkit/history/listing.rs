@@ -270,7 +270,7 @@ impl HistoryListing {
         }
         for build in &mut self.builds {
             if let Some(other) = ended.remove(&build.reference)
-                && other.replaces_same_build_elsewhere(build)
+                && other.outranks_duplicate(build)
             {
                 *build = other;
             }
@@ -283,7 +283,7 @@ impl HistoryListing {
 impl ListedBuild {
     /// Returns whether this build replaces `other`, which has the same name at another daemon: one that failed gives
     /// way to one that did not, and of two alike the one that began first.
-    fn replaces_same_build_elsewhere(&self, other: &Self) -> bool {
+    fn outranks_duplicate(&self, other: &Self) -> bool {
         let rank = |build: &Self| (build.state != BuildState::Failed, build.started_at);
         rank(self) > rank(other)
     }

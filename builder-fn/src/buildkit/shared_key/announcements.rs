@@ -12,7 +12,7 @@ use crate::context::{ContentHash, ContentHasher, Entry, Kind};
 const PORTABLE_MTIME_SECONDS: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
 
 /// The approximate length of one list of fingerprints, if there are as many entries as were expected.
-const FINGERPRINTS_PER_LIST: usize = 1024;
+const INTENDED_FINGERPRINTS_PER_LIST: usize = 1024;
 
 /// The content hash that marks an entry that was announced with different contents, or with a content whose hash is not
 /// known. A content with this very hash, of which there is one in 2⁹⁶, counts as different too.
@@ -65,7 +65,7 @@ impl AnnouncedEntries {
     /// Creates an empty set of announcements with the number of lists that suits `entries`. It reserves no memory for
     /// them.
     pub(super) fn with_expected_entries(entries: usize) -> Self {
-        let lists = (entries / FINGERPRINTS_PER_LIST).next_power_of_two();
+        let lists = (entries / INTENDED_FINGERPRINTS_PER_LIST).next_power_of_two();
         Self {
             lists: vec![Vec::new(); lists],
             hasher: RandomState::new(),

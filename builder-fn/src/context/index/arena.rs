@@ -1,4 +1,4 @@
-//! An arena of byte strings, each identified by a position of 32 bits.
+//! An arena of byte strings in chunks, each string identified by a position of 32 bits.
 
 /// The length of a chunk in bytes. A longer text has a chunk of its own. [`ChunkedVec`](super::chunked_vec::ChunkedVec)
 /// says why there are chunks.

@@ -121,10 +121,8 @@ pub enum GatewayError {
     },
 }
 
-/// Creates the client of the gateway at the setting `gateway_url`, or at [`DEFAULT_GATEWAY_URL`] if the setting is
-/// absent or wrong.
-///
-/// If it is wrong, adds a problem to `parser`.
+/// Creates the client of the gateway at the setting `gateway_url`, by default [`DEFAULT_GATEWAY_URL`]. If the setting is
+/// wrong, adds a problem to `parser`, and returns the client of the default, so that further settings can be read.
 pub(crate) fn gateway_from_setting_or_default(
     parser: &mut SettingsParser<'_>,
     secrets: &Secrets,

@@ -39,10 +39,10 @@ async fn assert_rejected_without_effects(
             reply.text
         );
     }
-    assert_no_image_and_no_function(testbed, case).await
+    assert_no_image_and_no_function_of_case(testbed, case).await
 }
 
-async fn assert_no_image_and_no_function(testbed: &Testbed, case: &str) -> Result<()> {
+async fn assert_no_image_and_no_function_of_case(testbed: &Testbed, case: &str) -> Result<()> {
     let manifest = testbed
         .registry
         .get_manifest(&format!("e2e/refused-{case}"), "1")

@@ -52,7 +52,7 @@ impl<'a> TemplateProject<'a> {
     }
 
     /// Builds and deploys a function; fails unless that succeeds.
-    async fn build_and_deploy(&self, name: &str) -> Result<HttpReply> {
+    async fn build_and_deploy_or_fail(&self, name: &str) -> Result<HttpReply> {
         let config = json!({
             "image": self.testbed.image_name(&format!("e2e/{name}"), "1"),
             "buildArgs": { "RUST_IMAGE": self.testbed.stack.rust_image() },
@@ -69,7 +69,7 @@ impl<'a> TemplateProject<'a> {
 
     /// Builds and deploys a function, and posts this body to it; returns status and text.
     async fn build_and_call(&self, name: &str, body: &str) -> Result<(u16, String)> {
-        self.build_and_deploy(name).await?;
+        self.build_and_deploy_or_fail(name).await?;
         self.testbed.functions.post_to_function(name, "", body).await
     }
 }
@@ -146,7 +146,7 @@ async fn functions_of_the_template_share_what_is_compiled_but_their_handlers() -
     for name in ["shared-first", "shared-second"] {
         project.run_faas_cli(&["new", "--lang", "rust-hyper", name])?;
     }
-    project.build_and_deploy("shared-first").await?;
+    project.build_and_deploy_or_fail("shared-first").await?;
 
     let folder = project.folder.path().join("shared-second");
     let code = fs::read_to_string(folder.join("src/main.rs"))?;
@@ -156,7 +156,7 @@ async fn functions_of_the_template_share_what_is_compiled_but_their_handlers() -
         SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos()
     );
     fs::write(folder.join("src/main.rs"), code.replace("Hello", &greeting))?;
-    let second = project.build_and_deploy("shared-second").await?;
+    let second = project.build_and_deploy_or_fail("shared-second").await?;
     assert_eq!(
         compiled_crates(&second)?,
         ["function"],
@@ -172,7 +172,7 @@ async fn functions_of_the_template_share_what_is_compiled_but_their_handlers() -
     // With another dependency, what the host needs is still there.
     let manifest = fs::read_to_string(folder.join("Cargo.toml"))?;
     fs::write(folder.join("Cargo.toml"), manifest + "hex = \"0.4.3\"\n")?;
-    let third = compiled_crates(&project.build_and_deploy("shared-second").await?)?;
+    let third = compiled_crates(&project.build_and_deploy_or_fail("shared-second").await?)?;
     assert!(third.iter().all(|name| name == "function"), "{third:?}");
     for name in ["shared-first", "shared-second"] {
         testbed.functions.remove_function(name).await?;

@@ -26,7 +26,7 @@ pub(crate) struct Case {
     /// Whether an end-to-end test runs the case on the stack.
     #[serde(rename = "live", default)]
     _live: bool,
-    /// The keys of the build's config in that test.
+    /// What the end-to-end test that builds a `live` case adds to the build's config.
     #[serde(rename = "config", default)]
     _config: Value,
     /// The context as it was handed in: paths and contents.

@@ -79,10 +79,10 @@ impl TestServer {
     }
 
     /// Returns the repository `team/hello` of this registry, for a client that speaks plain HTTP and asks for tokens at
-    /// `allowed_realms` too.
-    pub(crate) fn repository(&self, username: &str, secret: &str, allowed_realms: &str) -> Repository {
-        let allowed_realms: AllowedTokenHosts = allowed_realms.parse().unwrap();
-        let client = RegistryClient::new(&Secrets::new("/nowhere"), true, allowed_realms).unwrap();
+    /// `other_token_hosts` too.
+    pub(crate) fn repository(&self, username: &str, secret: &str, other_token_hosts: &str) -> Repository {
+        let other_token_hosts: AllowedTokenHosts = other_token_hosts.parse().unwrap();
+        let client = RegistryClient::new(&Secrets::new("/nowhere"), true, other_token_hosts).unwrap();
         let credentials = RegistryCredentials {
             username: username.to_owned(),
             secret: secret.to_owned(),

@@ -233,7 +233,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_event_is_one_line_of_bounded_length(
+        fn fields_of_any_text_and_length_leave_one_line_of_bounded_length(
             message in ".{0,40}",
             name in "[a-z.\\PC]{1,10}",
             texts in prop::collection::vec((any::<String>(), 0_usize..3000), 0..6),
