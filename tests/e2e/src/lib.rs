@@ -5,6 +5,7 @@
 
 pub mod bait_server;
 pub mod blocking_client;
+pub mod browser;
 pub mod build_context;
 pub mod buildctl;
 pub mod builder_process;
@@ -30,6 +31,7 @@ mod logged_process;
 pub mod network_namespace;
 pub mod outage;
 pub mod pausing_proxy;
+pub mod prefix_proxy;
 pub mod private_network;
 pub mod process;
 pub mod questions;

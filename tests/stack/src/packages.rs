@@ -32,8 +32,19 @@ const STACK_PACKAGES: &[&str] = &[
     "zstd",
 ];
 
-/// The Debian packages that the clients of `tests/clients` need, for the end-to-end tests.
-const TEST_CLIENT_PACKAGES: &[&str] = &["curl", "nodejs", "openssl", "php-cli", "python3", "python3-venv"];
+/// The Debian packages that the end-to-end tests need: the clients of `tests/clients`, and a browser with its driver
+/// and a font.
+const TEST_PACKAGES: &[&str] = &[
+    "chromium",
+    "chromium-driver",
+    "curl",
+    "fonts-dejavu-core",
+    "nodejs",
+    "openssl",
+    "php-cli",
+    "python3",
+    "python3-venv",
+];
 
 /// The Debian package of the registry. Installing it would start a server that listens on every address, now and at
 /// each boot; it is unpacked into the cache instead, unless it is installed already.
@@ -48,7 +59,7 @@ pub async fn install_missing_packages(progress: &ProgressSink) -> Result<()> {
 
 /// Installs the missing packages that the stack and the end-to-end tests need.
 pub async fn install_missing_packages_for_tests(progress: &ProgressSink) -> Result<()> {
-    install_packages_if_missing(&[STACK_PACKAGES, TEST_CLIENT_PACKAGES].concat(), progress).await
+    install_packages_if_missing(&[STACK_PACKAGES, TEST_PACKAGES].concat(), progress).await
 }
 
 /// Installs those of the packages that are missing with apt-get; fails if some are missing and this process is not

@@ -29,6 +29,7 @@ mod mutual_tls;
 mod notifications;
 mod odd_tars;
 mod openapi;
+mod pages;
 mod platform_faults;
 mod pool_of_daemons;
 mod provider;
