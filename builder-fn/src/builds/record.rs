@@ -1,6 +1,6 @@
 //! What is known of one build.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -104,6 +104,18 @@ impl BuildRecord {
             rollback: None,
             log: Vec::new(),
         }
+    }
+
+    /// Returns how long the build took, or has taken at the time `now` if it goes on; `None` if it has not begun, or if
+    /// its end is not known.
+    pub(crate) fn time_taken(&self, now: SystemTime) -> Option<Duration> {
+        let until = match self.phase {
+            BuildPhase::Waiting | BuildPhase::Running | BuildPhase::Deploying => now,
+            BuildPhase::Success | BuildPhase::Failed | BuildPhase::Cancelled | BuildPhase::Unknown => {
+                self.ended_at?
+            }
+        };
+        Some(until.duration_since(self.started_at?).unwrap_or_default())
     }
 
     /// Creates the record of a call's build from its attempts in BuildKit's history, in the order in which they began;
@@ -252,6 +264,31 @@ pub(crate) fn attempt_number(attempt_name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_build_takes_time_until_its_end_or_until_now_while_it_goes_on_and_an_unknown_end_is_not_now() {
+        use BuildPhase::{Cancelled, Deploying, Failed, Running, Success, Unknown, Waiting};
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        for (phase, started, ended, taken) in [
+            (Waiting, None, None, None),
+            (Running, Some(10), None, Some(90)),
+            (Deploying, Some(10), Some(20), Some(90)),
+            (Success, Some(10), Some(20), Some(10)),
+            (Failed, None, Some(20), None),
+            (Cancelled, Some(10), Some(20), Some(10)),
+            (Unknown, Some(10), Some(20), Some(10)),
+            (Unknown, Some(10), None, None),
+        ] {
+            let record = BuildRecord {
+                phase,
+                started_at: started.map(at),
+                ended_at: ended.map(at),
+                ..BuildRecord::accepted("a", at(0))
+            };
+            let expected = taken.map(Duration::from_secs);
+            assert_eq!(record.time_taken(at(100)), expected, "{phase:?} {ended:?}");
+        }
+    }
 
     #[test]
     fn an_attempts_name_has_the_builds_reference_and_the_attempts_number() {

@@ -102,10 +102,7 @@ impl BuildPage<'_> {
     /// Returns the state, what failed and why, and the steps.
     fn render_top(&self, name: &str) -> Markup {
         let record = self.record;
-        let took = record.started_at.map(|began| {
-            let ended = record.ended_at.unwrap_or(self.now);
-            ended.duration_since(began).unwrap_or_default()
-        });
+        let took = record.time_taken(self.now);
         html! {
             header {
                 h1 { (name) }

@@ -74,13 +74,7 @@ impl ListPage<'_> {
     fn render_row(&self, build: &BuildRecord) -> Markup {
         let when = build.submitted_at.map(words::time);
         let when = when.unwrap_or_else(|| words::cut(&with_visible_controls(&build.id), 40));
-        let took = build.started_at.map(|began| {
-            let ended = build
-                .ended_at
-                .filter(|_| build.phase.is_terminal())
-                .unwrap_or(self.now);
-            ended.duration_since(began).unwrap_or_default()
-        });
+        let took = build.time_taken(self.now);
         let name = |name: &Option<String>| {
             let name = name
                 .as_deref()

@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::ansi::with_visible_controls;
 use super::words;
 use crate::buildkit::StepFacts;
-use crate::builds::BuildRecord;
 use crate::builds::log_excerpt::LogExcerpt;
+use crate::builds::{BuildPhase, BuildRecord};
 
 /// The most rows.
 const ROWS_MAX: usize = 40;
@@ -105,7 +105,7 @@ impl Row {
 
 /// Returns the rows of a build in the order of their beginnings; those that have not begun are last.
 fn rows(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Vec<Row> {
-    let is_running = !record.phase.is_terminal();
+    let is_running = !record.phase.is_terminal() && record.phase != BuildPhase::Unknown;
     let mut rows = Vec::new();
     if let Some(submitted) = record.submitted_at {
         let until = record.started_at.or(record.ended_at);
@@ -183,7 +183,7 @@ impl Axis {
         let end = rows
             .iter()
             .filter(|row| row.began.is_some())
-            .map(|row| row.ended.unwrap_or(now))
+            .filter_map(|row| row.ended.or((row.state == RowState::Running).then_some(now)))
             .max()?;
         let work = rows.iter().filter(|row| row.state != RowState::Waited);
         let work = work.filter_map(|row| row.began).min().unwrap_or(first);
@@ -267,7 +267,7 @@ pub(super) fn render_waterfall(record: &BuildRecord, excerpt: &LogExcerpt, now: 
         }
         @if left_out > 0 { p { "and " (left_out) " more, which are in the log" } }
         @if !excerpt.is_complete && excerpt.problem.is_none() && record.phase.is_terminal() && !excerpt.lines.is_empty() {
-            p { "The log is long: these are the steps of its first part." }
+            p { "The log is long and was not read to its end: steps may be missing." }
         }
     }
 }
@@ -314,7 +314,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::builds::BuildPhase;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
