@@ -78,7 +78,7 @@
     const known = document.querySelector('#top [data-step="' + step + '"] .name');
     if (known) return known.textContent;
     const { isStep, text } = split(line);
-    return isStep ? visible(text).slice(0, 120) : 'step ' + step;
+    return isStep ? visible(text).replace(/ \d+\.\d+s$/, '').slice(0, 120) : 'step ' + step;
   };
   const listFor = (step, line) => {
     const last = lines.lastElementChild;
@@ -187,9 +187,16 @@
     refreshing = false;
   };
 
+  // Says what follows the last line, in place of links to other parts of the log.
+  const sayLater = (text) => {
+    const later = create('span', text);
+    later.id = 'later';
+    get('later').parentElement.replaceChildren(later);
+  };
+
   const followLog = async () => {
     get('following').hidden = false;
-    get('later').replaceChildren('The log goes on.');
+    sayLater('The log goes on.');
     const atEnd = () => innerHeight + scrollY > lines.getBoundingClientRect().bottom + scrollY - 40;
     for (let wait = 1; ; wait = Math.min(wait * 2, 15)) {
       let sticks = atEnd();
@@ -218,7 +225,7 @@
     live = false;
     build.removeAttribute('data-live');
     get('following').hidden = true;
-    get('later').replaceChildren('This is the end of the log.');
+    sayLater('This is the end of the log.');
     found.textContent = 'The build has ended: ' + build.dataset.state + '.';
   };
 
@@ -230,9 +237,10 @@
       if (record.log?.length) next = record.seq + 1;
       return ++count < ADDED;
     });
-    const later = create(ended ? 'span' : 'a', ended ? 'This is the end of the log.' : 'Later lines');
+    if (ended) return sayLater('This is the end of the log.');
+    const later = create('a', 'Later lines');
     later.id = 'later';
-    if (!ended) later.href = pageAddress + 'from=' + next + '#log';
+    later.href = pageAddress + 'from=' + next + '#log';
     get('later').replaceWith(later);
   };
 
