@@ -111,7 +111,7 @@ impl BuildRecords {
     }
 
     /// Returns the store in which the records are kept as well.
-    pub(crate) fn store(&self) -> Option<&RecordStore> {
+    pub fn store(&self) -> Option<&RecordStore> {
         self.0.store.as_ref()
     }
 

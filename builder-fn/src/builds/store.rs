@@ -19,7 +19,8 @@
 //!   `deploy-secret` ([`RecordSeal`]). A reader of the repository learns the number, the times and the sizes of builds. A
 //!   writer can delete records, and cannot forge one. Callers seal build secrets besides.
 //! - **What is replaced stays** until it is deleted or garbage is collected. The store deletes what it replaced, and
-//!   records beyond [`RECORDS_MAX_PER_TENANT`] or older than [`RECORD_AGE_MAX`], if the registry allows it.
+//!   records beyond [`RECORDS_MAX_PER_TENANT`] or older than [`RECORD_AGE_MAX`], if the registry allows it. Versions of
+//!   functions have limits of their own (`sweep.rs`).
 //! - **The record names the process that runs the build.** That process renews a sign in the registry while it lives
 //!   (`lease.rs`). Other processes claim and resume the builds of one that has gone (`claim.rs`).
 //!
@@ -39,6 +40,7 @@ mod lease;
 mod repository;
 mod seal;
 mod sweep;
+mod version_tag;
 mod versions;
 
 use std::collections::HashMap;
@@ -311,7 +313,7 @@ impl RecordStore {
     async fn write_body(&self, place: &RecordPlace, body: &Bytes) -> Result<StoredBodyReference, StoreError> {
         let tenant = &place.key.tenant;
         let sealed = self.0.seal.seal(SealedContent::Body, tenant, body)?;
-        let manifest = RecordManifest::of_body(&sealed);
+        let manifest = RecordManifest::of_body(&sealed, SystemTime::now());
         let tag = place.index.body_tag();
         self.0.repository.put(tenant, &tag, &manifest).await?;
         let digest = manifest.digest();

@@ -1,5 +1,7 @@
 //! Tests of what changed between two builds: what builds were made from is kept in a fake registry.
 
+use std::time::Duration;
+
 use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex};
 use function_host::http::Method;
@@ -8,7 +10,7 @@ use serde_json::{Value, json};
 use crate::builds::{answer_statuses_holding_back_the_last, ask, signed_question};
 use crate::complete_or_panic;
 use crate::daemon;
-use crate::record_store::record_repository_of;
+use crate::record_store::{record_repository_of, wait_for_tags};
 use crate::registry::FakeRegistry;
 use crate::setting::{Answer, TestBuilder, request_tar_with};
 
@@ -138,6 +140,30 @@ async fn the_first_step_without_its_cache_is_named_with_the_changed_argument_and
             assert!(!content.contains(plain), "{plain:?} is readable in {key}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_build_was_made_from_is_swept_with_its_record_or_a_day_later_without_one() {
+    let day = Duration::from_secs(24 * 60 * 60);
+    let registry = FakeRegistry::start().await;
+    let steps = [("[1/1] RUN make", Some(1))];
+    let recorded = build(&registry, "recorded", json!({}), &steps).await;
+    let orphan = build(&registry, "orphan", json!({}), &steps).await;
+    let inputs = || {
+        let tags = registry.tags("slipway/records").into_iter();
+        tags.filter(|tag| tag.starts_with("m-")).count()
+    };
+    // Each build has two tags for its record, which is written in the background, and one for what it was made from.
+    wait_for_tags(&registry, "slipway/records", 6).await;
+    registry.delete_last_record("slipway/records");
+
+    orphan.sweep_records_after(day - Duration::from_secs(60)).await;
+    assert_eq!(inputs(), 2, "its record may still be written");
+    orphan.sweep_records_after(2 * day).await;
+    assert_eq!(inputs(), 1);
+    assert_eq!(ask(&recorded, Method::GET, "/builds/recorded").await.status, 200);
+    recorded.sweep_records_after(8 * day).await;
+    assert_eq!(registry.tags("slipway/records"), [""; 0]);
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ fn later_builder_without_daemon(registry: &FakeRegistry) -> TestBuilder {
 }
 
 /// Waits until a repository has `count` tags: a record that is written in the background has two.
-async fn wait_for_tags(registry: &FakeRegistry, repository: &str, count: usize) {
+pub(crate) async fn wait_for_tags(registry: &FakeRegistry, repository: &str, count: usize) {
     complete_or_panic(async {
         while registry.tags(repository).len() < count {
             tokio::task::yield_now().await;

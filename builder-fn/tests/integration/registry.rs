@@ -146,6 +146,17 @@ impl FakeRegistry {
         state.contents.remove(&key);
     }
 
+    /// Deletes the manifest of the newest record of a repository, with all its tags.
+    pub(crate) fn delete_last_record(&self, repository: &str) {
+        let mut state = self.state();
+        let beginning = format!("{repository}@i-");
+        let tags = state.tags.iter();
+        let found = tags.filter(|(tag, _)| tag.starts_with(&beginning)).max();
+        let digest = found.expect("a record").1.clone();
+        state.tags.retain(|_, other| *other != digest);
+        state.contents.remove(&format!("{repository}@{digest}"));
+    }
+
     /// Returns the tags of a repository.
     pub(crate) fn tags(&self, repository: &str) -> Vec<String> {
         let state = self.state();

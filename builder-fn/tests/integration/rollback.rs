@@ -17,7 +17,7 @@ use crate::gateway::{
     start_manual_gateway,
 };
 use crate::job::FakeManifestLookup;
-use crate::record_store::{ask_until, record_repository_of};
+use crate::record_store::{ask_until, record_repository_of, wait_for_tags};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, request_tar_with};
 
@@ -107,6 +107,12 @@ async fn wait_for_versions(builder: &TestBuilder, expected: &[(&str, &str)]) {
         }
     })
     .await;
+}
+
+/// Returns the tags of all versions.
+fn version_tags(registry: &FakeRegistry) -> Vec<String> {
+    let tags = registry.tags("slipway/records").into_iter();
+    tags.filter(|tag| tag.starts_with("v-")).collect()
 }
 
 async fn roll_back(builder: &TestBuilder, query: &str) -> Answer {
@@ -470,19 +476,63 @@ async fn ten_versions_are_kept_and_older_ones_are_deleted() {
         .map(|id| (id.as_str(), "ready"))
         .collect();
     wait_for_versions(&setting.builder, &newest).await;
-    let tags = || {
-        setting
-            .registry
-            .tags("slipway/records")
-            .into_iter()
-            .filter(|tag| tag.starts_with("v-"))
-    };
     complete_or_panic(async {
-        while tags().count() > 12 {
+        while version_tags(&setting.registry).len() > 12 {
             tokio::task::yield_now().await;
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn versions_that_nothing_verified_are_deleted_as_others_are_and_the_last_good_one_is_kept() {
+    let (gateway, mut calls) = start_manual_gateway().await;
+    let mut setting = setting(gateway).await;
+    let unverified = r#"{"function":"hello","status":"unverified"}"#;
+    for number in 1..=15 {
+        let answer = if number == 2 {
+            READY_DEPLOYER_ANSWER_JSON
+        } else {
+            unverified
+        };
+        let answering = async {
+            accept_dry_runs_until_next_hand_over(&mut calls)
+                .await
+                .answer(200, answer)
+        };
+        let id = format!("v{number}");
+        tokio::join!(setting.deploy(&id), answering);
+        setting.builder.wait_until_background_work_ended().await;
+    }
+    // Twelve, and the good one.
+    assert_eq!(version_tags(&setting.registry).len(), 13);
+    let newest: Vec<_> = (6..=15).rev().map(|number| format!("v{number}")).collect();
+    let newest: Vec<_> = newest.iter().map(|id| (id.as_str(), "unverified")).collect();
+    wait_for_versions(&setting.builder, &newest).await;
+}
+
+#[tokio::test]
+async fn versions_are_swept_half_a_year_after_the_last_deployment_of_their_function_and_not_with_the_builds()
+{
+    let (gateway, _hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
+    let mut setting = setting(gateway).await;
+    for id in ["v1", "v2"] {
+        setting.deploy(id).await;
+    }
+    let builder = &setting.builder;
+    builder.wait_until_background_work_ended().await;
+    wait_for_versions(builder, &[("v2", "ready"), ("v1", "ready")]).await;
+    // The record of each build has two tags, and is written in the background.
+    wait_for_tags(&setting.registry, "slipway/records", 6).await;
+    let days = |days: u64| Duration::from_secs(days * 24 * 60 * 60);
+
+    builder.sweep_records_after(days(179)).await;
+    wait_for_versions(builder, &[("v2", "ready"), ("v1", "ready")]).await;
+    let tags = setting.registry.tags("slipway/records");
+    assert_eq!(tags, version_tags(&setting.registry), "the builds are gone");
+
+    builder.sweep_records_after(days(181)).await;
+    assert_eq!(version_tags(&setting.registry), [""; 0]);
 }
 
 #[tokio::test]

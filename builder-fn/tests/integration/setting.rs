@@ -1,7 +1,7 @@
 //! The setting of a test: a builder with secrets and a fake daemon, and signed tars.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use builder_fn::build::{BuildSettings, Builder};
 use builder_fn::build_threads::BuildThreads;
@@ -295,6 +295,13 @@ impl TestBuilder {
         self.api.builder.settings.records_repository = Some(repository);
         self.api.builder.records = BuildRecords::also_kept_in_store(store);
         self
+    }
+
+    /// Deletes the records that are beyond the limits in the time `later` from now.
+    pub(crate) async fn sweep_records_after(&self, later: Duration) {
+        let store = self.api.builder.records.store().expect("a record store");
+        let now = SystemTime::now() + later;
+        crate::complete_or_panic(store.sweep(&[None], now)).await;
     }
 
     /// Returns the bytes of all verified bodies and fetched contexts.

@@ -12,6 +12,7 @@ use super::StoreError;
 use crate::builds::{BuildPhase, BuildRecord};
 use crate::registry::{EMPTY_CONFIG, MANIFEST_MEDIA_TYPE};
 use crate::request::RequestHead;
+use crate::request::time::{format_rfc3339, parse_rfc3339};
 
 /// The type of the artifacts that are records or signs of life.
 const RECORD_ARTIFACT_TYPE: &str = "application/vnd.slipway.build-record.v1";
@@ -27,6 +28,9 @@ const INPUTS_ARTIFACT_TYPE: &str = "application/vnd.slipway.build-inputs.v1";
 
 /// The annotation with what is sealed, in base64.
 const SEALED_ANNOTATION: &str = "io.slipway.sealed";
+
+/// The annotation with the time at which a manifest was written that belongs to a record, as RFC 3339.
+const CREATED_ANNOTATION: &str = "org.opencontainers.image.created";
 
 /// The annotation with the number of a sign of life.
 const SIGN_OF_LIFE_ANNOTATION: &str = "io.slipway.sign";
@@ -156,30 +160,43 @@ pub(super) struct RecordManifest(String);
 impl RecordManifest {
     /// Returns the manifest of an artifact that is a sealed record.
     pub(super) fn of_record(sealed: &[u8]) -> Self {
-        Self::with_annotation(RECORD_ARTIFACT_TYPE, SEALED_ANNOTATION, &STANDARD.encode(sealed))
+        let annotations = json!({ SEALED_ANNOTATION: STANDARD.encode(sealed) });
+        Self::with_annotations(RECORD_ARTIFACT_TYPE, &annotations)
     }
 
-    /// Returns the manifest of an artifact that is the sealed body of a request.
-    pub(super) fn of_body(sealed: &[u8]) -> Self {
-        Self::with_annotation(BODY_ARTIFACT_TYPE, SEALED_ANNOTATION, &STANDARD.encode(sealed))
+    /// Returns the manifest of an artifact that is the sealed body of a request, written at the time `now`.
+    pub(super) fn of_body(sealed: &[u8], now: SystemTime) -> Self {
+        let annotations = json!({
+            SEALED_ANNOTATION: STANDARD.encode(sealed),
+            CREATED_ANNOTATION: format_rfc3339(now),
+        });
+        Self::with_annotations(BODY_ARTIFACT_TYPE, &annotations)
     }
 
     /// Returns the manifest of an artifact that is a sealed version of a function.
     pub(super) fn of_version(sealed: &[u8]) -> Self {
-        Self::with_annotation(VERSION_ARTIFACT_TYPE, SEALED_ANNOTATION, &STANDARD.encode(sealed))
+        let annotations = json!({ SEALED_ANNOTATION: STANDARD.encode(sealed) });
+        Self::with_annotations(VERSION_ARTIFACT_TYPE, &annotations)
     }
 
-    /// Returns the manifest of an artifact that says, sealed, what a build was made from.
-    pub(super) fn of_inputs(sealed: &[u8]) -> Self {
-        Self::with_annotation(INPUTS_ARTIFACT_TYPE, SEALED_ANNOTATION, &STANDARD.encode(sealed))
+    /// Returns the manifest of an artifact that says, sealed, what a build was made from, written at the time `now`.
+    pub(super) fn of_inputs(sealed: &[u8], now: SystemTime) -> Self {
+        let annotations = json!({
+            SEALED_ANNOTATION: STANDARD.encode(sealed),
+            CREATED_ANNOTATION: format_rfc3339(now),
+        });
+        Self::with_annotations(INPUTS_ARTIFACT_TYPE, &annotations)
     }
 
     /// Returns the manifest of the sign number `beat` that a process lives.
     pub(super) fn of_sign_of_life(beat: u64) -> Self {
-        Self::with_annotation(RECORD_ARTIFACT_TYPE, SIGN_OF_LIFE_ANNOTATION, &beat.to_string())
+        Self::with_annotations(
+            RECORD_ARTIFACT_TYPE,
+            &json!({ SIGN_OF_LIFE_ANNOTATION: beat.to_string() }),
+        )
     }
 
-    fn with_annotation(artifact_type: &str, name: &str, value: &str) -> Self {
+    fn with_annotations(artifact_type: &str, annotations: &Value) -> Self {
         let empty = json!({
             "mediaType": "application/vnd.oci.empty.v1+json",
             "digest": digest_of(EMPTY_CONFIG),
@@ -192,7 +209,7 @@ impl RecordManifest {
             "config": empty,
             // A manifest has at least one layer.
             "layers": [empty],
-            "annotations": { name: value },
+            "annotations": annotations,
         });
         Self(manifest.to_string())
     }
@@ -207,6 +224,13 @@ impl RecordManifest {
         sealed
             .and_then(|sealed| STANDARD.decode(sealed).ok())
             .ok_or(StoreError::Malformed)
+    }
+
+    /// Returns the time at which a body or what a build was made from was written, as its manifest has it. Builders
+    /// before this one wrote none.
+    pub(super) fn created_at(manifest: &[u8]) -> Option<SystemTime> {
+        let manifest: Value = serde_json::from_slice(manifest).ok()?;
+        parse_rfc3339(manifest["annotations"][CREATED_ANNOTATION].as_str()?)
     }
 
     /// Returns the manifest's digest, `sha256:…`.

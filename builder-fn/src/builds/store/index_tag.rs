@@ -16,6 +16,15 @@ use crate::builds::RecordKey;
 /// The beginning of the tags of entries in the index.
 pub(super) const INDEX_PREFIX: &str = "i-";
 
+/// The beginning of the tags of current records.
+pub(super) const RECORD_PREFIX: &str = "r-";
+
+/// The beginning of the tags of bodies of requests.
+pub(super) const BODY_PREFIX: &str = "b-";
+
+/// The beginning of the tags of what builds were made from.
+pub(super) const INPUTS_PREFIX: &str = "m-";
+
 /// The number of digits of a time: enough for 8,900 years.
 const TIME_DIGITS: usize = 12;
 
@@ -66,17 +75,17 @@ impl IndexTag {
 
     /// Returns the tag of the current record of the same build.
     pub(super) fn record_tag(&self) -> String {
-        format!("r-{}", self.hash)
+        format!("{RECORD_PREFIX}{}", self.hash)
     }
 
     /// Returns the tag of the body of the same build's request.
     pub(super) fn body_tag(&self) -> String {
-        format!("b-{}", self.hash)
+        format!("{BODY_PREFIX}{}", self.hash)
     }
 
     /// Returns the tag of what the same build was made from.
     pub(super) fn inputs_tag(&self) -> String {
-        format!("m-{}", self.hash)
+        format!("{INPUTS_PREFIX}{}", self.hash)
     }
 
     /// Returns the hash of the build's tenant and ID.
@@ -111,12 +120,12 @@ impl fmt::Display for IndexTag {
 
 /// Returns the tag of a build's current record.
 pub(super) fn record_tag(key: &RecordKey) -> String {
-    format!("r-{}", hash_of(key))
+    format!("{RECORD_PREFIX}{}", hash_of(key))
 }
 
 /// Returns the tag of what a build was made from.
 pub(super) fn inputs_tag(key: &RecordKey) -> String {
-    format!("m-{}", hash_of(key))
+    format!("{INPUTS_PREFIX}{}", hash_of(key))
 }
 
 /// Returns a tag after which come the entries that were accepted since `time`, in the order of tags by name.

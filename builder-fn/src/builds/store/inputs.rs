@@ -1,5 +1,7 @@
 //! Stores what builds were made from, each beside the record of its build.
 
+use std::time::SystemTime;
+
 use function_host::ErrorChain;
 
 use super::document::RecordManifest;
@@ -51,7 +53,7 @@ impl RecordStore {
         // With the ID: what was copied to another tag is not what its build was made from.
         let json = serde_json::to_vec(&(&key.id, inputs)).map_err(|_| StoreError::Malformed)?;
         let sealed = self.0.seal.seal(SealedContent::Inputs, &key.tenant, &json)?;
-        let manifest = RecordManifest::of_inputs(&sealed);
+        let manifest = RecordManifest::of_inputs(&sealed, SystemTime::now());
         let tag = index_tag::inputs_tag(key);
         self.0.repository.put(&key.tenant, &tag, &manifest).await
     }

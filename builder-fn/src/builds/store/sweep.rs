@@ -1,18 +1,34 @@
-//! Deletes records that are too many or too old.
+//! Deletes records that are too many or too old, and what is left of builds without a record.
 
-use std::collections::HashSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use function_host::ErrorChain;
 
-use super::index_tag::{INDEX_PREFIX, IndexTag};
+use super::document::{RecordManifest, digest_of};
+use super::index_tag::{BODY_PREFIX, INDEX_PREFIX, INPUTS_PREFIX, IndexTag, RECORD_PREFIX};
+use super::version_tag::{VERSION_PREFIX, VersionTag};
 use super::{RECORD_AGE_MAX, RECORDS_MAX_PER_TENANT, RecordStore, StoreError};
 
 /// The time between two sweeps, to which up to as much is added at random.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30 * 60);
 
-/// The limit on the records that one sweep deletes.
+/// The limit on the records that one sweep deletes, and on the versions, and on what has no record.
 const DELETIONS_MAX_PER_SWEEP: usize = 2000;
+
+/// The limit on the functions of a tenant whose versions are kept.
+const FUNCTIONS_MAX: usize = 2000;
+
+/// The age of a function's newest version at which all its versions are deleted.
+const VERSION_AGE_MAX: Duration = Duration::from_secs(180 * 24 * 60 * 60);
+
+/// The time after a deployment for which the versions of its function are kept, however many functions there are.
+const RECENT_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The age at which what was written for a build without a record is deleted. Before that, the record may still be
+/// written.
+const ORPHAN_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl RecordStore {
     /// Deletes records beyond the limits, now and then, for as long as the process runs. `tenants` returns the current
@@ -21,22 +37,38 @@ impl RecordStore {
         loop {
             // At first too, so that builders that start together do not sweep together.
             tokio::time::sleep(SWEEP_INTERVAL.mul_f64(1.0 + fastrand::f64())).await;
-            for tenant in tenants() {
-                if let Err(error) = self.sweep(&tenant, SystemTime::now()).await {
-                    let tenant = tenant.unwrap_or_default();
-                    tracing::warn!(tenant, error = %ErrorChain(&error), "could not list records of builds to delete old ones");
-                }
+            self.sweep(&tenants(), SystemTime::now()).await;
+        }
+    }
+
+    /// Deletes the records of these tenants that are beyond the limits at the time `now`. A failure is logged: the next
+    /// sweep tries again.
+    pub async fn sweep(&self, tenants: &[Option<String>], now: SystemTime) {
+        for tenant in tenants {
+            if self.0.repository.refuses_deletion(tenant) {
+                continue;
+            }
+            let swept = [
+                self.sweep_builds(tenant, now).await,
+                self.sweep_versions(tenant, now).await,
+            ];
+            for error in swept.into_iter().filter_map(Result::err) {
+                let tenant = tenant.as_deref().unwrap_or_default();
+                tracing::warn!(tenant, error = %ErrorChain(&error), "could not list records of builds to delete old ones");
             }
         }
     }
 
-    /// Deletes the records of a tenant that are beyond the limits at the time `now`.
-    async fn sweep(&self, tenant: &Option<String>, now: SystemTime) -> Result<(), StoreError> {
+    /// Deletes the records of a tenant's builds that are beyond the limits, and what belongs to builds without a record.
+    async fn sweep_builds(&self, tenant: &Option<String>, now: SystemTime) -> Result<(), StoreError> {
         let repository = &self.0.repository;
-        if repository.refuses_deletion(tenant) {
-            return Ok(());
+        // Before the index: what is recorded meanwhile has its entry there.
+        let mut parts = Vec::new();
+        for prefix in [BODY_PREFIX, INPUTS_PREFIX] {
+            parts.extend(repository.list_tags(tenant, prefix, prefix).await?);
         }
         let tags = repository.list_tags(tenant, INDEX_PREFIX, INDEX_PREFIX).await?;
+        let orphans = parts_without_entries(&parts, &tags);
         let ExcessEntries { entries, kept_builds } = excess_entries(&tags, now);
         for entry in entries.into_iter().take(DELETIONS_MAX_PER_SWEEP) {
             let mut tags = Vec::new();
@@ -47,14 +79,111 @@ impl RecordStore {
             // Last, so that what is left by a failure is found again.
             tags.push(entry.to_string());
             for tag in tags {
-                // With the manifest, all its tags are deleted. A newer record of the same build has another manifest.
-                if let Some(digest) = repository.digest_of_tag(tenant, &tag).await? {
-                    repository.delete(tenant, &digest).await;
-                }
+                self.delete_tagged(tenant, &tag).await?;
+            }
+        }
+        for part in orphans.into_iter().take(DELETIONS_MAX_PER_SWEEP) {
+            let Some(manifest) = repository.get(tenant, &part.tag).await? else {
+                continue;
+            };
+            let is_new = RecordManifest::created_at(&manifest)
+                .is_some_and(|created| age_at(now, created) < ORPHAN_AGE);
+            // The list of the index may have been cut.
+            let has_record = repository.get(tenant, &part.record_tag).await?.is_some();
+            if !is_new && !has_record {
+                repository.delete(tenant, &digest_of(&manifest)).await;
             }
         }
         Ok(())
     }
+
+    /// Deletes the versions of functions that have not been deployed for long, or that are beyond the limit.
+    async fn sweep_versions(&self, tenant: &Option<String>, now: SystemTime) -> Result<(), StoreError> {
+        let tags = self
+            .0
+            .repository
+            .list_tags(tenant, VERSION_PREFIX, VERSION_PREFIX)
+            .await?;
+        for tag in excess_versions(&tags, now)
+            .into_iter()
+            .take(DELETIONS_MAX_PER_SWEEP)
+        {
+            self.delete_tagged(tenant, &tag.to_string()).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the manifest that has the tag, and with it all its tags. A newer record of the same build has another
+    /// manifest.
+    async fn delete_tagged(&self, tenant: &Option<String>, tag: &str) -> Result<(), StoreError> {
+        if let Some(digest) = self.0.repository.digest_of_tag(tenant, tag).await? {
+            self.0.repository.delete(tenant, &digest).await;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the age at the time `now` of something from the time `then`; zero if that is later.
+fn age_at(now: SystemTime, then: SystemTime) -> Duration {
+    now.duration_since(then).unwrap_or_default()
+}
+
+/// Something that belongs to a build: the body of its request, or what it was made from.
+#[derive(Debug, PartialEq, Eq)]
+struct BuildPart {
+    tag: String,
+    /// The tag that the current record of the same build would have.
+    record_tag: String,
+}
+
+/// Returns those among the tags `parts` whose builds have no entry among the tags of the index.
+fn parts_without_entries(parts: &[String], index: &[String]) -> Vec<BuildPart> {
+    let entries = index.iter().filter_map(|tag| IndexTag::parse(tag));
+    let recorded: HashSet<_> = entries.map(|entry| entry.hash().to_owned()).collect();
+    let hash_of = |tag: &str| {
+        let hash = tag
+            .strip_prefix(BODY_PREFIX)
+            .or_else(|| tag.strip_prefix(INPUTS_PREFIX))?;
+        (!recorded.contains(hash)).then(|| hash.to_owned())
+    };
+    let orphans = parts.iter().filter_map(|tag| {
+        Some(BuildPart {
+            record_tag: format!("{RECORD_PREFIX}{}", hash_of(tag)?),
+            tag: tag.clone(),
+        })
+    });
+    orphans.collect()
+}
+
+/// Returns the versions among `tags` of functions whose newest one is too old, or that are beyond the limit and were
+/// not deployed a short time ago. The function that was deployed the longest time ago comes first, and of each the
+/// oldest version.
+fn excess_versions(tags: &[String], now: SystemTime) -> Vec<VersionTag> {
+    let mut by_function: BTreeMap<String, Vec<VersionTag>> = BTreeMap::new();
+    for tag in tags.iter().filter_map(|tag| VersionTag::parse(tag)) {
+        by_function
+            .entry(tag.function_hash().to_owned())
+            .or_default()
+            .push(tag);
+    }
+    let newest = |versions: &[VersionTag]| versions.iter().map(VersionTag::submitted_at).max();
+    let mut functions: Vec<_> = by_function
+        .into_values()
+        .filter_map(|versions| Some((newest(&versions)?, versions)))
+        .collect();
+    functions.sort_by_key(|(newest, _)| Reverse(*newest));
+    let is_excess = |rank: usize, newest: SystemTime| {
+        let age = age_at(now, newest);
+        age > VERSION_AGE_MAX || (rank >= FUNCTIONS_MAX && age > RECENT_AGE)
+    };
+    let excess = functions.into_iter().enumerate().rev();
+    excess
+        .filter(|(rank, (newest, _))| is_excess(*rank, *newest))
+        .flat_map(|(_, (_, mut versions))| {
+            versions.sort_unstable();
+            versions.into_iter().rev()
+        })
+        .collect()
 }
 
 /// The entries of the index that are beyond the limits.
@@ -90,6 +219,112 @@ fn excess_entries(tags: &[String], now: SystemTime) -> ExcessEntries {
 mod tests {
     use super::*;
     use crate::builds::RecordKey;
+    use crate::versions::VersionState;
+    use crate::versions::tests::version;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    /// Returns the tag of a version of `function` that was submitted `age` before [`now`].
+    fn version_tag(function: &str, id: &str, age: Duration) -> String {
+        let mut version = version(id, 0, VersionState::Ready);
+        version.function = function.to_owned();
+        version.submitted_at = now() - age;
+        VersionTag::new(&None, &version).to_string()
+    }
+
+    fn texts(tags: Vec<VersionTag>) -> Vec<String> {
+        tags.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_versions_of_a_function_are_deleted_together_half_a_year_after_its_last_deployment() {
+        let days = |days: u32| DAY * days;
+        let tags = [
+            version_tag("used", "new", days(179)),
+            version_tag("used", "old", days(400)),
+            version_tag("gone", "new", days(181)),
+            version_tag("gone", "old", days(182)),
+            "latest".to_owned(),
+            "v-".to_owned(),
+        ];
+        assert_eq!(
+            texts(excess_versions(&tags, now())),
+            [tags[3].clone(), tags[2].clone()]
+        );
+        assert_eq!(texts(excess_versions(&tags, now() - days(10))), [""; 0]);
+    }
+
+    #[test]
+    fn functions_beyond_the_limit_lose_their_versions_the_longest_undeployed_first_and_none_of_the_last_day()
+    {
+        let count = FUNCTIONS_MAX as u32;
+        let function = |number: u32| format!("function-{number}");
+        let mut tags: Vec<_> = (0..count)
+            .map(|number| {
+                version_tag(
+                    &function(number),
+                    "a",
+                    DAY * 2 + Duration::from_secs(number.into()),
+                )
+            })
+            .collect();
+        assert_eq!(texts(excess_versions(&tags, now())), [""; 0]);
+        // Deployed first, and again today: what was deployed in between is kept for that.
+        let old_and_new = [
+            version_tag("busy", "old", DAY * 100),
+            version_tag("busy", "new", Duration::ZERO),
+        ];
+        tags.extend(old_and_new);
+        tags.push(version_tag("older", "a", DAY * 3));
+        tags.push(version_tag("older", "b", DAY * 4));
+        assert_eq!(
+            texts(excess_versions(&tags, now())),
+            [
+                version_tag("older", "b", DAY * 4),
+                version_tag("older", "a", DAY * 3),
+                tags[FUNCTIONS_MAX - 1].clone()
+            ]
+        );
+
+        let today: Vec<_> = (0..count + 10)
+            .map(|number| version_tag(&function(number), "a", DAY))
+            .collect();
+        assert_eq!(texts(excess_versions(&today, now())), [""; 0]);
+    }
+
+    #[test]
+    fn a_version_from_ahead_of_the_clock_is_as_new_as_one_from_now() {
+        let mut ahead = version("a", 0, VersionState::Ready);
+        ahead.submitted_at = now() + DAY;
+        let tag = VersionTag::new(&None, &ahead).to_string();
+        assert_eq!(texts(excess_versions(&[tag], now())), [""; 0]);
+    }
+
+    #[test]
+    fn parts_of_builds_without_an_entry_are_found_by_their_hashes() {
+        let key = |id: &str| RecordKey {
+            tenant: None,
+            id: id.to_owned(),
+        };
+        let entry = IndexTag::new(&key("recorded"), now(), "0123456789abcdef");
+        let orphan = IndexTag::new(&key("orphan"), now(), "0123456789abcdef");
+        let parts = [
+            entry.body_tag(),
+            entry.inputs_tag(),
+            orphan.body_tag(),
+            orphan.inputs_tag(),
+        ];
+        let found = parts_without_entries(&parts, &[entry.to_string(), "i-broken".to_owned()]);
+        let expected = [orphan.body_tag(), orphan.inputs_tag()].map(|tag| BuildPart {
+            tag,
+            record_tag: orphan.record_tag(),
+        });
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn excess_entries_are_those_too_old_or_too_many_the_oldest_first() {

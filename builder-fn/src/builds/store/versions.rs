@@ -1,37 +1,30 @@
 //! Stores the versions of functions, which rollbacks choose from.
 //!
-//! Each version is a manifest of its own, sealed as records are, under the tag `v-FUNCTION-TIME-ID`. FUNCTION is the
-//! SHA-256 of tenant and function, TIME the time of the submission in milliseconds subtracted from the largest one, and
-//! ID the SHA-256 of the ID; all of them in hexadecimal digits of a fixed length. The newest version of a function is
-//! therefore the first of its tags, and nothing that two builders write at the same time is lost.
+//! Each version is a manifest of its own, sealed as records are, under a tag of its own ([`VersionTag`]), so that
+//! nothing that two builders write at the same time is lost.
 //!
 //! A version is written while it is deployed, so that a rollback which follows immediately knows what it replaces, and
-//! again with the outcome. One that was not deployed is deleted.
+//! again with the outcome. One that was not deployed is deleted. So are those that newer ones of the same function
+//! replace, after each deployment, and those of functions that are not deployed any more, by the sweep (`sweep.rs`).
 
 use std::collections::HashSet;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use function_host::ErrorChain;
 use futures_util::StreamExt;
-use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
 use super::document::{RecordManifest, digest_of};
 use super::seal::SealedContent;
+use super::version_tag::{VersionTag, version_tag_prefix};
 use super::{CONCURRENT_READS, PendingRecord, RecordStore, StoreError, WRITE_ATTEMPT_TIMEOUT};
 use crate::versions::{FunctionVersion, VERSIONS_KEPT_PER_FUNCTION, VersionState};
 
-/// The largest time in a tag, in milliseconds since 1970.
-const TAG_TIME_MAX_MILLISECONDS: u64 = (1 << 48) - 1;
-
-/// The number of digits of the hash of a function.
-const FUNCTION_HASH_DIGITS: usize = 40;
-
-/// The number of digits of the hash of an ID.
-const ID_HASH_DIGITS: usize = 24;
-
 /// The number of versions that are stored beyond those that can be chosen: some may turn out not to be deployed.
 const SPARE_STORED_VERSIONS: usize = 2;
+
+/// The limit on the versions of a function that are deleted after one deployment of it.
+const DELETIONS_MAX: usize = 100;
 
 /// The number of attempts to write a version.
 const VERSION_WRITE_ATTEMPTS: u32 = 5;
@@ -147,7 +140,7 @@ impl RecordStore {
         version: &FunctionVersion,
     ) -> Result<BegunVersion, StoreError> {
         let limit = WRITE_ATTEMPT_TIMEOUT;
-        let tag = version_tag(tenant, version);
+        let tag = VersionTag::new(tenant, version).to_string();
         let earlier = match tokio::time::timeout(limit, self.read_version(tenant, &tag)).await {
             Ok(earlier) => earlier?,
             Err(_) => return Err(StoreError::Timeout { limit }),
@@ -173,7 +166,7 @@ impl RecordStore {
             let json = serde_json::to_vec(version).map_err(|_| StoreError::Malformed)?;
             let sealed = self.0.seal.seal(SealedContent::Version, tenant, &json)?;
             let manifest = RecordManifest::of_version(&sealed);
-            let tag = version_tag(tenant, version);
+            let tag = VersionTag::new(tenant, version).to_string();
             self.0.repository.put(tenant, &tag, &manifest).await?;
             Ok(manifest.digest())
         };
@@ -253,23 +246,28 @@ impl RecordStore {
         Ok(tags)
     }
 
-    /// Deletes the versions of a function that cannot be chosen any more, if a good one is kept. A failure is logged:
-    /// the next deployment tries again.
+    /// Deletes the versions of a function that cannot be chosen any more, except the last good one: those before it may
+    /// turn out not to be deployed. A failure is logged: the next deployment tries again.
     async fn delete_old_versions(&self, tenant: &Option<String>, function: &str) {
         if self.0.repository.refuses_deletion(tenant) {
             return;
         }
         let deleting = async {
             let kept = self.list_versions(tenant, function).await?;
-            if !kept.iter().any(|version| version.state == VersionState::Ready) {
-                // The last good one is among those that would be deleted.
-                return Ok(());
-            }
+            let mut keeps_good_one = kept.iter().any(|version| version.state == VersionState::Ready);
             let tags = self.list_version_tags(tenant, function).await?;
             for tag in tags
                 .iter()
                 .skip(VERSIONS_KEPT_PER_FUNCTION + SPARE_STORED_VERSIONS)
+                .take(DELETIONS_MAX)
             {
+                if !keeps_good_one {
+                    let version = self.read_version(tenant, tag).await?;
+                    keeps_good_one = version.is_some_and(|version| version.state == VersionState::Ready);
+                    if keeps_good_one {
+                        continue;
+                    }
+                }
                 if let Some(manifest) = self.0.repository.get(tenant, tag).await? {
                     self.0.repository.delete(tenant, &digest_of(&manifest)).await;
                 }
@@ -289,58 +287,4 @@ fn log_version_error(version: &FunctionVersion, error: &StoreError) {
         error = %ErrorChain(error),
         "could not record a version of a function"
     );
-}
-
-/// Returns what the tags of a function's versions begin with.
-fn version_tag_prefix(tenant: &Option<String>, function: &str) -> String {
-    // The name of a tenant has no NUL, so no two pairs have the same text.
-    let hash = hash_of(
-        &[tenant.as_deref().unwrap_or_default(), function],
-        FUNCTION_HASH_DIGITS,
-    );
-    format!("v-{hash}-")
-}
-
-/// Returns the tag of a version.
-fn version_tag(tenant: &Option<String>, version: &FunctionVersion) -> String {
-    let since = version.submitted_at.duration_since(SystemTime::UNIX_EPOCH);
-    let milliseconds =
-        u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(TAG_TIME_MAX_MILLISECONDS);
-    let left = TAG_TIME_MAX_MILLISECONDS.saturating_sub(milliseconds);
-    let prefix = version_tag_prefix(tenant, &version.function);
-    format!("{prefix}{left:012x}-{}", hash_of(&[&version.id], ID_HASH_DIGITS))
-}
-
-fn hash_of(parts: &[&str], digits: usize) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update(part);
-        hash.update([0]);
-    }
-    let mut text = hex::encode(hash.finalize());
-    text.truncate(digits);
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::versions::tests::version;
-
-    #[test]
-    fn the_tag_of_a_newer_version_comes_first_and_begins_as_those_of_its_function_only() {
-        let tag = |id: &str, seconds| version_tag(&None, &version(id, seconds, VersionState::Ready));
-        assert!(tag("a", 2_000_000_000) < tag("b", 1_999_999_999));
-        assert!(tag("a", 2_000_000_000).len() <= 128);
-        assert_ne!(tag("a", 1), tag("b", 1));
-        let prefix = version_tag_prefix(&None, "hello.openfaas-fn");
-        assert!(tag("a", 1).starts_with(&prefix));
-        for (tenant, function) in [
-            (Some("hello.openfaas-fn".to_owned()), ""),
-            (Some("acme".to_owned()), "hello.openfaas-fn"),
-            (None, "hello.other"),
-        ] {
-            assert_ne!(version_tag_prefix(&tenant, function), prefix);
-        }
-    }
 }
