@@ -19,6 +19,9 @@ use crate::{logged_process::LoggedProcess, work_dir::path_in_repository};
 /// The longest time until a condition holds on a page; a test that passes does not wait this long.
 const CONDITION_TIMEOUT: Duration = Duration::from_secs(180);
 
+/// The time after which a page that does not change by itself is opened again.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// The longest time that the browser loads a page, in milliseconds.
 const LOAD_TIMEOUT_MILLISECONDS: u64 = 180_000;
 
@@ -182,6 +185,29 @@ impl Browser {
                 self.text().await?
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Opens an address again and again until a JavaScript expression is true on its page: a busy builder may
+    /// answer before it has read the log of a build.
+    pub async fn open_until(&self, url: &str, expression: &str) -> Result<()> {
+        let end = Instant::now() + CONDITION_TIMEOUT;
+        loop {
+            // Read the clock first: the last answer counts, however late it is.
+            let is_last = Instant::now() > end;
+            self.open(url).await?;
+            let attempt_end = Instant::now() + ATTEMPT_TIMEOUT;
+            while Instant::now() < attempt_end {
+                if self.evaluate(expression).await? == json!(true) {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            ensure!(
+                !is_last,
+                "after {CONDITION_TIMEOUT:?}, this is still not true: {expression}; the page: {}",
+                self.text().await?
+            );
         }
     }
 

@@ -133,8 +133,9 @@ async fn the_page_of_a_failed_build_says_why_first_and_is_used_with_the_keyboard
     assert_eq!(reply.status, 422, "{}", reply.text);
     let browser = Browser::start(true).await?;
     let url = setting.page_url(&reply.json())?;
-    browser.open(&url).await?;
-    browser.wait_until(&has_line("could not compile `shop`")).await?;
+    browser
+        .open_until(&url, &has_line("could not compile `shop`"))
+        .await?;
 
     let text = browser.text().await?;
     let place = |part: &str| {
@@ -226,18 +227,10 @@ async fn pages_are_readable_without_scripts() -> Result<()> {
         let reply = setting.build(&id, &context, &setting.image_name("shop")).await?;
         assert_eq!(reply.status, status, "{}", reply.text);
         let url = setting.page_url(&reply.json())?;
-        browser.open(&url).await?;
-        // A busy machine may not have read the log when it answers. The link to load it needs no script.
-        if browser
-            .evaluate("document.getElementById('load') !== null")
-            .await?
-            == json!(true)
-        {
-            browser.click("#load").await?;
-            browser
-                .wait_until("document.querySelector('#lines li') !== null")
-                .await?;
-        }
+        // Named in the address, the lines are waited for longer: this page cannot load them itself.
+        let url = format!("{url}&from=1");
+        let has_lines = "document.querySelector('#lines li') !== null";
+        browser.open_until(&url, has_lines).await?;
         let text = browser.text().await?;
         for part in expected {
             assert!(text.contains(part), "{part:?} is not in {text}");
@@ -286,10 +279,8 @@ async fn hostile_output_and_names_stay_text_on_pages() -> Result<()> {
     let url = followed?;
     assert_eq!(reply?.status, 422);
 
+    let has_lines = "document.querySelectorAll('#lines li').length > 2";
     for _ in ["as it was followed", "as the builder renders it"] {
-        browser
-            .wait_until("document.querySelectorAll('#lines li').length > 2")
-            .await?;
         let text = browser.text().await?;
         for part in [markup, "<U+202E>txet", id.as_str()] {
             assert!(text.contains(part), "{part:?} is not in {text}");
@@ -309,7 +300,7 @@ async fn hostile_output_and_names_stay_text_on_pages() -> Result<()> {
             "{title}"
         );
         assert_nothing_reported(&browser).await?;
-        browser.open(&url).await?;
+        browser.open_until(&url, has_lines).await?;
     }
 
     // Names that make the builder reject a request are shown with the reason.
@@ -362,8 +353,8 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     let reply = setting.build(&fresh_id("page-long")?, &context, &image).await?;
     assert_eq!(reply.status, 200, "{:.1000}", reply.text);
     let browser = Browser::start(true).await?;
-    browser.open(&setting.page_url(&reply.json())?).await?;
-    browser.wait_until(&has_line("\\bline 1 x")).await?;
+    let url = setting.page_url(&reply.json())?;
+    browser.open_until(&url, &has_line("\\bline 1 x")).await?;
     let count = browser
         .evaluate("document.querySelectorAll('#lines li').length")
         .await?;
