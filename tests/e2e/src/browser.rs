@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::{logged_process::LoggedProcess, work_dir::path_in_repository};
 
 /// The longest time until a condition holds on a page; a test that passes does not wait this long.
-const CONDITION_TIMEOUT: Duration = Duration::from_secs(180);
+const CONDITION_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The time after which a page that does not change by itself is opened again.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
