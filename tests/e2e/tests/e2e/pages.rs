@@ -395,8 +395,11 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
         .await?;
     browser.click("#hits a").await?;
     browser
-        .wait_until("document.querySelector('#lines li.hit')?.textContent.includes('line 123456 ') === true")
+        .wait_until("document.querySelector('#lines li.hit')?.id === location.hash.slice(1)")
         .await?;
+    // Near the line that the address names: BuildKit may batch the log in another way in each reading, and a line that it
+    // repeats changes the numbers after it.
+    browser.wait_until(&has_line("\\bline 123456 x")).await?;
     assert_nothing_reported(&browser).await
 }
 
