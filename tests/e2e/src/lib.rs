@@ -17,6 +17,7 @@ pub mod collector;
 pub mod compare;
 pub mod comparison;
 pub mod context_tree;
+pub mod control_api;
 pub mod crafted_layer;
 pub mod deployed_builder;
 pub mod deployer_process;

@@ -5,6 +5,7 @@
 mod asynchronous;
 mod build_failures;
 mod build_secrets;
+mod cancellation;
 mod changing_names;
 mod clients;
 mod command_history;
