@@ -92,7 +92,7 @@ impl fmt::Display for VersionTag {
 }
 
 /// Returns what the tags of a function's versions begin with.
-pub(super) fn function_prefix(tenant: &Option<String>, function: &str) -> String {
+pub(super) fn version_tag_prefix(tenant: &Option<String>, function: &str) -> String {
     format!("{VERSION_PREFIX}{}-", hash_of_function(tenant, function))
 }
 
@@ -129,14 +129,14 @@ mod tests {
         assert!(tag("a", 2_000_000_000) < tag("b", 1_999_999_999));
         assert!(tag("a", 2_000_000_000).len() <= 128);
         assert_ne!(tag("a", 1), tag("b", 1));
-        let prefix = function_prefix(&None, "hello.openfaas-fn");
+        let prefix = version_tag_prefix(&None, "hello.openfaas-fn");
         assert!(tag("a", 1).starts_with(&prefix));
         for (tenant, function) in [
             (Some("hello.openfaas-fn".to_owned()), ""),
             (Some("acme".to_owned()), "hello.openfaas-fn"),
             (None, "hello.other"),
         ] {
-            assert_ne!(function_prefix(&tenant, function), prefix);
+            assert_ne!(version_tag_prefix(&tenant, function), prefix);
         }
     }
 

@@ -48,14 +48,14 @@ impl TwoBuilders<'_> {
         let config = json!({
             "image": testbed.image_name(repository, &tag), "deploy": { "service": function },
         });
-        let base = testbed.busybox_image_name().await?;
+        let base = testbed.build_busybox_once_and_get_name().await?;
         let tar = BuildContext::with_gated_step(base, &gate).tar_with_config(&config)?;
         let mut events = self.control.follow_history().await?;
         let (client, call_id, times) = (owner.client()?, id.clone(), format!("{run}, {}", run + 1));
         let delivered = tar.clone();
         let build = tokio::spawn(async move {
             let headers = [("X-Call-Id", call_id.as_str()), ("X-Start-Time", times.as_str())];
-            client.post_with_headers(delivered, &headers).await
+            client.post_signed_with_headers(delivered, &headers).await
         });
         testbed.wait_for_step(&gate, true).await?;
 
@@ -95,7 +95,7 @@ impl TwoBuilders<'_> {
             );
             let again = builder.client()?;
             let again = again
-                .post_with_headers(tar.clone(), &[("X-Call-Id", &id)])
+                .post_signed_with_headers(tar.clone(), &[("X-Call-Id", &id)])
                 .await?;
             assert_eq!(again.status, 409, "{}", again.text);
         }

@@ -339,7 +339,7 @@ fn encode(id: &str) -> String {
 
 #[tokio::test]
 async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
-    const LINES: u64 = 500_000;
+    const LINES_WRITTEN_BY_STEP: u64 = 500_000;
     let testbed = slipway_e2e::testbed::Testbed::find_running_stack()?;
     // The stack's own daemon would keep the log in its history.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
@@ -347,7 +347,7 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     let setting = PageSetting::start(&[("buildkit_url", &url)]).await?;
     let _parts = setting.testbed.share_parts().await;
     let filler = "x".repeat(88);
-    let steps = format!("RUN seq 1 {LINES} | sed 's/.*/line & {filler}/'");
+    let steps = format!("RUN seq 1 {LINES_WRITTEN_BY_STEP} | sed 's/.*/line & {filler}/'");
     let context = setting.context_with_steps(&steps).await?;
     let image = setting.image_name("page-long");
     let reply = setting.build(&fresh_id("page-long")?, &context, &image).await?;
@@ -414,7 +414,7 @@ async fn the_list_leads_to_the_builds_of_a_function_and_back() -> Result<()> {
     let mut ids = Vec::new();
     for page in ["<h1>Shop</h1>", "<h1>Our shop</h1>"] {
         let now = fresh_id(page)?;
-        let base = setting.testbed.busybox_image_name().await?;
+        let base = setting.testbed.build_busybox_once_and_get_name().await?;
         let context = BuildContext::static_page_function(base, &now);
         let id = fresh_id(name)?;
         let reply = setting.build_with_config(&id, &context, &config).await?;

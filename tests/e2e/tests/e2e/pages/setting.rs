@@ -31,7 +31,7 @@ impl PageSetting {
 
     /// Returns a context that builds on busybox with these steps, none of which an earlier build has cached.
     pub(super) async fn context_with_steps(&self, steps: &str) -> Result<BuildContext> {
-        let base = self.testbed.busybox_image_name().await?;
+        let base = self.testbed.build_busybox_once_and_get_name().await?;
         let now = format!("{:?}", SystemTime::now());
         Ok(BuildContext::dockerfile(format!("FROM {base}\nCOPY now /now\n{steps}\n")).with_file("now", now))
     }
@@ -56,7 +56,7 @@ impl PageSetting {
     ) -> Result<HttpReply> {
         let tar = context.tar_with_config(config)?;
         let client = self.builder.client()?;
-        client.post_with_headers(tar, &[("X-Call-Id", id)]).await
+        client.post_signed_with_headers(tar, &[("X-Call-Id", id)]).await
     }
 
     /// Returns the URL of the page that an answer of the builder names.
