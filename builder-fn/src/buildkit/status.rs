@@ -8,6 +8,7 @@
 mod facts;
 mod ordered;
 mod reader;
+mod seen_warnings;
 
 use std::time::{Duration, SystemTime};
 

@@ -185,8 +185,7 @@ impl LogSender {
             Err(_) => Err("BuildKit does not answer in time".to_owned()),
         };
         let connection = connection.map_err(EarlyLogEnd::Unreadable)?;
-        let mut log = NumberedLog::open(&connection, &attempt.reference, attempt_number, mask)
-            .starting_at(self.sink.next());
+        let mut log = NumberedLog::open(&connection, attempt, attempt_number, mask).starting_at(self.sink.next());
         let sent = self.send_lines(&mut log).await;
         self.sink.flush().await?;
         sent

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tonic::Status;
 
-use crate::buildkit::{AttemptFacts, BuildEvent, Connection, OrderedLog, StepFacts};
+use crate::buildkit::{AttemptFacts, BuildEvent, BuildState, Connection, ListedBuild, OrderedLog, StepFacts};
 use crate::redact::SecretMask;
 use crate::report::LineFormatter;
 
@@ -36,15 +36,18 @@ pub(super) struct NumberedLog {
 }
 
 impl NumberedLog {
-    /// Opens the log of the attempt `reference`, which is the attempt number `attempt_number`, from its beginning.
+    /// Opens the log of `attempt`, which is the attempt number `attempt_number`, from its beginning.
     pub(super) fn open(
         connection: &Connection,
-        reference: &str,
+        attempt: &ListedBuild,
         attempt_number: u64,
         mask: &SecretMask,
     ) -> Self {
+        let has_ended = attempt.state != BuildState::Running;
         Self {
-            log: connection.open_log(reference),
+            log: connection
+                .open_log(&attempt.reference)
+                .of_ended_attempt(has_ended),
             lines: LineFormatter::new(mask.clone()),
             seq: (attempt_number - 1) * LINE_NUMBERS_PER_ATTEMPT,
             first: 0,

@@ -5,9 +5,15 @@
 //! pieces of output with their times, and when each step began and ended. The events are therefore sorted by these times.
 //!
 //! A piece of output gets its time just before BuildKit queues it, and the queue keeps its order. So an event is held
-//! until events from one second later are there, or until nothing came for a second. Left out is what depends on the
-//! reader: progress, which BuildKit thins out; steps that it reports as cached with the times of other steps; and the
-//! ends of steps that it makes up when a build is cancelled. Warnings have no time, and are the last events.
+//! until events from one second later are there, or, while the build runs, until nothing came for a second. Left out is
+//! what depends on the reader: progress, which BuildKit thins out; steps that it reports as cached with the times of
+//! other steps; and the ends of steps that it makes up when a build is cancelled. Warnings have no time, and are the
+//! last events.
+//!
+//! BuildKit splits a batch of updates with more than 1 MiB of output into several responses (`client/status.go`): the
+//! first one has all the steps and progress of the batch, the following ones only output, whose times may be much
+//! earlier. A reader who comes late gets a whole log in few batches. So the times of steps and progress in such a batch
+//! count as seen only once the whole batch is there.
 //!
 //! There is one exception. A build that joins a step which another build has already begun gets its earlier output when
 //! it joins, with the original times. A reader who was there before gets it where it arrived, and one who comes later
@@ -22,6 +28,7 @@ use futures_util::StreamExt;
 use tonic::Status;
 
 use super::reader::{time_or_epoch, to_system_time};
+use super::seen_warnings::SeenWarnings;
 use super::{AttemptFacts, BuildEvent, StatusResponseStream, follow_build_status, without_rpc_prefix};
 use crate::buildkit::Connection;
 use crate::redact::SecretMask;
@@ -35,6 +42,9 @@ const HELD_BYTES_MAX: usize = 8 << 20;
 /// The memory of an event besides its text, in bytes, roughly.
 const EVENT_OVERHEAD_BYTES: usize = 256;
 
+/// The size of output above which BuildKit splits a batch of updates, in bytes: BuildKit `client/status.go`.
+const SPLIT_BYTES: usize = 1 << 20;
+
 /// The limit on the remembered beginnings and ends of steps, beyond which events of steps are left out.
 const REMEMBERED_TIMES_MAX: usize = 100_000;
 
@@ -47,6 +57,8 @@ pub struct OrderedLog {
     order: EventSorter,
     /// The facts about the steps, if they were asked for.
     facts: Option<AttemptFacts>,
+    /// Whether the attempt had ended before its log was opened, so that a pause in the log is the daemon's.
+    is_recorded: bool,
     has_ended: bool,
 }
 
@@ -58,13 +70,26 @@ type EventKey = (SystemTime, u8, Arc<str>, u64);
 struct EventSorter {
     held: BTreeMap<EventKey, BuildEvent>,
     held_bytes: usize,
-    /// The latest time that was seen.
+    /// The latest time that was seen, without those of a split batch's steps and progress.
     latest: Option<SystemTime>,
+    /// The last batch, if BuildKit has split it.
+    split: Option<SplitBatch>,
     arrived: u64,
     digests: HashMap<String, Arc<str>>,
     /// The beginnings and ends of steps that were seen.
     seen: HashSet<(Arc<str>, SystemTime, bool)>,
+    seen_warnings: SeenWarnings,
     warnings: Vec<BuildEvent>,
+}
+
+/// A batch of updates that BuildKit has split into several responses.
+#[derive(Default)]
+struct SplitBatch {
+    /// The latest time of the batch's steps and progress.
+    latest: Option<SystemTime>,
+    /// Whether there was a response without output, which is the last one of a batch. In the log of an ended build, a
+    /// batch is split again, and there may be more responses.
+    may_be_over: bool,
 }
 
 impl Connection {
@@ -74,6 +99,7 @@ impl Connection {
             responses: follow_build_status(self, reference.to_owned()),
             order: EventSorter::default(),
             facts: None,
+            is_recorded: false,
             has_ended: false,
         }
     }
@@ -86,7 +112,12 @@ impl OrderedLog {
     /// Fails if the daemon does not know the attempt, or is lost.
     pub async fn next_events(&mut self) -> Result<Option<Vec<BuildEvent>>, Status> {
         while !self.has_ended {
-            let events = match tokio::time::timeout(EVENT_HOLD_TIME, self.responses.next()).await {
+            let response = self.responses.next();
+            let response = match self.is_recorded || self.order.is_within_batch() {
+                true => Ok(response.await),
+                false => tokio::time::timeout(EVENT_HOLD_TIME, response).await,
+            };
+            let events = match response {
                 Err(_) => self.order.take_all(),
                 Ok(Some(response)) => {
                     let response = response?;
@@ -110,6 +141,12 @@ impl OrderedLog {
         Ok(None)
     }
 
+    /// Takes the attempt as ended, if `is_recorded`: the order of its events does not depend on how fast the daemon
+    /// sends them.
+    pub(crate) fn of_ended_attempt(self, is_recorded: bool) -> Self {
+        Self { is_recorded, ..self }
+    }
+
     /// Keeps facts about the steps, in whose names `mask` masks secrets.
     pub(crate) fn with_facts(mut self, mask: SecretMask) -> Self {
         self.facts = Some(AttemptFacts::empty_with_mask(mask));
@@ -125,16 +162,19 @@ impl OrderedLog {
 impl EventSorter {
     /// Holds the steps and the output in a response, and keeps its warnings for the end.
     fn add_response(&mut self, response: StatusResponse) {
+        self.notice_split(&response);
         for vertex in response.vertexes {
             self.add_step(vertex);
         }
         for status in &response.statuses {
-            self.latest = self.latest.max(status.timestamp.as_ref().map(to_system_time));
+            let at = status.timestamp.as_ref().map(to_system_time);
+            self.notice_time_of_steps(at);
         }
         for log in response.logs {
             let at = time_or_epoch(log.timestamp.as_ref());
             let digest = self.intern(&log.vertex);
             self.held_bytes += log.msg.len();
+            self.latest = self.latest.max(Some(at));
             self.hold(
                 at,
                 1,
@@ -147,10 +187,39 @@ impl EventSorter {
                 },
             );
         }
-        self.warnings
-            .extend(response.warnings.into_iter().map(|warning| BuildEvent::Warning {
-                text: String::from_utf8_lossy(&warning.short).into_owned(),
-            }));
+        let warnings = response.warnings.into_iter();
+        let new = warnings.filter_map(|warning| self.seen_warnings.take_new(warning));
+        self.warnings.extend(new);
+    }
+
+    /// Notices whether a response is the first one of a split batch, a further one, or one of another batch.
+    fn notice_split(&mut self, response: &StatusResponse) {
+        if (!response.vertexes.is_empty() || !response.statuses.is_empty())
+            && let Some(over) = self.split.take()
+        {
+            self.latest = self.latest.max(over.latest);
+        }
+        let output_bytes: usize = response.logs.iter().map(|log| log.msg.len()).sum();
+        if output_bytes > SPLIT_BYTES && self.split.is_none() {
+            self.split = Some(SplitBatch::default());
+        }
+        if let Some(split) = &mut self.split {
+            split.may_be_over |= response.logs.is_empty();
+        }
+    }
+
+    /// Returns whether the daemon has sent a part of a batch, and certainly sends another one.
+    fn is_within_batch(&self) -> bool {
+        self.split.as_ref().is_some_and(|split| !split.may_be_over)
+    }
+
+    /// Notices the time of a step or of progress.
+    fn notice_time_of_steps(&mut self, at: Option<SystemTime>) {
+        let latest = match &mut self.split {
+            Some(split) => &mut split.latest,
+            None => &mut self.latest,
+        };
+        *latest = (*latest).max(at);
     }
 
     /// Holds the beginning and the end of a step, unless they are known or made up by BuildKit. BuildKit may leave the
@@ -171,6 +240,7 @@ impl EventSorter {
                 at: started,
                 is_rerun: false,
             };
+            self.notice_time_of_steps(Some(started));
             self.hold(started, 0, digest.clone(), event);
         }
         let Some(ended) = completed.filter(|_| !vertex.error.ends_with(CANCELLED_STEP_ERROR)) else {
@@ -186,6 +256,7 @@ impl EventSorter {
                 error: without_rpc_prefix(&vertex.error).to_owned(),
                 is_rerun: false,
             };
+            self.notice_time_of_steps(Some(ended));
             self.hold(ended, 2, digest, event);
         }
     }
@@ -197,7 +268,6 @@ impl EventSorter {
 
     /// Holds an event until it is sorted; `rank` orders events of one time: beginnings, output, ends.
     fn hold(&mut self, at: SystemTime, rank: u8, digest: Arc<str>, event: BuildEvent) {
-        self.latest = self.latest.max(Some(at));
         self.arrived += 1;
         self.held_bytes += EVENT_OVERHEAD_BYTES;
         self.held.insert((at, rank, digest, self.arrived), event);
@@ -242,158 +312,4 @@ impl EventSorter {
 }
 
 #[cfg(test)]
-mod tests {
-    use bollard_buildkit_proto::google::protobuf::Timestamp;
-    use bollard_buildkit_proto::moby::buildkit::v1::{VertexLog, VertexStatus};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn timestamp(milliseconds: i64) -> Timestamp {
-        Timestamp {
-            seconds: milliseconds / 1000,
-            nanos: i32::try_from(milliseconds % 1000).expect("small") * 1_000_000,
-        }
-    }
-
-    /// Returns a step that began and ended at these times in milliseconds.
-    fn vertex(digest: &str, started_ms: i64, completed_ms: Option<i64>, error: &str) -> Vertex {
-        Vertex {
-            digest: digest.into(),
-            name: format!("[{digest}]"),
-            started: Some(timestamp(started_ms)),
-            completed: completed_ms.map(timestamp),
-            error: error.into(),
-            ..Vertex::default()
-        }
-    }
-
-    /// Returns a line of a step's output, written at this time in milliseconds.
-    fn log(digest: &str, at_ms: i64) -> VertexLog {
-        VertexLog {
-            vertex: digest.into(),
-            timestamp: Some(timestamp(at_ms)),
-            stream: 1,
-            msg: format!("{digest} {at_ms}\n").into(),
-        }
-    }
-
-    /// One update of a build, as BuildKit queues it.
-    #[derive(Clone, Debug)]
-    enum Update {
-        Step(Vertex),
-        Log(VertexLog),
-        Status(VertexStatus),
-    }
-
-    /// Returns the updates of two parallel steps, in BuildKit's order.
-    fn updates_of_two_steps() -> Vec<Update> {
-        let mut updates = vec![
-            Update::Step(vertex("a", 0, None, "")),
-            Update::Step(vertex("b", 20, None, "")),
-        ];
-        for tenth in 1..60_i64 {
-            updates.push(Update::Log(log(
-                if tenth % 3 == 0 { "b" } else { "a" },
-                tenth * 100,
-            )));
-            updates.push(Update::Status(VertexStatus {
-                id: "x".into(),
-                timestamp: Some(timestamp(tenth * 100 + 1)),
-                ..VertexStatus::default()
-            }));
-            if tenth == 30 {
-                updates.push(Update::Step(vertex("a", 0, Some(3010), "")));
-                updates.push(Update::Step(vertex("a", 3020, None, "")));
-            }
-        }
-        updates.push(Update::Step(vertex("a", 3020, Some(5910), "exit code: 1")));
-        updates
-    }
-
-    /// Returns one response with the updates, grouped by kind as BuildKit does.
-    fn response_with(updates: &[Update]) -> StatusResponse {
-        let mut response = StatusResponse::default();
-        for update in updates {
-            match update.clone() {
-                Update::Step(vertex) => response.vertexes.push(vertex),
-                Update::Log(log) => response.logs.push(log),
-                Update::Status(status) => response.statuses.push(status),
-            }
-        }
-        response
-    }
-
-    /// Returns the ordered events of `updates`, which are read in batches of these sizes, over and over.
-    fn read_in_batches(updates: &[Update], sizes: &[usize]) -> Vec<BuildEvent> {
-        let mut order = EventSorter::default();
-        let mut events = Vec::new();
-        let (mut rest, mut sizes) = (updates, sizes.iter().cycle());
-        while !rest.is_empty() {
-            let size = sizes.next().copied().unwrap_or(1).clamp(1, rest.len());
-            let (batch, more) = rest.split_at(size);
-            order.add_response(response_with(batch));
-            events.extend(order.take_ready());
-            rest = more;
-        }
-        events.extend(order.take_all());
-        events
-    }
-
-    proptest! {
-        #[test]
-        fn the_order_of_a_log_does_not_depend_on_how_buildkit_groups_it(
-            sizes in proptest::collection::vec(1_usize..40, 1..12),
-            swaps in proptest::collection::vec(0_usize..100, 0..10),
-        ) {
-            let expected = read_in_batches(&updates_of_two_steps(), &[1]);
-            let mut shuffled = updates_of_two_steps();
-            for at in swaps {
-                // Neighbours may overtake each other on their way.
-                if at + 1 < shuffled.len() && matches!((&shuffled[at], &shuffled[at + 1]), (Update::Log(_) | Update::Status(_), Update::Log(_) | Update::Status(_))) {
-                    shuffled.swap(at, at + 1);
-                }
-            }
-            prop_assert_eq!(read_in_batches(&shuffled, &sizes), expected);
-        }
-    }
-
-    #[test]
-    fn a_beginning_that_buildkit_left_out_is_taken_from_the_end_of_the_step() {
-        let all = [vertex("a", 0, None, ""), vertex("a", 0, Some(10), "")].map(Update::Step);
-        assert_eq!(read_in_batches(&all, &[1]), read_in_batches(&all[1..], &[1]));
-        assert_eq!(read_in_batches(&all, &[1]).len(), 2);
-    }
-
-    #[test]
-    fn steps_without_a_duration_and_the_ends_of_cancelled_steps_are_left_out() {
-        let updates = [
-            vertex("cached", 5, Some(5), ""),
-            vertex("cancelled", 6, Some(70), "context canceled"),
-        ];
-        let events = read_in_batches(&updates.map(Update::Step), &[1]);
-        assert!(
-            matches!(&events[..], [BuildEvent::StepStarted { digest, .. }] if digest == "cancelled"),
-            "{events:?}"
-        );
-    }
-
-    #[test]
-    fn held_events_take_bounded_memory() {
-        let mut order = EventSorter::default();
-        let mut passed = 0;
-        for _ in 0..64 {
-            let mut response = StatusResponse::default();
-            response.logs.push(VertexLog {
-                msg: vec![b'x'; 1 << 20],
-                ..log("a", 1000)
-            });
-            order.add_response(response);
-            passed += order.take_ready().len();
-            assert!(order.held_bytes <= HELD_BYTES_MAX);
-        }
-        assert!(passed > 50, "{passed}");
-        order.take_all();
-        assert_eq!(order.held_bytes, 0);
-    }
-}
+mod tests;

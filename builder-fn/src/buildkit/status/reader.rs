@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexStatus};
 
+use super::seen_warnings::SeenWarnings;
 use super::{BuildEvent, without_rpc_prefix};
 
 /// The limit on the steps, and on the parts of steps, that are remembered for one build. Events of further ones may
@@ -25,6 +26,7 @@ pub(in crate::buildkit) struct EventReader {
     steps: HashMap<String, StepState>,
     progress: HashMap<String, ProgressState>,
     failed: Vec<FailedStep>,
+    warnings: SeenWarnings,
 }
 
 /// The last known state of a step.
@@ -75,9 +77,8 @@ impl EventReader {
             at: time_or_epoch(log.timestamp.as_ref()),
             text: log.msg,
         }));
-        events.extend(response.warnings.into_iter().map(|warning| BuildEvent::Warning {
-            text: String::from_utf8_lossy(&warning.short).into_owned(),
-        }));
+        let warnings = response.warnings.into_iter();
+        events.extend(warnings.filter_map(|warning| self.warnings.take_new(warning)));
         events
     }
 
