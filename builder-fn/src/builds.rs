@@ -2,7 +2,8 @@
 //!
 //! A [`BuildRecord`] is what is known of a build. This process keeps the records of its own builds ([`BuildRecords`]);
 //! those of other builders, and of builders that have been restarted, are read from BuildKit's history, and from the
-//! [record store](RecordStore) if there is one. The log of a build is always read from BuildKit.
+//! [record store](RecordStore) if there is one. The log of a build is always read from BuildKit, once for all who read
+//! it at the time.
 //!
 //! Callers sign their questions; people follow a [link](page_link), and get [pages](pages).
 
@@ -11,6 +12,8 @@ mod cancel;
 mod difference;
 mod filter;
 mod log;
+mod log_copies;
+mod log_copy;
 mod log_excerpt;
 mod log_interruption;
 mod log_readers;

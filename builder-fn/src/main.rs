@@ -106,7 +106,9 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         metrics: metrics.notifications(),
         room: NotificationMemory::default(),
     };
+    let log_copies_limit = settings.requests.log_copies_limit();
     let mut limits = settings.requests.into_request_limits(metrics.spool_bytes_gauge());
+    builder.records.copy_logs_to(&limits.spool, log_copies_limit);
     limits.copied_body = STORED_BODY_MAX_BYTES;
     if let Some(store) = store {
         let policy = settings.signatures.policy.clone();

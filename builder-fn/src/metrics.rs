@@ -129,7 +129,7 @@ impl Metrics {
             )?,
             spool_bytes: IntGauge::new(
                 "slipway_spool_bytes",
-                "Bytes of spooled bodies whose signatures are verified, in memory and in files.",
+                "Bytes of spooled bodies whose signatures are verified, in memory and in files, and of copies of logs.",
             )?,
             queue_seconds: Histogram::with_opts(
                 HistogramOpts::new(
@@ -188,7 +188,8 @@ impl Metrics {
         self.record_writes.clone()
     }
 
-    /// Returns the gauge of the bytes of spooled bodies whose signatures are verified, and of fetched contexts.
+    /// Returns the gauge of the bytes of spooled bodies whose signatures are verified, of fetched contexts, and of
+    /// copies of logs.
     pub fn spool_bytes_gauge(&self) -> IntGauge {
         self.spool_bytes.clone()
     }

@@ -19,7 +19,8 @@
 //! | `queue_length` | 16 | limit on the requests of one tenant, or of all callers without a policy, that wait for a
 //! slot |
 //! | `spool_dir` | the system's directory for temporary files | where bodies larger than 256 KiB are spooled |
-//! | `spool_limit` | 4294967296 | limit on the bytes of all verified bodies together, in memory and in files |
+//! | `spool_limit` | 4294967296 | limit on the bytes of all verified bodies together, in memory and in files; copies of
+//! logs count too |
 //! | `unverified_senders` | 128 | limit on the bodies that are received at the same time, before their signatures are
 //! verified |
 //! | `unverified_memory` | 16777216 | limit on the memory of such bodies together, in bytes |
@@ -360,8 +361,13 @@ impl RequestSettings {
         settings
     }
 
-    /// Returns the limits on requests that these settings set. `spooled_bytes_gauge` mirrors the bytes of
-    /// spooled verified bodies and fetched contexts.
+    /// Returns the limit on the disk space of copies of logs, in bytes: an eighth of the spool beyond the largest body.
+    pub fn log_copies_limit(&self) -> u64 {
+        self.spool_limit.saturating_sub(self.max_body) / 8
+    }
+
+    /// Returns the limits on requests that these settings set. `spooled_bytes_gauge` mirrors the bytes of spooled
+    /// verified bodies and fetched contexts.
     pub fn into_request_limits(self, spooled_bytes_gauge: IntGauge) -> RequestLimits {
         let quota = SpoolQuota::new(self.spool_limit, spooled_bytes_gauge);
         let mut limits = RequestLimits::new(self.max_body, self.spool_dir, quota);

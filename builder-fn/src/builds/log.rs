@@ -1,22 +1,25 @@
 //! The log of a build as numbered records, while it runs and afterwards.
 //!
-//! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from
-//! 1,000,000,001, and so on. The order of the lines of an attempt is that of
-//! [`OrderedLog`](crate::buildkit::OrderedLog), so a number means the same line for every reader. An attempt that
-//! BuildKit does not record, because it is killed, begins again under its own numbers.
+//! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from 1,000,000,001,
+//! and so on. The order of the lines of an attempt is that of [`OrderedLog`](crate::buildkit::OrderedLog), so a number means
+//! the same line for every reader. An attempt that BuildKit does not record, because it is killed, begins again under its
+//! own numbers.
 
 use std::time::{Duration, SystemTime};
 
 use function_host::{ErrorChain, Shutdown};
 use serde_json::{Map, Value, json};
+use tonic::Status;
 
 use super::BuildPhase;
+use super::log_copies::CopiedLog;
+use super::log_copy::{CopiedLines, CopyReader};
 use super::log_interruption::LogInterruption;
 use super::log_sink::{KEEP_ALIVE_INTERVAL, LogRecordSink, ReaderGone};
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
 use super::numbered_log::{LogLine, NumberedLog};
 use super::record::attempt_number;
-use crate::buildkit::{BuildState, ListedBuild};
+use crate::buildkit::{BuildState, Connection, ListedBuild};
 use crate::redact::SecretMask;
 
 /// The longest time between two lookups of a build's next attempt or its end. A build of this process is also looked up
@@ -51,6 +54,44 @@ enum EarlyLogEnd {
     ReaderGone,
     /// The daemon is lost, or does not know the attempt.
     Unreadable(String),
+}
+
+/// The source of the lines of an attempt.
+enum LogSource {
+    /// The daemon, which sends the log from its beginning.
+    Daemon(Box<NumberedLog>),
+    /// A copy of the log.
+    Copy(CopyReader),
+}
+
+/// The part of an attempt's log that a source had.
+enum SentPart {
+    /// The log up to its end.
+    Whole,
+    /// The log up to where its copy ends.
+    Beginning,
+}
+
+impl LogSource {
+    /// Waits for the next lines, at least those with numbers from `first` on. Dropping the future loses nothing.
+    async fn next_lines(&mut self, first: u64) -> Result<CopiedLines, Status> {
+        match self {
+            Self::Copy(reader) => reader.next_lines(first).await,
+            Self::Daemon(log) => Ok(match log.next_lines().await? {
+                Some(lines) => CopiedLines::Lines(lines),
+                None => CopiedLines::End,
+            }),
+        }
+    }
+}
+
+/// Connects to the daemon that has the log of an attempt.
+async fn connect(attempt: &ListedBuild) -> Result<Connection, EarlyLogEnd> {
+    let connection = match tokio::time::timeout(CONNECT_TIMEOUT, attempt.daemon.connect()).await {
+        Ok(connection) => connection.map_err(|error| ErrorChain(&error).to_string()),
+        Err(_) => Err("BuildKit does not answer in time".to_owned()),
+    };
+    connection.map_err(EarlyLogEnd::Unreadable)
 }
 
 impl From<ReaderGone> for EarlyLogEnd {
@@ -105,10 +146,7 @@ impl LogSender {
                 .attempts
                 .last()
                 .is_some_and(|last| last.state == BuildState::Running);
-            if build.record.phase.is_terminal()
-                && !is_running
-                && (failures == 0 || failures > READ_FAILURES_MAX)
-            {
+            if build.record.phase.is_terminal() && !is_running && (failures == 0 || failures > READ_FAILURES_MAX) {
                 self.send_terminal_record(&build, problem).await;
                 return Ok(());
             }
@@ -176,40 +214,54 @@ impl LogSender {
     /// Sends the lines of an attempt that the reader does not have, until the attempt ends.
     async fn send_attempt(
         &mut self,
-        attempt_number: u64,
+        number: u64,
         attempt: &ListedBuild,
         mask: &SecretMask,
     ) -> Result<(), EarlyLogEnd> {
-        let connection = match tokio::time::timeout(CONNECT_TIMEOUT, attempt.daemon.connect()).await {
-            Ok(connection) => connection.map_err(|error| ErrorChain(&error).to_string()),
-            Err(_) => Err("BuildKit does not answer in time".to_owned()),
+        let copies = self.lookup.records.log_copies().cloned();
+        let copied = match &copies {
+            Some(copies) => match copies.find(&CopiedLog::of(attempt)) {
+                Some(reader) => Some(reader),
+                None => Some(copies.copy(connect(attempt).await?, attempt, number, mask)),
+            },
+            None => None,
         };
-        let connection = connection.map_err(EarlyLogEnd::Unreadable)?;
-        let mut log = NumberedLog::open(&connection, attempt, attempt_number, mask).starting_at(self.sink.next());
-        let sent = self.send_lines(&mut log).await;
+        if let Some(reader) = copied {
+            let sent = self.send_lines(&mut LogSource::Copy(reader)).await;
+            self.sink.flush().await?;
+            match sent? {
+                SentPart::Whole => return Ok(()),
+                // There was no room for the rest.
+                SentPart::Beginning => {}
+            }
+        }
+        let connection = connect(attempt).await?;
+        let log = NumberedLog::open(&connection, attempt, number, mask).starting_at(self.sink.next());
+        let sent = self.send_lines(&mut LogSource::Daemon(Box::new(log))).await;
         self.sink.flush().await?;
-        sent
+        sent.map(drop)
     }
 
-    /// Sends the lines of an attempt as they come, until its last one.
-    async fn send_lines(&mut self, log: &mut NumberedLog) -> Result<(), EarlyLogEnd> {
+    /// Sends the lines of an attempt as they come, until the last one of the source.
+    async fn send_lines(&mut self, log: &mut LogSource) -> Result<SentPart, EarlyLogEnd> {
         loop {
             let lines = tokio::select! {
                 () = self.sink.closed() => return Err(EarlyLogEnd::ReaderGone),
-                lines = log.next_lines() => lines,
+                lines = log.next_lines(self.sink.next()) => lines,
                 () = tokio::time::sleep(KEEP_ALIVE_INTERVAL) => {
                     self.sink.send_keep_alive_if_due().await?;
                     continue;
                 }
             };
             match lines {
-                Ok(Some(lines)) => {
+                Ok(CopiedLines::Lines(lines)) => {
                     for line in &lines {
                         self.sink.send_line_if_new(line).await?;
                     }
                     self.sink.flush().await?;
                 }
-                Ok(None) => return Ok(()),
+                Ok(CopiedLines::End) => return Ok(SentPart::Whole),
+                Ok(CopiedLines::NotCopied) => return Ok(SentPart::Beginning),
                 Err(status) => return Err(EarlyLogEnd::Unreadable(status.message().to_owned())),
             }
         }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The limit on all readers. Each has a connection to BuildKit, and up to 8 MiB of events.
-const READERS_MAX: usize = 32;
+/// The limit on all readers. For each log there is a connection to BuildKit, and up to 8 MiB of events.
+pub(super) const READERS_MAX: usize = 32;
 
 /// The limit on the readers of one tenant, where there are tenants.
 const TENANT_READERS_MAX: usize = 16;

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -15,11 +15,13 @@ use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::cancel::{CancellationWatch, PoolWatchGuard};
+use super::log_copies::LogCopies;
 use super::log_readers::LogReaders;
 use super::newest::NewestBuilds;
 use super::store::{PendingWrite, StoreError};
 use super::{BuildPhase, BuildRecord, RecordPlace, RecordStore, ResumableRequest};
 use crate::buildkit::{Cancellation, DaemonPool};
+use crate::context::SpoolSettings;
 use crate::redact::SecretMask;
 
 /// The limit on the records of ended builds.
@@ -42,6 +44,8 @@ struct SharedRecords {
     store: Option<RecordStore>,
     cancellations: CancellationWatch,
     log_readers: LogReaders,
+    /// The copies of logs that are being read; unset if there are none.
+    log_copies: OnceLock<LogCopies>,
     searches: Semaphore,
     newest: NewestBuilds,
 }
@@ -53,6 +57,7 @@ impl Default for SharedRecords {
             store: None,
             cancellations: CancellationWatch::default(),
             log_readers: LogReaders::default(),
+            log_copies: OnceLock::new(),
             searches: Semaphore::new(CONCURRENT_HISTORY_SEARCHES_MAX),
             newest: NewestBuilds::default(),
         }
@@ -108,6 +113,14 @@ impl BuildRecords {
             store: Some(store),
             ..SharedRecords::default()
         }))
+    }
+
+    /// Copies the logs that somebody reads to the folder of `spool`, where they use at most `limit` bytes. Without
+    /// this, or with a limit of zero, each reader reads a log from BuildKit.
+    pub fn copy_logs_to(&self, spool: &SpoolSettings, limit: u64) {
+        if limit > 0 {
+            self.0.log_copies.get_or_init(|| LogCopies::new(spool, limit));
+        }
     }
 
     /// Returns the store in which the records are kept as well.
@@ -196,6 +209,11 @@ impl BuildRecords {
     /// Returns the readers of logs.
     pub(super) fn log_readers(&self) -> &LogReaders {
         &self.0.log_readers
+    }
+
+    /// Returns the copies of logs that are being read; `None` if logs are not copied.
+    pub(super) fn log_copies(&self) -> Option<&LogCopies> {
+        self.0.log_copies.get()
     }
 
     /// Cancels the build of a call in this process, and its later redeliveries. Returns whether the process has a

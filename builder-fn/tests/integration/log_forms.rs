@@ -1,12 +1,17 @@
 //! Tests of the forms in which the log of a build is sent.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use builder_fn::buildkit::Daemon;
 use function_host::http::Method;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use crate::builds::{answer_statuses_holding_back_the_last, signed_question, start_build, status_with_lines};
 use crate::complete_or_panic;
-use crate::daemon;
+use crate::daemon::{self, DaemonCalls};
 use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, request_tar_with};
 
 /// Returns the content type of the log from the line `from_line` on in the form that `accept` asks for, and its text.
@@ -39,10 +44,40 @@ fn parse_record_number_and_log_line(json: &str) -> (u64, Option<String>) {
     }
 }
 
+/// Counts the answers that the daemon gives about the status of builds.
+fn count_statuses(calls: &mut DaemonCalls) -> Arc<AtomicUsize> {
+    let (counted, forwarded) = mpsc::unbounded_channel();
+    let mut statuses = std::mem::replace(&mut calls.statuses, forwarded);
+    let count = Arc::<AtomicUsize>::default();
+    let counter = count.clone();
+    tokio::spawn(async move {
+        while let Some(call) = statuses.recv().await {
+            counter.fetch_add(1, Ordering::SeqCst);
+            if counted.send(call).is_err() {
+                return;
+            }
+        }
+    });
+    count
+}
+
 #[tokio::test]
 async fn a_log_has_the_same_lines_in_each_form_live_and_afterwards() {
+    compare_forms_of_log(TestBuilder::new).await;
+}
+
+#[tokio::test]
+async fn a_copied_log_has_the_same_lines_in_each_form_and_its_readers_cost_the_daemon_one_answer_a_builder() {
+    let count = compare_forms_of_log(|daemon| TestBuilder::new(daemon).with_log_copies()).await;
+    // One for the build itself, and one for the readers of each of the two builders.
+    assert_eq!(count.load(Ordering::SeqCst), 3);
+}
+
+/// Compares the forms of a log that two builders send, live and afterwards, and counts the daemon's answers for it.
+async fn compare_forms_of_log(start: impl Fn(Daemon) -> TestBuilder) -> Arc<AtomicUsize> {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let builder = TestBuilder::new(daemon.clone());
+    let builder = start(daemon.clone());
+    let count = count_statuses(&mut calls);
     let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(100, "line"));
     let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
     let live: Vec<_> = ["*/*", "application/x-ndjson", "text/event-stream"]
@@ -60,7 +95,7 @@ async fn a_log_has_the_same_lines_in_each_form_live_and_afterwards() {
         read.push(complete_or_panic(reader).await.expect("no panic"));
     }
 
-    let other = TestBuilder::new(daemon);
+    let other = start(daemon);
     for (asked, from) in [(&builder, 1), (&other, 1), (&other, 60)] {
         let mut forms = Vec::new();
         for accept in ["*/*", "application/x-ndjson", "text/event-stream"] {
@@ -105,4 +140,5 @@ async fn a_log_has_the_same_lines_in_each_form_live_and_afterwards() {
             }
         }
     }
+    count
 }

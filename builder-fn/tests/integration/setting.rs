@@ -304,7 +304,14 @@ impl TestBuilder {
         crate::complete_or_panic(store.sweep(&[None], now)).await;
     }
 
-    /// Returns the bytes of all verified bodies and fetched contexts.
+    /// Copies the logs that are being read. Call this after [`with_record_store`](Self::with_record_store).
+    pub(crate) fn with_log_copies(self) -> Self {
+        let spool = &self.api.limits.spool;
+        self.api.builder.records.copy_logs_to(spool, 64 << 20);
+        self
+    }
+
+    /// Returns the bytes of all verified bodies and fetched contexts, and of copies of logs.
     pub(crate) fn spooled_bytes(&self) -> i64 {
         self.api.metrics.spool_bytes_gauge().get()
     }
