@@ -72,6 +72,30 @@ impl BuildQuestionClient {
         }
     }
 
+    /// Opens the log of a build from the line with the number `from` on, in this media type; waits while the builder
+    /// has as many readers as it may have.
+    ///
+    /// # Errors
+    /// Fails if the answer has another status or media type.
+    pub async fn open_log_as(&self, id: &str, from: u64, media_type: &str) -> Result<reqwest::Response> {
+        let path = format!("/builds/{id}/log?from={from}");
+        loop {
+            let response = self.send(Method::GET, &path, media_type).await?;
+            match response.status().as_u16() {
+                // The builder may not have noticed yet that earlier readers have gone.
+                429 => tokio::time::sleep(Duration::from_millis(20)).await,
+                200 if response
+                    .headers()
+                    .get("content-type")
+                    .is_some_and(|given| given == media_type) =>
+                {
+                    return Ok(response);
+                }
+                _ => bail!("{path}: {response:?}"),
+            }
+        }
+    }
+
     /// Reads the log of a build from its first line to its end; returns the numbered lines and the terminal record.
     pub async fn read_log(&self, id: &str) -> Result<(Vec<(u64, String)>, Value)> {
         let log = self.open_log_unless_too_many_readers(id, 1).await?;

@@ -5,13 +5,13 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use anyhow::{Context as _, Result};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, copy_bidirectional},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, split},
     net::{TcpListener, TcpStream, UnixStream},
     sync::watch,
     task::JoinHandle,
@@ -23,6 +23,7 @@ pub struct TcpProxy {
     url: String,
     state: watch::Sender<ProxyState>,
     connections: Arc<AtomicUsize>,
+    answered: Arc<AtomicU64>,
     serving: JoinHandle<()>,
 }
 
@@ -67,16 +68,19 @@ impl TcpProxy {
             disconnects: 0,
         });
         let connections = Arc::<AtomicUsize>::default();
+        let answered = Arc::<AtomicU64>::default();
         let serving = tokio::spawn(accept_and_forward(
             listener,
             target,
             state.subscribe(),
             connections.clone(),
+            answered.clone(),
         ));
         Ok(Self {
             url,
             state,
             connections,
+            answered,
             serving,
         })
     }
@@ -98,6 +102,11 @@ impl TcpProxy {
     /// Lets the proxy forward new connections again.
     pub fn accept_connections_again(&self) {
         self.state.send_modify(|state| state.is_open = true);
+    }
+
+    /// Returns the number of bytes that the part has sent through the proxy.
+    pub fn answered_bytes(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Returns the number of connections that are open through the proxy.
@@ -127,19 +136,21 @@ async fn accept_and_forward(
     target: ProxyTarget,
     state: watch::Receiver<ProxyState>,
     connections: Arc<AtomicUsize>,
+    answered: Arc<AtomicU64>,
 ) {
-    while let Ok((mut near, _)) = listener.accept().await {
+    while let Ok((near, _)) = listener.accept().await {
         let (target, mut state, connections) = (target.clone(), state.clone(), connections.clone());
+        let answered = answered.clone();
         let initial = *state.borrow();
         tokio::spawn(async move {
             let forward = async {
                 // If the part is down, the client's connection is closed.
-                let Ok(mut far) = target.connect_to_target().await else {
+                let Ok(far) = target.connect_to_target().await else {
                     return;
                 };
                 connections.fetch_add(1, Ordering::SeqCst);
                 let _connection = OpenConnection(connections);
-                copy_bidirectional(&mut near, &mut far).await.ok();
+                forward_connection(near, far, &answered).await;
             };
             tokio::select! {
                 biased;
@@ -148,6 +159,28 @@ async fn accept_and_forward(
             }
         });
     }
+}
+
+/// Forwards the bytes of a connection in both directions, and counts those of the part, until both sides have ended.
+async fn forward_connection(near: impl ByteStream, far: impl ByteStream, answered: &AtomicU64) {
+    let ((mut from_client, mut to_client), (mut from_part, mut to_part)) = (split(near), split(far));
+    let requests = async {
+        copy(&mut from_client, &mut to_part).await?;
+        to_part.shutdown().await
+    };
+    let answers = async {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let count = from_part.read(&mut buffer).await?;
+            if count == 0 {
+                return to_client.shutdown().await;
+            }
+            answered.fetch_add(count as u64, Ordering::Relaxed);
+            to_client.write_all(&buffer[..count]).await?;
+        }
+    };
+    // If one direction fails, so does the other.
+    tokio::try_join!(requests, answers).ok();
 }
 
 /// A guard that counts a connection as open until it is dropped.
