@@ -125,7 +125,7 @@ async fn a_push_that_the_registry_limits_is_retried_until_it_succeeds_and_each_a
         platform.registry.reject_next(pattern, times, limited);
 
         let (id, reply) = platform
-            .deliver_small_build_as_queue(repository, &[("timeout", json!("60s"))])
+            .deliver_small_build_as_queue(repository, &[("timeout", json!("300s"))])
             .await?;
 
         assert_eq!(reply.status, 200, "{repository}: {}", reply.text);
@@ -175,7 +175,7 @@ async fn a_push_that_stays_limited_ends_at_the_timeout_of_the_build() -> Result<
     platform.registry.reject_next(PUT_MANIFEST, usize::MAX, limited);
 
     let (_, reply) = platform
-        .deliver_small_build_as_queue("e2e/always-limited", &[("timeout", json!("4s"))])
+        .deliver_small_build_as_queue("e2e/always-limited", &[("timeout", json!("15s"))])
         .await?;
 
     let result = reply.json();
