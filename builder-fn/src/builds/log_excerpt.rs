@@ -182,7 +182,9 @@ impl LogExcerpt {
                 };
             }
         };
-        let mut log = NumberedLog::open(&connection, attempt, number, mask).with_facts(mask);
+        let mut log = NumberedLog::open(&connection, attempt, number, mask)
+            .with_facts(mask)
+            .passing_on_after_pauses();
         let mut kept = KeptLines::new(first);
         let (mut is_complete, mut problem) = (false, None);
         // A daemon that answers at once is never waited for, so the time is checked here too.

@@ -62,6 +62,13 @@ impl NumberedLog {
         Self { first, ..self }
     }
 
+    /// Passes lines on after a pause of the daemon, also those of an ended attempt, for a reader who does not read to
+    /// the end.
+    pub(super) fn passing_on_after_pauses(mut self) -> Self {
+        self.log = self.log.of_ended_attempt(false);
+        self
+    }
+
     /// Keeps facts about the steps, in whose names `mask` masks secrets.
     pub(super) fn with_facts(mut self, mask: &SecretMask) -> Self {
         self.log = self.log.with_facts(mask.clone());
