@@ -146,7 +146,10 @@ impl LogSender {
                 .attempts
                 .last()
                 .is_some_and(|last| last.state == BuildState::Running);
-            if build.record.phase.is_terminal() && !is_running && (failures == 0 || failures > READ_FAILURES_MAX) {
+            if build.record.phase.is_terminal()
+                && !is_running
+                && (failures == 0 || failures > READ_FAILURES_MAX)
+            {
                 self.send_terminal_record(&build, problem).await;
                 return Ok(());
             }

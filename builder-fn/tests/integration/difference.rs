@@ -147,8 +147,8 @@ async fn what_a_build_was_made_from_is_swept_with_its_record_or_a_day_later_with
     let day = Duration::from_secs(24 * 60 * 60);
     let registry = FakeRegistry::start().await;
     let steps = [("[1/1] RUN make", Some(1))];
-    let recorded = build(&registry, "recorded", json!({}), &steps).await;
-    let orphan = build(&registry, "orphan", json!({}), &steps).await;
+    let recorded = build_and_wait_for_inputs(&registry, "recorded", json!({}), &steps).await;
+    let orphan = build_and_wait_for_inputs(&registry, "orphan", json!({}), &steps).await;
     let inputs = || {
         let tags = registry.tags("slipway/records").into_iter();
         tags.filter(|tag| tag.starts_with("m-")).count()

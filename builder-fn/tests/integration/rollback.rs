@@ -501,7 +501,7 @@ async fn versions_that_nothing_verified_are_deleted_as_others_are_and_the_last_g
                 .answer(200, answer)
         };
         let id = format!("v{number}");
-        tokio::join!(setting.deploy(&id), answering);
+        tokio::join!(setting.build_and_deploy(&id), answering);
         setting.builder.wait_until_background_work_ended().await;
     }
     // Twelve, and the good one.
@@ -517,7 +517,7 @@ async fn versions_are_swept_half_a_year_after_the_last_deployment_of_their_funct
     let (gateway, _hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     for id in ["v1", "v2"] {
-        setting.deploy(id).await;
+        setting.build_and_deploy(id).await;
     }
     let builder = &setting.builder;
     builder.wait_until_background_work_ended().await;

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::questions::QuestionClient;
+use crate::questions::BuildQuestionClient;
 
 /// The form in which the reader asks for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum LogForm {
 /// A reader that goes on, after each cut, with the record after the last one that it got completely.
 #[derive(Debug)]
 pub struct CutLogReader {
-    questions: QuestionClient,
+    questions: BuildQuestionClient,
     id: String,
     /// The number of the next line.
     next: u64,
@@ -57,7 +57,7 @@ impl LogForm {
 
 impl CutLogReader {
     /// Creates a reader from the first line on, which is cut off at places that `seed` determines.
-    pub fn new(questions: QuestionClient, id: &str, seed: u64) -> Self {
+    pub fn new(questions: BuildQuestionClient, id: &str, seed: u64) -> Self {
         Self {
             questions,
             id: id.to_owned(),

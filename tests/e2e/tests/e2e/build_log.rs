@@ -18,7 +18,7 @@ use slipway_e2e::{
 };
 
 /// The number of lines that the build writes, and the length of each, with its line end: 50 MB.
-const LINES: u64 = 250_000;
+const LINES_WRITTEN_BY_STEP: u64 = 250_000;
 const LINE_BYTES: usize = 200;
 
 /// The number of times that the reader is cut off.
@@ -65,7 +65,7 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
 -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let base = testbed.busybox_image_name().await?;
+    let base = testbed.build_busybox_once_and_get_name().await?;
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let proxy = TcpProxy::start_to(&daemon.url()).await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[("buildkit_url", proxy.url())]).await?;
@@ -73,7 +73,12 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
         "gate-after-a-third-of-the-log",
         "gate-after-two-thirds-of-the-log",
     ];
-    let thirds = [0, LINES / 3, LINES * 2 / 3, LINES];
+    let thirds = [
+        0,
+        LINES_WRITTEN_BY_STEP / 3,
+        LINES_WRITTEN_BY_STEP * 2 / 3,
+        LINES_WRITTEN_BY_STEP,
+    ];
     let dockerfile = format!(
         "FROM {base} as base\nRUN {}; {}\nRUN {}; {}\nRUN {}\nRUN true\n",
         write_lines(thirds[0], thirds[1]),
@@ -90,7 +95,7 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
     let (client, call_id, times) = (builder.client()?, id.clone(), format!("{now}, {now}"));
     let build = tokio::spawn(async move {
         let headers = [("X-Call-Id", call_id.as_str()), ("X-Start-Time", times.as_str())];
-        client.post_with_headers(tar, &headers).await
+        client.post_signed_with_headers(tar, &headers).await
     });
     testbed.wait_for_step(gates[0], true).await?;
 
@@ -110,7 +115,7 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
             None => {}
         }
         // Before all lines before the gate were seen.
-        if let Some((gate, _)) = closed.next_if(|(_, end)| written + LINES / 20 > **end) {
+        if let Some((gate, _)) = closed.next_if(|(_, end)| written + LINES_WRITTEN_BY_STEP / 20 > **end) {
             testbed.open_gate_of_step(gate)?;
         }
         Ok(())
@@ -123,10 +128,10 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
     let terminal: Value = reader.read_to_end(LogForm::Records, &mut see).await?;
     let took = begun.elapsed();
 
-    assert_eq!(written, LINES);
+    assert_eq!(written, LINES_WRITTEN_BY_STEP);
     assert_eq!(terminal["status"], "success", "{terminal:#}");
     assert_eq!(build.await??.status, 200);
-    let memory = builder.peak_own_memory_bytes()?;
+    let memory = builder.peak_memory_bytes_without_file_pages()?;
     eprintln!(
         "read {} bytes of records in {took:?}, and {} of cut off ones; the builder used {memory} bytes of memory",
         reader.received_bytes(),

@@ -83,7 +83,7 @@ fn response_with(updates: &[Update]) -> StatusResponse {
 
 /// Returns the ordered events of `updates`, which are read in batches of these sizes, over and over.
 fn read_in_batches(updates: &[Update], sizes: &[usize]) -> Vec<BuildEvent> {
-    let mut order = EventOrder::default();
+    let mut order = EventSorter::default();
     let mut events = Vec::new();
     let (mut rest, mut sizes) = (updates, sizes.iter().cycle());
     while !rest.is_empty() {
@@ -171,7 +171,7 @@ fn updates_with_much_output(count: i64) -> Vec<Update> {
 
 /// Returns the ordered events of responses.
 fn read_responses(responses: impl IntoIterator<Item = StatusResponse>) -> Vec<BuildEvent> {
-    let mut order = EventOrder::default();
+    let mut order = EventSorter::default();
     let mut events = Vec::new();
     for response in responses {
         order.add_response(response);
@@ -204,7 +204,7 @@ fn a_warning_that_buildkit_repeats_in_each_part_of_a_batch_is_one_event() {
             ..VertexWarning::default()
         })
         .into();
-    let mut order = EventOrder::default();
+    let mut order = EventSorter::default();
     for part in split_like_buildkit(response) {
         order.add_response(part);
     }
@@ -227,7 +227,7 @@ async fn a_pause_of_the_daemon_in_a_batch_or_in_a_recorded_log_does_not_change_t
         });
         let mut log = OrderedLog {
             responses: responses.boxed(),
-            order: EventOrder::default(),
+            order: EventSorter::default(),
             facts: None,
             is_recorded,
             has_ended: false,
@@ -247,7 +247,7 @@ async fn the_events_of_a_running_build_are_passed_on_a_second_after_the_last_one
     let responses = futures_util::stream::iter(first.into_iter().chain([later]).map(Ok));
     let mut log = OrderedLog {
         responses: responses.chain(futures_util::stream::pending()).boxed(),
-        order: EventOrder::default(),
+        order: EventSorter::default(),
         facts: None,
         is_recorded: false,
         has_ended: false,
@@ -286,7 +286,7 @@ fn steps_without_a_duration_and_the_ends_of_cancelled_steps_are_left_out() {
 
 #[test]
 fn held_events_take_bounded_memory() {
-    let mut order = EventOrder::default();
+    let mut order = EventSorter::default();
     let mut passed = 0;
     for _ in 0..64 {
         let mut response = StatusResponse::default();
