@@ -7,12 +7,14 @@ mod unverified;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::pin::Pin;
+use std::task;
 use std::time::{Duration, SystemTime};
 
 use function_host::signature::HmacKeys;
 use function_host::{Secret, signature};
 use futures_util::stream::{self, Stream};
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use http_body_util::{Full, StreamBody};
 use tempfile::TempDir;
 
@@ -128,6 +130,27 @@ fn body_cut_into_pieces(body: &[u8], size: usize) -> impl http_body::Body<Data =
 /// Returns a body that panics when it is read.
 fn body_that_panics_when_read() -> impl http_body::Body<Data = Bytes, Error = io::Error> {
     body_of_pieces(stream::poll_fn(|_| panic!("the body was read")))
+}
+
+/// A body that declares its length, and panics when it is read.
+struct DeclaredBody {
+    length: u64,
+}
+
+impl http_body::Body for DeclaredBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut task::Context<'_>,
+    ) -> task::Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        panic!("the body was read")
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.length)
+    }
 }
 
 /// A folder for spool files, and the limits of requests that are spooled in it.
@@ -419,6 +442,17 @@ async fn a_body_one_byte_over_the_limit_is_rejected() {
 }
 
 #[tokio::test]
+async fn a_body_that_declares_more_than_the_limit_is_rejected_unread() {
+    let mut limits = spool_folder().limits;
+    limits.archive.body = 10_000;
+    let declared = DeclaredBody { length: 10_001 };
+    let error = receive_with_signature(declared, Some(&sign_body(b"")), &signature_required(), &limits)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), RequestErrorKind::TooLarge);
+}
+
+#[tokio::test]
 async fn a_body_without_a_declared_length_is_read_no_further_than_the_limit() {
     let mut spooled = spool_folder();
     spooled.limits.archive.body = 10_000;
@@ -426,7 +460,7 @@ async fn a_body_without_a_declared_length_is_read_no_further_than_the_limit() {
     let endless = stream::poll_fn(|_| {
         pieces += 1;
         assert!(pieces <= 11, "the body was read on after the limit");
-        std::task::Poll::Ready(Some(Ok(vec![b'x'; 1000])))
+        task::Poll::Ready(Some(Ok(vec![b'x'; 1000])))
     });
     let error = receive_with_signature(
         body_of_pieces(endless),
