@@ -137,7 +137,8 @@ fn is_failure_of_run_process(message: &str) -> bool {
 /// context helps.
 ///
 /// An answer with a body of registry errors becomes these errors, of which containerd keeps the messages and few codes.
-/// One without a body becomes its status.
+/// One without a body becomes its status. A mere 404 is not enough: a proxy answers it while the registry is away, and a
+/// registry that was restarted for an upload that it has forgotten.
 fn is_refusal_of_image(message: &str) -> bool {
     const IMAGE_REFUSAL_TEXTS: [&str; 9] = [
         "412 Precondition Failed",
@@ -151,15 +152,7 @@ fn is_refusal_of_image(message: &str) -> bool {
         "invalid repository name",
         ": 413 ",
     ];
-    // Other requests also get 404 for an upload that a restarted registry has forgotten.
-    let is_missing_repository = message
-        .split("unexpected status from POST request to ")
-        .skip(1)
-        .any(|rest| {
-            rest.split_once(": ")
-                .is_some_and(|(url, status)| url.contains("/blobs/uploads/") && status.starts_with("404 "))
-        });
-    is_missing_repository || IMAGE_REFUSAL_TEXTS.iter().any(|text| message.contains(text))
+    IMAGE_REFUSAL_TEXTS.iter().any(|text| message.contains(text))
 }
 
 /// Returns whether the error is the daemon's own, of its disk, its caches, or the session with this builder, or the

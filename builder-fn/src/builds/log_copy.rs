@@ -3,10 +3,12 @@
 //! The copy is a sequence of lines, each with its number, its step and its length before it. An index of blocks finds the
 //! place of a line without reading what is before it.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -169,8 +171,10 @@ impl LogCopy {
                 }
             }
         };
+        // A panic would leave the readers waiting.
+        let copying = AssertUnwindSafe(copying).catch_unwind();
         let end = tokio::select! {
-            end = copying => end,
+            end = copying => end.unwrap_or_else(|_| CopyEnd::Failed("an error of the builder".to_owned())),
             () = self.wait_until_unneeded() => CopyEnd::Partial,
         };
         self.progress
@@ -289,8 +293,14 @@ impl CopyReader {
                 let (copy, offset) = (self.copy.clone(), self.offset);
                 let reading = tokio::task::spawn_blocking(move || copy.read_lines(offset, first));
                 let read = reading.await.map_err(std::io::Error::other).flatten();
-                let (lines, next) =
-                    read.map_err(|error| Status::internal(format!("the copy of the log: {error}")))?;
+                let (lines, next) = match read {
+                    Ok(read) => read,
+                    Err(error) => {
+                        tracing::warn!(%error, "could not read the copy of a log; reading the log from BuildKit");
+                        self.copy.evict();
+                        return Ok(CopiedLines::NotCopied);
+                    }
+                };
                 self.offset = next;
                 if !lines.is_empty() {
                     return Ok(CopiedLines::Lines(lines));

@@ -118,9 +118,7 @@ impl BuildLookup {
         let known = own_reference.or_else(|| self.records.known_reference(&key));
         let is_own_rollback = own_record.as_ref().is_some_and(|own| own.rollback.is_some());
         // A request that was rejected here may have been accepted by another builder.
-        let is_rejected = own_record.as_ref().is_some_and(|own| {
-            own.phase == BuildPhase::Failed && own.reference.is_none() && own.rollback.is_none()
-        });
+        let is_rejected = own_record.as_ref().is_some_and(was_rejected);
         let reading = async {
             match self.records.store() {
                 Some(store) if own.is_none() || is_rejected => Box::pin(store.read(&key)).await,
@@ -142,6 +140,8 @@ impl BuildLookup {
             unread.store = Some(log_store_error_and_return_text(&error));
             None
         });
+        // Another builder has accepted what was rejected here.
+        let own = own.filter(|_| !(is_rejected && stored.is_some()));
         let stored_reference = stored.as_ref().and_then(|stored| stored.reference.clone());
         let reference = known.or(running).or(stored_reference);
         let mut listing = HistoryListing::default();
@@ -165,7 +165,7 @@ impl BuildLookup {
         }
         let in_history = BuildRecord::from_history(id, &attempts, is_cancelled);
         let mask = match &own {
-            Some((own, mask)) if !was_retried_by_another_builder(&own.borrow(), &attempts) => {
+            Some((own, Some(mask))) if !was_retried_by_another_builder(&own.borrow(), &attempts) => {
                 Some(mask.clone())
             }
             _ => self.mask_from_history(&attempts),
@@ -231,6 +231,8 @@ impl BuildLookup {
         let own = self.records.list(self.tenant.as_deref());
         let mut own: HashMap<_, _> = own
             .into_iter()
+            // Another builder has accepted what was rejected here.
+            .filter(|own| !(was_rejected(own) && stored.contains_key(&own.id)))
             .map(|record| (record.id.clone(), record))
             .collect();
         let mut calls: HashMap<String, Vec<ListedBuild>> = HashMap::new();
@@ -400,6 +402,11 @@ impl BuildLookup {
             }
         }
     }
+}
+
+/// Returns whether the record is of a request that was rejected before it was built.
+fn was_rejected(record: &BuildRecord) -> bool {
+    record.phase == BuildPhase::Failed && record.reference.is_none() && record.rollback.is_none()
 }
 
 /// Returns whether another builder builds, or has built, again what failed in this process.

@@ -87,8 +87,8 @@ pub(crate) struct RecordKey {
 struct RecordedBuild {
     record: watch::Sender<BuildRecord>,
     cancelled: watch::Sender<bool>,
-    /// The mask of the secrets in the build's log.
-    mask: SecretMask,
+    /// The mask of the secrets in the build's log; `None` while they are not known.
+    mask: Option<SecretMask>,
     /// The number of deliveries of the call that are in progress.
     deliveries: usize,
 }
@@ -135,7 +135,7 @@ impl BuildRecords {
         let build = state.builds.entry(key.clone()).or_insert_with(|| RecordedBuild {
             record: watch::Sender::new(fresh()),
             cancelled: watch::Sender::new(false),
-            mask: SecretMask::default(),
+            mask: None,
             deliveries: 0,
         });
         build.deliveries += 1;
@@ -164,8 +164,9 @@ impl BuildRecords {
         }
     }
 
-    /// Returns a receiver of a build's record, and the mask of its log; `None` for a build without a record here.
-    pub(crate) fn find(&self, key: &RecordKey) -> Option<(watch::Receiver<BuildRecord>, SecretMask)> {
+    /// Returns a receiver of a build's record, and the mask of its log if this process knows its secrets; `None` for a
+    /// build without a record here.
+    pub(crate) fn find(&self, key: &RecordKey) -> Option<(watch::Receiver<BuildRecord>, Option<SecretMask>)> {
         let state = self.lock();
         let build = state.builds.get(key)?;
         Some((build.record.subscribe(), build.mask.clone()))
@@ -278,7 +279,7 @@ impl AcceptedBuild {
     /// Sets the mask of the secrets in the build's log.
     pub(crate) fn set_mask(&self, mask: SecretMask) {
         if let Some(build) = self.shared.lock().builds.get_mut(&self.key) {
-            build.mask = mask;
+            build.mask = Some(mask);
         }
     }
 

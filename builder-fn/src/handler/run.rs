@@ -64,7 +64,10 @@ impl BuilderApi {
             true => TraceMask::new(mask.clone(), &request.config.build_args),
             false => TraceMask::default(),
         };
-        accepted.set_mask(mask.clone());
+        // Without it, nobody reads the log by this process's record.
+        if secrets.is_ok() {
+            accepted.set_mask(mask.clone());
+        }
         let function = self.builder.function_of(&request);
         accepted.update_unless_succeeded(|record| {
             record.image = Some(image.to_owned());

@@ -254,11 +254,6 @@ const CALLER_FAULT_SOLVES: &[FailedSolve] = &[
     (
         Code::Unknown,
         EXPORT_STEP_NAME,
-        "failed to push r/x:1: unexpected status from POST request to https://r/v2/x/blobs/uploads/: 404 Not Found",
-    ),
-    (
-        Code::Unknown,
-        EXPORT_STEP_NAME,
         "failed to push r/x:1: unknown: The repository with name 'x' does not exist in the registry with id '123456789012'",
     ),
     (
