@@ -21,8 +21,9 @@ use crate::{
     stack::{Stack, external},
 };
 
-/// The longest time for the parts of a stack to stop; after it, the stack's holder is killed.
-const PARTS_STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest time for the parts of a stack to stop, after a start that is under way has ended; after it, the stack's
+/// holder is killed.
+const PARTS_STOP_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The longest time for the kernel to remove a stack's namespaces. When it unmounts, it writes out dirty pages,
 /// which took over half a minute after all tests had run.

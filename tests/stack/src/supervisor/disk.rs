@@ -3,17 +3,15 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
     io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use rustix::{
-    fs::StatVfsMountFlags,
-    process::{Pid, Signal},
-};
+use rustix::process::{Pid, Signal};
 
 use crate::{
     cgroup::{self, RunningStep},
@@ -59,22 +57,20 @@ fn buildkit_disk_mount_command(dir: &StackDir) -> Command {
     command
 }
 
-/// Repairs and mounts the file system for BuildKit's data again if the kernel has made it read-only, as it does after a
-/// failed write: the image has holes, and the machine's disk was full. BuildKit must not run. Fails if the machine's disk
-/// is still full.
-pub(super) async fn repair_and_remount_disk_if_read_only(
-    dir: &StackDir,
-    reaper: &ProcessReaper,
-) -> Result<()> {
+/// Repairs and mounts the file system for BuildKit's data again if nothing can be written to it, or if it is not mounted.
+///
+/// The kernel allows no more writes after one has failed: the image has holes, and the machine's disk was full. BuildKit
+/// must not run. Fails if the machine's disk is still full.
+pub(super) async fn repair_and_remount_unwritable_disk(dir: &StackDir, reaper: &ProcessReaper) -> Result<()> {
     let path = dir.part_data_directory("buildkit");
-    let space = rustix::fs::statvfs(&path).with_operation("read the state of", &path)?;
-    if !space.f_flag.contains(StatVfsMountFlags::RDONLY) {
+    if is_mount_point(&path) && can_be_written_once_space_is_free(&path) {
         return Ok(());
     }
     let free = free_space_bytes(&dir.root)?;
     if free < MACHINE_RESERVE_BYTES {
         return Err(LauncherError::Environment(format!(
-            "BuildKit's disk is read-only, because the disk with {} is full: {} MB are free there, and {} are needed",
+            "nothing can be written to BuildKit's disk, because the disk with {} is full: {} MB are free there, and {} are \
+             needed",
             dir.root.display(),
             free / 1_000_000,
             MACHINE_RESERVE_BYTES / 1_000_000
@@ -105,6 +101,32 @@ pub(super) async fn repair_and_remount_disk_if_read_only(
     // e2fsck(8): with status 1, it has corrected the errors.
     run(Command::new("e2fsck").arg("-fy").arg(&image), "exit status 1").await?;
     run(&mut buildkit_disk_mount_command(dir), "").await
+}
+
+/// Returns whether a file system is mounted at `path`. After a repair that failed, none is.
+fn is_mount_point(path: &Path) -> bool {
+    let device_of = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev());
+    match (device_of(path), path.parent().map(device_of)) {
+        (Ok(own), Some(Ok(parent))) => own != parent,
+        // It is mounted, and cannot be read.
+        (Err(_), _) => true,
+        (Ok(_), _) => false,
+    }
+}
+
+/// Returns whether a file can be written to the disk, or could be if the disk were not full. The state that the kernel
+/// reports is not enough: since Linux 6.12, ext4 does not become read-only after an error.
+fn can_be_written_once_space_is_free(folder: &Path) -> bool {
+    let probe = folder.join("write-probe");
+    let written = File::create(&probe).and_then(|mut file| {
+        file.write_all(b"probe")?;
+        file.sync_all()
+    });
+    let is_removed = fs::remove_file(&probe).is_ok();
+    match written {
+        Ok(()) => is_removed,
+        Err(error) => error.kind() == io::ErrorKind::StorageFull,
+    }
 }
 
 /// Returns the mount namespaces of the stack's processes in which something is mounted at `path`, each as a file in

@@ -170,7 +170,7 @@ impl PartsHandle {
         on_event(CommandAnswerEvent::Starting { part });
         let began = Instant::now();
         if part == StackPart::Buildkit {
-            disk::repair_and_remount_disk_if_read_only(&self.config.dir, &self.reaper)
+            disk::repair_and_remount_unwritable_disk(&self.config.dir, &self.reaper)
                 .await
                 .map_err(error_with_causes)?;
         }
@@ -316,8 +316,12 @@ impl PartsHandle {
             .lock_entries()
             .get_mut(&part)
             .and_then(|entry| entry.child.take());
+        let was_started = self.lock_entries().contains_key(&part);
+        if was_started {
+            // Also if it has ended by itself: it is not started again then.
+            self.set_part_state(part, PartState::Stopped, None);
+        }
         let Some(mut child) = child else { return };
-        self.set_part_state(part, PartState::Stopped, None);
         child.signal_group(Signal::TERM);
         if tokio::time::timeout(PART_END_TIMEOUT, child.wait_until_ended())
             .await

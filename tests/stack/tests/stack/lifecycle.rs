@@ -85,7 +85,34 @@ async fn a_part_that_is_killed_is_started_again() -> Result<(), LauncherError> {
 }
 
 #[tokio::test]
-async fn starting_buildkit_makes_its_read_only_disk_writable_again() -> Result<(), LauncherError> {
+async fn a_part_that_has_ended_and_is_then_stopped_stays_stopped() -> Result<(), LauncherError> {
+    let name = "test-stopped-after-its-end";
+    let stack = start_fresh_stack(name).await?;
+    let with_part = part_process_ids(&stack);
+    stack.stop_part(StackPart::QueueWorker).await?;
+    let others = part_process_ids(&stack);
+    assert_eq!(with_part.difference(&others).count(), 1);
+    stack.start_part(StackPart::QueueWorker).await?;
+    let with_part = part_process_ids(&stack);
+    for id in with_part.difference(&others) {
+        kill_process(Pid::from_raw(*id).unwrap(), Signal::KILL).unwrap();
+    }
+    stack.stop_part(StackPart::QueueWorker).await?;
+
+    // A restart would come after a second.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    assert_eq!(
+        part_state(&stack, StackPart::QueueWorker).await?,
+        Some(PartState::Stopped)
+    );
+    assert_eq!(part_process_ids(&stack), others);
+    remove_stack(name).await
+}
+
+#[tokio::test]
+async fn starting_buildkit_repairs_its_disk_after_the_kernel_has_stopped_all_writes()
+-> Result<(), LauncherError> {
     let name = "test-read-only-disk";
     let stack = start_fresh_stack(name).await?;
     let disk = stack.dir.root.join("data/buildkit");
@@ -101,17 +128,22 @@ async fn starting_buildkit_makes_its_read_only_disk_writable_again() -> Result<(
             .status();
         status.unwrap().success()
     };
-    stack.stop_part(StackPart::Buildkit).await?;
-    assert!(in_stack("mount", &["-o", "remount,ro"]));
-    assert!(!in_stack("test", &["-w"]));
+    let can_write = || in_stack("sh", &["-c", r#": >"$0/file" && rm "$0/file""#]);
+    // The second simulates what the kernel does after a failed write.
+    for options in ["remount,ro", "remount,abort"] {
+        stack.stop_part(StackPart::Buildkit).await?;
+        assert!(can_write());
+        in_stack("mount", &["-o", options]);
+        assert!(!can_write(), "{options}");
 
-    stack.start_part(StackPart::Buildkit).await?;
+        stack.start_part(StackPart::Buildkit).await?;
 
-    assert_eq!(
-        part_state(&stack, StackPart::Buildkit).await?,
-        Some(PartState::Running)
-    );
-    assert!(in_stack("test", &["-w"]));
+        assert_eq!(
+            part_state(&stack, StackPart::Buildkit).await?,
+            Some(PartState::Running)
+        );
+        assert!(can_write(), "{options}");
+    }
     remove_stack(name).await
 }
 
