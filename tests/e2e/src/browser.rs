@@ -22,6 +22,9 @@ const CONDITION_TIMEOUT: Duration = Duration::from_secs(600);
 /// The time after which a page that does not change by itself is opened again.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// The number of times that Chromium is started until it runs.
+const START_ATTEMPTS: u32 = 3;
+
 /// The longest time that the browser loads a page, in milliseconds.
 const LOAD_TIMEOUT_MILLISECONDS: u64 = 180_000;
 
@@ -107,15 +110,19 @@ impl Browser {
             },
         }}});
         let root = format!("http://127.0.0.1:{port}/session");
-        let session = value_of(http.post(&root).json(&capabilities))
-            .await
-            .with_context(|| {
-                format!(
-                    "starting {}; chromedriver: {}",
-                    chromium.display(),
-                    driver.log_text()
-                )
-            })?;
+        // chromedriver gives Chromium a minute to start, which a busy machine may not suffice for.
+        let mut attempts = 0;
+        let session = loop {
+            attempts += 1;
+            match value_of(http.post(&root).json(&capabilities)).await {
+                Ok(session) => break session,
+                Err(error) if attempts == START_ATTEMPTS => {
+                    let (chromium, log) = (chromium.display(), driver.log_text());
+                    return Err(error.context(format!("starting {chromium}; chromedriver: {log}")));
+                }
+                Err(_) => {}
+            }
+        };
         let id = session["sessionId"].as_str().context("a session without an ID")?;
         let browser = Self {
             http,

@@ -93,9 +93,7 @@ async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
             .wait_until("document.getElementById('found').textContent === 'The build has ended: success.'")
             .await
     };
-    let (reply, followed) = tokio::join!(build, following);
-    followed?;
-    let reply = reply?;
+    let (reply, ()) = tokio::try_join!(build, following)?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
     let text = browser.text().await?;
@@ -275,9 +273,8 @@ async fn hostile_output_and_names_stay_text_on_pages() -> Result<()> {
         wait_for_state(&browser, "failed").await?;
         Ok::<_, anyhow::Error>(url)
     };
-    let (reply, followed) = tokio::join!(build, following);
-    let url = followed?;
-    assert_eq!(reply?.status, 422);
+    let (reply, url) = tokio::try_join!(build, following)?;
+    assert_eq!(reply.status, 422);
 
     let has_lines = "document.querySelectorAll('#lines li').length > 2";
     for _ in ["as it was followed", "as the builder renders it"] {
