@@ -523,6 +523,16 @@ mod tests {
     }
 
     #[test]
+    fn the_log_of_a_build_has_no_mask_before_its_secrets_are_known() {
+        let records = BuildRecords::default();
+        let build = accept(&records, "a");
+        let has_mask = || records.find(&key("a")).is_some_and(|(_, mask)| mask.is_some());
+        assert!(!has_mask(), "a default mask would hide nothing");
+        build.set_mask(SecretMask::default());
+        assert!(has_mask());
+    }
+
+    #[test]
     fn a_failed_delivery_hides_neither_another_one_that_builds_nor_a_success() {
         let records = BuildRecords::default();
         let first = accept(&records, "a");
