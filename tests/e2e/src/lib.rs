@@ -19,6 +19,7 @@ pub mod comparison;
 pub mod context_tree;
 pub mod control_api;
 pub mod crafted_layer;
+pub mod cut_log;
 pub mod deployed_builder;
 pub mod deployer_process;
 pub mod deployer_route;

@@ -44,7 +44,7 @@ impl TwoBuilders<'_> {
         } = self;
         let (function, repository) = ("cancelled", "e2e/cancelled");
         let (id, tag) = (format!("cancelled-{run}-{number}"), format!("{run}-{number}"));
-        let gate = format!("gate-of-a-cancelled-build-{number}");
+        let gate = format!("gate-of-a-cancelled-build-{run}-{number}");
         let config = json!({
             "image": testbed.image_name(repository, &tag), "deploy": { "service": function },
         });

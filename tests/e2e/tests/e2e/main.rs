@@ -4,6 +4,7 @@
 
 mod asynchronous;
 mod build_failures;
+mod build_log;
 mod build_secrets;
 mod cancellation;
 mod changing_names;

@@ -308,7 +308,7 @@ async fn a_token_that_expires_during_a_long_build_is_renewed_for_its_push() -> R
     ] {
         let platform = TokenPlatform::start(&testbed, user, expires_in).await?;
         let what = format!("{user:?} {expires_in}").to_lowercase().replace(' ', "-");
-        let gate = format!("gate-before-the-push-of-{what}");
+        let gate = format!("gate-before-the-push-of-{what}-{run}");
         let repository = format!("e2e/renewed/{what}");
         let host = &platform.registry.host;
         let source = BuildContext::dockerfile(format!("FROM {host}/{base}\nRUN {}\n", gated_command(&gate)));
