@@ -74,7 +74,7 @@ async fn read_reported_records(
     connection: &Connection,
     references: &[String],
 ) -> Result<Vec<BuildHistoryRecord>, Status> {
-    // Mostly there is none, and nothing to follow.
+    // Most references have no record, and then there is nothing to follow.
     let mut awaited = report_records(connection, references).await?;
     if awaited.is_empty() {
         return Ok(Vec::new());
