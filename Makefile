@@ -8,7 +8,7 @@ template := --manifest-path template/rust-hyper/Cargo.toml
 functions = for function in builder-fn deployer-fn slipway; do \
 	cargo build --quiet --locked --package $$function --profile "$${SLIPWAY_BUILDER_PROFILE:-dev}" || exit 1; done
 
-.PHONY: help up down purge env static status test check unit chart e2e hostile soak locks fuzz bench-host bench-contexts bench-flood
+.PHONY: help up down purge env static status test check unit chart e2e hostile soak locks fuzz bench bench-host bench-contexts bench-flood
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -78,6 +78,9 @@ locks: ## update the lock files of builder-fn and deployer-fn
 
 fuzz: ## fuzz all parsers, FUZZ_SECONDS (default: 60) for each
 	fuzz/run
+
+bench: ## measure Slipway as deployed, against buildctl and faas-cli, on the running stack: BENCH_ROUNDS, BENCH_ONLY
+	cargo run --profile function --locked --package slipway-e2e --bin bench
 
 bench-host: ## compare the function host with a plain hyper server
 	cargo run --profile function --locked --package slipway-bench-host

@@ -309,7 +309,7 @@ impl SpeedComparison {
 
 /// Gives every build the same initial state of the machine: flushes the disk and touches memory for the spooled
 /// tar, the daemon's copy of its files and the layer.
-fn flush_disk_and_touch_memory(tar_bytes: usize) -> Result<()> {
+pub(crate) fn flush_disk_and_touch_memory(tar_bytes: usize) -> Result<()> {
     run_command(&mut Command::new("sync"))?;
     std::hint::black_box(vec![1u8; 3 * tar_bytes]);
     Ok(())
@@ -327,7 +327,7 @@ fn run_concurrently<T: Sync>(all: &[T], build: impl Fn(&T) -> Result<f64> + Sync
 }
 
 /// Runs a command, and fails with its standard error unless it succeeds.
-fn run_command(command: &mut Command) -> Result<()> {
+pub(crate) fn run_command(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
     ensure!(
         output.status.success(),

@@ -163,7 +163,8 @@ impl DeployedBenchmark {
             true => format!("bench-{}-{suffix}-{round}", scenario.name_part()),
             false => format!("bench-{}-{suffix}", scenario.name_part()),
         };
-        let page = format!("{} {suffix} {round}", self.run);
+        // Longer each time, so that the size of the changed file changes (see `Scenario::context`).
+        let page = format!("{} {suffix} {round}{}", self.run, ".".repeat(round));
         let context = match scenario.is_from_template() {
             true => self.context_from_template(&function, &page)?,
             false => scenario.context(&self.base_image, &page),
@@ -299,7 +300,9 @@ impl DeployedBenchmark {
     /// Deploys an image with faas-cli.
     fn deploy_with_faas_cli(&self, function: &str, image: &str) -> Result<()> {
         run_command(
+            // In a folder without a stack.yml, whose functions would be deployed too.
             Command::new(&self.testbed.stack.tools.faas_cli)
+                .current_dir(self.docker.path())
                 .env("OPENFAAS_CONFIG", &self.faas_cli_login)
                 .args(["deploy", "--gateway", &self.testbed.stack.gateway.url])
                 .args(["--image", image, "--name", function]),
