@@ -236,10 +236,7 @@ impl Builder {
         request: &BuildRequest,
         call: &BuilderCall<'_>,
     ) -> Option<Registration> {
-        let function = self
-            .solve_attributes(request, call)
-            .function_to_supersede_in()?
-            .clone();
+        let function = self.solve_attributes(request, call).supersession_group()?.clone();
         Some(supersession.register(Submission {
             function,
             call_id: call.id.to_owned(),

@@ -87,7 +87,7 @@ impl SourceContext {
     }
 
     /// Returns the size of the index in bytes.
-    pub(crate) fn index_bytes(&self) -> usize {
+    pub(crate) fn index_memory_bytes(&self) -> usize {
         self.index.bytes()
     }
 

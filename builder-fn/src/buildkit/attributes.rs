@@ -92,7 +92,7 @@ impl SolveAttributes {
 
     /// Returns the function whose builds supersede each other, this one included; `None` for a build that takes no
     /// part.
-    pub fn function_to_supersede_in(&self) -> Option<&FunctionId> {
+    pub fn supersession_group(&self) -> Option<&FunctionId> {
         self.function.as_ref().filter(|_| self.supersede)
     }
 }

@@ -30,7 +30,7 @@ use member::PoolMember;
 
 pub use metrics::PoolMetrics;
 pub(crate) use placement::{BuildToPlace, PlacedBuild};
-pub use rendezvous::{DaemonLoad, Placement, PlacementHash, busy_from, choose_daemon};
+pub use rendezvous::{DaemonLoad, Placement, PlacementHash, busy_threshold, choose_daemon};
 pub(crate) use resolver::{DaemonAtIp, HostResolver};
 pub use resolver::{DaemonResolver, ResolveFuture};
 
@@ -130,17 +130,17 @@ impl DaemonPool {
     }
 
     /// Returns the daemons of the pool, each with whether it is in use and not left out.
-    pub(crate) async fn current_daemons_and_whether_in_use(&self) -> Vec<(Daemon, bool)> {
+    pub(crate) async fn current_daemons_and_whether_available(&self) -> Vec<(Daemon, bool)> {
         let members = self.current_members().await;
-        let is_in_use = |member: &PoolMember| members.len() == 1 || !member.is_left_out();
+        let is_available = |member: &PoolMember| members.len() == 1 || !member.is_left_out();
         members
             .iter()
-            .map(|member| (member.daemon.clone(), is_in_use(member)))
+            .map(|member| (member.daemon.clone(), is_available(member)))
             .collect()
     }
 
     /// Returns whether the pool has a daemon with this name that is not left out.
-    pub(crate) fn is_daemon_in_use(&self, name: &str) -> bool {
+    pub(crate) fn is_daemon_available(&self, name: &str) -> bool {
         let members = self.0.members.borrow();
         let mut named = members.iter().filter(|member| member.name() == name);
         // The only daemon of a pool is never left out.

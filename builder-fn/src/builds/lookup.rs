@@ -195,10 +195,10 @@ impl BuildLookup {
     /// Lists the builds of the caller's tenant, and the reason why some may be missing.
     pub(super) async fn list(&self) -> (Vec<BuildRecord>, UnreadPlaces) {
         let listing = async {
-            let daemons = self.pool.current_daemons_and_whether_in_use().await;
+            let daemons = self.pool.current_daemons_and_whether_available().await;
             let is_one_of_several = daemons.len() > 1;
-            let listings = daemons.iter().map(|(daemon, is_in_use)| async move {
-                match is_in_use {
+            let listings = daemons.iter().map(|(daemon, is_available)| async move {
+                match is_available {
                     true => {
                         self.records
                             .newest()

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
 use super::{
-    BuildState, find_finished_record, listen_to_history, lookup, none_after_logged_failure, running_solves,
-    time_from_unix, within_answer_timeout,
+    BuildState, find_finished_record, listen_to_history, lookup, none_after_logged_failure,
+    request_for_running_solves, time_from_unix, within_answer_timeout,
 };
 use crate::buildkit::attributes::SolveAttributes;
 use crate::buildkit::job::ATTEMPT_REFERENCES_OF_CALL_MAX;
@@ -159,7 +159,7 @@ impl Connection {
             .collect();
         let listing = async {
             // In this order, a build that ends meanwhile is listed.
-            let mut listing = self.list_history(running_solves(), |_| true).await?;
+            let mut listing = self.list_history(request_for_running_solves(), |_| true).await?;
             for record in lookup::read_records(self, &references).await? {
                 listing.add_record(BuildHistoryEventType::Complete, record, self.daemon(), |_| true);
             }
@@ -174,7 +174,7 @@ impl Connection {
     /// # Errors
     /// Fails if the daemon has no history, or the connection breaks.
     pub(crate) async fn list_running_builds(&self) -> Result<HistoryListing, Status> {
-        self.list_history(running_solves(), |_| true).await
+        self.list_history(request_for_running_solves(), |_| true).await
     }
 
     /// Lists the builds of a call, and all requests to cancel builds. Nothing else is kept in memory, however many

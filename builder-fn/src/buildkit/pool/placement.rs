@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::member::{CountedBuild, PoolMember};
 use super::metrics::Diversion;
 use super::question::{DaemonAnswer, KnownAttempt, Patience, ask_about_build, is_known_to_run_build};
-use super::{DaemonLoad, DaemonPool, Members, PlacementHash, busy_from, choose_daemon};
+use super::{DaemonLoad, DaemonPool, Members, PlacementHash, busy_threshold, choose_daemon};
 use crate::buildkit::connection::{DAEMON_RESTART_GRACE, PAUSE_BETWEEN_RECONNECTS};
 use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection};
 
@@ -146,7 +146,7 @@ impl DaemonPool {
     ) -> Option<PlacedBuild> {
         let loads: Vec<_> = answers.iter().map(load_of).collect();
         let running = loads.iter().map(|load| load.running).sum();
-        let placement = choose_daemon(&loads, build.image, busy_from(running, loads.len()))?;
+        let placement = choose_daemon(&loads, build.image, busy_threshold(running, loads.len()))?;
         let holder = find_holder_index_and_attempt(&answers, build.reference);
         let (number, first_attempt) = match holder {
             Some((number, attempt)) => (number, attempt),

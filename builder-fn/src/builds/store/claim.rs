@@ -209,7 +209,7 @@ impl RecordStore {
                 break;
             }
             if self.may_take_over_from(search, &owner).await? {
-                self.claim_orphaned_entries(search, tenant, entries, claims, limit)
+                self.prepare_claims_of_orphaned_entries(search, tenant, entries, claims, limit)
                     .await?;
             }
         }
@@ -239,7 +239,7 @@ impl RecordStore {
     }
 
     /// Reads the records of entries whose owners have gone, and adds those to `claims` that nobody runs.
-    async fn claim_orphaned_entries(
+    async fn prepare_claims_of_orphaned_entries(
         &self,
         search: &mut ClaimSearchState,
         tenant: &Option<String>,
@@ -275,7 +275,7 @@ impl RecordStore {
                 || self.may_take_over_from(search, &record.owner).await?)
                 && !self.is_unfinished_here(&entry);
             if is_orphaned {
-                claims.extend(self.claim_or_record_loss(tenant, record, digest).await?);
+                claims.extend(self.prepare_claim_or_record_loss(tenant, record, digest).await?);
             }
             if claims.len() >= limit {
                 break;
@@ -285,7 +285,7 @@ impl RecordStore {
     }
 
     /// Claims a build, or records why it cannot be resumed.
-    async fn claim_or_record_loss(
+    async fn prepare_claim_or_record_loss(
         &self,
         tenant: &Option<String>,
         record: StoredRecord,

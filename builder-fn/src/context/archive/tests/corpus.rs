@@ -36,7 +36,7 @@ pub(super) enum FoundContent {
 #[test]
 fn the_index_has_the_files_that_gnu_tar_extracts_in_every_format() {
     for format in ["v7", "oldgnu", "gnu", "ustar", "posix"] {
-        let source = folder_with_every_kind_of_entry(format);
+        let source = folder_with_every_allowed_kind_of_entry(format);
         for (how, arguments) in [
             ("named", &["com.openfaas.docker.config", "context"][..]),
             ("config last", &["context", "com.openfaas.docker.config"]),
@@ -111,7 +111,7 @@ proptest! {
 }
 
 /// Creates a folder with every kind of entry that a context may have, except names that `format` cannot hold.
-fn folder_with_every_kind_of_entry(format: &str) -> TempDir {
+fn folder_with_every_allowed_kind_of_entry(format: &str) -> TempDir {
     let source = TempDir::new().unwrap();
     let context = source.path().join("context");
     fs::write(source.path().join("com.openfaas.docker.config"), "{}").unwrap();
