@@ -172,7 +172,8 @@ fn none_after_logged_failure<T>(found: Result<Option<T>, Status>) -> Option<T> {
     })
 }
 
-/// Finds the record of the finished solve `reference`. The daemon decodes no other record.
+/// Finds the record of the finished solve `reference`. The daemon decodes no other record, unless it cannot look up a
+/// single one.
 ///
 /// # Errors
 /// Fails if the history cannot be read, or not in time.
@@ -225,7 +226,7 @@ async fn find_running(
     Ok(None)
 }
 
-/// Returns the question for the solves that run, for which the daemon decodes no record.
+/// Returns the request for the solves that run, for which the daemon decodes no record.
 fn request_for_running_solves() -> BuildHistoryRequest {
     BuildHistoryRequest {
         active_only: true,

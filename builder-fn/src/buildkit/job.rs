@@ -264,8 +264,8 @@ impl BuildJob {
         }
     }
 
-    /// Attempts the build under one reference. Returns `None` if a build of that reference ran already and was
-    /// cancelled.
+    /// Attempts the build under one reference, or follows the build that runs under it already. Returns `None` if the
+    /// followed build was cancelled.
     async fn attempt_or_follow_solve(
         &self,
         connection: &Connection,

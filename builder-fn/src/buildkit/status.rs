@@ -23,7 +23,7 @@ pub use facts::{AttemptFacts, StepFacts};
 pub use ordered::OrderedLog;
 pub(super) use reader::EventReader;
 
-/// The pause before another subscription to a build that the daemon has not begun.
+/// The pause before the next attempt to subscribe to a build that the daemon has not begun.
 const PAUSE_FOR_BUILD_TO_BEGIN: Duration = Duration::from_millis(200);
 
 /// An event of a running or finished build.
@@ -111,7 +111,8 @@ pub(super) fn follow_build_status(connection: &Connection, reference: String) ->
     stream::once(opened).try_flatten().fuse().boxed()
 }
 
-/// Subscribes again, after a short pause, to the status of a build that the daemon has not begun.
+/// Subscribes, after a pause of 200 ms, to the status of a build that the daemon had not begun when it was last asked,
+/// from the beginning of the build.
 pub(super) fn follow_build_status_after_pause(
     connection: &Connection,
     reference: String,

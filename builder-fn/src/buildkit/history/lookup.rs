@@ -27,7 +27,7 @@ const FIRST_EVENT_WAIT: Duration = Duration::from_millis(100);
 
 impl Connection {
     /// Returns whether the daemon may have a record of a finished solve with this reference; `false` only if the daemon
-    /// answers that it has none.
+    /// answers that it has none. A record that a user has pinned is pinned no longer.
     pub(in crate::buildkit) async fn may_have_record_unpinning_it(&self, reference: &str) -> bool {
         self.make_daemon_report_record(reference).await.unwrap_or(true)
     }
@@ -52,7 +52,8 @@ impl Connection {
     }
 }
 
-/// Reads the records of the finished solves among `references`, in no order. The daemon decodes no other record.
+/// Reads the records of the finished solves among `references`, in no order. The daemon decodes no other record, unless
+/// it cannot look up single ones.
 ///
 /// # Errors
 /// Fails if the history cannot be read. Waits as long as the daemon does not answer.

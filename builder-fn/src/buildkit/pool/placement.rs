@@ -184,8 +184,9 @@ impl PlacedBuild {
         self.pool.make_lookup_due().await;
     }
 
-    /// Waits until a daemon that the reference scores higher is found to run the same build, and returns its name: this
-    /// build is to give way. The other builder does not see it the other way round, so that one build is left.
+    /// Waits until a daemon that the reference scores higher is found to run the same build, and returns the daemon's
+    /// name: this build is to give way. Waits for ever if none is found in half a minute. The other builder does not
+    /// see it the other way round, so that one build is left.
     pub(crate) async fn wait_until_built_elsewhere(&self, reference: &BuildReference) -> String {
         let build = PlacementHash::of(&[&reference.to_string()]);
         let score = |connection: &Connection| {

@@ -72,8 +72,8 @@ pub fn busy_threshold(running: usize, daemons: usize) -> usize {
     share.max(BUSY_FROM_MIN_BUILDS)
 }
 
-/// Chooses the daemon with the highest score for `image` among those that run fewer than `busy_threshold` builds. If all are
-/// busy, chooses the preferred one. Returns `None` if there are no daemons.
+/// Chooses the daemon with the highest score for `image` among those that run fewer than `busy_threshold` builds. If
+/// all are busy, chooses the preferred one. Returns `None` if there are no daemons.
 #[inline]
 pub fn choose_daemon(
     daemons: &[DaemonLoad],

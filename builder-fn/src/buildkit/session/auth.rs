@@ -92,8 +92,8 @@ impl AuthService {
         }
     }
 
-    /// Returns the key of the session; fails with `Unimplemented` unless the store fetches tokens for the registry
-    /// `host`.
+    /// Returns the key that makes the session a token authority; fails with `Unimplemented` if it has none, or the
+    /// store does not fetch tokens for the registry `host`.
     async fn token_authority_key(&self, host: &str) -> Result<&Ed25519KeyPair, Status> {
         match &self.authority {
             Some(key) if self.store.fetches_tokens(host).await => Ok(key),
