@@ -17,7 +17,7 @@ use crate::buildkit::{Connection, ListedBuild};
 use crate::context::SpoolSettings;
 use crate::redact::SecretMask;
 
-/// The part of all copies' disk space that one copy may use.
+/// The number by which the limit on all copies is divided, for the limit on one copy.
 const BUDGET_DIVISOR_FOR_ONE_COPY: u64 = 4;
 
 /// The copies of logs. Clones share them.
@@ -31,7 +31,7 @@ struct SharedCopies {
     copies: Mutex<HashMap<LogCopyKey, Arc<LogCopy>>>,
 }
 
-/// The attempt whose log is copied, for one tenant.
+/// The key under which the copy of an attempt's log is found, by the readers of its tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct LogCopyKey {
     tenant: Option<String>,
@@ -42,7 +42,7 @@ pub(super) struct LogCopyKey {
 }
 
 impl LogCopyKey {
-    /// Returns the log of an attempt, whose lines a tenant may read.
+    /// Returns the key of the copy of an attempt's log.
     pub(super) fn of(attempt: &ListedBuild) -> Self {
         Self {
             tenant: attempt.attributes.tenant.clone(),
@@ -69,8 +69,8 @@ impl LogCopies {
         self.0.lock().get(log).map(LogCopy::open_reader)
     }
 
-    /// Begins to copy the log of `attempt`, which is the attempt number `number`, unless another reader has begun it.
-    /// Returns a reader of the copy.
+    /// Begins to copy the log of `attempt`, which is the attempt number `number`, in the background, unless that was
+    /// begun for another reader. Returns a reader of the copy.
     pub(super) fn begin_or_join_copy(
         &self,
         connection: Connection,

@@ -68,8 +68,8 @@ impl LogLimits {
     }
 }
 
-/// Runs `sending`, which sends a log through `channel`. If it is interrupted, reaches a limit or panics, sends a last
-/// record that says from which line on the reader continues.
+/// Runs `sending`, which sends a log through `channel`. Only if it is interrupted, reaches a limit or panics, sends a
+/// last record that says from which line on the reader continues.
 pub(super) async fn send_with_interruption_record(
     channel: LogChannel,
     limits: LogLimits,

@@ -24,7 +24,7 @@ struct ReaderCounts {
     by_link: HashMap<String, usize>,
 }
 
-/// An admitted reader of a log, until it is dropped.
+/// The place of an admitted reader of a log. Dropping it frees the place.
 #[derive(Debug)]
 pub(super) struct LogReaderPlace {
     readers: LogReaders,
@@ -33,7 +33,8 @@ pub(super) struct LogReaderPlace {
 }
 
 impl LogReaders {
-    /// Admits a reader of this tenant, with this link if it has one; `None` if there are as many as there may be.
+    /// Admits a reader of this tenant, with this link if it has one, and returns its place; `None` if there are as many
+    /// readers as there may be.
     pub(super) fn admit(&self, tenant: Option<&str>, link: Option<&str>) -> Option<LogReaderPlace> {
         let mut counts = self.lock();
         let count = |of: &HashMap<String, usize>, name: Option<&str>| {

@@ -134,8 +134,8 @@ impl LogRecordSink {
         Ok(())
     }
 
-    /// Buffers a line unless the reader has it already, and sends what is enough for a chunk: as text in a plain log,
-    /// and as a record with its number and its step otherwise.
+    /// Buffers a line unless the reader has it already: as text in a plain log, and as a record with its number and its
+    /// step otherwise. Sends the buffer once it is large enough for a chunk.
     pub(super) async fn buffer_line_if_new(&mut self, line: &LogLine) -> Result<(), ReaderGone> {
         if line.seq < self.next {
             return Ok(());

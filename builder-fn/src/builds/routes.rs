@@ -471,7 +471,7 @@ async fn answer_log(lookup: BuildLookup, log: LogRequest<'_>, shutdown: &Shutdow
     }
 }
 
-/// Admits a reader of a log; `None` if there are as many as there may be.
+/// Admits a reader of a log, and returns its place; `None` if there are as many readers as there may be.
 pub(super) fn admit_reader(lookup: &BuildLookup, access: &PageAccess) -> Option<LogReaderPlace> {
     let link = access.page_link().map(PageLink::as_str);
     lookup.records.log_readers().admit(lookup.tenant.as_deref(), link)
