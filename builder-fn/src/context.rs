@@ -86,7 +86,7 @@ impl SourceContext {
         }
     }
 
-    /// Returns the size of the index in bytes.
+    /// Returns the memory that the index takes, in bytes.
     pub(crate) fn index_memory_bytes(&self) -> usize {
         self.index.bytes()
     }

@@ -120,8 +120,8 @@ pub(super) struct TarEntry {
 }
 
 impl TarEntry {
-    /// Combines a header with its extended headers to an entry. `global_mtime_ns` is the time in a global header, and
-    /// `size_limit` the largest size.
+    /// Combines a header with its extended headers to an entry. `global_mtime_ns` is the time in a global header, which
+    /// counts before that in `header` and after that in the PAX records of the entry. `size_limit` is the largest size.
     ///
     /// # Errors
     /// Fails if a context cannot have such an entry.

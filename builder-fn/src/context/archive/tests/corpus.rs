@@ -279,7 +279,7 @@ pub(super) fn entries_in_index(context: &SourceContext) -> Vec<FoundEntry> {
 }
 
 /// Adds the entries below a folder to `found`, in the order of Go's `filepath.WalkDir`, which BuildKit's own client
-/// uses.
+/// uses. With an empty `prefix`, also marks the hard links among them.
 pub(super) fn list_folder_and_mark_hard_links(folder: &Path, prefix: &str, found: &mut Vec<FoundEntry>) {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
