@@ -42,7 +42,7 @@ impl FailureEvidence {
         self.context = context;
     }
 
-    /// Forgets everything, once the build has succeeded.
+    /// Forgets the steps and the context.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::buildkit::RegistryCredentials;
 
-    /// A store that counts its look-ups, and whose program does not end for a host.
+    /// A store that counts its look-ups, and whose look-up for the host `slow` never ends.
     #[derive(Debug, Default)]
     struct LookupCountingStoreWithSlowHost(AtomicUsize);
 
