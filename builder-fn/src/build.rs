@@ -59,9 +59,9 @@ pub struct BuildSettings {
     /// The limit on the sum of the pauses before retries of a queued call's build, after failures of the platform. With
     /// zero, the default, there are no retries.
     pub retry_time: Duration,
-    /// The operator's tokens for git repositories that contexts are read from.
+    /// The names of the secrets with the operator's tokens for git repositories that contexts are read from.
     pub git_tokens: OperatorTokenSecretNames,
-    /// The operator's tokens for the statuses of commits.
+    /// The names of the secrets with the operator's tokens for the statuses of commits.
     pub status_tokens: OperatorTokenSecretNames,
     /// The repository for records of builds, which no build pushes to or reads from.
     pub records_repository: Option<OperatorRepository>,
@@ -111,7 +111,7 @@ pub(crate) struct BuildResult {
 }
 
 impl BuildResult {
-    /// Returns whether the deployer rejected the finished build for a newer one of the function.
+    /// Returns whether the deployer rejected the finished build because it knows a newer one of the function.
     pub(crate) fn was_superseded_at_deployment(&self) -> bool {
         self.deployment
             .as_ref()
@@ -199,7 +199,7 @@ impl Builder {
         })
     }
 
-    /// Fails if the config names the repository for records as an image, a tag or a cache.
+    /// Fails if the config names the repository for records, or one below it, as an image, a tag or a cache.
     fn reject_records_repository(&self, config: &BuildConfig) -> Result<(), Error> {
         let Some(records) = &self.settings.records_repository else {
             return Ok(());
@@ -236,10 +236,7 @@ impl Builder {
         request: &BuildRequest,
         call: &BuilderCall<'_>,
     ) -> Option<Registration> {
-        let function = self
-            .solve_attributes(request, call)
-            .function_to_supersede_in()?
-            .clone();
+        let function = self.solve_attributes(request, call).supersession_group()?.clone();
         Some(supersession.register(Submission {
             function,
             call_id: call.id.to_owned(),

@@ -39,7 +39,7 @@ pub use outcome::BuiltImage;
 pub(crate) use pool::{BuildToPlace, DaemonAtIp, HostResolver, PlacedBuild};
 pub use pool::{
     DaemonLoad, DaemonPool, DaemonResolver, Placement, PlacementHash, PoolMetrics, PoolSize, ResolveFuture,
-    busy_from, choose_daemon,
+    busy_threshold, choose_daemon,
 };
 pub use reference::BuildReference;
 #[cfg(test)]

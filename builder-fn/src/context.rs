@@ -86,8 +86,8 @@ impl SourceContext {
         }
     }
 
-    /// Returns the size of the index in bytes.
-    pub(crate) fn index_bytes(&self) -> usize {
+    /// Returns the memory that the index takes, in bytes.
+    pub(crate) fn index_memory_bytes(&self) -> usize {
         self.index.bytes()
     }
 

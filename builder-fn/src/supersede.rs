@@ -268,7 +268,7 @@ impl Submission {
     fn of_known_build(build: &KnownBuild) -> Option<Self> {
         let attributes = &build.attributes;
         Some(Self {
-            function: attributes.function_to_supersede_in()?.clone(),
+            function: attributes.supersession_group()?.clone(),
             call_id: attributes.call_id.clone(),
             submitted_at: attributes.submitted_at,
         })

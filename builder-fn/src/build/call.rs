@@ -55,7 +55,7 @@ pub(crate) struct BuilderCall<'a> {
 }
 
 impl BuilderCall<'_> {
-    /// Returns whether another builder continues the build if the process ends before it.
+    /// Returns whether another builder continues or repeats the build if the process ends before it.
     pub(super) fn is_continued_elsewhere_if_process_ends(&self) -> bool {
         self.accepted.is_resumable() || self.is_submitted_again
     }

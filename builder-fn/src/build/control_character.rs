@@ -1,4 +1,4 @@
-//! Finds the control character in a context that keeps BuildKit from requesting it.
+//! Finds the control character because of which BuildKit cannot request a context.
 //!
 //! BuildKit requests a context with ignore patterns and the sources of `COPY` in headers, which cannot carry a tab or
 //! another control character. Its error names the header only.

@@ -9,10 +9,11 @@ use crate::hand_over::{DryRunDocument, DryRunOutcome, HandOverSigner};
 use crate::report::{LineFormatter, LogSink};
 use crate::request::BuildRequest;
 
-/// Asks the deployer whether it would deploy the image. If the deployer gives no answer, adds a warning and succeeds.
+/// Asks the deployer whether it would deploy the image, unless hand-overs go through callbacks. If the deployer gives
+/// no answer, adds a warning and succeeds.
 ///
 /// # Errors
-/// Fails if the deployer would refuse the hand-over, or the call's time ends.
+/// Fails if the deployer would refuse the hand-over, the call's time ends, or a shutdown is about to end the process.
 pub(super) async fn check_deployment_by_dry_run(
     signer: &HandOverSigner<'_>,
     deploy: &Map<String, Value>,

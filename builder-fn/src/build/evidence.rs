@@ -9,7 +9,7 @@ use crate::context::SourceContext;
 /// The most steps whose output is kept: those that run at the same time, and those that failed.
 const MAX_KEPT_STEPS: usize = 32;
 
-/// The length of the end of a step's output that is kept, in bytes.
+/// The length to which the kept output of a step is cut, from its beginning, once it is twice as long; in bytes.
 const KEPT_OUTPUT_BYTES_PER_STEP: usize = 16 << 10;
 
 /// What a build leaves behind that explains its failure. Its size does not grow with the build.
@@ -42,7 +42,7 @@ impl FailureEvidence {
         self.context = context;
     }
 
-    /// Forgets everything, once the build has succeeded.
+    /// Forgets the steps and the context.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

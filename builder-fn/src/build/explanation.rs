@@ -29,9 +29,12 @@ const CREDENTIAL_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most entries of a folder among which one in another case is looked for.
 const MAX_SEARCHED_ENTRIES: usize = 10_000;
 
-/// The credentials of a build for the registry that refused something.
+/// The result of looking up a build's credentials for the registry that refused something: whether there are any, or
+/// why they could not be looked up.
 struct CredentialLookupResult {
+    /// Whether there are credentials that are not empty.
     is_given: bool,
+    /// The reason why the credentials could not be looked up.
     problem: Option<String>,
 }
 
@@ -100,7 +103,7 @@ impl Builder {
     }
 }
 
-/// Looks up which credentials a build has for a registry; `None` if that takes more than a second, or longer than the
+/// Looks up whether a build has credentials for a registry; `None` if that takes more than a second, or longer than the
 /// call.
 async fn look_up_credentials_within_a_second(
     credentials: &dyn CredentialStore,
@@ -158,7 +161,7 @@ mod tests {
     use super::*;
     use crate::buildkit::RegistryCredentials;
 
-    /// A store that counts its look-ups, and whose program does not end for a host.
+    /// A store that counts its look-ups, and whose look-up for the host `slow` never ends.
     #[derive(Debug, Default)]
     struct LookupCountingStoreWithSlowHost(AtomicUsize);
 

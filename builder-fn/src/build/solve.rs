@@ -395,7 +395,8 @@ impl Builder {
     }
 }
 
-/// Returns whether the context is gone, or could not be looked up, that an earlier delivery of the call may have built.
+/// Returns whether `error` says that the context is gone, or that its commit could not be looked up. An earlier
+/// delivery of the call may have built it.
 fn is_context_gone_or_commit_lookup_failed(error: &Error, request: &BuildRequest) -> bool {
     match error {
         Error::Context(error) => error.is_missing(),

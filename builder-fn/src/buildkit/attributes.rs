@@ -90,9 +90,9 @@ impl SolveAttributes {
         })
     }
 
-    /// Returns the function whose builds supersede each other, this one included; `None` for a build that takes no
-    /// part.
-    pub fn function_to_supersede_in(&self) -> Option<&FunctionId> {
+    /// Returns the function among whose builds this one takes part in supersession; `None` for a build that supersedes
+    /// no other and that none supersedes.
+    pub fn supersession_group(&self) -> Option<&FunctionId> {
         self.function.as_ref().filter(|_| self.supersede)
     }
 }

@@ -29,7 +29,8 @@ use super::{BuildFailure, Connection, FaultyParty};
 /// The header that names the solve that a call of the gateway API belongs to: BuildKit `client/buildid/metadata.go`.
 const BUILD_ID_HEADER: &str = "buildkit-controlapi-buildid";
 
-/// The largest number of lookups before the daemon knows their solve, each of which it lets wait for 3 s.
+/// The largest number of attempts to look up a commit while the daemon does not know the solve of the lookup yet. In
+/// each, the daemon waits 3 s for the solve.
 const COMMIT_LOOKUP_ATTEMPTS_MAX: u32 = 5;
 
 /// The characters that are percent-encoded in a value of the query of a context's URL.
@@ -86,7 +87,8 @@ impl GitContextSource {
         text
     }
 
-    /// Returns the source as the Dockerfile frontend makes it: BuildKit `client/llb/source.go`.
+    /// Returns the operation that reads the repository, without its subdir, as the Dockerfile frontend makes it:
+    /// BuildKit `client/llb/source.go`.
     fn to_source_op(&self) -> SourceOp {
         let without_scheme = self.url.split_once("://").map_or(&*self.url, |(_, rest)| rest);
         let fragment = self.reference.as_ref().map(|reference| format!("#{reference}"));
@@ -135,7 +137,7 @@ impl GitContextSource {
     ///
     /// # Errors
     /// Fails if the build may not read the repository, the repository cannot be read or has no such branch, tag or
-    /// commit, or the daemon is lost or asks for no permission.
+    /// commit, the daemon is lost, or it does not ask whether the build may read the repository.
     pub async fn resolve_commit(
         &self,
         connection: &Connection,

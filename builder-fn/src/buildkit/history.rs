@@ -83,7 +83,7 @@ impl Connection {
 
     /// Requests the running builds; the stream ends with them. The daemon decodes no records for this.
     pub(crate) async fn request_running_builds(&self) -> Result<KnownBuildStream, Status> {
-        self.listen_for_builds(running_solves()).await
+        self.listen_for_builds(request_for_running_solves()).await
     }
 
     /// Subscribes to builds: those that run, and then every build that starts or ends.
@@ -172,7 +172,8 @@ fn none_after_logged_failure<T>(found: Result<Option<T>, Status>) -> Option<T> {
     })
 }
 
-/// Finds the record of the finished solve `reference`. The daemon decodes no other record.
+/// Finds the record of the finished solve `reference`. The daemon decodes no other record, unless it cannot look up a
+/// single one.
 ///
 /// # Errors
 /// Fails if the history cannot be read, or not in time.
@@ -215,7 +216,7 @@ async fn find_running(
     connection: &Connection,
     reference: &str,
 ) -> Result<Option<BuildHistoryRecord>, Status> {
-    let mut events = listen_to_history(connection, running_solves()).await?;
+    let mut events = listen_to_history(connection, request_for_running_solves()).await?;
     while let Some(event) = events.try_next().await? {
         let record = event.record.filter(|record| record.r#ref == reference);
         if record.is_some() {
@@ -225,8 +226,8 @@ async fn find_running(
     Ok(None)
 }
 
-/// Returns the question for the solves that run, for which the daemon decodes no record.
-fn running_solves() -> BuildHistoryRequest {
+/// Returns the request for the solves that run, for which the daemon decodes no record.
+fn request_for_running_solves() -> BuildHistoryRequest {
     BuildHistoryRequest {
         active_only: true,
         early_exit: true,

@@ -209,7 +209,7 @@ impl BuildJob {
             }
             reader.forget_failures();
             if let Some(image) = self
-                .attempt_solve_unless_cancelled(connection, &reference, &mut reader, sink)
+                .attempt_or_follow_solve(connection, &reference, &mut reader, sink)
                 .await?
             {
                 return Ok(image);
@@ -264,9 +264,9 @@ impl BuildJob {
         }
     }
 
-    /// Attempts the build under one reference. Returns `None` if a build of that reference ran already and was
-    /// cancelled.
-    async fn attempt_solve_unless_cancelled(
+    /// Attempts the build under one reference, or follows the build that runs under it already. Returns `None` if the
+    /// followed build was cancelled.
+    async fn attempt_or_follow_solve(
         &self,
         connection: &Connection,
         reference: &str,
@@ -301,7 +301,7 @@ impl BuildJob {
                     }
                     // A busy daemon may not have begun the build within the time that it waits for it.
                     Some(Err(status)) if !has_begun && status.code() == Code::NotFound => {
-                        responses = status::follow_build_status_again(connection, reference.to_owned());
+                        responses = status::follow_build_status_after_pause(connection, reference.to_owned());
                     }
                     Some(Err(status)) => return Err(JobError::Lost(status.into())),
                     None => following = false,

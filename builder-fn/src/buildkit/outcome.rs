@@ -22,6 +22,6 @@ pub struct BuiltImage {
 pub(super) enum SolveOutcome {
     /// The build succeeded with this image.
     Succeeded(BuiltImage),
-    /// The build failed with this status, the solve's answer.
+    /// The build failed with this status: the answer to the solve, or the error in the record of the build.
     Failed(Status),
 }

@@ -30,7 +30,7 @@ use member::PoolMember;
 
 pub use metrics::PoolMetrics;
 pub(crate) use placement::{BuildToPlace, PlacedBuild};
-pub use rendezvous::{DaemonLoad, Placement, PlacementHash, busy_from, choose_daemon};
+pub use rendezvous::{DaemonLoad, Placement, PlacementHash, busy_threshold, choose_daemon};
 pub(crate) use resolver::{DaemonAtIp, HostResolver};
 pub use resolver::{DaemonResolver, ResolveFuture};
 
@@ -129,18 +129,18 @@ impl DaemonPool {
         members.iter().map(|member| member.daemon.clone()).collect()
     }
 
-    /// Returns the daemons of the pool, each with whether it is in use and not left out.
-    pub(crate) async fn current_daemons_and_whether_in_use(&self) -> Vec<(Daemon, bool)> {
+    /// Returns the daemons of the pool, each with whether it gets builds, which one that is left out does not.
+    pub(crate) async fn current_daemons_and_whether_available(&self) -> Vec<(Daemon, bool)> {
         let members = self.current_members().await;
-        let is_in_use = |member: &PoolMember| members.len() == 1 || !member.is_left_out();
+        let is_available = |member: &PoolMember| members.len() == 1 || !member.is_left_out();
         members
             .iter()
-            .map(|member| (member.daemon.clone(), is_in_use(member)))
+            .map(|member| (member.daemon.clone(), is_available(member)))
             .collect()
     }
 
     /// Returns whether the pool has a daemon with this name that is not left out.
-    pub(crate) fn is_daemon_in_use(&self, name: &str) -> bool {
+    pub(crate) fn is_daemon_available(&self, name: &str) -> bool {
         let members = self.0.members.borrow();
         let mut named = members.iter().filter(|member| member.name() == name);
         // The only daemon of a pool is never left out.
@@ -152,7 +152,8 @@ impl DaemonPool {
         PoolChanges(self.0.members.subscribe())
     }
 
-    /// Returns the daemons of the pool, and looks them up again if that is due. After a failed lookup, they stay.
+    /// Returns the daemons of the pool, after another lookup if one is due. A lookup that fails leaves them as they
+    /// are.
     async fn current_members(&self) -> Members {
         let Some(resolver) = &self.0.resolver else {
             return self.0.members.borrow().clone();
@@ -237,7 +238,8 @@ impl DaemonPool {
     }
 
     /// Connects to each daemon of the pool, all at the same time, and calls `ask` with each connection. Returns the
-    /// results in no order. One of several daemons is given up sooner, and one that is left out is not asked.
+    /// results in no order. In a pool of several, a daemon is given up sooner, and one that is left out is not asked:
+    /// its result is an error.
     pub(crate) async fn ask_all<T, E, F>(&self, ask: impl Fn(Connection) -> F) -> Vec<Result<T, E>>
     where
         E: From<ConnectError>,

@@ -149,7 +149,7 @@ impl SolveOptions {
         })
     }
 
-    /// Returns the cache that `image` in a registry is.
+    /// Returns the entry for the cache that a registry has as `image`.
     fn registry_cache_entry(&self, image: &str) -> CacheOptionsEntry {
         let mut attrs = HashMap::from([("ref".to_owned(), image.to_owned())]);
         if self.insecure {

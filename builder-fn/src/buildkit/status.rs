@@ -23,8 +23,8 @@ pub use facts::{AttemptFacts, StepFacts};
 pub use ordered::OrderedLog;
 pub(super) use reader::EventReader;
 
-/// The pause before another subscription to a build that the daemon has not begun.
-const RESUBSCRIPTION_PAUSE: Duration = Duration::from_millis(200);
+/// The pause before the next attempt to subscribe to a build that the daemon has not begun.
+const PAUSE_FOR_BUILD_TO_BEGIN: Duration = Duration::from_millis(200);
 
 /// An event of a running or finished build.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,11 +111,15 @@ pub(super) fn follow_build_status(connection: &Connection, reference: String) ->
     stream::once(opened).try_flatten().fuse().boxed()
 }
 
-/// Subscribes again, after a short pause, to the status of a build that the daemon has not begun.
-pub(super) fn follow_build_status_again(connection: &Connection, reference: String) -> StatusResponseStream {
+/// Subscribes, after a pause of 200 ms, to the status of a build that the daemon had not begun when it was last asked,
+/// from the beginning of the build.
+pub(super) fn follow_build_status_after_pause(
+    connection: &Connection,
+    reference: String,
+) -> StatusResponseStream {
     let responses = follow_build_status(connection, reference);
     let paused = async move {
-        tokio::time::sleep(RESUBSCRIPTION_PAUSE).await;
+        tokio::time::sleep(PAUSE_FOR_BUILD_TO_BEGIN).await;
         Ok::<_, Status>(responses)
     };
     stream::once(paused).try_flatten().fuse().boxed()

@@ -179,8 +179,8 @@ fn check_own_certificate_period_and_version(
     }
 }
 
-/// Performs the TLS handshake over `stream`, and waits up to 5 s for the daemon's first bytes: a daemon that rejects
-/// the builder's certificate sends an error in their place.
+/// Performs the TLS handshake over `stream`, and waits for the daemon's first bytes, in whose place it sends an error
+/// if it rejects the builder's certificate. After 5 s without any, the certificate counts as accepted.
 async fn perform_tls_handshake_and_await_first_bytes<S>(
     stream: S,
     name: ServerName<'static>,

@@ -40,7 +40,7 @@ pub(super) enum RejectedQuestion {
 /// disabled.
 ///
 /// # Errors
-/// Fails if the question is not signed by a key of `check`, or not now.
+/// Fails if the question is not signed by a key of `check`, or was not signed within five minutes of `now`.
 pub(super) fn verify_question(
     check: &SignatureCheck,
     method: &Method,

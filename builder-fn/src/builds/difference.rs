@@ -55,7 +55,7 @@ async fn compare(
     Ok(Value::Object(answer))
 }
 
-/// Fails unless both are builds of one function, or of one image.
+/// Fails unless both builds have ended, neither is a rollback, and both are of one function or of one image.
 fn check_comparable(a: &BuildRecord, b: &BuildRecord) -> Result<(), Refusal> {
     for record in [a, b] {
         if let Some(rollback) = &record.rollback {
@@ -123,7 +123,8 @@ async fn read_inputs(
     }
 }
 
-/// Returns the size of a build's image, of one platform and compressed; `None` if it is not known.
+/// Returns the size of the layers of a build's image, compressed and of the first platform, in bytes; `None` if it is
+/// not known.
 async fn compressed_image_bytes(lookup: &BuildLookup, record: &BuildRecord) -> Option<u64> {
     let digest = record.outcome.get("digest").and_then(Value::as_str)?;
     let image = record.image.as_deref()?;
@@ -143,7 +144,7 @@ async fn compressed_image_bytes(lookup: &BuildLookup, record: &BuildRecord) -> O
     }
 }
 
-/// Returns what the answer has of one of the builds.
+/// Returns the part of the answer that describes one of the builds.
 fn summary(record: &BuildRecord, compressed_image_bytes: Option<u64>) -> Value {
     let took = record.started_at.zip(record.ended_at);
     let took = took.and_then(|(started, ended)| ended.duration_since(started).ok());

@@ -99,17 +99,17 @@ impl BuildFilter {
         }
     }
 
-    /// Returns the state that builds are in.
+    /// Returns the state that the filter asks for, if it asks for one.
     pub(super) fn state(&self) -> Option<&str> {
         self.state.as_deref()
     }
 
-    /// Returns the function of the builds.
+    /// Returns the function that the filter asks for, if it asks for one.
     pub(super) fn function(&self) -> Option<&str> {
         self.function.as_deref()
     }
 
-    /// Returns the image of the builds.
+    /// Returns the image that the filter asks for, if it asks for one.
     pub(super) fn image(&self) -> Option<&str> {
         self.image.as_deref()
     }

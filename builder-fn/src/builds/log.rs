@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tonic::Status;
 
 use super::BuildPhase;
-use super::log_copies::CopiedLog;
+use super::log_copies::LogCopyKey;
 use super::log_copy::{CopiedLines, CopyReader};
 use super::log_interruption::LogInterruption;
 use super::log_sink::{KEEP_ALIVE_INTERVAL, LogRecordSink, ReaderGone};
@@ -189,7 +189,7 @@ impl LogSender {
                 step: None,
                 text: text.clone(),
             };
-            self.sink.send_line_if_new(&line).await?;
+            self.sink.buffer_line_if_new(&line).await?;
         }
         self.sink.flush().await
     }
@@ -223,9 +223,9 @@ impl LogSender {
     ) -> Result<(), EarlyLogEnd> {
         let copies = self.lookup.records.log_copies().cloned();
         let copied = match &copies {
-            Some(copies) => match copies.find(&CopiedLog::of(attempt)) {
+            Some(copies) => match copies.find(&LogCopyKey::of(attempt)) {
                 Some(reader) => Some(reader),
-                None => Some(copies.copy(connect(attempt).await?, attempt, number, mask)),
+                None => Some(copies.begin_or_join_copy(connect(attempt).await?, attempt, number, mask)),
             },
             None => None,
         };
@@ -259,7 +259,7 @@ impl LogSender {
             match lines {
                 Ok(CopiedLines::Lines(lines)) => {
                     for line in &lines {
-                        self.sink.send_line_if_new(line).await?;
+                        self.sink.buffer_line_if_new(line).await?;
                     }
                     self.sink.flush().await?;
                 }

@@ -17,8 +17,8 @@ use crate::buildkit::{Connection, ListedBuild};
 use crate::context::SpoolSettings;
 use crate::redact::SecretMask;
 
-/// The part of all copies' disk space that one copy may use.
-const SHARE_OF_ONE_COPY: u64 = 4;
+/// The number by which the limit on all copies is divided, for the limit on one copy.
+const BUDGET_DIVISOR_FOR_ONE_COPY: u64 = 4;
 
 /// The copies of logs. Clones share them.
 #[derive(Clone)]
@@ -28,12 +28,12 @@ pub(super) struct LogCopies(Arc<SharedCopies>);
 struct SharedCopies {
     spool: SpoolSettings,
     budget: Arc<CopyBudget>,
-    copies: Mutex<HashMap<CopiedLog, Arc<LogCopy>>>,
+    copies: Mutex<HashMap<LogCopyKey, Arc<LogCopy>>>,
 }
 
-/// The attempt whose log is copied, for one tenant.
+/// The key under which the copy of an attempt's log is found, by the readers of its tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct CopiedLog {
+pub(super) struct LogCopyKey {
     tenant: Option<String>,
     daemon: String,
     reference: String,
@@ -41,8 +41,8 @@ pub(super) struct CopiedLog {
     started_at: Option<SystemTime>,
 }
 
-impl CopiedLog {
-    /// Returns the log of an attempt, whose lines a tenant may read.
+impl LogCopyKey {
+    /// Returns the key of the copy of an attempt's log.
     pub(super) fn of(attempt: &ListedBuild) -> Self {
         Self {
             tenant: attempt.attributes.tenant.clone(),
@@ -65,20 +65,20 @@ impl LogCopies {
     }
 
     /// Returns a reader of the copy of a log, if there is one.
-    pub(super) fn find(&self, log: &CopiedLog) -> Option<CopyReader> {
+    pub(super) fn find(&self, log: &LogCopyKey) -> Option<CopyReader> {
         self.0.lock().get(log).map(LogCopy::open_reader)
     }
 
-    /// Begins to copy the log of `attempt`, which is the attempt number `number`, unless another reader has begun it.
-    /// Returns a reader of the copy.
-    pub(super) fn copy(
+    /// Begins to copy the log of `attempt`, which is the attempt number `number`, in the background, unless that was
+    /// begun for another reader. Returns a reader of the copy.
+    pub(super) fn begin_or_join_copy(
         &self,
         connection: Connection,
         attempt: &ListedBuild,
         number: u64,
         mask: &SecretMask,
     ) -> CopyReader {
-        let key = CopiedLog::of(attempt);
+        let key = LogCopyKey::of(attempt);
         let mut copies = self.0.lock();
         if let Some(copy) = copies.get(&key) {
             return copy.open_reader();
@@ -100,7 +100,7 @@ impl LogCopies {
             None => self.0.spool.clone(),
         };
         let budget = self.0.budget.clone();
-        let limit = budget.limit() / SHARE_OF_ONE_COPY;
+        let limit = budget.limit() / BUDGET_DIVISOR_FOR_ONE_COPY;
         let copy = LogCopy::new(&spool, budget, limit);
         copies.insert(key.clone(), copy.clone());
         let reader = copy.open_reader();
@@ -114,7 +114,7 @@ impl SharedCopies {
     /// Copies `log`, and keeps the copy while it is needed. One without the whole log is not found by further readers.
     async fn keep(
         self: Arc<Self>,
-        key: CopiedLog,
+        key: LogCopyKey,
         copy: Arc<LogCopy>,
         connection: Connection,
         log: NumberedLog,
@@ -132,7 +132,7 @@ impl SharedCopies {
         tokio::task::spawn_blocking(move || drop(copy));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<CopiedLog, Arc<LogCopy>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<LogCopyKey, Arc<LogCopy>>> {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -201,7 +201,8 @@ impl LogCopy {
         }
     }
 
-    /// Appends lines, in blocks. Returns `false` if there is no room for all of them. Blocks while the file is written.
+    /// Appends lines, in blocks. Returns `false` if there is no room for all of them, or the file cannot be written.
+    /// Blocks while the file is written.
     fn append_lines(&self, lines: &[LogLine]) -> bool {
         let mut block = Vec::new();
         let mut first = None;
@@ -218,7 +219,8 @@ impl LogCopy {
         first.is_none_or(|first| self.append_block(first, &block))
     }
 
-    /// Appends a block of lines, the first of which has the number `first`.
+    /// Appends a block of lines, the first of which has the number `first`. Returns `false` if there is no room for it,
+    /// or the file cannot be written.
     fn append_block(&self, first: u64, block: &[u8]) -> bool {
         let bytes = block.len() as u64;
         let offset = self.progress.borrow().bytes;
@@ -282,10 +284,11 @@ impl Drop for LogCopy {
 }
 
 impl CopyReader {
-    /// Waits for the next lines with numbers from `first` on. Dropping the future loses nothing.
+    /// Waits for the next lines with numbers from `first` on. A copy that cannot be read counts as one that ends there.
+    /// Dropping the future loses nothing.
     ///
     /// # Errors
-    /// Fails if the daemon does not know the attempt, or is lost, or if the copy cannot be read.
+    /// Fails if the copying failed: the daemon does not know the attempt, or is lost.
     pub(super) async fn next_lines(&mut self, first: u64) -> Result<CopiedLines, Status> {
         loop {
             let CopyProgress { bytes, end } = self.progress.borrow_and_update().clone();

@@ -68,9 +68,9 @@ impl LogLimits {
     }
 }
 
-/// Runs `sending`, which sends a log through `channel`. If it is interrupted, reaches a limit or panics, sends a last
-/// record that says from which line on the reader continues.
-pub(super) async fn send_with_last_record(
+/// Runs `sending`, which sends a log through `channel`. Only if it is interrupted, reaches a limit or panics, sends a
+/// last record that says from which line on the reader continues.
+pub(super) async fn send_with_interruption_record(
     channel: LogChannel,
     limits: LogLimits,
     sending: impl Future<Output = Result<(), LogInterruption>> + Send + 'static,
@@ -130,7 +130,7 @@ mod tests {
                 step: None,
                 text: format!("line {seq}"),
             };
-            sink.send_line_if_new(&line).await.expect("a reader");
+            sink.buffer_line_if_new(&line).await.expect("a reader");
             if seq == 2 {
                 sink.flush().await.expect("a reader");
             }
@@ -181,7 +181,7 @@ mod tests {
                 send_three_lines(&mut sink).await;
                 panic!("a defect");
             };
-            send_with_last_record(channel, limits(&shutdown), sending).await;
+            send_with_interruption_record(channel, limits(&shutdown), sending).await;
             assert_continues_after_two_lines(&read_lines(body).await, "defect");
         }
     }
@@ -199,7 +199,7 @@ mod tests {
             send_three_lines(&mut sink).await;
             pending().await
         };
-        send_with_last_record(channel, limits, sending).await;
+        send_with_interruption_record(channel, limits, sending).await;
         assert_continues_after_two_lines(&read_lines(body).await, "link has expired");
     }
 
@@ -219,7 +219,7 @@ mod tests {
                 trigger.begin(began + Duration::from_secs(10));
                 pending().await
             };
-            send_with_last_record(channel, limits, sending).await;
+            send_with_interruption_record(channel, limits, sending).await;
             let expected = if is_own { 8 } else { 0 };
             assert_eq!(began.elapsed().as_secs(), expected);
             assert_continues_after_two_lines(&read_lines(body).await, "shuts down");
@@ -245,7 +245,7 @@ mod tests {
             sink.end(&json!({"status": "success"})).await.expect("a reader");
             Ok(())
         };
-        send_with_last_record(channel, limits(&shutdown), sending).await;
+        send_with_interruption_record(channel, limits(&shutdown), sending).await;
         let lines = read_lines(body).await;
         assert_eq!(lines, ["line 1", "line 2", "line 3", r#"{"status":"success"}"#]);
     }

@@ -24,17 +24,18 @@ struct ReaderCounts {
     by_link: HashMap<String, usize>,
 }
 
-/// An admitted reader of a log, until it is dropped.
+/// The place of an admitted reader of a log. Dropping it frees the place.
 #[derive(Debug)]
-pub(super) struct LogReader {
+pub(super) struct LogReaderPlace {
     readers: LogReaders,
     tenant: Option<String>,
     link: Option<String>,
 }
 
 impl LogReaders {
-    /// Admits a reader of this tenant, with this link if it has one; `None` if there are as many as there may be.
-    pub(super) fn admit(&self, tenant: Option<&str>, link: Option<&str>) -> Option<LogReader> {
+    /// Admits a reader of this tenant, with this link if it has one, and returns its place; `None` if there are as many
+    /// readers as there may be.
+    pub(super) fn admit(&self, tenant: Option<&str>, link: Option<&str>) -> Option<LogReaderPlace> {
         let mut counts = self.lock();
         let count = |of: &HashMap<String, usize>, name: Option<&str>| {
             name.and_then(|name| of.get(name)).copied().unwrap_or_default()
@@ -52,7 +53,7 @@ impl LogReaders {
         if let Some(link) = link {
             *counts.by_link.entry(link.to_owned()).or_default() += 1;
         }
-        Some(LogReader {
+        Some(LogReaderPlace {
             readers: self.clone(),
             tenant: tenant.map(str::to_owned),
             link: link.map(str::to_owned),
@@ -64,7 +65,7 @@ impl LogReaders {
     }
 }
 
-impl Drop for LogReader {
+impl Drop for LogReaderPlace {
     fn drop(&mut self) {
         let mut counts = self.readers.lock();
         counts.all = counts.all.saturating_sub(1);
@@ -89,7 +90,11 @@ mod tests {
     use super::*;
 
     /// Admits as many readers as there may be.
-    fn admit_until_full(readers: &LogReaders, tenant: Option<&str>, link: Option<&str>) -> Vec<LogReader> {
+    fn admit_until_full(
+        readers: &LogReaders,
+        tenant: Option<&str>,
+        link: Option<&str>,
+    ) -> Vec<LogReaderPlace> {
         std::iter::from_fn(|| readers.admit(tenant, link)).collect()
     }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::log_readers::LogReader;
+use super::log_readers::LogReaderPlace;
 use super::numbered_log::LogLine;
 use crate::report::{StreamFormat, to_json_with_escaped_line_ends};
 
@@ -40,7 +40,7 @@ pub(super) struct LogRecordSink {
     next: u64,
     sent: Instant,
     /// The place of the reader among those that may read logs at the same time.
-    _reader: LogReader,
+    _reader: LogReaderPlace,
 }
 
 /// The channel to a reader. Clones share it.
@@ -80,7 +80,7 @@ pub(super) struct LogCutOff;
 impl LogRecordSink {
     /// Creates a channel to a reader who reads from the line `from` on. The sink holds the reader's place until it is
     /// dropped.
-    pub(super) fn new(reader: LogReader, format: LogFormat, from: u64) -> (Self, LogBody) {
+    pub(super) fn new(reader: LogReaderPlace, format: LogFormat, from: u64) -> (Self, LogBody) {
         let (chunks, receiver) = mpsc::channel(4);
         let now = Instant::now();
         let progress = Arc::new(LogProgress {
@@ -134,9 +134,9 @@ impl LogRecordSink {
         Ok(())
     }
 
-    /// Buffers a line unless the reader has it already, and sends what is enough for a chunk: as text in a plain log,
-    /// and as a record with its number and its step otherwise.
-    pub(super) async fn send_line_if_new(&mut self, line: &LogLine) -> Result<(), ReaderGone> {
+    /// Buffers a line unless the reader has it already: as text in a plain log, and as a record with its number and its
+    /// step otherwise. Sends the buffer once it is large enough for a chunk.
+    pub(super) async fn buffer_line_if_new(&mut self, line: &LogLine) -> Result<(), ReaderGone> {
         if line.seq < self.next {
             return Ok(());
         }

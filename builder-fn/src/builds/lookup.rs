@@ -195,10 +195,10 @@ impl BuildLookup {
     /// Lists the builds of the caller's tenant, and the reason why some may be missing.
     pub(super) async fn list(&self) -> (Vec<BuildRecord>, UnreadPlaces) {
         let listing = async {
-            let daemons = self.pool.current_daemons_and_whether_in_use().await;
+            let daemons = self.pool.current_daemons_and_whether_available().await;
             let is_one_of_several = daemons.len() > 1;
-            let listings = daemons.iter().map(|(daemon, is_in_use)| async move {
-                match is_in_use {
+            let listings = daemons.iter().map(|(daemon, is_available)| async move {
+                match is_available {
                     true => {
                         self.records
                             .newest()
@@ -289,7 +289,7 @@ impl BuildLookup {
         Err(reason)
     }
 
-    /// Asks the daemons for the reference of a call's build that runs; `None` if none runs it. Returns the reason too
+    /// Asks the daemons for the reference of a call's build that runs; `None` if none runs it. Also returns the reason
     /// why a daemon could not be asked.
     async fn running_reference(&self, key: &RecordKey) -> (Option<String>, Option<String>) {
         let request = |connection: Connection| async move { connection.list_running_builds().await };
@@ -303,7 +303,7 @@ impl BuildLookup {
         (reference, unread)
     }
 
-    /// Requests what the daemons' histories have of the build `reference`. Returns the reason too why the history of a
+    /// Requests what the daemons' histories have of the build `reference`. Also returns the reason why the history of a
     /// daemon could not be read.
     async fn list_attempts_and_running_builds(
         &self,
@@ -319,7 +319,7 @@ impl BuildLookup {
         self.request_histories(request, HISTORY_TIMEOUT).await
     }
 
-    /// Searches the whole histories of the daemons for the builds of the call `id`. Returns the reason too why the
+    /// Searches the whole histories of the daemons for the builds of the call `id`. Also returns the reason why the
     /// history of a daemon could not be read.
     async fn search_histories(&self, id: &str) -> (HistoryListing, Option<String>) {
         // Few at a time: the daemons decode all their records for each.
@@ -335,7 +335,7 @@ impl BuildLookup {
     }
 
     /// Requests the history of every daemon with `request`, which may take up to `limit`, and leaves out the builds of
-    /// other tenants. Returns the reason too why one could not be read.
+    /// other tenants. Also returns the reason why one could not be read.
     async fn request_histories<F>(
         &self,
         request: impl Fn(Connection) -> F,
@@ -360,7 +360,7 @@ impl BuildLookup {
         self.merge_listings_of_tenant(listings.map(|listing| listing.map_err(|UnreadReason(error)| error)))
     }
 
-    /// Merges the histories of daemons without the builds of other tenants, and returns the reason too why one could
+    /// Merges the histories of daemons without the builds of other tenants, and also returns the reason why one could
     /// not be read.
     fn merge_listings_of_tenant(
         &self,

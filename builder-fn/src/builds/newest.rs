@@ -67,7 +67,7 @@ struct KeptBuilds {
 
 impl NewestBuilds {
     /// Lists the builds of a tenant that run on a daemon, and the newest that have ended, without their sealed secrets.
-    /// One of several daemons is given up sooner if its host does not answer.
+    /// With `gives_up_connecting_soon`, fails sooner if the daemon's host does not answer.
     ///
     /// # Errors
     /// Fails with the reason if the daemon's history cannot be read.

@@ -47,7 +47,7 @@ impl NumberedLog {
         Self {
             log: connection
                 .open_log(&attempt.reference)
-                .of_ended_attempt(has_ended),
+                .treated_as_ended_if(has_ended),
             lines: LineFormatter::new(mask.clone()),
             seq: (attempt_number - 1) * LINE_NUMBERS_PER_ATTEMPT,
             first: 0,
@@ -65,7 +65,7 @@ impl NumberedLog {
     /// Passes lines on after a pause of the daemon, also those of an ended attempt, for a reader who does not read to
     /// the end.
     pub(super) fn passing_on_after_pauses(mut self) -> Self {
-        self.log = self.log.of_ended_attempt(false);
+        self.log = self.log.treated_as_ended_if(false);
         self
     }
 

@@ -68,7 +68,7 @@ pub(crate) struct BuildRecord {
     pub(crate) ended_at: Option<SystemTime>,
     /// The number of times that the build was begun.
     pub(crate) attempts: u32,
-    /// The numbers of the steps of the last attempt.
+    /// The counts of the steps of the last attempt.
     pub(crate) steps: Option<StepCounts>,
     /// The size of the tar with the context as it was received, in bytes; `None` if the request refers to its context.
     #[serde(default)]

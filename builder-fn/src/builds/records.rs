@@ -27,7 +27,7 @@ use crate::redact::SecretMask;
 /// The limit on the records of ended builds.
 const ENDED_BUILDS_MAX: usize = 1000;
 
-/// The limit on the searches through a daemon's whole history at the same time.
+/// The limit on the searches through the whole histories of daemons at the same time.
 const CONCURRENT_HISTORY_SEARCHES_MAX: usize = 2;
 
 /// The limit on the remembered references of builds in a daemon's history. At the limit, all are forgotten.
@@ -202,7 +202,7 @@ impl BuildRecords {
         &self.0.newest
     }
 
-    /// Waits for a permit to search a daemon's whole history.
+    /// Waits for a permit to search the whole histories of daemons.
     pub(super) async fn wait_for_search_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.0.searches.acquire().await.ok()
     }
@@ -436,8 +436,8 @@ impl AcceptedBuild {
         self.record_end_once(phase, outcome)
     }
 
-    /// Records that the request is rejected for now only: the record store keeps that of an accepted call only, because
-    /// the same request is to be sent again.
+    /// Records that the request is rejected for now: in the record store only if this process has recorded the
+    /// acceptance of the call there, because the same request is to be sent again.
     pub(crate) fn reject_for_now(mut self, outcome: Map<String, Value>) -> PendingWrite {
         if self.place.as_ref().is_some_and(|place| !place.is_stored()) {
             self.place = None;

@@ -15,8 +15,8 @@ use super::authentication::{RejectedQuestion, verify_question};
 use super::difference::answer_difference;
 use super::filter::BuildFilter;
 use super::log::LogSender;
-use super::log_interruption::{LogLimits, send_with_last_record};
-use super::log_readers::LogReader;
+use super::log_interruption::{LogLimits, send_with_interruption_record};
+use super::log_readers::LogReaderPlace;
 use super::log_sink::{LogFormat, LogRecordSink};
 use super::lookup::{BuildLookup, FoundBuild, NotFound, UnreadPlaces};
 use super::page::{self, PageAccess};
@@ -463,7 +463,7 @@ async fn answer_log(lookup: BuildLookup, log: LogRequest<'_>, shutdown: &Shutdow
         sink,
         shutdown: shutdown.clone(),
     };
-    tokio::spawn(send_with_last_record(channel, limits, log.send(build)));
+    tokio::spawn(send_with_interruption_record(channel, limits, log.send(build)));
     let body = ResponseBody::stream(body.map_err(Into::into));
     match format {
         LogFormat::Records(format) => answer::unbuffered_response(format, body),
@@ -471,8 +471,8 @@ async fn answer_log(lookup: BuildLookup, log: LogRequest<'_>, shutdown: &Shutdow
     }
 }
 
-/// Admits a reader of a log; `None` if there are as many as there may be.
-pub(super) fn admit_reader(lookup: &BuildLookup, access: &PageAccess) -> Option<LogReader> {
+/// Admits a reader of a log, and returns its place; `None` if there are as many readers as there may be.
+pub(super) fn admit_reader(lookup: &BuildLookup, access: &PageAccess) -> Option<LogReaderPlace> {
     let link = access.page_link().map(PageLink::as_str);
     lookup.records.log_readers().admit(lookup.tenant.as_deref(), link)
 }

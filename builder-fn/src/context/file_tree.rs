@@ -40,7 +40,7 @@ pub(crate) struct TreeDifference {
     pub(crate) added: Vec<String>,
     /// The paths that only the older tree has.
     pub(crate) removed: Vec<String>,
-    /// The paths of which nothing is known in one of the trees.
+    /// The number of paths that both trees have, and whose digest one of them does not know.
     pub(crate) unknown: usize,
 }
 

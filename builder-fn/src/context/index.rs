@@ -176,10 +176,10 @@ impl Index {
 /// Construction of an index, which is for [`ContextTree`](super::tree::ContextTree) alone. Until [`sort`](Self::sort),
 /// entries are numbered in the order in which they were added, and cannot be looked up.
 impl Index {
-    /// The limit on the size of the index in bytes, before the last entry is added.
+    /// The limit on the memory of the index in bytes, before the last entry is added.
     pub(super) const MAX_BYTES: usize = Arena::MAX_BYTES;
 
-    /// Returns the size of the index in bytes, including the texts of replaced entries.
+    /// Returns the memory that the index takes, in bytes, including the texts of replaced entries.
     pub(super) fn bytes(&self) -> usize {
         self.len() * PackedEntry::BYTES + self.texts.bytes()
     }

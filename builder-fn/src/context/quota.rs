@@ -34,8 +34,8 @@ impl SpoolQuota {
         }
     }
 
-    /// Returns the share of the tenant `name` in this quota, which admits as many of its bytes as it leaves free. They
-    /// count against this quota too.
+    /// Returns the share of the tenant `name` in this quota. It admits bytes as long as the tenant then uses no more
+    /// than are left free. They count against this quota too.
     pub(crate) fn share_of_tenant(&self, name: &str) -> Self {
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let used = tenants.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {

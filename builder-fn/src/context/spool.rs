@@ -47,7 +47,8 @@ pub enum SpoolError {
         /// The path of the spool folder.
         folder: PathBuf,
     },
-    /// The bytes of all requests together would exceed the builder's spool quota.
+    /// The bytes of all requests together would exceed the builder's spool quota, or those of one tenant its share of
+    /// it.
     #[error(
         "the requests in progress use all of the {limit} bytes that this builder may spool (spool_limit), of which one tenant \
          may use as many as it leaves free"

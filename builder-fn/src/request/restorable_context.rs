@@ -89,7 +89,7 @@ impl RestorableContext {
     pub(crate) fn drop_large_index(&self) {
         let mut state = self.lock();
         let is_large = match &*state {
-            ContextState::Indexed(context) => context.index_bytes() > MAX_KEPT_INDEX_BYTES,
+            ContextState::Indexed(context) => context.index_memory_bytes() > MAX_KEPT_INDEX_BYTES,
             ContextState::Stored(_) | ContextState::Taken => false,
         };
         if !is_large {

@@ -92,7 +92,7 @@ impl Registration {
         let registrations = lock(&self.daemons);
         let mut answering = registrations
             .iter()
-            .filter(|(name, _)| pool.is_daemon_in_use(name));
+            .filter(|(name, _)| pool.is_daemon_available(name));
         answering.all(|(_, registration)| registration.could_read_history_last_time())
     }
 
@@ -122,7 +122,7 @@ impl Registration {
         let pool = &self.supersession.0.pool;
         let waiting: Vec<_> = lock(&self.daemons)
             .iter()
-            .filter(|(name, _)| pool.is_daemon_in_use(name))
+            .filter(|(name, _)| pool.is_daemon_available(name))
             .map(|(_, registration)| {
                 DaemonRegistration::wait_until_history_is_read_or_timeout(registration.shared.clone())
             })

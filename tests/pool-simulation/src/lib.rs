@@ -6,7 +6,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use builder_fn::buildkit::{DaemonLoad, PlacementHash, busy_from, choose_daemon};
+use builder_fn::buildkit::{DaemonLoad, PlacementHash, busy_threshold, choose_daemon};
 
 /// A pool and the functions that are built on it.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Simulation {
     pub fn warm_fraction_of_rebuilds(&self, placed: &[usize], builds: usize, in_flight: usize) -> f64 {
         let mut daemons = self.daemons.clone();
         let mut running = std::collections::VecDeque::with_capacity(in_flight + 1);
-        let limit = busy_from(in_flight, daemons.len());
+        let limit = busy_threshold(in_flight, daemons.len());
         let mut hits = 0;
         for number in 0..builds {
             // A permutation: the factor is a prime number.
@@ -121,7 +121,7 @@ fn idle_daemon(number: usize) -> DaemonLoad {
 fn place_all(daemons: &[DaemonLoad], functions: &[PlacementHash]) -> Vec<usize> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let part = functions.len().div_ceil(threads).max(1);
-    let limit = busy_from(0, daemons.len());
+    let limit = busy_threshold(0, daemons.len());
     let place_part = |range: Range<usize>| -> Vec<usize> {
         functions[range]
             .iter()

@@ -11,7 +11,7 @@ use tonic::Status;
 /// The end of the type's URL of such a detail: BuildKit `solver/errdefs/vertex.go`.
 const SOURCE_TYPE_URL_SUFFIX: &str = "/errdefs.Source+json";
 
-/// The length after which a detail is not read, in bytes.
+/// The length above which a detail is ignored, in bytes.
 const PARSED_DETAIL_BYTES_MAX: usize = 1 << 20;
 
 /// The part of a detail that is read.

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
 use super::{
-    BuildState, find_finished_record, listen_to_history, lookup, none_after_logged_failure, running_solves,
-    time_from_unix, within_answer_timeout,
+    BuildState, find_finished_record, listen_to_history, lookup, none_after_logged_failure,
+    request_for_running_solves, time_from_unix, within_answer_timeout,
 };
 use crate::buildkit::attributes::SolveAttributes;
 use crate::buildkit::job::ATTEMPT_REFERENCES_OF_CALL_MAX;
@@ -50,7 +50,7 @@ pub struct ListedBuild {
     pub started_at: Option<SystemTime>,
     /// The time at which the solve ended.
     pub ended_at: Option<SystemTime>,
-    /// The numbers of the build's steps. They are zero while it runs.
+    /// The counts of the build's steps. They are zero while it runs.
     pub steps: StepCounts,
     /// The sealed secrets of the build, whose values must not be shown.
     pub secrets: SealedSecrets,
@@ -76,7 +76,7 @@ pub(crate) enum HistoryChange {
     Cancellation(Cancellation),
 }
 
-/// The numbers of a build's steps.
+/// The counts of a build's steps: of all, of those that ended, and of cached ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepCounts {
     /// The number of all steps.
@@ -159,7 +159,7 @@ impl Connection {
             .collect();
         let listing = async {
             // In this order, a build that ends meanwhile is listed.
-            let mut listing = self.list_history(running_solves(), |_| true).await?;
+            let mut listing = self.list_history(request_for_running_solves(), |_| true).await?;
             for record in lookup::read_records(self, &references).await? {
                 listing.add_record(BuildHistoryEventType::Complete, record, self.daemon(), |_| true);
             }
@@ -168,13 +168,13 @@ impl Connection {
         within_answer_timeout(listing).await
     }
 
-    /// Lists the running builds of all builders, without those of other clients, and the requests to cancel builds that
-    /// are being made. The daemon decodes no records for it.
+    /// Lists the running builds of all builders, without those of other clients, and the requests to cancel builds
+    /// whose markers are just being made. The daemon decodes no records for it.
     ///
     /// # Errors
     /// Fails if the daemon has no history, or the connection breaks.
     pub(crate) async fn list_running_builds(&self) -> Result<HistoryListing, Status> {
-        self.list_history(running_solves(), |_| true).await
+        self.list_history(request_for_running_solves(), |_| true).await
     }
 
     /// Lists the builds of a call, and all requests to cancel builds. Nothing else is kept in memory, however many
@@ -261,7 +261,7 @@ impl HistoryListing {
     }
 
     /// Adds the listing of another daemon. Of the builds with one name, one is kept: one that runs or has succeeded
-    /// rather than one that failed, and of two such the one that began last. A build that has just ended is listed
+    /// rather than one that failed, and of two alike the one that began last. A build that has just ended is listed
     /// twice by its daemon, the second time with its outcome, which counts.
     pub(crate) fn merge(&mut self, other: Self) {
         let mut ended: HashMap<String, ListedBuild> = HashMap::new();
@@ -338,7 +338,7 @@ impl SealedSecrets {
     }
 }
 
-/// Returns the beginning of an error, which may contain all that a step has printed.
+/// Returns an error, cut off after [`ERROR_BYTES_MAX`]: it may contain all that a step has printed.
 fn truncate_error(error: &str) -> String {
     let end = error.floor_char_boundary(ERROR_BYTES_MAX);
     match error.get(..end) {

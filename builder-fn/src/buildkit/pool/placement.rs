@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::member::{CountedBuild, PoolMember};
 use super::metrics::Diversion;
 use super::question::{DaemonAnswer, KnownAttempt, Patience, ask_about_build, is_known_to_run_build};
-use super::{DaemonLoad, DaemonPool, Members, PlacementHash, busy_from, choose_daemon};
+use super::{DaemonLoad, DaemonPool, Members, PlacementHash, busy_threshold, choose_daemon};
 use crate::buildkit::connection::{DAEMON_RESTART_GRACE, PAUSE_BETWEEN_RECONNECTS};
 use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection};
 
@@ -146,7 +146,7 @@ impl DaemonPool {
     ) -> Option<PlacedBuild> {
         let loads: Vec<_> = answers.iter().map(load_of).collect();
         let running = loads.iter().map(|load| load.running).sum();
-        let placement = choose_daemon(&loads, build.image, busy_from(running, loads.len()))?;
+        let placement = choose_daemon(&loads, build.image, busy_threshold(running, loads.len()))?;
         let holder = find_holder_index_and_attempt(&answers, build.reference);
         let (number, first_attempt) = match holder {
             Some((number, attempt)) => (number, attempt),
@@ -184,8 +184,9 @@ impl PlacedBuild {
         self.pool.make_lookup_due().await;
     }
 
-    /// Waits until a daemon that the reference scores higher is found to run the same build, and returns its name: this
-    /// build is to give way. The other builder does not see it the other way round, so that one build is left.
+    /// Waits until a daemon that the reference scores higher is found to run the same build, and returns the daemon's
+    /// name: this build is to give way. Waits for ever if none is found in half a minute. The other builder does not
+    /// see it the other way round, so that one build is left.
     pub(crate) async fn wait_until_built_elsewhere(&self, reference: &BuildReference) -> String {
         let build = PlacementHash::of(&[&reference.to_string()]);
         let score = |connection: &Connection| {

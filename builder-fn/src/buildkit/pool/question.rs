@@ -51,8 +51,8 @@ pub(super) struct KnownAttempt {
     pub(super) state: BuildState,
 }
 
-/// Asks a daemon about a build, and once more if it does not answer the first time and is in use: a single packet that
-/// was lost must not hide the build that it runs.
+/// Asks a daemon about a build. One that would be given up soon and is not left out is asked once more if it does not
+/// answer the first time: a single packet that was lost must not hide the build that it runs.
 pub(super) async fn ask_about_build(
     member: Arc<PoolMember>,
     reference: &BuildReference,

@@ -66,20 +66,24 @@ impl PlacementHash {
 /// Returns the number of running builds from which on a daemon is busy, if `running` builds run on `daemons` daemons:
 /// half more than its share, with the build that is to be placed, and at least 4.
 #[inline]
-pub fn busy_from(running: usize, daemons: usize) -> usize {
+pub fn busy_threshold(running: usize, daemons: usize) -> usize {
     let (more, less) = BUSY_LOAD_FACTOR;
     let share = ((running + 1) * more).div_ceil(daemons.max(1) * less);
     share.max(BUSY_FROM_MIN_BUILDS)
 }
 
-/// Chooses the daemon with the highest score for `image` among those that run fewer than `busy_from` builds. If all are
-/// busy, chooses the preferred one. Returns `None` if there are no daemons.
+/// Chooses the daemon with the highest score for `image` among those that run fewer than `busy_threshold` builds. If
+/// all are busy, chooses the preferred one. Returns `None` if there are no daemons.
 #[inline]
-pub fn choose_daemon(daemons: &[DaemonLoad], image: PlacementHash, busy_from: usize) -> Option<Placement> {
+pub fn choose_daemon(
+    daemons: &[DaemonLoad],
+    image: PlacementHash,
+    busy_threshold: usize,
+) -> Option<Placement> {
     let preferred = find_highest_scored(daemons, image, |_| true)?;
     let chosen = match daemons.get(preferred) {
-        Some(daemon) if daemon.running >= busy_from => {
-            find_highest_scored(daemons, image, |daemon| daemon.running < busy_from).unwrap_or(preferred)
+        Some(daemon) if daemon.running >= busy_threshold => {
+            find_highest_scored(daemons, image, |daemon| daemon.running < busy_threshold).unwrap_or(preferred)
         }
         _ => preferred,
     };
@@ -125,8 +129,8 @@ mod tests {
 
     /// Returns the hash of the daemon that an image goes to.
     fn hash_of_chosen_daemon(daemons: &[DaemonLoad], image_number: usize) -> PlacementHash {
-        let busy_from = busy_from(0, daemons.len());
-        let placement = choose_daemon(daemons, image(image_number), busy_from).expect("a daemon");
+        let busy_threshold = busy_threshold(0, daemons.len());
+        let placement = choose_daemon(daemons, image(image_number), busy_threshold).expect("a daemon");
         daemons[placement.chosen].hash
     }
 
@@ -134,7 +138,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
         #[test]
-        fn an_added_daemon_takes_about_one_in_n_images_and_moves_no_other(count in 1_usize..40) {
+        fn an_added_daemon_takes_at_most_about_one_in_n_images_and_moves_no_other(count in 1_usize..40) {
             const IMAGES: usize = 2000;
             let before = idle_daemons(0..count);
             let after = idle_daemons(0..=count);
@@ -181,7 +185,7 @@ mod tests {
         ) {
             let mut daemons = idle_daemons(0..count);
             for (running, number) in builds.iter().enumerate() {
-                let limit = busy_from(running, count);
+                let limit = busy_threshold(running, count);
                 let chosen = choose_daemon(&daemons, image(*number), limit).expect("a daemon").chosen;
                 daemons[chosen].running += 1;
                 prop_assert!(daemons[chosen].running <= limit);
@@ -226,7 +230,11 @@ mod tests {
             (1999, 1000, 4),
             (7999, 1000, 12),
         ] {
-            assert_eq!(busy_from(running, daemons), expected, "{running} on {daemons}");
+            assert_eq!(
+                busy_threshold(running, daemons),
+                expected,
+                "{running} on {daemons}"
+            );
         }
     }
 

@@ -19,7 +19,7 @@ pub trait DaemonResolver: Send + Sync + 'static {
 /// A function that creates the handle of the daemon at an IP address.
 pub(crate) type DaemonAtIp = Arc<dyn Fn(IpAddr) -> Daemon + Send + Sync>;
 
-/// A resolver of a host name in the DNS, each of whose addresses is a daemon.
+/// A resolver that looks a host name up in the DNS; each address of the same family as the first one is a daemon.
 pub(crate) struct HostResolver {
     /// The host name.
     pub(crate) host: String,

@@ -92,9 +92,9 @@ impl AuthService {
         }
     }
 
-    /// Returns the key of the session; fails with `Unimplemented` unless the store fetches tokens for the registry
-    /// `host`.
-    async fn token_signing_key(&self, host: &str) -> Result<&Ed25519KeyPair, Status> {
+    /// Returns the key that makes the session a token authority; fails with `Unimplemented` if it has none, or the
+    /// store does not fetch tokens for the registry `host`.
+    async fn token_authority_key(&self, host: &str) -> Result<&Ed25519KeyPair, Status> {
         match &self.authority {
             Some(key) if self.store.fetches_tokens(host).await => Ok(key),
             _ => Err(Status::unimplemented(TOKENS_UNSUPPORTED_MESSAGE)),
@@ -162,7 +162,7 @@ impl auth_server::Auth for AuthService {
         &self,
         request: Request<GetTokenAuthorityRequest>,
     ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
-        let key = self.token_signing_key(&request.into_inner().host).await?;
+        let key = self.token_authority_key(&request.into_inner().host).await?;
         Ok(Response::new(GetTokenAuthorityResponse {
             public_key: key.public_key().as_ref().to_vec(),
         }))
@@ -173,7 +173,7 @@ impl auth_server::Auth for AuthService {
         request: Request<VerifyTokenAuthorityRequest>,
     ) -> Result<Response<VerifyTokenAuthorityResponse>, Status> {
         let request = request.into_inner();
-        let key = self.token_signing_key(&request.host).await?;
+        let key = self.token_authority_key(&request.host).await?;
         // NaCl's form of a signed message: the signature before the message.
         let signed = [key.sign(&request.payload).as_ref(), &*request.payload].concat();
         Ok(Response::new(VerifyTokenAuthorityResponse { signed }))

@@ -72,12 +72,12 @@ impl AnnouncedEntries {
         }
     }
 
-    /// Returns the memory that `entries` more announcements take, in bytes.
+    /// Returns the memory that `entries` more announced entries take, in bytes.
     pub(super) fn bytes_for_entries(entries: usize) -> usize {
         entries.saturating_mul(size_of::<EntryFingerprint>())
     }
 
-    /// Returns the memory that the announcements take, in bytes.
+    /// Returns the memory that the announced entries take, in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         let lists = self
             .lists

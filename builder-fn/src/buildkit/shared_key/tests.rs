@@ -175,7 +175,7 @@ impl StoredEntry {
     }
 }
 
-/// The kind of entry that an [`ContextEntrySpec`] describes.
+/// The kind of entry that a [`ContextEntrySpec`] describes.
 #[derive(Clone, Copy, Debug)]
 enum SpecKind {
     Folder,

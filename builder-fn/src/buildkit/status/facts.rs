@@ -26,7 +26,7 @@ const CONTEXT_STEP_NAME_PREFIX: &str = "[internal] load build context";
 /// The beginnings of the names of the parts of steps that are kept: those of the export.
 const KEPT_STEP_PART_NAME_PREFIXES: [&str; 3] = ["exporting layers", "pushing layers", "pushing manifest"];
 
-/// A step as the daemon last reported it.
+/// A step, or a part of the export, as the daemon last reported it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepFacts {
     /// The digest that identifies the step in its build.

@@ -141,10 +141,13 @@ impl OrderedLog {
         Ok(None)
     }
 
-    /// Takes the attempt as ended, if `is_recorded`: the order of its events does not depend on how fast the daemon
-    /// sends them.
-    pub(crate) fn of_ended_attempt(self, is_recorded: bool) -> Self {
-        Self { is_recorded, ..self }
+    /// Takes the attempt as ended if `has_attempt_ended`: then a pause of the daemon does not pass held events on, and
+    /// their order does not depend on how fast the daemon sends them.
+    pub(crate) fn treated_as_ended_if(self, has_attempt_ended: bool) -> Self {
+        Self {
+            is_recorded: has_attempt_ended,
+            ..self
+        }
     }
 
     /// Keeps facts about the steps, in whose names `mask` masks secrets.

@@ -205,7 +205,8 @@ fn visible_control(character: char) -> char {
     }
 }
 
-/// Returns a text without colours, in which no character is invisible: for names and errors.
+/// Returns a text in which a symbol or a number stands for each control character, but tabs and line ends, and for each
+/// invisible one: for names and errors. Control sequences for colours are shown, not applied.
 pub(super) fn with_visible_controls(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for character in text.chars() {

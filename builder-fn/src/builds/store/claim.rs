@@ -97,7 +97,8 @@ pub(crate) struct ClaimSearchState {
 }
 
 impl RecordStore {
-    /// Renews the sign that this process lives, for as long as it has builds that are not finished.
+    /// Renews the sign that this process lives, again and again while it has builds that are not finished. Runs until
+    /// it is dropped.
     pub(crate) async fn renew_sign_of_life_periodically(&self) {
         loop {
             let has_unfinished = !lock(&self.0.unfinished).is_empty();
@@ -209,7 +210,7 @@ impl RecordStore {
                 break;
             }
             if self.may_take_over_from(search, &owner).await? {
-                self.claim_orphaned_entries(search, tenant, entries, claims, limit)
+                self.prepare_claims_of_orphaned_entries(search, tenant, entries, claims, limit)
                     .await?;
             }
         }
@@ -238,8 +239,9 @@ impl RecordStore {
             .record_and_check_gone(owner, digest, stale_after, search.pass))
     }
 
-    /// Reads the records of entries whose owners have gone, and adds those to `claims` that nobody runs.
-    async fn claim_orphaned_entries(
+    /// Reads the records of entries whose owners have gone, and adds claims of those that nobody runs to `claims`. The
+    /// claims are still to be written.
+    async fn prepare_claims_of_orphaned_entries(
         &self,
         search: &mut ClaimSearchState,
         tenant: &Option<String>,
@@ -275,7 +277,7 @@ impl RecordStore {
                 || self.may_take_over_from(search, &record.owner).await?)
                 && !self.is_unfinished_here(&entry);
             if is_orphaned {
-                claims.extend(self.claim_or_record_loss(tenant, record, digest).await?);
+                claims.extend(self.prepare_claim_or_record_loss(tenant, record, digest).await?);
             }
             if claims.len() >= limit {
                 break;
@@ -284,8 +286,9 @@ impl RecordStore {
         Ok(())
     }
 
-    /// Claims a build, or records why it cannot be resumed.
-    async fn claim_or_record_loss(
+    /// Returns the claim of a build, which is still to be written; or records why the build cannot be resumed, and
+    /// returns `None`.
+    async fn prepare_claim_or_record_loss(
         &self,
         tenant: &Option<String>,
         record: StoredRecord,
@@ -362,7 +365,7 @@ impl RecordStore {
         self.write_as_this_process(place, build, None).await
     }
 
-    /// Hands back the claims that were not confirmed, when the process ends.
+    /// Hands back the claims that were written and not confirmed, when the process ends.
     pub(crate) async fn hand_back_claims(&self, search: ClaimSearchState) {
         let claims = search.claims.into_values().flatten();
         for claim in claims.filter(|claim| claim.is_written) {

@@ -26,7 +26,7 @@ const VERSION_ARTIFACT_TYPE: &str = "application/vnd.slipway.function-version.v1
 /// The type of the artifacts that say what a build was made from.
 const INPUTS_ARTIFACT_TYPE: &str = "application/vnd.slipway.build-inputs.v1";
 
-/// The annotation with what is sealed, in base64.
+/// The annotation with the sealed bytes, in base64.
 const SEALED_ANNOTATION: &str = "io.slipway.sealed";
 
 /// The annotation with the time at which a manifest was written that belongs to a record, as RFC 3339.
@@ -214,7 +214,7 @@ impl RecordManifest {
         Self(manifest.to_string())
     }
 
-    /// Returns what is sealed in a manifest.
+    /// Returns the sealed bytes that a manifest has, which are still to be opened.
     ///
     /// # Errors
     /// Fails if the manifest has nothing sealed.

@@ -67,9 +67,10 @@ struct ObservedSignOfLife {
 const MAX_PASSES_BETWEEN_OBSERVATIONS: u64 = 2;
 
 impl ObservedOwners {
-    /// Records the digest of an owner's sign, `None` if it has none, and returns whether the owner counts as gone: it has
-    /// been the same for `stale_after`, in every `pass` over the records, whatever a pass takes. An owner without
-    /// unfinished builds renews no sign and is not observed, so that what was seen before such a time says nothing.
+    /// Records the digest of an owner's sign, `None` if it has none, and returns whether the owner counts as gone: its
+    /// sign has not changed for `stale_after`, in every `pass` over the records, whatever a pass takes. An owner
+    /// without unfinished builds renews no sign and is not observed, so that what was seen before such a time says
+    /// nothing.
     pub(super) fn record_and_check_gone(
         &mut self,
         owner: &str,

@@ -47,7 +47,7 @@ pub(super) struct RecordRepository {
     /// The tenants for whose repositories the registry has refused a deletion.
     without_deletion: Mutex<HashSet<Option<String>>>,
     /// The tenants whose registry lists tags only after one that exists, as zot does, and when that was seen.
-    without_places: Mutex<HashMap<Option<String>, Instant>>,
+    listing_only_after_existing_tags: Mutex<HashMap<Option<String>, Instant>>,
 }
 
 /// A page of a repository's tags.
@@ -64,7 +64,7 @@ impl RecordRepository {
             handles: Mutex::default(),
             prepared: Mutex::default(),
             without_deletion: Mutex::default(),
-            without_places: Mutex::default(),
+            listing_only_after_existing_tags: Mutex::default(),
         }
     }
 
@@ -179,10 +179,10 @@ impl RecordRepository {
     ) -> Result<Vec<String>, StoreError> {
         let mut repository = self.cached_or_new_handle(tenant).await?;
         let mut entries: Vec<String> = Vec::new();
-        let has_places = lock(&self.without_places)
+        let lists_after_missing_tags = lock(&self.listing_only_after_existing_tags)
             .get(tenant)
             .is_none_or(|seen| seen.elapsed() > LISTS_AFTER_MISSING_TAG_RECHECK_TIME);
-        let mut last = has_places.then(|| after.to_owned());
+        let mut last = lists_after_missing_tags.then(|| after.to_owned());
         for _ in 0..TAG_PAGES_MAX {
             let Some(page) = request_tags(&mut repository, last.as_deref()).await? else {
                 match last.take() {
@@ -193,8 +193,8 @@ impl RecordRepository {
                 }
                 continue;
             };
-            if last.is_none() && has_places {
-                lock(&self.without_places).insert(tenant.clone(), Instant::now());
+            if last.is_none() && lists_after_missing_tags {
+                lock(&self.listing_only_after_existing_tags).insert(tenant.clone(), Instant::now());
             }
             let next = page.tags.last().filter(|next| last.as_ref() != Some(*next));
             let next = next.filter(|_| page.has_more).cloned();

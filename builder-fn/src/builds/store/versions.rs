@@ -45,7 +45,7 @@ enum BegunVersion {
 }
 
 impl VersionRecording {
-    /// The recording of a version without a record store.
+    /// Returns a recording that records nothing: there is no record store, or too many records wait.
     pub(crate) fn none() -> Self {
         Self(None)
     }
@@ -60,8 +60,9 @@ impl VersionRecording {
 }
 
 impl RecordStore {
-    /// Records in the background that a version is being deployed, and later the outcome, unless too many records
-    /// wait for the registry. `dropped_afterwards` is dropped after that.
+    /// Records in the background that a version is being deployed, unless too many records wait for the registry; and
+    /// later the outcome, once the caller passes it to [`VersionRecording::finish`]. `dropped_afterwards` is dropped
+    /// after that.
     pub(crate) fn record_version(
         &self,
         tenant: Option<String>,
@@ -246,8 +247,9 @@ impl RecordStore {
         Ok(tags)
     }
 
-    /// Deletes the versions of a function that cannot be chosen any more, except the last good one: those before it may
-    /// turn out not to be deployed. A failure is logged: the next deployment tries again.
+    /// Deletes the versions of a function that cannot be chosen any more, except the newest good one of them if none
+    /// that can be chosen is good: those may turn out not to be deployed. A failure is logged: the next deployment
+    /// tries again.
     async fn delete_old_versions(&self, tenant: &Option<String>, function: &str) {
         if self.0.repository.refuses_deletion(tenant) {
             return;

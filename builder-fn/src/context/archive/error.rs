@@ -106,7 +106,7 @@ pub enum ArchiveError {
 pub struct ShownEntryName(String);
 
 impl ShownEntryName {
-    /// Escapes the characters of a name, and cuts it after 200 bytes.
+    /// Cuts a name after 200 bytes, and then escapes its characters, so that the result may be longer.
     pub(super) fn new(name: &[u8]) -> Self {
         const MAX_SHOWN_BYTES: usize = 200;
         let cut = &name[..name.len().min(MAX_SHOWN_BYTES)];

@@ -120,8 +120,8 @@ pub(super) struct TarEntry {
 }
 
 impl TarEntry {
-    /// Combines a header with its extended headers to an entry. `default_mtime_ns` is the time in a global header, and
-    /// `size_limit` the largest size.
+    /// Combines a header with its extended headers to an entry. `global_mtime_ns` is the time in a global header, which
+    /// counts before that in `header` and after that in the PAX records of the entry. `size_limit` is the largest size.
     ///
     /// # Errors
     /// Fails if a context cannot have such an entry.
@@ -129,7 +129,7 @@ impl TarEntry {
         name: Vec<u8>,
         header: &TarHeader<'_>,
         extensions: ExtendedHeaders,
-        default_mtime_ns: Option<i64>,
+        global_mtime_ns: Option<i64>,
         size_limit: u64,
     ) -> Result<Self, EntryProblem> {
         let records = extensions.records.unwrap_or_default();
@@ -156,7 +156,7 @@ impl TarEntry {
         })?;
         let mode = number(header.mode(), "mode")? & 0o7777;
         let seconds = number(header.mtime(), "time")?;
-        let overriding = records.mtime_ns.or(default_mtime_ns);
+        let overriding = records.mtime_ns.or(global_mtime_ns);
         Ok(Self {
             entry_type,
             name,

@@ -5,7 +5,7 @@ pub(super) struct MatchingEffort<'a> {
     /// The remaining work, in compared bytes.
     left: usize,
     /// The error for work beyond the limit.
-    limit: &'static str,
+    exceeded_error: &'static str,
     is_wanted: &'a dyn Fn() -> bool,
 }
 
@@ -19,7 +19,7 @@ impl<'a> MatchingEffort<'a> {
     ) -> Self {
         Self {
             left: max_bytes,
-            limit: exceeded_error,
+            exceeded_error,
             is_wanted,
         }
     }
@@ -29,7 +29,7 @@ impl<'a> MatchingEffort<'a> {
     /// # Errors
     /// With the reason, when there is not as much left.
     pub(super) fn spend(&mut self, bytes: usize) -> Result<(), &'static str> {
-        self.left = self.left.checked_sub(bytes).ok_or(self.limit)?;
+        self.left = self.left.checked_sub(bytes).ok_or(self.exceeded_error)?;
         Ok(())
     }
 

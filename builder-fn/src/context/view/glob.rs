@@ -1,4 +1,4 @@
-//! The parts of Go's `path/filepath` that patterns use: `Clean`, `Join` and `Match`, for Unix.
+//! The parts of Go's `path/filepath` that patterns and followed paths use: `Clean`, `Join` and `Match`, for Unix.
 
 /// Returns the shortest equivalent of a path, as Go's `filepath.Clean` does.
 pub(super) fn clean_path(path: &str) -> String {
@@ -40,7 +40,7 @@ pub(super) fn split_folder_and_name(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or((".", path))
 }
 
-/// Returns whether a name contains wildcards of a pattern.
+/// Returns whether a name contains wildcards that are not escaped.
 pub(super) fn has_wildcards(name: &str) -> bool {
     let mut characters = name.chars();
     while let Some(character) = characters.next() {
@@ -55,7 +55,8 @@ pub(super) fn has_wildcards(name: &str) -> bool {
     false
 }
 
-/// A parsed pattern of Go's `filepath.Match`.
+/// A parsed pattern of Go's `filepath.Match`, for paths whose links are followed. The patterns of ignore files are
+/// [`Pattern`](super::patterns::Pattern)s.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Glob(Vec<GlobToken>);
 
@@ -76,7 +77,8 @@ enum GlobToken {
 }
 
 impl Glob {
-    /// Parses a glob pattern. Returns `None` for a malformed one, like Go's `ErrBadPattern`.
+    /// Parses a component of a path whose links are followed. Returns `None` for a malformed pattern, like Go's
+    /// `ErrBadPattern`.
     pub(super) fn parse(pattern: &str) -> Option<Self> {
         let mut tokens = Vec::new();
         let mut rest = pattern.chars().peekable();

@@ -51,8 +51,8 @@ const TRIED_PATTERNS_MAX: usize = 2_000;
 /// compiled.
 const TRIED_WILDCARDS_MAX_BYTES: usize = 2 << 10;
 
-/// Returns the pattern in the content of an ignore file that excludes `path` or a folder above it, and its line; `None`
-/// if none does, a pattern is malformed, or there are too many patterns to find out.
+/// Returns the line and the text of the pattern in an ignore file that excludes `path` or a folder above it; `None` if
+/// none does, a pattern is malformed, or there are too many patterns to find out.
 ///
 /// The last pattern that matches decides, so the search goes from the end.
 pub fn excluding_pattern(content: &[u8], path: &str) -> Option<(usize, String)> {

@@ -18,9 +18,9 @@ const PACKET_CONTENT_MAX_BYTES: u64 = 64 << 10;
 /// switch.
 pub(super) const BATCH_CONTENT_MAX_BYTES: u64 = 2 * PACKET_CONTENT_MAX_BYTES;
 
-/// The largest number of pieces of files in one batch, which limits batches of small files. The last piece of a file
+/// The largest number of ranges of files in one batch, which limits batches of small files. The last range of a file
 /// has two packets, unless the file is empty.
-const BATCH_PIECES_MAX: usize = 512;
+const BATCH_RANGES_MAX: usize = 512;
 
 /// The number of files that are sent at the same time, so that a large file does not delay small ones. The daemon keeps
 /// each open.
@@ -57,9 +57,9 @@ impl TryFrom<Packet> for ReceiverRequest {
     }
 }
 
-/// A part of a file, which is sent in one packet. An empty packet follows the last piece of a file.
+/// The range of bytes of a file that is sent in one packet. An empty packet follows the last range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FilePiece {
+struct FileRange {
     /// The number of the file's STAT packet.
     number: u32,
     offset: u64,
@@ -67,28 +67,28 @@ struct FilePiece {
     is_last: bool,
 }
 
-/// A batch of packets, with the pieces of files that are in them.
+/// A batch of packets, and the ranges of files whose contents they carry.
 pub(super) struct PacketBatch {
-    pieces: Vec<FilePiece>,
-    /// The packets in the order of the pieces: one for each piece that is not empty, and one after each last piece.
+    ranges: Vec<FileRange>,
+    /// The packets in the order of the ranges: one for each range that is not empty, and one after each last range.
     pub(super) packets: Vec<Packet>,
 }
 
 impl PacketBatch {
-    /// Returns the pieces of files in the batch, each with the number of the file's STAT packet.
+    /// Returns the content of each range in the batch, with the number of its file's STAT packet.
     pub(super) fn pieces(&self) -> impl Iterator<Item = (u32, SentPiece<'_>)> {
         let mut data = self.packets.iter().filter(|packet| !packet.data.is_empty());
-        self.pieces.iter().map(move |piece| {
-            let packet = match piece.bytes {
+        self.ranges.iter().map(move |range| {
+            let packet = match range.bytes {
                 0 => None,
                 _ => data.next(),
             };
             let sent = SentPiece {
-                offset: piece.offset,
+                offset: range.offset,
                 data: packet.map(|packet| packet.data.as_slice()).unwrap_or_default(),
-                is_last: piece.is_last,
+                is_last: range.is_last,
             };
-            (piece.number, sent)
+            (range.number, sent)
         })
     }
 }
@@ -117,11 +117,11 @@ impl ReadQueue {
         self.waiting.len() < QUEUED_REQUESTS_MAX
     }
 
-    /// Takes the next batch of pieces off the queue, alternating between the files that have been begun.
-    fn take_batch(&mut self) -> Vec<FilePiece> {
-        let mut pieces = Vec::new();
+    /// Takes the next batch of ranges off the queue, alternating between the files that have been begun.
+    fn take_batch(&mut self) -> Vec<FileRange> {
+        let mut ranges = Vec::new();
         let mut left = BATCH_CONTENT_MAX_BYTES;
-        while left > 0 && pieces.len() < BATCH_PIECES_MAX {
+        while left > 0 && ranges.len() < BATCH_RANGES_MAX {
             while self.begun.len() < INTERLEAVED_FILES_MAX {
                 let Some((number, size)) = self.waiting.pop_front() else {
                     break;
@@ -134,7 +134,7 @@ impl ReadQueue {
             let bytes = (size - offset).min(PACKET_CONTENT_MAX_BYTES).min(left);
             left -= bytes;
             let end = offset + bytes;
-            pieces.push(FilePiece {
+            ranges.push(FileRange {
                 number,
                 offset,
                 bytes,
@@ -144,7 +144,7 @@ impl ReadQueue {
                 self.begun.push_back((number, size, end));
             }
         }
-        pieces
+        ranges
     }
 }
 
@@ -183,8 +183,8 @@ where
         let batch = match (sender.queue.is_empty(), sender.error.take()) {
             (false, error) => {
                 sender.error = error;
-                let pieces = sender.queue.take_batch();
-                Ok(sender.transfer.read_batch(pieces))
+                let ranges = sender.queue.take_batch();
+                Ok(sender.transfer.read_batch(ranges))
             }
             (true, Some(error)) => {
                 sender.is_finished = true;
@@ -242,17 +242,17 @@ impl FileTransfer {
         stat::has_requestable_content(&entry).then(|| entry.size())
     }
 
-    /// Reads a batch of pieces from the spool into packets, on another thread if the spool is on disk.
+    /// Reads a batch of ranges from the spool into packets, on another thread if the spool is on disk.
     fn read_batch(
         &self,
-        pieces: Vec<FilePiece>,
+        ranges: Vec<FileRange>,
     ) -> impl Future<Output = Result<PacketBatch, Status>> + Send + use<> {
         let transfer = self.clone();
         // A read from memory is a copy, which is not worth another thread.
         let reading = match self.context.is_in_memory() {
-            true => Err(transfer.read_batch_blocking(pieces)),
+            true => Err(transfer.read_batch_blocking(ranges)),
             false => Ok(tokio::task::spawn_blocking(move || {
-                transfer.read_batch_blocking(pieces)
+                transfer.read_batch_blocking(ranges)
             })),
         };
         async move {
@@ -267,10 +267,10 @@ impl FileTransfer {
         }
     }
 
-    /// Reads a batch of pieces from the spool into packets, and counts them as sent. Blocks while the spool's file is
+    /// Reads a batch of ranges from the spool into packets, and counts them as sent. Blocks while the spool's file is
     /// read.
-    fn read_batch_blocking(&self, pieces: Vec<FilePiece>) -> io::Result<PacketBatch> {
-        let mut packets = Vec::with_capacity(pieces.len() + pieces.len() / 2);
+    fn read_batch_blocking(&self, ranges: Vec<FileRange>) -> io::Result<PacketBatch> {
+        let mut packets = Vec::with_capacity(ranges.len() + ranges.len() / 2);
         let packet = |id, data| Packet {
             r#type: PacketType::PacketData.into(),
             id,
@@ -278,23 +278,23 @@ impl FileTransfer {
             ..Packet::default()
         };
         let (mut bytes, mut files) = (0, 0);
-        for piece in &pieces {
-            if piece.bytes > 0 {
-                let visible = self.entries.get(piece.number as usize);
+        for range in &ranges {
+            if range.bytes > 0 {
+                let visible = self.entries.get(range.number as usize);
                 let visible = visible.ok_or(io::ErrorKind::NotFound)?;
-                let mut data = vec![0; usize::try_from(piece.bytes).map_err(io::Error::other)?];
+                let mut data = vec![0; usize::try_from(range.bytes).map_err(io::Error::other)?];
                 let entry = self.context.entry_by_number(visible.entry);
-                self.context.read_file_exact(entry, piece.offset, &mut data)?;
-                packets.push(packet(piece.number, data));
+                self.context.read_file_exact(entry, range.offset, &mut data)?;
+                packets.push(packet(range.number, data));
             }
-            if piece.is_last {
-                packets.push(packet(piece.number, Vec::new()));
+            if range.is_last {
+                packets.push(packet(range.number, Vec::new()));
             }
-            bytes += piece.bytes;
-            files += u64::from(piece.is_last);
+            bytes += range.bytes;
+            files += u64::from(range.is_last);
         }
         self.update_guard(|guard| guard.count_sent(files, bytes));
-        Ok(PacketBatch { pieces, packets })
+        Ok(PacketBatch { ranges, packets })
     }
 }
 
@@ -303,8 +303,8 @@ mod tests {
     use super::*;
 
     /// Returns all batches that are left in a queue.
-    fn take_all_batches(queue: &mut ReadQueue) -> Vec<Vec<FilePiece>> {
-        std::iter::from_fn(|| Some(queue.take_batch()).filter(|pieces| !pieces.is_empty())).collect()
+    fn take_all_batches(queue: &mut ReadQueue) -> Vec<Vec<FileRange>> {
+        std::iter::from_fn(|| Some(queue.take_batch()).filter(|ranges| !ranges.is_empty())).collect()
     }
 
     #[test]
@@ -318,28 +318,28 @@ mod tests {
         assert!(
             batches[0]
                 .iter()
-                .all(|piece| piece.is_last && piece.bytes == 1000)
+                .all(|range| range.is_last && range.bytes == 1000)
         );
         assert!(queue.is_empty());
     }
 
     #[test]
-    fn pieces_of_large_files_alternate_between_a_few_files_at_a_time() {
+    fn ranges_of_large_files_alternate_between_a_few_files_at_a_time() {
         let mut queue = ReadQueue::default();
         (0..10).for_each(|number| queue.push_file(number, 10 * PACKET_CONTENT_MAX_BYTES + 1));
 
         let first = queue.take_batch();
 
-        let numbers: Vec<_> = first.iter().map(|piece| piece.number).collect();
+        let numbers: Vec<_> = first.iter().map(|range| range.number).collect();
         assert_eq!(numbers, [0, 1]);
-        let second: Vec<_> = queue.take_batch().iter().map(|piece| piece.number).collect();
+        let second: Vec<_> = queue.take_batch().iter().map(|range| range.number).collect();
         assert_eq!(second, [2, 3]);
-        let third: Vec<_> = queue.take_batch().iter().map(|piece| piece.number).collect();
+        let third: Vec<_> = queue.take_batch().iter().map(|range| range.number).collect();
         assert_eq!(third, [0, 1]);
         let rest: u64 = take_all_batches(&mut queue)
             .iter()
             .flatten()
-            .map(|piece| piece.bytes)
+            .map(|range| range.bytes)
             .sum();
         assert_eq!(
             rest + 3 * BATCH_CONTENT_MAX_BYTES,
@@ -348,11 +348,11 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_sent_as_one_empty_last_piece() {
+    fn an_empty_file_is_sent_as_one_empty_last_range() {
         let mut queue = ReadQueue::default();
         queue.push_file(7, 0);
 
-        let expected = FilePiece {
+        let expected = FileRange {
             number: 7,
             offset: 0,
             bytes: 0,

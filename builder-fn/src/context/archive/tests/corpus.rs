@@ -36,7 +36,7 @@ pub(super) enum FoundContent {
 #[test]
 fn the_index_has_the_files_that_gnu_tar_extracts_in_every_format() {
     for format in ["v7", "oldgnu", "gnu", "ustar", "posix"] {
-        let source = folder_with_every_kind_of_entry(format);
+        let source = folder_with_every_allowed_kind_of_entry(format);
         for (how, arguments) in [
             ("named", &["com.openfaas.docker.config", "context"][..]),
             ("config last", &["context", "com.openfaas.docker.config"]),
@@ -111,7 +111,7 @@ proptest! {
 }
 
 /// Creates a folder with every kind of entry that a context may have, except names that `format` cannot hold.
-fn folder_with_every_kind_of_entry(format: &str) -> TempDir {
+fn folder_with_every_allowed_kind_of_entry(format: &str) -> TempDir {
     let source = TempDir::new().unwrap();
     let context = source.path().join("context");
     fs::write(source.path().join("com.openfaas.docker.config"), "{}").unwrap();
@@ -279,7 +279,7 @@ pub(super) fn entries_in_index(context: &SourceContext) -> Vec<FoundEntry> {
 }
 
 /// Adds the entries below a folder to `found`, in the order of Go's `filepath.WalkDir`, which BuildKit's own client
-/// uses.
+/// uses. With an empty `prefix`, also marks the hard links among them.
 pub(super) fn list_folder_and_mark_hard_links(folder: &Path, prefix: &str, found: &mut Vec<FoundEntry>) {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
