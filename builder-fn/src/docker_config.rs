@@ -313,7 +313,7 @@ esac
 ";
 
     #[tokio::test]
-    async fn a_helper_is_asked_once_before_the_file_whose_entry_counts_if_it_has_none() {
+    async fn a_helper_is_run_once_per_registry_and_the_file_counts_if_the_helper_has_no_credentials() {
         let (dir, config) = config_file_with(
             r#"{"credsStore": "test", "auths": {"other.example": {"username": "a", "password": "from the file"}}}"#,
         );

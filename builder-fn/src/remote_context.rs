@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use crate::buildkit::CredentialStore;
 use crate::context::Spool;
 use crate::registry::{ImageName, OperatorRepository};
-use crate::request::{ContextReference, ReferencedContext};
+use crate::request::{ContextTarReference, ReferencedContext};
 use crate::sources::{AllowedSources, ConnectionRule};
 use crate::tenants::TenantResources;
 use error::OCI_MEMBER;
@@ -91,8 +91,8 @@ impl RemoteContexts {
     /// reference.
     pub(crate) async fn fetch(&self, context: &ReferencedContext) -> Result<Spool, ContextError> {
         match &context.reference {
-            ContextReference::Oci(oci) => self.fetch_oci(oci, &context.rules).await,
-            ContextReference::Url(url) => self.fetch_url(url, &context.rules).await,
+            ContextTarReference::Oci(oci) => self.fetch_oci(oci, &context.rules).await,
+            ContextTarReference::Url(url) => self.fetch_url(url, &context.rules).await,
         }
     }
 

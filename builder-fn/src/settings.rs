@@ -291,7 +291,7 @@ impl Settings {
             ("git_tokens", &self.build.git_tokens),
             ("status_tokens", &self.build.status_tokens),
         ] {
-            for name in tokens.secrets() {
+            for name in tokens.secret_names() {
                 if let Err(error) = secrets.read_secret(name) {
                     parser.add_problem(setting, format!("cannot be used: {}", ErrorChain(&error)));
                 }
@@ -305,7 +305,10 @@ impl Settings {
         reserved.reserve_function(&self.deployer.function);
         reserved.reserve_function(&self.own_function);
         let tokens = [&self.build.git_tokens, &self.build.status_tokens];
-        for name in tokens.into_iter().flat_map(OperatorTokenSecretNames::secrets) {
+        for name in tokens
+            .into_iter()
+            .flat_map(OperatorTokenSecretNames::secret_names)
+        {
             reserved.reserve_secret(name);
         }
         for setting in ["buildkit_ca", "buildkit_cert", "buildkit_key"] {

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn only_429_503_a_gateways_own_502_or_504_and_a_lost_connection_are_transient() {
+    fn of_answers_only_429_503_and_a_gateways_own_502_or_504_are_transient_and_so_is_a_lost_connection() {
         let answer = r#"{"status":"failed","reasons":["x"]}"#;
         for (status, body, transient) in [
             (200, answer, false),

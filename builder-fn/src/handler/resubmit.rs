@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn resubmission_headers_keep_the_first_time_the_signature_and_the_callback_and_no_others() {
+    fn resubmission_headers_keep_the_first_time_the_signature_and_the_callback_but_no_forwarding_header() {
         for (values, first) in [(&["17", "18"][..], "17"), (&[" 17 , 18"], "17")] {
             let mut headers = HeaderMap::new();
             for value in values {

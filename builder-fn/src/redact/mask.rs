@@ -286,7 +286,7 @@ mod tests {
 
     /// Uses values of 1 MiB in total, no two lines of which are the same.
     #[test]
-    fn every_line_of_large_secrets_is_masked_and_their_base64_too() {
+    fn each_line_of_a_large_secret_and_of_its_wrapped_base64_is_masked() {
         let values: Vec<String> = (0..3)
             .map(|value| (0..32_000).map(|line| format!("{value}-{line:07}\n")).collect())
             .collect();

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_waits_for_at_most_one_turn_of_another_body() {
+    fn newcomers_precede_large_bodies_but_every_second_turn_goes_to_the_oldest_body() {
         let turns = HashingTurns::new(1);
         let turn = take_turn(&turns);
         let mut large: Vec<_> = (1..100).map(|body| begin_to_wait(&turns, body << 20)).collect();

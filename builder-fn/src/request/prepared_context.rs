@@ -12,7 +12,7 @@ use super::{AllowedFrontends, Frontend, RequestError, RequestLimits, dockerfile}
 use crate::context::{
     ArchiveContents, ArchiveReader, Index, SourceContext, Spool, SpoolQuota, SpoolSettings,
 };
-use crate::request::config::{ContextReference, GitContext};
+use crate::request::config::{ContextTarReference, GitContext};
 
 /// A context with the frontend that reads its Dockerfile.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub struct ReceivedContext {
 #[derive(Clone, Debug)]
 pub struct ReferencedContext {
     /// The reference to the context.
-    pub reference: ContextReference,
+    pub reference: ContextTarReference,
     /// The rules by which the fetched tar becomes the context.
     pub rules: ContextRules,
 }

@@ -203,7 +203,7 @@ impl BuilderApi {
             version.probe.as_ref(),
         );
         match signer.ask_for_dry_run_unless_callback(&dry_run).await {
-            DryRunOutcome::NotAsked => {}
+            DryRunOutcome::Unsupported => {}
             DryRunOutcome::Accepted { warnings, deployed } => {
                 for warning in &warnings {
                     log.push(lines.record_warning_and_return_line(warning));
