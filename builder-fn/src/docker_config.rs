@@ -92,13 +92,13 @@ impl DockerConfig {
         }
     }
 
-    /// Sets the place and the time limit of the credential helpers.
+    /// Sets the folder and the time limit of the credential helpers.
     #[must_use]
     pub fn with_helpers(self, helpers: CredentialHelpers) -> Self {
         Self { helpers, ..self }
     }
 
-    /// Returns the place and the time limit of the credential helpers.
+    /// Returns the folder and the time limit of the credential helpers.
     pub fn helpers(&self) -> &CredentialHelpers {
         &self.helpers
     }

@@ -84,7 +84,8 @@ struct OpenRepository {
 }
 
 impl RemoteContexts {
-    /// Fetches the tar of the context that a request refers to. Dropping the future discards what has arrived.
+    /// Fetches the tar of the context that a request refers to, from a registry or a web server. Dropping the future
+    /// discards what has arrived.
     ///
     /// # Errors
     /// Fails if the builder may not read the context, or if the context is missing or has another digest than the

@@ -130,7 +130,7 @@ pub struct Settings {
     pub credentials: DockerConfig,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
     pub token_realms: AllowedTokenHosts,
-    /// What tenants have of their own, if there is a policy.
+    /// The registry credentials and the BuildKit daemons of tenants, if there is a policy.
     pub tenants: TenantResources,
     /// The settings for stored contexts.
     pub stored_contexts: StoredContextSettings,
@@ -299,7 +299,7 @@ impl Settings {
         }
     }
 
-    /// Reserves the names that the settings give to the deployer and to secrets of the builder.
+    /// Reserves the names that the settings give to the deployer, the builder and the builder's secrets.
     fn reserve_own_names(&mut self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         let reserved = &mut self.requests.reserved;
         reserved.reserve_function(&self.deployer.function);

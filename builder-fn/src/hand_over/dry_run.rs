@@ -32,8 +32,8 @@ pub(crate) enum DryRunOutcome {
     },
     /// The deployer would refuse the hand-over.
     Refused(Box<DeploymentOutcome>),
-    /// The deployer was not asked: the setting `deploy_via` excludes calls of it, or its release has no dry
-    /// runs.
+    /// There are no dry runs: the setting `deploy_via` excludes calls of the deployer, or it answered as a release
+    /// without dry runs does.
     Unsupported,
     /// The deployer gave no verdict: it could not be reached, failed, or answered something else.
     Unanswered {
@@ -125,7 +125,7 @@ fn interpret_answer(status: StatusCode, body: &[u8]) -> DryRunOutcome {
     }
 }
 
-/// Returns the texts in a list.
+/// Returns the strings in a JSON array, without its other elements; none if the value is not an array.
 fn strings_of_list(list: &Value) -> Vec<String> {
     let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
     texts.map(str::to_owned).collect()

@@ -26,7 +26,8 @@ const LONGEST_WAIT_AFTER_FAILED_DEPLOYMENT: Duration = Duration::from_secs(30);
 pub(crate) enum RetriedFailures {
     /// The deployer gave no answer, or was too busy. Its own answer is final: the caller can try again.
     Delivery,
-    /// The deployer gave no answer, was too busy, or answered that the platform failed: only the builder tries again.
+    /// The deployer gave no answer, was too busy, or answered that the platform failed. For deployments that
+    /// only the builder tries again.
     DeliveryAndPlatform,
 }
 

@@ -284,7 +284,8 @@ mod tests {
         }
     }
 
-    /// Uses values of 1 MiB in total, no two lines of which are the same.
+    /// Uses three values of 960,000 bytes in total, no two lines of which are the same. Checks every 97th line of a
+    /// value, and every 97th of the lines of 76 characters in which the base64 of the whole value is wrapped.
     #[test]
     fn each_line_of_a_large_secret_and_of_its_wrapped_base64_is_masked() {
         let values: Vec<String> = (0..3)

@@ -1,8 +1,9 @@
 //! Turns at hashing and storing unverified bodies: how many bodies are processed at a time, and which one is next.
 //!
 //! Turns go alternately to the body of which the least has been processed, and to the one that has waited the longest.
-//! So a small body, which is complete after its first turn, waits for one other body at most, however many large ones
-//! there are; and a large one gets its part of every second turn, however many small ones arrive.
+//! So a small body, which is complete after its first turn, waits for the small ones before it and for as many large
+//! ones at most, however many large ones there are; and a large one gets its part of every second turn, however many
+//! small ones arrive.
 //!
 //! While many bodies wait, each turn is followed by a pause that is longer than it was, so that senders without a key
 //! cannot take the processors from the builds of those who have one.

@@ -124,7 +124,7 @@ impl ContextRules {
         &self.limits.spool
     }
 
-    /// Returns the limit on the tar as it is stored, in bytes.
+    /// Returns the limit on the size of the tar as it is fetched, in bytes.
     pub(crate) fn fetched_tar_max_bytes(&self) -> u64 {
         self.limits.archive.body
     }

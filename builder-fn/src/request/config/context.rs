@@ -15,7 +15,8 @@ const CONTEXT_KINDS: [&str; 3] = ["oci", "url", "git"];
 /// The keys of `context`: the kinds of references, and what belongs to one of them.
 const CONTEXT_KEYS: [&str; 4] = ["oci", "url", "sha256", "git"];
 
-/// A reference to a context that is fetched when its build begins.
+/// A reference to the tar of a context, in a registry or on a web server, that the builder fetches when the build
+/// begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContextTarReference {
     /// A context in a registry.
