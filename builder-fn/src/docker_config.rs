@@ -92,13 +92,13 @@ impl DockerConfig {
         }
     }
 
-    /// Sets the place and the time limit of the credential helpers.
+    /// Sets the folder and the time limit of the credential helpers.
     #[must_use]
     pub fn with_helpers(self, helpers: CredentialHelpers) -> Self {
         Self { helpers, ..self }
     }
 
-    /// Returns the place and the time limit of the credential helpers.
+    /// Returns the folder and the time limit of the credential helpers.
     pub fn helpers(&self) -> &CredentialHelpers {
         &self.helpers
     }
@@ -313,7 +313,7 @@ esac
 ";
 
     #[tokio::test]
-    async fn a_helper_is_asked_once_before_the_file_whose_entry_counts_if_it_has_none() {
+    async fn a_helper_is_run_once_per_registry_and_the_file_counts_if_the_helper_has_no_credentials() {
         let (dir, config) = config_file_with(
             r#"{"credsStore": "test", "auths": {"other.example": {"username": "a", "password": "from the file"}}}"#,
         );

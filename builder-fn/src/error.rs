@@ -226,7 +226,7 @@ pub(crate) enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Returns whether the request is rejected for now only, whatever it is.
+    /// Returns whether the request is only rejected for now, so that the same request is to be sent again later.
     pub(crate) fn is_rejected_for_now(self) -> bool {
         matches!(
             self,

@@ -133,8 +133,11 @@ struct SignedMessage<'a> {
 }
 
 impl HandOverSigner<'_> {
-    /// Hands an image over, and waits for the outcome if the deployer is called directly. Sends it again after the
-    /// `retried` failures; `on_retry` gets the reason for every attempt that failed and is followed by another one.
+    /// Hands an image over, and waits for the outcome if the deployer is called directly. With `deploy_via=callback`,
+    /// sends nothing, and returns the hand-over for the builder's own answer.
+    ///
+    /// Sends the hand-over again after the `retried` failures; `on_retry` gets the reason for every attempt that failed
+    /// and is followed by another one.
     ///
     /// A deployer that cannot be reached is an outcome too, and not an error: the image exists.
     pub(crate) async fn hand_over(

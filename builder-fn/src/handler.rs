@@ -119,7 +119,7 @@ struct AdmittedBuildRequest {
     request: BuildRequest,
     admission: QueueAdmission,
     accepted: AcceptedBuild,
-    /// What the build is resumed with, besides the body.
+    /// The data, besides the body, with which the build is resumed; `None` if the request is not signed.
     resumable: Option<ResumableRequest>,
 }
 
@@ -248,7 +248,7 @@ impl BuilderApi {
         Ok(self.builder.slots.check_not_full()?)
     }
 
-    /// Reads the request's body, verifies the signature, admits the request and parses it.
+    /// Reads the request's body, verifies the signature, begins the build's record, admits the request and parses it.
     async fn receive_build_request(
         &self,
         body: Body,
@@ -312,7 +312,7 @@ impl BuilderApi {
         request.config.deploy.is_some() && self.builder.deployer.settings.via == DeployVia::Callback
     }
 
-    /// Runs the build, and answers after it.
+    /// Runs the build, sends its result to the URLs in the config, and answers.
     async fn build_then_answer(&self, received: AdmittedBuildRequest, exchange: &BuildExchange) -> Response {
         let mut log = BoundedLog::new(self.max_log);
         let (mut answer, request) =

@@ -64,7 +64,7 @@ pub struct Hint {
     /// The step of the Dockerfile that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<HintStep>,
-    /// The last lines that a function wrote which does not run.
+    /// The last lines of the log of a function that was deployed and does not work.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
     /// What to do next, in one sentence.

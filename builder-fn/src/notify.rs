@@ -87,7 +87,7 @@ struct Notification {
 struct RepeatablePost {
     /// The URL of the request: a receiver's, or that of a commit's statuses in the git host's API.
     url: Uri,
-    /// The URL as rules name it, at the same host.
+    /// The URL that is checked against the rules, at the same host.
     checked: WebUrl,
     /// The tenant whose rules apply, if the builder has a policy.
     tenant: Option<Arc<Tenant>>,

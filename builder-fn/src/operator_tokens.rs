@@ -70,7 +70,7 @@ impl OperatorTokenSecretNames {
     }
 
     /// Returns the names of the secrets.
-    pub(crate) fn secrets(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn secret_names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(_, secret)| secret.as_str())
     }
 }
@@ -168,7 +168,7 @@ mod tests {
         ] {
             assert_eq!(secret_name_for_url(url).as_deref(), secret, "{url}");
         }
-        assert_eq!(tokens.secrets().collect::<Vec<_>>(), ["acme-token", "token"]);
+        assert_eq!(tokens.secret_names().collect::<Vec<_>>(), ["acme-token", "token"]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use crate::buildkit::CredentialStore;
 use crate::context::Spool;
 use crate::registry::{ImageName, OperatorRepository};
-use crate::request::{ContextReference, ReferencedContext};
+use crate::request::{ContextTarReference, ReferencedContext};
 use crate::sources::{AllowedSources, ConnectionRule};
 use crate::tenants::TenantResources;
 use error::OCI_MEMBER;
@@ -84,15 +84,16 @@ struct OpenRepository {
 }
 
 impl RemoteContexts {
-    /// Fetches the tar of the context that a request refers to. Dropping the future discards what has arrived.
+    /// Fetches the tar of the context that a request refers to, from a registry or a web server. Dropping the future
+    /// discards what has arrived.
     ///
     /// # Errors
     /// Fails if the builder may not read the context, or if the context is missing or has another digest than the
     /// reference.
     pub(crate) async fn fetch(&self, context: &ReferencedContext) -> Result<Spool, ContextError> {
         match &context.reference {
-            ContextReference::Oci(oci) => self.fetch_oci(oci, &context.rules).await,
-            ContextReference::Url(url) => self.fetch_url(url, &context.rules).await,
+            ContextTarReference::Oci(oci) => self.fetch_oci(oci, &context.rules).await,
+            ContextTarReference::Url(url) => self.fetch_url(url, &context.rules).await,
         }
     }
 

@@ -51,7 +51,7 @@ pub(crate) struct Report {
     pub(crate) commit: Option<String>,
     /// The status of the build request.
     pub(crate) status: BuildStatus,
-    /// The reason why the build or the deployment failed.
+    /// The reason why the request was rejected, or its build or deployment failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
     /// The HTTP status of the answer to a request that failed, which a streamed answer does not have.

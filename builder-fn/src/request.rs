@@ -38,7 +38,7 @@ use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
 pub(crate) use config::{
     BuildConfig, CacheToItem, CommitStatusConfig, Forge, ProvenanceMode, is_full_commit_hash,
 };
-pub use config::{ContextArtifactReference, ContextReference, GitContext, UrlContext};
+pub use config::{ContextArtifactReference, ContextTarReference, GitContext, UrlContext};
 pub use digest::Sha256Digest;
 pub use error::{RequestError, RequestErrorKind};
 pub use freshness::FreshnessLimit;

@@ -130,7 +130,7 @@ pub struct Settings {
     pub credentials: DockerConfig,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
     pub token_realms: AllowedTokenHosts,
-    /// What tenants have of their own, if there is a policy.
+    /// The registry credentials and the BuildKit daemons of tenants, if there is a policy.
     pub tenants: TenantResources,
     /// The settings for stored contexts.
     pub stored_contexts: StoredContextSettings,
@@ -291,7 +291,7 @@ impl Settings {
             ("git_tokens", &self.build.git_tokens),
             ("status_tokens", &self.build.status_tokens),
         ] {
-            for name in tokens.secrets() {
+            for name in tokens.secret_names() {
                 if let Err(error) = secrets.read_secret(name) {
                     parser.add_problem(setting, format!("cannot be used: {}", ErrorChain(&error)));
                 }
@@ -299,13 +299,16 @@ impl Settings {
         }
     }
 
-    /// Reserves the names that the settings give to the deployer and to secrets of the builder.
+    /// Reserves the names that the settings give to the deployer, the builder and the builder's secrets.
     fn reserve_own_names(&mut self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         let reserved = &mut self.requests.reserved;
         reserved.reserve_function(&self.deployer.function);
         reserved.reserve_function(&self.own_function);
         let tokens = [&self.build.git_tokens, &self.build.status_tokens];
-        for name in tokens.into_iter().flat_map(OperatorTokenSecretNames::secrets) {
+        for name in tokens
+            .into_iter()
+            .flat_map(OperatorTokenSecretNames::secret_names)
+        {
             reserved.reserve_secret(name);
         }
         for setting in ["buildkit_ca", "buildkit_cert", "buildkit_key"] {

@@ -94,7 +94,7 @@ impl fmt::Debug for Kubernetes {
 }
 
 impl Kubernetes {
-    /// Makes the API from what reads it.
+    /// Creates a handle of the API that `reader` reads.
     pub fn new(reader: impl KubernetesReader + 'static) -> Self {
         Self(Arc::new(reader))
     }
@@ -132,7 +132,7 @@ impl Kubernetes {
         Ok(state.with_detail_in_reason(detail.as_deref()))
     }
 
-    /// Reads what makes a reason exact; `None` if there is nothing.
+    /// Reads the events or the log that make a reason exact, and returns their text; `None` if they say nothing.
     async fn read_detail(
         &self,
         namespace: &str,

@@ -232,7 +232,7 @@ enum ApplyAttemptResult {
     /// The provider has this state of the function instead of the new version, perhaps because of a transient
     /// failure.
     NotTaken(Option<FunctionStatus>),
-    /// The new version was not ready by the deadline, or the function's state could not be read.
+    /// The new version is stuck, or was not ready by the deadline, or the function's state could not be read.
     Failed,
 }
 
@@ -395,7 +395,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         }
     }
 
-    /// Watches the new version until it is ready, is not taken, or is superseded, or until the deadline.
+    /// Watches the new version until it is ready, is not taken, is stuck, or is superseded, or until the deadline.
     /// `gateway_answer` is that to the change, and `wanted` the number of replicas that the version needs.
     async fn watch_with_timeout(
         &mut self,

@@ -39,7 +39,7 @@ pub(super) async fn check_deployment_by_dry_run(
         () = call.wait_until_shortly_before_shutdown_ends() => return Err(Error::Interrupted),
     };
     match outcome {
-        DryRunOutcome::NotAsked => Ok(()),
+        DryRunOutcome::Unsupported => Ok(()),
         DryRunOutcome::Accepted { warnings, .. } => {
             warnings
                 .iter()

@@ -49,7 +49,7 @@ pub(crate) enum DeploymentStatus {
 }
 
 impl DeploymentStatus {
-    /// Returns the deployment's status as a field of a log line.
+    /// Returns the word for the status in log lines. The `status` in the deployer's answer may be another one.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",

@@ -32,9 +32,9 @@ pub(crate) enum DryRunOutcome {
     },
     /// The deployer would refuse the hand-over.
     Refused(Box<DeploymentOutcome>),
-    /// The deployer was not asked: the setting `deploy_via` excludes calls of it, or its release has no dry
-    /// runs.
-    NotAsked,
+    /// There are no dry runs: the setting `deploy_via` excludes calls of the deployer, or it answered as a release
+    /// without dry runs does.
+    Unsupported,
     /// The deployer gave no verdict: it could not be reached, failed, or answered something else.
     Unanswered {
         /// The reason why the deployer gave no verdict.
@@ -70,7 +70,7 @@ impl HandOverSigner<'_> {
     ) -> DryRunOutcome {
         let settings = &self.deployer.settings;
         if settings.via == DeployVia::Callback {
-            return DryRunOutcome::NotAsked;
+            return DryRunOutcome::Unsupported;
         }
         let message = self.sign_message("function", dry_run.call_id, dry_run);
         let mut backoff = Backoff::new();
@@ -118,14 +118,14 @@ fn interpret_answer(status: StatusCode, body: &[u8]) -> DryRunOutcome {
             DryRunOutcome::Refused(Box::new(DeploymentOutcome::from_answer(status, body)))
         }
         // A deployer from before dry runs misses the image.
-        StatusCode::BAD_REQUEST if answer["status"] == "refused" => DryRunOutcome::NotAsked,
+        StatusCode::BAD_REQUEST if answer["status"] == "refused" => DryRunOutcome::Unsupported,
         _ => DryRunOutcome::Unanswered {
             reason: describe_foreign_answer(status, body),
         },
     }
 }
 
-/// Returns the texts in a list.
+/// Returns the strings in a JSON array, without its other elements; none if the value is not an array.
 fn strings_of_list(list: &Value) -> Vec<String> {
     let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
     texts.map(str::to_owned).collect()
@@ -166,7 +166,7 @@ mod tests {
             (
                 400,
                 r#"{"status":"refused","reasons":["image is missing"]}"#,
-                "not asked",
+                "unsupported",
             ),
             (
                 401,
@@ -185,7 +185,7 @@ mod tests {
                     assert_eq!(deployment.reasons_in_one_line(), "a");
                     "refused"
                 }
-                DryRunOutcome::NotAsked => "not asked",
+                DryRunOutcome::Unsupported => "unsupported",
                 DryRunOutcome::Unanswered { .. } => "unanswered",
             };
             assert_eq!(found, expected, "{status} {body}");

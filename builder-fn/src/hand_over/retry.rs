@@ -26,7 +26,8 @@ const LONGEST_WAIT_AFTER_FAILED_DEPLOYMENT: Duration = Duration::from_secs(30);
 pub(crate) enum RetriedFailures {
     /// The deployer gave no answer, or was too busy. Its own answer is final: the caller can try again.
     Delivery,
-    /// The deployer gave no answer, was too busy, or answered that the platform failed: only the builder tries again.
+    /// The deployer gave no answer, was too busy, or answered that the platform failed. For deployments that
+    /// only the builder tries again.
     DeliveryAndPlatform,
 }
 
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn only_429_503_a_gateways_own_502_or_504_and_a_lost_connection_are_transient() {
+    fn of_answers_only_429_503_and_a_gateways_own_502_or_504_are_transient_and_so_is_a_lost_connection() {
         let answer = r#"{"status":"failed","reasons":["x"]}"#;
         for (status, body, transient) in [
             (200, answer, false),

@@ -67,8 +67,8 @@ enum ResubmissionError {
 }
 
 impl ResubmissionHeaders {
-    /// Returns the headers of a call that came from the queue. Of the times at which the gateway received it, only the
-    /// first remains, because it orders the builds of a function.
+    /// Selects the headers of a queued call with which it is submitted again. Of the times at which the gateway
+    /// received the call, only the first remains, because it orders the builds of a function.
     pub(super) fn of_queued_call(headers: &HeaderMap) -> Self {
         let mut kept = HeaderMap::new();
         let names = [
@@ -223,8 +223,9 @@ impl BuilderApi {
     }
 }
 
-/// Returns a JSON request with this configuration, context and envelope of secrets; `None` if they are not text. What the
-/// configuration of a tar has under the names of the other two is left out: it had no effect.
+/// Returns a JSON request with this configuration, context and envelope of secrets; `None` if the configuration is not
+/// a JSON object or the envelope is not text. The configuration's own `context` and `sealedSecrets` are left out: in a
+/// tar, they had no effect.
 fn json_request(config: &[u8], context_reference: &str, sealed_secrets: Option<&[u8]>) -> Option<Bytes> {
     let mut members: Map<String, Value> = serde_json::from_slice(config).ok()?;
     let is_own = |key: &str| {
@@ -246,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn resubmission_headers_keep_the_first_time_the_signature_and_the_callback_and_no_others() {
+    fn resubmission_headers_keep_the_first_time_the_signature_and_the_callback_but_no_forwarding_header() {
         for (values, first) in [(&["17", "18"][..], "17"), (&[" 17 , 18"], "17")] {
             let mut headers = HeaderMap::new();
             for value in values {

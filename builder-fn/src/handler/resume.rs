@@ -39,8 +39,8 @@ struct SearchedTenant {
 }
 
 impl BuilderApi {
-    /// Renews the sign that this builder lives until the process ends, and resumes builds of builders that have gone
-    /// until the shutdown begins. Returns at once if no records are kept.
+    /// Renews this builder's sign of life until the process ends. Until the shutdown begins, also resumes builds of
+    /// builders that have gone. Returns at once if no records are kept.
     ///
     /// `context` has the secrets, the gateway and the shutdown of the function.
     pub async fn resume_builds_of_others(self, context: Context) {
@@ -113,7 +113,7 @@ impl BuilderApi {
         tenants.collect()
     }
 
-    /// Runs a claimed build in the background, once it has a place.
+    /// Runs a claimed build in the background, or hands it back if it gets no place among the builds.
     fn resume_in_background(&self, claimed: ClaimedBuild, template: &Context) {
         let span = tracing::info_span!("resumed", call_id = %claimed.key.id);
         let (api, template) = (self.clone(), template.clone());

@@ -272,8 +272,8 @@ impl BuilderApi {
         }))
     }
 
-    /// Builds the image of an accepted request, or hands the build back if it gets no slot in time, or the process ends
-    /// before: to the record store, or else to the queue.
+    /// Builds and deploys the image of an accepted request. Hands the build back, to the record store or else to the
+    /// queue, if it gets no slot in time or the shutdown interrupts it.
     ///
     /// A call whose acceptance the registry may have or not is not rejected: another builder would run it while its
     /// caller sends it again. It waits on until it is known to be handed back, or has ended.
@@ -320,7 +320,8 @@ impl BuilderApi {
         self.notifier.check_url(url, tenant).map_err(Error::Notify)
     }
 
-    /// Sends the result of a build where its config says. A rejected URL is sent nothing.
+    /// Sends the result of a build to the URL in the config's `notify`, unless the URL is not allowed or the answer is
+    /// a 429, which is no result.
     pub(super) async fn notify_of_result(&self, request: &BuildRequest, context: &Context, answer: &Answer) {
         let Some(url) = &request.config.notify else {
             return;

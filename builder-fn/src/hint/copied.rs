@@ -99,7 +99,7 @@ fn is_literal_path(word: &str) -> bool {
     !word.contains(['$', '*', '?', '[', ']', '{', '"', '\'', '\\', '<', '|', ':'])
 }
 
-/// Returns `path` as it is seen from `folder`.
+/// Resolves `path` against `folder`, unless it is absolute, and normalizes the result.
 fn join_and_normalize(folder: &str, path: &str) -> String {
     match path.starts_with('/') {
         true => normalize_path(path),

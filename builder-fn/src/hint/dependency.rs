@@ -3,7 +3,7 @@
 use super::evidence::Evidence;
 use super::{Hint, HintKind, text};
 
-/// Explains a malformed manifest, or a lock file that does not fit it.
+/// Explains a malformed manifest, or a lock file that is missing or does not fit the manifest.
 pub(super) fn explain_manifest_or_lock_file(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().collect();
@@ -65,7 +65,7 @@ fn malformed_cargo_manifest(evidence: &Evidence<'_>, lines: &[&str]) -> Option<H
     )
 }
 
-/// Finds cargo's error for a lock file that does not fit the manifest, while it may not change it.
+/// Finds cargo's error for a lock file that does not fit the manifest, and that `--locked` keeps cargo from changing.
 fn outdated_cargo_lock_file(lines: &[&str]) -> Option<Hint> {
     let line = lines.iter().find(|line| {
         (line.contains("the lock file ") && line.contains("needs to be updated but"))

@@ -7,7 +7,7 @@ use super::{Hint, HintKind, text};
 /// The most reasons of an answer that are read.
 const MAX_REASONS_READ: usize = 20;
 
-/// The length after which a reason is not read, in bytes.
+/// The length after which the rest of a reason is not read, in bytes.
 const MAX_BYTES_READ_OF_REASON: usize = 4 << 10;
 
 /// The words with which gateways and providers say that nothing listens on the function's port.
@@ -23,8 +23,8 @@ const EXITING_FUNCTION_ADVICE: &str = "see what the function writes before it en
 /// The words with which the deployer begins to quote the log of a function.
 const LOG_QUOTE_PREFIX: &str = "its log ends with: ";
 
-/// A rule for the reasons of an answer: of a reason without what the deployer writes before each, and without the
-/// function's log.
+/// A rule: returns the hint if a reason of an answer names this rule's cause. The rule gets the reason without the
+/// deployer's prefixes and without the function's log.
 type ReasonRule = fn(&str) -> Option<Hint>;
 
 /// The rules, of which the first with a hint decides.

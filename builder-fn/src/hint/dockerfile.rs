@@ -2,7 +2,7 @@
 //!
 //! It is no parser of Dockerfiles: BuildKit's is. It finds where an instruction begins and what its words are.
 
-/// The length after which a Dockerfile is not read, in bytes.
+/// The length after which the rest of a Dockerfile is not read, in bytes.
 pub(super) const MAX_BYTES_READ_OF_FILE: usize = 128 << 10;
 
 /// An instruction of a Dockerfile.
@@ -143,7 +143,7 @@ impl Instruction {
 pub(super) struct BindMount<'i> {
     /// The stage, the context or the image that it is from; `None` for the context of the build.
     pub(super) from: Option<&'i str>,
-    /// What is mounted of it.
+    /// The path in it that is mounted; empty for all of it.
     pub(super) source: &'i str,
 }
 
@@ -167,7 +167,7 @@ pub(super) fn bind_mounts(instruction: &Instruction) -> Vec<BindMount<'_>> {
     mounts.collect()
 }
 
-/// Returns the names of the stages.
+/// Returns the names of the stages that have one, up to 20.
 pub(super) fn stage_names(instructions: &[Instruction]) -> Vec<&str> {
     let froms = instructions.iter().filter(|instruction| instruction.is("FROM"));
     let names = froms.filter_map(|from| {

@@ -8,13 +8,13 @@ use super::dockerfile::{self, Instruction};
 use super::failure::Failure;
 use super::{Hint, HintStep, MAX_NAME_OR_LINE_BYTES, text};
 
-/// The length after which an error is not read, in bytes.
+/// The length after which the rest of an error is not read, in bytes.
 const ERROR_READ_BYTES: usize = 16 << 10;
 
 /// The length of the end of a step's output that is read, in bytes.
 const OUTPUT_READ_BYTES: usize = 48 << 10;
 
-/// The length after which a line of output is not read, in bytes.
+/// The length after which the rest of a line of output is not read, in bytes.
 const LINE_READ_BYTES: usize = 2 << 10;
 
 /// The words between the command and the reason in BuildKit's error for a process that failed:
@@ -25,7 +25,7 @@ const PROCESS_FAILED_WORDS: &str = "\" did not complete successfully: ";
 pub(super) struct Evidence<'a> {
     /// What is known of the failure.
     pub(super) failure: &'a Failure<'a>,
-    /// The error.
+    /// The text of the error, cut after [`ERROR_READ_BYTES`].
     pub(super) error: Cow<'a, str>,
     /// The end of the output of the failed step.
     output: String,
@@ -158,8 +158,8 @@ impl<'a> Evidence<'a> {
         None
     }
 
-    /// Returns whether a file of the context has `word`. The file has the path that a program of the step named, or
-    /// ends it.
+    /// Returns whether the file of the context that a program of the step named as `image_path` contains `word`. It is
+    /// the file at the longest end of the path that the context has, or else in its folder `function`.
     pub(super) fn context_file_contains(&self, image_path: &str, word: &str) -> bool {
         const MAX_PATH_ENDS_TRIED: usize = 16;
         const MAX_BYTES_READ_OF_FILE: usize = 64 << 10;

@@ -9,7 +9,7 @@ const EXIT_CODE_NOT_EXECUTABLE: u32 = 126;
 /// The exit code of a shell for a program that does not exist.
 const EXIT_CODE_NOT_FOUND: u32 = 127;
 
-/// Explains a program that cannot be run, or that its user may not run.
+/// Explains a program that cannot be run, a user that the image does not have, or what the user of a step may not do.
 pub(super) fn explain_unrunnable_or_forbidden_program(evidence: &Evidence<'_>) -> Option<Hint> {
     let reason = evidence.process_failure_reason()?;
     if let Some(rest) = reason.strip_prefix("unable to find user ") {

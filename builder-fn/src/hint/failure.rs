@@ -30,14 +30,14 @@ pub struct FailedStepOutput<'a> {
     pub output: &'a str,
 }
 
-/// The credentials that a build has for a registry.
+/// Whose credentials a build uses for a registry, and whether there are any.
 #[derive(Clone, Copy, Debug)]
 pub struct RegistryLoginState<'a> {
     /// Whose credentials they are.
     pub holder: CredentialHolder<'a>,
     /// Whether there are credentials for this registry.
     pub is_given: bool,
-    /// Why the credentials could not be read.
+    /// Why the credentials could not be read; `None` if they could.
     pub problem: Option<&'a str>,
 }
 

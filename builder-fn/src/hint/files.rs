@@ -9,7 +9,7 @@ pub trait ContextFiles {
     /// exactly one is.
     fn find_name_in_other_case(&self, folder: &str, name: &str) -> Option<String>;
 
-    /// Returns up to `limit` bytes from the beginning of the file at `path`.
+    /// Returns up to `limit` bytes from the beginning of the file at `path`; `None` if it is missing or cannot be read.
     fn read_beginning(&self, path: &str, limit: usize) -> Option<Vec<u8>>;
 }
 

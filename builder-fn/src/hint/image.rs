@@ -5,10 +5,10 @@ use super::failure::{CredentialHolder, RegistryLoginState};
 use super::network::explain_connection_problem;
 use super::{Hint, HintKind, dockerfile, text};
 
-/// The beginning of the error for a program with credentials that cannot be started.
+/// The beginning of the error for a credential helper that cannot be started.
 const CREDENTIAL_HELPER_NOT_RUN_PREFIX: &str = "could not run ";
 
-/// What a registry answered, as far as it is a cause.
+/// The kind of answer with which a registry refuses or fails a pull or a push.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Refusal {
     Unauthorized,
@@ -73,7 +73,7 @@ pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
     }
 }
 
-/// Explains a push that the registry refuses.
+/// Explains a push that the registry refuses, or for which BuildKit cannot connect to it.
 pub(super) fn explain_push(evidence: &Evidence<'_>) -> Option<Hint> {
     let (image, reason) = image_and_reason_of_failed_push(&evidence.error)?;
     let registry = registry_of(image);
@@ -115,8 +115,8 @@ fn image_and_reason_of_failed_pull(error: &str) -> Option<(&str, &str)> {
     text::is_safe_image_name(image).then_some((image, reason))
 }
 
-/// Returns the image and the reason of an error for a token without which BuildKit cannot look an image up. Its name is
-/// only in that of the step.
+/// Returns the image and the reason of an error for a token without which BuildKit cannot look an image up. Only the
+/// name of the step names the image.
 fn image_and_reason_of_failed_token<'e>(evidence: &'e Evidence<'_>) -> Option<(&'e str, &'e str)> {
     let error = &*evidence.error;
     [

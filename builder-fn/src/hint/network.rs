@@ -63,7 +63,7 @@ const UNTRUSTED_CERTIFICATE_WORDS: &[&str] = &[
 /// The number of last lines in which a cause is looked for: what a program wrote before did not stop it.
 const LAST_LINES_SEARCHED: usize = 80;
 
-/// Explains why the connection to a registry does not come about, by the words of Go's HTTP client.
+/// Explains why BuildKit cannot connect to a registry or to another host, by the words of Go's HTTP client.
 pub(super) fn explain_connection_problem(
     reason: &str,
     registry: Option<&str>,

@@ -5,7 +5,7 @@ use super::evidence::Evidence;
 use super::{Hint, HintKind, copied, text};
 use crate::context::excluding_pattern;
 
-/// The length after which an ignore file is not read, in bytes.
+/// The limit on the size of an ignore file in bytes. The patterns of a larger one are not considered.
 const IGNORE_FILE_READ_BYTES: usize = 64 << 10;
 
 /// The most parts of a path that are looked at.
@@ -223,7 +223,7 @@ fn ignored_hint(path: &str, found: &ExcludingPattern) -> Hint {
     .at(file, Some(*line))
 }
 
-/// Returns the hint for a path that a pattern excludes, and that may be meant to stay where it is.
+/// Returns the hint for a path that a pattern excludes, perhaps on purpose: it does not advise to add an exception.
 fn ignored_hint_without_exception(path: &str, found: &ExcludingPattern) -> Hint {
     Hint {
         next: "let the step do without the file, or narrow the pattern if the image may have it; what is secret belongs into a \
@@ -233,8 +233,9 @@ fn ignored_hint_without_exception(path: &str, found: &ExcludingPattern) -> Hint 
     }
 }
 
-/// Returns what an instruction uses `path` from, if it names it: a stage, an image, or another context. It is
-/// `Some(None)` for the context of the build, and `None` if the instruction may have it from several.
+/// Returns what an instruction uses `path` from: the stage, image or other context that it names, or `Some(None)` for
+/// the context of the build. Returns `None` if no mount of a `RUN` has the path, or mounts from several origins have
+/// it.
 fn only_origin_of_path<'i>(instruction: &'i Instruction, path: &str) -> Option<Option<&'i str>> {
     if !instruction.is("RUN") {
         return Some(instruction.flag("from"));

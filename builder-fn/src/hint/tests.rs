@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn an_exit_code_alone_gives_no_hint() {
+fn the_exit_code_2_without_a_known_message_gives_no_hint() {
     let failure = Failure {
         error: "process \"/bin/sh -c make\" did not complete successfully: exit code: 2",
         step: Some(FailedStepOutput {

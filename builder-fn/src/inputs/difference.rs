@@ -166,7 +166,8 @@ fn may_be_in_copy_source(path: &str, source: &str) -> bool {
     in_source || (path.ends_with('/') && folder.starts_with(path))
 }
 
-/// Finds the first step of the newer build that was not cached, and what the build has that the older one has not.
+/// Finds the first instruction of the newer build, other than `FROM`, that was not cached, and the differences between
+/// the builds that may be the cause.
 fn explain_first_uncached_step(
     older: &BuildInputs,
     newer: &BuildInputs,
@@ -228,7 +229,8 @@ fn explain_first_uncached_step(
     Some(json!({"step": record.name, "seconds": record.seconds, "causes": causes}))
 }
 
-/// Returns the steps of both builds, those of the newer one first, each with what it was in both.
+/// Returns the steps of both builds, those of the newer one first, each with whether it was cached and its time in
+/// either build.
 fn compare_steps(older: &[StepRecord], newer: &[StepRecord]) -> Vec<Value> {
     let key = |record: &StepRecord| {
         let step = DockerfileStep::parse(&record.name);

@@ -47,7 +47,7 @@ impl InputsRecorder {
         recorded.left_out = 0;
     }
 
-    /// Takes the digests of the context's files from `lease` later.
+    /// Has `lease` list the files of later transfers. [`into_inputs`](Self::into_inputs) takes their digests from it.
     pub(crate) fn request_file_listing_from_lease(&self, lease: Arc<KeyLease>) {
         lease.request_listing_of_later_transfers();
         self.lock().lease = Some(lease);
@@ -83,8 +83,8 @@ impl InputsRecorder {
         recorded.steps.insert(digest.clone(), (began, step));
     }
 
-    /// Returns what was recorded of a build, with what its config has of its inputs, once the listing of its files is
-    /// there.
+    /// Adds what was recorded of a build to `inputs_of_config`. Waits for the listing of its files; after
+    /// [`LISTING_TIMEOUT`], the files are left out.
     pub(crate) async fn into_inputs(self, inputs_of_config: BuildInputs) -> BuildInputs {
         let recorded = self.recorded.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut steps: Vec<_> = recorded.steps.into_values().collect();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// The limit on the bodies of all notifications that are being sent, in bytes.
 const NOTIFICATION_MEMORY_DEFAULT_LIMIT_BYTES: usize = 16 << 20;
 
-/// A limit on the bodies of notifications that are being sent. Clones share it.
+/// A limit on the total size of the bodies of notifications that are being sent. Clones share it.
 #[derive(Clone, Debug)]
 pub struct NotificationMemory {
     limit: usize,

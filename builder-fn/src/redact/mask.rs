@@ -284,9 +284,10 @@ mod tests {
         }
     }
 
-    /// Uses values of 1 MiB in total, no two lines of which are the same.
+    /// Uses three values of 960,000 bytes in total, no two lines of which are the same. Checks every 97th line of a
+    /// value, and every 97th of the lines of 76 characters in which the base64 of the whole value is wrapped.
     #[test]
-    fn every_line_of_large_secrets_is_masked_and_their_base64_too() {
+    fn each_line_of_a_large_secret_and_of_its_wrapped_base64_is_masked() {
         let values: Vec<String> = (0..3)
             .map(|value| (0..32_000).map(|line| format!("{value}-{line:07}\n")).collect())
             .collect();

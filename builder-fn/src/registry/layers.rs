@@ -28,8 +28,8 @@ struct PlatformArchitecture {
     architecture: String,
 }
 
-/// Returns the digest of the first image in an index; `None` for the manifest of an image. Attestations have the
-/// architecture `unknown`.
+/// Returns the digest of the first image in an index; `None` for the manifest of an image, and for an index without
+/// images. Attestations, which have the architecture `unknown`, are no images.
 ///
 /// # Errors
 /// Fails if `manifest` is no manifest.

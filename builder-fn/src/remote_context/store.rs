@@ -22,7 +22,7 @@ use crate::registry::{
 };
 use crate::request::time::format_rfc3339;
 use crate::request::{
-    ContextArtifactReference, ContextReference, ReferencedContext, Sha256Digest, StorableTar,
+    ContextArtifactReference, ContextTarReference, ReferencedContext, Sha256Digest, StorableTar,
 };
 
 /// The most bytes of a context that are read from its spool at once.
@@ -94,7 +94,7 @@ impl RemoteContexts {
     /// Deletes a stored context that was built, if the settings say so. One that is not stored here is never deleted. A
     /// failure is logged, and leaves the context to the registry's garbage collection.
     pub(crate) async fn delete_built_if_configured(&self, context: &ReferencedContext) {
-        let ContextReference::Oci(oci) = &context.reference else {
+        let ContextTarReference::Oci(oci) = &context.reference else {
             return;
         };
         let repository = self.stored.repository.as_ref();

@@ -28,7 +28,8 @@ impl BoundedLog {
         }
     }
 
-    /// Returns the log's lines, with a notice in place of those that were dropped, and a warning of these.
+    /// Returns the log's lines, with a notice in place of those that were dropped, of which it also adds a warning to
+    /// `warnings`.
     pub(crate) fn into_lines(mut self, warnings: &mut Warnings) -> Vec<String> {
         let mut lines = self.head;
         match self.tail.take_evicted_count() {

@@ -19,8 +19,8 @@ use text::{floor_char_boundary, format_time, output_lines, to_one_cut_line};
 /// stop reading at records of 64 KiB, and JSON may need six bytes for one.
 pub(crate) const MAX_LINE_BYTES: usize = 8 << 10;
 
-/// The length of a line of output that is one log line whatever its bytes are: to become UTF-8, a byte may need three,
-/// and masked text is not longer than before.
+/// The length, in bytes, up to which a line of output is one log line whatever its bytes are: to become UTF-8, a byte
+/// may need three, and masked text is not longer than before.
 const UNSPLIT_LINE_BYTES: usize = MAX_LINE_BYTES / 3;
 
 /// Formats the events of a build as log lines, in order, and collects the warnings that are not BuildKit's.

@@ -23,7 +23,7 @@ use crate::sources::WebUrl;
 pub(crate) use cache::CacheToItem;
 pub(crate) use commit_status::{CommitStatusConfig, Forge, is_full_commit_hash};
 pub(super) use context::NamedContext;
-pub use context::{ContextArtifactReference, ContextReference, UrlContext};
+pub use context::{ContextArtifactReference, ContextTarReference, UrlContext};
 pub(super) use error::ConfigError;
 use error::ConfigProblem;
 use fields::{ConfigFields, RespelledKey};

@@ -1,8 +1,9 @@
 //! Turns at hashing and storing unverified bodies: how many bodies are processed at a time, and which one is next.
 //!
 //! Turns go alternately to the body of which the least has been processed, and to the one that has waited the longest.
-//! So a small body, which is complete after its first turn, waits for one other body at most, however many large ones
-//! there are; and a large one gets its part of every second turn, however many small ones arrive.
+//! So a small body, which is complete after its first turn, waits for the small ones before it and for as many large
+//! ones at most, however many large ones there are; and a large one gets its part of every second turn, however many
+//! small ones arrive.
 //!
 //! While many bodies wait, each turn is followed by a pause that is longer than it was, so that senders without a key
 //! cannot take the processors from the builds of those who have one.
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_waits_for_at_most_one_turn_of_another_body() {
+    fn newcomers_precede_large_bodies_but_every_second_turn_goes_to_the_oldest_body() {
         let turns = HashingTurns::new(1);
         let turn = take_turn(&turns);
         let mut large: Vec<_> = (1..100).map(|body| begin_to_wait(&turns, body << 20)).collect();

@@ -248,8 +248,8 @@ impl BodyWorker {
         Ok(count as u64)
     }
 
-    /// Verifies the signature of the whole body, and counts the body against the quota of verified ones instead of its
-    /// sender's part of the budget.
+    /// Verifies the signature of the whole body. A body with the right signature is counted against the quota of
+    /// verified ones; its sender's part of the budget is released in any case.
     fn verify_then_release_budget(
         self,
         settings: &SpoolSettings,

@@ -12,7 +12,7 @@ use super::{AllowedFrontends, Frontend, RequestError, RequestLimits, dockerfile}
 use crate::context::{
     ArchiveContents, ArchiveReader, Index, SourceContext, Spool, SpoolQuota, SpoolSettings,
 };
-use crate::request::config::{ContextReference, GitContext};
+use crate::request::config::{ContextTarReference, GitContext};
 
 /// A context with the frontend that reads its Dockerfile.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub struct ReceivedContext {
 #[derive(Clone, Debug)]
 pub struct ReferencedContext {
     /// The reference to the context.
-    pub reference: ContextReference,
+    pub reference: ContextTarReference,
     /// The rules by which the fetched tar becomes the context.
     pub rules: ContextRules,
 }
@@ -124,7 +124,7 @@ impl ContextRules {
         &self.limits.spool
     }
 
-    /// Returns the limit on the tar as it is stored, in bytes.
+    /// Returns the limit on the size of the tar as it is fetched, in bytes.
     pub(crate) fn fetched_tar_max_bytes(&self) -> u64 {
         self.limits.archive.body
     }

@@ -160,7 +160,7 @@ impl fmt::Debug for RestorableContext {
 mod tests {
     use super::*;
 
-    /// Returns a context of as many empty files, as it is when it has been read from its tar.
+    /// Returns a context of `count` empty files, which has its index.
     fn context_of_empty_files(count: usize) -> RestorableContext {
         let mut tar = tar::Builder::new(Vec::new());
         for number in 0..count {

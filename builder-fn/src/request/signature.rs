@@ -57,7 +57,8 @@ impl SignatureKeys {
 }
 
 impl SignatureKeys {
-    /// Derives keys for another purpose from all keys, which verify no request, and whose signatures no request has.
+    /// Derives a key for another purpose from each of the keys. No derived key verifies a request, and no request is
+    /// signed with one.
     pub(crate) fn derive(&self, purpose: &str) -> Self {
         let secrets = self.secrets.iter().map(|secret| KeysOfSecret {
             tenant: secret.tenant.clone(),

@@ -288,7 +288,7 @@ async fn a_build_request_has_the_sealed_secrets_of_the_tar_unchanged() {
 }
 
 #[tokio::test]
-async fn a_body_without_a_valid_signature_header_is_not_read() {
+async fn a_body_whose_signature_header_is_missing_or_malformed_is_not_read() {
     let limits = spool_folder().limits;
     for (signature, expected) in [
         (None, "not signed"),

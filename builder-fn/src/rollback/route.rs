@@ -288,7 +288,7 @@ impl BuilderApi {
     }
 }
 
-/// Returns the time at which a request was signed.
+/// Returns the time at which a request was signed, as its header claims; `None` if the header is missing or malformed.
 fn claimed_signing_time(request: &Parts) -> Option<SystemTime> {
     parse_rfc3339(request.headers.get(SIGNED_AT_HEADER)?.to_str().ok()?)
 }

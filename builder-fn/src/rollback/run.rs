@@ -45,8 +45,8 @@ pub(super) struct AcceptedRollback {
     pub(super) expected: Option<ExpectedRunningVersions>,
 }
 
-/// What runs if the choice of the last good version is right: the records may miss a version, or have one that another
-/// client has replaced.
+/// The versions of which one runs if the choice of the last good version is right: the records may miss a version, or
+/// have one that another client has replaced.
 #[derive(Clone, Debug)]
 pub(super) struct ExpectedRunningVersions {
     /// The ID of the newest version.
@@ -56,7 +56,8 @@ pub(super) struct ExpectedRunningVersions {
 }
 
 impl ExpectedRunningVersions {
-    /// Returns what runs if `versions`, of which the first is the newest, are all that were deployed.
+    /// Returns those of `versions` of which one runs if no other version was deployed; `None` if there are no versions.
+    /// The first is the newest.
     pub(super) fn of_versions(versions: &[FunctionVersion]) -> Option<Self> {
         let newest = versions.first()?;
         // While it is deployed, or if it is not known whether it was, any version before it may run.
@@ -203,7 +204,7 @@ impl BuilderApi {
             version.probe.as_ref(),
         );
         match signer.ask_for_dry_run_unless_callback(&dry_run).await {
-            DryRunOutcome::NotAsked => {}
+            DryRunOutcome::Unsupported => {}
             DryRunOutcome::Accepted { warnings, deployed } => {
                 for warning in &warnings {
                     log.push(lines.record_warning_and_return_line(warning));

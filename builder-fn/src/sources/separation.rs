@@ -36,7 +36,7 @@ const HTTP_USER_AGENT_ATTRIBUTE: &str = "http.header.user-agent";
 
 /// The start of every tag.
 const TAG_PREFIX: &str = "slipway-";
-/// What the name of a tenant follows in the text that its tag is derived from.
+/// The text that precedes a tenant's name in the input from which the tenant's tag is derived.
 const TAG_DERIVATION_PREFIX: &str = "slipway: tag for the fetched sources of the tenant ";
 /// The length of the digest in a tag, in bytes.
 const TAG_DIGEST_BYTES: usize = 16;

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_from_the_future_supersedes_nothing_until_its_time_comes() {
+    fn a_build_more_than_five_minutes_in_the_future_supersedes_nothing() {
         let mut known = NewestSuccesses::empty_complete_from(NOW_AT_EPOCH);
         known.add_if_succeeded(&known_build(
             &submission("hello", "ahead", 401),

@@ -207,7 +207,7 @@ mod tests {
     proptest! {
         /// Generates builds in any order of arrival, on this builder and on others that report their own.
         #[test]
-        fn only_the_newest_build_of_a_function_is_left(
+        fn among_several_builders_only_the_newest_build_of_a_function_is_left(
             builds in prop::collection::vec((0..3_usize, 0..20_u64), 1..12),
         ) {
             let mut builders = [RegisteredBuilds::default(), RegisteredBuilds::default(), RegisteredBuilds::default()];

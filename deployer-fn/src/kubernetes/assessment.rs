@@ -75,7 +75,7 @@ impl Obstacle {
 }
 
 impl VersionState {
-    /// Adds to the reason, if there is one.
+    /// Adds `detail`, if there is one, to the reason of a pending or stuck version.
     pub(super) fn with_detail_in_reason(mut self, detail: Option<&str>) -> Self {
         if let (Self::Pending(obstacle) | Self::Stuck(obstacle), Some(detail)) = (&mut self, detail) {
             obstacle.reason = format!("{}; {detail}", obstacle.reason);

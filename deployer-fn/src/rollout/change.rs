@@ -192,8 +192,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         }
     }
 
-    /// Ends a rollout whose specification the provider rejected. If the rejected update has deleted the
-    /// function, as with faasd (docs/pitfalls.md#a-failed-update-removes-the-function), restores it.
+    /// Ends a rollout whose specification the provider rejected, and restores the last good version unless it is
+    /// deployed as before: faasd deletes the function when it rejects an update
+    /// (docs/pitfalls.md#a-failed-update-removes-the-function).
     async fn conclude_after_rejected_spec(&mut self, findings: Findings) -> ChangeResult {
         ChangeResult::Ended(match self.final_read_function_status().await {
             Ok(now) if now == self.before && self.would_restore_version_deployed_before() => {

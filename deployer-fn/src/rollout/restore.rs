@@ -370,7 +370,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         .await;
         match applied {
             ApplyOutcome::Accepted(_) => {
-                // Until the provider names it, which may take its settle time.
+                // Until it is ready or stuck, or the provider has not named it within its settle time.
                 self.watch_version_without_timeout(version, waiting_for).await;
             }
             ApplyOutcome::Rejected(reason) | ApplyOutcome::Unclear(_, reason) => {

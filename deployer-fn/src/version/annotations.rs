@@ -32,8 +32,8 @@ const VERSION_ANNOTATION: &str = "slipway/version";
 const LAST_GOOD_ANNOTATION: &str = "slipway/last-good";
 /// The annotation with the deployment that failed last, after which this version was restored.
 const FAILURE_ANNOTATION: &str = "slipway/failed";
-/// The environment variable with the digest of a function's specification, which the function's responses
-/// repeat in a header.
+/// The environment variable with the digest of a function's specification, which the function may repeat in a header
+/// of its responses.
 const VERSION_VARIABLE: &str = "slipway_version";
 
 /// The most bytes that all annotations of a function may have together: Kubernetes' limit, less a reserve for those

@@ -309,7 +309,7 @@ async fn an_invalid_hand_over_is_rejected_with_all_problems_and_a_too_large_one_
     gateway.assert_no_missing_or_unexpected_calls();
 }
 
-/// The newer hand-over has the timeout of its own, however long the older one would have gone on.
+/// The newer one arrives while the older one's version starts.
 #[tokio::test]
 async fn a_newer_hand_over_takes_the_place_of_an_older_one_that_is_not_ready() {
     let (reached, mut events) = mpsc::unbounded_channel();
@@ -542,7 +542,7 @@ async fn a_dry_run_warns_of_every_secret_if_the_provider_cannot_list_secrets() {
 }
 
 #[tokio::test]
-async fn a_dry_run_whose_answer_is_lost_is_neither_accepted_nor_refused() {
+async fn a_dry_run_that_loses_the_gateways_answer_is_neither_accepted_nor_refused() {
     let gateway = ScriptedGateway::new([expect_request("GET /system/function/hello").with_lost_answer()]);
     let (status, answer) = test_deployer(&gateway.serve_over_http().await)
         .sign_and_post_hand_over(&dry_run_json(json!({"service": "hello"})))

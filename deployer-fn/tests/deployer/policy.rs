@@ -315,7 +315,7 @@ fn function_state_json(annotations: Value) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_tenants_function_is_not_changed_and_its_state_is_not_revealed() {
+async fn a_function_of_another_tenant_or_of_none_is_not_changed_and_its_state_is_not_revealed() {
     for (tenant, annotations) in [
         (
             "acme",

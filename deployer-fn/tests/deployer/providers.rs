@@ -145,7 +145,7 @@ async fn without_a_spec_annotation_the_update_is_sent_and_the_image_alone_shows_
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_requests_to_the_gateway_carry_the_functions_namespace() {
+async fn state_reads_creation_and_probe_carry_the_functions_namespace() {
     let mut elsewhere = hand_over_of_new_image();
     elsewhere.spec.namespace = Some("team".to_owned());
     let state = new_image_state_json(&elsewhere.spec, 1);

@@ -119,7 +119,7 @@ fn assert_reason_contains(outcome: &DeploymentOutcome, text: &str) {
     );
 }
 
-/// Returns the number of the build that answers calls; `None` if no build answers.
+/// Returns the number of the build that answers calls with 200; `None` if none does.
 pub(crate) fn answering_build_number(fake: &FakeGateway) -> Option<u64> {
     let deployment = fake.deployment_answering_with_200("hello")?;
     Some(deployment["envVars"]["BUILD"].as_str()?.parse().unwrap())
@@ -250,7 +250,7 @@ async fn missing_secrets_and_namespaces_are_refused_without_a_change() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_older_build_never_replaces_a_newer_one() {
+async fn an_older_build_does_not_replace_a_newer_one_that_works() {
     for provider in TESTED_PROVIDERS {
         let fake = FakeGateway::new(provider);
         SimulatedDeployer::start()
@@ -310,7 +310,7 @@ async fn builds_are_ordered_by_submission_if_both_builders_send_it_and_else_by_t
 
 /// A clock that was ahead once must not lock the function.
 #[tokio::test(start_paused = true)]
-async fn only_a_version_dated_far_in_the_future_is_replaced_by_an_older_build() {
+async fn only_a_version_dated_more_than_five_minutes_ahead_is_replaced_by_an_older_build() {
     let fake = FakeGateway::new(ProviderKind::Kubernetes);
     let ahead = |minutes| Timestamp::now() + SignedDuration::from_mins(minutes);
     let of = |number, at| HandOver {

@@ -15,9 +15,10 @@ const CONTEXT_KINDS: [&str; 3] = ["oci", "url", "git"];
 /// The keys of `context`: the kinds of references, and what belongs to one of them.
 const CONTEXT_KEYS: [&str; 4] = ["oci", "url", "sha256", "git"];
 
-/// A reference to a context that is fetched when its build begins.
+/// A reference to the tar of a context, in a registry or on a web server, that the builder fetches when the build
+/// begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ContextReference {
+pub enum ContextTarReference {
     /// A context in a registry.
     Oci(ContextArtifactReference),
     /// A context on a web server.
@@ -28,7 +29,7 @@ pub enum ContextReference {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NamedContext {
     /// A tar that the builder fetches.
-    Tar(ContextReference),
+    Tar(ContextTarReference),
     /// A git repository, which BuildKit reads.
     Git(GitContext),
 }
@@ -57,7 +58,7 @@ impl std::fmt::Display for ContextArtifactReference {
     }
 }
 
-impl std::fmt::Display for ContextReference {
+impl std::fmt::Display for ContextTarReference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Oci(oci) => oci.fmt(f),
@@ -91,8 +92,8 @@ pub(super) fn read_named_context(fields: &mut ConfigFields) -> Option<NamedConte
         .filter(|kind| context.contains_key(*kind))
         .collect();
     match given[..] {
-        ["oci"] => read_oci(fields, &context).map(|oci| NamedContext::Tar(ContextReference::Oci(oci))),
-        ["url"] => read_url(fields, &context).map(|url| NamedContext::Tar(ContextReference::Url(url))),
+        ["oci"] => read_oci(fields, &context).map(|oci| NamedContext::Tar(ContextTarReference::Oci(oci))),
+        ["url"] => read_url(fields, &context).map(|url| NamedContext::Tar(ContextTarReference::Url(url))),
         ["git"] => {
             report_needless_digest(fields, &context, "context.git has its commit in ref");
             let git = context.get("git")?;

@@ -57,8 +57,8 @@ impl ConfigFields {
         found.any(|(_, value)| !counts_as_absent(value))
     }
 
-    /// Removes a key of any type and returns its value. `null` and the empty string count as absent: Go clients
-    /// write them for what they leave out.
+    /// Removes every spelling of a key and returns its value, of any type. `null` and the empty string count as absent:
+    /// Go clients write them for what they leave out.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         let read = take_every_spelling(&mut self.unread, key, key, &mut self.respelled, &mut self.errors);
         read.filter(|value| !counts_as_absent(value))

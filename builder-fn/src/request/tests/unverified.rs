@@ -27,7 +27,8 @@ fn folder_with_limits(limits: UnverifiedLimits) -> SpoolFolder {
 /// A request that is being received.
 type Receiving<'a> = Pin<Box<dyn Future<Output = Result<VerifiedBody, RequestError>> + 'a>>;
 
-/// Begins to receive `pieces` from a caller without the key, who then pauses.
+/// Returns a future that receives `pieces` from a caller without the key, who then sends nothing more and does not end
+/// the body.
 fn receive_endless_body_without_the_key<'a>(
     pieces: Vec<Vec<u8>>,
     check: &'a SignatureCheck,
