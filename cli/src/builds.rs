@@ -126,10 +126,10 @@ pub(crate) async fn status(arguments: &BuildArguments) -> Result<ExitStatus, Fai
     Ok(ExitStatus::Success)
 }
 
-/// Cancels a build.
+/// Cancels a build, and waits up to a minute for its end.
 ///
 /// # Errors
-/// Fails if the build cannot be cancelled any more.
+/// Fails if the build cannot be cancelled any more, ends otherwise, or does not end in time.
 pub(crate) async fn cancel(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
     let questions = QuestionClient::find(&arguments.connection).await?;
     let cancelled = cancel_build_and_wait(&questions.client, questions.route, &arguments.id).await;

@@ -92,7 +92,8 @@ struct DevSession<'a> {
 }
 
 impl DevSession<'_> {
-    /// Builds the functions that are not what was sent last; `None` after Ctrl-C.
+    /// Builds the functions that differ from what was sent last, until one of them changes meanwhile; returns `None`
+    /// after Ctrl-C.
     async fn build_changed_unless_interrupted(&mut self, project: &Project) -> Result<Option<()>, Failure> {
         let functions = project.functions().iter();
         let folders = functions.clone().flat_map(Project::watched_folders_of);

@@ -17,7 +17,7 @@ pub(crate) enum ExitStatus {
     PlatformFailed,
     /// A newer build took the place of this one, or it was cancelled.
     Replaced,
-    /// Ctrl-C ended the command, and the build goes on.
+    /// Ctrl-C ended the command; a build that was already sent goes on.
     Interrupted,
 }
 

@@ -52,7 +52,7 @@ pub(crate) struct ConnectionArguments {
 
 /// The addresses and the key of the builder.
 #[derive(Clone, Debug)]
-pub(crate) struct Settings {
+pub(crate) struct ConnectionSettings {
     /// The gateway's URL, without a trailing slash.
     pub(crate) gateway: String,
     /// The builder's own URL, without a trailing slash.
@@ -82,8 +82,8 @@ impl ConnectionArguments {
     /// Returns the settings from the command line, the stack file's gateway and the environment, in this order.
     ///
     /// # Errors
-    /// Fails if there is no key, or a URL is malformed.
-    pub(crate) fn resolve(&self, stack_gateway: Option<&str>) -> Result<Settings, Failure> {
+    /// Fails if there is no key, its file cannot be read, or a URL is malformed.
+    pub(crate) fn resolve(&self, stack_gateway: Option<&str>) -> Result<ConnectionSettings, Failure> {
         self.resolve_with_environment(stack_gateway, &|name| {
             std::env::var(name).ok().filter(|value| !value.is_empty())
         })
@@ -93,13 +93,13 @@ impl ConnectionArguments {
         &self,
         stack_gateway: Option<&str>,
         environment: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<Settings, Failure> {
+    ) -> Result<ConnectionSettings, Failure> {
         let gateway = self.gateway.clone();
         let gateway = gateway.or_else(|| stack_gateway.map(str::to_owned));
         let gateway = gateway.or_else(|| environment(GATEWAY_URL_VARIABLE));
         let builder = self.builder.clone();
         let builder = builder.or_else(|| BUILDER_URL_VARIABLES.iter().find_map(|name| environment(name)));
-        Ok(Settings {
+        Ok(ConnectionSettings {
             gateway: parse_url("the gateway", gateway.as_deref().unwrap_or(DEFAULT_GATEWAY_URL))?,
             builder: builder
                 .map(|url| parse_url("the builder", &url))
@@ -252,7 +252,7 @@ mod tests {
         arguments: &ConnectionArguments,
         stack_gateway: Option<&str>,
         environment: &[(&str, &str)],
-    ) -> Result<Settings, Failure> {
+    ) -> Result<ConnectionSettings, Failure> {
         let environment: HashMap<_, _> = environment.iter().copied().collect();
         arguments.resolve_with_environment(stack_gateway, &|name| {
             environment.get(name).map(|value| (*value).to_owned())

@@ -85,7 +85,7 @@ pub(crate) enum BuildEnd {
         /// The image, with its digest if it is known.
         image: String,
     },
-    /// Nobody follows the build any longer, and it goes on.
+    /// The command no longer follows the build, which goes on if it was sent.
     Detached(ExitStatus),
 }
 

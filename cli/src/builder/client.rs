@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::request;
 use super::{RecordStream, Route, SignedBody, Submission};
 use crate::failure::Failure;
-use crate::settings::Settings;
+use crate::settings::ConnectionSettings;
 
 /// The longest time until the answer to a question begins, and again until the body of any answer is read.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ const QUOTED_CHARS_MAX: usize = 300;
 #[derive(Clone)]
 pub(crate) struct BuilderClient {
     http: HttpClient,
-    settings: Arc<Settings>,
+    settings: Arc<ConnectionSettings>,
 }
 
 /// The reason why a request was not answered with success.
@@ -85,7 +85,7 @@ impl BuilderClient {
     ///
     /// # Errors
     /// Fails if there are no certificate authorities on this machine to trust, and a URL begins with `https:`.
-    pub(crate) fn new(settings: Settings) -> Result<Self, Failure> {
+    pub(crate) fn new(settings: ConnectionSettings) -> Result<Self, Failure> {
         let urls = [Some(&settings.gateway), settings.builder.as_ref()];
         let needs_tls = urls.into_iter().flatten().any(|url| url.starts_with("https:"));
         let http = match needs_tls {
@@ -109,7 +109,7 @@ impl BuilderClient {
     }
 
     /// Returns the addresses and the key.
-    pub(crate) fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &ConnectionSettings {
         &self.settings
     }
 
@@ -137,8 +137,8 @@ impl BuilderClient {
             .map(|_| ())
     }
 
-    /// Sends a build request, and returns the stream of its records, or of a queued one the ID of the call.
-    /// `on_total_bytes_sent` gets the number of bytes that were sent so far.
+    /// Sends a build request, and returns the ID of the call and, unless the route is the queue, the stream of the
+    /// build's records. `on_total_bytes_sent` gets the number of bytes that were sent so far.
     ///
     /// # Errors
     /// Fails if the request is refused or lost.

@@ -1,6 +1,6 @@
 //! The lines of a build's log, in the form of `docs/api.md`.
 
-/// A parsed line of a build's log.
+/// A parsed line of a build's log: the start, the end or the progress of a step, or a line of output.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum LogLine<'a> {
     /// A step begins.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::SignedBody;
-use crate::settings::Settings;
+use crate::settings::ConnectionSettings;
 
 /// The characters that are percent-encoded in a path or query: all but letters, digits, `-`, `_`, `.` and `~`.
 const ESCAPED_IN_PATH: &AsciiSet = &NON_ALPHANUMERIC
@@ -59,9 +59,10 @@ pub(crate) struct Submission {
     pub(crate) call_id: String,
 }
 
-/// Returns the base URL of the builder by a route, without a trailing slash.
-pub(super) fn base_url(settings: &Settings, route: Route) -> String {
-    let Settings {
+/// Returns the base URL of the builder by a route, without a trailing slash. Without an address of the builder's own,
+/// `Route::Builder` has the URL of `Route::Gateway`.
+pub(super) fn base_url(settings: &ConnectionSettings, route: Route) -> String {
+    let ConnectionSettings {
         gateway,
         builder,
         builder_function,
@@ -75,7 +76,7 @@ pub(super) fn base_url(settings: &Settings, route: Route) -> String {
 }
 
 /// Returns a build request by a route, without its body.
-pub(super) fn build_request(settings: &Settings, route: Route, submission: &Submission) -> Builder {
+pub(super) fn build_request(settings: &ConnectionSettings, route: Route, submission: &Submission) -> Builder {
     let url = match route {
         Route::Builder => format!("{}/build", base_url(settings, route)),
         Route::Gateway | Route::Queue => base_url(settings, route),
@@ -94,27 +95,27 @@ pub(super) fn build_request(settings: &Settings, route: Route, submission: &Subm
 }
 
 /// Returns a request that stores a context, without its body.
-pub(super) fn store_context_request(settings: &Settings, route: Route, signature: &str) -> Builder {
+pub(super) fn store_context_request(settings: &ConnectionSettings, route: Route, signature: &str) -> Builder {
     let url = format!("{}/contexts", base_url(settings, question_route(route)));
     request_with_signature_and_tenant(settings, Method::POST, &url, signature)
         .header("Content-Type", "application/octet-stream")
 }
 
 /// Returns a request for the public key that build secrets are sealed to.
-pub(super) fn public_key_request(settings: &Settings, route: Route) -> Builder {
+pub(super) fn public_key_request(settings: &ConnectionSettings, route: Route) -> Builder {
     let url = format!("{}/publickey", base_url(settings, question_route(route)));
     with_tenant_header(settings, Request::builder().method(Method::GET).uri(url))
 }
 
 /// Returns a request whose answer shows whether there is a builder by a route.
-pub(super) fn probe_request(settings: &Settings, route: Route) -> Builder {
+pub(super) fn probe_request(settings: &ConnectionSettings, route: Route) -> Builder {
     let url = format!("{}/_/health", base_url(settings, question_route(route)));
     Request::builder().method(Method::GET).uri(url)
 }
 
 /// Returns a question about builds. `path` is the path with its query as the builder sees it, such as `/builds/ID`.
 pub(super) fn question(
-    settings: &Settings,
+    settings: &ConnectionSettings,
     route: Route,
     method: Method,
     path: &str,
@@ -134,9 +135,9 @@ pub(super) fn question(
     with_tenant_header(settings, request)
 }
 
-/// Returns a question for the log of a build, from the line with the number `from` on.
+/// Returns a question for the log of a build, from the line with the number `from_line` on.
 pub(super) fn log_question(
-    settings: &Settings,
+    settings: &ConnectionSettings,
     route: Route,
     id: &str,
     from_line: u64,
@@ -175,7 +176,7 @@ fn question_route(route: Route) -> Route {
 }
 
 fn request_with_signature_and_tenant(
-    settings: &Settings,
+    settings: &ConnectionSettings,
     method: Method,
     url: &str,
     signature: &str,
@@ -184,7 +185,7 @@ fn request_with_signature_and_tenant(
     with_tenant_header(settings, request.header("X-Build-Signature", signature))
 }
 
-fn with_tenant_header(settings: &Settings, request: Builder) -> Builder {
+fn with_tenant_header(settings: &ConnectionSettings, request: Builder) -> Builder {
     match &settings.tenant {
         Some(tenant) => request.header("X-Slipway-Tenant", tenant),
         None => request,
@@ -202,8 +203,8 @@ mod tests {
     use crate::builder::RequestBody;
     use crate::settings::SigningKey;
 
-    fn settings() -> Settings {
-        Settings {
+    fn settings() -> ConnectionSettings {
+        ConnectionSettings {
             gateway: "http://g.example".into(),
             builder: Some("http://b.example:8081".into()),
             builder_function: "builder-fn".into(),

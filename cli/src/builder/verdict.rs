@@ -15,7 +15,7 @@ pub(crate) struct Verdict {
     pub(crate) explanation: Vec<String>,
     /// What to do next, unless all is well.
     pub(crate) next: Option<String>,
-    /// The warnings, and reasons for not being sure.
+    /// The warnings, and why it is not sure that the new version is the one that answers.
     pub(crate) warnings: Vec<String>,
 }
 

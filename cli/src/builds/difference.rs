@@ -149,7 +149,7 @@ fn lines_of_difference(answer: &Value) -> Vec<String> {
     lines
 }
 
-/// Returns the first entries of each list, with its sign.
+/// Returns the first entries of each list, each with the sign of its list.
 fn first_entries_with_signs<'a>(lists: &[(char, &'a Vec<Value>)]) -> Vec<(char, &'a Value)> {
     let lists = lists.iter();
     lists
@@ -157,7 +157,7 @@ fn first_entries_with_signs<'a>(lists: &[(char, &'a Vec<Value>)]) -> Vec<(char, 
         .collect()
 }
 
-/// Returns the lines of the steps that ran in one of the builds.
+/// Returns a title, and a line for each step with its times in both builds; no lines if there are no steps.
 fn lines_of_step_times(steps: &Value) -> Vec<String> {
     let show = |step: &Value| match (
         step.is_object(),

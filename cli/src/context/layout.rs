@@ -53,8 +53,8 @@ impl Layout {
     /// Lays out the context of a function, without what its ignore file excludes.
     ///
     /// # Errors
-    /// Fails if a file or folder cannot be read or laid out, the ignore file is malformed, or the context would contain
-    /// a build secret.
+    /// Fails if a file or folder cannot be read or laid out, the ignore file is malformed, or the context would have no
+    /// Dockerfile or would contain a build secret.
     pub(crate) fn of_function(function: &Function) -> Result<Self, Failure> {
         let mut layout = Self::default();
         let template = function.template.as_ref();
@@ -83,7 +83,10 @@ impl Layout {
                 &mut walk,
             )?;
         }
-        if let Some(matched) = walk.ignoring.matched_folder_unless_excluded(&handler_folder)? {
+        if let Some(matched) = walk
+            .ignoring
+            .patterns_matching_folder_unless_excluded(&handler_folder)?
+        {
             if walk
                 .ignoring
                 .decide(&handler_folder, &PatternsMatchingFolder::default())?
@@ -103,7 +106,7 @@ impl Layout {
             let source = copied_path_in_project(path)?;
             let path = join(&handler_folder, &drop_dot_components(path));
             let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-            if let Some(matched) = walk.ignoring.matched_folder_unless_excluded(parent)? {
+            if let Some(matched) = walk.ignoring.patterns_matching_folder_unless_excluded(parent)? {
                 layout.add_tree(&source, &path, &matched, &mut walk)?;
             }
         }
@@ -175,7 +178,7 @@ impl Layout {
     }
 
     /// Adds the entries of the folder at `source` to the folder `path`, except those with the `skipped_names`.
-    /// `matched` is the decision about the folder.
+    /// `matched` has the patterns that match the folder `path`.
     fn add_entries(
         &mut self,
         source: &Path,
@@ -208,7 +211,7 @@ impl Layout {
     }
 
     /// Adds the file or folder at `source` and everything in it at `path`, as far as the ignore file does not exclude it.
-    /// `parent` is the decision about the folder that it is in.
+    /// `parent` has the patterns that match the folder of `path`.
     fn add_tree(
         &mut self,
         source: &Path,

@@ -25,7 +25,7 @@ const CONTEXT_FOLDER: &str = "context";
 /// The modification time of all entries: 2 January 1980. Programs that make ZIP archives reject earlier times.
 const MODIFICATION_SECONDS: u64 = 315_619_200;
 
-/// The compression level: fast, with a window of 2 MiB, of which builder-fn accepts 8.
+/// The compression level: fast, with a window of 2 MiB; builder-fn accepts windows of up to 8 MiB.
 const COMPRESSION_LEVEL: i32 = 3;
 
 /// The entries of a context, packed as part of a tar.
@@ -36,7 +36,7 @@ pub(crate) struct PackedContext {
     compressed: u64,
     /// The SHA-256 of the entries.
     fingerprint: digest::Digest,
-    /// The number of bytes of the files and their names, before compression.
+    /// The number of bytes of the entries with their headers, before compression.
     pub(crate) bytes: u64,
     /// The number of files.
     pub(crate) files: usize,
@@ -92,12 +92,12 @@ impl PackedContext {
         })
     }
 
-    /// Returns a hash of the files.
+    /// Returns the SHA-256 of the entries, as they are before compression.
     pub(crate) fn fingerprint(&self) -> &[u8] {
         self.fingerprint.as_ref()
     }
 
-    /// Returns the body of a request that is only stored: the context alone.
+    /// Returns the body of a request that stores the context: a tar of the context alone.
     ///
     /// # Errors
     /// Fails if there is no memory for its end.

@@ -13,7 +13,7 @@ pub(super) struct SubstitutionProblem {
 }
 
 /// Replaces `${NAME}`, and with a default `${NAME:-default}`, `:=` or `=`, by the values of variables, and `$${` by
-/// `${`. A variable that is not set is empty, unless it has a default. Lines that are comments stay as they are.
+/// `${`. A variable that is not set or empty has the default, or without one no text. Comment lines stay as they are.
 ///
 /// # Errors
 /// Fails at the first form that is not supported or not closed.

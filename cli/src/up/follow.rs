@@ -100,7 +100,8 @@ impl FollowedBuild<'_> {
 /// the line after the last one.
 ///
 /// # Errors
-/// Fails if no builder knows the build, or none sends a record for five minutes.
+/// Fails if no builder knows the build, one rejects the question (400, 401 or 403), or none sends a record for five
+/// minutes.
 pub(crate) async fn follow_log(following: &FollowedBuild<'_>) -> Result<Value, Failure> {
     let FollowedBuild {
         client,

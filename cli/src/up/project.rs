@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::function::{Function, FunctionOptions};
 use crate::stack_file::StackFile;
 
-/// The arguments that select functions.
+/// The arguments that select functions, and complete or replace what the stack file says of them.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SourceArguments {
     /// The functions, by name. Default: all of the stack file.
@@ -90,7 +90,7 @@ impl Project {
         self.stack.warnings.iter().chain(&self.skipped).cloned().collect()
     }
 
-    /// Returns the folders, and the files among them, whose changes change a function, besides the stack file.
+    /// Returns the folders of a function's handler and template, and the copied paths, which may be files.
     pub(crate) fn watched_folders_of(function: &Function) -> Vec<PathBuf> {
         let template = function.template.as_ref().map(|template| template.folder.clone());
         let copied = function.copied_paths.iter().map(PathBuf::from);

@@ -12,7 +12,7 @@ pub(super) struct RouteChoice {
     pub(super) route: Route,
     /// The way for questions and for contexts that the queue does not take.
     pub(super) questions: Route,
-    /// The way that is taken in place of the queue if the request is too large for it.
+    /// The way of a request that is too large for the queue, if the builder stores no contexts.
     pub(super) fallback: Option<Route>,
 }
 

@@ -12,7 +12,8 @@ const DOCKER_HUB_KEY: &str = "index.docker.io";
 /// The host of Docker Hub's registry, for which containerd asks.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
-/// The credentials of registries by host, from a Docker `config.json`; empty without a file.
+/// The credentials of registries by host, from a Docker `config.json`; empty if none is configured. A configured file
+/// that is missing is an error, and the pull fails.
 #[derive(Clone, Default)]
 pub(crate) struct DockerConfig {
     by_host: Arc<HashMap<String, RegistryCredentials>>,

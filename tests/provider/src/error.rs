@@ -15,7 +15,7 @@ pub enum ProviderError {
     #[error("unable to create container: {0}, error: it already exists")]
     FunctionExists(String),
 
-    /// The namespace of a function does not exist, or lacks the label `openfaas`.
+    /// The namespace of a function does not exist, or its label `openfaas` is missing or neither `true` nor `1`.
     #[error("namespace not valid")]
     NamespaceInvalid,
 
@@ -23,11 +23,11 @@ pub enum ProviderError {
     #[error("unable to find secret: {0}")]
     SecretMissing(String),
 
-    /// A request or a setting is malformed; the text names the field.
+    /// A request, a setting or the user of an image is invalid; also if the request's JSON is malformed.
     #[error("{0}")]
     Invalid(String),
 
-    /// A request's JSON is malformed.
+    /// The JSON of a request about secrets is malformed, or a container's data cannot be written as JSON.
     #[error("unable to read the request")]
     Json(#[source] serde_json::Error),
 
@@ -43,7 +43,7 @@ pub enum ProviderError {
     /// An image is malformed or unsuitable.
     #[error("image {image}: {reason}")]
     Image {
-        /// The normalised reference of the image, or a digest.
+        /// The reference of the image, normalised or as in the deployment, or a digest.
         image: String,
         /// The reason for which the image is rejected.
         reason: String,

@@ -1,8 +1,8 @@
 //! The provider's functions on this machine, and the operations on them.
 //!
 //! The state of a function is stored with its containers in containerd, so that a restarted provider finds it
-//! again ([`restore`]). An operation runs to completion even if its caller disconnects, and operations on one
-//! function run one after the other.
+//! again ([`restore`]). Operations on one function run one after the other, and one that has begun runs to completion
+//! even if its caller disconnects.
 
 mod deferred;
 mod deploy;
@@ -362,7 +362,7 @@ impl FunctionStoreInner {
         containerd.remove_snapshot(instance.id()).await
     }
 
-    /// Drains and removes a replaced instance in the background, while its successor serves; repeats failed
+    /// Drains and removes an instance that was replaced, or whose deletion failed, in the background; repeats failed
     /// removals for about a minute.
     fn retire_in_background(self: &Arc<Self>, instance: Arc<Instance>) {
         let inner = Arc::clone(self);
@@ -389,8 +389,8 @@ impl FunctionStoreInner {
         });
     }
 
-    /// Runs an operation on a function to completion, even if the caller disconnects. Operations on one
-    /// function run one after the other.
+    /// Runs an operation on a function once no other operation on it runs. An operation that has begun runs to
+    /// completion, even if the caller disconnects.
     async fn run_exclusively_and_to_completion<F, W>(
         &self,
         key: FunctionKey,

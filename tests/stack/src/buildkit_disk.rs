@@ -38,7 +38,7 @@ pub(crate) async fn make_or_repair_disk_image(
         progress.emit_step("buildkit", "cannot repair the file system; making a new one");
         fs::remove_file(&image).await.with_operation("remove", &image)?;
     }
-    make_mount_point_empty(dir, progress).await?;
+    delete_old_data_and_create_mount_point(dir, progress).await?;
     let new = image.with_extension("new");
     File::create(&new)
         .with_operation("create", &new)?
@@ -54,9 +54,9 @@ pub(crate) async fn make_or_repair_disk_image(
     fs::rename(&new, &image).await.with_operation("rename", &new)
 }
 
-/// Makes the mount point an empty directory: removes the data that an earlier launcher, which did not limit it, kept
-/// there.
-async fn make_mount_point_empty(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
+/// Deletes for good the data that an earlier launcher, which did not limit it, kept at the mount point, and creates the
+/// mount point as an empty directory; unmounts nothing.
+async fn delete_old_data_and_create_mount_point(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
     let target = dir.part_data_directory("buildkit");
     if let Err(error) = fs::remove_dir(&target).await
         && error.kind() != io::ErrorKind::NotFound

@@ -151,7 +151,9 @@ impl Cli {
         match self.command {
             // These two enter namespaces, which requires a process without threads.
             LauncherCommand::Hold(stack) => {
-                slipway_stack::become_holder(&LauncherDirectories::from_env()?.stack_directory(&stack.name)?)?
+                match slipway_stack::exec_as_holder(
+                    &LauncherDirectories::from_env()?.stack_directory(&stack.name)?,
+                )? {}
             }
             LauncherCommand::Supervise(stack) => {
                 slipway_stack::supervise(LauncherDirectories::from_env()?.stack_directory(&stack.name)?)?

@@ -2,8 +2,8 @@
 //! and deployed by them.
 //!
 //! The two functions are built by builder-fn itself, running as a plain process: Slipway's first build is
-//! Slipway. The tag of each image is a hash of its context, so an image that is already in the registry is
-//! found and not built again.
+//! Slipway. The tag of each image is a hash of its context and of the reference of the Rust image, so an image that
+//! is already in the registry is found and not built again.
 
 mod build;
 mod callback;
@@ -103,7 +103,7 @@ async fn put_function_secrets(stack: &Stack, gateway: &GatewayClient) -> Result<
 struct PlannedFunction {
     name: &'static str,
     context: StackBuildContext,
-    /// The tag of the function's image: a hash of its build context.
+    /// The tag of the function's image: a hash of its build context and of the reference of the Rust image.
     tag: String,
     image: String,
     /// A hash of the function's image reference, `stack.yml` and the expiry of BuildKit's certificates.

@@ -21,8 +21,8 @@ use crate::{
     stack::{Stack, external},
 };
 
-/// The longest time for the parts of a stack to stop, after a start that is under way has ended; after it, the stack's
-/// holder is killed.
+/// The longest time for a start that is under way to end and then for the stack's parts to stop. If the stack's holder
+/// still runs 5 s later, it is killed.
 const PARTS_STOP_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The longest time for the kernel to remove a stack's namespaces. When it unmounts, it writes out dirty pages,

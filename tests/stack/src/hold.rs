@@ -5,7 +5,7 @@
 //! when the holder ends; with PID 1 end all processes of its namespace, and with the last of them the mounts,
 //! the network and its interfaces.
 
-use std::{env, os::unix::process::CommandExt as _, process::Command};
+use std::{convert::Infallible, env, os::unix::process::CommandExt as _, process::Command};
 
 use crate::{
     cgroup::StackControlGroups,
@@ -14,8 +14,8 @@ use crate::{
     plan::{RunningStackState, StackPlan, process_start_ticks},
 };
 
-/// Turns this process into the holder of a stack; returns only if that fails.
-pub fn become_holder(dir: &StackDir) -> Result<()> {
+/// Makes this process the holder of a stack by executing `unshare`; returns only an error.
+pub fn exec_as_holder(dir: &StackDir) -> Result<Infallible> {
     // The stack outlives the command that started it, so it must not get signals of that command's terminal.
     rustix::process::setsid().with_operation("start a session for", &dir.root)?;
     let program = env::current_exe().with_operation("find", "/proc/self/exe")?;

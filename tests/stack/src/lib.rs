@@ -41,7 +41,7 @@ pub use self::{
     down::stop_named_stack,
     egress::{BuildPublicAccess, TenantStepNetworkRule},
     error::{LauncherError, Result},
-    hold::become_holder,
+    hold::exec_as_holder,
     limits::{StepLimits, parse_size},
     packages::{install_missing_packages, install_missing_packages_for_tests, unpack_promtool_if_missing},
     part::StackPart,

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_suffixes_and_are_not_zero() {
+    fn a_size_is_a_whole_number_above_zero_with_or_without_a_suffix() {
         assert_eq!(parse_size("512M"), Ok(512 << 20));
         assert_eq!(parse_size("4096"), Ok(4096));
         for wrong in ["0", "", "G", "-1", "1.5G", "99999999999T"] {

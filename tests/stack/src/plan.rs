@@ -184,7 +184,7 @@ pub(crate) struct RunningStackState {
 }
 
 impl RunningStackState {
-    /// Reads the state of a running stack, or returns `None` if it was stopped.
+    /// Reads the state of a stack that runs or was killed; returns `None` if the stack was stopped or never started.
     pub(crate) fn read_running_state(dir: &StackDir) -> Result<Option<Self>> {
         read_json_file(dir.running_state_file())
     }

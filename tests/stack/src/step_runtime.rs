@@ -53,7 +53,7 @@ pub fn was_started_as_step_runtime() -> bool {
     Path::new(&program).file_name() == Some(OsStr::new(STEP_RUNTIME_PROGRAM_NAME))
 }
 
-/// Adds limits to the configuration of the step that this process is to run, and becomes runc; returns only if that
+/// Adds limits to the configuration of the step, if runc's arguments create one, and becomes runc; returns only if that
 /// fails.
 pub fn limit_step_and_become_runc() -> Result<()> {
     let mut arguments = env::args_os();

@@ -61,7 +61,7 @@ impl ContextIgnoreRules {
         }
     }
 
-    /// Decides about a path. `parent` is the decision's `matched` about the folder that it is in.
+    /// Decides about a path. `parent` has the patterns that match its folder: `matched` of the decision about that.
     ///
     /// # Errors
     /// Fails if a malformed pattern has to be tried.
@@ -87,11 +87,11 @@ impl ContextIgnoreRules {
         })
     }
 
-    /// Decides about a folder, beginning at the context's root; `None` if nothing in it is part of the context.
+    /// Returns the patterns that match a folder, after those above it; `None` if nothing in it is part of the context.
     ///
     /// # Errors
     /// Fails if a malformed pattern has to be tried.
-    pub(super) fn matched_folder_unless_excluded(
+    pub(super) fn patterns_matching_folder_unless_excluded(
         &self,
         folder: &str,
     ) -> Result<Option<PatternsMatchingFolder>, Failure> {

@@ -130,8 +130,8 @@ impl HttpClient {
     /// Sends an HTTP request and reads the whole response, both within `timeout`.
     ///
     /// # Errors
-    /// Fails if there is no complete response within `timeout`, or if its body is too large: a client that is created
-    /// with certificates reads at most 4 MiB.
+    /// Fails if there is no complete response within `timeout`, or if its body is too large: a client from one of the
+    /// public constructors reads at most 4 MiB.
     pub async fn send_and_receive(
         &self,
         request: Request<Full<Bytes>>,

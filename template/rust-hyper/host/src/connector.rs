@@ -16,7 +16,7 @@ fn with_connect_timeout_and_nodelay<R>(mut connector: HttpConnector<R>) -> HttpC
 }
 
 #[cfg(not(feature = "tls"))]
-mod kind {
+mod without_tls {
     use super::*;
     use crate::error_chain::BoxError;
 
@@ -30,7 +30,7 @@ mod kind {
 }
 
 #[cfg(feature = "tls")]
-mod kind {
+mod with_tls {
     use std::sync::Arc;
 
     use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -46,19 +46,19 @@ mod kind {
     /// The connector of the host's HTTP clients, for `http` and `https`.
     pub(crate) type Connector = HttpsConnector<HttpConnector<CheckedResolver>>;
 
-    /// Returns an HTTP connector for a server without TLS; the connector trusts no certificate.
+    /// Returns a connector that trusts no certificate, and so reaches only servers without TLS.
     pub(crate) fn plain_connector() -> Result<Connector, BoxError> {
         plain_checked_connector(None)
     }
 
-    /// Returns an HTTP connector for servers without TLS, which connects only to addresses that pass `check`, if there
-    /// is one.
+    /// Returns a connector that trusts no certificate, and so reaches only servers without TLS, at addresses that pass
+    /// `check`, if there is one.
     pub(crate) fn plain_checked_connector(check: Option<AddressCheck>) -> Result<Connector, BoxError> {
         connector_with_roots(RootCertStore::empty(), check)
     }
 
-    /// Returns an HTTPS connector that trusts the system's certificate authorities, and `additional_pem` certificates
-    /// in PEM. It connects only to addresses that pass `check`, if there is one.
+    /// Returns a connector for `http` and `https` that trusts the system's certificate authorities, and the certificates
+    /// in `additional_pem` (PEM). It connects only to addresses that pass `check`, if there is one.
     pub(crate) fn connector_trusting_system_certificates(
         additional_pem: Option<&[u8]>,
         check: Option<AddressCheck>,
@@ -111,8 +111,10 @@ mod kind {
     }
 }
 
-pub(crate) use kind::{Connector, plain_connector};
 #[cfg(feature = "tls")]
-pub(crate) use kind::{
-    connector_trusting_only, connector_trusting_system_certificates, plain_checked_connector,
+pub(crate) use with_tls::{
+    Connector, connector_trusting_only, connector_trusting_system_certificates, plain_checked_connector,
+    plain_connector,
 };
+#[cfg(not(feature = "tls"))]
+pub(crate) use without_tls::{Connector, plain_connector};

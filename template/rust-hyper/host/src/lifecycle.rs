@@ -145,7 +145,7 @@ pub(crate) async fn serve_until_stopped(
 /// the same. Beyond it, a client's connection is delayed by a second or more, so a burst of connections should fit.
 const LISTEN_BACKLOG_CONNECTIONS: u32 = 4096;
 
-/// Listens at a port on all IPv6 and IPv4 addresses, as servers in Go do; on IPv4 alone if there is no IPv6.
+/// Listens at a port on all IPv6 and IPv4 addresses, as servers in Go do; on IPv4 alone if that fails, as without IPv6.
 fn listen_on_all_addresses(port: u16) -> std::io::Result<TcpListener> {
     let listen = |socket: TcpSocket, address: IpAddr| {
         // As every server on Unix: the port may be used again at once, after a restart.

@@ -37,7 +37,7 @@ use crate::settings::Settings;
 use crate::trace::RequestTracer;
 use connection::{ConnectionService, ListenerLimits, ServedListener};
 use connection_budget::{ConnectionBudget, ConnectionLimits};
-use metrics::{InFlightGauge, RequestMetrics};
+use metrics::{InFlightCollector, RequestMetrics};
 use outgoing_body::OutgoingResponseBody;
 use record::RequestCounters;
 use response_future::ResponseFuture;
@@ -65,7 +65,7 @@ impl Server {
         let limit = settings.max_inflight.filter(|_| !app.handler_limits_inflight);
         let limit_of_all = limit.filter(|_| app.unverified_senders.is_none());
         let inflight = Arc::new(InFlightLimiter::new(limit_of_all));
-        registry.register(Box::new(InFlightGauge::new(inflight.clone())?))?;
+        registry.register(Box::new(InFlightCollector::new(inflight.clone())?))?;
         let counters = Arc::new(RequestCounters {
             inflight,
             accepted: app

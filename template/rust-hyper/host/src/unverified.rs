@@ -2,9 +2,9 @@
 //!
 //! Whoever reaches a function's port can send it a body, and the signature of a body is known to be wrong only at its
 //! end. All unverified bodies of a function therefore share one [`UnverifiedBudget`], of senders, memory and disk. A
-//! sender never waits for others to end and is never rejected for arriving late: once a part of the budget is used up,
-//! another sender is *displaced*: the slowest one, or the one that holds the most memory. A small body that arrives with
-//! its request is neither, and a large one that is sent fast stays as long as no others send as much as fast.
+//! sender is never rejected for arriving late, and waits for no others but displaced ones: once a part of the budget is
+//! used up, a sender is *displaced*: the slowest one, or the one that holds the most memory. A small body that arrives
+//! with its request is neither, and a large one that is sent fast stays as long as no others send as much as fast.
 //!
 //! ```
 //! # use std::time::Duration;

@@ -22,7 +22,8 @@ const OPAQUE_VALUES: [&str; 5] = [
 /// The parts of the chart that share the values which the README writes as `*.NAME`.
 const CHART_PARTS: [&str; 3] = ["builder", "deployer", "buildkit"];
 
-/// Returns the path of every value in `values.yaml`, such as `builder.image.tag`, and of every group of values.
+/// Returns the path of every value in `values.yaml`, such as `builder.image.tag`, and of every group of values, but not
+/// those below [`OPAQUE_VALUES`].
 fn value_paths_in_values_yaml() -> BTreeSet<String> {
     let key = Regex::new(r"^( *)([A-Za-z]+):(.*)$").unwrap();
     let mut parents: Vec<(usize, String)> = Vec::new();
@@ -62,7 +63,8 @@ fn is_within_opaque_value(path: &str) -> bool {
     })
 }
 
-/// Adds the path of every property of `schema`, an object in the whole schema `root`, to `paths`.
+/// Adds the path of every property of `schema`, an object in the whole schema `root`, and of the properties in it to
+/// `paths`, but not those below [`OPAQUE_VALUES`].
 fn add_schema_paths(root: &Value, schema: &Value, prefix: &str, paths: &mut BTreeSet<String>) {
     let schema = match schema["$ref"].as_str() {
         Some(reference) => root

@@ -86,7 +86,7 @@ pub(crate) struct ExpectedHint {
     /// The line of the step; `null` if there must be none.
     #[serde(default, deserialize_with = "some_even_if_null")]
     step_line: Option<Option<u32>>,
-    /// Texts that the cause or the next step has to contain, in any case.
+    /// Texts of which the cause, the next step or the log lines have to contain each, in upper or lower case.
     #[serde(default)]
     mentions: Vec<String>,
 }

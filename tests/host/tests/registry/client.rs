@@ -12,7 +12,7 @@ use crate::server::{ReceivedRequest, ScriptedAnswer, TestServer};
 const MANIFEST_DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
 /// Returns the answer 200 with a short manifest.
-fn ok_answer() -> ScriptedAnswer {
+fn manifest_answer() -> ScriptedAnswer {
     (200, r#"{"schemaVersion": 2}"#.to_owned(), None)
 }
 
@@ -28,7 +28,7 @@ fn token_answer(token: &str) -> ScriptedAnswer {
 
 #[tokio::test]
 async fn a_manifest_is_looked_up_by_its_digest() {
-    let registry = TestServer::start("127.0.0.1", |_| ok_answer()).await;
+    let registry = TestServer::start("127.0.0.1", |_| manifest_answer()).await;
     assert!(
         registry
             .repository("", "", "")
@@ -92,7 +92,7 @@ async fn only_not_found_means_that_there_is_no_manifest() {
 
 #[tokio::test]
 async fn a_digest_cannot_name_another_path() {
-    let registry = TestServer::start("127.0.0.1", |_| ok_answer()).await;
+    let registry = TestServer::start("127.0.0.1", |_| manifest_answer()).await;
     for digest in ["../../../admin", "sha256:1/2", "x?y", "a#b", "a%2fb"] {
         let error = registry
             .repository("", "", "")
@@ -107,7 +107,7 @@ async fn a_digest_cannot_name_another_path() {
 #[tokio::test]
 async fn a_password_is_sent_to_a_registry_that_asks_for_it() {
     let registry = TestServer::start("127.0.0.1", |request| match &*request.authorization {
-        "Basic dTpw" => ok_answer(),
+        "Basic dTpw" => manifest_answer(),
         _ => unauthorized_answer("Basic realm=\"slipway\"".to_owned()),
     })
     .await;
@@ -141,7 +141,7 @@ async fn registry_with_tokens(realm_path: &'static str, token_server_answer: Scr
     let host = Arc::new(Mutex::new(String::new()));
     let own = Arc::clone(&host);
     let registry = TestServer::start("127.0.0.1", move |request| match &*request.authorization {
-        "Bearer let-me-in" => ok_answer(),
+        "Bearer let-me-in" => manifest_answer(),
         _ if request.line.contains(" /token") => token_server_answer.clone(),
         _ => unauthorized_answer(format!(
             "Bearer realm=\"http://{}{realm_path}\",service=\"a b\"",
@@ -247,7 +247,7 @@ async fn a_realm_on_another_host_is_followed_only_if_the_operator_names_it() {
     let inside = TestServer::start("127.0.0.2", |_| token_answer("of somebody else")).await;
     let realm = format!("Bearer realm=\"http://{}/token\"", inside.host);
     let registry = TestServer::start("127.0.0.1", move |request| match &*request.authorization {
-        "Bearer of somebody else" => ok_answer(),
+        "Bearer of somebody else" => manifest_answer(),
         _ => unauthorized_answer(realm.clone()),
     })
     .await;

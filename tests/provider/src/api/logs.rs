@@ -73,8 +73,8 @@ impl LogParameters {
     }
 }
 
-/// Answers with a function's log lines until the service timeout, or with 422 to a malformed request. A function
-/// without logs, or that does not exist, gets an empty answer.
+/// Answers with the lines of a function's log, and follows it at most until the service timeout; answers with 422 to a
+/// malformed request. A function without logs, or that does not exist, gets an empty answer.
 pub(super) async fn answer_logs(
     State(functions): State<FunctionStore>,
     Query(parameters): Query<LogParameters>,

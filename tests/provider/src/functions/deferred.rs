@@ -1,8 +1,8 @@
 //! Updates of functions with [`UpdateStrategy::Deferred`](crate::settings::UpdateStrategy::Deferred): accepted
 //! at once, and rolled out in the background.
 //!
-//! A rollout ends when its version listens, or when another operation on the function replaces it. It ends with the
-//! provider too: a restarted one knows only the old version.
+//! A rollout ends when its version listens, or when another update or the deletion of the function stops it. It ends
+//! with the provider too: a restarted one knows only the old version.
 
 use std::{
     collections::BTreeMap,

@@ -39,7 +39,7 @@ const FAILED_INSTANCE_GRACE: Duration = Duration::from_secs(2);
 pub(super) enum ContainerStage {
     /// An update created the container and has not succeeded yet.
     Pending,
-    /// The container serves the function's calls.
+    /// The container is the function's current one, whether its process runs or not.
     Serving,
     /// The container was replaced and is being removed.
     Retiring,

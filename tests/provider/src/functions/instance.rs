@@ -1,7 +1,7 @@
 //! An instance of a function: a container, and the task that supervises it.
 //!
 //! Only the supervisor starts and stops the container's process; other code sends it commands and reads its
-//! status. It ends, without stopping the process, when the last handle of the instance is dropped.
+//! status. The supervisor ends, without stopping the process, when the last handle of the instance is dropped.
 
 use std::{
     net::SocketAddr,
@@ -62,7 +62,7 @@ pub(super) struct StoredFunction {
 /// The status of a function's instance.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum InstanceStatus {
-    /// The instance was stopped on request.
+    /// The instance was not started yet, or was stopped on request.
     Stopped,
     /// The instance's process runs, but does not accept connections yet.
     Starting,
@@ -118,7 +118,8 @@ enum InstanceCommand {
 pub(super) enum InitialSupervisorState {
     /// The instance has no process, and none is started.
     Stopped,
-    /// The instance's process is kept if it exists; otherwise a process is started.
+    /// The instance's process is kept if it runs; one that has ended counts as ended by itself. Without either, a
+    /// process is started.
     Running,
 }
 

@@ -65,12 +65,13 @@ impl BuildRecord {
     }
 }
 
-/// Returns the build configuration for a build context made from the template.
+/// Returns the build configuration of a function: the image to push, and `rust_image` as build argument `RUST_IMAGE`.
 pub(super) fn build_config_of_template(image: &str, rust_image: &str) -> Value {
     json!({ "image": image, "buildArgs": { "RUST_IMAGE": rust_image } })
 }
 
-/// Returns the build configuration for one of Slipway's functions, with the build arguments of `stack.yml`.
+/// Returns the build configuration for one of Slipway's functions: that of any function, with the build argument
+/// `HOST_FEATURES` as in `stack.yml`.
 pub(super) fn build_config_of_slipway(image: &str, rust_image: &str) -> Value {
     let mut config = build_config_of_template(image, rust_image);
     config["buildArgs"]["HOST_FEATURES"] = HOST_FEATURES.into();
@@ -102,8 +103,8 @@ impl<'a> BuilderClient<'a> {
         Self { client, url, key }
     }
 
-    /// Sends a build context to builder-fn and waits for the build; shows the last line of its log meanwhile. Fails if
-    /// the build fails.
+    /// Sends the tar of a build request to builder-fn and waits for the build; shows the last line of the build's log
+    /// meanwhile. Fails if the build fails.
     pub(super) async fn build_and_wait(
         &self,
         function: &str,

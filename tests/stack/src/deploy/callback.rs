@@ -22,7 +22,7 @@ pub(super) struct CallbackListener {
 }
 
 impl CallbackListener {
-    /// Opens a listener at the machine's end of the pair of interfaces that connects it to the stack.
+    /// Opens a listener at `address`, the machine's end of the pair of interfaces between machine and stack.
     pub(super) async fn open_on_address(address: Ipv4Addr) -> Result<Self> {
         let listener = TcpListener::bind((address, 0))
             .await

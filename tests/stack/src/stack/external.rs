@@ -99,7 +99,7 @@ fn external_stack_from_variables(
 mod tests {
     use super::*;
 
-    fn external_directories() -> LauncherDirectories {
+    fn fictitious_launcher_directories() -> LauncherDirectories {
         LauncherDirectories {
             cache: "/c".into(),
             stacks: "/s".into(),
@@ -116,7 +116,7 @@ mod tests {
         let environment = environment
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into();
-        let error = external_stack_from_variables(&external_directories(), &environment)
+        let error = external_stack_from_variables(&fictitious_launcher_directories(), &environment)
             .unwrap_err()
             .to_string();
         let expected = "OPENFAAS_PASSWORD, PAYLOAD_SECRET, DEPLOY_SECRET, REGISTRY, BUILDKIT_HOST";
@@ -129,10 +129,11 @@ mod tests {
     #[test]
     fn the_variables_that_a_stack_prints_describe_it_as_an_external_one() {
         let environment = REQUIRED_VARIABLES.map(|name| (name.to_owned(), format!("value-of-{name}")));
-        let stack = external_stack_from_variables(&external_directories(), &environment.into()).unwrap();
+        let stack =
+            external_stack_from_variables(&fictitious_launcher_directories(), &environment.into()).unwrap();
         let printed = stack.environment_variables().into_iter();
         let printed = printed.map(|(name, value)| (name.to_owned(), value)).collect();
-        let same = external_stack_from_variables(&external_directories(), &printed).unwrap();
+        let same = external_stack_from_variables(&fictitious_launcher_directories(), &printed).unwrap();
         assert_eq!(same.environment_variables(), stack.environment_variables());
         assert_eq!(same.deploy_secret, PathBuf::from("value-of-DEPLOY_SECRET"));
     }
@@ -142,7 +143,7 @@ mod tests {
         let environment = REQUIRED_VARIABLES
             .map(|name| (name.to_owned(), "http://x/".to_owned()))
             .into();
-        let stack = external_stack_from_variables(&external_directories(), &environment).unwrap();
+        let stack = external_stack_from_variables(&fictitious_launcher_directories(), &environment).unwrap();
         assert_eq!(stack.builder_url, "http://x/function/builder-fn");
         assert!(!stack.registry_requires_password());
         assert!(matches!(

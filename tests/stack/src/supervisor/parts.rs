@@ -94,7 +94,7 @@ impl PartsHandle {
         entries.iter().map(status).collect()
     }
 
-    /// Sets the limits of all build steps together.
+    /// Creates the control group of all build steps, with the plan's limits for all of them together.
     pub(crate) fn create_steps_group_with_limits(&self) -> Result<()> {
         cgroup::create_steps_group_with_limits(&self.config.plan.step_limits()?)
     }
@@ -152,8 +152,8 @@ impl PartsHandle {
         }
     }
 
-    /// Starts a part unless it runs, and waits until it is ready; the caller holds the lock `changing`. If the part ends
-    /// by itself afterwards, it is started again after `restart_delay`.
+    /// Starts a part unless it runs, and waits until it is ready; the caller holds the lock `changing`. If the part
+    /// ends by itself afterwards, it is started again after `restart_delay`.
     async fn start_part_while_locked(
         &self,
         part: StackPart,

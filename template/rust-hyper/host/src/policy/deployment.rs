@@ -109,7 +109,7 @@ impl<'a> RequestedFunction<'a> {
 }
 
 /// The rules on what a tenant may deploy. An absent list or maximum allows everything, except annotations that give a
-/// function rights in the cluster; without `adopt`, no function of others is taken over.
+/// function rights in the cluster; without `adopt`, a function that belongs to no tenant is not taken over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeploymentRules {
     tenant: TenantName,

@@ -334,8 +334,8 @@ impl Tenant {
         )
     }
 
-    /// Checks that the tenant may read the images of a repository, given in full. Its repositories for pushes, caches
-    /// and frontends are allowed as well.
+    /// Checks that the tenant may read the images of a repository, given in full. The tenant's repositories for pushes,
+    /// caches and frontends are allowed as well.
     ///
     /// # Errors
     /// The violation of the rule `read.images`.

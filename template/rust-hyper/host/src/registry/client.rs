@@ -83,7 +83,8 @@ impl RegistryClient {
     /// Creates a registry client that trusts the system's certificates, and those in the secret `gateway-ca` if it
     /// exists.
     ///
-    /// With `insecure`, registries speak plain HTTP. `realms` are the hosts that tokens may be fetched from.
+    /// With `insecure`, registries speak plain HTTP. `realms` are the hosts that tokens may be fetched from, besides
+    /// those of the registries themselves.
     ///
     /// # Errors
     /// Fails if the certificates cannot be loaded, or there are none, and registries are not `insecure`.
@@ -319,8 +320,8 @@ impl Repository {
         }
     }
 
-    /// Requests the manifest or blob with this digest (`manifests_or_blobs` is `manifests` or `blobs`), and repeats the
-    /// request with authentication if the registry asks for it.
+    /// Requests the manifest with this digest or tag, or the blob with this digest (`manifests_or_blobs` is `manifests`
+    /// or `blobs`), and repeats the request with authentication if the registry asks for it.
     async fn request_by_digest(
         &mut self,
         method: Method,

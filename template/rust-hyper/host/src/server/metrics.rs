@@ -108,22 +108,22 @@ pub(crate) fn register_displaced_connection_counter(
     Ok(displaced)
 }
 
-/// The gauge of requests in flight. It reads the counter when metrics are collected, so that requests need not update
-/// it.
-pub(crate) struct InFlightGauge {
+/// A collector of the gauge of requests in flight, which it sets to the limiter's count whenever metrics are collected.
+/// Requests do not update the gauge.
+pub(crate) struct InFlightCollector {
     gauge: IntGauge,
     inflight: Arc<InFlightLimiter>,
 }
 
-impl InFlightGauge {
-    /// Creates the gauge `http_requests_in_flight`, which shows the count of `inflight`.
+impl InFlightCollector {
+    /// Creates the collector of the gauge `http_requests_in_flight`, which shows the count of `inflight`.
     pub(crate) fn new(inflight: Arc<InFlightLimiter>) -> Result<Self, prometheus::Error> {
         let gauge = IntGauge::new("http_requests_in_flight", "total HTTP requests in-flight")?;
         Ok(Self { gauge, inflight })
     }
 }
 
-impl Collector for InFlightGauge {
+impl Collector for InFlightCollector {
     fn desc(&self) -> Vec<&Desc> {
         self.gauge.desc()
     }
@@ -147,7 +147,7 @@ mod tests {
         let metrics = RequestMetrics::new(&registry).unwrap();
         let inflight = Arc::new(InFlightLimiter::new(None));
         registry
-            .register(Box::new(InFlightGauge::new(inflight.clone()).unwrap()))
+            .register(Box::new(InFlightCollector::new(inflight.clone()).unwrap()))
             .unwrap();
         inflight.count_request_in().unwrap();
         metrics.record_request(200, &Method::POST, Duration::from_millis(30));

@@ -227,8 +227,8 @@ fn parse_headers(text: &str) -> Option<HeaderMap> {
     Some(headers)
 }
 
-/// Reads the file with further certificates (PEM) that authenticate the collector; `None` if it is not set or not
-/// readable.
+/// Reads the file with further certificates (PEM) that authenticate the collector; `None` if it is not set, or not
+/// readable, which is added to the problems of `parser`.
 fn read_trusted_certificates(parser: &mut SettingsParser<'_>) -> Option<Vec<u8>> {
     let name = effective_variable_name(parser, CERTIFICATE_VARIABLES);
     parser.parse_or_default(name, None, |path| {
