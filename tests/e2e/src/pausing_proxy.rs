@@ -117,7 +117,7 @@ impl PausingProxy {
         self.inner.routes().insert(path.to_owned(), route);
     }
 
-    /// Forgets all requests so far, and pauses at one of the following.
+    /// Forgets all requests so far, forwards the one that is paused, and pauses at one of the following.
     pub fn reset_and_pause_at(&self, request: RequestSelector, point: PausePoint) {
         self.reset_and_set_pause(Some((request, point)));
     }

@@ -181,7 +181,7 @@ impl SoakPlatform {
         Ok(())
     }
 
-    /// Asks a builder about a build; returns the status and the answer.
+    /// Asks the first builder that runs about a build; returns the status and the answer.
     pub(super) async fn ask_about_build(&self, id: &str) -> Result<(u16, Value)> {
         self.first_running_builder()?.ask(&format!("/builds/{id}")).await
     }

@@ -2,7 +2,7 @@
 //!
 //! It stands for the Service of a function with two replicas: calls take turns between the builders that run, and a
 //! builder that refuses the connection is skipped. Like the provider's proxy, it answers 500 if a function is lost before
-//! its answer, and 503 if there is none, and it disconnects from the function when its caller disconnects. It runs in the
+//! its answer, and 503 if none runs, and it disconnects from the function when its caller disconnects. It runs in the
 //! stack's network, because the provider listens there only.
 
 use std::{
@@ -131,7 +131,7 @@ impl Router {
         HeldDeliveries(Arc::clone(&self.shared))
     }
 
-    /// Returns the journal of what has passed.
+    /// Locks the record of what has passed, and returns it.
     pub(super) fn journal(&self) -> MutexGuard<'_, Journal> {
         lock(&self.shared.journal)
     }
@@ -208,7 +208,7 @@ impl RouterShared {
         let mut is_held = self.is_held.subscribe();
         loop {
             drop(is_held.wait_for(|is_held| !is_held).await);
-            // While the journal is locked, nobody begins to hold deliveries and looks for those in progress.
+            // While the record is locked, nobody begins to hold deliveries and looks for those in progress.
             let mut journal = lock(&self.journal);
             if !*self.is_held.borrow() {
                 return DeliveryInProgress::begin(self, &mut journal, call_id);

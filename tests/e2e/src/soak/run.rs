@@ -85,7 +85,7 @@ struct Phase<'a, P> {
 }
 
 impl<'a, P: Fn(&str)> Phase<'a, P> {
-    /// Clears the journal, and begins to send the submissions of a phase.
+    /// Clears the router's record of traffic, and begins to send the submissions of a phase.
     fn start(
         platform: &'a mut SoakPlatform,
         options: &'a SoakOptions,
@@ -218,7 +218,8 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
             && queue::has_workers_and_all_are_idle(self.platform.stack()).unwrap_or(false)
     }
 
-    /// Returns whether no builder has a build that has not ended. A builder that does not answer may have one.
+    /// Returns whether each submission's build has ended, or is unknown, according to the first builder that runs.
+    /// Without an answer, a build has not ended.
     async fn have_all_builds_ended(&self) -> bool {
         for submission in self.submissions {
             let answer = self.platform.ask_about_build(&submission.call_id).await;
@@ -234,7 +235,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         true
     }
 
-    /// Returns the functions that do not serve the page of the newest version that was deployed.
+    /// Describes the functions that do not serve the page of their newest deployed version.
     async fn describe_functions_with_wrong_page(
         &self,
         evidence: &[SubmissionEvidence],
