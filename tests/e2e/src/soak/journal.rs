@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Instant};
 
 /// The deliveries, changes and callbacks that passed the router in one phase, in the order in which they began.
 #[derive(Debug, Default)]
-pub(super) struct Journal {
+pub(super) struct RoutedTraffic {
     /// The deliveries of queued calls to builders.
     pub(super) deliveries: Vec<Delivery>,
     /// The requests to create or update a function that the router forwarded to the provider.
@@ -61,9 +61,9 @@ pub(super) struct Callback {
     pub(super) status: u16,
 }
 
-impl Journal {
+impl RoutedTraffic {
     /// Returns the number of deliveries, of their ends, of changes and of callbacks; it grows while anything happens.
-    pub(super) fn count_of_entries_and_ends(&self) -> usize {
+    pub(super) fn event_count(&self) -> usize {
         let ended = self.deliveries.iter().filter(|delivery| delivery.end.is_some());
         self.deliveries.len() + ended.count() + self.changes.len() + self.callbacks.len()
     }
