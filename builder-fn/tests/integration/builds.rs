@@ -18,7 +18,7 @@ use crate::setting::{
     Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files,
 };
 
-/// Returns a request for the state, the log or the end of builds that is signed with `key` now.
+/// Returns a request for the state, the log or the cancellation of builds, signed with `key` at the current time.
 pub(crate) fn signed_question(key: &str, method: Method, path: &str, accept: &str) -> Request {
     let signed_at = jiff::Timestamp::now().to_string();
     let signature = sign_body(

@@ -23,7 +23,7 @@ const DOCKERFILE: &[u8] = b"FROM scratch\n\nCOPY config.json /\nRUN make\n";
 const MISSING_FILE_ERROR: &str =
     "failed to compute cache key: failed to calculate checksum of ref a::b: \"/config.json\": not found";
 
-/// Returns a request with these files of its context.
+/// Returns the tar of a request with a config and these files, named by their paths in the tar.
 fn request_tar_with_config_and_files(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut all = vec![(
         "com.openfaas.docker.config",

@@ -44,7 +44,7 @@ impl FakeDaemons {
         fakes
     }
 
-    /// Starts one more daemon.
+    /// Starts one more daemon, which only builders that are created afterwards have in their pool.
     fn add_daemon(&mut self) {
         let (daemon, mut calls) = daemon::start_fake_daemon_at(&daemon_address(self.daemons.len()));
         answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]).send_replace(true);

@@ -83,7 +83,7 @@ fn spawn_request_with_call_id(builder: &TestBuilder, id: &str, request: Request)
     tokio::spawn(async move { Answer::from_response(builder.send_request(request).await).await })
 }
 
-/// Delivers to `builder` what was submitted to the queue again.
+/// Delivers a call that was submitted to the queue again to `builder`, as the queue does.
 fn spawn_redelivery(builder: &TestBuilder, submitted: &ReceivedRequest) -> JoinHandle<Answer> {
     let mut request = build_request_with_signature(submitted.body().to_vec(), None);
     *request.headers_mut() = submitted.headers().clone();

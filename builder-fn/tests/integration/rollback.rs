@@ -23,7 +23,7 @@ use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, request_tar_with};
 
 const READY_DEPLOYER_ANSWER_JSON: &str = r#"{"function":"hello","status":"ready"}"#;
 
-/// A builder with a record store and a gateway, and its daemon.
+/// A builder with a record store and a gateway, the calls of its fake daemon, and the fake registry with its records.
 struct BuilderDaemonAndRegistry {
     builder: TestBuilder,
     calls: DaemonCalls,
@@ -137,7 +137,7 @@ async fn next_hand_over(hand_overs: &mut UnboundedReceiver<ReceivedRequest>) -> 
     serde_json::from_slice(request.body()).expect("JSON")
 }
 
-/// Answers the next dry run, and returns the hand-over after it.
+/// Accepts dry runs until a hand-over arrives, and returns it unanswered.
 async fn accept_dry_runs_until_next_hand_over(calls: &mut UnboundedReceiver<GatewayCall>) -> GatewayCall {
     loop {
         let call = complete_or_panic(calls.recv()).await.expect("a call");

@@ -131,7 +131,8 @@ async fn an_upload_that_fails_is_the_platforms_fault_and_is_cancelled_at_the_reg
     }
 }
 
-/// The tenants of one builder, of which acme may read everything.
+/// Returns a policy with two tenants: acme, which may read everything, and globex, which may read only the images
+/// that it may push.
 fn policy_with_acme_and_globex() -> Value {
     json!({"tenants": {
         "acme": {"keys": ["acme-payload"], "push": ["registry:5000/"]},
