@@ -500,7 +500,7 @@ async fn secrets_are_masked_in_a_log_that_another_builder_reads_from_the_history
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unreachable_daemon_makes_lists_incomplete_and_unknown_builds_404_with_the_reason() {
+async fn an_unreachable_daemon_makes_lists_incomplete_and_unknown_builds_502_with_the_reason() {
     let builder = TestBuilder::new(daemon::unreachable_daemon());
     let list = ask(&builder, Method::GET, "/builds").await;
     assert_eq!((list.status, &list.body["builds"]), (200, &json!([])));

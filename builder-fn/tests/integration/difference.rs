@@ -167,7 +167,7 @@ async fn what_a_build_was_made_from_is_swept_with_its_record_or_a_day_later_with
 }
 
 #[tokio::test]
-async fn builds_of_other_images_unknown_ones_and_unsigned_questions_cannot_be_compared() {
+async fn other_images_unknown_builds_and_forged_questions_get_no_comparison() {
     let registry = FakeRegistry::start().await;
     let steps = [("[1/1] RUN make", Some(1))];
     build_and_wait_for_inputs(&registry, "v1", json!({}), &steps).await;

@@ -462,7 +462,7 @@ async fn a_second_rollback_goes_further_back_and_an_id_chooses_any_version() {
 }
 
 #[tokio::test]
-async fn ten_versions_are_kept_and_older_ones_are_deleted() {
+async fn ten_versions_are_listed_and_at_most_twelve_remain_stored() {
     let (gateway, _hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     let ids: Vec<_> = (1..=14).map(|number| format!("v{number}")).collect();
