@@ -17,8 +17,10 @@ use slipway_e2e::{
     testbed::Testbed,
 };
 
-/// The number of lines that the build writes, and the length of each, with its line end: 50 MB.
+/// The number of lines that the build's steps write together: 50 MB.
 const LINES_WRITTEN_BY_STEP: u64 = 250_000;
+
+/// The length of a line, with its line end.
 const LINE_BYTES: usize = 200;
 
 /// The number of times that the reader is cut off.

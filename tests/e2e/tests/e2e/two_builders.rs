@@ -88,20 +88,20 @@ impl TwoBuilders {
         })
     }
 
-    /// Kills a builder and starts another one in its place.
+    /// Starts another builder, and then kills the one whose place it takes.
     async fn kill_and_replace_builder(&mut self, index: usize) -> Result<()> {
         let records = self.records.as_deref();
         let started = start_builder(&self.testbed, &self.proxy, &self.settings, records).await?;
         std::mem::replace(&mut self.builders[index], started).kill()
     }
 
-    /// Kills both builders and starts two others.
+    /// Replaces the first builder and then the second: the new one starts before the old one is killed.
     async fn kill_and_replace_both_builders(&mut self) -> Result<()> {
         self.kill_and_replace_builder(0).await?;
         self.kill_and_replace_builder(1).await
     }
 
-    /// Returns the repository of the function's images, without the registry's host.
+    /// Returns the path of the repository of the function's images, without the registry's host.
     fn repository_of_function(&self) -> String {
         format!("e2e/two-builders/{}", self.function)
     }

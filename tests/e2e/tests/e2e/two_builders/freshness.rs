@@ -1,5 +1,5 @@
 //! With `max_age`, a signed request that has a time is built under one call ID only, at whichever builder, and is
-//! rejected once it is older than that.
+//! rejected once it is older than `max_age`.
 
 use anyhow::Result;
 use serde_json::json;
