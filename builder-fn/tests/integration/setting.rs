@@ -71,7 +71,7 @@ pub(crate) struct Answer {
 }
 
 impl TestBuilder {
-    /// Creates a builder with the daemons `pool`, and with a gateway that does not answer, which is tried only once.
+    /// Creates a builder with the daemons `pool`, and with a gateway that refuses connections and is tried once.
     pub(crate) fn new(pool: impl Into<DaemonPool>) -> Self {
         Self::with_gateway(pool, "http://127.0.0.1:9").with_deploy_timeout(Duration::from_millis(500))
     }

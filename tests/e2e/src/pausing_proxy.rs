@@ -234,8 +234,7 @@ impl ProxyShared {
         })
     }
 
-    /// Waits until [`reset_and_forward_again`](PausingProxy::reset_and_forward_again) if the
-    /// proxy pauses at this point of this request.
+    /// Waits until the next reset of the proxy if it pauses at this point of this request.
     async fn pause_if_selected(&self, number: usize, point: PausePoint) {
         {
             let state = self.lock();

@@ -14,7 +14,7 @@ pub(super) struct SubmissionEvidence {
     pub(super) call_id: String,
     pub(super) function: String,
     pub(super) version: usize,
-    /// The number of deliveries to builders.
+    /// The number of times that the queue delivered the call, also while no builder received it.
     pub(super) deliveries: usize,
     /// The number of results that the queue posted.
     pub(super) callbacks: usize,

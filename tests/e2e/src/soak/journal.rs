@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Instant};
 /// The deliveries, changes and callbacks that passed the router in one phase, in the order in which they began.
 #[derive(Debug, Default)]
 pub(super) struct RoutedTraffic {
-    /// The deliveries of queued calls to builders.
+    /// The deliveries of queued calls, also those that no builder received.
     pub(super) deliveries: Vec<Delivery>,
     /// The requests to create or update a function that the router forwarded to the provider.
     pub(super) changes: Vec<FunctionChange>,
