@@ -298,7 +298,7 @@ impl TestBuilder {
     }
 
     /// Deletes the records that will be beyond the limits when the time `later` has passed.
-    pub(crate) async fn sweep_records_after(&self, later: Duration) {
+    pub(crate) async fn sweep_records_as_if_after(&self, later: Duration) {
         let store = self.api.builder.records.store().expect("a record store");
         let now = SystemTime::now() + later;
         crate::complete_or_panic(store.sweep(&[None], now)).await;

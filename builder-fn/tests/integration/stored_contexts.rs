@@ -65,7 +65,7 @@ async fn a_stored_context_is_built_by_its_reference() {
 }
 
 #[tokio::test]
-async fn an_upload_without_setting_signature_or_tar_is_rejected_and_nothing_is_stored() {
+async fn an_upload_without_the_setting_the_key_or_a_tar_is_rejected_and_nothing_is_stored() {
     let (daemon, _calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon);
