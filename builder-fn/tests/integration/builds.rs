@@ -18,7 +18,7 @@ use crate::setting::{
     Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files,
 };
 
-/// Returns a request for the state, the log or the end of builds that is signed with `key` now.
+/// Returns a request for the state, the log or the cancellation of builds, signed with `key` at the current time.
 pub(crate) fn signed_question(key: &str, method: Method, path: &str, accept: &str) -> Request {
     let signed_at = jiff::Timestamp::now().to_string();
     let signature = sign_body(
@@ -500,7 +500,7 @@ async fn secrets_are_masked_in_a_log_that_another_builder_reads_from_the_history
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unreachable_daemon_makes_lists_incomplete_and_unknown_builds_404_with_the_reason() {
+async fn an_unreachable_daemon_makes_lists_incomplete_and_unknown_builds_502_with_the_reason() {
     let builder = TestBuilder::new(daemon::unreachable_daemon());
     let list = ask(&builder, Method::GET, "/builds").await;
     assert_eq!((list.status, &list.body["builds"]), (200, &json!([])));

@@ -91,7 +91,7 @@ impl Dialer for InMemoryDialer {
     }
 }
 
-/// A dialer that never establishes a connection.
+/// A dialer whose attempts to connect neither succeed nor fail.
 struct UnreachableDialer;
 
 impl Dialer for UnreachableDialer {
@@ -100,12 +100,12 @@ impl Dialer for UnreachableDialer {
     }
 }
 
-/// Returns a daemon to which no connection is ever established.
+/// Returns a daemon for which attempts to connect never end.
 pub(crate) fn unreachable_daemon() -> Daemon {
     unreachable_daemon_at("the daemon in this test")
 }
 
-/// Returns a daemon at `address` to which no connection is ever established.
+/// Returns a daemon at `address` for which attempts to connect never end.
 pub(crate) fn unreachable_daemon_at(address: &str) -> Daemon {
     Daemon::with_dialer(address, UnreachableDialer)
 }

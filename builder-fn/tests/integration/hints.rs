@@ -23,13 +23,13 @@ const DOCKERFILE: &[u8] = b"FROM scratch\n\nCOPY config.json /\nRUN make\n";
 const MISSING_FILE_ERROR: &str =
     "failed to compute cache key: failed to calculate checksum of ref a::b: \"/config.json\": not found";
 
-/// Returns a request with these files of its context.
-fn request_tar_with_config_and_files(files: &[(&str, &[u8])]) -> Vec<u8> {
+/// Returns the tar of a request with a config and these entries: paths in the tar, and contents.
+fn request_tar_with_config_and_entries(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let mut all = vec![(
         "com.openfaas.docker.config",
         &br#"{"image": "registry:5000/hello:1"}"#[..],
     )];
-    all.extend(files);
+    all.extend(entries);
     tar_with_files(&all)
 }
 
@@ -89,7 +89,7 @@ async fn an_answer_a_terminal_record_and_a_build_query_have_the_same_hint_for_an
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let tar = || {
-        request_tar_with_config_and_files(&[
+        request_tar_with_config_and_entries(&[
             ("context/Dockerfile", DOCKERFILE),
             ("context/.dockerignore", b"# local\n*.json\n"),
             ("context/config.json", b"{}"),

@@ -44,7 +44,7 @@ fn parse_record_number_and_log_line(json: &str) -> (u64, Option<String>) {
     }
 }
 
-/// Counts the answers that the daemon gives about the status of builds.
+/// Counts the calls of the daemon's method `Status` from now on. The test receives them as before.
 fn count_statuses(calls: &mut DaemonCalls) -> Arc<AtomicUsize> {
     let (counted, forwarded) = mpsc::unbounded_channel();
     let mut statuses = std::mem::replace(&mut calls.statuses, forwarded);

@@ -48,6 +48,7 @@ async fn send_unsigned_request(
     }
 }
 
+/// Requests an address with the media types that a browser accepts, and returns the answer.
 async fn open_in_browser(builder: &TestBuilder, address: &str) -> ResponseToUnsignedRequest {
     send_unsigned_request(builder, Method::GET, address, BROWSER_ACCEPT_HEADER).await
 }

@@ -1,5 +1,5 @@
-//! Tests of which builds outlive their caller (those of queued calls), and which are tried again (those after failures of
-//! the platform).
+//! Tests of which builds outlive their caller (those of queued calls), and which are tried again (those that the
+//! platform failed).
 
 use std::time::Duration;
 

@@ -44,7 +44,7 @@ impl FakeDaemons {
         fakes
     }
 
-    /// Starts one more daemon.
+    /// Starts one more daemon, which only builders that are created afterwards have in their pool.
     fn add_daemon(&mut self) {
         let (daemon, mut calls) = daemon::start_fake_daemon_at(&daemon_address(self.daemons.len()));
         answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]).send_replace(true);
@@ -56,7 +56,7 @@ impl FakeDaemons {
         DaemonPool::of_daemons("the pool in this test", self.daemons.clone()).expect("there are daemons")
     }
 
-    fn builder(&self) -> TestBuilder {
+    fn new_builder(&self) -> TestBuilder {
         TestBuilder::new(self.pool())
     }
 
@@ -134,7 +134,7 @@ async fn await_success_and_return_digest(build: JoinHandle<Answer>) -> String {
 #[tokio::test]
 async fn builds_of_one_image_go_to_one_daemon_from_every_builder_and_images_are_spread() {
     let mut fakes = FakeDaemons::start(3);
-    let builders = [fakes.builder(), fakes.builder()];
+    let builders = [fakes.new_builder(), fakes.new_builder()];
     let mut used = HashSet::new();
     for number in 0..8 {
         let image = format!("registry:5000/function-{number}:1");
@@ -153,7 +153,7 @@ async fn builds_of_one_image_go_to_one_daemon_from_every_builder_and_images_are_
 #[tokio::test]
 async fn a_busy_daemon_overflows_to_another_one() {
     let mut fakes = FakeDaemons::start(3);
-    let builders = [fakes.builder(), fakes.builder()];
+    let builders = [fakes.new_builder(), fakes.new_builder()];
     let mut running = Vec::new();
     for number in 0..4 {
         // Builds of other builders count too.
@@ -187,7 +187,7 @@ async fn a_busy_daemon_overflows_to_another_one() {
 #[tokio::test]
 async fn a_daemon_that_refuses_connections_is_passed_over() {
     let mut fakes = FakeDaemons::start(3);
-    let builder = fakes.builder();
+    let builder = fakes.new_builder();
     fakes.kill(preferred_daemon(IMAGE, 3));
     for call in ["first", "second"] {
         let build = spawn_build(&builder, call, request_tar_for_image(IMAGE));
@@ -203,7 +203,7 @@ async fn an_unreachable_daemon_is_asked_twice_for_300_milliseconds_and_does_not_
     let mut fakes = FakeDaemons::start(3);
     let dead = preferred_daemon(IMAGE, 3);
     fakes.daemons[dead] = daemon::unreachable_daemon_at(&daemon_address(dead));
-    let builder = fakes.builder();
+    let builder = fakes.new_builder();
     for (call, delay) in [("first", 600), ("second", 0)] {
         let start = Instant::now();
         let build = spawn_build(&builder, call, request_tar_for_image(IMAGE));
@@ -235,9 +235,9 @@ async fn a_build_fails_with_502_if_no_daemon_answers() {
 #[tokio::test]
 async fn a_call_that_two_builders_get_is_built_once_also_with_a_daemon_added_in_between() {
     let mut fakes = FakeDaemons::start(3);
-    let before = fakes.builder();
+    let before = fakes.new_builder();
     fakes.add_daemon();
-    let after = fakes.builder();
+    let after = fakes.new_builder();
     // The second builder prefers the new daemon.
     let tar = request_tar_for_image(&image_preferring(3, 4));
     let first = spawn_queued_build(&before, "call", tar.clone());
@@ -269,7 +269,7 @@ async fn a_call_that_two_builders_get_is_built_once_also_with_a_daemon_added_in_
 #[tokio::test]
 async fn a_new_build_makes_no_daemon_decode_its_records() {
     let mut fakes = FakeDaemons::start(3);
-    let builder = fakes.builder();
+    let builder = fakes.new_builder();
     for calls in &fakes.calls {
         calls.add_finished_build("earlier", Ok("sha256:12"));
     }
@@ -290,9 +290,9 @@ async fn a_signed_request_is_accepted_once_by_builders_that_prefer_different_dae
     };
     for outcome in [Ok("sha256:12"), Err("exit code: 1")] {
         let mut fakes = FakeDaemons::start(3);
-        let before = fakes.builder().with_max_request_age(Duration::from_secs(600));
+        let before = fakes.new_builder().with_max_request_age(Duration::from_secs(600));
         fakes.add_daemon();
-        let after = fakes.builder().with_max_request_age(Duration::from_secs(600));
+        let after = fakes.new_builder().with_max_request_age(Duration::from_secs(600));
         let tar = tar_signed_now();
         let first = spawn_build(&before, "first", tar.clone());
         let (_, solve) = fakes.next_solve().await;
@@ -312,9 +312,9 @@ async fn a_signed_request_is_accepted_once_by_builders_that_prefer_different_dae
 #[tokio::test]
 async fn a_failed_call_is_built_again_on_its_preferred_daemon_under_the_next_reference() {
     let mut fakes = FakeDaemons::start(3);
-    let before = fakes.builder();
+    let before = fakes.new_builder();
     fakes.add_daemon();
-    let after = fakes.builder();
+    let after = fakes.new_builder();
     let tar = request_tar_for_image(&image_preferring(3, 4));
     let first = spawn_queued_build(&before, "call", tar.clone());
     let (_, solve) = fakes.next_solve().await;
@@ -342,7 +342,7 @@ fn which_of_first_two_daemons_gives_way(reference: &str) -> usize {
 #[tokio::test(start_paused = true)]
 async fn of_two_builders_that_begin_a_call_at_the_same_moment_on_two_daemons_one_gives_way() {
     let mut fakes = FakeDaemons::start(2);
-    let builder = fakes.builder();
+    let builder = fakes.new_builder();
     let mut seen = HashSet::new();
     for number in 0.. {
         let call = number.to_string();
@@ -380,7 +380,7 @@ async fn of_two_builders_that_begin_a_call_at_the_same_moment_on_two_daemons_one
 #[tokio::test]
 async fn a_queued_build_on_a_lost_daemon_goes_to_another_one_as_one_retry() {
     let mut fakes = FakeDaemons::start(3);
-    let builder = fakes.builder().with_retry_time(Duration::from_secs(120));
+    let builder = fakes.new_builder().with_retry_time(Duration::from_secs(120));
     let build = spawn_queued_build(&builder, "call", request_tar_for_image(IMAGE));
     let (lost, _solve) = fakes.next_solve().await;
 
@@ -397,7 +397,7 @@ async fn a_queued_build_on_a_lost_daemon_goes_to_another_one_as_one_retry() {
 #[tokio::test]
 async fn every_builder_answers_questions_about_builds_on_every_daemon() {
     let mut fakes = FakeDaemons::start(3);
-    let (builder, other) = (fakes.builder(), fakes.builder());
+    let (builder, other) = (fakes.new_builder(), fakes.new_builder());
     let mut builds = Vec::new();
     for number in 0..3 {
         let tar = request_tar_for_image(&image_preferring(number, 3));
@@ -440,7 +440,7 @@ async fn every_builder_answers_questions_about_builds_on_every_daemon() {
 #[tokio::test]
 async fn questions_about_builds_say_that_a_daemon_could_not_be_asked() {
     let mut fakes = FakeDaemons::start(2);
-    let builder = fakes.builder();
+    let builder = fakes.new_builder();
     fakes.kill(1);
     let list = ask(&builder, Method::GET, "/builds").await.body;
     let incomplete = list["incomplete"].as_str().expect("a note");

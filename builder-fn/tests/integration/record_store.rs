@@ -29,7 +29,7 @@ fn later_builder_without_daemon(registry: &FakeRegistry) -> TestBuilder {
     builder_with_record_store(daemon::unreachable_daemon(), registry)
 }
 
-/// Waits until a repository has `count` tags: a record that is written in the background has two.
+/// Waits until a repository has at least `count` tags: a record that is written in the background has two.
 pub(crate) async fn wait_for_tags(registry: &FakeRegistry, repository: &str, count: usize) {
     complete_or_panic(async {
         while registry.tags(repository).len() < count {

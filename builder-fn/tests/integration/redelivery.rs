@@ -18,7 +18,7 @@ use crate::job::{
     start_job_with_manifest_lookup, step_output_response,
 };
 
-/// Returns the name of the job's attempt with this number.
+/// Returns the reference of the job's attempt with this number.
 fn attempt_reference(number: u32) -> String {
     match number {
         1 => job_reference().to_string(),

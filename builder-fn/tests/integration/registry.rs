@@ -48,7 +48,7 @@ pub(crate) enum RegistryBehaviour {
     Locked,
     /// Requests whose line contains the text are answered with the status.
     Failing(&'static str, u16),
-    /// Requests for blobs are redirected to this scheme and host, with the path that they have.
+    /// GET requests for blobs are redirected to the same path at this scheme and host.
     Redirecting(String),
     /// The blobs have other bytes than their digests say.
     Lying,
@@ -106,7 +106,7 @@ impl FakeRegistry {
         state.changes.send_modify(|changes| *changes += 1);
     }
 
-    /// Gives the repository `count` tags that begin with `tag_prefix`.
+    /// Gives the repository `count` tags that begin with `tag_prefix` and name no manifest.
     pub(crate) fn add_tags(&self, repository: &str, tag_prefix: &str, count: usize) {
         let mut state = self.state();
         for number in 0..count {

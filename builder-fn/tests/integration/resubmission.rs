@@ -36,18 +36,18 @@ const SUBMISSION_TIME_NANOS: &str = "1790000000000000000";
 struct BuilderGatewayAndDaemon {
     builder: TestBuilder,
     calls: DaemonCalls,
-    submissions: mpsc::UnboundedReceiver<GatewayCall>,
+    gateway_calls: mpsc::UnboundedReceiver<GatewayCall>,
 }
 
 impl BuilderGatewayAndDaemon {
     async fn new() -> Self {
-        let (gateway, submissions) = start_manual_gateway().await;
+        let (gateway, gateway_calls) = start_manual_gateway().await;
         let (daemon, mut calls) = daemon::start_fake_daemon();
         answer_statuses_holding_back_the_last(&mut calls, vec![StatusResponse::default()]).send_replace(true);
         Self {
             builder: TestBuilder::with_gateway(daemon, &format!("http://{gateway}")),
             calls,
-            submissions,
+            gateway_calls,
         }
     }
 
@@ -58,7 +58,7 @@ impl BuilderGatewayAndDaemon {
     }
 
     async fn next_gateway_call(&mut self) -> GatewayCall {
-        complete_or_panic(self.submissions.recv())
+        complete_or_panic(self.gateway_calls.recv())
             .await
             .expect("a request")
     }
@@ -83,7 +83,7 @@ fn spawn_request_with_call_id(builder: &TestBuilder, id: &str, request: Request)
     tokio::spawn(async move { Answer::from_response(builder.send_request(request).await).await })
 }
 
-/// Delivers to `builder` what was submitted to the queue again.
+/// Delivers a call that was submitted to the queue again to `builder`, as the queue does.
 fn spawn_redelivery(builder: &TestBuilder, submitted: &ReceivedRequest) -> JoinHandle<Answer> {
     let mut request = build_request_with_signature(submitted.body().to_vec(), None);
     *request.headers_mut() = submitted.headers().clone();
@@ -170,7 +170,7 @@ async fn running_waiting_and_late_builds_are_submitted_again_and_built_by_anothe
     for delivery in [running, waiting, late] {
         assert_submitted_again(&await_answer(delivery).await);
     }
-    assert!(fixture.submissions.try_recv().is_err(), "each once");
+    assert!(fixture.gateway_calls.try_recv().is_err(), "each once");
     assert!(
         fixture.calls.solves.try_recv().is_err(),
         "nothing more was begun here"
@@ -191,7 +191,7 @@ async fn a_build_that_ends_within_the_grace_period_is_not_submitted_again() {
         .begin_shutdown(Instant::now() + Duration::from_secs(3600));
     solve.answer_with_digest("sha256:12");
     assert_eq!(await_answer(running).await.status, 200);
-    assert!(fixture.submissions.try_recv().is_err());
+    assert!(fixture.gateway_calls.try_recv().is_err());
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn two_deliveries_of_an_interrupted_call_are_submitted_again_once() {
     for delivery in [first, second] {
         assert_submitted_again(&await_answer(delivery).await);
     }
-    assert!(fixture.submissions.try_recv().is_err());
+    assert!(fixture.gateway_calls.try_recv().is_err());
 }
 
 #[tokio::test]
@@ -328,7 +328,7 @@ async fn a_call_that_cannot_be_submitted_again_is_answered_502_and_the_reason_is
             fixture.next_gateway_call().await.answer(status, "");
         }
         assert_eq!(await_answer(running).await.status, 502);
-        assert!(fixture.submissions.try_recv().is_err());
+        assert!(fixture.gateway_calls.try_recv().is_err());
         let text = log.text();
         assert!(
             text.contains("could not hand an interrupted build back") && text.contains(expected),
@@ -356,5 +356,5 @@ async fn a_synchronous_call_is_not_submitted_again() {
     let _solve = fixture.next_solve().await;
     fixture.builder.begin_shutdown(Instant::now());
     assert_eq!(await_answer(synchronous).await.status, 502);
-    assert!(fixture.submissions.try_recv().is_err());
+    assert!(fixture.gateway_calls.try_recv().is_err());
 }

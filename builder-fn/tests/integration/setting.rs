@@ -63,7 +63,7 @@ pub(crate) struct TestBuilder {
     trigger: Arc<ShutdownTrigger>,
 }
 
-/// An answer of the builder: its status, and its JSON body.
+/// An answer of the builder: its status, and its body, which is JSON or, for a 429, the text as a string.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -71,7 +71,7 @@ pub(crate) struct Answer {
 }
 
 impl TestBuilder {
-    /// Creates a builder with the daemons `pool`, and with a gateway that does not answer, which is tried only once.
+    /// Creates a builder with the daemons `pool`, and with a gateway that refuses connections and is tried once.
     pub(crate) fn new(pool: impl Into<DaemonPool>) -> Self {
         Self::with_gateway(pool, "http://127.0.0.1:9").with_deploy_timeout(Duration::from_millis(500))
     }
@@ -204,7 +204,7 @@ impl TestBuilder {
         self
     }
 
-    /// Lets pages wait for the log of a build however busy the machine is.
+    /// Lets pages wait for the log of a build for up to a minute, because the machine may be busy.
     pub(crate) fn with_one_minute_log_wait_for_pages(mut self) -> Self {
         self.api.pages.log_wait = Duration::from_secs(60);
         self
@@ -279,7 +279,7 @@ impl TestBuilder {
         )
     }
 
-    /// Keeps the records of builds in `repository`, with these times.
+    /// Keeps the records of builds in `repository`, with these times, and writes the secret `deploy-secret`.
     pub(crate) fn with_record_store_and_times(mut self, repository: &str, times: LeaseTimes) -> Self {
         self.write_secret("deploy-secret", "the key of the deployer\n");
         let repository = OperatorRepository::parse(repository).expect("a repository");
@@ -297,8 +297,8 @@ impl TestBuilder {
         self
     }
 
-    /// Deletes the records that are beyond the limits in the time `later` from now.
-    pub(crate) async fn sweep_records_after(&self, later: Duration) {
+    /// Deletes the records that will be beyond the limits when the time `later` has passed.
+    pub(crate) async fn sweep_records_as_if_after(&self, later: Duration) {
         let store = self.api.builder.records.store().expect("a record store");
         let now = SystemTime::now() + later;
         crate::complete_or_panic(store.sweep(&[None], now)).await;

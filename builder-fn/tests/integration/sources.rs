@@ -37,7 +37,7 @@ pub(crate) async fn ask_about_source(
     Ok(answer.into_inner().decision.expect("a decision"))
 }
 
-/// Requests the files of the context, as BuildKit does.
+/// Requests the files of the context, as BuildKit does, and waits for the first packet. Returns the error if it is one.
 async fn request_files_until_first_packet(session: &SessionCall) -> Result<(), Status> {
     let mut request = Request::new(tokio_stream::pending::<Packet>());
     request

@@ -65,7 +65,7 @@ async fn a_stored_context_is_built_by_its_reference() {
 }
 
 #[tokio::test]
-async fn an_upload_without_setting_signature_or_tar_is_rejected_and_nothing_is_stored() {
+async fn an_upload_without_the_setting_the_key_or_a_tar_is_rejected_and_nothing_is_stored() {
     let (daemon, _calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon);
@@ -131,7 +131,8 @@ async fn an_upload_that_fails_is_the_platforms_fault_and_is_cancelled_at_the_reg
     }
 }
 
-/// The tenants of one builder, of which acme may read everything.
+/// Returns a policy with two tenants: acme, which may read everything, and globex, which may read only the images
+/// that it may push.
 fn policy_with_acme_and_globex() -> Value {
     json!({"tenants": {
         "acme": {"keys": ["acme-payload"], "push": ["registry:5000/"]},

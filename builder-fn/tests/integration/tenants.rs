@@ -16,7 +16,7 @@ use crate::sources::ask_about_source;
 
 const ACME_KEY: &str = "the payload key of acme";
 
-/// Returns a builder with the tenant acme, and with credentials of its own and of others.
+/// Returns a builder with the tenant acme, and with registry credentials of acme and of the operator.
 fn builder_with_tenant_acme(daemon: Daemon, additional_rules: Value) -> TestBuilder {
     let mut acme = json!({
         "keys": ["acme-payload"],

@@ -19,14 +19,23 @@ enum WarningSource {
     Nothing,
     /// A warning of BuildKit's own is in the log only.
     Lint,
+    /// A key of the config that builder-fn does not know.
     Key,
+    /// The same, and the build fails.
     KeyOfFailedBuild,
+    /// A tar entry that is neither the config nor in the context.
     Entry,
+    /// A tar without its end.
     EndOfTar,
+    /// A log that is longer than its limit.
     Log,
+    /// A history of BuildKit's that cannot be read.
     History,
+    /// A registry that answers 503.
     Registry,
+    /// A dry run of the deployment that fails.
     NoDryRun,
+    /// A dry run whose answer has a warning.
     DryRun,
 }
 

@@ -23,7 +23,8 @@ use crate::network_namespace::NetworkNamespace;
 pub const BAIT_TEXT: &str = "the-bait-was-taken";
 
 /// An HTTP server that answers every request with [`BAIT_TEXT`], except that `/redirect/URL` redirects to `http://URL`,
-/// that `/unavailable` gets 503, and that requests of a registry's API need credentials. It stops on drop.
+/// that `/unavailable` gets 503, and that a request of a registry's API, below `/v2/`, gets 401 without a header
+/// `Authorization`, whose value does not matter. It stops on drop.
 #[derive(Debug)]
 pub struct BaitServer {
     address: SocketAddr,

@@ -22,7 +22,7 @@ const CONDITION_TIMEOUT: Duration = Duration::from_secs(600);
 /// The time after which a page that does not change by itself is opened again.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The number of times that Chromium is started until it runs.
+/// The most attempts to start Chromium.
 const START_ATTEMPTS: u32 = 3;
 
 /// The longest time that the browser loads a page, in milliseconds.
@@ -275,7 +275,7 @@ impl Browser {
     }
 }
 
-/// Returns the folder for what tests of pages leave behind, `target/pages`.
+/// Creates the folder for what tests of pages leave behind, `target/pages`, unless it exists, and returns its path.
 pub fn artefact_folder() -> Result<PathBuf> {
     let folder = path_in_repository("target/pages");
     std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;

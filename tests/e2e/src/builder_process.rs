@@ -134,7 +134,7 @@ impl BuilderProcess {
         SigningClient::new(format!("{}/contexts", self.url()), &key)
     }
 
-    /// Sends a GET request to the builder; returns status and text.
+    /// Sends an unsigned GET request to the builder; returns status and text.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         let response = http.get(format!("{}{path}", self.function.url)).send().await?;

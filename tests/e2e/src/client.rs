@@ -90,7 +90,8 @@ impl SigningClient {
         self.post_with_signature(tar, Some(&signature), headers).await
     }
 
-    /// Posts a signed tar and returns the stream of records in this media type. Fails if the answer is another one.
+    /// Posts a signed tar and returns the stream of records in this media type. Fails if the answer has another media
+    /// type or another status than 200.
     pub async fn post_and_stream_records(&self, tar: Vec<u8>, accept: &str) -> Result<RecordStream> {
         let signature = sign_body(&self.key, &tar)?;
         let request = self.http.post(&self.url).header("Accept", accept);

@@ -49,8 +49,8 @@ impl ClientComparison {
         })
     }
 
-    /// Returns the config for builder-fn's image with this tag. The build uses no cache, because its keys depend on
-    /// content only.
+    /// Returns the config for builder-fn's image with this tag. The build uses no cache, because the keys of the cache
+    /// depend on content only.
     pub fn config_without_cache(&self, tag: &str) -> Value {
         json!({ "image": self.testbed.image_name(self.repository, tag), "noCache": true })
     }

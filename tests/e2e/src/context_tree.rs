@@ -1,4 +1,4 @@
-//! A build context as a tree of every kind of tar entry, and an image's files in the same form.
+//! A build context as a tree, with entries of every kind that contexts may have, and an image's files in that form.
 
 use std::{collections::BTreeMap, io::Read as _};
 

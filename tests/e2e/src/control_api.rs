@@ -55,7 +55,7 @@ impl ControlApi {
         Ok(Self(ControlClient::new(endpoint.connect().await?)))
     }
 
-    /// Adds this many records of solves of nothing to the daemon's history.
+    /// Adds this many records of empty solves to the daemon's history.
     pub async fn add_records(&self, count: usize) -> Result<()> {
         let solves = stream::iter(0..count).map(|number| {
             let mut client = self.0.clone();
@@ -88,7 +88,7 @@ impl ControlApi {
         Ok(HistoryEvents(events.into_inner()))
     }
 
-    /// Returns the number of records in the history. The daemon reads all of them.
+    /// Returns the number of records of ended solves in the history. The daemon reads all records.
     pub async fn record_count(&self) -> Result<usize> {
         let request = BuildHistoryRequest {
             early_exit: true,

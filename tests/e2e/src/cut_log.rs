@@ -137,7 +137,7 @@ impl CutLogReader {
         Ok(None)
     }
 
-    /// Takes the line of a record, or returns the record if it is the terminal one.
+    /// Passes the line of a record, if it has one, to `see`, or returns the record if it is the terminal one.
     fn take_record(
         &mut self,
         record: Value,

@@ -35,9 +35,10 @@ pub struct DeployedBuilder<'t> {
 }
 
 impl<'t> DeployedBuilder<'t> {
-    /// Deploys a copy with records of its own, with the stack's settings and secrets. `settings` override them, and
-    /// `more_secrets` are names of secrets that the stack has. With the setting `buildkit_plaintext`, the copy has no
-    /// certificates for BuildKit. Waits until the copy is ready.
+    /// Removes the function with this name, if there is one, and deploys a copy with records of its own, with the
+    /// settings and secrets of the stack's builder-fn. `settings` override those settings, and `more_secrets` are names
+    /// of secrets that the stack has. With the setting `buildkit_plaintext`, the copy has no certificates for BuildKit.
+    /// Waits until the copy is ready.
     pub async fn deploy(
         testbed: &'t Testbed,
         name: &str,

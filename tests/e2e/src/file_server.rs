@@ -46,7 +46,7 @@ impl FileServer {
     }
 
     /// Returns the number of requests so far.
-    pub fn requests(&self) -> usize {
+    pub fn request_count(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 }

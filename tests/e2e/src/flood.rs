@@ -214,7 +214,7 @@ impl FloodCounters {
         Ok(())
     }
 
-    /// Writes the head of a request to its end.
+    /// Writes the head of a request to its end, and counts the request.
     async fn write_head(&self, stream: &mut TcpStream, head: &str) -> std::io::Result<()> {
         self.write(stream, head.as_bytes()).await?;
         self.write(stream, b"\r\n").await?;

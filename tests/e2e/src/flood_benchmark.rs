@@ -126,7 +126,7 @@ impl FloodBenchmark {
         Ok(benchmark)
     }
 
-    /// Measures for this long without the flood, and for as long with it, after `warm_up`.
+    /// Measures for `length` without the flood, starts the flood, waits for `warm_up`, and measures for `length` again.
     pub fn measure_with_and_without_flood(
         &self,
         senders: usize,

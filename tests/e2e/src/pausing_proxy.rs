@@ -117,7 +117,7 @@ impl PausingProxy {
         self.inner.routes().insert(path.to_owned(), route);
     }
 
-    /// Forgets all requests so far, and pauses at one of the following.
+    /// Forgets all requests so far, forwards the one that is paused, and pauses at one of the following.
     pub fn reset_and_pause_at(&self, request: RequestSelector, point: PausePoint) {
         self.reset_and_set_pause(Some((request, point)));
     }
@@ -234,8 +234,7 @@ impl ProxyShared {
         })
     }
 
-    /// Waits until [`reset_and_forward_again`](PausingProxy::reset_and_forward_again) if the
-    /// proxy pauses at this point of this request.
+    /// Waits until the next reset of the proxy if it pauses at this point of this request.
     async fn pause_if_selected(&self, number: usize, point: PausePoint) {
         {
             let state = self.lock();

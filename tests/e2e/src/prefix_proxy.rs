@@ -47,7 +47,7 @@ impl Drop for PrefixProxy {
     }
 }
 
-/// Forwards a GET request, and returns the answer as it arrives.
+/// Forwards a request as GET, without its body, and returns the answer as it arrives.
 async fn forward(State((http, builder_url)): State<(reqwest::Client, String)>, request: Request) -> Response {
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     let Some(path) = path.strip_prefix(PREFIX) else {

@@ -5,7 +5,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use crypto_box::{SalsaBox, SecretKey, aead::Aead as _};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-/// A private key that secrets are sealed to.
+/// A builder's private key; secrets are sealed to its public key.
 pub struct SealingKey([u8; 32]);
 
 impl SealingKey {

@@ -99,7 +99,7 @@ impl RunningSlipway {
         }
     }
 
-    /// Sends Ctrl-C to the command.
+    /// Sends SIGINT to the command, as Ctrl-C does.
     pub fn interrupt(&self) -> Result<()> {
         let id = self.child.id().context("the command has ended")?;
         let process = rustix::process::Pid::from_raw(i32::try_from(id)?).context("no process ID")?;

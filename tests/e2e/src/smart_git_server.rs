@@ -130,7 +130,7 @@ struct ServerState {
 }
 
 impl SmartGitServer {
-    /// Starts a server on loopback for `repository`. Clients send `token` as BuildKit does.
+    /// Starts a server on loopback for `repository`, which only clients that send `token` as BuildKit does may read.
     pub async fn start(repository: &GitRepository, token: &str) -> Result<Self> {
         let credentials = STANDARD.encode(format!("x-access-token:{token}"));
         let authorization = format!("basic {credentials}");

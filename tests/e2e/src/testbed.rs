@@ -15,7 +15,8 @@ use crate::{
     build_context::BuildContext, client::SigningClient, functions::FunctionsClient, registry::RegistryClient,
 };
 
-/// The lock on the stack's parts: shared for tests that need all parts, exclusive for tests that stop parts or measure.
+/// The lock of this process on the stack's parts: shared for tests that need all parts, exclusive for tests that stop
+/// parts or measure.
 static PARTS_LOCK: RwLock<()> = RwLock::const_new(());
 
 /// The longest time until a polled condition holds; a test that passes does not wait this long.
@@ -87,7 +88,7 @@ impl Testbed {
         format!("{}/{repository}:{tag}", self.stack.registry.host)
     }
 
-    /// Builds an image that contains only this machine's static busybox, unless this run has built it before, and
+    /// Builds an image that contains only this machine's static busybox, unless this process has built it before, and
     /// returns its name.
     pub async fn build_busybox_once_and_get_name(&self) -> Result<&'static str> {
         let name = BUSYBOX_IMAGE_NAME

@@ -71,7 +71,7 @@ impl TokenRegistry {
         Self::start_with_token_proxy(testbed, authority, false).await
     }
 
-    /// Starts the registry and its token server, with TLS, at `localhost`.
+    /// Starts the registry on the loopback address, and its token server, which has TLS, at `localhost`.
     pub async fn start_with_tls_for_tokens(
         testbed: &Testbed,
         authority: &CertificateAuthority,

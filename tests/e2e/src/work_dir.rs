@@ -88,8 +88,8 @@ impl ClientFolder {
         source.write_to_folder(&self.path().join(name))
     }
 
-    /// Runs a program in this folder, with `environment` and the test's own environment, except proxies and OpenFaaS's
-    /// variables.
+    /// Runs a program in this folder, with `environment` and the test's own environment, except variables of proxies
+    /// and of OpenFaaS, and `CI`.
     pub fn run_program(
         &self,
         program: impl AsRef<OsStr>,

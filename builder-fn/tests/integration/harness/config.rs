@@ -6,10 +6,10 @@ use builder_fn::request::{
 use function_host::policy::{Policy, ReservedNames, Tenant};
 use serde_json::json;
 
-/// The repositories to which the tenant may push.
+/// The prefix of the repositories to which the tenant may push.
 const PUSH_PREFIX: &str = "registry.example:5000/acme/";
 
-/// The beginning of the names of the functions that the tenant may deploy.
+/// The prefix of the names of the functions that the tenant may deploy.
 const FUNCTION_PREFIX: &str = "acme-";
 
 /// The secret that no policy allows a function to use.
@@ -31,7 +31,7 @@ thread_local! {
 /// Parses the content as a build's configuration, or as the values in one, or as a Dockerfile, and checks what a
 /// tenant may do with it.
 ///
-/// The first byte says which of these they are. Values are divided by line breaks.
+/// The first byte says which of these the content is. Values are divided by line breaks.
 pub(crate) fn check_config(mode_and_content: &[u8]) {
     let Some((mode, bytes)) = mode_and_content.split_first() else {
         return;

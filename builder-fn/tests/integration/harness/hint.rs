@@ -8,7 +8,7 @@ use serde_json::json;
 /// The size of a hint in JSON that a terminal record has room for, in bytes.
 const HINT_MAX_BYTES: usize = 10 << 10;
 
-/// A context whose files have any content.
+/// A context that has a file at every path of even length. The ignore file and all others have fuzzed content.
 struct FuzzedContextFiles<'b> {
     dockerfile: &'b [u8],
     ignore_file: &'b [u8],

@@ -16,7 +16,7 @@ use function_host::prometheus::{IntCounter, IntGauge};
 use http_body_util::{BodyExt, Full};
 use tonic::codegen::Service;
 
-/// Runs one file transfer with `bytes` as the daemon's side, and checks the builder's packets.
+/// Runs one file transfer with these bytes as the daemon's side, and checks the builder's packets.
 ///
 /// The first byte selects the mode. Then come lines of patterns up to an empty one (`i`nclude, `e`xclude or `f`ollow,
 /// and the pattern), and then what the daemon sends: packets, or any bytes.

@@ -15,7 +15,7 @@ use http_body_util::Full;
 
 use super::{fix_checksums, paths_and_entries};
 
-/// Receives `bytes` as the body of a request, and checks the outcome: once without signatures, and once from a caller
+/// Receives the bytes as the body of a request, and checks the outcome: once without signatures, and once from a caller
 /// without the key.
 ///
 /// The first byte says whether checksums are corrected first, and whether the body is compressed then.

@@ -1,7 +1,7 @@
 //! Runs queued builds while parts of the platform fail, and reports what became of each; see [`slipway_e2e::soak`].
 //!
 //! Exit code 1: something that was accepted was lost, built twice or deployed twice, or another rule was violated.
-//! SIGINT and SIGTERM remove the test's stack, and end it with 130 and 143.
+//! On SIGINT and SIGTERM, the test removes its stack and exits with 130 and 143.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,

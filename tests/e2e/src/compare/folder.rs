@@ -67,7 +67,7 @@ impl UniqueContextFolder {
         self.dir.path().join("context")
     }
 
-    /// Replaces the content of the file `0/0`, and gives it another time than the other files.
+    /// Replaces the content of the file `0/0`, and sets all modification times: this file's, and one for all others.
     pub(super) fn change_one_file_and_set_all_times(&self) -> Result<()> {
         let path = self.context_path().join("0/0");
         let bytes = fs::metadata(&path)?.len() as usize;

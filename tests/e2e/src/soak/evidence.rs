@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::{journal::Journal, platform::SoakPlatform, submission::Submission};
+use super::{journal::RoutedTraffic, platform::SoakPlatform, submission::Submission};
 use crate::buildctl::Buildctl;
 
 /// The evidence of what became of a submission.
@@ -14,7 +14,7 @@ pub(super) struct SubmissionEvidence {
     pub(super) call_id: String,
     pub(super) function: String,
     pub(super) version: usize,
-    /// The number of deliveries to builders.
+    /// The number of times that the queue delivered the call, also while no builder received it.
     pub(super) deliveries: usize,
     /// The number of results that the queue posted.
     pub(super) callbacks: usize,
@@ -107,7 +107,7 @@ pub(super) async fn collect_evidence(
             ..SubmissionEvidence::default()
         };
         evidence.image = image_by_digest_or_empty(submission, evidence.digest.as_deref());
-        evidence.add_journal(&platform.router.journal());
+        evidence.count_routed_traffic(&platform.router.traffic());
         all.push(evidence);
     }
     distrust_unproved_supersession(&mut all);
@@ -128,10 +128,10 @@ fn distrust_unproved_supersession(all: &mut [SubmissionEvidence]) {
 }
 
 impl SubmissionEvidence {
-    fn add_journal(&mut self, journal: &Journal) {
-        self.deliveries = journal.deliveries_of(&self.call_id).count();
-        self.deployments = journal.possible_changes_to(&self.image).count();
-        let callbacks = journal.callbacks.iter();
+    fn count_routed_traffic(&mut self, traffic: &RoutedTraffic) {
+        self.deliveries = traffic.deliveries_of(&self.call_id).count();
+        self.deployments = traffic.possible_changes_to(&self.image).count();
+        let callbacks = traffic.callbacks.iter();
         for callback in callbacks.filter(|callback| callback.call_id == self.call_id) {
             self.callbacks += 1;
             self.successful_callbacks += usize::from(callback.status == 200);

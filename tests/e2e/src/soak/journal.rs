@@ -1,13 +1,13 @@
-//! The journal of a soak test: what passed the router, with times.
+//! What passed the router of a soak test, with times, in memory.
 
 use std::{collections::BTreeSet, time::Instant};
 
-/// What passed the router in one phase.
+/// The deliveries, changes and callbacks that passed the router in one phase, in the order in which they began.
 #[derive(Debug, Default)]
-pub(super) struct Journal {
-    /// The deliveries of queued calls to builders.
+pub(super) struct RoutedTraffic {
+    /// The deliveries of queued calls, also those that no builder received.
     pub(super) deliveries: Vec<Delivery>,
-    /// The changes of functions that reached the provider.
+    /// The requests to create or update a function that the router forwarded to the provider.
     pub(super) changes: Vec<FunctionChange>,
     /// The results that the queue posted to the callback address.
     pub(super) callbacks: Vec<Callback>,
@@ -40,13 +40,14 @@ pub(super) enum DeliveryEnd {
 pub(super) struct FunctionChange {
     /// The image in the request, by digest.
     pub(super) image: String,
+    /// The time of the request; once it is answered, that of the answer.
     pub(super) at: Instant,
-    /// The provider's status; `None` until it has answered, and if it never did.
+    /// The provider's status, or 502 if the forwarding failed; `None` until then.
     pub(super) status: Option<u16>,
 }
 
 impl FunctionChange {
-    /// Returns whether the provider may have changed the function: it reported success, or nothing.
+    /// Returns whether the provider may have changed the function: it reported success, or has not answered yet.
     pub(super) fn may_have_happened(&self) -> bool {
         self.status.is_none_or(|status| (200..300).contains(&status))
     }
@@ -60,9 +61,9 @@ pub(super) struct Callback {
     pub(super) status: u16,
 }
 
-impl Journal {
-    /// Returns the number of the journal's entries and of their ends; it grows while anything happens.
-    pub(super) fn count_of_entries_and_ends(&self) -> usize {
+impl RoutedTraffic {
+    /// Returns the number of deliveries, of their ends, of changes and of callbacks; it grows while anything happens.
+    pub(super) fn event_count(&self) -> usize {
         let ended = self.deliveries.iter().filter(|delivery| delivery.end.is_some());
         self.deliveries.len() + ended.count() + self.changes.len() + self.callbacks.len()
     }
@@ -79,7 +80,7 @@ impl Journal {
         in_progress.map(|delivery| delivery.call_id.clone()).collect()
     }
 
-    /// Returns the number of images that a function was changed to.
+    /// Returns the number of different images that functions were changed to.
     pub(super) fn deployed_image_count(&self) -> usize {
         let changes = self.changes.iter().filter(|change| change.status.is_some());
         let images = changes.filter(|change| change.may_have_happened());
@@ -93,7 +94,7 @@ impl Journal {
             .filter(move |delivery| delivery.call_id == call_id)
     }
 
-    /// Returns the changes of functions to this image.
+    /// Returns the requests that may have changed a function to this image.
     pub(super) fn possible_changes_to<'a>(
         &'a self,
         image: &'a str,

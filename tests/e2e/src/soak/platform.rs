@@ -131,7 +131,7 @@ impl SoakPlatform {
             .get((number + 1) % BUILDER_COUNT)
             .and_then(Option::as_ref);
         let other = other.context("the other builder does not run")?;
-        let delivered = self.router.journal().calls_in_progress();
+        let delivered = self.router.traffic().calls_in_progress();
         let acceptances = async {
             for id in delivered {
                 // 404 and 502 mean that it is not known or not readable yet.
@@ -181,7 +181,7 @@ impl SoakPlatform {
         Ok(())
     }
 
-    /// Asks a builder about a build; returns the status and the answer.
+    /// Asks the first builder that runs about a build; returns the status and the answer.
     pub(super) async fn ask_about_build(&self, id: &str) -> Result<(u16, Value)> {
         self.first_running_builder()?.ask(&format!("/builds/{id}")).await
     }

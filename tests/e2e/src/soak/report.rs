@@ -39,7 +39,7 @@ pub(super) struct PhaseReport {
     pub(super) evidence: Vec<SubmissionEvidence>,
     /// The outage and the recovery from each occurrence of the fault, in order.
     pub(super) recoveries: Vec<Recovery>,
-    /// Functions that do not serve the page of the newest version that was deployed.
+    /// A description of each function that does not serve the page of its newest deployed version.
     pub(super) wrong_pages: Vec<String>,
     /// The number of submissions that the gateway did not accept at first, and that were sent again.
     pub(super) sent_again: usize,

@@ -2,7 +2,7 @@
 //!
 //! It stands for the Service of a function with two replicas: calls take turns between the builders that run, and a
 //! builder that refuses the connection is skipped. Like the provider's proxy, it answers 500 if a function is lost before
-//! its answer, and 503 if there is none, and it disconnects from the function when its caller disconnects. It runs in the
+//! its answer, and 503 if none runs, and it disconnects from the function when its caller disconnects. It runs in the
 //! stack's network, because the provider listens there only.
 
 use std::{
@@ -30,7 +30,7 @@ use axum::{
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
-use super::journal::{Callback, Delivery, DeliveryEnd, FunctionChange, Journal};
+use super::journal::{Callback, Delivery, DeliveryEnd, FunctionChange, RoutedTraffic};
 use crate::network_namespace::NetworkNamespace;
 
 /// The path to which the queue posts results.
@@ -64,7 +64,7 @@ struct RouterShared {
     next: AtomicUsize,
     /// Whether deliveries are held back.
     is_held: watch::Sender<bool>,
-    journal: Mutex<Journal>,
+    traffic: Mutex<RoutedTraffic>,
 }
 
 /// A guard that holds new deliveries back until it is dropped. Those in progress go on.
@@ -131,9 +131,9 @@ impl Router {
         HeldDeliveries(Arc::clone(&self.shared))
     }
 
-    /// Returns the journal of what has passed.
-    pub(super) fn journal(&self) -> MutexGuard<'_, Journal> {
-        lock(&self.shared.journal)
+    /// Locks the record of what has passed, and returns it.
+    pub(super) fn traffic(&self) -> MutexGuard<'_, RoutedTraffic> {
+        lock(&self.shared.traffic)
     }
 }
 
@@ -162,7 +162,7 @@ impl RouterShared {
             deployer: Mutex::default(),
             next: AtomicUsize::new(0),
             is_held: watch::Sender::new(false),
-            journal: Mutex::default(),
+            traffic: Mutex::default(),
         }))
     }
 
@@ -208,10 +208,10 @@ impl RouterShared {
         let mut is_held = self.is_held.subscribe();
         loop {
             drop(is_held.wait_for(|is_held| !is_held).await);
-            // While the journal is locked, nobody begins to hold deliveries and looks for those in progress.
-            let mut journal = lock(&self.journal);
+            // While the traffic is locked, nobody begins to hold deliveries and looks for those in progress.
+            let mut traffic = lock(&self.traffic);
             if !*self.is_held.borrow() {
-                return DeliveryInProgress::begin(self, &mut journal, call_id);
+                return DeliveryInProgress::begin(self, &mut traffic, call_id);
             }
         }
     }
@@ -229,20 +229,20 @@ impl RouterShared {
     async fn forward_to_provider_and_record_change(&self, head: &Parts, body: Bytes) -> Response {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let change = image_in_function_change(head, &body).map(|image| {
-            let mut journal = lock(&self.journal);
-            journal.changes.push(FunctionChange {
+            let mut traffic = lock(&self.traffic);
+            traffic.changes.push(FunctionChange {
                 image,
                 at: Instant::now(),
                 status: None,
             });
-            journal.changes.len() - 1
+            traffic.changes.len() - 1
         });
         let answer = self
             .forward(head, &format!("{}{path}", self.provider), body)
             .await;
         let response = answer.unwrap_or_else(|_| StatusCode::BAD_GATEWAY.into_response());
         if let Some(change) = change
-            && let Some(change) = lock(&self.journal).changes.get_mut(change)
+            && let Some(change) = lock(&self.traffic).changes.get_mut(change)
         {
             (change.status, change.at) = (Some(response.status().as_u16()), Instant::now());
         }
@@ -267,15 +267,15 @@ struct DeliveryInProgress {
 }
 
 impl DeliveryInProgress {
-    fn begin(shared: &Arc<RouterShared>, journal: &mut Journal, call_id: String) -> Self {
-        journal.deliveries.push(Delivery {
+    fn begin(shared: &Arc<RouterShared>, traffic: &mut RoutedTraffic, call_id: String) -> Self {
+        traffic.deliveries.push(Delivery {
             call_id,
             began: Instant::now(),
             end: None,
         });
         Self {
             shared: Arc::clone(shared),
-            number: journal.deliveries.len() - 1,
+            number: traffic.deliveries.len() - 1,
             has_ended: false,
         }
     }
@@ -286,7 +286,7 @@ impl DeliveryInProgress {
     }
 
     fn record_end(&self, end: DeliveryEnd) {
-        if let Some(delivery) = lock(&self.shared.journal).deliveries.get_mut(self.number) {
+        if let Some(delivery) = lock(&self.shared.traffic).deliveries.get_mut(self.number) {
             delivery.end = Some((end, Instant::now()));
         }
     }
@@ -322,7 +322,7 @@ async fn route_request(State(shared): State<Arc<RouterShared>>, request: Request
     };
     let path = head.uri.path().to_owned();
     if path == CALLBACK_PATH {
-        lock(&shared.journal).callbacks.push(Callback {
+        lock(&shared.traffic).callbacks.push(Callback {
             call_id: call_id_or_empty(&head.headers),
             status: header_text_or_empty(&head.headers, "x-function-status")
                 .parse()
@@ -430,7 +430,7 @@ mod tests {
         let answer = call_router(&router, Method::POST, "/function/builder-fn", "tar").await?;
         assert_eq!(answer.0, 503);
         let ends: Vec<_> = router
-            .journal()
+            .traffic()
             .deliveries
             .iter()
             .filter_map(|delivery| Some(delivery.end?.0))
@@ -468,7 +468,7 @@ mod tests {
         let mut call = std::pin::pin!(call_router(&router, Method::POST, "/function/builder-fn", ""));
         let early = tokio::time::timeout(Duration::from_millis(50), &mut call).await;
         assert!(early.is_err(), "{early:?}");
-        assert!(!router.journal().has_delivery_in_progress());
+        assert!(!router.traffic().has_delivery_in_progress());
         router.set_builder(1, Some(start_server("second").await?));
         drop(held);
         assert_eq!(call.await?, (200, "second".to_owned()));
@@ -484,10 +484,10 @@ mod tests {
             assert_eq!(answer, (200, "done".to_owned()));
         }
         call_router(&router, Method::POST, "/function/a", body).await?;
-        let journal = router.journal();
-        assert_eq!(journal.possible_changes_to("registry/a@sha256:12").count(), 1);
-        assert_eq!(journal.changes.len(), 1);
-        assert_eq!(journal.deployed_image_count(), 1);
+        let traffic = router.traffic();
+        assert_eq!(traffic.possible_changes_to("registry/a@sha256:12").count(), 1);
+        assert_eq!(traffic.changes.len(), 1);
+        assert_eq!(traffic.deployed_image_count(), 1);
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::{
     Fault, SoakOptions, SoakReport,
     evidence::{SubmissionEvidence, collect_evidence},
-    journal::Journal,
+    journal::RoutedTraffic,
     platform::SoakPlatform,
     queue,
     report::{PhaseReport, Recovery},
@@ -85,7 +85,7 @@ struct Phase<'a, P> {
 }
 
 impl<'a, P: Fn(&str)> Phase<'a, P> {
-    /// Clears the journal, and begins to send the submissions of a phase.
+    /// Clears the router's record of traffic, and begins to send the submissions of a phase.
     fn start(
         platform: &'a mut SoakPlatform,
         options: &'a SoakOptions,
@@ -93,7 +93,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         submissions: &'a [Submission],
         progress: &'a P,
     ) -> Self {
-        *platform.router.journal() = Journal::default();
+        *platform.router.traffic() = RoutedTraffic::default();
         let submitting = submit_all_and_count_resent(
             platform.testbed.queued.clone(),
             platform.router.callback_url(),
@@ -141,7 +141,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
             self.join_submitting_if_finished().await?;
             self.kill_and_restart_worker_when_due().await?;
             self.let_fault_happen_when_due().await?;
-            let now = self.platform.router.journal().count_of_entries_and_ends();
+            let now = self.platform.router.traffic().event_count();
             if now != last_progress {
                 (last_progress, progressed_at) = (now, Instant::now());
             }
@@ -182,9 +182,9 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
     /// again.
     async fn kill_and_restart_worker_when_due(&mut self) -> Result<()> {
         let due = {
-            let journal = self.platform.router.journal();
-            let is_early = journal.deployed_image_count() <= self.killed_workers;
-            !is_early && journal.has_delivery_in_progress()
+            let traffic = self.platform.router.traffic();
+            let is_early = traffic.deployed_image_count() <= self.killed_workers;
+            !is_early && traffic.has_delivery_in_progress()
         };
         if due && self.killed_workers < self.options.killed_workers {
             self.platform.workers.kill_one(self.killed_workers)?;
@@ -198,7 +198,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
     /// are.
     async fn let_fault_happen_when_due(&mut self) -> Result<()> {
         let number = self.occurrences.len();
-        let deployed = self.platform.router.journal().deployed_image_count();
+        let deployed = self.platform.router.traffic().deployed_image_count();
         if number >= self.fault.occurrences() || deployed < self.submissions.len() * (number + 1) / 4 {
             return Ok(());
         }
@@ -213,12 +213,13 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
     /// Returns whether everything is submitted, and no call is in the queue or being delivered.
     fn is_all_submitted_and_queue_empty(&self) -> bool {
         self.submitting.is_none()
-            && !self.platform.router.journal().has_delivery_in_progress()
+            && !self.platform.router.traffic().has_delivery_in_progress()
             // NATS may be away for a moment.
             && queue::has_workers_and_all_are_idle(self.platform.stack()).unwrap_or(false)
     }
 
-    /// Returns whether no builder has a build that has not ended. A builder that does not answer may have one.
+    /// Returns whether each submission's build has ended, or is unknown, according to the first builder that runs.
+    /// Without an answer, a build has not ended.
     async fn have_all_builds_ended(&self) -> bool {
         for submission in self.submissions {
             let answer = self.platform.ask_about_build(&submission.call_id).await;
@@ -234,7 +235,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         true
     }
 
-    /// Returns the functions that do not serve the page of the newest version that was deployed.
+    /// Describes the functions that do not serve the page of their newest deployed version.
     async fn describe_functions_with_wrong_page(
         &self,
         evidence: &[SubmissionEvidence],
@@ -266,11 +267,11 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
 
     /// Returns how long the platform took to recover from each occurrence of the fault.
     fn recoveries(&self, evidence: &[SubmissionEvidence]) -> Vec<Recovery> {
-        let journal = self.platform.router.journal();
+        let traffic = self.platform.router.traffic();
         let deployed: Vec<_> = evidence
             .iter()
             .filter_map(|evidence| {
-                let times = journal
+                let times = traffic
                     .possible_changes_to(&evidence.image)
                     .map(|change| change.at);
                 Some((evidence.call_id.as_str(), times.min()?))
@@ -280,7 +281,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
             let after = |since: Instant, at: Instant| at.checked_duration_since(since);
             let first = deployed.iter().filter_map(|(_, at)| after(ended, *at)).min();
             let was_delivered = |call_id: &str| {
-                let mut deliveries = journal.deliveries_of(call_id);
+                let mut deliveries = traffic.deliveries_of(call_id);
                 deliveries.any(|delivery| delivery.began < began)
             };
             let interrupted = deployed.iter().filter(|(call_id, _)| was_delivered(call_id));

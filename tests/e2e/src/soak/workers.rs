@@ -1,8 +1,8 @@
 //! The queue-workers of a soak test: processes in the stack's network with different hostnames.
 //!
 //! A queue-worker's name at NATS is derived from its hostname, and NATS lets in one client of a name. The first worker
-//! has the machine's, as the stack's own queue-worker had: it takes its place. Otherwise NATS would go on sending calls
-//! to the one that has gone.
+//! has the machine's hostname, as the stack's own queue-worker had, and so takes its place at NATS. Otherwise NATS
+//! would go on sending calls to the stack's queue-worker, which has gone.
 
 use std::{process::Command, time::Duration};
 

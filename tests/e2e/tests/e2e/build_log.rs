@@ -17,8 +17,10 @@ use slipway_e2e::{
     testbed::Testbed,
 };
 
-/// The number of lines that the build writes, and the length of each, with its line end: 50 MB.
-const LINES_WRITTEN_BY_STEP: u64 = 250_000;
+/// The number of lines that the build's steps write together: 50 MB.
+const LINES_WRITTEN_BY_BUILD: u64 = 250_000;
+
+/// The length of a line, with its line end.
 const LINE_BYTES: usize = 200;
 
 /// The number of times that the reader is cut off.
@@ -35,7 +37,7 @@ const BYTES_FROM_BUILDKIT_MAX: u64 = 200 << 20;
 const BUILDER_MEMORY_MAX: usize = 96 << 20;
 
 /// Returns a command that writes the lines with these numbers.
-fn write_lines(from: u64, to: u64) -> String {
+fn command_writing_lines(from: u64, to: u64) -> String {
     // "a line ", the number, and a space come before the rest of the line.
     let rest = "x".repeat(LINE_BYTES - "a line 000000 \n".len());
     format!("awk 'BEGIN {{ for (i = {from}; i < {to}; i++) printf \"a line %06d {rest}\\n\", i }}'")
@@ -74,17 +76,17 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
     let gates = ["a-third", "two-thirds"].map(|part| format!("gate-after-{part}-of-the-log-{now}"));
     let thirds = [
         0,
-        LINES_WRITTEN_BY_STEP / 3,
-        LINES_WRITTEN_BY_STEP * 2 / 3,
-        LINES_WRITTEN_BY_STEP,
+        LINES_WRITTEN_BY_BUILD / 3,
+        LINES_WRITTEN_BY_BUILD * 2 / 3,
+        LINES_WRITTEN_BY_BUILD,
     ];
     let dockerfile = format!(
         "FROM {base} as base\nRUN {}; {}\nRUN {}; {}\nRUN {}\nRUN true\n",
-        write_lines(thirds[0], thirds[1]),
+        command_writing_lines(thirds[0], thirds[1]),
         gated_command(&gates[0]),
-        write_lines(thirds[1], thirds[2]),
+        command_writing_lines(thirds[1], thirds[2]),
         gated_command(&gates[1]),
-        write_lines(thirds[2], thirds[3]),
+        command_writing_lines(thirds[2], thirds[3]),
     );
     let config = json!({ "image": testbed.image_name("e2e/long-log", "1"), "skipPush": true });
     let tar = BuildContext::dockerfile(dockerfile).tar_with_config(&config)?;
@@ -113,7 +115,7 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
             None => {}
         }
         // Before all lines before the gate were seen.
-        if let Some((gate, _)) = closed.next_if(|(_, end)| written + LINES_WRITTEN_BY_STEP / 20 > **end) {
+        if let Some((gate, _)) = closed.next_if(|(_, end)| written + LINES_WRITTEN_BY_BUILD / 20 > **end) {
             testbed.open_gate_of_step(gate)?;
         }
         Ok(())
@@ -126,7 +128,7 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
     let terminal: Value = reader.read_to_end(LogForm::Records, &mut see).await?;
     let took = begun.elapsed();
 
-    assert_eq!(written, LINES_WRITTEN_BY_STEP);
+    assert_eq!(written, LINES_WRITTEN_BY_BUILD);
     assert_eq!(terminal["status"], "success", "{terminal:#}");
     assert_eq!(build.await??.status, 200);
     let memory = builder.peak_memory_bytes_without_file_pages()?;

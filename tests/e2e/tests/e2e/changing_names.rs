@@ -49,7 +49,7 @@ const NAME_CHANGING_FOR_NOTIFY: &str = "notify.names.test";
 /// The longest time until a notification has failed, with a retry.
 const NOTIFICATION_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Polls the builder, which sends no event, until so many notifications have failed.
+/// Polls the builder, which sends no event, until `count` notifications have failed.
 async fn wait_for_failed_notifications(builder: &BuilderProcess, count: f64) -> Result<()> {
     while builder
         .metric_value("slipway_notifications_total{outcome=\"failed\"}")

@@ -20,7 +20,7 @@ async fn start_builder(testbed: &Testbed) -> Result<BuilderProcess> {
     BuilderProcess::start_with_docker_config(testbed, &credentials, &[]).await
 }
 
-/// Builds `tree` and compares the image with it.
+/// Builds `tree`, and fails unless the image has its entries.
 async fn build_and_compare(
     testbed: &Testbed,
     builder: &BuilderProcess,

@@ -143,9 +143,9 @@ impl DigestComparison {
         })
     }
 
-    /// Builds with both clients, and asserts that the images have the same digest and the compression of `more`, which
-    /// has keys of the config. Neither client uses the cache: its keys depend on the content only, so the second build
-    /// would get the layers of the first.
+    /// Builds with both clients, and asserts that the images have the same digest, and the compression in `more_config`
+    /// or zstd. `more_config` is added to the config. Neither client uses the cache: its keys depend on the content
+    /// only, so the second build would get the layers of the first.
     async fn assert_both_build_same_image(
         &self,
         name: &str,

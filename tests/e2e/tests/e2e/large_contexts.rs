@@ -190,7 +190,7 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
         json!({ "url": format!("{}/fn.tar", web.url()), "sha256": sha256 }),
     )
     .await?;
-    assert_eq!(files.requests(), 1);
+    assert_eq!(files.request_count(), 1);
     assert_little_memory_and_no_spool_files(&builder)?;
     builder.remove().await?;
 

@@ -30,7 +30,7 @@ const RECEIPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The channel to which the receiver sends its requests, and their number.
 type ReceiverState = (mpsc::UnboundedSender<(HeaderMap, Bytes)>, Arc<AtomicUsize>);
 
-/// Answers 503 to the first request, and 204 to all others.
+/// Passes each request on to the test, and answers 503 to the first one and 204 to all others.
 async fn record_result_and_fail_first(
     State((received, count)): State<ReceiverState>,
     headers: HeaderMap,

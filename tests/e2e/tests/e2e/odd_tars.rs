@@ -107,7 +107,7 @@ impl RawTar {
     }
 }
 
-/// Returns a folder's path of 90 bytes below `context/`, for a ustar prefix.
+/// Returns the path of a folder in the context, 90 bytes with `context/`, for a ustar prefix.
 fn folder_path_of_90_bytes() -> String {
     format!("context/{}/{}", "d".repeat(40), "e".repeat(41))
 }

@@ -55,7 +55,7 @@ fn has_line(pattern: &str) -> String {
     format!("[...document.querySelectorAll('#lines li')].some((line) => /{pattern}/.test(line.textContent))")
 }
 
-/// Waits until the page says what state the build is in.
+/// Waits until the page shows this state of the build.
 async fn wait_for_state(browser: &Browser, state: &str) -> Result<()> {
     let expression = format!("document.querySelector('#top .state.{state}') !== null");
     browser.wait_until(&expression).await
@@ -325,7 +325,7 @@ async fn hostile_output_and_names_stay_text_on_pages() -> Result<()> {
     Ok(())
 }
 
-/// Encodes an ID for a path.
+/// Percent-encodes an ID for a path.
 fn encode(id: &str) -> String {
     let encoded = id.bytes().map(|byte| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => char::from(byte).to_string(),

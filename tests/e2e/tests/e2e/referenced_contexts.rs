@@ -137,7 +137,7 @@ async fn the_shell_client_builds_a_compressed_context_from_a_web_server_over_tls
     let closed = build(&[], &secrets).await?;
     let opened = [("allowed_sources", host.as_str())];
     let untrusted = build(&opened, &secrets[..1]).await?;
-    assert_eq!(files.requests(), 0, "neither reached the server");
+    assert_eq!(files.request_count(), 0, "neither reached the server");
     let trusted = build(&opened, &secrets).await?;
 
     assert_eq!(closed.code, 22, "{}", closed.stdout_and_stderr());
@@ -156,7 +156,7 @@ async fn the_shell_client_builds_a_compressed_context_from_a_web_server_over_tls
         untrusted.stdout_and_stderr()
     );
     assert_eq!(trusted.code, 0, "{}", trusted.stdout_and_stderr());
-    assert_eq!(files.requests(), 1);
+    assert_eq!(files.request_count(), 1);
     let pushed = testbed
         .registry
         .get_manifest("e2e/referenced-by-url", "1")

@@ -17,7 +17,7 @@ use slipway_e2e::{
     slipway_command::SlipwayProgram, testbed::Testbed, work_dir::ClientFolder,
 };
 
-/// The longest time until a saved change answers.
+/// The longest time until the function serves a saved file.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Creates a project with one function that serves `page`, with the small template.
@@ -268,7 +268,7 @@ async fn build_secrets_are_sealed_to_the_builders_key_reach_the_step_and_are_not
 /// The files of a context, by path: their content, and whether they are executable.
 type ContentsAndExecutableBitsByPath = BTreeMap<String, (Vec<u8>, bool)>;
 
-/// Reads the files in a folder.
+/// Adds the files below `folder` to `files`, by their paths relative to `root`.
 fn read_files_below(root: &Path, folder: &Path, files: &mut ContentsAndExecutableBitsByPath) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -287,7 +287,7 @@ fn read_files_below(root: &Path, folder: &Path, files: &mut ContentsAndExecutabl
     Ok(())
 }
 
-/// Reads the files of a request's context.
+/// Returns the contents and executable bits of the files of a request's context, by their paths in it.
 fn context_files_of_request(zstd_tar: &[u8]) -> Result<ContentsAndExecutableBitsByPath> {
     let plain = zstd::stream::decode_all(zstd_tar)?;
     let mut tree = ContentsAndExecutableBitsByPath::new();

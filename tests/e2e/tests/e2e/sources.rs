@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
 
-/// A server on the loopback address that counts the connections to it and answers every request with `content`.
+/// A server on the loopback address that counts its connections and answers every request with the text `content`.
 pub(crate) struct CountingServer {
     pub(crate) port: u16,
     connections: Arc<AtomicUsize>,

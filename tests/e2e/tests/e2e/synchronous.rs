@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, client::SigningClient, testbed::Testbed};
 
-/// Builds and deploys a page with this client, and asserts the answer, the image and the running function.
+/// Builds and deploys a page with this client, asserts the answer, the image and the running function, and removes the
+/// function.
 async fn assert_page_is_built_and_deployed_and_remove_it(
     testbed: &Testbed,
     client: &SigningClient,

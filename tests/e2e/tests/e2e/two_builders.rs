@@ -88,35 +88,35 @@ impl TwoBuilders {
         })
     }
 
-    /// Kills a builder and starts another one in its place.
+    /// Starts another builder, and then kills the one whose place it takes.
     async fn kill_and_replace_builder(&mut self, index: usize) -> Result<()> {
         let records = self.records.as_deref();
         let started = start_builder(&self.testbed, &self.proxy, &self.settings, records).await?;
         std::mem::replace(&mut self.builders[index], started).kill()
     }
 
-    /// Kills both builders and starts two others.
+    /// Replaces the first builder and then the second: the new one starts before the old one is killed.
     async fn kill_and_replace_both_builders(&mut self) -> Result<()> {
         self.kill_and_replace_builder(0).await?;
         self.kill_and_replace_builder(1).await
     }
 
-    /// Returns the repository of the function's images, without the registry's host.
-    fn repository_of_function(&self) -> String {
+    /// Returns the path of the repository of the function's images, without the registry's host.
+    fn repository_path_of_function(&self) -> String {
         format!("e2e/two-builders/{}", self.function)
     }
 
     /// Returns a config that deploys the image with this tag.
     fn config_with_deployment(&self, tag: &str) -> Value {
         json!({
-            "image": self.testbed.image_name(&self.repository_of_function(), tag),
+            "image": self.testbed.image_name(&self.repository_path_of_function(), tag),
             "deploy": { "service": self.function },
         })
     }
 
     /// Returns a config that only builds the image with this tag.
     fn config_without_deployment(&self, tag: &str) -> Value {
-        json!({ "image": self.testbed.image_name(&self.repository_of_function(), tag) })
+        json!({ "image": self.testbed.image_name(&self.repository_path_of_function(), tag) })
     }
 
     /// Returns a tar of a function whose page is this text.
@@ -204,7 +204,7 @@ impl TwoBuilders {
         let manifest = self
             .testbed
             .registry
-            .get_manifest(&self.repository_of_function(), tag)
+            .get_manifest(&self.repository_path_of_function(), tag)
             .await?;
         ensure!(manifest.is_none(), "{tag} was pushed: {manifest:?}");
         Ok(())
@@ -212,7 +212,7 @@ impl TwoBuilders {
 
     /// Removes the manifest of this tag, which an earlier run of the tests may have pushed.
     async fn remove_image_manifest(&self, tag: &str) -> Result<()> {
-        let repository = self.repository_of_function();
+        let repository = self.repository_path_of_function();
         let registry = &self.testbed.registry;
         if let Some(manifest) = registry.get_manifest(&repository, tag).await? {
             registry.delete_manifest(&repository, &manifest.digest).await?;

@@ -69,8 +69,8 @@ const MACHINE_ATTACK_COUNT: usize = 7;
 /// The content of a file that only this machine has.
 const BAIT_FILE_CONTENT: &str = "content-of-a-file-of-the-machine";
 
-/// The number of builds whose effect on the daemon is measured. An attack has the same effect each time; the daemon's own
-/// garbage, and the builds of others beside it, have not.
+/// The most builds whose effect on the daemon is measured, until one is within the limits. An attack has the same
+/// effect each time; the daemon's own garbage, and the builds of others beside it, have not.
 const MEASURED_BUILDS_MAX: usize = 3;
 
 /// The limit on the memory that one base image may add to the daemon's peak, in bytes.

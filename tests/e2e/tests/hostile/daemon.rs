@@ -253,7 +253,8 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     outcomes.report_and_assert_all_stopped(ATTACKS)
 }
 
-/// Lists the daemon's workers from the stack's network, with no certificate and with one of another authority.
+/// Tries to list the daemon's workers from the stack's network, without a certificate and with one of another
+/// authority. Fails if they cannot be listed with the builder's certificate either.
 fn list_workers_without_own_certificate(
     world: &AttackWorld,
     stack_network: &NetworkNamespace,

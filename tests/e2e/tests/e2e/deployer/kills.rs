@@ -27,7 +27,8 @@ enum KillOutcome {
 }
 
 impl DeployerFixture {
-    /// Deploys, kills the deployer at the selected request, and starts another one.
+    /// Deploys, and at the selected request starts another deployer and kills the first. Does neither if the deployment
+    /// completes before the request.
     async fn deploy_kill_at_request_and_restart(
         self,
         image: &str,

@@ -1,8 +1,9 @@
 //! Updates on a provider that answers before it replaces the old version, as faas-netes does: without the version
 //! header in a function's answers, nothing tells the new version from the old one.
 //!
-//! The embedded provider updates a function like that with the strategy `deferred`; that of other functions and its own
-//! name are those of a provider that replaces first, so the tests' proxy answers `GET /system/info` in its place.
+//! The embedded provider updates a function in that way with the strategy `deferred`. But its name at
+//! `GET /system/info` is that of a provider that replaces the old version first, so the tests' proxy answers there in
+//! its place.
 
 use std::time::Duration;
 

@@ -5,8 +5,8 @@ use serde_json::json;
 
 use slipway_e2e::browser::{Browser, DESKTOP, TELEPHONE, View};
 
-/// Returns what is wrong with the page: controls without a name, headings out of order, text whose contrast to what is
-/// behind it is below the 4.5 of WCAG's level AA, and content that is wider than the window.
+/// An expression that lists what is wrong with the page: controls without a name, headings out of order, text whose
+/// contrast to what is behind it is below the 4.5 of WCAG's level AA, and content that is wider than the window.
 const FAULTS: &str = r"(() => {
     const faults = [];
     const shown = (element) => element.checkVisibility() && element.textContent.trim() !== '';

@@ -1,5 +1,5 @@
 //! With `max_age`, a signed request that has a time is built under one call ID only, at whichever builder, and is
-//! rejected once it is older than that.
+//! rejected once it is older than `max_age`.
 
 use anyhow::Result;
 use serde_json::json;
@@ -126,7 +126,7 @@ async fn every_deployer_refuses_a_hand_over_after_its_expiry() -> Result<()> {
     let host = &two.testbed.stack.registry.host;
     let image = format!(
         "{host}/{}@{}",
-        two.repository_of_function(),
+        two.repository_path_of_function(),
         built.text_field("digest")
     );
     let mut hand_over = json!({

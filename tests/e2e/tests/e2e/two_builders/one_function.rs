@@ -60,7 +60,7 @@ impl NumberedHandOvers {
             let host = &two.testbed.stack.registry.host;
             Ok(format!(
                 "{host}/{}@{}",
-                two.repository_of_function(),
+                two.repository_path_of_function(),
                 reply.text_field("digest")
             ))
         };

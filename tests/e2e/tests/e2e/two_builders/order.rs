@@ -179,7 +179,7 @@ async fn a_build_that_opts_out_or_deploys_nothing_is_not_ended_and_the_deployer_
     let manifest = two
         .testbed
         .registry
-        .get_manifest(&two.repository_of_function(), "opted-out")
+        .get_manifest(&two.repository_path_of_function(), "opted-out")
         .await?;
     assert!(manifest.is_some());
     assert_superseded(&replies[1], &newer)?;

@@ -130,7 +130,7 @@ async fn a_finished_build_whose_manifest_left_the_registry_is_built_again() -> R
     let tar = two.page_tar("again", &two.config_without_deployment("1")).await?;
     let built = two.build_at(0, &tar, &id).await?;
     assert_eq!(built.status, 200, "{}", built.text);
-    let (registry, repository) = (&two.testbed.registry.clone(), two.repository_of_function());
+    let (registry, repository) = (&two.testbed.registry.clone(), two.repository_path_of_function());
     for restart in [false, true] {
         if restart {
             two.kill_and_replace_both_builders().await?;
