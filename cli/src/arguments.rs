@@ -17,7 +17,7 @@ use crate::up::UpArguments;
     version,
     about = "From the source of a function to the running function, with Slipway",
     after_help = "Exit status: 0 done; 1 the build failed; 2 wrong usage, key or request; 3 built but not deployed; 4 the platform \
-                  failed; 5 replaced by a newer build, or cancelled; 130 Ctrl-C, and the build goes on."
+                  failed; 5 replaced by a newer build, or cancelled; 130 Ctrl-C, and a queued build goes on."
 )]
 pub(crate) struct Arguments {
     /// What to do.

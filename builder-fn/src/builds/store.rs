@@ -290,13 +290,14 @@ impl RecordStore {
             if let Some(current) = self.read_stored(&place.key).await?
                 && !current.may_be_replaced_by(&build, &self.0.owner)
             {
-                return Ok(());
+                return Ok(false);
             }
             let request = match request {
                 Some((request, body)) => Some((request, self.write_body(place, &body).await?)),
                 None => None,
             };
-            self.write_as_this_process(place, build, request).await
+            self.write_as_this_process(place, build, request).await?;
+            Ok(true)
         };
         let stored = match tokio::time::timeout(limit, storing).await {
             Ok(stored) => stored,
@@ -305,8 +306,11 @@ impl RecordStore {
         if stored.is_err() {
             place.unconfirmed = unconfirmed;
         }
-        self.0.writes.count(stored.is_ok());
-        stored
+        // What was not written, because the record of another delivery stays, is no write.
+        if !matches!(stored, Ok(false)) {
+            self.0.writes.count(stored.is_ok());
+        }
+        stored.map(drop)
     }
 
     /// Writes the body of a request.

@@ -168,7 +168,11 @@ impl Notifier {
     ) {
         let project = receiver.status.project_api_url();
         let Some(post) = receiver.to_post(state, commit) else {
-            return;
+            tracing::warn!(
+                %project, commit, ?state,
+                "the status of a commit could not be set: the token cannot be sent in a header, or the URL is invalid"
+            );
+            return self.metrics.count_failed();
         };
         let mut attempt = 1;
         loop {

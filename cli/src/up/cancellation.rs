@@ -52,7 +52,7 @@ impl FunctionBuild<'_> {
         let stopped = Ok(Some(BuildEnd::Detached(ExitStatus::Interrupted)));
         let Some(SentBuild { route, id }) = sent_build else {
             self.progress
-                .show_always("stopped before a builder had the request; nothing is built");
+                .show_always("stopped before the request was answered; if the queue has it already, its build goes on: slipway builds");
             return stopped;
         };
         if route == Route::Queue {

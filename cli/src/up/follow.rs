@@ -303,7 +303,9 @@ impl FunctionBuild<'_> {
                         sends += 1;
                         if sends > SENDS_AGAIN_MAX {
                             return Err(Failure::platform(
-                                format!("the build's answer was cut {SENDS_AGAIN_MAX} times: {cut}"),
+                                format!(
+                                    "the build's answer was cut, and sending the request again {SENDS_AGAIN_MAX} times did not help: {cut}"
+                                ),
                                 "say --via queue, which needs no lasting connection, or raise the time limits between here and \
                                  the builder",
                             ));

@@ -60,10 +60,10 @@ fn memory_bytes_in_meminfo(meminfo: &str) -> Option<u64> {
 /// Parses a size with an optional suffix K, M, G or T (powers of 1024) to a number of bytes; 0 is rejected.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let (number, shift) = match text.chars().last() {
-        Some('K') => (text.trim_end_matches('K'), 10),
-        Some('M') => (text.trim_end_matches('M'), 20),
-        Some('G') => (text.trim_end_matches('G'), 30),
-        Some('T') => (text.trim_end_matches('T'), 40),
+        Some('K') => (&text[..text.len() - 1], 10),
+        Some('M') => (&text[..text.len() - 1], 20),
+        Some('G') => (&text[..text.len() - 1], 30),
+        Some('T') => (&text[..text.len() - 1], 40),
         _ => (text, 0),
     };
     let size = number
@@ -82,7 +82,7 @@ mod tests {
     fn a_size_is_a_whole_number_above_zero_with_or_without_a_suffix() {
         assert_eq!(parse_size("512M"), Ok(512 << 20));
         assert_eq!(parse_size("4096"), Ok(4096));
-        for wrong in ["0", "", "G", "-1", "1.5G", "99999999999T"] {
+        for wrong in ["0", "", "G", "-1", "1.5G", "5KK", "99999999999T"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }
     }

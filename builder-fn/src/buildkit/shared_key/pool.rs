@@ -140,7 +140,7 @@ impl Drop for MemoryReservation {
 
 impl fmt::Debug for SharedKeyPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedKeys")
+        f.debug_struct("SharedKeyPool")
             .field("idle", &self.lock_pool().idle.len())
             .finish_non_exhaustive()
     }

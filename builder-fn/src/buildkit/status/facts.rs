@@ -108,9 +108,12 @@ impl AttemptFacts {
     fn add_status(&mut self, status: &VertexStatus) {
         if self.context_steps.contains(&status.vertex) && status.id.starts_with("transferring") {
             let current = u64::try_from(status.current).unwrap_or_default();
-            if self.sent.len() < KEPT_STEP_PARTS_MAX {
-                let sent = self.sent.entry(status.id.clone()).or_default();
-                *sent = current.max(*sent);
+            match self.sent.get_mut(&status.id) {
+                Some(sent) => *sent = current.max(*sent),
+                None if self.sent.len() < KEPT_STEP_PARTS_MAX => {
+                    self.sent.insert(status.id.clone(), current);
+                }
+                None => {}
             }
         }
         if !KEPT_STEP_PART_NAME_PREFIXES

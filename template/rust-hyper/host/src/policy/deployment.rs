@@ -306,12 +306,12 @@ impl DeploymentRules {
     /// an absent label of the highest number.
     fn add_replica_violations(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
         let Some(cap) = self.max_replicas else { return };
-        for label in [SCALE_MIN_LABEL, SCALE_MAX_LABEL] {
+        // No replicas at most is no limit, too. No replicas at least is no more than the cap.
+        for (label, least) in [(SCALE_MIN_LABEL, 0), (SCALE_MAX_LABEL, 1)] {
             match function.labels.get(label).map(|text| text.parse::<u32>()) {
-                // No replicas at most is no limit, too. No replicas at least is no more than the cap.
-                Some(Ok(number)) if number <= cap && (number > 0 || label == SCALE_MIN_LABEL) => {}
+                Some(Ok(number)) if (least..=cap).contains(&number) => {}
                 Some(_) => {
-                    let problem = format_args!("allows {label} from 1 up to {cap}");
+                    let problem = format_args!("allows {label} from {least} up to {cap}");
                     violations.push(self.violation_of_rule("maxReplicas", problem));
                 }
                 // Without the label, OpenFaaS scales up to 20.
