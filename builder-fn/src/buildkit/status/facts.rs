@@ -108,11 +108,10 @@ impl AttemptFacts {
     fn add_status(&mut self, status: &VertexStatus) {
         if self.context_steps.contains(&status.vertex) && status.id.starts_with("transferring") {
             let current = u64::try_from(status.current).unwrap_or_default();
+            let has_room = self.sent.len() < KEPT_STEP_PARTS_MAX;
             match self.sent.get_mut(&status.id) {
                 Some(sent) => *sent = current.max(*sent),
-                None if self.sent.len() < KEPT_STEP_PARTS_MAX => {
-                    self.sent.insert(status.id.clone(), current);
-                }
+                None if has_room => drop(self.sent.insert(status.id.clone(), current)),
                 None => {}
             }
         }
