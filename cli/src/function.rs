@@ -46,6 +46,8 @@ pub(crate) struct FunctionOptions {
     pub(crate) registry: Option<String>,
     /// Build arguments in addition to those of the stack file, which they replace.
     pub(crate) build_args: BTreeMap<String, String>,
+    /// Build arguments that apply where the stack file has none of the name.
+    pub(crate) default_build_args: BTreeMap<String, String>,
 }
 
 impl Function {
@@ -112,7 +114,8 @@ impl Function {
                 }
             },
         };
-        let mut build_args = texts_with_null_as_empty(entry.build_args.as_ref());
+        let mut build_args = options.default_build_args.clone();
+        build_args.extend(texts_with_null_as_empty(entry.build_args.as_ref()));
         build_args.extend(options.build_args.clone());
         let wanted = entry.build_options.as_deref().unwrap_or_default();
         let packages = match &template {
@@ -372,9 +375,12 @@ mod tests {
     }
 
     #[test]
-    fn build_arguments_of_the_command_line_replace_those_of_the_file_and_packages_are_merged() {
+    fn build_arguments_of_the_command_line_replace_those_of_the_file_which_replace_defaults() {
         let options = FunctionOptions {
             build_args: [("A".to_owned(), "2".to_owned())].into(),
+            default_build_args: ["A", "B", "C"]
+                .map(|name| (name.to_owned(), "default".to_owned()))
+                .into(),
             ..FunctionOptions::default()
         };
         let function = parse_function_shop(
@@ -382,7 +388,12 @@ mod tests {
             &options,
         )
         .expect("a function");
-        let expected = [("A", "2"), ("ADDITIONAL_PACKAGE", "gcc make"), ("B", "x")];
+        let expected = [
+            ("A", "2"),
+            ("ADDITIONAL_PACKAGE", "gcc make"),
+            ("B", "x"),
+            ("C", "default"),
+        ];
         let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(function.build_args, expected.into());
     }

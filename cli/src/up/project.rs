@@ -24,6 +24,10 @@ pub(crate) struct SourceArguments {
     /// A build argument, which replaces that of the stack file.
     #[arg(long = "build-arg", short = 'b', value_name = "NAME=VALUE", value_parser = parse_build_argument)]
     build_arguments: Vec<(String, String)>,
+    /// Build arguments that the stack file need not name, NAME=VALUE, separated by spaces. Those of the stack file and of
+    /// --build-arg replace them.
+    #[arg(long, value_name = "ARGUMENTS", env = "SLIPWAY_BUILD_ARGS")]
+    default_build_args: Option<String>,
 }
 
 /// The functions of a stack file that a command is about.
@@ -48,6 +52,9 @@ impl Project {
                 .iter()
                 .cloned()
                 .collect::<BTreeMap<_, _>>(),
+            default_build_args: parse_default_build_arguments(
+                arguments.default_build_args.as_deref().unwrap_or_default(),
+            )?,
         };
         let mut functions = Vec::new();
         let mut skipped = Vec::new();
@@ -118,9 +125,38 @@ fn with_warnings(message: &str, warnings: &[String]) -> String {
     lines.collect::<Vec<_>>().join("\n  ")
 }
 
+/// Parses build arguments that are separated by white space.
+fn parse_default_build_arguments(text: &str) -> Result<BTreeMap<String, String>, Failure> {
+    let parse = |argument: &str| {
+        parse_build_argument(argument).map_err(|problem| {
+            Failure::usage(
+                format!("{argument:?} in SLIPWAY_BUILD_ARGS or --default-build-args {problem}"),
+                "separate several arguments by spaces: SLIPWAY_BUILD_ARGS=\"A=1 B=2\"",
+            )
+        })
+    };
+    text.split_whitespace().map(parse).collect()
+}
+
 fn parse_build_argument(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("should be NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_build_arguments_are_separated_by_white_space_and_a_wrong_one_is_named() {
+        let parsed = parse_default_build_arguments(" A=1\tB=x=y  C= ").expect("three arguments");
+        let expected = [("A", "1"), ("B", "x=y"), ("C", "")];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(parsed, expected.into());
+        assert!(parse_default_build_arguments("").expect("none").is_empty());
+        let failure = parse_default_build_arguments("A=1 B").expect_err("no value");
+        assert!(failure.message.contains("\"B\""), "{failure:?}");
     }
 }

@@ -247,6 +247,7 @@ impl Stack {
                 self.payload_secret.display().to_string(),
             ),
             ("SLIPWAY_REGISTRY", registry.host.clone()),
+            ("SLIPWAY_BUILD_ARGS", format!("RUST_IMAGE={}", self.rust_image())),
             ("REGISTRY_USER", registry.user.clone()),
             ("REGISTRY_PASSWORD", registry.password.clone()),
             ("BUILDKIT_HOST", self.buildkit_host.clone()),

@@ -38,6 +38,7 @@ mod provider;
 mod queued_clients;
 mod queued_deployments;
 mod queued_shutdown;
+mod readme;
 mod referenced_contexts;
 mod registry_faults;
 mod rejected_requests;
