@@ -146,6 +146,10 @@ has 'value: "0s"'
 count 1 '^    \[history\]$'
 has 'maxAge = "48h"'
 has 'maxEntries = 10000'
+# It keeps the whole output of a step.
+for limit in SIZE SPEED; do
+	grep -A1 -F "name: BUILDKIT_STEP_LOG_MAX_$limit" "$dir/out" | grep -q -F 'value: "-1"' || fail "step logs are clipped ($limit)"
+done
 # The builder has no credentials of the gateway.
 sed -n '/^# Source: .*builder.yaml/,/^---/p' "$dir/out" | grep -A4 'secret:$' >"$dir/builder"
 grep -q payload-secret "$dir/builder" || fail "the builder has no key"

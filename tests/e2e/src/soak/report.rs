@@ -96,7 +96,15 @@ impl PhaseReport {
                 SubmissionVerdict::Spent if !self.fault.leaves_nobody_to_accept_calls() => {
                     add("was spent by the queue, although there was a builder");
                 }
+                // What the queue spends while the gateway is away reaches no builder.
+                SubmissionVerdict::Spent if evidence.deliveries > 0 => {
+                    add("was delivered to a builder, and no builder knows it");
+                }
                 _ => {}
+            }
+            let is_built_to_its_end = evidence.digest.is_some() && !evidence.is_superseded;
+            if self.fault == Fault::None && is_built_to_its_end && evidence.deliveries < 2 {
+                add("was not delivered twice: its build took less than ack_wait");
             }
             if evidence.is_built_more_than_once() {
                 add(&format!("was built {} times", evidence.builds));
@@ -281,6 +289,18 @@ mod tests {
     }
 
     #[test]
+    fn without_a_fault_every_build_has_to_be_delivered_twice() {
+        let delivered_once = SubmissionEvidence {
+            deliveries: 1,
+            ..finished()
+        };
+        for (fault, violations) in [(Fault::None, 1), (Fault::Nats, 0)] {
+            let report = report_of_finished_and(fault, delivered_once.clone());
+            assert_eq!(report.violations().len(), violations, "{report:?}");
+        }
+    }
+
+    #[test]
     fn the_queue_may_spend_calls_only_while_the_gateway_is_away() {
         let spent = SubmissionEvidence::default();
         assert_eq!(
@@ -289,10 +309,14 @@ mod tests {
                 .len(),
             0
         );
-        assert_eq!(
-            report_of_finished_and(Fault::Builder, spent).violations().len(),
-            1
-        );
+        let delivered = SubmissionEvidence {
+            deliveries: 1,
+            ..spent.clone()
+        };
+        for (fault, evidence) in [(Fault::Builder, spent), (Fault::Gateway, delivered)] {
+            let report = report_of_finished_and(fault, evidence);
+            assert_eq!(report.violations().len(), 1, "{report:?}");
+        }
     }
 
     #[test]
