@@ -64,7 +64,6 @@ async fn wait_for_state(browser: &Browser, state: &str) -> Result<()> {
 #[tokio::test]
 async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
     let setting = PageSetting::start(&[]).await?;
-    let _parts = setting.testbed.share_parts().await;
     let browser = Browser::start(true).await?;
     let id = fresh_id("page-running")?;
     let gate = format!("gate-of-{id}");
@@ -124,7 +123,6 @@ async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
 #[tokio::test]
 async fn the_page_of_a_failed_build_says_why_first_and_is_used_with_the_keyboard() -> Result<()> {
     let setting = PageSetting::start(&[]).await?;
-    let _parts = setting.testbed.share_parts().await;
     let context = failing_context(&setting).await?;
     let image = setting.image_name("shop");
     let reply = setting.build(&fresh_id("page-failed")?, &context, &image).await?;
@@ -203,7 +201,6 @@ async fn the_page_of_a_failed_build_says_why_first_and_is_used_with_the_keyboard
 #[tokio::test]
 async fn pages_are_readable_without_scripts() -> Result<()> {
     let setting = PageSetting::start(&[]).await?;
-    let _parts = setting.testbed.share_parts().await;
     let failing = failing_context(&setting).await?;
     let working = setting.context_with_steps("RUN echo all is well").await?;
     let browser = Browser::start(false).await?;
@@ -248,7 +245,6 @@ async fn pages_are_readable_without_scripts() -> Result<()> {
 #[tokio::test]
 async fn hostile_output_and_names_stay_text_on_pages() -> Result<()> {
     let setting = PageSetting::start(&[]).await?;
-    let _parts = setting.testbed.share_parts().await;
     let browser = Browser::start(true).await?;
     // The name of a step is its command, so that it is hostile too. The second half arrives while the page is open.
     let markup =
@@ -342,7 +338,6 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let url = daemon.url();
     let setting = PageSetting::start(&[("buildkit_url", &url)]).await?;
-    let _parts = setting.testbed.share_parts().await;
     let filler = "x".repeat(88);
     let steps = format!("RUN seq 1 {LINES_WRITTEN_BY_STEP} | sed 's/.*/line & {filler}/'");
     let context = setting.context_with_steps(&steps).await?;
@@ -403,7 +398,6 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
 #[tokio::test]
 async fn the_list_leads_to_the_builds_of_a_function_and_back() -> Result<()> {
     let setting = PageSetting::start(&[("log_level", "debug")]).await?;
-    let _parts = setting.testbed.share_parts().await;
     let name = "page-shop";
     // The daemon's history has the builds of earlier runs.
     let image = setting.image_name(&fresh_id(name)?);
