@@ -23,6 +23,7 @@ mod newest;
 mod numbered_log;
 mod page;
 mod page_link;
+mod page_query;
 mod pages;
 mod record;
 mod records;

@@ -47,24 +47,13 @@ impl fmt::Display for LogPart {
 }
 
 impl LogPart {
-    /// Parses `from=N` or `from=end` in a query without a link; `None` if it names no part.
-    ///
-    /// # Errors
-    /// Fails with what would be right.
-    pub(super) fn parse(query: Option<&str>) -> Result<Option<Self>, String> {
-        let mut part = None;
-        let pairs = query.unwrap_or_default().split('&');
-        for pair in pairs.filter(|pair| !pair.is_empty()) {
-            part = match pair.split_once('=') {
-                Some(("from", "end")) => Some(Self::End),
-                Some(("from", number)) => match number.parse::<u64>() {
-                    Ok(number) if number < 1 << 53 => Some(Self::From(number.max(1))),
-                    _ => return Err("from should be the number of a line, or end".to_owned()),
-                },
-                _ => return Err("a page has the query from=N only".to_owned()),
-            };
+    /// Parses the value of `from=`; `None` if it is neither the number of a line nor `end`.
+    pub(super) fn parse(value: &str) -> Option<Self> {
+        match value.parse::<u64>() {
+            Ok(number) if number < 1 << 53 => Some(Self::From(number.max(1))),
+            Ok(_) => None,
+            Err(_) => (value == "end").then_some(Self::End),
         }
-        Ok(part)
     }
 }
 
@@ -219,7 +208,9 @@ impl LogExcerpt {
             Some((later - 1) * LINE_NUMBERS_PER_ATTEMPT + 1)
         });
         let next = after.unwrap_or_else(|| lines.last().map_or(first, |line| line.seq + 1));
-        let is_late = !is_complete && problem.is_none() && (lines.is_empty() || (takes_tail && !is_running));
+        // The lines of the last second of a build are there once its log has ended, or has paused for a second.
+        let lacks_end = !is_running && after.is_none();
+        let is_late = !is_complete && problem.is_none() && (lines.is_empty() || lacks_end);
         Self {
             is_end: takes_tail,
             has_earlier: has_earlier || number > 1,
@@ -333,21 +324,6 @@ mod tests {
             let (lines, has_earlier, after) =
                 kept(first, lines, bytes).into_lines_has_earlier_and_next(takes_tail, 1);
             assert_eq!((first_and_last_number(&lines), has_earlier, after), expected);
-        }
-    }
-
-    #[test]
-    fn a_part_of_a_log_is_named_by_the_number_of_a_line_or_is_its_end() {
-        for (query, part) in [
-            (None, Some(None)),
-            (Some("from=0"), Some(Some(LogPart::From(1)))),
-            (Some("from=17"), Some(Some(LogPart::From(17)))),
-            (Some("from=end"), Some(Some(LogPart::End))),
-            (Some("from=x"), None),
-            (Some("from=9007199254740992"), None),
-            (Some("to=1"), None),
-        ] {
-            assert_eq!(LogPart::parse(query).ok(), part, "{query:?}");
         }
     }
 }

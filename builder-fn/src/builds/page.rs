@@ -99,6 +99,6 @@ pub(super) fn error_page_response(status: StatusCode, error: &str, next_step: &s
     };
     layout::page_response(
         status,
-        layout::document("Slipway", layout::Reload::Never, layout::HasScript::No, &main),
+        layout::document("Slipway", &layout::Reload::Never, layout::Assets::Style, &main),
     )
 }

@@ -7,12 +7,13 @@ use function_host::{ErrorChain, Response};
 
 use super::BuildRecord;
 use super::filter::BuildFilter;
-use super::log_excerpt::{LogExcerpt, LogPart};
+use super::log_excerpt::LogExcerpt;
 use super::lookup::{BuildLookup, FoundBuild};
 use super::page::{
     BuildPage, LIST_PAGE_DEFAULT_LIMIT, ListPage, PageAccess, error_page_response, page_response,
 };
 use super::page_link::{PageSettings, RejectedLink};
+use super::page_query::PageQuery;
 use super::routes::{admit_reader, status_of_not_found, text_of_not_found};
 use crate::buildkit::ImageLayer;
 
@@ -30,8 +31,8 @@ pub(super) async fn answer_build_page(
     access: &PageAccess,
     settings: &PageSettings,
 ) -> Response {
-    let part = match LogPart::parse(query) {
-        Ok(part) => part,
+    let query = match PageQuery::parse(query) {
+        Ok(query) => query,
         Err(problem) => {
             return error_page_response(StatusCode::BAD_REQUEST, &problem, "Open the page without it.");
         }
@@ -53,7 +54,7 @@ pub(super) async fn answer_build_page(
             };
         }
     };
-    let reading = LogExcerpt::read(&build, part, settings.log_wait);
+    let reading = LogExcerpt::read(&build, query.part, settings.log_wait);
     let (excerpt, others, layers) = tokio::join!(
         reading,
         newest_builds_for_chart(lookup, &build.record, settings),
@@ -67,6 +68,7 @@ pub(super) async fn answer_build_page(
         others: &others,
         layers: &layers,
         access,
+        query,
         now: SystemTime::now(),
     };
     page_response(page.render())

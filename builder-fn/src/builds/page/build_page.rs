@@ -2,29 +2,93 @@
 
 use std::time::{Duration, SystemTime};
 
-use maud::{Markup, html};
+use maud::{Markup, PreEscaped, html};
 use serde_json::Value;
 
 use super::ansi::with_visible_controls;
-use super::layout::{HasScript, Reload, document};
-use super::log_view::{LogAddresses, log_section};
+use super::layout::{Assets, Reload, document};
+use super::log_view::{LogAddresses, LogSpace, log_section};
 use super::{PageAccess, state_badge, waterfall, words};
 use crate::buildkit::ImageLayer;
 use crate::builds::log_excerpt::LogExcerpt;
 use crate::builds::page_link::encode_id;
+use crate::builds::page_query::{PageForm, PageQuery};
 use crate::builds::{BuildPhase, BuildRecord};
 
-/// The most bytes of a page, with its style sheet and its script.
-const PAGE_BYTES_MAX: usize = 58_000;
+/// The most bytes of a visit to the page over the wire, with what the page loads by itself, in one answer or two.
+const VISIT_BYTES_MAX: usize = 60_000;
 
-/// The bytes that the log has on a page, however much the rest takes.
-const LOG_BYTES_MIN: usize = 4096;
+/// The most bytes of an answer's headers, with those that the gateway adds.
+const HEADERS_BYTES_MAX: usize = 1500;
+
+/// The most bytes of the section with the log besides its lines.
+const LOG_FRAME_BYTES_MAX: usize = 2500;
+
+/// The bytes that the lines of the log have on a page, however much the rest takes.
+const LINES_BYTES_MIN: usize = 4096;
+
+/// The most bytes of the lines on a page that is followed by another one with more of them.
+const FIRST_LINES_BYTES_MAX: usize = 3000;
+
+/// The most bytes of the steps.
+const STEPS_BYTES_MAX: usize = 10_000;
+
+/// The most bytes of the steps on a page that is followed by another one with all of them.
+const FIRST_STEPS_BYTES_MAX: usize = 4000;
+
+/// The most bytes of what follows the log.
+const REST_BYTES_MAX: usize = 9_000;
+
+/// The time after which the page of a running build is loaded again in browsers without scripts.
+const RELOAD_SECONDS: u32 = 5;
 
 /// The most characters of an error.
 const ERROR_CHARS_MAX: usize = 1500;
 
+/// The most layers.
+const LAYERS_MAX: usize = 25;
+
 /// The most warnings.
 const WARNINGS_MAX: usize = 10;
+
+/// A page without its log.
+struct Frame<'a> {
+    page: &'a BuildPage<'a>,
+    assets: Assets,
+    reload: Reload,
+    title: String,
+    top: Markup,
+    /// What follows the log; `None` if the page has only the steps and the log.
+    rest: Option<Markup>,
+}
+
+impl Frame<'_> {
+    /// Returns the number of bytes of the page without its log.
+    fn bytes(&self) -> usize {
+        self.with_log(None).into_string().len()
+    }
+
+    /// Returns the page with the log, if there is space for it.
+    fn with_log(&self, space: Option<LogSpace>) -> Markup {
+        let BuildPage { record, access, .. } = self.page;
+        let addresses = LogAddresses {
+            page: access.link_query_before_parameter("?"),
+            log: format!("{}/log{}", encode_id(&record.id), access.link_query_or_empty("?")),
+        };
+        let main = html! {
+            @if access.sees_all() && self.assets != Assets::Nothing {
+                nav { a href={ "../builds" (access.link_query_or_empty("?")) } { "All builds" } }
+            }
+            div #build data-state=(record.phase.as_str()) data-live[self.page.is_running()] data-log=(addresses.log)
+                data-page=(addresses.page) {
+                div #top { (self.top) }
+                @if let Some(space) = space { (log_section(self.page.excerpt, &addresses, space)) }
+                @if let Some(rest) = &self.rest { div #rest { (rest) } }
+            }
+        };
+        document(&self.title, &self.reload, self.assets, &main)
+    }
+}
 
 /// What the page of a build shows.
 pub(in crate::builds) struct BuildPage<'a> {
@@ -40,47 +104,119 @@ pub(in crate::builds) struct BuildPage<'a> {
     pub(in crate::builds) layers: &'a [ImageLayer],
     /// What the reader may see besides.
     pub(in crate::builds) access: &'a PageAccess,
+    /// The part of the log and the form that the reader asks for.
+    pub(in crate::builds) query: PageQuery,
     /// The time.
     pub(in crate::builds) now: SystemTime,
 }
 
 impl BuildPage<'_> {
-    /// Returns the page.
+    /// Returns the page in the form that the reader asks for.
+    ///
+    /// Of a build that has ended, a page that was sent before the log was read is followed by another one without being
+    /// asked for: by its script with [`PageForm::Log`], and without scripts with [`PageForm::WithoutScript`]. Both
+    /// together take no more than one page.
     pub(in crate::builds) fn render(&self) -> Markup {
-        let record = self.record;
-        let name = self.name();
-        let is_running = !record.phase.is_terminal() && record.phase != BuildPhase::Unknown;
-        let id = encode_id(&record.id);
-        let addresses = LogAddresses {
-            page: self.access.link_query_before_parameter("?"),
-            log: format!("{id}/log{}", self.access.link_query_or_empty("?")),
+        let visit = |frames: &[&Frame<'_>]| {
+            let overhead = frames.len() * (HEADERS_BYTES_MAX + LOG_FRAME_BYTES_MAX);
+            frames.iter().map(|frame| frame.bytes()).sum::<usize>() + overhead
         };
-        let top = self.render_top(&name);
-        let rest = self.render_image_deployment_warnings_and_chart();
-        let page = |log: &Markup| {
-            let main = html! {
-                @if self.access.sees_all() { nav { a href={ "../builds" (self.access.link_query_or_empty("?")) } { "All builds" } } }
-                div #build data-state=(record.phase.as_str()) data-live[is_running] data-log=(addresses.log)
-                    data-page=(addresses.page) {
-                    div #top { (top) }
-                    (log)
-                    div #rest { (rest) }
+        let lines = |taken: usize| LogSpace {
+            max_html_bytes: VISIT_BYTES_MAX.saturating_sub(taken).max(LINES_BYTES_MIN),
+            min_lines: 1,
+        };
+        let following = |form, first: &Frame<'_>| {
+            let taken = visit(&[first])
+                + HEADERS_BYTES_MAX
+                + LOG_FRAME_BYTES_MAX
+                + FIRST_LINES_BYTES_MAX
+                + LINES_BYTES_MIN;
+            let steps = VISIT_BYTES_MAX.saturating_sub(taken).min(STEPS_BYTES_MAX);
+            self.frame(form, steps, None)
+        };
+        match self.query.form {
+            PageForm::State => self.frame(PageForm::State, STEPS_BYTES_MAX, None).with_log(None),
+            PageForm::Whole if self.is_followed_by_another() => {
+                let part = self.excerpt.unread.map(|part| format!("from={part}&"));
+                let address = self.address_of_form(&part.unwrap_or_default(), PageForm::WithoutScript);
+                let reload = Reload::WithoutScript { seconds: 0, address };
+                let mut first = self.frame(PageForm::Whole, FIRST_STEPS_BYTES_MAX, Some(reload));
+                let second = following(PageForm::WithoutScript, &first);
+                // What does not fit is left to the link to the lines.
+                if visit(&[&first, &second]) + LINES_BYTES_MIN > VISIT_BYTES_MAX {
+                    first.reload = Reload::Never;
                 }
-            };
-            let reload = match is_running {
-                true => Reload::WithoutScript,
-                false => Reload::Never,
-            };
-            document(
-                &format!("{}: {name} – Slipway", record.phase.as_str()),
-                reload,
-                HasScript::Yes,
-                &main,
-            )
+                let taken = visit(&[&first, &second]) + LINES_BYTES_MIN;
+                let space = LogSpace {
+                    max_html_bytes: FIRST_LINES_BYTES_MAX.min(VISIT_BYTES_MAX.saturating_sub(taken)),
+                    min_lines: 0,
+                };
+                first.with_log(Some(space))
+            }
+            PageForm::Whole => {
+                let page = self.frame(PageForm::Whole, STEPS_BYTES_MAX, None);
+                let space = lines(visit(&[&page]));
+                page.with_log(Some(space))
+            }
+            form @ (PageForm::WithoutScript | PageForm::Log) => {
+                let first = self.frame(PageForm::Whole, FIRST_STEPS_BYTES_MAX, None);
+                let second = following(form, &first);
+                let space = lines(visit(&[&first, &second]) + FIRST_LINES_BYTES_MAX);
+                second.with_log(Some(space))
+            }
+        }
+    }
+
+    /// Returns whether the page is followed by another one with the lines that the builder had no time for. It waits
+    /// longer for those that an address names.
+    fn is_followed_by_another(&self) -> bool {
+        !self.is_running() && self.query.part.is_none() && self.excerpt.unread.is_some()
+    }
+
+    fn is_running(&self) -> bool {
+        let phase = self.record.phase;
+        !phase.is_terminal() && phase != BuildPhase::Unknown
+    }
+
+    /// Returns the address of the page in another form; `parameters` precede it.
+    fn address_of_form(&self, parameters: &str, form: PageForm) -> String {
+        let page = self.access.link_query_before_parameter("?");
+        format!("{page}{parameters}{}", form.as_parameter())
+    }
+
+    /// Returns the page without its log.
+    fn frame(&self, form: PageForm, steps_bytes_max: usize, reload: Option<Reload>) -> Frame<'_> {
+        let name = self.name();
+        let steps = waterfall::render_waterfall(self.record, self.excerpt, steps_bytes_max, self.now);
+        let reload_running = || {
+            let part = self.query.part.map(|part| format!("from={part}&"));
+            Reload::WithoutScript {
+                seconds: RELOAD_SECONDS,
+                address: self.address_of_form(&part.unwrap_or_default(), PageForm::WithoutScript),
+            }
         };
-        let frame = page(&html! {}).into_string().len();
-        let budget = PAGE_BYTES_MAX.saturating_sub(frame + 2000).max(LOG_BYTES_MIN);
-        page(&log_section(self.excerpt, &addresses, budget))
+        let reload = match self.is_running() {
+            true => reload_running(),
+            false => reload.unwrap_or(Reload::Never),
+        };
+        Frame {
+            page: self,
+            assets: match form {
+                PageForm::Whole => Assets::StyleAndScript,
+                PageForm::WithoutScript => Assets::Style,
+                PageForm::Log | PageForm::State => Assets::Nothing,
+            },
+            reload,
+            title: format!("{}: {name} – Slipway", self.record.phase.as_str()),
+            top: match form {
+                PageForm::Log => html! { div #steps { (steps) } },
+                _ => self.render_top(&name, &steps),
+            },
+            rest: match form {
+                PageForm::Log => None,
+                _ => Some(self.render_image_deployment_warnings_and_chart()),
+            },
+        }
     }
 
     /// Returns the name of the build: its function, or its image, or its ID.
@@ -100,7 +236,7 @@ impl BuildPage<'_> {
     }
 
     /// Returns the state, what failed and why, and the steps.
-    fn render_top(&self, name: &str) -> Markup {
+    fn render_top(&self, name: &str, steps: &Markup) -> Markup {
         let record = self.record;
         let took = record.time_taken(self.now);
         html! {
@@ -116,7 +252,7 @@ impl BuildPage<'_> {
             (self.render_failure())
             section aria-labelledby="steps-title" {
                 h2 #steps-title { "Steps" }
-                (waterfall::render_waterfall(record, self.excerpt, self.now))
+                div #steps { (steps) }
             }
         }
     }
@@ -154,19 +290,23 @@ impl BuildPage<'_> {
             .filter(|deployment| deployment.is_object());
         let warnings = record.outcome.get("warnings").and_then(Value::as_array);
         let warnings = warnings.map(Vec::as_slice).unwrap_or_default();
-        html! {
+        let image = html! {
             section aria-labelledby="image-title" {
                 h2 #image-title { "Image and source" }
                 (self.render_facts())
                 @if !self.layers.is_empty() { (render_layers(self.layers)) }
             }
-            @if let Some(outcome) = deployment {
+        };
+        let deployment = deployment.map(|outcome| {
+            html! {
                 section aria-labelledby="deployment-title" {
                     h2 #deployment-title { "Deployment" }
                     (waterfall::render_deployment_outcome(outcome))
                 }
             }
-            @if !warnings.is_empty() {
+        });
+        let warnings = (!warnings.is_empty()).then(|| {
+            html! {
                 section aria-labelledby="warnings-title" {
                     h2 #warnings-title { "Warnings" }
                     ul {
@@ -177,8 +317,17 @@ impl BuildPage<'_> {
                     }
                 }
             }
-            @if self.others.len() > 1 { (self.render_chart()) }
-        }
+        });
+        let chart = (self.others.len() > 1).then(|| self.render_chart());
+        let sections = [
+            Some(("image", image)),
+            deployment.map(|section| ("deployment", section)),
+        ];
+        let others = [
+            warnings.map(|section| ("warnings", section)),
+            chart.map(|section| ("last builds", section)),
+        ];
+        sections_that_fit(sections.into_iter().chain(others).flatten(), REST_BYTES_MAX)
     }
 
     fn render_facts(&self) -> Markup {
@@ -251,6 +400,24 @@ impl BuildPage<'_> {
     }
 }
 
+/// Returns the sections that together take at most `max_html_bytes` bytes, and the names of the others.
+fn sections_that_fit(
+    sections: impl Iterator<Item = (&'static str, Markup)>,
+    max_html_bytes: usize,
+) -> Markup {
+    let (mut html, mut left_out) = (String::new(), Vec::new());
+    for (name, section) in sections {
+        match html.len() + section.0.len() <= max_html_bytes {
+            true => html.push_str(&section.0),
+            false => left_out.push(name),
+        }
+    }
+    html! {
+        (PreEscaped(html))
+        @if !left_out.is_empty() { p.note { "Too long for this page: " (left_out.join(", ")) "." } }
+    }
+}
+
 /// Returns the class of a bar in the chart.
 fn bar_class(phase: BuildPhase) -> &'static str {
     match phase {
@@ -291,7 +458,7 @@ fn render_hint(hint: &Value) -> Markup {
         }
         @if !lines.is_empty() {
             p { "The function's last lines:" }
-            pre { @for line in lines.iter().take(10).filter_map(|line| text(line, 300)) { (line) "\n" } }
+            pre { @for line in lines.iter().take(10).filter_map(|line| text(line, 200)) { (line) "\n" } }
         }
     }
 }
@@ -305,10 +472,14 @@ fn render_layers(layers: &[ImageLayer]) -> Markup {
         details {
             summary { (layers.len()) " layers, " (words::bytes(total)) }
             ol {
-                @for layer in layers.iter().take(50) {
+                @for layer in layers.iter().take(LAYERS_MAX) {
                     li { (words::bytes(layer.bytes)) " " code { (words::cut(&with_visible_controls(&layer.digest), 19)) } }
                 }
+                @if layers.len() > LAYERS_MAX { li { "and " (layers.len() - LAYERS_MAX) " more" } }
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

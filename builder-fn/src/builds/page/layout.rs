@@ -16,8 +16,13 @@ use sha2::{Digest, Sha256};
 /// The style sheet of all pages.
 const STYLE: &str = include_str!("style.css");
 
-/// The script of the page of a build.
-const SCRIPT: &str = include_str!("script.js");
+/// The script of the page of a build, without the indentation, which would be a sixth of it.
+static SCRIPT: LazyLock<String> = LazyLock::new(|| {
+    include_str!("script.js")
+        .lines()
+        .flat_map(|line| [line.trim_start(), "\n"])
+        .collect()
+});
 
 /// The policy of a page: its own style sheet and its own script, by their hashes, and nothing else. It may ask its own
 /// origin for the log, and be in no frame.
@@ -27,7 +32,7 @@ static PAGE_CONTENT_SECURITY_POLICY: LazyLock<String> = LazyLock::new(|| {
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data:; \
          form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
         hash(STYLE),
-        hash(SCRIPT)
+        hash(&SCRIPT)
     )
 });
 
@@ -36,25 +41,39 @@ const ANSWER_CONTENT_SECURITY_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 
 /// Whether a page is loaded again by itself in browsers without scripts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reload {
     /// The page stays as it is.
     Never,
-    /// The page shows something that is going on.
-    WithoutScript,
+    /// A page at the address `address` follows after `seconds`.
+    WithoutScript {
+        /// The time for which the page is shown.
+        seconds: u32,
+        /// The address, relative to the page.
+        address: String,
+    },
 }
 
-/// Whether a page has the script.
+/// What a page has besides its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HasScript {
-    /// The page of a build.
-    Yes,
-    /// Every other page.
-    No,
+pub(super) enum Assets {
+    /// The style sheet and the script: the page of a build.
+    StyleAndScript,
+    /// The style sheet only.
+    Style,
+    /// Nothing: a part of a page, for its script.
+    Nothing,
 }
 
 /// Returns the document with this title and this content of its `main` element.
-pub(super) fn document(title: &str, reload: Reload, script: HasScript, main: &Markup) -> Markup {
+pub(super) fn document(title: &str, reload: &Reload, assets: Assets, main: &Markup) -> Markup {
+    if assets == Assets::Nothing {
+        return html! {
+            (DOCTYPE)
+            title { (title) }
+            (main)
+        };
+    }
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -67,15 +86,15 @@ pub(super) fn document(title: &str, reload: Reload, script: HasScript, main: &Ma
                 title { (title) }
                 // No request for an icon, which would go to whatever answers at the root of the address.
                 link rel="icon" href="data:,";
-                @if reload == Reload::WithoutScript {
-                    noscript { meta http-equiv="refresh" content="5"; }
+                @if let Reload::WithoutScript { seconds, address } = reload {
+                    noscript { meta http-equiv="refresh" content={ (seconds) "; url=" (address) }; }
                 }
                 style { (PreEscaped(STYLE)) }
             }
             body {
                 a.skip href="#main" { "Skip to the content" }
                 main #main tabindex="-1" { (main) }
-                @if script == HasScript::Yes { script { (PreEscaped(SCRIPT)) } }
+                @if assets == Assets::StyleAndScript { script { (PreEscaped(SCRIPT.as_str())) } }
             }
         }
     }
@@ -125,7 +144,7 @@ mod tests {
 
     #[test]
     fn style_and_script_end_where_their_elements_end_and_load_nothing() {
-        for (text, end) in [(STYLE, "</style"), (SCRIPT, "</script")] {
+        for (text, end) in [(STYLE, "</style"), (&SCRIPT, "</script")] {
             let text = text.to_ascii_lowercase();
             for part in [end, "<!--", "http:", "https:", "@import", "url("] {
                 assert!(!text.contains(part), "{part}");
@@ -141,6 +160,10 @@ mod tests {
         ] {
             assert!(!SCRIPT.contains(sink), "{sink}");
         }
+        assert!(
+            !SCRIPT.contains('`'),
+            "a text of several lines would lose its indentation"
+        );
     }
 
     #[test]

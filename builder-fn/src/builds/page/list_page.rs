@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use maud::{Markup, html};
 
 use super::ansi::with_visible_controls;
-use super::layout::{HasScript, Reload, document};
+use super::layout::{Assets, Reload, document};
 use super::{PageAccess, state_badge, words};
 use crate::builds::BuildRecord;
 use crate::builds::filter::{BUILD_STATES, BuildFilter};
@@ -52,7 +52,7 @@ impl ListPage<'_> {
                 }
             }
         };
-        document("Builds – Slipway", Reload::Never, HasScript::No, &main)
+        document("Builds – Slipway", &Reload::Never, Assets::Style, &main)
     }
 
     fn render_filter(&self) -> Markup {

@@ -10,6 +10,18 @@ use crate::builds::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine};
 /// The most characters of a step's name.
 const STEP_NAME_CHARS_MAX: usize = 120;
 
+/// The bytes of a block of lines besides its name and its lines.
+const BLOCK_FRAME_BYTES: usize = 80;
+
+/// The space that the lines of a log have on a page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LogSpace {
+    /// The most bytes of HTML.
+    pub(super) max_html_bytes: usize,
+    /// The number of lines that are shown even if they take more.
+    pub(super) min_lines: usize,
+}
+
 /// The address of the page and of its log, relative to the page, for the links on it.
 #[derive(Clone, Debug)]
 pub(super) struct LogAddresses {
@@ -34,15 +46,22 @@ struct RenderedLines<'a> {
     next: Option<u64>,
 }
 
-/// Renders the lines that fit into `max_html_bytes` bytes of HTML, at least one: the last ones if `from_end`, otherwise
-/// the first ones. Hostile lines need many bytes for few characters.
-fn render_lines(lines: &[LogLine], from_end: bool, max_html_bytes: usize) -> RenderedLines<'_> {
-    let mut rendered = Vec::new();
+/// Renders the lines that fit into `space`: the last ones if `from_end`, otherwise the first ones. Hostile lines need many
+/// bytes for few characters, and so do lines of steps that run at the same time: `block_bytes` is what the lines of a
+/// step in a row need besides.
+fn render_lines(
+    lines: &[LogLine],
+    from_end: bool,
+    space: LogSpace,
+    block_bytes: impl Fn(Option<u32>) -> usize,
+) -> RenderedLines<'_> {
+    let mut rendered: Vec<(&LogLine, String)> = Vec::new();
     let mut bytes = 0;
     let mut add = |line| {
         let html = render_line(line).into_string();
-        bytes += html.len();
-        let fits = bytes <= max_html_bytes || rendered.is_empty();
+        let begins_block = rendered.last().is_none_or(|(last, _)| last.step != line.step);
+        bytes += html.len() + if begins_block { block_bytes(line.step) } else { 0 };
+        let fits = bytes <= space.max_html_bytes || rendered.len() < space.min_lines;
         if fits {
             rendered.push((line, html));
         }
@@ -103,13 +122,24 @@ fn first_line_of_page_before(first: u64) -> Option<u64> {
     (first > start).then(|| first.saturating_sub(PAGE_LINES_MAX).max(start))
 }
 
-/// Returns the section with the log, whose lines take about `max_html_bytes`.
-pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, max_html_bytes: usize) -> Markup {
+/// Returns the section with the log, whose lines take the `space`.
+pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, space: LogSpace) -> Markup {
+    let name = |step: Option<u32>| {
+        let step = step?;
+        let found = excerpt.steps.iter().find(|(number, _)| *number == Some(step));
+        let name = found.map_or_else(
+            || format!("step {step}"),
+            |(_, facts)| with_visible_controls(&facts.name),
+        );
+        Some(words::cut(&name.replace('\n', " "), STEP_NAME_CHARS_MAX))
+    };
+    let block_bytes =
+        |step| BLOCK_FRAME_BYTES + name(step).map_or(0, |name| html! { (name) }.into_string().len());
     let RenderedLines {
         lines: rendered,
         has_earlier,
         next: cut,
-    } = render_lines(&excerpt.lines, excerpt.is_end, max_html_bytes);
+    } = render_lines(&excerpt.lines, excerpt.is_end, space, block_bytes);
     let has_earlier = has_earlier || excerpt.has_earlier;
     let next = cut.unwrap_or(excerpt.next);
     let has_later = cut.is_some() || excerpt.has_later;
@@ -124,15 +154,6 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, max_ht
         }
     }
     let mut html_of_lines = rendered.iter().map(|(_, html)| html.as_str());
-    let name = |step: Option<u32>| {
-        let step = step?;
-        let found = excerpt.steps.iter().find(|(number, _)| *number == Some(step));
-        let name = found.map_or_else(
-            || format!("step {step}"),
-            |(_, facts)| with_visible_controls(&facts.name),
-        );
-        Some(words::cut(&name.replace('\n', " "), STEP_NAME_CHARS_MAX))
-    };
     html! {
         section #log aria-labelledby="log-title" {
             h2 #log-title { "Log" }
@@ -149,7 +170,8 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, max_ht
             @if let Some(part) = excerpt.unread {
                 p.note {
                     @if rendered.is_empty() { "The log is not read yet. " }
-                    @else { "The log is long, and not read to its end yet: these are the last lines so far. " }
+                    @else if part == LogPart::End { "The log is long, and not read to its end yet: these are the last lines so far. " }
+                    @else { "The log is not read to its end yet. " }
                     a #load href={ (addresses.page) "from=" (part) "#log" } {
                         @if part == LogPart::End { "Load the last lines" } @else { "Load the lines" }
                     }
@@ -191,12 +213,20 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, max_ht
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buildkit::StepFacts;
 
     fn line(seq: u64, step: Option<u32>, text: &str) -> LogLine {
         LogLine {
             seq,
             step,
             text: text.to_owned(),
+        }
+    }
+
+    fn space(max_html_bytes: usize) -> LogSpace {
+        LogSpace {
+            max_html_bytes,
+            min_lines: 1,
         }
     }
 
@@ -246,7 +276,7 @@ mod tests {
             is_complete: true,
             ..LogExcerpt::default()
         };
-        let html = log_section(&excerpt, &addresses(), 20_000).into_string();
+        let html = log_section(&excerpt, &addresses(), space(20_000)).into_string();
         assert_eq!(html.matches("<details open").count(), 2, "{html}");
         assert!(html.contains(r##"<li id="L3"><a href="#L3">3</a>"##), "{html}");
         assert!(html.contains(r#"data-next="5""#), "{html}");
@@ -281,7 +311,7 @@ mod tests {
                 is_end: true,
                 ..LogExcerpt::default()
             };
-            let html = log_section(&excerpt, &addresses(), 20_000).into_string();
+            let html = log_section(&excerpt, &addresses(), space(20_000)).into_string();
             assert!(html.contains(said), "{html}");
             assert_eq!(html.contains("There are no lines"), unread.is_none(), "{html}");
             assert_eq!(html.contains("the end of the log"), unread.is_none(), "{html}");
@@ -292,7 +322,7 @@ mod tests {
             problem: Some("the log could not be read".into()),
             ..LogExcerpt::default()
         };
-        let html = log_section(&problem, &addresses(), 20_000).into_string();
+        let html = log_section(&problem, &addresses(), space(20_000)).into_string();
         assert!(
             html.contains("could not be read") && !html.contains("the end of the log"),
             "{html}"
@@ -329,11 +359,50 @@ mod tests {
                     is_complete: true,
                     ..LogExcerpt::default()
                 };
-                let html = log_section(&excerpt, &addresses(), 30_000).into_string();
+                let html = log_section(&excerpt, &addresses(), space(30_000)).into_string();
                 assert!(html.len() < 32_000, "{text:?}: {}", html.len());
                 assert!(html.contains(if is_end { "id=\"L300\"" } else { "id=\"L1\"" }));
                 assert!(html.contains(if is_end { "Earlier lines" } else { "Later lines" }));
             }
+        }
+    }
+
+    #[test]
+    fn lines_of_steps_that_run_at_the_same_time_take_no_more_than_their_budget() {
+        let name = "RUN <make> ".repeat(20);
+        let facts = |digest: &str| StepFacts {
+            digest: digest.to_owned(),
+            name: name.clone(),
+            ..StepFacts::default()
+        };
+        let excerpt = LogExcerpt {
+            lines: (1..=300)
+                .map(|seq| line(seq, Some(seq as u32 % 2), "l: T x"))
+                .collect(),
+            steps: vec![(Some(0), facts("a")), (Some(1), facts("b"))],
+            next: 301,
+            ..LogExcerpt::default()
+        };
+        let html = log_section(&excerpt, &addresses(), space(20_000)).into_string();
+        assert!(html.contains("<details"), "{html}");
+        assert!((19_000..22_000).contains(&html.len()), "{}", html.len());
+    }
+
+    #[test]
+    fn a_line_that_does_not_fit_is_shown_only_where_a_page_must_have_one() {
+        let excerpt = LogExcerpt {
+            lines: vec![line(1, None, &format!("l: T {}", "<".repeat(900)))],
+            next: 2,
+            ..LogExcerpt::default()
+        };
+        for (min_lines, count) in [(0, 0), (1, 1)] {
+            let space = LogSpace {
+                max_html_bytes: 1000,
+                min_lines,
+            };
+            let html = log_section(&excerpt, &addresses(), space).into_string();
+            assert_eq!(html.matches("<li id").count(), count, "{html}");
+            assert_eq!(html.contains("from=1#log"), count == 0, "{html}");
         }
     }
 }

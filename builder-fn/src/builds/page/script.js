@@ -119,7 +119,7 @@
     }
   };
 
-  // Calls `each` with the records of the log from a line on, until it returns false. Returns whether the log has ended.
+  // Calls each() with the records of the log from a line on, until it returns false. Returns whether the log has ended.
   const read = async (from, each, signal) => {
     const response = await fetch(logAt(from), { headers: { Accept: 'text/event-stream' }, signal, cache: 'no-store' });
     if (response.status === 401) throw Object.assign(new Error('This link does not work any more.'), { isFinal: true });
@@ -147,7 +147,7 @@
   // Resolves to a page of the builder's own, which is parsed without scripts, or to nothing.
   const load = (address) => new Promise((resolve) => {
     const request = new XMLHttpRequest();
-    request.open('GET', address.split('#')[0]);
+    request.open('GET', address);
     request.setRequestHeader('Accept', 'text/html');
     request.responseType = 'document';
     request.onloadend = () => resolve(request.status === 200 && request.response?.getElementById('build') ? request.response : null);
@@ -155,7 +155,7 @@
   });
   // Replaces what the builder knows better now: the state, the steps, the deployment.
   const refresh = async () => {
-    const page = await load(location.href);
+    const page = await load((location.search || '?') + '&form=state');
     const other = page?.getElementById('build');
     if (!other) return true;
     for (const id of ['top', 'rest']) get(id).replaceChildren(...page.getElementById(id).childNodes);
@@ -166,10 +166,9 @@
   // Loads the lines that the builder had no time for: it waits longer for those that an address names.
   const loadLines = async (link) => {
     found.textContent = 'Loading the lines…';
-    const page = await load(link.href);
+    const page = await load(link.href.split('#')[0] + '&form=log');
     if (!page || !page.querySelector('#lines li')) return void (found.textContent = 'The lines could not be loaded.');
-    lines.replaceChildren(...page.getElementById('lines').childNodes);
-    get('top').replaceChildren(...page.getElementById('top').childNodes);
+    for (const id of ['lines', 'steps']) get(id).replaceChildren(...page.getElementById(id).childNodes);
     const pagers = page.querySelectorAll('#log .pager');
     document.querySelectorAll('#log .pager').forEach((pager, at) => pager.replaceChildren(...pagers[at].childNodes));
     next = Number(get('later').dataset.next);
@@ -321,5 +320,5 @@
   addEventListener('hashchange', showTargetOrWhy);
   showTargetOrWhy();
   if (live) followLog();
-  else if (get('load') && !location.hash.startsWith('#L')) loadLines(get('load'));
+  else if (get('load')) location.hash.startsWith('#L') ? refresh() : loadLines(get('load'));
 })();

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::time::{Duration, SystemTime};
 
-use maud::{Markup, html};
+use maud::{Markup, PreEscaped, html};
 use serde_json::Value;
 
 use super::ansi::with_visible_controls;
@@ -14,6 +14,9 @@ use crate::builds::{BuildPhase, BuildRecord};
 
 /// The most rows.
 const ROWS_MAX: usize = 40;
+
+/// The least number of rows that stay when rows are left out because they take too many bytes.
+const ROWS_MIN: usize = 5;
 
 /// The most characters of a row's name.
 const NAME_CHARS_MAX: usize = 100;
@@ -212,10 +215,9 @@ impl Axis {
     }
 }
 
-/// Keeps [`ROWS_MAX`] rows in their order: the wait, the deployment, failed steps, pushes, running steps, then the
-/// slowest.
-fn keep_most_telling_rows(rows: Vec<Row>, now: SystemTime) -> Vec<Row> {
-    if rows.len() <= ROWS_MAX {
+/// Keeps `max` rows in their order: the wait, the deployment, failed steps, pushes, running steps, then the slowest.
+fn keep_most_telling_rows(rows: Vec<Row>, max: usize, now: SystemTime) -> Vec<Row> {
+    if rows.len() <= max {
         return rows;
     }
     let rank = |row: &Row| {
@@ -238,33 +240,55 @@ fn keep_most_telling_rows(rows: Vec<Row>, now: SystemTime) -> Vec<Row> {
     };
     let mut numbered: Vec<_> = rows.into_iter().enumerate().collect();
     numbered.sort_by_key(|(_, row)| rank(row));
-    numbered.truncate(ROWS_MAX);
+    numbered.truncate(max);
     numbered.sort_by_key(|(position, _)| *position);
     numbered.into_iter().map(|(_, row)| row).collect()
 }
 
-/// Returns the list of steps with their bars.
-pub(super) fn render_waterfall(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Markup {
-    let rows = rows(record, excerpt, now);
-    let axis = Axis::of(&rows, now);
-    let left_out = rows.len().saturating_sub(ROWS_MAX);
-    let rows = keep_most_telling_rows(rows, now);
+/// Returns the item of a row with its bar.
+fn render_row(row: &Row, axis: Option<&Axis>, now: SystemTime) -> Markup {
     html! {
-        ol.steps {
-            @for row in &rows {
-                li data-step=[row.number] {
-                    span.name { (words::cut(&with_visible_controls(&row.name).replace('\n', " "), NAME_CHARS_MAX)) }
-                    " "
-                    span.time { (row.duration_text(now)) }
-                    @if let (Some(axis), Some(began)) = (&axis, row.began) {
-                        @let (from, width) = axis.bar_start_and_width_in_thousandths(began, row.ended.unwrap_or(now));
-                        svg.bar.(row.state.class()) viewBox="0 0 1000 8" preserveAspectRatio="none" aria-hidden="true" {
-                            rect x=(from) width=(width) height="8" {}
-                        }
-                    }
+        li data-step=[row.number] {
+            span.name { (words::cut(&with_visible_controls(&row.name).replace('\n', " "), NAME_CHARS_MAX)) }
+            " "
+            span.time { (row.duration_text(now)) }
+            @if let (Some(axis), Some(began)) = (axis, row.began) {
+                @let (from, width) = axis.bar_start_and_width_in_thousandths(began, row.ended.unwrap_or(now));
+                svg.bar.(row.state.class()) viewBox="0 0 1000 8" preserveAspectRatio="none" aria-hidden="true" {
+                    rect x=(from) width=(width) height="8" {}
                 }
             }
         }
+    }
+}
+
+/// Returns the list of steps with their bars, as many as fit into about `max_html_bytes` bytes.
+pub(super) fn render_waterfall(
+    record: &BuildRecord,
+    excerpt: &LogExcerpt,
+    max_html_bytes: usize,
+    now: SystemTime,
+) -> Markup {
+    let mut rows = rows(record, excerpt, now);
+    let axis = Axis::of(&rows, now);
+    let count = rows.len();
+    let mut max = ROWS_MAX;
+    let html = loop {
+        rows = keep_most_telling_rows(rows, max, now);
+        let items = rows
+            .iter()
+            .map(|row| render_row(row, axis.as_ref(), now).into_string());
+        let html: String = items.collect();
+        if html.len() <= max_html_bytes || rows.len() <= ROWS_MIN {
+            break PreEscaped(html);
+        }
+        max = (rows.len() - 1)
+            .min(rows.len() * max_html_bytes / html.len())
+            .max(ROWS_MIN);
+    };
+    let left_out = count - rows.len();
+    html! {
+        ol.steps { (html) }
         @if left_out > 0 { p { "and " (left_out) " more, which are in the log" } }
         @if !excerpt.is_complete && excerpt.problem.is_none() && record.phase.is_terminal() && !excerpt.lines.is_empty() {
             p { "The log is long and was not read to its end: steps may be missing." }
@@ -400,8 +424,13 @@ mod tests {
             is_complete: true,
             ..LogExcerpt::default()
         };
-        let html = render_waterfall(&record(), &excerpt, at(120)).into_string();
+        let html = render_waterfall(&record(), &excerpt, 20_000, at(120)).into_string();
         assert_eq!(html.matches("<li").count(), ROWS_MAX, "{html}");
+        let short = render_waterfall(&record(), &excerpt, 2000, at(120)).into_string();
+        assert!(short.len() < 2200, "{}", short.len());
+        for name in [WAIT_ROW_NAME, "failing", "pushing layers"] {
+            assert!(short.contains(&format!(">{name}<")), "{name}: {short}");
+        }
         let place = |name: &str| {
             html.find(&format!(">{name}<"))
                 .unwrap_or_else(|| panic!("{name}: {html}"))

@@ -37,11 +37,30 @@ pub(super) fn time(time: SystemTime) -> String {
     text.replacen('T', " ", 1).trim_end_matches('Z').to_owned()
 }
 
-/// Returns a text of at most `max_chars` characters, with `…` in place of the rest.
+/// Returns a text of at most `max_chars` characters, and of at most twice as many bytes as HTML, with `…` in place of
+/// the rest.
 pub(super) fn cut(text: &str, max_chars: usize) -> String {
-    match text.char_indices().nth(max_chars) {
+    let mut html_bytes = 0;
+    let end = text
+        .char_indices()
+        .enumerate()
+        .find_map(|(count, (start, character))| {
+            html_bytes += escaped_len(character);
+            (count >= max_chars || html_bytes > 2 * max_chars).then_some(start)
+        });
+    match end {
         None => text.to_owned(),
-        Some((end, _)) => format!("{}…", &text[..end]),
+        Some(end) => format!("{}…", &text[..end]),
+    }
+}
+
+/// Returns the number of bytes of a character in HTML.
+fn escaped_len(character: char) -> usize {
+    match character {
+        '&' => "&amp;".len(),
+        '<' | '>' => "&lt;".len(),
+        '"' => "&quot;".len(),
+        other => other.len_utf8(),
     }
 }
 
@@ -75,5 +94,15 @@ mod tests {
     fn a_long_text_is_cut_between_characters() {
         assert_eq!(cut("ééé", 2), "éé…");
         assert_eq!(cut("ééé", 3), "ééé");
+    }
+
+    #[test]
+    fn a_text_takes_at_most_twice_its_limit_as_html() {
+        for character in ["a", "é", "&", "<", ">", "\"", "'", "語", "🦀"] {
+            let cut = cut(&character.repeat(200), 100);
+            let html = maud::html! { (cut) }.into_string();
+            assert!(html.len() <= 200 + '…'.len_utf8(), "{character}: {}", html.len());
+            assert!(cut.chars().count() >= 34, "{character}: {cut}");
+        }
     }
 }

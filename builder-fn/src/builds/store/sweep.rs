@@ -1,14 +1,14 @@
 //! Deletes records that are too many or too old, and what is left of builds without a record.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet};
+mod versions;
+
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use function_host::ErrorChain;
 
 use super::document::{RecordManifest, digest_of};
 use super::index_tag::{BODY_PREFIX, INDEX_PREFIX, INPUTS_PREFIX, IndexTag, RECORD_PREFIX};
-use super::version_tag::{VERSION_PREFIX, VersionTag};
 use super::{RECORD_AGE_MAX, RECORDS_MAX_PER_TENANT, RecordStore, StoreError};
 
 /// The time between two sweeps, to which up to as much is added at random.
@@ -16,15 +16,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30 * 60);
 
 /// The limit on the records that one sweep deletes, and on the versions, and on what has no record.
 const DELETIONS_MAX_PER_SWEEP: usize = 2000;
-
-/// The limit on the functions of a tenant whose versions are kept.
-const FUNCTIONS_MAX: usize = 2000;
-
-/// The age of a function's newest version at which all its versions are deleted.
-const VERSION_AGE_MAX: Duration = Duration::from_secs(180 * 24 * 60 * 60);
-
-/// The time after a deployment for which the versions of its function are kept, however many functions there are.
-const RECENT_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The age at which what was written for a build without a record is deleted. Before that, the record may still be
 /// written.
@@ -97,22 +88,6 @@ impl RecordStore {
         Ok(())
     }
 
-    /// Deletes the versions of functions that have not been deployed for long, or that are beyond the limit.
-    async fn sweep_versions(&self, tenant: &Option<String>, now: SystemTime) -> Result<(), StoreError> {
-        let tags = self
-            .0
-            .repository
-            .list_tags(tenant, VERSION_PREFIX, VERSION_PREFIX)
-            .await?;
-        for tag in excess_versions(&tags, now)
-            .into_iter()
-            .take(DELETIONS_MAX_PER_SWEEP)
-        {
-            self.delete_tagged(tenant, &tag.to_string()).await?;
-        }
-        Ok(())
-    }
-
     /// Deletes the manifest that has the tag, and with it all its tags. A newer record of the same build has another
     /// manifest.
     async fn delete_tagged(&self, tenant: &Option<String>, tag: &str) -> Result<(), StoreError> {
@@ -155,37 +130,6 @@ fn parts_without_entries(parts: &[String], index: &[String]) -> Vec<BuildPart> {
     orphans.collect()
 }
 
-/// Returns the versions among `tags` of functions whose newest one is too old, or that are beyond the limit and were
-/// not deployed a short time ago. The function that was deployed the longest time ago comes first, and of each the
-/// oldest version.
-fn excess_versions(tags: &[String], now: SystemTime) -> Vec<VersionTag> {
-    let mut by_function: BTreeMap<String, Vec<VersionTag>> = BTreeMap::new();
-    for tag in tags.iter().filter_map(|tag| VersionTag::parse(tag)) {
-        by_function
-            .entry(tag.function_hash().to_owned())
-            .or_default()
-            .push(tag);
-    }
-    let newest = |versions: &[VersionTag]| versions.iter().map(VersionTag::submitted_at).max();
-    let mut functions: Vec<_> = by_function
-        .into_values()
-        .filter_map(|versions| Some((newest(&versions)?, versions)))
-        .collect();
-    functions.sort_by_key(|(newest, _)| Reverse(*newest));
-    let is_excess = |rank: usize, newest: SystemTime| {
-        let age = age_at(now, newest);
-        age > VERSION_AGE_MAX || (rank >= FUNCTIONS_MAX && age > RECENT_AGE)
-    };
-    let excess = functions.into_iter().enumerate().rev();
-    excess
-        .filter(|(rank, (newest, _))| is_excess(*rank, *newest))
-        .flat_map(|(_, (_, mut versions))| {
-            versions.sort_unstable();
-            versions.into_iter().rev()
-        })
-        .collect()
-}
-
 /// The entries of the index that are beyond the limits.
 struct ExcessEntries {
     /// The entries, the oldest first.
@@ -219,89 +163,9 @@ fn excess_entries(tags: &[String], now: SystemTime) -> ExcessEntries {
 mod tests {
     use super::*;
     use crate::builds::RecordKey;
-    use crate::versions::VersionState;
-    use crate::versions::tests::version;
-
-    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
     fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
-    }
-
-    /// Returns the tag of a version of `function` that was submitted `age` before [`now`].
-    fn version_tag(function: &str, id: &str, age: Duration) -> String {
-        let mut version = version(id, 0, VersionState::Ready);
-        version.function = function.to_owned();
-        version.submitted_at = now() - age;
-        VersionTag::new(&None, &version).to_string()
-    }
-
-    fn texts(tags: Vec<VersionTag>) -> Vec<String> {
-        tags.iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn the_versions_of_a_function_are_deleted_together_half_a_year_after_its_last_deployment() {
-        let days = |days: u32| DAY * days;
-        let tags = [
-            version_tag("used", "new", days(179)),
-            version_tag("used", "old", days(400)),
-            version_tag("gone", "new", days(181)),
-            version_tag("gone", "old", days(182)),
-            "latest".to_owned(),
-            "v-".to_owned(),
-        ];
-        assert_eq!(
-            texts(excess_versions(&tags, now())),
-            [tags[3].clone(), tags[2].clone()]
-        );
-        assert_eq!(texts(excess_versions(&tags, now() - days(10))), [""; 0]);
-    }
-
-    #[test]
-    fn functions_beyond_the_limit_lose_their_versions_the_longest_undeployed_first_and_none_of_the_last_day()
-    {
-        let count = FUNCTIONS_MAX as u32;
-        let function = |number: u32| format!("function-{number}");
-        let mut tags: Vec<_> = (0..count)
-            .map(|number| {
-                version_tag(
-                    &function(number),
-                    "a",
-                    DAY * 2 + Duration::from_secs(number.into()),
-                )
-            })
-            .collect();
-        assert_eq!(texts(excess_versions(&tags, now())), [""; 0]);
-        // Deployed first, and again today: what was deployed in between is kept for that.
-        let old_and_new = [
-            version_tag("busy", "old", DAY * 100),
-            version_tag("busy", "new", Duration::ZERO),
-        ];
-        tags.extend(old_and_new);
-        tags.push(version_tag("older", "a", DAY * 3));
-        tags.push(version_tag("older", "b", DAY * 4));
-        assert_eq!(
-            texts(excess_versions(&tags, now())),
-            [
-                version_tag("older", "b", DAY * 4),
-                version_tag("older", "a", DAY * 3),
-                tags[FUNCTIONS_MAX - 1].clone()
-            ]
-        );
-
-        let today: Vec<_> = (0..count + 10)
-            .map(|number| version_tag(&function(number), "a", DAY))
-            .collect();
-        assert_eq!(texts(excess_versions(&today, now())), [""; 0]);
-    }
-
-    #[test]
-    fn a_version_from_ahead_of_the_clock_is_as_new_as_one_from_now() {
-        let mut ahead = version("a", 0, VersionState::Ready);
-        ahead.submitted_at = now() + DAY;
-        let tag = VersionTag::new(&None, &ahead).to_string();
-        assert_eq!(texts(excess_versions(&[tag], now())), [""; 0]);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //!
 //! A version is written while it is deployed, so that a rollback which follows immediately knows what it replaces, and
 //! again with the outcome. One that was not deployed is deleted. So are those that newer ones of the same function
-//! replace, after each deployment, and those of functions that are not deployed any more, by the sweep (`sweep.rs`).
+//! replace, after each deployment, and those of functions that are not deployed any more, by the sweep
+//! (`sweep/versions.rs`).
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -216,7 +217,8 @@ impl RecordStore {
         }
     }
 
-    async fn read_version(
+    /// Reads the version that has the tag; `None` if there is none that can be opened.
+    pub(super) async fn read_version(
         &self,
         tenant: &Option<String>,
         tag: &str,

@@ -8,24 +8,29 @@ use slipway_e2e::{
     build_context::BuildContext, builder_process::BuilderProcess, client::HttpReply,
     prefix_proxy::PrefixProxy, testbed::Testbed,
 };
+use tokio::sync::RwLockReadGuard;
 
 /// A builder below the path that the gateway has for it.
 pub(super) struct PageSetting {
     pub(super) testbed: Testbed,
     pub(super) builder: BuilderProcess,
     proxy: PrefixProxy,
+    _parts: RwLockReadGuard<'static, ()>,
 }
 
 impl PageSetting {
-    /// Starts a builder and its proxy. `settings` override the builder's usual ones.
+    /// Starts a builder and its proxy, while no test stops a part of the stack. `settings` override the builder's usual
+    /// ones.
     pub(super) async fn start(settings: &[(&str, &str)]) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
+        let parts = testbed.share_parts().await;
         let builder = BuilderProcess::start_with_settings(&testbed, settings).await?;
         let proxy = PrefixProxy::start(builder.url()).await?;
         Ok(Self {
             testbed,
             builder,
             proxy,
+            _parts: parts,
         })
     }
 
