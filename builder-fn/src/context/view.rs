@@ -41,12 +41,12 @@ pub(crate) struct ContextView {
     /// The numbers of the selected entries in the [`Index`](super::Index).
     entries: Vec<u32>,
     /// The hard links among the selected entries, sorted by position.
-    links: Vec<HardLink>,
+    links: Vec<RepeatedFile>,
 }
 
 /// A selected entry that is the same file as one that is sent before it.
 #[derive(Debug)]
-struct HardLink {
+struct RepeatedFile {
     /// The position of the link among the selected entries.
     position: u32,
     /// The number in the [`Index`](super::Index) of the first selected entry that is the same file.
@@ -115,7 +115,7 @@ fn view_with_effort(
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
     let exclude = exclude.map(PatternSelection::by_excludes).transpose()?;
     let entries = select_entries(context, include.as_ref(), exclude.as_ref(), &mut effort)?;
-    let links = find_hard_links(context, &entries);
+    let links = find_repeated_files(context, &entries);
     Ok(ContextView { entries, links })
 }
 
@@ -276,7 +276,7 @@ fn select_entries(
 
 /// Finds the selected `entries`, by their numbers in the context's index, that are the same file as an earlier one.
 /// Sorts them by position.
-fn find_hard_links(context: &SourceContext, entries: &[u32]) -> Vec<HardLink> {
+fn find_repeated_files(context: &SourceContext, entries: &[u32]) -> Vec<RepeatedFile> {
     let index = context.index();
     let linked = (0..)
         .zip(entries)
@@ -290,12 +290,12 @@ fn find_hard_links(context: &SourceContext, entries: &[u32]) -> Vec<HardLink> {
         .collect();
     linked.sort_unstable();
     let same_file = linked.chunk_by(|one, next| one.0 == next.0);
-    let mut links: Vec<HardLink> = same_file
+    let mut links: Vec<RepeatedFile> = same_file
         .flat_map(|names| {
             let first = names.first().map(|(_, _, first)| *first);
             let others = names.iter().skip(1);
             others.filter_map(move |(_, position, _)| {
-                Some(HardLink {
+                Some(RepeatedFile {
                     position: *position,
                     first_entry: first?,
                 })

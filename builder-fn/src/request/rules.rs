@@ -33,7 +33,7 @@ pub(super) fn check_config(
 ///
 /// # Errors
 /// Fails with every violation, each with the name of its rule.
-pub(crate) fn check_deployment(
+pub(crate) fn check_deployment_of_existing_image(
     image_repository: &str,
     deploy: &Map<String, Value>,
     tenant: Option<&Tenant>,

@@ -194,7 +194,7 @@ impl KeyLease {
             .take()
             .filter(|_| !state.is_broken && state.open_transfers == 0);
         if let Some((record, reservation)) = record {
-            self.keys.put_key_back(record, reservation);
+            self.keys.put_back_key_of_complete_transfers(record, reservation);
         }
     }
 

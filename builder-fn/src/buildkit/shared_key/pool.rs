@@ -73,7 +73,11 @@ impl SharedKeyPool {
 
     /// Puts a key back into the pool, and evicts the least recently used keys if there are too many or they are too
     /// large.
-    pub(super) fn put_key_back(&self, record: KeyRecord, reservation: MemoryReservation) {
+    pub(super) fn put_back_key_of_complete_transfers(
+        &self,
+        record: KeyRecord,
+        reservation: MemoryReservation,
+    ) {
         drop(reservation);
         let mut pool = self.lock_pool();
         pool.idle.push(record);

@@ -75,7 +75,7 @@ impl UnverifiedLimits {
 
 /// The resources of an [`UnverifiedBudget`] that a sender holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resource {
+pub enum HeldResource {
     /// Memory, in bytes.
     Memory,
     /// Disk space, in bytes.

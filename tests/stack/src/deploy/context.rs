@@ -37,11 +37,11 @@ impl StackBuildContext {
     /// Returns a hash of the context's files and of the other inputs of the image's build. The hash is valid as a
     /// tag.
     pub(super) fn tag_hash(&self, other_inputs: &[&str]) -> String {
-        let mut hash = PartsHash::new(other_inputs);
+        let mut hash = LengthPrefixedHasher::new(other_inputs);
         for file in &self.files {
-            hash.add_part(file.path.as_os_str().as_encoded_bytes());
-            hash.add_part(&file.mode.to_be_bytes());
-            hash.add_part(&file.content);
+            hash.add_bytes(file.path.as_os_str().as_encoded_bytes());
+            hash.add_bytes(&file.mode.to_be_bytes());
+            hash.add_bytes(&file.content);
         }
         hash.into_first_16_hex_digits()
     }
@@ -72,21 +72,21 @@ impl StackBuildContext {
 
 /// Returns a hash of texts, which changes if a boundary between them moves.
 pub(super) fn hash_of_texts(texts: &[&str]) -> String {
-    PartsHash::new(texts).into_first_16_hex_digits()
+    LengthPrefixedHasher::new(texts).into_first_16_hex_digits()
 }
 
 /// A hash over length-prefixed parts, so that moving a boundary between parts changes it.
-struct PartsHash(Sha256);
+struct LengthPrefixedHasher(Sha256);
 
-impl PartsHash {
+impl LengthPrefixedHasher {
     /// Creates a hash with these parts already added.
     fn new(parts: &[&str]) -> Self {
         let mut hash = Self(Sha256::new());
-        parts.iter().for_each(|part| hash.add_part(part.as_bytes()));
+        parts.iter().for_each(|part| hash.add_bytes(part.as_bytes()));
         hash
     }
 
-    fn add_part(&mut self, part: &[u8]) {
+    fn add_bytes(&mut self, part: &[u8]) {
         self.0.update((part.len() as u64).to_be_bytes());
         self.0.update(part);
     }

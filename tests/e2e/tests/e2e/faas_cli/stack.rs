@@ -11,7 +11,7 @@ use slipway_e2e::{
 use super::stacks_faas_cli_supports_remote_builder;
 
 /// Packs the output of `build --shrinkwrap` with a config; returns the tar and the header with its signature.
-fn pack_and_sign_shrinkwrap(
+fn pack_shrinkwrap_with_signature_argument(
     testbed: &Testbed,
     work_dir: &ClientFolder,
     name: &str,
@@ -54,7 +54,7 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
     work_dir.write_file(&format!("{name}/index.html"), "built by invoke")?;
     cli(&["build", "--shrinkwrap", "-f", &file], b"").await?;
     let config = json!({ "image": format!("{prefix}/{name}:latest") });
-    let (tar, header) = pack_and_sign_shrinkwrap(&testbed, &work_dir, name, &config)?;
+    let (tar, header) = pack_shrinkwrap_with_signature_argument(&testbed, &work_dir, name, &config)?;
     let output = cli(&["invoke", "builder-fn", "-H", &header], &tar).await?;
     assert!(output.contains("\"status\":\"success\""), "{output}");
 
@@ -89,7 +89,7 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
     work_dir.write_file(&format!("{name}/index.html"), "built by the queue")?;
     cli(&["build", "--shrinkwrap", "-f", &file], b"").await?;
     let config = json!({ "image": format!("{prefix}/{name}:2"), "deploy": { "service": name } });
-    let (tar, header) = pack_and_sign_shrinkwrap(&testbed, &work_dir, name, &config)?;
+    let (tar, header) = pack_shrinkwrap_with_signature_argument(&testbed, &work_dir, name, &config)?;
     let output = cli(&["invoke", "builder-fn", "--async", "-H", &header], &tar).await?;
     assert!(output.contains("submitted asynchronously"), "{output}");
     testbed
