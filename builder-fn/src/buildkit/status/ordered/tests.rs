@@ -144,12 +144,14 @@ fn split_like_buildkit(mut response: StatusResponse) -> Vec<StatusResponse> {
     }
 }
 
-/// Returns the updates of two steps, one after the other, with `count` pieces of output of 32 KiB and progress.
-fn updates_of_two_steps_with_much_output(count: i64) -> Vec<Update> {
+/// Returns the updates of two steps, one after the other: each has `pieces_per_step` pieces of output of 32 KiB, and as
+/// many reports of progress.
+fn updates_of_two_steps_with_much_output(pieces_per_step: i64) -> Vec<Update> {
     let mut updates = Vec::new();
-    for (step, begin) in [("a", 0), ("b", count * 50)] {
+    let duration = (pieces_per_step + 1) * 50;
+    for (step, begin) in [("a", 0), ("b", duration)] {
         updates.push(Update::Step(vertex(step, begin, None, "")));
-        for number in 1..count {
+        for number in 1..=pieces_per_step {
             let mut log = log(step, begin + number * 50);
             log.msg.resize(32 << 10, b'x');
             updates.push(Update::Log(log));
@@ -159,12 +161,7 @@ fn updates_of_two_steps_with_much_output(count: i64) -> Vec<Update> {
                 ..VertexStatus::default()
             }));
         }
-        updates.push(Update::Step(vertex(
-            step,
-            begin,
-            Some(begin + count * 50 - 10),
-            "",
-        )));
+        updates.push(Update::Step(vertex(step, begin, Some(begin + duration - 10), "")));
     }
     updates
 }
