@@ -184,8 +184,8 @@ impl CredentialStore for DockerConfig {
         self.find_credentials_or_anonymous(host)
             .await
             .unwrap_or_else(|error| {
-                // The registry will reject the anonymous request; this line names the cause. That of an unusable entry was
-                // logged when the file was parsed.
+                // The registry will reject the anonymous request; this line names the cause. That of an unusable entry
+                // was logged when the file was parsed.
                 if !matches!(error, DockerConfigError::Unusable(_)) {
                     tracing::error!(
                         host,

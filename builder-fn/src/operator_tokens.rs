@@ -34,7 +34,7 @@ pub(crate) struct OperatorGitToken {
 
 impl OperatorTokenSecretNames {
     /// Returns the name of the secret with the token for a git repository, for a build of `tenant` with `own_secrets`.
-    /// A build with a token of its own gets none.
+    /// Returns `None` for a build with a token of its own, and for a tenant whose policy does not name the repository.
     pub(crate) fn secret_name_for_repository(
         &self,
         repository: &str,

@@ -407,8 +407,8 @@ impl SignatureSettings {
         settings
     }
 
-    /// Checks what a policy needs of the other settings, and that its secrets with keys are fit for signatures. One that
-    /// cannot be read locks out its tenant only.
+    /// Reports settings that contradict a policy, and unfit keys in the readable secrets that it names. A secret that
+    /// cannot be read is only logged: it locks out its tenant alone.
     fn report_conflicts_and_unfit_keys_of_policy(
         &self,
         policy: &Policy,

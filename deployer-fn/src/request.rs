@@ -235,8 +235,8 @@ fn read_time_field(fields: &mut JsonFields<'_>, key: &str) -> Option<Timestamp> 
     time
 }
 
-/// Returns the hand-over inside a result of the builder, which a queue-worker posts to its callback; returns
-/// any other document as it is.
+/// Returns the hand-over in `deployment.handOver` of a builder's result, which a queue-worker posts to its callback;
+/// returns any other document as it is.
 fn unwrap_hand_over_in_build_result(mut document: Map<String, Value>) -> Map<String, Value> {
     let deployment = document.get_mut("deployment");
     match deployment.and_then(|deployment| deployment.get_mut("handOver")) {

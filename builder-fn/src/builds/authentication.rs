@@ -1,4 +1,5 @@
-//! Authentication of questions about builds: requests to the routes below `/builds`, which have no body to sign.
+//! Authentication of requests to the routes below `/builds` and `/functions`, which have no body to sign: questions
+//! about builds and versions, cancellations and rollbacks.
 //!
 //! The signature is the HMAC-SHA256 of method, path with query, and `X-Signed-At`, joined by newlines.
 
@@ -10,13 +11,13 @@ use function_host::http::{Method, Uri};
 use crate::request::time::{format_rfc3339, parse_rfc3339};
 use crate::request::{SIGNATURE_HEADER, SignatureCheck, VerifiedSignature};
 
-/// The header with the time at which a question was signed.
+/// The header with the time at which a request without a body was signed.
 pub(crate) const SIGNED_AT_HEADER: &str = "x-signed-at";
 
 /// How far [`SIGNED_AT_HEADER`] may be off the builder's clock.
 const SIGNED_AT_TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
-/// The reason why a question about builds is rejected. The texts are for the caller.
+/// The reason why a request without a body is rejected. The texts are for the caller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RejectedBodylessRequest {
     /// A header is missing.
@@ -31,16 +32,16 @@ pub(super) enum RejectedBodylessRequest {
         /// The builder's time.
         now: String,
     },
-    /// The signature is not one of this question by any key.
+    /// The signature is not one of this request by any key.
     #[error("X-Build-Signature is not the signature of this question")]
     Signature,
 }
 
-/// Verifies the signature and the time of a question about builds, and returns the signature; `None` if signatures are
+/// Verifies the signature and the time of a request without a body, and returns the signature; `None` if signatures are
 /// disabled.
 ///
 /// # Errors
-/// Fails if the question is not signed by a key of `check`, or was not signed within five minutes of `now`.
+/// Fails if the request is not signed by a key of `check`, or was not signed within five minutes of `now`.
 pub(super) fn verify_bodyless_request(
     check: &SignatureCheck,
     method: &Method,
@@ -79,7 +80,7 @@ mod tests {
 
     const NOW_RFC3339: &str = "2026-12-01T10:00:00Z";
 
-    /// Verifies a question whose signature is that of the text `signed_text`.
+    /// Verifies a request whose signature is that of the text `signed_text`.
     fn verify_bodyless_request_signed_over(
         signed_text: &str,
         signed_at: &str,

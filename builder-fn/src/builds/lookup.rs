@@ -290,7 +290,7 @@ impl BuildLookup {
     }
 
     /// Asks the daemons for the reference of a call's build that runs; `None` if none runs it. Also returns the reason
-    /// why a daemon could not be asked.
+    /// why a daemon could not be asked; `None` if all were.
     async fn running_reference_and_unread_reason(&self, key: &RecordKey) -> (Option<String>, Option<String>) {
         let request = |connection: Connection| async move { connection.list_running_builds().await };
         let (running, unread) = self.request_histories(request, HISTORY_TIMEOUT).await;

@@ -133,7 +133,8 @@ pub(crate) enum RejectedLink {
     Expired,
 }
 
-/// A link from the query of a request. `Debug` does not show its signature.
+/// A link from the query of a request, which may be forged until it is [verified](Self::verify). It is for one build,
+/// or for all builds of a tenant. `Debug` does not show its signature.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct ReceivedBuildsLink {
     text: String,

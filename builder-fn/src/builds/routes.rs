@@ -89,7 +89,7 @@ impl BuildsRoute {
 
 impl BuilderApi {
     /// Answers a request to a route below `/builds`, if its signature or its link is authentic: with a page for a
-    /// browser, with a stream for a log, and with JSON otherwise.
+    /// browser, with a stream for a log, and with JSON otherwise. A DELETE, which no link allows, cancels the build.
     pub(crate) async fn authenticate_and_answer_builds_request(
         &self,
         route: BuildsRoute,
@@ -109,15 +109,15 @@ impl BuilderApi {
         let is_page = *method == Method::GET
             && matches!(route, BuildsRoute::List | BuildsRoute::Build(_))
             && accept::prefers_html(&request.headers);
-        let question = match self.authenticate_builds_request(&route, request, context) {
-            Ok(question) => question,
+        let authenticated = match self.authenticate_builds_request(&route, request, context) {
+            Ok(authenticated) => authenticated,
             Err(rejected) => return rejected.into_response(is_page),
         };
         let AuthenticatedBuildsRequest {
             lookup,
             access,
             query,
-        } = question;
+        } = authenticated;
         let query = query.as_deref();
         let mut response = match route {
             BuildsRoute::List if is_page => {
@@ -153,11 +153,11 @@ impl BuilderApi {
         response
     }
 
-    /// Verifies the signature or the link of a question, and returns what its sender may look up. A link is for reading
-    /// only, and counts only without a signature.
+    /// Verifies the signature or the link of a request to a route below `/builds`, and returns what its sender may look
+    /// up. A link is for reading only, and counts only without a signature.
     ///
     /// # Errors
-    /// Fails if the question is not authentic, or that cannot be checked.
+    /// Fails if the request is not authentic, or that cannot be checked.
     fn authenticate_builds_request(
         &self,
         route: &BuildsRoute,
@@ -176,7 +176,7 @@ impl BuilderApi {
         let is_open = self.signatures.policy.is_none() && self.signatures.disable_hmac;
         if !is_open && link.is_none() && head.signature.is_none() {
             // No key is read for those who have shown nothing that it could verify.
-            return Err(RejectedSender::Question(RejectedBodylessRequest::Missing(
+            return Err(RejectedSender::Signature(RejectedBodylessRequest::Missing(
                 "X-Build-Signature",
             )));
         }
@@ -203,7 +203,7 @@ impl BuilderApi {
             (SignatureCheck::Required(_), None) => {
                 let signature =
                     verify_bodyless_request(&check, &request.method, &request.uri, &request.headers, now);
-                let signature = signature.map_err(RejectedSender::Question)?;
+                let signature = signature.map_err(RejectedSender::Signature)?;
                 let tenant = signature.as_ref().and_then(VerifiedSignature::tenant).cloned();
                 let links = LinkSigner::new(signature.as_ref(), &self.pages);
                 (tenant, Some(links), PageAccess::Signed)
@@ -262,7 +262,7 @@ impl BuilderApi {
     }
 }
 
-/// A question whose sender is known.
+/// What the authenticated sender of a request to a route below `/builds` may look up.
 struct AuthenticatedBuildsRequest {
     lookup: BuildLookup,
     access: PageAccess,
@@ -270,12 +270,12 @@ struct AuthenticatedBuildsRequest {
     query: Option<String>,
 }
 
-/// The reason why the sender of a question gets no answer.
+/// The reason why a request to a route below `/builds` is rejected.
 enum RejectedSender {
     /// The link does not work.
     Link(RejectedLink),
     /// The signature does not work.
-    Question(RejectedBodylessRequest),
+    Signature(RejectedBodylessRequest),
     /// The keys could not be read.
     Unchecked(String),
 }
@@ -285,11 +285,11 @@ impl RejectedSender {
     fn into_response(self, is_page: bool) -> Response {
         let (status, error) = match (self, is_page) {
             (Self::Link(rejected), true) => return pages::answer_rejected_link(rejected),
-            (Self::Question(RejectedBodylessRequest::Missing(_)), true) => {
+            (Self::Signature(RejectedBodylessRequest::Missing(_)), true) => {
                 return pages::answer_missing_link();
             }
             (Self::Link(rejected), false) => (StatusCode::UNAUTHORIZED, rejected.to_string()),
-            (Self::Question(rejected), _) => (StatusCode::UNAUTHORIZED, rejected.to_string()),
+            (Self::Signature(rejected), _) => (StatusCode::UNAUTHORIZED, rejected.to_string()),
             (Self::Unchecked(error), _) => (StatusCode::BAD_GATEWAY, error),
         };
         match is_page {

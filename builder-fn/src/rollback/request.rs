@@ -8,7 +8,7 @@ use crate::function_id::FunctionId;
 /// The most characters of an ID.
 const ID_CHARS_MAX: usize = 128;
 
-/// A route below `/functions`.
+/// A route of one function, `/functions/NAME/versions` or `/functions/NAME/rollback`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FunctionRoute {
     /// The route of a function's versions.

@@ -43,7 +43,7 @@ impl CallersFunction<'_> {
 }
 
 impl BuilderApi {
-    /// Answers a request to a route below `/functions`, if its signature is authentic.
+    /// Answers a request to a route below `/functions`, if its signature is authentic; rejects any other request.
     pub(crate) async fn authenticate_and_answer_function_request(
         &self,
         route: FunctionRoute,
@@ -288,7 +288,8 @@ impl BuilderApi {
     }
 }
 
-/// Returns the time at which a request was signed, as its header claims; `None` if the header is missing or malformed.
+/// Returns the time in the header `X-Signed-At`, which the request's signature covers; `None` if it is missing or
+/// malformed, which it can be only where signatures are disabled.
 fn signing_time_from_header(request: &Parts) -> Option<SystemTime> {
     parse_rfc3339(request.headers.get(SIGNED_AT_HEADER)?.to_str().ok()?)
 }

@@ -59,7 +59,8 @@ fn text_or_hyphen(build: &Value, key: &str) -> String {
     printable(build[key].as_str().unwrap_or("-"))
 }
 
-/// Returns the time of a submission. Seconds are enough for people.
+/// Returns the time at which a build or version was submitted, without fractions of a second; a hyphen if there is
+/// none.
 fn submission_time_to_the_second_or_hyphen(build: &Value) -> String {
     let submitted = text_or_hyphen(build, "submittedAt");
     let seconds = submitted.split_once('.');

@@ -159,6 +159,7 @@ impl TerminalDisplay {
         }
     }
 
+    /// Removes the bars of the state, of all steps and of the upload, and clears the text of the output.
     fn remove_bars_and_clear_output(&mut self) {
         self.remove_state_bar();
         for bar in self.steps.drain(..).map(|(_, bar)| bar).chain(self.upload.take()) {

@@ -49,7 +49,7 @@ pub(super) struct WatchedVersion<'a, T> {
     pub(super) stay_up: Duration,
 }
 
-/// The result of watching a version, if watching ended before its timeout.
+/// The way in which watching a version ended before its timeout.
 pub(super) enum WatchEndBeforeTimeout {
     /// The watched version is ready.
     Ready(ReadyVersion),

@@ -177,7 +177,7 @@ impl RunningWork {
     }
 }
 
-/// The work that a sink shows until this is dropped.
+/// A guard for work that a sink shows until the guard is dropped.
 struct ShownWorkGuard<'a> {
     sink: &'a ProgressSink,
     id: u64,

@@ -236,9 +236,9 @@ fn load_of(answer: &DaemonAnswer) -> DaemonLoad {
     }
 }
 
-/// Returns the daemon that has the build, and the number of its attempt there: one that runs, or else one that
-/// succeeded. If only one call may build the signature of the reference, any attempt counts, because it may be another
-/// call's.
+/// Returns the position among `answers` of the daemon that has the build, and the number of its attempt there: one that
+/// runs, or else one that succeeded. If only one call may build the signature of the reference, any attempt counts,
+/// because it may be another call's.
 fn find_holder_index_and_attempt(
     answers: &[DaemonAnswer],
     reference: &BuildReference,

@@ -238,7 +238,8 @@ impl KeyLease {
         contents
     }
 
-    /// Has the files of later transfers listed, for [`take_listed_files`](Self::take_listed_files).
+    /// Has the files listed of each transfer that completes from now on, for
+    /// [`take_listed_files`](Self::take_listed_files), which returns those of the last one.
     pub(crate) fn request_listing_of_later_transfers(&self) {
         self.is_listed.store(true, Ordering::Relaxed);
     }

@@ -71,8 +71,8 @@ impl SharedKeyPool {
         Some((record, MemoryReservation { keys, bytes }))
     }
 
-    /// Puts a key back into the pool, and evicts the least recently used keys if there are too many or they are too
-    /// large.
+    /// Puts a key back into the pool and releases its reservation; evicts the least recently used keys if there are too
+    /// many or they are too large. Only for a key under which no transfer was broken off or goes on.
     pub(super) fn put_back_key_of_complete_transfers(
         &self,
         record: KeyRecord,

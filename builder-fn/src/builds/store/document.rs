@@ -153,7 +153,8 @@ impl StoredRecord {
     }
 }
 
-/// The manifest of a stored artifact: a record, a body, a version, what a build was made from, or a sign of life.
+/// The JSON of the manifest of a stored artifact: a record, a body, a version, what a build was made from, or a sign of
+/// life. The content is in an annotation; the only layer is empty.
 #[derive(Clone, Debug)]
 pub(super) struct ArtifactManifest(String);
 

@@ -29,7 +29,8 @@ const DELETIONS_MAX: usize = 100;
 /// The number of attempts to write a version.
 const VERSION_WRITE_ATTEMPTS: u32 = 5;
 
-/// The recording of a version that is being deployed. Dropping it leaves the version as one whose outcome is not known.
+/// The recording of a deployment, which waits for its outcome. Dropping it leaves the version as one whose outcome is
+/// not known.
 #[derive(Debug)]
 pub(crate) struct DeploymentRecording(Option<oneshot::Sender<VersionState>>);
 
@@ -60,9 +61,9 @@ impl DeploymentRecording {
 }
 
 impl RecordStore {
-    /// Records in the background that a version is being deployed, unless too many records wait for the registry; and
-    /// later the outcome, once the caller passes it to [`DeploymentRecording::finish`]. `dropped_afterwards` is dropped
-    /// after that.
+    /// Begins to record in the background that a version is being deployed, unless too many records wait for the
+    /// registry; records the outcome later, once the caller passes it to [`DeploymentRecording::finish`].
+    /// `dropped_afterwards` is dropped after that.
     pub(crate) fn begin_recording_deployment(
         &self,
         tenant: Option<String>,

@@ -160,7 +160,8 @@ impl FakeHistory {
 }
 
 impl FakeHistory {
-    /// Returns the number of records that the history decoded so far, because of requests for its events.
+    /// Returns the number of records that the daemon itself decoded so far to answer requests for its history: all
+    /// finished ones for each request that is not for running builds only, whatever its filter.
     pub(crate) fn count_of_records_daemon_decoded(&self) -> usize {
         self.state().count_of_records_daemon_decoded
     }

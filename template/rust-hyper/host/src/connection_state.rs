@@ -205,7 +205,7 @@ impl ConnectionState {
     }
 }
 
-/// A request that is being answered. Dropping it makes the connection expect the next request.
+/// A guard for a request that is being answered. Dropping it makes the connection expect the next request.
 #[derive(Debug)]
 pub(crate) struct ActiveRequestGuard(Arc<ConnectionState>);
 
@@ -215,7 +215,7 @@ impl Drop for ActiveRequestGuard {
     }
 }
 
-/// A request body that is being read. Dropping it makes the connection expect nothing more of the body.
+/// A guard for a request body that is being read. Dropping it makes the connection expect nothing more of the body.
 #[derive(Debug)]
 pub(crate) struct ActiveBodyGuard {
     state: Arc<ConnectionState>,

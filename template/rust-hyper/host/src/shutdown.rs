@@ -20,8 +20,8 @@ pub struct ShutdownTrigger {
     work: Arc<watch::Sender<usize>>,
 }
 
-/// A guard for work that goes on without a request. The process exits after it was dropped, or at the deadline of the
-/// shutdown.
+/// A guard for one piece of work that goes on without a request. The shutdown waits until all guards are dropped, or
+/// for its deadline.
 #[derive(Debug)]
 pub struct BackgroundWorkGuard(Arc<watch::Sender<usize>>);
 

@@ -130,7 +130,8 @@ async fn send_extended_attributes() -> Result<Outcome> {
     ))
 }
 
-/// Sends bodies that decompress to more than the spool holds. The attack succeeded if a signed build fails.
+/// Fills the spool with unsigned bodies that decompress to more than it holds. The attack succeeded if a signed build
+/// fails.
 async fn fill_spool_with_high_compression_ratios() -> Result<Outcome> {
     let (body_limit, spool_limit) = ((32 * BYTES_PER_MIB).to_string(), (64 * BYTES_PER_MIB).to_string());
     let settings = [("spool_limit", &*spool_limit), ("max_body", &*body_limit)];

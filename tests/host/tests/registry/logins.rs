@@ -23,6 +23,7 @@ fn parse_logins(content: &str) -> Logins {
     Logins::parse_config(content.as_bytes()).unwrap_or_else(|error| panic!("{content}: {error}"))
 }
 
+/// Returns the user name and the secret for `host`, both empty if the configuration has no login for it.
 fn find_credentials_or_anonymous(config_json: &str, host: &str) -> (String, String) {
     let RegistryCredentials { username, secret } = parse_logins(config_json)
         .credentials_or_anonymous_for(host)

@@ -76,8 +76,8 @@ pub enum StepNetwork {
     None,
 }
 
-/// The sources that a tenant's builds may read, besides the repositories that they may push to, keep caches in or have
-/// frontends from.
+/// The only sources that a tenant's builds may read, besides the repositories that they may push to, keep caches in or
+/// have frontends from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceRestrictions {
     images: RepositoryPatterns,
@@ -242,7 +242,8 @@ impl Tenant {
         self.cache.as_ref().or(self.push.as_ref())
     }
 
-    /// Returns the sources that the tenant's builds may read; `None` for everything that is not forbidden to all.
+    /// Returns the sources that the tenant's builds may read, besides its repositories for pushes, caches and
+    /// frontends; `None` for everything that is not forbidden to all.
     #[must_use]
     pub fn source_restrictions(&self) -> Option<&SourceRestrictions> {
         self.read.as_ref()

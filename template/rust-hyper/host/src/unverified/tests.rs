@@ -477,7 +477,8 @@ proptest! {
     }
 }
 
-/// An operation on a budget. The first number chooses one of the senders, the second is a number of bytes.
+/// An operation on a budget. The first number is the position of a sender among those that have not ended, in the order
+/// of arrival; if there is none, nothing happens. The second is a number of bytes.
 #[derive(Clone, Debug)]
 enum BudgetOperation {
     Admit,
