@@ -38,6 +38,6 @@ pub use records::BuildRecords;
 pub(crate) use records::{AcceptedBuild, RecordKey};
 pub(crate) use routes::{BuildsRoute, outcome_fields};
 pub(crate) use store::{
-    ClaimSearchState, ClaimedBuild, RecordPlace, ResumableRequest, StoreError, VersionRecording,
+    ClaimSearchState, ClaimedBuild, DeploymentRecording, RecordPlace, ResumableRequest, StoreError,
 };
 pub use store::{LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX_BYTES};

@@ -109,7 +109,10 @@ impl DockerConfig {
     /// # Errors
     /// Fails if the file cannot be read or parsed, if its entry for `host` cannot be used, or if the helper that it names
     /// fails.
-    pub async fn find_credentials(&self, host: &str) -> Result<RegistryCredentials, DockerConfigError> {
+    pub async fn find_credentials_or_anonymous(
+        &self,
+        host: &str,
+    ) -> Result<RegistryCredentials, DockerConfigError> {
         let Some(logins) = self.read_logins()? else {
             return Ok(RegistryCredentials::default());
         };
@@ -178,26 +181,30 @@ impl DockerConfig {
 #[tonic::async_trait]
 impl CredentialStore for DockerConfig {
     async fn credentials(&self, host: &str) -> RegistryCredentials {
-        self.find_credentials(host).await.unwrap_or_else(|error| {
-            // The registry will reject the anonymous request; this line names the cause. That of an unusable entry was
-            // logged when the file was parsed.
-            if !matches!(error, DockerConfigError::Unusable(_)) {
-                tracing::error!(
-                    host,
-                    error = %ErrorChain(&error),
-                    "could not get credentials for a registry; it is used anonymously"
-                );
-            }
-            RegistryCredentials::default()
-        })
+        self.find_credentials_or_anonymous(host)
+            .await
+            .unwrap_or_else(|error| {
+                // The registry will reject the anonymous request; this line names the cause. That of an unusable entry
+                // was logged when the file was parsed.
+                if !matches!(error, DockerConfigError::Unusable(_)) {
+                    tracing::error!(
+                        host,
+                        error = %ErrorChain(&error),
+                        "could not get credentials for a registry; it is used anonymously"
+                    );
+                }
+                RegistryCredentials::default()
+            })
     }
 
     async fn look_up_credentials_or_reason(&self, host: &str) -> Result<RegistryCredentials, String> {
-        self.find_credentials(host).await.map_err(|error| match error {
-            DockerConfigError::Helper(error) => ErrorChain(&error).to_string(),
-            // The others name files of the operator, and what is in them.
-            _ => "the config.json of the builder cannot be used".to_owned(),
-        })
+        self.find_credentials_or_anonymous(host)
+            .await
+            .map_err(|error| match error {
+                DockerConfigError::Helper(error) => ErrorChain(&error).to_string(),
+                // The others name files of the operator, and what is in them.
+                _ => "the config.json of the builder cannot be used".to_owned(),
+            })
     }
 }
 
@@ -239,7 +246,7 @@ mod tests {
         let config = DockerConfig::at("/nowhere/at/all/config.json");
         assert!(config.check_readable().is_ok());
         assert_eq!(
-            config.find_credentials("example.com").await.unwrap(),
+            config.find_credentials_or_anonymous("example.com").await.unwrap(),
             RegistryCredentials::default()
         );
     }
@@ -248,7 +255,14 @@ mod tests {
     async fn a_changed_docker_config_is_read_again() {
         let (dir, config) =
             config_file_with(r#"{"auths": {"example.com": {"username": "a", "password": "1"}}}"#);
-        assert_eq!(config.find_credentials("example.com").await.unwrap().secret, "1");
+        assert_eq!(
+            config
+                .find_credentials_or_anonymous("example.com")
+                .await
+                .unwrap()
+                .secret,
+            "1"
+        );
         // Replaces the file by a rename, as Kubernetes does.
         let next = dir.path().join("next");
         fs::write(
@@ -257,10 +271,17 @@ mod tests {
         )
         .unwrap();
         fs::rename(next, &config.path).unwrap();
-        assert_eq!(config.find_credentials("example.com").await.unwrap().secret, "2");
+        assert_eq!(
+            config
+                .find_credentials_or_anonymous("example.com")
+                .await
+                .unwrap()
+                .secret,
+            "2"
+        );
         fs::remove_file(&config.path).unwrap();
         assert_eq!(
-            config.find_credentials("example.com").await.unwrap(),
+            config.find_credentials_or_anonymous("example.com").await.unwrap(),
             RegistryCredentials::default()
         );
     }
@@ -297,7 +318,7 @@ mod tests {
         assert!(config.check_readable().is_ok());
         assert_eq!(config.credentials("good.example").await.secret, "pass");
         for host in ["bad.example", "helper.example"] {
-            let error = config.find_credentials(host).await.unwrap_err();
+            let error = config.find_credentials_or_anonymous(host).await.unwrap_err();
             assert!(matches!(error, DockerConfigError::Unusable(_)), "{error:?}");
             assert_eq!(config.credentials(host).await, RegistryCredentials::default());
         }
@@ -325,18 +346,22 @@ esac
 
         for _ in 0..3 {
             let (first, second) = tokio::join!(
-                config.find_credentials("r.example"),
-                config.find_credentials("r.example")
+                config.find_credentials_or_anonymous("r.example"),
+                config.find_credentials_or_anonymous("r.example")
             );
             assert_eq!(first.unwrap().secret, "from the helper");
             assert_eq!(second.unwrap().secret, "from the helper");
             assert_eq!(
-                config.find_credentials("other.example").await.unwrap().secret,
+                config
+                    .find_credentials_or_anonymous("other.example")
+                    .await
+                    .unwrap()
+                    .secret,
                 "from the file"
             );
         }
         assert_eq!(
-            config.find_credentials("a b\n").await.unwrap(),
+            config.find_credentials_or_anonymous("a b\n").await.unwrap(),
             RegistryCredentials::default()
         );
         let count = fs::read_to_string(dir.path().join("count")).unwrap();
@@ -347,7 +372,7 @@ esac
     async fn the_debug_output_of_a_docker_config_contains_no_secret() {
         let (_dir, config) =
             config_file_with(r#"{"auths": {"example.com": {"username": "a", "password": "hunter2"}}}"#);
-        let credentials = config.find_credentials("example.com").await.unwrap();
+        let credentials = config.find_credentials_or_anonymous("example.com").await.unwrap();
         assert!(!format!("{config:?} {credentials:?}").contains("hunter2"));
     }
 }

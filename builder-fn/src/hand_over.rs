@@ -275,7 +275,7 @@ impl HandOverSigner<'_> {
     }
 }
 
-/// Signs an answer that contains a hand-over.
+/// Signs an answer that contains a hand-over, which a queue-worker posts to the deployer.
 #[derive(Clone, Debug)]
 pub(crate) struct AnswerSigner(HmacKeys);
 

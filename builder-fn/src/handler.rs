@@ -31,7 +31,7 @@ use crate::report::{BoundedLog, LogFeed, StreamFormat, stream_records};
 use crate::request::{
     self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, TENANT_HEADER,
 };
-use crate::rollback::{FunctionsRoute, RollbackPermits};
+use crate::rollback::{FunctionRoute, RollbackPermits};
 use crate::sealed::SealKeyFile;
 use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
 use crate::slots::{QueueAdmission, SlotRefused};
@@ -76,11 +76,15 @@ impl Handler for BuilderApi {
             path => {
                 if let Some(route) = BuildsRoute::parse(path) {
                     let (head, _) = request.into_parts();
-                    return Ok(self.answer_question(route, &head, &context).await);
+                    return Ok(self
+                        .authenticate_and_answer_builds_request(route, &head, &context)
+                        .await);
                 }
-                if let Some(route) = FunctionsRoute::parse(path) {
+                if let Some(route) = FunctionRoute::parse(path) {
                     let (head, _) = request.into_parts();
-                    return Ok(self.answer_function_request(route, &head, &context).await);
+                    return Ok(self
+                        .authenticate_and_answer_function_request(route, &head, &context)
+                        .await);
                 }
                 return Ok(answer::not_found_response(
                     "nothing is here; builds are sent to POST /build, and GET /builds/ID asks about one",

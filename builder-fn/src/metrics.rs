@@ -226,10 +226,10 @@ impl Metrics {
     }
 
     /// Counts a build as in flight, with the `request_bytes` that it received.
-    pub(crate) fn start_build(&self, request_bytes: u64) -> InFlightBuild {
+    pub(crate) fn start_build(&self, request_bytes: u64) -> InFlightBuildGuard {
         self.in_flight.inc();
         self.context_bytes.inc_by(request_bytes);
-        InFlightBuild {
+        InFlightBuildGuard {
             metrics: self.clone(),
             started: Instant::now(),
             outcome: ABANDONED_OUTCOME,
@@ -240,20 +240,20 @@ impl Metrics {
 /// A guard for a build in flight. Dropping it without [`end_with_outcome`](Self::end_with_outcome) counts the build as
 /// panicked if the thread panics, and otherwise as abandoned: its caller disconnected.
 #[derive(Debug)]
-pub(crate) struct InFlightBuild {
+pub(crate) struct InFlightBuildGuard {
     metrics: Metrics,
     started: Instant,
     outcome: &'static str,
 }
 
-impl InFlightBuild {
+impl InFlightBuildGuard {
     /// Counts the build as ended with `outcome`.
     pub(crate) fn end_with_outcome(mut self, outcome: &'static str) {
         self.outcome = outcome;
     }
 }
 
-impl Drop for InFlightBuild {
+impl Drop for InFlightBuildGuard {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.outcome = PANICKED_OUTCOME;

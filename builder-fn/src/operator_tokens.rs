@@ -11,7 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use function_host::Secret;
-use function_host::policy::{ReadRules, Tenant, UrlPattern, UrlPatterns};
+use function_host::policy::{SourceRestrictions, Tenant, UrlPattern, UrlPatterns};
 
 use crate::buildkit::SecretStore;
 use crate::redact::SecretMask;
@@ -34,7 +34,7 @@ pub(crate) struct OperatorGitToken {
 
 impl OperatorTokenSecretNames {
     /// Returns the name of the secret with the token for a git repository, for a build of `tenant` with `own_secrets`.
-    /// A build with a token of its own gets none.
+    /// Returns `None` for a build with a token of its own, and for a tenant whose policy does not name the repository.
     pub(crate) fn secret_name_for_repository(
         &self,
         repository: &str,
@@ -47,13 +47,13 @@ impl OperatorTokenSecretNames {
         });
         match has_own {
             true => None,
-            false => self.secret_name_for_url(repository, tenant, ReadRules::git),
+            false => self.secret_name_for_url(repository, tenant, SourceRestrictions::git),
         }
     }
 
     /// Returns the name of the secret with the token for the project at this URL of a forge's API.
     pub(crate) fn secret_name_for_project(&self, project: &str, tenant: Option<&Tenant>) -> Option<&str> {
-        self.secret_name_for_url(project, tenant, ReadRules::http)
+        self.secret_name_for_url(project, tenant, SourceRestrictions::http)
     }
 
     /// Returns the name of the secret with the token for a URL. A tenant gets it only if `rule` of its policy names the
@@ -62,10 +62,14 @@ impl OperatorTokenSecretNames {
         &self,
         url: &str,
         tenant: Option<&Tenant>,
-        rule: impl Fn(&ReadRules) -> &UrlPatterns,
+        rule: impl Fn(&SourceRestrictions) -> &UrlPatterns,
     ) -> Option<&str> {
         let (_, secret) = self.0.iter().find(|(pattern, _)| pattern.matches(url))?;
-        let is_allowed = |tenant: &Tenant| tenant.read_rules().is_some_and(|rules| rule(rules).allows(url));
+        let is_allowed = |tenant: &Tenant| {
+            tenant
+                .source_restrictions()
+                .is_some_and(|rules| rule(rules).allows(url))
+        };
         tenant.is_none_or(is_allowed).then_some(secret)
     }
 

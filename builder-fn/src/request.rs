@@ -51,7 +51,7 @@ pub use prepared_context::{
     BuildSource, ContextRules, PreparedContext, ReceivedContext, ReferencedContext, StorableTar,
 };
 pub use restorable_context::{IndexingTurns, RestorableContext};
-pub(crate) use rules::check_deployment;
+pub(crate) use rules::check_deployment_of_existing_image;
 use signature::BodyVerifier;
 pub use signature::{SignatureKeys, VerifiedSignature};
 pub(crate) use submitted_at::AHEAD_OF_CLOCK_MAX;

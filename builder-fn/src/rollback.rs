@@ -16,4 +16,4 @@ mod route;
 mod run;
 
 pub use permit::RollbackPermits;
-pub(crate) use request::FunctionsRoute;
+pub(crate) use request::FunctionRoute;

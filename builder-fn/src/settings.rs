@@ -396,7 +396,7 @@ impl SignatureSettings {
             key_reader: KeyReader::default(),
         };
         if let Some(policy) = &settings.policy {
-            settings.check_with_policy(&policy.reload_if_changed(), parser, secrets);
+            settings.report_conflicts_and_unfit_keys_of_policy(&policy.reload_if_changed(), parser, secrets);
         } else if !settings.disable_hmac {
             if let Err(error) = secrets.read_secret(PAYLOAD_SECRET_NAME) {
                 parser.add_problem("disable_hmac", format!("is not set, and {error}"));
@@ -407,9 +407,14 @@ impl SignatureSettings {
         settings
     }
 
-    /// Checks what a policy needs of the other settings, and that its secrets with keys are fit for signatures. One that
-    /// cannot be read locks out its tenant only.
-    fn check_with_policy(&self, policy: &Policy, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
+    /// Reports settings that contradict a policy, and unfit keys in the readable secrets that it names. A secret that
+    /// cannot be read is only logged: it locks out its tenant alone.
+    fn report_conflicts_and_unfit_keys_of_policy(
+        &self,
+        policy: &Policy,
+        parser: &mut SettingsParser<'_>,
+        secrets: &Secrets,
+    ) {
         if self.disable_hmac {
             parser.add_problem(
                 "disable_hmac",

@@ -113,7 +113,7 @@ impl SourceRules {
         identifier: &str,
         attributes: &mut BTreeMap<String, String>,
     ) -> Result<(), String> {
-        if tenant.read_rules().is_some() {
+        if tenant.source_restrictions().is_some() {
             // The repository names the addresses of its submodules, and the daemon asks about none of them.
             attributes.insert(GIT_SKIP_SUBMODULES_ATTRIBUTE.to_owned(), "true".to_owned());
         }

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn build_arguments_may_contain_equals_signs_and_need_a_name() {
+    fn a_build_argument_needs_a_name_and_an_equals_sign_and_its_value_may_have_more() {
         let parse = |argument: &str| Arguments::try_parse_from(["slipway", "up", "--build-arg", argument]);
         assert!(parse("A=b=c").is_ok());
         assert!(parse("A=").is_ok());

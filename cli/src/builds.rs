@@ -60,13 +60,13 @@ pub(crate) struct BuildArguments {
     json: bool,
 }
 
-/// A client, and the way by which the builder answers it.
-struct QuestionClient {
+/// A client, and the route by which the builder answers it.
+struct ConnectedClient {
     client: BuilderClient,
     route: Route,
 }
 
-impl QuestionClient {
+impl ConnectedClient {
     /// Finds the builder: at its own address if there is one and it answers there, and through the gateway otherwise.
     async fn find(connection: &ConnectionArguments) -> Result<Self, Failure> {
         let stack_gateway = StackFile::gateway_of_working_folder();
@@ -80,10 +80,10 @@ impl QuestionClient {
         Ok(Self { client, route })
     }
 
-    /// Asks the builder a question about builds, and returns its answer.
+    /// Sends a signed request without a body, and returns the builder's answer.
     async fn ask(&self, method: Method, path: &str) -> Result<Value, Failure> {
         let answer = self.client.ask(self.route, method, path).await;
-        answer.map_err(|error| failure_of_question(&error, self.client.settings().key.place.as_str()))
+        answer.map_err(|error| failure_of_bodyless_request(&error, self.client.settings().key.place.as_str()))
     }
 }
 
@@ -92,7 +92,7 @@ impl QuestionClient {
 /// # Errors
 /// Fails if the builder gives no list.
 pub(crate) async fn list(arguments: &ListArguments) -> Result<ExitStatus, Failure> {
-    let questions = QuestionClient::find(&arguments.connection).await?;
+    let connected = ConnectedClient::find(&arguments.connection).await?;
     let filters = [
         ("function", arguments.function.as_deref()),
         ("image", arguments.image.as_deref()),
@@ -102,7 +102,7 @@ pub(crate) async fn list(arguments: &ListArguments) -> Result<ExitStatus, Failur
         .into_iter()
         .filter_map(|(name, value)| Some(format!("&{name}={}", percent_encode_component(value?))));
     let path = format!("/builds?limit={}{}", arguments.limit, filters.collect::<String>());
-    let answer = questions.ask(Method::GET, &path).await?;
+    let answer = connected.ask(Method::GET, &path).await?;
     if arguments.json {
         print_result(&answer.to_string());
         return Ok(ExitStatus::Success);
@@ -120,8 +120,8 @@ pub(crate) async fn list(arguments: &ListArguments) -> Result<ExitStatus, Failur
 /// # Errors
 /// Fails if the builder does not know the build.
 pub(crate) async fn status(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
-    let questions = QuestionClient::find(&arguments.connection).await?;
-    let build = questions.ask(Method::GET, &build_path(&arguments.id)).await?;
+    let connected = ConnectedClient::find(&arguments.connection).await?;
+    let build = connected.ask(Method::GET, &build_path(&arguments.id)).await?;
     print_build(&build, arguments.json);
     Ok(ExitStatus::Success)
 }
@@ -131,10 +131,10 @@ pub(crate) async fn status(arguments: &BuildArguments) -> Result<ExitStatus, Fai
 /// # Errors
 /// Fails if the build cannot be cancelled any more, ends otherwise, or does not end in time.
 pub(crate) async fn cancel(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
-    let questions = QuestionClient::find(&arguments.connection).await?;
-    let cancelled = cancel_build_and_wait(&questions.client, questions.route, &arguments.id).await;
-    let place = &questions.client.settings().key.place;
-    let build = cancelled.map_err(|error| failure_of_question(&error, place))?;
+    let connected = ConnectedClient::find(&arguments.connection).await?;
+    let cancelled = cancel_build_and_wait(&connected.client, connected.route, &arguments.id).await;
+    let place = &connected.client.settings().key.place;
+    let build = cancelled.map_err(|error| failure_of_bodyless_request(&error, place))?;
     print_build(&build, arguments.json);
     match build["state"].as_str() {
         Some("cancelled") => Ok(ExitStatus::Success),
@@ -170,8 +170,8 @@ fn warn_if_incomplete(answer: &Value) {
     }
 }
 
-/// Creates the error for a question that was refused or lost.
-fn failure_of_question(error: &RequestError, key_place: &str) -> Failure {
+/// Creates the error for a question or a cancellation that was refused or lost.
+fn failure_of_bodyless_request(error: &RequestError, key_place: &str) -> Failure {
     match error {
         RequestError::Refused(refusal) => {
             let (status, next) = match refusal.status {
@@ -203,7 +203,7 @@ fn failure_of_question(error: &RequestError, key_place: &str) -> Failure {
 
 /// Follows the log of a build to its end. That no builder knows the build is no error for `unknown_build_patience`.
 async fn follow_to_end(
-    questions: &QuestionClient,
+    connected: &ConnectedClient,
     id: &str,
     form: LogForm,
     unknown_build_patience: Option<Duration>,
@@ -214,8 +214,8 @@ async fn follow_to_end(
     };
     let progress = Progress::new(progress, id);
     let following = FollowedBuild {
-        client: &questions.client,
-        route: questions.route,
+        client: &connected.client,
+        route: connected.route,
         id,
         progress: &progress,
         form,

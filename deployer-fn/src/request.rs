@@ -156,7 +156,7 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
             dry_run: false,
         });
     };
-    let document = unwrap_build_result(document);
+    let document = unwrap_hand_over_in_build_result(document);
     let mut remarks = ProblemsAndWarnings::default();
     let mut fields = JsonFields::new("", document, &mut remarks);
     let dry_run = fields.read_boolean("dryRun").unwrap_or_default();
@@ -235,9 +235,9 @@ fn read_time_field(fields: &mut JsonFields<'_>, key: &str) -> Option<Timestamp> 
     time
 }
 
-/// Returns the hand-over inside a result of the builder, which a queue-worker posts to its callback; returns
-/// any other document as it is.
-fn unwrap_build_result(mut document: Map<String, Value>) -> Map<String, Value> {
+/// Returns the hand-over in `deployment.handOver` of a builder's result, which a queue-worker posts to its callback;
+/// returns any other document as it is.
+fn unwrap_hand_over_in_build_result(mut document: Map<String, Value>) -> Map<String, Value> {
     let deployment = document.get_mut("deployment");
     match deployment.and_then(|deployment| deployment.get_mut("handOver")) {
         Some(Value::Object(hand_over)) => std::mem::take(hand_over),

@@ -54,7 +54,7 @@ pub use self::history::RolloutHistory;
 use self::history::UnsettledRollout;
 use self::panic::RolloutPanicked;
 use self::verdict::{Findings, Verdict};
-use self::watch::{ReadyVersion, WaitingFor, WatchResult, WatchedVersion};
+use self::watch::{ReadyVersion, WaitingFor, WatchEndBeforeTimeout, WatchedVersion};
 use crate::build_times::BuildTimes;
 use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName};
@@ -415,7 +415,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         let watched = span.run(self.deadline.run_until_deadline(watching)).await;
         self.facts.durations.watch += started.elapsed();
         match watched {
-            Some(WatchResult::Ready(ready)) => match self.reason_unverified(&ready).await {
+            Some(WatchEndBeforeTimeout::Ready(ready)) => match self.reason_unverified(&ready).await {
                 None => {
                     self.record_ready(&ready.status);
                     (ApplyAttemptResult::Ready, Findings::default())
@@ -428,7 +428,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                     )
                 }
             },
-            Some(WatchResult::NotTaken(found)) => {
+            Some(WatchEndBeforeTimeout::NotTaken(found)) => {
                 span.mark_failed(SPEC_NOT_TAKEN_REASON);
                 let reason = match gateway_answer {
                     Some(gateway_answer) => {
@@ -441,12 +441,12 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                     Findings::new(FaultyParty::Platform, reason),
                 )
             }
-            Some(WatchResult::Stuck(obstacle)) => {
+            Some(WatchEndBeforeTimeout::Stuck(obstacle)) => {
                 span.mark_failed(&obstacle.reason);
                 let findings = obstacle.fault.map(Findings::of_fault).unwrap_or_default();
                 (ApplyAttemptResult::Failed, findings.with_reason(obstacle.reason))
             }
-            Some(WatchResult::Superseded(successor)) => {
+            Some(WatchEndBeforeTimeout::Superseded(successor)) => {
                 let reason = waiting_for.to_string();
                 span.mark_failed(&reason);
                 (
@@ -472,7 +472,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         &self,
         version: &FunctionVersion,
         waiting_for: &mut WaitingFor,
-    ) -> WatchResult {
+    ) -> WatchEndBeforeTimeout {
         let version = self.watched_version(version);
         watch::watch_version_until_ready(&version, self.context.succession, waiting_for).await
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Builder;
 use super::call::{self, BuilderCall, wait_for_expiry};
 use crate::buildkit::BuiltImage;
-use crate::builds::VersionRecording;
+use crate::builds::DeploymentRecording;
 use crate::error::Error;
 use crate::hand_over::{
     DeploymentOutcome, DeploymentStatus, HandOverDocument, HandOverSigner, RetriedFailures,
@@ -135,12 +135,12 @@ impl Builder {
             );
         };
         let recording = match self.records.store() {
-            Some(store) => store.record_version(
+            Some(store) => store.begin_recording_deployment(
                 call.tenant.map(str::to_owned),
                 version.clone(),
                 call.shutdown.begin_background_work(),
             ),
-            None => VersionRecording::none(),
+            None => DeploymentRecording::none(),
         };
         let deployment = tokio::select! {
             deployment = span.run(signer.hand_over(&hand_over, call.retried, on_retry)) => deployment,

@@ -283,7 +283,7 @@ fn is_full_commit_hash(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Returns whether the daemon does not know the solve of a call yet: BuildKit `solver/errdefs/jobs.go`.
+/// Returns whether a status says that the daemon does not know the solve of a call: BuildKit `solver/errdefs/jobs.go`.
 fn is_unknown_job(status: &Status) -> bool {
     status.message().contains("no such job") || status.message().contains("unknown job")
 }

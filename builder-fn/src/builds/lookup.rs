@@ -112,7 +112,7 @@ impl BuildLookup {
             tenant: self.tenant.clone(),
             id: id.to_owned(),
         };
-        let own = self.records.find(&key);
+        let own = self.records.find_receiver_and_mask(&key);
         let own_record = own.as_ref().map(|(own, _)| own.borrow().clone());
         let own_reference = own_record.as_ref().and_then(|own| own.reference.clone());
         let known = own_reference.or_else(|| self.records.known_reference(&key));
@@ -128,7 +128,7 @@ impl BuildLookup {
         let asking = async {
             match known.is_some() || is_own_rollback {
                 true => (None, None),
-                false => self.running_reference(&key).await,
+                false => self.running_reference_and_unread_reason(&key).await,
             }
         };
         let (stored, (running, unread_running)) = tokio::join!(reading, asking);
@@ -290,8 +290,8 @@ impl BuildLookup {
     }
 
     /// Asks the daemons for the reference of a call's build that runs; `None` if none runs it. Also returns the reason
-    /// why a daemon could not be asked.
-    async fn running_reference(&self, key: &RecordKey) -> (Option<String>, Option<String>) {
+    /// why a daemon could not be asked; `None` if all were.
+    async fn running_reference_and_unread_reason(&self, key: &RecordKey) -> (Option<String>, Option<String>) {
         let request = |connection: Connection| async move { connection.list_running_builds().await };
         let (running, unread) = self.request_histories(request, HISTORY_TIMEOUT).await;
         let of_call = running

@@ -20,7 +20,7 @@ pub(super) use layout::add_protective_headers;
 pub(super) use list_page::{LIST_PAGE_DEFAULT_LIMIT, ListPage};
 
 use super::BuildPhase;
-use super::page_link::PageLink;
+use super::page_link::ReceivedBuildsLink;
 
 /// What the reader of a page may see.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub(super) enum PageAccess {
     /// All builds, without a link: signatures are disabled.
     Open,
     /// What a link names.
-    Link(PageLink),
+    Link(ReceivedBuildsLink),
     /// One build, without a link that could be given on: the request itself was signed.
     Signed,
 }
@@ -44,7 +44,7 @@ impl PageAccess {
     }
 
     /// Returns the link of the reader; `None` without one.
-    pub(super) fn page_link(&self) -> Option<&PageLink> {
+    pub(super) fn page_link(&self) -> Option<&ReceivedBuildsLink> {
         match self {
             Self::Link(link) => Some(link),
             Self::Open | Self::Signed => None,
@@ -53,7 +53,7 @@ impl PageAccess {
 
     /// Returns the value of the parameter with the link.
     fn link_parameter_value(&self) -> Option<&str> {
-        self.page_link().map(PageLink::as_str)
+        self.page_link().map(ReceivedBuildsLink::as_str)
     }
 
     /// Returns the query of further requests, which begins with the mark; empty without a link.

@@ -133,9 +133,10 @@ pub(crate) enum RejectedLink {
     Expired,
 }
 
-/// A link from the query of a request. `Debug` does not show its signature.
+/// A link from the query of a request, which may be forged until it is [verified](Self::verify). It is for one build,
+/// or for all builds of a tenant. `Debug` does not show its signature.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct PageLink {
+pub(crate) struct ReceivedBuildsLink {
     text: String,
     is_for_all_builds: bool,
     expires: u64,
@@ -143,7 +144,7 @@ pub(crate) struct PageLink {
     signature: String,
 }
 
-impl PageLink {
+impl ReceivedBuildsLink {
     /// Returns the link in a query; `None` if it has none.
     ///
     /// # Errors
@@ -250,9 +251,9 @@ impl PageLink {
     }
 }
 
-impl fmt::Debug for PageLink {
+impl fmt::Debug for ReceivedBuildsLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PageLink")
+        f.debug_struct("ReceivedBuildsLink")
             .field("is_for_all_builds", &self.is_for_all_builds)
             .field("expires", &self.expires)
             .field("tenant", &self.tenant)
@@ -319,15 +320,15 @@ mod tests {
         }
     }
 
-    fn link_in(address: &str) -> PageLink {
+    fn link_in(address: &str) -> ReceivedBuildsLink {
         let (_, query) = address.split_once('?').expect("a query");
-        PageLink::from_query(Some(query))
+        ReceivedBuildsLink::from_query(Some(query))
             .expect("a link")
             .expect("a valid form")
     }
 
     fn verify_after_seconds(
-        link: &PageLink,
+        link: &ReceivedBuildsLink,
         secret: &str,
         id: Option<&str>,
         after: u64,
@@ -364,13 +365,14 @@ mod tests {
         }
         // No change makes a link to one build a link to all builds.
         let changed = one.text.replacen("build.", "builds.", 1);
-        let changed = PageLink::parse(&changed).expect("the form is right");
+        let changed = ReceivedBuildsLink::parse(&changed).expect("the form is right");
         assert_eq!(
             verify_after_seconds(&changed, "key", None, 0),
             Err(RejectedLink::Invalid)
         );
         let empty = link_in(&signer.address_of_build_page("", TIME_OF_SIGNING));
-        let changed = PageLink::parse(&empty.text.replacen("build.", "builds.", 1)).expect("a form");
+        let changed =
+            ReceivedBuildsLink::parse(&empty.text.replacen("build.", "builds.", 1)).expect("a form");
         assert_eq!(
             verify_after_seconds(&changed, "key", None, 0),
             Err(RejectedLink::Invalid)
@@ -386,7 +388,7 @@ mod tests {
             verify_after_seconds(&link, "key", Some("a"), 86_401),
             Err(RejectedLink::Expired)
         );
-        let later = PageLink::parse(&link.text.replacen("86400", "96400", 1)).expect("a form");
+        let later = ReceivedBuildsLink::parse(&link.text.replacen("86400", "96400", 1)).expect("a form");
         assert_eq!(
             verify_after_seconds(&later, "key", Some("a"), 86_401),
             Err(RejectedLink::Invalid)
@@ -420,7 +422,7 @@ mod tests {
         assert!(keys.verify_text(text.as_bytes(), &link.signature).is_none());
         let own = HmacKeys::new(&Secret::new("old")).expect("a key");
         let signed = sign_body(&own, text.as_bytes());
-        let forged = PageLink {
+        let forged = ReceivedBuildsLink {
             signature: signed,
             ..link
         };
@@ -454,7 +456,7 @@ mod tests {
             link.text.replace(".acme.", ".globex."),
             link.text.replace(".acme.", ".."),
         ] {
-            let changed = PageLink::parse(&changed).expect("a form");
+            let changed = ReceivedBuildsLink::parse(&changed).expect("a form");
             assert!(
                 changed.verify(&check, None, lifetime, TIME_OF_SIGNING).is_err(),
                 "{changed:?}"
@@ -483,11 +485,11 @@ mod tests {
             format!("link={}", good.replacen("..", ".A.", 1)),
             format!("link={}", good.replacen("builds", "all", 1)),
         ] {
-            let link = PageLink::from_query(Some(&query));
+            let link = ReceivedBuildsLink::from_query(Some(&query));
             assert_eq!(link, Some(Err(RejectedLink::Invalid)), "{query}");
         }
-        assert_eq!(PageLink::from_query(Some("links=x&from=3")), None);
-        assert_eq!(PageLink::from_query(None), None);
+        assert_eq!(ReceivedBuildsLink::from_query(Some("links=x&from=3")), None);
+        assert_eq!(ReceivedBuildsLink::from_query(None), None);
         assert_eq!(
             query_without_link(&format!("state=failed&link={good}&limit=3")).as_deref(),
             Some("state=failed&limit=3")

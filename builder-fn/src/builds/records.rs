@@ -166,7 +166,10 @@ impl BuildRecords {
 
     /// Returns a receiver of a build's record, and the mask of its log if this process knows its secrets; `None` for a
     /// build without a record here.
-    pub(crate) fn find(&self, key: &RecordKey) -> Option<(watch::Receiver<BuildRecord>, Option<SecretMask>)> {
+    pub(crate) fn find_receiver_and_mask(
+        &self,
+        key: &RecordKey,
+    ) -> Option<(watch::Receiver<BuildRecord>, Option<SecretMask>)> {
         let state = self.lock();
         let build = state.builds.get(key)?;
         Some((build.record.subscribe(), build.mask.clone()))
@@ -519,14 +522,18 @@ mod tests {
     }
 
     fn phase(records: &BuildRecords, id: &str) -> Option<BuildPhase> {
-        Some(records.find(&key(id))?.0.borrow().phase)
+        Some(records.find_receiver_and_mask(&key(id))?.0.borrow().phase)
     }
 
     #[test]
     fn the_log_of_a_build_has_no_mask_before_its_secrets_are_known() {
         let records = BuildRecords::default();
         let build = accept(&records, "a");
-        let has_mask = || records.find(&key("a")).is_some_and(|(_, mask)| mask.is_some());
+        let has_mask = || {
+            records
+                .find_receiver_and_mask(&key("a"))
+                .is_some_and(|(_, mask)| mask.is_some())
+        };
         assert!(!has_mask(), "a default mask would hide nothing");
         build.set_mask(SecretMask::default());
         assert!(has_mask());

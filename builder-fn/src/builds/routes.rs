@@ -11,7 +11,7 @@ use futures_util::TryStreamExt;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-use super::authentication::{RejectedQuestion, verify_question};
+use super::authentication::{RejectedBodylessRequest, verify_bodyless_request};
 use super::difference::answer_difference;
 use super::filter::BuildFilter;
 use super::log::LogSender;
@@ -20,7 +20,7 @@ use super::log_readers::LogReaderPlace;
 use super::log_sink::{LogFormat, LogRecordSink};
 use super::lookup::{BuildLookup, FoundBuild, NotFound, UnreadPlaces};
 use super::page::{self, PageAccess};
-use super::page_link::{LinkSigner, PageLink, RejectedLink, query_without_link};
+use super::page_link::{LinkSigner, ReceivedBuildsLink, RejectedLink, query_without_link};
 use super::pages;
 use super::{BuildPhase, RecordKey};
 use crate::accept;
@@ -89,8 +89,8 @@ impl BuildsRoute {
 
 impl BuilderApi {
     /// Answers a request to a route below `/builds`, if its signature or its link is authentic: with a page for a
-    /// browser, with a stream for a log, and with JSON otherwise.
-    pub(crate) async fn answer_question(
+    /// browser, with a stream for a log, and with JSON otherwise. A DELETE, which no link allows, cancels the build.
+    pub(crate) async fn authenticate_and_answer_builds_request(
         &self,
         route: BuildsRoute,
         request: &Parts,
@@ -109,15 +109,15 @@ impl BuilderApi {
         let is_page = *method == Method::GET
             && matches!(route, BuildsRoute::List | BuildsRoute::Build(_))
             && accept::prefers_html(&request.headers);
-        let question = match self.authenticate_question(&route, request, context) {
-            Ok(question) => question,
+        let authenticated = match self.authenticate_builds_request(&route, request, context) {
+            Ok(authenticated) => authenticated,
             Err(rejected) => return rejected.into_response(is_page),
         };
-        let AuthenticQuestion {
+        let AuthenticatedBuildsRequest {
             lookup,
             access,
             query,
-        } = question;
+        } = authenticated;
         let query = query.as_deref();
         let mut response = match route {
             BuildsRoute::List if is_page => {
@@ -153,22 +153,22 @@ impl BuilderApi {
         response
     }
 
-    /// Verifies the signature or the link of a question, and returns what its sender may look up. A link is for reading
-    /// only, and counts only without a signature.
+    /// Verifies the signature or the link of a request to a route below `/builds`, and returns what its sender may look
+    /// up. A link is for reading only, and counts only without a signature.
     ///
     /// # Errors
-    /// Fails if the question is not authentic, or that cannot be checked.
-    fn authenticate_question(
+    /// Fails if the request is not authentic, or that cannot be checked.
+    fn authenticate_builds_request(
         &self,
         route: &BuildsRoute,
         request: &Parts,
         context: &Context,
-    ) -> Result<AuthenticQuestion, RejectedSender> {
+    ) -> Result<AuthenticatedBuildsRequest, RejectedSender> {
         let now = SystemTime::now();
         let mut head = RequestHead::new(&request.headers, now);
         let query = request.uri.query();
         let link = match request.method == Method::GET && head.signature.is_none() {
-            true => PageLink::from_query(query)
+            true => ReceivedBuildsLink::from_query(query)
                 .transpose()
                 .map_err(RejectedSender::Link)?,
             false => None,
@@ -176,7 +176,7 @@ impl BuilderApi {
         let is_open = self.signatures.policy.is_none() && self.signatures.disable_hmac;
         if !is_open && link.is_none() && head.signature.is_none() {
             // No key is read for those who have shown nothing that it could verify.
-            return Err(RejectedSender::Question(RejectedQuestion::Missing(
+            return Err(RejectedSender::Signature(RejectedBodylessRequest::Missing(
                 "X-Build-Signature",
             )));
         }
@@ -201,8 +201,9 @@ impl BuilderApi {
                 (tenant, None, PageAccess::Link(link))
             }
             (SignatureCheck::Required(_), None) => {
-                let signature = verify_question(&check, &request.method, &request.uri, &request.headers, now);
-                let signature = signature.map_err(RejectedSender::Question)?;
+                let signature =
+                    verify_bodyless_request(&check, &request.method, &request.uri, &request.headers, now);
+                let signature = signature.map_err(RejectedSender::Signature)?;
                 let tenant = signature.as_ref().and_then(VerifiedSignature::tenant).cloned();
                 let links = LinkSigner::new(signature.as_ref(), &self.pages);
                 (tenant, Some(links), PageAccess::Signed)
@@ -221,7 +222,7 @@ impl BuilderApi {
             PageAccess::Link(_) | PageAccess::Open => query.and_then(query_without_link),
             PageAccess::Signed => query.map(str::to_owned),
         };
-        Ok(AuthenticQuestion {
+        Ok(AuthenticatedBuildsRequest {
             lookup: BuildLookup {
                 records: self.builder.records.clone(),
                 tenant: tenant.map(|tenant| tenant.name().to_string()),
@@ -255,26 +256,26 @@ impl BuilderApi {
                 tracing::error!(error = %ErrorChain(&error), "could not check a request about a function");
                 (StatusCode::BAD_GATEWAY, error.to_string())
             })?;
-        let signature = verify_question(&check, &request.method, &request.uri, &request.headers, now);
+        let signature = verify_bodyless_request(&check, &request.method, &request.uri, &request.headers, now);
         let signature = signature.map_err(|rejected| (StatusCode::UNAUTHORIZED, rejected.to_string()))?;
         Ok(signature.as_ref().and_then(VerifiedSignature::tenant).cloned())
     }
 }
 
-/// A question whose sender is known.
-struct AuthenticQuestion {
+/// What the authenticated sender of a request to a route below `/builds` may look up.
+struct AuthenticatedBuildsRequest {
     lookup: BuildLookup,
     access: PageAccess,
     /// The query without the link.
     query: Option<String>,
 }
 
-/// The reason why the sender of a question gets no answer.
+/// The reason why a request to a route below `/builds` is rejected.
 enum RejectedSender {
     /// The link does not work.
     Link(RejectedLink),
     /// The signature does not work.
-    Question(RejectedQuestion),
+    Signature(RejectedBodylessRequest),
     /// The keys could not be read.
     Unchecked(String),
 }
@@ -284,9 +285,11 @@ impl RejectedSender {
     fn into_response(self, is_page: bool) -> Response {
         let (status, error) = match (self, is_page) {
             (Self::Link(rejected), true) => return pages::answer_rejected_link(rejected),
-            (Self::Question(RejectedQuestion::Missing(_)), true) => return pages::answer_missing_link(),
+            (Self::Signature(RejectedBodylessRequest::Missing(_)), true) => {
+                return pages::answer_missing_link();
+            }
             (Self::Link(rejected), false) => (StatusCode::UNAUTHORIZED, rejected.to_string()),
-            (Self::Question(rejected), _) => (StatusCode::UNAUTHORIZED, rejected.to_string()),
+            (Self::Signature(rejected), _) => (StatusCode::UNAUTHORIZED, rejected.to_string()),
             (Self::Unchecked(error), _) => (StatusCode::BAD_GATEWAY, error),
         };
         match is_page {
@@ -473,7 +476,7 @@ async fn answer_log(lookup: BuildLookup, log: LogRequest<'_>, shutdown: &Shutdow
 
 /// Admits a reader of a log, and returns its place; `None` if there are as many readers as there may be.
 pub(super) fn admit_reader(lookup: &BuildLookup, access: &PageAccess) -> Option<LogReaderPlace> {
-    let link = access.page_link().map(PageLink::as_str);
+    let link = access.page_link().map(ReceivedBuildsLink::as_str);
     lookup.records.log_readers().admit(lookup.tenant.as_deref(), link)
 }
 

@@ -62,13 +62,13 @@ use crate::metrics::RecordWriteCounter;
 use crate::registry::OperatorRepository;
 pub(crate) use claim::{ClaimSearchState, ClaimedBuild};
 pub(crate) use document::ResumableRequest;
-use document::{RecordManifest, StoredBodyReference, StoredRecord, digest_of};
+use document::{ArtifactManifest, StoredBodyReference, StoredRecord, digest_of};
 pub(crate) use error::StoreError;
 use index_tag::{INDEX_PREFIX, IndexTag, RELEASED_OWNER};
 pub use lease::LeaseTimes;
 use repository::RecordRepository;
 use seal::{RecordSeal, SealedContent};
-pub(crate) use versions::VersionRecording;
+pub(crate) use versions::DeploymentRecording;
 
 /// The limit on the records of one tenant.
 const RECORDS_MAX_PER_TENANT: usize = 1000;
@@ -159,16 +159,16 @@ pub(crate) struct RecordPlace {
     /// What the build is to be resumed with, if the registry may have it or not.
     unconfirmed: Option<(ResumableRequest, Bytes)>,
     /// Counts the build as unfinished.
-    unfinished: Option<UnfinishedBuild>,
+    unfinished: Option<UnfinishedBuildGuard>,
 }
 
 /// A guard for a build of this process that is recorded as accepted, until its end is recorded.
-struct UnfinishedBuild {
+struct UnfinishedBuildGuard {
     store: RecordStore,
     hash: String,
 }
 
-impl UnfinishedBuild {
+impl UnfinishedBuildGuard {
     /// Counts a build as unfinished, and returns whether it is the only one.
     fn new_and_is_first(store: &RecordStore, hash: &str) -> (Self, bool) {
         let mut unfinished = lock(&store.0.unfinished);
@@ -182,25 +182,25 @@ impl UnfinishedBuild {
     }
 }
 
-impl Drop for UnfinishedBuild {
+impl Drop for UnfinishedBuildGuard {
     fn drop(&mut self) {
         decrement_or_remove(&mut lock(&self.store.0.unfinished), &self.hash);
     }
 }
 
-impl fmt::Debug for UnfinishedBuild {
+impl fmt::Debug for UnfinishedBuildGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("UnfinishedBuild")
+        f.write_str("UnfinishedBuildGuard")
     }
 }
 
 /// A guard that counts a record which waits to be written towards the limit of its tenant.
-struct PendingRecord {
+struct PendingRecordGuard {
     store: RecordStore,
     tenant: Option<String>,
 }
 
-impl Drop for PendingRecord {
+impl Drop for PendingRecordGuard {
     fn drop(&mut self) {
         decrement_or_remove(&mut lock(&self.store.0.pending), &self.tenant);
     }
@@ -317,7 +317,7 @@ impl RecordStore {
     async fn write_body(&self, place: &RecordPlace, body: &Bytes) -> Result<StoredBodyReference, StoreError> {
         let tenant = &place.key.tenant;
         let sealed = self.0.seal.seal(SealedContent::Body, tenant, body)?;
-        let manifest = RecordManifest::of_body(&sealed, SystemTime::now());
+        let manifest = ArtifactManifest::of_body(&sealed, SystemTime::now());
         let tag = place.index.body_tag();
         self.0.repository.put(tenant, &tag, &manifest).await?;
         let digest = manifest.digest();
@@ -326,14 +326,14 @@ impl RecordStore {
 
     /// Counts a record that waits to be written towards its tenant's limit. Returns the guard, and whether there are more
     /// records than the limit.
-    fn count_pending_record_and_is_crowded(&self, tenant: &Option<String>) -> (PendingRecord, bool) {
+    fn count_pending_record_and_is_crowded(&self, tenant: &Option<String>) -> (PendingRecordGuard, bool) {
         let count = {
             let mut pending = lock(&self.0.pending);
             let count = pending.entry(tenant.clone()).or_default();
             *count += 1;
             *count
         };
-        let guard = PendingRecord {
+        let guard = PendingRecordGuard {
             store: self.clone(),
             tenant: tenant.clone(),
         };
@@ -465,7 +465,7 @@ impl RecordStore {
         request: Option<(ResumableRequest, StoredBodyReference)>,
     ) -> Result<(), StoreError> {
         if !build.phase.is_terminal() && place.unfinished.is_none() {
-            let (guard, is_first) = UnfinishedBuild::new_and_is_first(self, place.index.hash());
+            let (guard, is_first) = UnfinishedBuildGuard::new_and_is_first(self, place.index.hash());
             place.unfinished = Some(guard);
             if is_first {
                 // Before others can see the build: while there was none, the sign was not renewed.
@@ -496,7 +496,7 @@ impl RecordStore {
             .0
             .seal
             .seal(SealedContent::Record, tenant, &record.to_json_within_limit())?;
-        let manifest = RecordManifest::of_record(&sealed);
+        let manifest = ArtifactManifest::of_record(&sealed);
         for tag in [place.index.to_string(), index_tag::record_tag(&place.key)] {
             self.0.repository.put(tenant, &tag, &manifest).await?;
         }
@@ -537,7 +537,7 @@ impl RecordStore {
         let Some(manifest) = self.0.repository.get(tenant, tag).await? else {
             return Ok(None);
         };
-        let sealed = RecordManifest::sealed_content(&manifest)?;
+        let sealed = ArtifactManifest::sealed_content(&manifest)?;
         let opened = self.0.seal.open(SealedContent::Record, tenant, &sealed)?;
         let record = StoredRecord::parse(&opened)?;
         match record.tenant == *tenant {

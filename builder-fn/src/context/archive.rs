@@ -510,7 +510,8 @@ fn without_trailing_nuls(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Returns the error for a file that begins with the magic number of a compression format; `None` for any other.
+/// Returns the error for a tar that is still compressed after the gzip or zstd of the body was undone: `start` begins
+/// with the magic number of a compression format. Returns `None` for any other.
 fn compressed_tar_error(start: &[u8]) -> Option<ArchiveError> {
     const COMPRESSION_MAGICS: [(&[u8], &str); 4] = [
         (b"\x1f\x8b", "gzip"),

@@ -40,14 +40,14 @@ pub(crate) struct ViewFilter {
 pub(crate) struct ContextView {
     /// The numbers of the selected entries in the [`Index`](super::Index).
     entries: Vec<u32>,
-    /// The hard links among the selected entries, sorted by position.
-    links: Vec<HardLink>,
+    /// The selected entries that are the same file as an earlier one, sorted by position.
+    repeated: Vec<RepeatedFile>,
 }
 
-/// A selected entry that is the same file as one that is sent before it.
+/// A selected entry that is the same file as one that is sent before it, and is sent as a hard link to that one.
 #[derive(Debug)]
-struct HardLink {
-    /// The position of the link among the selected entries.
+struct RepeatedFile {
+    /// The position of the entry among the selected entries.
     position: u32,
     /// The number in the [`Index`](super::Index) of the first selected entry that is the same file.
     first_entry: u32,
@@ -58,7 +58,8 @@ struct HardLink {
 pub(crate) struct ViewEntry {
     /// The number of the entry in the index.
     pub(crate) entry: u32,
-    /// The number of the first sent hard link to the same file; `None` for that link itself and for other entries.
+    /// The number of the first selected entry that is the same file; `None` for that entry itself and for other
+    /// entries.
     pub(crate) link: Option<u32>,
 }
 
@@ -115,8 +116,8 @@ fn view_with_effort(
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
     let exclude = exclude.map(PatternSelection::by_excludes).transpose()?;
     let entries = select_entries(context, include.as_ref(), exclude.as_ref(), &mut effort)?;
-    let links = find_hard_links(context, &entries);
-    Ok(ContextView { entries, links })
+    let repeated = find_repeated_files(context, &entries);
+    Ok(ContextView { entries, repeated })
 }
 
 impl ContextView {
@@ -128,13 +129,13 @@ impl ContextView {
     /// Returns the entry of the view at `position`.
     pub(crate) fn get(&self, position: usize) -> Option<ViewEntry> {
         let entry = *self.entries.get(position)?;
-        let link = self
-            .links
-            .binary_search_by_key(&position, |link| link.position as usize);
-        let link = link.ok().and_then(|at| self.links.get(at));
+        let repeated = self
+            .repeated
+            .binary_search_by_key(&position, |file| file.position as usize);
+        let repeated = repeated.ok().and_then(|at| self.repeated.get(at));
         Some(ViewEntry {
             entry,
-            link: link.map(|link| link.first_entry),
+            link: repeated.map(|file| file.first_entry),
         })
     }
 
@@ -276,7 +277,7 @@ fn select_entries(
 
 /// Finds the selected `entries`, by their numbers in the context's index, that are the same file as an earlier one.
 /// Sorts them by position.
-fn find_hard_links(context: &SourceContext, entries: &[u32]) -> Vec<HardLink> {
+fn find_repeated_files(context: &SourceContext, entries: &[u32]) -> Vec<RepeatedFile> {
     let index = context.index();
     let linked = (0..)
         .zip(entries)
@@ -290,20 +291,20 @@ fn find_hard_links(context: &SourceContext, entries: &[u32]) -> Vec<HardLink> {
         .collect();
     linked.sort_unstable();
     let same_file = linked.chunk_by(|one, next| one.0 == next.0);
-    let mut links: Vec<HardLink> = same_file
+    let mut repeated: Vec<RepeatedFile> = same_file
         .flat_map(|names| {
             let first = names.first().map(|(_, _, first)| *first);
             let others = names.iter().skip(1);
             others.filter_map(move |(_, position, _)| {
-                Some(HardLink {
+                Some(RepeatedFile {
                     position: *position,
                     first_entry: first?,
                 })
             })
         })
         .collect();
-    links.sort_unstable_by_key(|link| link.position);
-    links
+    repeated.sort_unstable_by_key(|file| file.position);
+    repeated
 }
 
 #[cfg(test)]

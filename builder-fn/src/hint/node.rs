@@ -6,7 +6,7 @@ use super::network::unresolved_host_hint;
 use super::text::{self, Place};
 use super::{Hint, HintKind};
 
-/// Explains an error to which npm gives a code.
+/// Explains an error of npm: a missing script, or one to which npm gives a code.
 pub(super) fn explain_npm(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().filter_map(npm_error_text).collect();

@@ -136,7 +136,7 @@ pub(super) fn host_of_first_url(text: &str) -> Option<&str> {
     may_be_host(host).then_some(host)
 }
 
-/// Returns whether a text can be the name or the address of a host.
+/// Returns whether a text has only characters of host names and addresses, and no more than a name may have.
 pub(super) fn may_be_host(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 253

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn values_their_lines_and_their_base64_are_masked() {
+    fn values_each_of_their_lines_and_the_base64_of_values_are_masked() {
         let mask = mask_of_values(&[
             "hunter2\n",
             "first line\nsecond line\n",

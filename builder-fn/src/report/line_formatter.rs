@@ -175,7 +175,8 @@ impl LineFormatter {
         )
     }
 
-    /// Returns the log line for the end of a step of Slipway's own.
+    /// Returns the log line for the end of a step of Slipway's own: with the time that the step took, without its
+    /// result.
     pub(crate) fn format_own_step_end(&self, name: &str, took: Duration) -> String {
         format!("{} {:.2}s", self.format_own_step_start(name), took.as_secs_f64())
     }

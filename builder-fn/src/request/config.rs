@@ -111,7 +111,7 @@ impl BuildConfig {
 
     /// Reads a build configuration from `fields`, which may have errors already.
     fn read(mut fields: ConfigFields) -> Result<Self, ConfigProblem> {
-        let image = values::read_image(&mut fields);
+        let image = values::read_image_in_full_and_as_given(&mut fields);
         let tags = values::read_tags(&mut fields);
         let build_args = values::read_build_args(&mut fields);
         let platforms = values::read_platforms(&mut fields);

@@ -10,7 +10,7 @@ use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
 use function_host::BoxError;
-use function_host::unverified::{ReceiveError, Resource, UnverifiedBudget, UnverifiedSender};
+use function_host::unverified::{HeldResource, ReceiveError, UnverifiedBudget, UnverifiedSender};
 use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -77,7 +77,7 @@ impl UnverifiedBodyResources {
 
     /// Returns whether the bodies hold more than half of the budget's memory, so that each should hold little of it.
     fn is_memory_short(&self) -> bool {
-        self.budget.held_bytes(Resource::Memory) > self.budget.limits().memory / 2
+        self.budget.held_bytes(HeldResource::Memory) > self.budget.limits().memory / 2
     }
 }
 
@@ -310,7 +310,7 @@ impl<'a> IncomingBody<'a> {
     /// Adds the next piece of the body; waits while an earlier batch is processed.
     async fn add_piece(&mut self, piece: Bytes) -> Result<(), RequestError> {
         self.sender
-            .reserve_bytes(Resource::Memory, piece.len() as u64)
+            .reserve_bytes(HeldResource::Memory, piece.len() as u64)
             .await?;
         self.pending.add_piece(piece);
         let wanted = match self.bodies.is_memory_short() {
@@ -368,7 +368,7 @@ impl<'a> IncomingBody<'a> {
             false => self.stored + bytes,
         };
         if moved > 0 {
-            self.sender.reserve_bytes(Resource::Disk, moved).await?;
+            self.sender.reserve_bytes(HeldResource::Disk, moved).await?;
             self.is_on_disk = true;
         }
         self.stored += bytes;
@@ -381,7 +381,7 @@ impl<'a> IncomingBody<'a> {
             WorkerState::Idle(worker) => Ok(worker),
             WorkerState::Running(task, released) => {
                 let worker = join_task(task).await??;
-                self.sender.release_bytes(Resource::Memory, released);
+                self.sender.release_bytes(HeldResource::Memory, released);
                 Ok(worker)
             }
             WorkerState::Ended => Err(RequestError::Interrupted),

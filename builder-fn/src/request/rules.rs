@@ -29,11 +29,12 @@ pub(super) fn check_config(
     Violations::fail_if_any(violations)
 }
 
-/// Fails with all violations in the deployment `deploy` of an image that exists. `image_repository` is given in full.
+/// Fails with all violations in the deployment `deploy` of an image that was built before, as in a rollback.
+/// `image_repository` is given in full.
 ///
 /// # Errors
 /// Fails with every violation, each with the name of its rule.
-pub(crate) fn check_deployment(
+pub(crate) fn check_deployment_of_existing_image(
     image_repository: &str,
     deploy: &Map<String, Value>,
     tenant: Option<&Tenant>,

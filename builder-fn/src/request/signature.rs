@@ -71,8 +71,8 @@ impl SignatureKeys {
         }
     }
 
-    /// Returns the signature in `header` if it is the HMAC-SHA256, with one of the keys, of a text that is not the body
-    /// of a request.
+    /// Returns the signature in `header` if it is the HMAC-SHA256 of `text`, which is not the body of a request, with
+    /// the keys of one tenant only; `None` otherwise, also for a malformed header.
     pub(crate) fn verify_text(&self, text: &[u8], header: &str) -> Option<VerifiedSignature> {
         let keys = Self {
             secrets: self.secrets.clone(),

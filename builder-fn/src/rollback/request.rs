@@ -8,16 +8,16 @@ use crate::function_id::FunctionId;
 /// The most characters of an ID.
 const ID_CHARS_MAX: usize = 128;
 
-/// A route below `/functions`.
+/// A route of one function, `/functions/NAME/versions` or `/functions/NAME/rollback`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum FunctionsRoute {
+pub(crate) enum FunctionRoute {
     /// The route of a function's versions.
     Versions(String),
     /// The route of a function's rollbacks.
     Rollback(String),
 }
 
-impl FunctionsRoute {
+impl FunctionRoute {
     /// Parses the path of a URL; `None` if it is not one of these routes. A name is percent-encoded.
     pub(crate) fn parse(path: &str) -> Option<Self> {
         let (name, action) = path.strip_prefix("/functions/")?.split_once('/')?;
@@ -119,18 +119,18 @@ mod tests {
         for (path, route) in [
             (
                 "/functions/shop/versions",
-                Some(FunctionsRoute::Versions("shop".into())),
+                Some(FunctionRoute::Versions("shop".into())),
             ),
             (
                 "/functions/shop%2Efn/rollback",
-                Some(FunctionsRoute::Rollback("shop.fn".into())),
+                Some(FunctionRoute::Rollback("shop.fn".into())),
             ),
             ("/functions//rollback", None),
             ("/functions/shop", None),
             ("/functions/shop/rollback/x", None),
             ("/functions/%ff/rollback", None),
         ] {
-            assert_eq!(FunctionsRoute::parse(path), route, "{path}");
+            assert_eq!(FunctionRoute::parse(path), route, "{path}");
         }
     }
 

@@ -10,7 +10,7 @@ use function_host::{Context, ErrorChain, Response, reply, trace};
 use serde_json::json;
 
 use super::error::RollbackError;
-use super::request::{FunctionsRoute, RollbackQuery, parse_function};
+use super::request::{FunctionRoute, RollbackQuery, parse_function};
 use super::run::{AcceptedRollback, ExpectedRunningVersions};
 use crate::answer;
 use crate::buildkit::ManifestLookup;
@@ -19,7 +19,7 @@ use crate::function_id::FunctionId;
 use crate::hand_over::DeployVia;
 use crate::handler::BuilderApi;
 use crate::registry::ImageName;
-use crate::request::check_deployment;
+use crate::request::check_deployment_of_existing_image;
 use crate::request::time::parse_rfc3339;
 use crate::versions::{FunctionVersion, choose_version};
 
@@ -43,24 +43,24 @@ impl CallersFunction<'_> {
 }
 
 impl BuilderApi {
-    /// Answers a request to a route below `/functions`, if its signature is authentic.
-    pub(crate) async fn answer_function_request(
+    /// Answers a request to a route below `/functions`, if its signature is authentic; rejects any other request.
+    pub(crate) async fn authenticate_and_answer_function_request(
         &self,
-        route: FunctionsRoute,
+        route: FunctionRoute,
         request: &Parts,
         context: &Context,
     ) -> Response {
         trace::set_route_of_current_request(route.name());
         let allowed = match route {
-            FunctionsRoute::Versions(_) => Method::GET,
-            FunctionsRoute::Rollback(_) => Method::POST,
+            FunctionRoute::Versions(_) => Method::GET,
+            FunctionRoute::Rollback(_) => Method::POST,
         };
         if request.method != allowed {
             return answer::method_not_allowed_response(allowed.as_str());
         }
         let answered = match &route {
-            FunctionsRoute::Versions(name) => self.answer_versions(name, request, context).await,
-            FunctionsRoute::Rollback(name) => {
+            FunctionRoute::Versions(name) => self.answer_versions(name, request, context).await,
+            FunctionRoute::Rollback(name) => {
                 // Boxed, because the futures of lookups are large, and the stack of a thread is not.
                 Box::pin(self.answer_rollback(name, request, context)).await
             }
@@ -152,7 +152,7 @@ impl BuilderApi {
         let current = versions.first().unwrap_or(target);
         let tenant = own.tenant.as_deref();
         let now = SystemTime::now();
-        let signed_at = claimed_signing_time(request).unwrap_or(now).min(now);
+        let signed_at = signing_time_from_header(request).unwrap_or(now).min(now);
         // A rollback that was refused and arrives again later undoes nothing that was handed in since.
         if current.submitted_at > signed_at {
             return Err(RollbackError::Outdated {
@@ -221,7 +221,7 @@ impl BuilderApi {
                 .then(|| ExpectedRunningVersions::of_versions(&versions))
                 .flatten(),
         };
-        let record = self.builder.records.find(&key);
+        let record = self.builder.records.find_receiver_and_mask(&key);
         self.spawn_rollback(rollback, context);
         let record = record.map(|(record, _)| record.borrow().clone());
         Ok(answer_record(
@@ -235,7 +235,7 @@ impl BuilderApi {
         store: &RecordStore,
         key: &RecordKey,
     ) -> Result<Option<BuildRecord>, RollbackError> {
-        if let Some((own, _)) = self.builder.records.find(key) {
+        if let Some((own, _)) = self.builder.records.find_receiver_and_mask(key) {
             return Ok(Some(own.borrow().clone()));
         }
         Ok(store.read(key).await?)
@@ -248,7 +248,7 @@ impl BuilderApi {
         tenant: Option<&Tenant>,
     ) -> Result<(), RollbackError> {
         let image = ImageName::parse(&version.image).map(|image| image.to_string());
-        let checked = check_deployment(
+        let checked = check_deployment_of_existing_image(
             image.as_deref().unwrap_or(&version.image),
             &version.deploy,
             tenant,
@@ -288,8 +288,9 @@ impl BuilderApi {
     }
 }
 
-/// Returns the time at which a request was signed, as its header claims; `None` if the header is missing or malformed.
-fn claimed_signing_time(request: &Parts) -> Option<SystemTime> {
+/// Returns the time in the header `X-Signed-At`, which the request's signature covers; `None` if it is missing or
+/// malformed, which it can be only where signatures are disabled.
+fn signing_time_from_header(request: &Parts) -> Option<SystemTime> {
     parse_rfc3339(request.headers.get(SIGNED_AT_HEADER)?.to_str().ok()?)
 }
 

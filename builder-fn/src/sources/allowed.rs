@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_opens_its_host_on_one_port_or_on_all() {
+    fn a_host_with_a_port_is_allowed_on_it_only_and_one_without_on_every_port() {
         let allowed: AllowedSources = "Files.internal:8080, 10.1.2.3,[fd00::1]:443 ,".parse().unwrap();
         for (host, port, expected) in [
             ("files.internal", 8080, true),

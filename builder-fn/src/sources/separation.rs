@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn git_attributes_that_leave_no_room_for_a_tag_need_a_daemon_of_the_tenants_own() {
+    fn attributes_of_a_git_source_that_leave_no_room_for_a_tag_need_a_daemon_of_the_tenants_own() {
         let bundle = ("git.bundle", "docker-image+blob://r.example/a@sha256:00");
         for (attribute, expected) in [
             (("git.mtime", "commit"), SeparationError::CommitTimes),

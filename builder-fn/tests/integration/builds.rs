@@ -51,7 +51,10 @@ async fn open_log(builder: &TestBuilder, from_line: u64) -> Response {
 }
 
 /// Reads a log from the line `from_line` on to its end: the numbered lines, and the terminal record.
-pub(crate) async fn read_log(builder: &TestBuilder, from_line: u64) -> (Vec<(u64, String)>, Value) {
+pub(crate) async fn read_numbered_lines_and_terminal_record(
+    builder: &TestBuilder,
+    from_line: u64,
+) -> (Vec<(u64, String)>, Value) {
     let body = open_log(builder, from_line).await.into_body();
     let bytes = complete_or_panic(body.collect()).await.expect("body").to_bytes();
     let mut records: Vec<Value> = bytes
@@ -207,7 +210,7 @@ async fn a_rejected_request_is_known_with_its_reason() {
     let asked = ask(&builder, Method::GET, &format!("/builds/{CALL_ID}")).await;
     assert_eq!((asked.status, &asked.body["state"]), (200, &json!("failed")));
     assert_eq!(asked.body["error"], answer.body["error"]);
-    let (lines, terminal) = read_log(&builder, 1).await;
+    let (lines, terminal) = read_numbered_lines_and_terminal_record(&builder, 1).await;
     assert_eq!((lines.len(), &terminal["status"]), (0, &json!("failed")));
 }
 
@@ -249,13 +252,13 @@ async fn a_log_has_the_same_numbers_live_afterwards_and_at_another_builder() {
         (&json!("success"), &json!(103))
     );
     for asked in [&builder, &TestBuilder::new(daemon)] {
-        let (again, terminal) = read_log(asked, 1).await;
+        let (again, terminal) = read_numbered_lines_and_terminal_record(asked, 1).await;
         assert_eq!(again, lines);
         assert_eq!(
             (&terminal["status"], &terminal["digest"]),
             (&json!("success"), &json!("sha256:12"))
         );
-        let (rest, _) = read_log(asked, 50).await;
+        let (rest, _) = read_numbered_lines_and_terminal_record(asked, 50).await;
         assert_eq!(rest, lines[49..]);
     }
 }
@@ -484,12 +487,12 @@ async fn secrets_are_masked_in_a_log_that_another_builder_reads_from_the_history
     complete_or_panic(build).await.expect("no panic");
 
     for asked in [builder, TestBuilder::new(daemon.clone()).with_seal_key(key)] {
-        let (lines, terminal) = read_log(&asked, 1).await;
+        let (lines, terminal) = read_numbered_lines_and_terminal_record(&asked, 1).await;
         assert_eq!(lines.len(), 3);
         assert!(!format!("{lines:?} {terminal}").contains(secret), "{lines:?}");
     }
     // A builder without the key cannot mask the log, and shows none of it.
-    let (lines, terminal) = read_log(&TestBuilder::new(daemon), 1).await;
+    let (lines, terminal) = read_numbered_lines_and_terminal_record(&TestBuilder::new(daemon), 1).await;
     assert_eq!(lines, []);
     assert!(
         terminal["warnings"][0]
@@ -539,12 +542,12 @@ async fn lists_that_follow_each_other_make_the_daemon_read_its_history_once_and_
         ids
     };
     assert_eq!(ids().await, ["0", "1", "2"]);
-    let decoded = calls.history.decoded_record_count();
+    let decoded = calls.history.count_of_records_daemon_decoded();
     for _ in 0..3 {
         assert_eq!(ids().await, ["0", "1", "2"]);
     }
     assert_eq!(
-        calls.history.decoded_record_count(),
+        calls.history.count_of_records_daemon_decoded(),
         decoded,
         "answered from memory"
     );
@@ -562,7 +565,7 @@ async fn lists_that_follow_each_other_make_the_daemon_read_its_history_once_and_
     // The daemon is started again.
     calls.history.disconnect_listeners();
     complete_or_panic(async {
-        while calls.history.decoded_record_count() <= decoded {
+        while calls.history.count_of_records_daemon_decoded() <= decoded {
             assert_eq!(ids().await, ["0", "1", "2", "3"]);
         }
     })

@@ -235,7 +235,7 @@ async fn a_tenant_uses_the_token_of_the_operator_only_by_a_rule_for_the_project(
 /// The tokens are sealed secrets of a request through the queue, whose result is also sent to `notify`. A status is
 /// rejected, git's and the step's errors contain both tokens, and so does the output of the step.
 #[tokio::test]
-async fn sealed_tokens_are_in_no_log_record_error_notification_or_provenance() {
+async fn sealed_tokens_are_in_no_log_no_record_no_error_no_notification_and_no_provenance() {
     const SEALED_STATUS_TOKEN: &str = "the-sealed-token-for-statuses";
     const SEALED_GIT_TOKEN: &str = "the-sealed-token-for-git";
     let encoded = format!("/projects/acme%2Fhello/statuses/{COMMIT_HASH}");

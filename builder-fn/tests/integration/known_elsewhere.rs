@@ -8,7 +8,10 @@ use builder_fn::buildkit::Daemon;
 use function_host::http::Method;
 use serde_json::json;
 
-use crate::builds::{answer_statuses_holding_back_the_last, ask, read_log, start_build, status_with_lines};
+use crate::builds::{
+    answer_statuses_holding_back_the_last, ask, read_numbered_lines_and_terminal_record, start_build,
+    status_with_lines,
+};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
 use crate::hand_over::let_build_succeed;
@@ -68,7 +71,11 @@ async fn a_build_that_another_builder_runs_is_shown_and_cancelled_without_decodi
             answer.body
         );
         assert_eq!(complete_or_panic(build).await.expect("no panic").status, 409);
-        assert_eq!(calls.history.decoded_record_count(), 0, "records: {has_store}");
+        assert_eq!(
+            calls.history.count_of_records_daemon_decoded(),
+            0,
+            "records: {has_store}"
+        );
     }
 }
 
@@ -89,9 +96,9 @@ async fn a_build_with_a_stored_record_is_shown_with_its_log_without_decoding_the
     // The end is written in the background.
     let answer = ask_until(&later, CALL_ID, |answer| answer.body["state"] == "success").await;
     assert_eq!(answer.body["steps"]["total"], 0, "{}", answer.body);
-    let (lines, terminal) = read_log(&new_builder(), 1).await;
+    let (lines, terminal) = read_numbered_lines_and_terminal_record(&new_builder(), 1).await;
     assert_eq!((lines.len(), &terminal["status"]), (5, &json!("success")));
-    assert_eq!(calls.history.decoded_record_count(), 0);
+    assert_eq!(calls.history.count_of_records_daemon_decoded(), 0);
 }
 
 #[tokio::test]
@@ -107,7 +114,7 @@ async fn the_history_is_searched_once_for_a_build_that_nothing_else_knows() {
         let answer = ask(&later, Method::GET, &build_path()).await;
         assert_eq!((answer.status, &answer.body["state"]), (200, &json!("success")));
         assert_eq!(
-            calls.history.decoded_record_count(),
+            calls.history.count_of_records_daemon_decoded(),
             4,
             "the build's record is the fourth"
         );

@@ -258,7 +258,7 @@ async fn a_call_that_two_builders_get_is_built_once_also_with_a_daemon_added_in_
     for (number, calls) in fakes.calls.iter().enumerate() {
         if number != daemon {
             assert_eq!(
-                calls.history.decoded_record_count(),
+                calls.history.count_of_records_daemon_decoded(),
                 0,
                 "{number} has no record of the call"
             );
@@ -278,7 +278,7 @@ async fn a_new_build_makes_no_daemon_decode_its_records() {
     solve.answer_with_digest("sha256:12");
     await_success_and_return_digest(build).await;
     for calls in &fakes.calls {
-        assert_eq!(calls.history.decoded_record_count(), 0);
+        assert_eq!(calls.history.count_of_records_daemon_decoded(), 0);
     }
 }
 

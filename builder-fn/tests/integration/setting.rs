@@ -389,7 +389,8 @@ impl TestBuilder {
         self
     }
 
-    /// Resumes builds of builders that have gone, until the returned task is aborted.
+    /// Starts a task that resumes builds of builders that have gone and renews this builder's sign of life, until it is
+    /// aborted. It ends at once without a record store.
     pub(crate) fn resume_builds_of_others(&self) -> AbortOnDropHandle<()> {
         let resuming = self.api.clone().resume_builds_of_others(self.context.clone());
         AbortOnDropHandle::new(tokio::spawn(resuming))

@@ -344,7 +344,7 @@ async fn builds_that_follow_each_other_make_the_daemon_decode_its_records_once()
         solve.answer_with_digest("sha256:12");
         assert_eq!(build.await.expect("no panic").body["digest"], "sha256:12");
         assert_eq!(
-            calls.history.decoded_record_count(),
+            calls.history.count_of_records_daemon_decoded(),
             1,
             "after the {call_id} build"
         );
@@ -399,7 +399,7 @@ async fn a_config_with_supersede_false_neither_supersedes_nor_is_superseded() {
 }
 
 #[tokio::test]
-async fn the_time_of_submission_orders_builds_and_not_their_arrival() {
+async fn builds_are_ordered_by_the_time_of_their_submission_and_not_of_their_arrival() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let new = spawn_build_deploying_hello(
         &builder_with_ready_deployer(&daemon).await,

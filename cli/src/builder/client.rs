@@ -200,7 +200,7 @@ impl BuilderClient {
     /// # Errors
     /// Fails if the request is refused or lost.
     pub(crate) async fn ask(&self, route: Route, method: Method, path: &str) -> Result<Value, RequestError> {
-        let request = request::question(&self.settings, route, method, path, SystemTime::now());
+        let request = request::bodyless_request(&self.settings, route, method, path, SystemTime::now());
         self.send_and_read_json(request, empty_body(), QUESTION_TIMEOUT)
             .await
     }
@@ -215,7 +215,7 @@ impl BuilderClient {
         id: &str,
         from_line: u64,
     ) -> Result<RecordStream, RequestError> {
-        let request = request::log_question(&self.settings, route, id, from_line, SystemTime::now());
+        let request = request::log_request(&self.settings, route, id, from_line, SystemTime::now());
         let response = self
             .send_and_expect_success(request, empty_body(), QUESTION_TIMEOUT)
             .await?;

@@ -96,25 +96,35 @@ pub(super) fn build_request(settings: &ConnectionSettings, route: Route, submiss
 
 /// Returns a request that stores a context, without its body.
 pub(super) fn store_context_request(settings: &ConnectionSettings, route: Route, signature: &str) -> Builder {
-    let url = format!("{}/contexts", base_url(settings, question_route(route)));
+    let url = format!(
+        "{}/contexts",
+        base_url(settings, route_of_bodyless_request(route))
+    );
     request_with_signature_and_tenant(settings, Method::POST, &url, signature)
         .header("Content-Type", "application/octet-stream")
 }
 
 /// Returns a request for the public key that build secrets are sealed to.
 pub(super) fn public_key_request(settings: &ConnectionSettings, route: Route) -> Builder {
-    let url = format!("{}/publickey", base_url(settings, question_route(route)));
+    let url = format!(
+        "{}/publickey",
+        base_url(settings, route_of_bodyless_request(route))
+    );
     with_tenant_header(settings, Request::builder().method(Method::GET).uri(url))
 }
 
 /// Returns a request whose answer shows whether there is a builder by a route.
 pub(super) fn probe_request(settings: &ConnectionSettings, route: Route) -> Builder {
-    let url = format!("{}/_/health", base_url(settings, question_route(route)));
+    let url = format!(
+        "{}/_/health",
+        base_url(settings, route_of_bodyless_request(route))
+    );
     Request::builder().method(Method::GET).uri(url)
 }
 
-/// Returns a question about builds. `path` is the path with its query as the builder sees it, such as `/builds/ID`.
-pub(super) fn question(
+/// Returns a signed request without a body: a question about builds or versions, a cancellation or a rollback. `path` is
+/// the path with its query as the builder sees it, such as `/builds/ID`.
+pub(super) fn bodyless_request(
     settings: &ConnectionSettings,
     route: Route,
     method: Method,
@@ -123,7 +133,7 @@ pub(super) fn question(
 ) -> Builder {
     let at = format_time(now);
     let text = format!("{method}\n{path}\n{at}");
-    let url = format!("{}{path}", base_url(settings, question_route(route)));
+    let url = format!("{}{path}", base_url(settings, route_of_bodyless_request(route)));
     let request = Request::builder()
         .method(method)
         .uri(url)
@@ -135,8 +145,8 @@ pub(super) fn question(
     with_tenant_header(settings, request)
 }
 
-/// Returns a question for the log of a build, from the line with the number `from_line` on.
-pub(super) fn log_question(
+/// Returns a signed request for the log of a build, from the line with the number `from_line` on.
+pub(super) fn log_request(
     settings: &ConnectionSettings,
     route: Route,
     id: &str,
@@ -144,8 +154,8 @@ pub(super) fn log_question(
     now: SystemTime,
 ) -> Builder {
     let path = format!("{}/log?from={from_line}", build_path(id));
-    question(settings, route, Method::GET, &path, now)
-        .header("Accept", question_route(route).stream_media_type())
+    bodyless_request(settings, route, Method::GET, &path, now)
+        .header("Accept", route_of_bodyless_request(route).stream_media_type())
 }
 
 /// Returns the path of a build in the builder's API, `/builds/ID`.
@@ -167,8 +177,8 @@ pub(crate) fn format_time(time: SystemTime) -> String {
     }
 }
 
-/// Returns the route of a question about a build that was sent by `route`.
-fn question_route(route: Route) -> Route {
+/// Returns the route of requests without a body about what was sent by `route`: the queue answers none.
+fn route_of_bodyless_request(route: Route) -> Route {
     match route {
         Route::Queue => Route::Gateway,
         route => route,
@@ -259,7 +269,7 @@ mod tests {
     #[test]
     fn a_question_signs_the_path_as_the_builder_sees_it() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_796_119_200);
-        let request = log_question(&settings(), Route::Queue, "a/b", 7, now)
+        let request = log_request(&settings(), Route::Queue, "a/b", 7, now)
             .body(())
             .expect("a request");
         assert_eq!(

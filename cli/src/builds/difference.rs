@@ -4,7 +4,7 @@ use clap::Args;
 use function_host::http::Method;
 use serde_json::Value;
 
-use super::{QuestionClient, failure_of_question, warn_if_incomplete};
+use super::{ConnectedClient, failure_of_bodyless_request, warn_if_incomplete};
 use crate::builder::{RequestError, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
@@ -33,14 +33,14 @@ pub(crate) struct DiffArguments {
 /// # Errors
 /// Fails if the builds cannot be compared.
 pub(crate) async fn diff(arguments: &DiffArguments) -> Result<ExitStatus, Failure> {
-    let questions = QuestionClient::find(&arguments.connection).await?;
+    let connected = ConnectedClient::find(&arguments.connection).await?;
     let path = format!(
         "{}/diff/{}",
         build_path(&arguments.older),
         percent_encode_component(&arguments.newer)
     );
-    let answer = questions.client.ask(questions.route, Method::GET, &path).await;
-    let answer = answer.map_err(|error| failure_of_diff(&questions, &error))?;
+    let answer = connected.client.ask(connected.route, Method::GET, &path).await;
+    let answer = answer.map_err(|error| failure_of_diff(&connected, &error))?;
     if arguments.json {
         print_result(&answer.to_string());
         return Ok(ExitStatus::Success);
@@ -53,15 +53,15 @@ pub(crate) async fn diff(arguments: &DiffArguments) -> Result<ExitStatus, Failur
 }
 
 /// Creates the error for builds that cannot be compared.
-fn failure_of_diff(questions: &QuestionClient, error: &RequestError) -> Failure {
+fn failure_of_diff(connected: &ConnectedClient, error: &RequestError) -> Failure {
     let next = match error {
         RequestError::Refused(refusal) => match refusal.status {
             400 | 404 => "slipway builds --function NAME lists the builds of a function",
             409 => "wait for the end of the build: slipway logs ID -f",
             501 => "ask the operator to set records_repository; builds from then on can be compared",
-            _ => return failure_of_question(error, &questions.client.settings().key.place),
+            _ => return failure_of_bodyless_request(error, &connected.client.settings().key.place),
         },
-        _ => return failure_of_question(error, &questions.client.settings().key.place),
+        _ => return failure_of_bodyless_request(error, &connected.client.settings().key.place),
     };
     Failure::usage(printable(&error.to_string()), next)
 }

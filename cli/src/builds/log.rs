@@ -7,7 +7,7 @@ use function_host::http::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{QuestionClient, failure_of_question, follow_to_end};
+use super::{ConnectedClient, failure_of_bodyless_request, follow_to_end};
 use crate::builder::{LogLine, Record, RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
@@ -38,7 +38,7 @@ const ACCEPTANCE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 enum LookupFailure {
     /// No builder knows it.
     NotFound(Failure),
-    /// The question was refused or lost.
+    /// The request was refused or lost.
     Other(Failure),
 }
 
@@ -47,8 +47,8 @@ enum LookupFailure {
 /// # Errors
 /// Fails if there is no such build, or its log is lost.
 pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
-    let questions = QuestionClient::find(&arguments.connection).await?;
-    let found = find_build(&questions, &arguments.subject).await;
+    let connected = ConnectedClient::find(&arguments.connection).await?;
+    let found = find_build(&connected, &arguments.subject).await;
     let is_id = Uuid::try_parse(&arguments.subject).is_ok();
     let (build, patience) = match found {
         Ok(build) => (build, None),
@@ -73,7 +73,7 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
             true => LogForm::Records,
             false => LogForm::Progress,
         };
-        let outcome = follow_to_end(&questions, &id, form, patience).await?;
+        let outcome = follow_to_end(&connected, &id, form, patience).await?;
         let verdict = Verdict::of_outcome(&outcome, false);
         if arguments.json {
             print_result(&outcome.to_string());
@@ -89,26 +89,26 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
         return Ok(verdict.status);
     }
     let state = build["state"].as_str().unwrap_or_default();
-    print_log_so_far(&questions, &id, arguments.json, state).await
+    print_log_so_far(&connected, &id, arguments.json, state).await
 }
 
 /// Finds the build with this ID, or the newest one of the function with this name.
-async fn find_build(questions: &QuestionClient, id_or_function: &str) -> Result<Value, LookupFailure> {
-    let by_id = questions
+async fn find_build(connected: &ConnectedClient, id_or_function: &str) -> Result<Value, LookupFailure> {
+    let by_id = connected
         .client
-        .ask(questions.route, Method::GET, &build_path(id_or_function))
+        .ask(connected.route, Method::GET, &build_path(id_or_function))
         .await;
-    let place = &questions.client.settings().key.place;
+    let place = &connected.client.settings().key.place;
     let not_found = match by_id {
         Ok(build) => return Ok(build),
         Err(RequestError::Refused(refusal)) if refusal.status == 404 => refusal,
-        Err(error) => return Err(LookupFailure::Other(failure_of_question(&error, place))),
+        Err(error) => return Err(LookupFailure::Other(failure_of_bodyless_request(&error, place))),
     };
     let path = format!(
         "/builds?function={}&limit=1",
         percent_encode_component(id_or_function)
     );
-    let list = questions
+    let list = connected
         .ask(Method::GET, &path)
         .await
         .map_err(LookupFailure::Other)?;
@@ -126,14 +126,14 @@ async fn find_build(questions: &QuestionClient, id_or_function: &str) -> Result<
 
 /// Prints the log as far as it is there.
 async fn print_log_so_far(
-    questions: &QuestionClient,
+    connected: &ConnectedClient,
     id: &str,
     is_json: bool,
     build_state: &str,
 ) -> Result<ExitStatus, Failure> {
-    let place = &questions.client.settings().key.place;
-    let opened = questions.client.open_log(questions.route, id, 1).await;
-    let mut records = opened.map_err(|error| failure_of_question(&error, place))?;
+    let place = &connected.client.settings().key.place;
+    let opened = connected.client.open_log(connected.route, id, 1).await;
+    let mut records = opened.map_err(|error| failure_of_bodyless_request(&error, place))?;
     let is_running = matches!(build_state, "waiting" | "running" | "deploying");
     loop {
         let record = match is_running {

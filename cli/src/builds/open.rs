@@ -4,7 +4,7 @@ use clap::Args;
 use function_host::http::Method;
 use serde_json::json;
 
-use super::QuestionClient;
+use super::ConnectedClient;
 use crate::builder::build_path;
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
@@ -28,19 +28,19 @@ pub(crate) struct OpenArguments {
 /// # Errors
 /// Fails if the builder does not know the build, or has no pages.
 pub(crate) async fn print_page_address(arguments: &OpenArguments) -> Result<ExitStatus, Failure> {
-    let questions = QuestionClient::find(&arguments.connection).await?;
+    let connected = ConnectedClient::find(&arguments.connection).await?;
     let path = match &arguments.id {
         Some(id) => build_path(id),
         None => "/builds?limit=1".to_owned(),
     };
-    let answer = questions.ask(Method::GET, &path).await?;
+    let answer = connected.ask(Method::GET, &path).await?;
     let page = answer["page"].as_str().ok_or_else(|| {
         Failure::platform(
             "the builder's answer names no page: it is of an older release",
             "update builder-fn, or see the log with: slipway logs ID",
         )
     })?;
-    let url = questions.client.page_url(questions.route, page);
+    let url = connected.client.page_url(connected.route, page);
     match arguments.json {
         true => print_result(&json!({"page": url}).to_string()),
         false => print_result(&printable(&url)),

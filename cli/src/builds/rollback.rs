@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{QuestionClient, failure_of_question, table, warn_if_incomplete};
+use super::{ConnectedClient, failure_of_bodyless_request, table, warn_if_incomplete};
 use crate::builder::{RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
@@ -53,16 +53,16 @@ pub(crate) struct RollbackArguments {
 /// # Errors
 /// Fails if the rollback is not begun, or its outcome is not known.
 pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus, Failure> {
-    let questions = QuestionClient::find(&arguments.connection).await?;
+    let connected = ConnectedClient::find(&arguments.connection).await?;
     if arguments.list {
-        return print_versions(&questions, arguments).await;
+        return print_versions(&connected, arguments).await;
     }
     let id = match &arguments.id {
         Some(id) => id.clone(),
         None => Uuid::new_v4().to_string(),
     };
-    let begun = request_rollback(&questions, arguments, &id).await?;
-    let options = &questions.client.settings().options;
+    let begun = request_rollback(&connected, arguments, &id).await?;
+    let options = &connected.client.settings().options;
     if arguments.progress != ProgressForm::Quiet {
         let to = begun["rollback"]["to"].as_str().unwrap_or("an earlier version");
         print_message(&format!(
@@ -72,8 +72,8 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
     }
     let progress = Progress::new(arguments.progress, &arguments.function);
     let following = FollowedBuild {
-        client: &questions.client,
-        route: questions.route,
+        client: &connected.client,
+        route: connected.route,
         id: &id,
         progress: &progress,
         form: LogForm::Progress,
@@ -82,7 +82,7 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
     let outcome = follow_log(&following).await?;
     let verdict = Verdict::of_outcome(&outcome, arguments.strict);
     if arguments.json {
-        let record = questions.ask(Method::GET, &build_path(&id)).await?;
+        let record = connected.ask(Method::GET, &build_path(&id)).await?;
         print_result(&record.to_string());
         warn_if_incomplete(&record);
         return Ok(verdict.status);
@@ -98,7 +98,7 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
             code: verdict.status.code(),
         }),
         None => {
-            let gateway = &questions.client.settings().gateway;
+            let gateway = &connected.client.settings().gateway;
             let url = format!(
                 "{gateway}/function/{}",
                 percent_encode_component(&arguments.function)
@@ -118,7 +118,7 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
 
 /// Requests the rollback, again if the answer is lost: under one ID it is begun once.
 async fn request_rollback(
-    questions: &QuestionClient,
+    connected: &ConnectedClient,
     arguments: &RollbackArguments,
     id: &str,
 ) -> Result<Value, Failure> {
@@ -134,7 +134,7 @@ async fn request_rollback(
     );
     let mut requests = 1;
     loop {
-        let error = match questions.client.ask(questions.route, Method::POST, &path).await {
+        let error = match connected.client.ask(connected.route, Method::POST, &path).await {
             Ok(begun) => return Ok(begun),
             Err(error) => error,
         };
@@ -145,7 +145,7 @@ async fn request_rollback(
             RequestError::Connect { .. } => false,
         };
         if !may_have_begun || requests == REQUEST_COUNT_AND_PAUSE.0 {
-            return Err(failure_of_rollback(questions, arguments, &error));
+            return Err(failure_of_rollback(connected, arguments, &error));
         }
         requests += 1;
         sleep(REQUEST_COUNT_AND_PAUSE.1).await;
@@ -154,12 +154,12 @@ async fn request_rollback(
 
 /// Creates the error for a rollback that was not begun.
 fn failure_of_rollback(
-    questions: &QuestionClient,
+    connected: &ConnectedClient,
     arguments: &RollbackArguments,
     error: &RequestError,
 ) -> Failure {
     let RequestError::Refused(refusal) = error else {
-        return failure_of_question(error, &questions.client.settings().key.place);
+        return failure_of_bodyless_request(error, &connected.client.settings().key.place);
     };
     let list = format!(
         "slipway rollback {} --list shows the versions that can be chosen",
@@ -191,22 +191,22 @@ fn failure_of_rollback(
             "run the command again; if that fails, the operator finds the reason in the builder's log"
                 .to_owned(),
         ),
-        _ => return failure_of_question(error, &questions.client.settings().key.place),
+        _ => return failure_of_bodyless_request(error, &connected.client.settings().key.place),
     };
     Failure::new(status, printable(&refusal.to_string()), next)
 }
 
 /// Lists the versions of the function.
 async fn print_versions(
-    questions: &QuestionClient,
+    connected: &ConnectedClient,
     arguments: &RollbackArguments,
 ) -> Result<ExitStatus, Failure> {
     let path = format!(
         "/functions/{}/versions",
         percent_encode_component(&arguments.function)
     );
-    let answer = questions.client.ask(questions.route, Method::GET, &path).await;
-    let answer = answer.map_err(|error| failure_of_rollback(questions, arguments, &error))?;
+    let answer = connected.client.ask(connected.route, Method::GET, &path).await;
+    let answer = answer.map_err(|error| failure_of_rollback(connected, arguments, &error))?;
     if arguments.json {
         print_result(&answer.to_string());
         return Ok(ExitStatus::Success);

@@ -19,7 +19,7 @@ pub(super) fn lines_of_build_list(builds: &[Value]) -> Vec<String> {
         [
             text_or_hyphen(build, "id"),
             text_or_hyphen(build, "state"),
-            submission_time_to_the_second(build),
+            submission_time_to_the_second_or_hyphen(build),
             text_or_hyphen(build, "function"),
             text_or_hyphen(build, "image"),
         ]
@@ -42,7 +42,7 @@ pub(super) fn lines_of_versions(versions: &[Value]) -> Vec<String> {
         [
             text_or_hyphen(version, "id"),
             text_or_hyphen(version, "state"),
-            submission_time_to_the_second(version),
+            submission_time_to_the_second_or_hyphen(version),
             text_or_hyphen(version, "image"),
             text_or_hyphen(version, "digest")
                 .chars()
@@ -59,8 +59,9 @@ fn text_or_hyphen(build: &Value, key: &str) -> String {
     printable(build[key].as_str().unwrap_or("-"))
 }
 
-/// Returns the time of a submission. Seconds are enough for people.
-fn submission_time_to_the_second(build: &Value) -> String {
+/// Returns the time at which a build or version was submitted, without fractions of a second; a hyphen if there is
+/// none.
+fn submission_time_to_the_second_or_hyphen(build: &Value) -> String {
     let submitted = text_or_hyphen(build, "submittedAt");
     let seconds = submitted.split_once('.');
     seconds

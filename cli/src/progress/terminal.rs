@@ -104,7 +104,7 @@ impl TerminalDisplay {
                 self.output.tick();
             }
             Event::Failed { .. } => {
-                self.remove_state_step_and_upload_bars();
+                self.remove_bars_and_clear_output();
                 for line in std::mem::take(&mut self.last_lines) {
                     self.print(&format!("   {line}"));
                 }
@@ -112,7 +112,7 @@ impl TerminalDisplay {
                 self.output.finish_and_clear();
             }
             Event::Running { .. } => {
-                self.remove_state_step_and_upload_bars();
+                self.remove_bars_and_clear_output();
                 self.print_lines(event, false);
                 // The URL follows on the standard output, on a line of its own.
                 self.output.finish_and_clear();
@@ -159,7 +159,8 @@ impl TerminalDisplay {
         }
     }
 
-    fn remove_state_step_and_upload_bars(&mut self) {
+    /// Removes the bars of the state, of all steps and of the upload, and clears the text of the output.
+    fn remove_bars_and_clear_output(&mut self) {
         self.remove_state_bar();
         for bar in self.steps.drain(..).map(|(_, bar)| bar).chain(self.upload.take()) {
             self.bars.remove(&bar);
@@ -192,7 +193,7 @@ impl TerminalDisplay {
 
 impl Drop for TerminalDisplay {
     fn drop(&mut self) {
-        self.remove_state_step_and_upload_bars();
+        self.remove_bars_and_clear_output();
         self.output.finish_and_clear();
     }
 }

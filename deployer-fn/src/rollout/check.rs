@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::history::UnchangedResubmission;
 use super::read;
 use super::verdict::{Findings, Verdict};
-use super::watch::{self, ReadyVersion, WaitingFor, WatchResult, WatchedVersion};
+use super::watch::{self, ReadyVersion, WaitingFor, WatchEndBeforeTimeout, WatchedVersion};
 use super::{RolloutTimeouts, RunningRollout};
 use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName, call};
 use crate::outcome::{FaultyParty, Successor};
@@ -385,10 +385,13 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         };
         let watching = watch::watch_version_until_ready(&watched, &succession, &mut waiting_for);
         match tokio::time::timeout(timeouts.settle, watching).await {
-            Ok(WatchResult::Ready(ready)) => Some(ready),
-            Ok(WatchResult::NotTaken(_) | WatchResult::Stuck(_) | WatchResult::Superseded(_)) | Err(_) => {
-                None
-            }
+            Ok(WatchEndBeforeTimeout::Ready(ready)) => Some(ready),
+            Ok(
+                WatchEndBeforeTimeout::NotTaken(_)
+                | WatchEndBeforeTimeout::Stuck(_)
+                | WatchEndBeforeTimeout::Superseded(_),
+            )
+            | Err(_) => None,
         }
     }
 

@@ -12,7 +12,7 @@ use super::check::OlderBuildRejection;
 use super::deadline::RolloutDeadline;
 use super::history::UnsettledRollout;
 use super::verdict::{Findings, RestorationResult, Verdict};
-use super::watch::{WaitingFor, WatchResult};
+use super::watch::{WaitingFor, WatchEndBeforeTimeout};
 use crate::gateway::{FunctionStatus, GatewayRequestSender, call};
 use crate::kubernetes::without_log_quote;
 use crate::outcome::{DeploymentStatus, FaultyParty, Successor};
@@ -53,11 +53,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             .deadline
             .run_until_deadline(self.watch_version_without_timeout(&deployed, &mut waiting_for))
             .await;
-        if let Some(WatchResult::Ready(ready)) = watched {
+        if let Some(WatchEndBeforeTimeout::Ready(ready)) = watched {
             self.facts.record_function_state(Some(&ready.status));
             return Verdict::rolled_back(findings);
         }
-        if let Some(WatchResult::Superseded(successor)) = watched {
+        if let Some(WatchEndBeforeTimeout::Superseded(successor)) = watched {
             return self.yield_to_newer_build(successor, findings);
         }
         let broken = Findings::new(
@@ -87,18 +87,18 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             .run_until_deadline(self.watch_version_without_timeout(newer, &mut waiting_for))
             .await;
         match watched {
-            Some(WatchResult::Ready(ready)) => {
+            Some(WatchEndBeforeTimeout::Ready(ready)) => {
                 self.facts.record_function_state(Some(&ready.status));
                 return older.into_verdict(findings);
             }
-            Some(WatchResult::NotTaken(_)) => {
+            Some(WatchEndBeforeTimeout::NotTaken(_)) => {
                 return older.into_verdict(findings.with_reason("another client is deploying the function"));
             }
-            Some(WatchResult::Superseded(successor)) => {
+            Some(WatchEndBeforeTimeout::Superseded(successor)) => {
                 return self.yield_to_newer_build(successor, findings);
             }
             None if self.deadline.is_shutting_down() => return older.into_verdict(findings),
-            Some(WatchResult::Stuck(_)) | None => {}
+            Some(WatchEndBeforeTimeout::Stuck(_)) | None => {}
         }
         self.facts.changed = true;
         // The failure is not this hand-over's, and must not be recorded as such.
@@ -125,7 +125,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             let mut waiting_for = WaitingFor::default();
             let watching = self.watch_version_without_timeout(&deployed, &mut waiting_for);
             match self.deadline.run_until_deadline(watching).await {
-                Some(WatchResult::Ready(ready)) => {
+                Some(WatchEndBeforeTimeout::Ready(ready)) => {
                     self.context.history.record_unsettled(&self.id, None);
                     self.facts.record_function_state(Some(&ready.status));
                     return Verdict {
@@ -133,11 +133,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                         ..verdict
                     };
                 }
-                Some(WatchResult::Superseded(successor)) => {
+                Some(WatchEndBeforeTimeout::Superseded(successor)) => {
                     return self.yield_to_newer_build(successor, findings);
                 }
-                Some(WatchResult::NotTaken(_)) => return verdict,
-                Some(WatchResult::Stuck(_)) | None => {}
+                Some(WatchEndBeforeTimeout::NotTaken(_)) => return verdict,
+                Some(WatchEndBeforeTimeout::Stuck(_)) | None => {}
             }
             findings =
                 findings.with_reason(format!("the build before this one does not work: {waiting_for}"));
@@ -314,11 +314,13 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     // that it could not start.
                     let watching = self.watch_version_without_timeout(version, waiting_for);
                     match timeout(rollback / 2, watching).await {
-                        Ok(WatchResult::Ready(ready)) => {
+                        Ok(WatchEndBeforeTimeout::Ready(ready)) => {
                             return StateAfterRestoration::LastGood(Some(ready.status));
                         }
-                        Ok(WatchResult::NotTaken(_) | WatchResult::Superseded(_)) => continue,
-                        Ok(WatchResult::Stuck(_)) | Err(_) => {
+                        Ok(WatchEndBeforeTimeout::NotTaken(_) | WatchEndBeforeTimeout::Superseded(_)) => {
+                            continue;
+                        }
+                        Ok(WatchEndBeforeTimeout::Stuck(_)) | Err(_) => {
                             self.apply_earlier_version(version, true, failure, waiting_for)
                                 .await
                         }

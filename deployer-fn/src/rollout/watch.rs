@@ -49,8 +49,8 @@ pub(super) struct WatchedVersion<'a, T> {
     pub(super) stay_up: Duration,
 }
 
-/// The result of watching a version, if watching ended before its timeout.
-pub(super) enum WatchResult {
+/// The way in which watching a version ended before its timeout.
+pub(super) enum WatchEndBeforeTimeout {
     /// The watched version is ready.
     Ready(ReadyVersion),
     /// Something keeps the version from starting, and time does not help.
@@ -175,7 +175,7 @@ pub(super) async fn watch_version_until_ready(
     watched: &WatchedVersion<'_, impl GatewayRequestSender>,
     succession: &SuccessorReceiver,
     waiting_for: &mut WaitingFor,
-) -> WatchResult {
+) -> WatchEndBeforeTimeout {
     let mut backoff = Backoff::new();
     let mut not_taken_since = None;
     let mut stuck_since = None;
@@ -192,7 +192,7 @@ pub(super) async fn watch_version_until_ready(
                 ready.recognized = recognized;
                 match successes >= wanted {
                     true if stays_up.record_up_and_check_passed(&ready, watched.stay_up) => {
-                        return WatchResult::Ready(ready);
+                        return WatchEndBeforeTimeout::Ready(ready);
                     }
                     true => (WaitingFor::StayingUp, Some(ready.status)),
                     false => {
@@ -221,14 +221,14 @@ pub(super) async fn watch_version_until_ready(
         }
         let is_not_taken = matches!(missing, WaitingFor::Specification { .. });
         if has_lasted(&mut not_taken_since, is_not_taken, watched.timeouts.settle) {
-            return WatchResult::NotTaken(found);
+            return WatchEndBeforeTimeout::NotTaken(found);
         }
         let stuck = missing.obstacle_if_stuck().cloned();
         if has_lasted(&mut stuck_since, stuck.is_some(), STUCK_TIME_BEFORE_FAILURE)
             && let Some(obstacle) = stuck
         {
             *waiting_for = missing;
-            return WatchResult::Stuck(obstacle);
+            return WatchEndBeforeTimeout::Stuck(obstacle);
         }
         if *waiting_for != missing {
             info!(
@@ -245,7 +245,7 @@ pub(super) async fn watch_version_until_ready(
         };
         tokio::select! {
             () = next => {}
-            successor = succession.wait_for_successor() => return WatchResult::Superseded(successor),
+            successor = succession.wait_for_successor() => return WatchEndBeforeTimeout::Superseded(successor),
         }
     }
 }

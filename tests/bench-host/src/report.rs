@@ -29,7 +29,7 @@ pub(crate) struct RoundPair {
 
 /// Prints the figures of all rounds. The peaks of memory are in KiB.
 pub(crate) fn print_summary(pairs: &[RoundPair], plain_peak_kib: u64, host_peak_kib: u64) {
-    let median_of = |value: fn(&RoundPair) -> f64| median(pairs.iter().map(value).collect());
+    let median_of = |value: fn(&RoundPair) -> f64| median_or_zero(pairs.iter().map(value).collect());
     println!(
         "requests per second: plain {:.0}, host {:.0}, median ratio {:.3}",
         median_of(|pair| pair.plain.requests_per_second()),
@@ -63,7 +63,7 @@ pub(crate) fn print_error(error: &anyhow::Error) {
 }
 
 /// Returns the median; 0 without values.
-fn median(mut values: Vec<f64>) -> f64 {
+fn median_or_zero(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.is_empty() {
@@ -81,8 +81,8 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle_value_or_the_mean_of_the_two_middle_ones() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert_eq!(median(Vec::new()), 0.0);
+        assert_eq!(median_or_zero(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median_or_zero(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median_or_zero(Vec::new()), 0.0);
     }
 }

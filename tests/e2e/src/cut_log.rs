@@ -34,7 +34,8 @@ impl LogForm {
         }
     }
 
-    /// Returns the record at the beginning of `received`, and its length with what ends it; `None` if it is not complete.
+    /// Returns the JSON of the record at the beginning of `received`, without the `data: ` of an event, and the length
+    /// of the whole record with what ends it; `None` if it is not complete. Fails if it has another form.
     fn split_record(self, received: &[u8]) -> Result<Option<(&[u8], usize)>> {
         let (start, end): (&[u8], &[u8]) = match self {
             Self::Records => (b"", b"\n"),

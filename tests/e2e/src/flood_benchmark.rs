@@ -274,7 +274,9 @@ impl ReceivingFunction {
 
 impl fmt::Display for FloodResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ratio = |part| self.beside.quantile(part).as_secs_f64() / self.alone.quantile(part).as_secs_f64();
+        let ratio = |part| {
+            self.beside.quantile_or_zero(part).as_secs_f64() / self.alone.quantile_or_zero(part).as_secs_f64()
+        };
         writeln!(f, "alone\n{}", self.alone)?;
         writeln!(f, "beside {} senders\n{}", self.senders, self.beside)?;
         writeln!(f, "ratio p50 {:.2}, p95 {:.2}", ratio(0.5), ratio(0.95))?;

@@ -97,7 +97,10 @@ impl BuildQuestionClient {
     }
 
     /// Reads the log of a build from its first line to its end; returns the numbered lines and the terminal record.
-    pub async fn read_log(&self, id: &str) -> Result<(Vec<(u64, String)>, Value)> {
+    pub async fn read_numbered_lines_and_terminal_record(
+        &self,
+        id: &str,
+    ) -> Result<(Vec<(u64, String)>, Value)> {
         let log = self.open_log_unless_too_many_readers(id, 1).await?;
         let mut log = log.context("the builder has too many readers")?;
         let mut lines = Vec::new();

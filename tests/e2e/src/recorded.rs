@@ -35,7 +35,7 @@ pub struct FaasCliRecording {
 }
 
 impl FaasCliRecording {
-    /// Reads the recording from `tests/clients/recorded`.
+    /// Reads the recorded requests, key pair and sealed secrets from `tests/clients/recorded`.
     pub fn read_recording() -> Result<Self> {
         Ok(Self {
             requests: read_recorded_json("requests.json")?,

@@ -95,7 +95,7 @@ struct ActiveRejection {
     left: usize,
 }
 
-/// A token that the proxy has issued. Its text is its number.
+/// What the proxy notes when it issues a token. The text of the token is the position of its note.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IssuedToken {
     /// The scopes that the token was requested for, each `repository:NAME:ACTIONS`.

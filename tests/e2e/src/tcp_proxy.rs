@@ -149,7 +149,7 @@ async fn accept_and_forward(
                     return;
                 };
                 connections.fetch_add(1, Ordering::SeqCst);
-                let _connection = OpenConnection(connections);
+                let _connection = OpenConnectionGuard(connections);
                 forward_connection(near, far, &answered).await;
             };
             tokio::select! {
@@ -184,9 +184,9 @@ async fn forward_connection(near: impl ByteStream, far: impl ByteStream, answere
 }
 
 /// A guard that counts a connection as open until it is dropped.
-struct OpenConnection(Arc<AtomicUsize>);
+struct OpenConnectionGuard(Arc<AtomicUsize>);
 
-impl Drop for OpenConnection {
+impl Drop for OpenConnectionGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }

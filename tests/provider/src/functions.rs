@@ -192,7 +192,8 @@ impl FunctionStore {
             .await
     }
 
-    /// Updates a function with the strategy that its new version asks for.
+    /// Updates a function with the strategy that its new version asks for, or else with that of the settings. A
+    /// deferred update is only accepted, and goes on after this returns.
     pub(crate) async fn update_function(
         &self,
         deployment: FunctionDeployment,

@@ -115,9 +115,9 @@ impl LogStore {
         let _ = fs::remove_dir_all(self.directory_of_function(function));
     }
 
-    /// Starts to read the log lines that a query selects, and returns the channel that gets them. It ends
-    /// after the last line, or, if the query follows the log, at the deadline or when the receiver is
-    /// dropped.
+    /// Starts to read the log lines that a query selects, and returns the channel that gets them. The channel ends
+    /// after the last line unless the query follows the log, and in any case at the deadline. Reading ends when the
+    /// receiver is dropped.
     pub(crate) fn stream_messages(&self, query: LogQuery, deadline: Instant) -> mpsc::Receiver<LogMessage> {
         let (sender, receiver) = mpsc::channel(64);
         let reader = LogReader::new(self.directory_of_function(&query.function), query);

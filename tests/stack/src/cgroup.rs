@@ -232,7 +232,7 @@ pub(crate) struct RunningStep {
 impl RunningStep {
     /// Returns the memory that the kernel uses for the step, in bytes, or 0 if that is unknown; most of it is for files
     /// that the step opened or made.
-    pub(crate) fn kernel_memory_bytes(&self) -> u64 {
+    pub(crate) fn kernel_memory_bytes_or_zero(&self) -> u64 {
         let read =
             |name: &str| fs::read_to_string(group_of_steps_with_file(name)?.join(&self.id).join(name)).ok();
         let version_1 = read("memory.kmem.usage_in_bytes").and_then(|text| text.trim().parse().ok());

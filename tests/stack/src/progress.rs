@@ -91,14 +91,14 @@ impl ProgressSink {
     }
 
     /// Awaits `work` and shows how long it has been running, and the last message that it passes to its
-    /// [`WorkMessages`].
+    /// [`WorkMessageSetter`].
     pub(crate) async fn show_while<T, F: Future<Output = T>>(
         &self,
         subject: impl Into<String>,
-        work: impl FnOnce(WorkMessages) -> F,
+        work: impl FnOnce(WorkMessageSetter) -> F,
     ) -> T {
-        let shown = ShownWork::begin(self, subject.into());
-        let mut work = std::pin::pin!(work(WorkMessages {
+        let shown = ShownWorkGuard::begin(self, subject.into());
+        let mut work = std::pin::pin!(work(WorkMessageSetter {
             shared: self.shared.clone(),
             id: shown.id,
         }));
@@ -177,13 +177,13 @@ impl RunningWork {
     }
 }
 
-/// The work that a sink shows until this is dropped.
-struct ShownWork<'a> {
+/// A guard for work that a sink shows until the guard is dropped.
+struct ShownWorkGuard<'a> {
     sink: &'a ProgressSink,
     id: u64,
 }
 
-impl<'a> ShownWork<'a> {
+impl<'a> ShownWorkGuard<'a> {
     /// Adds work to what the sink shows.
     fn begin(sink: &'a ProgressSink, subject: String) -> Self {
         let mut id = 0;
@@ -202,7 +202,7 @@ impl<'a> ShownWork<'a> {
     }
 }
 
-impl Drop for ShownWork<'_> {
+impl Drop for ShownWorkGuard<'_> {
     fn drop(&mut self) {
         self.sink.write_lines_and_running_work(|progress| {
             progress.running.retain(|running| running.id != self.id);
@@ -212,12 +212,12 @@ impl Drop for ShownWork<'_> {
 }
 
 /// The handle by which running work sets the message that its sink shows.
-pub(crate) struct WorkMessages {
+pub(crate) struct WorkMessageSetter {
     shared: Arc<Mutex<SharedProgress>>,
     id: u64,
 }
 
-impl WorkMessages {
+impl WorkMessageSetter {
     /// Sets the last message of the work, without control characters; the sink shows it when it next shows the clock of
     /// the work.
     pub(crate) fn set_message(&self, message: &str) {
@@ -277,7 +277,7 @@ mod tests {
     async fn a_log_repeats_the_clock_and_the_last_message_of_each_work() {
         let (progress, output) = sink_with_output(None);
         let silent = progress.show_while("silent", |_| tokio::time::sleep(LOG_REPEAT_INTERVAL * 3 / 2));
-        let talking = progress.show_while("talking", async |messages: WorkMessages| {
+        let talking = progress.show_while("talking", async |messages: WorkMessageSetter| {
             messages.set_message("first");
             messages.set_message("\x1b[2JCompiling\tsyn\r");
             tokio::time::sleep(LOG_REPEAT_INTERVAL * 5 / 2).await;
@@ -300,7 +300,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_terminal_shows_what_runs_below_all_steps_and_nothing_once_it_has_ended() {
         let (progress, output) = sink_with_output(Some(|| 35));
-        let first = progress.show_while("first", async |messages: WorkMessages| {
+        let first = progress.show_while("first", async |messages: WorkMessageSetter| {
             messages.set_message("a message that is longer than the terminal is wide");
             tokio::time::sleep(TERMINAL_CLOCK_INTERVAL * 3 / 2).await;
         });

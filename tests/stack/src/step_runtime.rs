@@ -90,8 +90,8 @@ fn bundle_of_created_container(arguments: &[OsString]) -> Option<PathBuf> {
     rest.next().map(PathBuf::from)
 }
 
-/// Adds limits to a container's configuration (OCI runtime specification), where lower limits stay, and removes
-/// BuildKit's socket for traces with its variables.
+/// Adds limits to a container's configuration (OCI runtime specification), and removes BuildKit's socket for traces
+/// with its variables. Lower limits of memory and processes stay, and so does every quota of processor time.
 fn add_limits_and_remove_trace_socket(spec: &mut Value, limits: &StepLimits) {
     let resources = &mut spec["linux"]["resources"];
     set_limit_unless_lower(&mut resources["pids"]["limit"], limits.processes);

@@ -25,7 +25,7 @@ pub(super) struct PoolMember {
 
 /// A guard that counts a build of this process on its daemon until it is dropped.
 #[derive(Debug)]
-pub(super) struct CountedBuild(Arc<PoolMember>);
+pub(super) struct CountedBuildGuard(Arc<PoolMember>);
 
 impl PoolMember {
     /// Creates a member that gets builds, and runs none.
@@ -60,9 +60,9 @@ impl PoolMember {
     }
 
     /// Counts a build on the daemon until the returned guard is dropped.
-    pub(super) fn count_build(self: &Arc<Self>) -> CountedBuild {
+    pub(super) fn count_build(self: &Arc<Self>) -> CountedBuildGuard {
         self.running.fetch_add(1, Ordering::Relaxed);
-        CountedBuild(self.clone())
+        CountedBuildGuard(self.clone())
     }
 
     /// Returns the number of builds of this process on the daemon.
@@ -75,7 +75,7 @@ impl PoolMember {
     }
 }
 
-impl Drop for CountedBuild {
+impl Drop for CountedBuildGuard {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::Relaxed);
     }

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use super::member::{CountedBuild, PoolMember};
+use super::member::{CountedBuildGuard, PoolMember};
 use super::metrics::Diversion;
 use super::question::{DaemonAnswer, KnownAttempt, Patience, ask_about_build, is_known_to_run_build};
 use super::{DaemonLoad, DaemonPool, Members, PlacementHash, busy_threshold, choose_daemon};
@@ -54,7 +54,7 @@ pub(crate) struct PlacedBuild {
     pub(crate) is_cancelled: bool,
     pool: DaemonPool,
     /// Counts the build as running on its daemon.
-    _counted: CountedBuild,
+    _counted: CountedBuildGuard,
 }
 
 impl DaemonPool {
@@ -236,9 +236,9 @@ fn load_of(answer: &DaemonAnswer) -> DaemonLoad {
     }
 }
 
-/// Returns the daemon that has the build, and the number of its attempt there: one that runs, or else one that
-/// succeeded. If only one call may build the signature of the reference, any attempt counts, because it may be another
-/// call's.
+/// Returns the position among `answers` of the daemon that has the build, and the number of its attempt there: one that
+/// runs, or else one that succeeded. If only one call may build the signature of the reference, any attempt counts,
+/// because it may be another call's.
 fn find_holder_index_and_attempt(
     answers: &[DaemonAnswer],
     reference: &BuildReference,

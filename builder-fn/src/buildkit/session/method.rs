@@ -10,22 +10,24 @@ use http::{Request, Response};
 use tonic::body::Body;
 use tonic::codegen::Service;
 
-/// A transport that records the path of a request and never answers it.
+/// A client transport that connects to nothing: it records the path of the last request, and never answers.
 #[derive(Clone, Debug, Default)]
-pub(super) struct PathRecorder(Arc<Mutex<Option<String>>>);
+pub(super) struct PathRecordingTransport(Arc<Mutex<Option<String>>>);
 
 /// Runs `call` with a client transport that only records, and returns the path of the gRPC method that it
 /// called, such as `/moby.filesync.v1.FileSync/DiffCopy`.
 ///
-/// `call` makes one call with a generated client over the recorder. Returns `None` if it makes none.
-pub(super) fn record_method_path<F: Future>(call: impl FnOnce(PathRecorder) -> F) -> Option<String> {
-    let recorder = PathRecorder::default();
-    // The recorder is always ready, so the first poll of the call sends its request.
-    let _ = call(recorder.clone()).now_or_never();
-    recorder.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+/// `call` makes one call with a generated client over the transport. Returns `None` if it makes none.
+pub(super) fn record_method_path<F: Future>(
+    call: impl FnOnce(PathRecordingTransport) -> F,
+) -> Option<String> {
+    let transport = PathRecordingTransport::default();
+    // The transport is always ready, so the first poll of the call sends its request.
+    let _ = call(transport.clone()).now_or_never();
+    transport.0.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-impl Service<Request<Body>> for PathRecorder {
+impl Service<Request<Body>> for PathRecordingTransport {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pending<Result<Self::Response, Self::Error>>;

@@ -194,7 +194,7 @@ impl KeyLease {
             .take()
             .filter(|_| !state.is_broken && state.open_transfers == 0);
         if let Some((record, reservation)) = record {
-            self.keys.put_key_back(record, reservation);
+            self.keys.put_back_key_of_complete_transfers(record, reservation);
         }
     }
 
@@ -238,7 +238,8 @@ impl KeyLease {
         contents
     }
 
-    /// Has the files of later transfers listed, for [`take_listed_files`](Self::take_listed_files).
+    /// Has the files listed of each transfer that completes from now on, for
+    /// [`take_listed_files`](Self::take_listed_files), which returns those of the last one.
     pub(crate) fn request_listing_of_later_transfers(&self) {
         self.is_listed.store(true, Ordering::Relaxed);
     }

@@ -71,9 +71,13 @@ impl SharedKeyPool {
         Some((record, MemoryReservation { keys, bytes }))
     }
 
-    /// Puts a key back into the pool, and evicts the least recently used keys if there are too many or they are too
-    /// large.
-    pub(super) fn put_key_back(&self, record: KeyRecord, reservation: MemoryReservation) {
+    /// Puts a key back into the pool and releases its reservation; evicts the least recently used keys if there are too
+    /// many or they are too large. Only for a key under which no transfer was broken off or goes on.
+    pub(super) fn put_back_key_of_complete_transfers(
+        &self,
+        record: KeyRecord,
+        reservation: MemoryReservation,
+    ) {
         drop(reservation);
         let mut pool = self.lock_pool();
         pool.idle.push(record);

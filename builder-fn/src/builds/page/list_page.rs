@@ -34,7 +34,7 @@ pub(in crate::builds) struct ListPage<'a> {
 }
 
 impl ListPage<'_> {
-    /// Returns the page.
+    /// Returns the HTML of the page.
     pub(in crate::builds) fn render(&self) -> Markup {
         let main = html! {
             header { h1 { "Builds" } }

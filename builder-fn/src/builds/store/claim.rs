@@ -15,7 +15,7 @@ use function_host::ErrorChain;
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 
-use super::document::{RecordManifest, StoredBodyReference, StoredRecord};
+use super::document::{ArtifactManifest, StoredBodyReference, StoredRecord};
 use super::index_tag::{self, IndexTag, RELEASED_OWNER};
 use super::lease::{DISTINCT_SIGNS_OF_LIFE, ObservedOwners};
 use super::{
@@ -115,7 +115,7 @@ impl RecordStore {
     /// # Errors
     /// Fails if the registry does not store it in a short time.
     pub(super) async fn renew_sign_of_life(&self) -> Result<(), StoreError> {
-        let manifest = RecordManifest::of_sign_of_life(
+        let manifest = ArtifactManifest::of_sign_of_life(
             self.0.beat.fetch_add(1, Ordering::Relaxed) % DISTINCT_SIGNS_OF_LIFE,
         );
         let tag = index_tag::sign_of_life_tag_of_owner(&self.0.owner);
@@ -409,7 +409,7 @@ impl RecordStore {
             .get_by_digest(&key.tenant, &claim.body.digest)
             .await?;
         let opened = manifest.map(|manifest| {
-            let sealed = RecordManifest::sealed_content(&manifest)?;
+            let sealed = ArtifactManifest::sealed_content(&manifest)?;
             self.0.seal.open(SealedContent::Body, &key.tenant, &sealed)
         });
         match opened.transpose() {

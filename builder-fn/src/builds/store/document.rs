@@ -153,11 +153,12 @@ impl StoredRecord {
     }
 }
 
-/// The manifest of a stored artifact: a record, a body, a version, what a build was made from, or a sign of life.
+/// The JSON of the manifest of a stored artifact: a record, a body, a version, what a build was made from, or a sign of
+/// life. The content is in an annotation; the only layer is empty.
 #[derive(Clone, Debug)]
-pub(super) struct RecordManifest(String);
+pub(super) struct ArtifactManifest(String);
 
-impl RecordManifest {
+impl ArtifactManifest {
     /// Returns the manifest of an artifact that is a sealed record.
     pub(super) fn of_record(sealed: &[u8]) -> Self {
         let annotations = json!({ SEALED_ANNOTATION: STANDARD.encode(sealed) });
@@ -269,14 +270,14 @@ mod tests {
     fn a_record_is_read_back_from_its_manifest_and_a_malformed_manifest_is_an_error() {
         let mut stored = record("me", BuildPhase::Failed);
         stored.build.outcome.insert("error".into(), json!("broken"));
-        let manifest = RecordManifest::of_record(&stored.to_json_within_limit());
-        let sealed = RecordManifest::sealed_content(manifest.as_str().as_bytes()).unwrap();
+        let manifest = ArtifactManifest::of_record(&stored.to_json_within_limit());
+        let sealed = ArtifactManifest::sealed_content(manifest.as_str().as_bytes()).unwrap();
         let read = StoredRecord::parse(&sealed).unwrap();
         assert_eq!(read.build.to_json(), stored.build.to_json());
         for text in ["", "{}", r#"{"annotations":{"io.slipway.sealed":"?"}}"#] {
             assert!(
                 matches!(
-                    RecordManifest::sealed_content(text.as_bytes()),
+                    ArtifactManifest::sealed_content(text.as_bytes()),
                     Err(StoreError::Malformed)
                 ),
                 "{text}"

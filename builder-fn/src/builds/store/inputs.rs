@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use function_host::ErrorChain;
 
-use super::document::RecordManifest;
+use super::document::ArtifactManifest;
 use super::seal::SealedContent;
 use super::{RecordStore, StoreError, WRITE_ATTEMPT_TIMEOUT, index_tag};
 use crate::builds::RecordKey;
@@ -53,7 +53,7 @@ impl RecordStore {
         // With the ID: what was copied to another tag is not what its build was made from.
         let json = serde_json::to_vec(&(&key.id, inputs)).map_err(|_| StoreError::Malformed)?;
         let sealed = self.0.seal.seal(SealedContent::Inputs, &key.tenant, &json)?;
-        let manifest = RecordManifest::of_inputs(&sealed, SystemTime::now());
+        let manifest = ArtifactManifest::of_inputs(&sealed, SystemTime::now());
         let tag = index_tag::inputs_tag(key);
         self.0.repository.put(&key.tenant, &tag, &manifest).await
     }
@@ -69,7 +69,7 @@ impl RecordStore {
             let Some(manifest) = self.0.repository.get(&key.tenant, &tag).await? else {
                 return Ok(None);
             };
-            let opened = RecordManifest::sealed_content(&manifest)
+            let opened = ArtifactManifest::sealed_content(&manifest)
                 .and_then(|sealed| self.0.seal.open(SealedContent::Inputs, &key.tenant, &sealed));
             match opened {
                 Ok(json) => {

@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::document::{RecordManifest, digest_of};
+use super::document::{ArtifactManifest, digest_of};
 use super::{RecordStoreAccess, StoreError, lock};
 use crate::registry::{
     EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to,
@@ -81,7 +81,7 @@ impl RecordRepository {
         &self,
         tenant: &Option<String>,
         tag: &str,
-        manifest: &RecordManifest,
+        manifest: &ArtifactManifest,
     ) -> Result<(), StoreError> {
         let mut repository = self.cached_or_new_handle(tenant).await?;
         let is_prepared = lock(&self.prepared).contains(tenant);

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use function_host::ErrorChain;
 
-use super::document::{RecordManifest, digest_of};
+use super::document::{ArtifactManifest, digest_of};
 use super::index_tag::{BODY_PREFIX, INDEX_PREFIX, INPUTS_PREFIX, IndexTag, RECORD_PREFIX};
 use super::{RECORD_AGE_MAX, RECORDS_MAX_PER_TENANT, RecordStore, StoreError};
 
@@ -77,7 +77,7 @@ impl RecordStore {
             let Some(manifest) = repository.get(tenant, &part.tag).await? else {
                 continue;
             };
-            let is_new = RecordManifest::created_at(&manifest)
+            let is_new = ArtifactManifest::created_at(&manifest)
                 .is_some_and(|created| age_at(now, created) < ORPHAN_AGE);
             // The list of the index may have been cut.
             let has_record = repository.get(tenant, &part.record_tag).await?.is_some();

@@ -15,10 +15,10 @@ use function_host::ErrorChain;
 use futures_util::StreamExt;
 use tokio::sync::oneshot;
 
-use super::document::{RecordManifest, digest_of};
+use super::document::{ArtifactManifest, digest_of};
 use super::seal::SealedContent;
 use super::version_tag::{VersionTag, version_tag_prefix};
-use super::{CONCURRENT_READS, PendingRecord, RecordStore, StoreError, WRITE_ATTEMPT_TIMEOUT};
+use super::{CONCURRENT_READS, PendingRecordGuard, RecordStore, StoreError, WRITE_ATTEMPT_TIMEOUT};
 use crate::versions::{FunctionVersion, VERSIONS_KEPT_PER_FUNCTION, VersionState};
 
 /// The number of versions that are stored beyond those that can be chosen: some may turn out not to be deployed.
@@ -30,9 +30,10 @@ const DELETIONS_MAX: usize = 100;
 /// The number of attempts to write a version.
 const VERSION_WRITE_ATTEMPTS: u32 = 5;
 
-/// The recording of a version that is being deployed. Dropping it leaves the version as one whose outcome is not known.
+/// The recording of a deployment, which waits for its outcome. Dropping it leaves the version as one whose outcome is
+/// not known.
 #[derive(Debug)]
-pub(crate) struct VersionRecording(Option<oneshot::Sender<VersionState>>);
+pub(crate) struct DeploymentRecording(Option<oneshot::Sender<VersionState>>);
 
 /// What the registry has of a version at the beginning of its deployment.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ enum BegunVersion {
     Unrecorded,
 }
 
-impl VersionRecording {
+impl DeploymentRecording {
     /// Returns a recording that records nothing: there is no record store, or too many records wait.
     pub(crate) fn none() -> Self {
         Self(None)
@@ -61,24 +62,24 @@ impl VersionRecording {
 }
 
 impl RecordStore {
-    /// Records in the background that a version is being deployed, unless too many records wait for the registry; and
-    /// later the outcome, once the caller passes it to [`VersionRecording::finish`]. `dropped_afterwards` is dropped
-    /// after that.
-    pub(crate) fn record_version(
+    /// Begins to record in the background that a version is being deployed, unless too many records wait for the
+    /// registry; records the outcome later, once the caller passes it to [`DeploymentRecording::finish`].
+    /// `dropped_afterwards` is dropped after that.
+    pub(crate) fn begin_recording_deployment(
         &self,
         tenant: Option<String>,
         version: FunctionVersion,
         dropped_afterwards: impl Send + 'static,
-    ) -> VersionRecording {
+    ) -> DeploymentRecording {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return VersionRecording::none();
+            return DeploymentRecording::none();
         };
         let (guard, is_one_too_many) = self.count_pending_record_and_is_crowded(&tenant);
         if is_one_too_many {
             tracing::warn!(
                 "a version of a function was not recorded: too many records wait for the registry"
             );
-            return VersionRecording::none();
+            return DeploymentRecording::none();
         }
         let (sender, outcome) = oneshot::channel();
         let store = self.clone();
@@ -86,7 +87,7 @@ impl RecordStore {
             let _work = dropped_afterwards;
             store.record_deployment(&tenant, version, outcome, guard).await;
         });
-        VersionRecording(Some(sender))
+        DeploymentRecording(Some(sender))
     }
 
     async fn record_deployment(
@@ -94,7 +95,7 @@ impl RecordStore {
         tenant: &Option<String>,
         mut version: FunctionVersion,
         outcome: oneshot::Receiver<VersionState>,
-        pending: PendingRecord,
+        pending: PendingRecordGuard,
     ) {
         version.state = VersionState::Deploying;
         let begun = match self.write_begun_version_unless_deployed(tenant, &version).await {
@@ -167,7 +168,7 @@ impl RecordStore {
             let _writer = self.0.writers.acquire().await;
             let json = serde_json::to_vec(version).map_err(|_| StoreError::Malformed)?;
             let sealed = self.0.seal.seal(SealedContent::Version, tenant, &json)?;
-            let manifest = RecordManifest::of_version(&sealed);
+            let manifest = ArtifactManifest::of_version(&sealed);
             let tag = VersionTag::new(tenant, version).to_string();
             self.0.repository.put(tenant, &tag, &manifest).await?;
             Ok(manifest.digest())
@@ -226,7 +227,7 @@ impl RecordStore {
         let Some(manifest) = self.0.repository.get(tenant, tag).await? else {
             return Ok(None);
         };
-        let opened = RecordManifest::sealed_content(&manifest)
+        let opened = ArtifactManifest::sealed_content(&manifest)
             .and_then(|sealed| self.0.seal.open(SealedContent::Version, tenant, &sealed));
         match opened {
             Ok(json) => Ok(serde_json::from_slice(&json).ok()),

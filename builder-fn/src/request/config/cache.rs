@@ -50,7 +50,8 @@ pub(super) fn read_cache_to(fields: &mut ConfigFields) -> Vec<CacheToItem> {
     caches
 }
 
-/// Leaves out the blank items of a list: clients split an empty option into a list of one empty string.
+/// Leaves out the blank items of a list, and trims the others: clients split an empty option into a list of one empty
+/// string.
 fn without_blank_items(indexed_items: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)> {
     let trimmed = indexed_items
         .into_iter()

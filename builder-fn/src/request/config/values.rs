@@ -38,7 +38,7 @@ const DEPLOY_KEYS: [&str; 14] = [
 const PROBE_KEYS: [&str; 6] = ["path", "method", "body", "expectedStatus", "timeout", "successes"];
 
 /// Reads the config's key `image`, and returns the reference in full and as it was given.
-pub(super) fn read_image(fields: &mut ConfigFields) -> Option<(ImageRef, String)> {
+pub(super) fn read_image_in_full_and_as_given(fields: &mut ConfigFields) -> Option<(ImageRef, String)> {
     if !fields.has_unread_key("image") {
         fields.record_wrong_key(
             "image",

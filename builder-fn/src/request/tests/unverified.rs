@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use function_host::unverified::Resource;
+use function_host::unverified::HeldResource;
 use futures_util::StreamExt;
 
 use super::*;
@@ -68,13 +68,13 @@ fn a_body_takes_no_more_than_its_own_length_before_its_signature_is_verified() {
 
         assert!(poll_until_stable(&mut receiving).await.is_pending());
 
-        let held = budget.held_bytes(Resource::Memory) + budget.held_bytes(Resource::Disk);
+        let held = budget.held_bytes(HeldResource::Memory) + budget.held_bytes(HeldResource::Disk);
         assert_eq!(held, bomb.len() as u64);
         drop(receiving);
         assert_eq!(
             (
-                budget.held_bytes(Resource::Memory),
-                budget.held_bytes(Resource::Disk)
+                budget.held_bytes(HeldResource::Memory),
+                budget.held_bytes(HeldResource::Disk)
             ),
             (0, 0)
         );
@@ -107,17 +107,20 @@ fn any_number_of_unverified_bodies_stays_within_the_budget_and_leaves_nothing() 
             }
             receiving = pending;
             assert!(budget.undisplaced_sender_count() <= SMALL_LIMITS.senders);
-            assert!(budget.held_bytes(Resource::Memory) <= SMALL_LIMITS.memory);
-            assert!(budget.held_bytes(Resource::Disk) <= SMALL_LIMITS.disk);
+            assert!(budget.held_bytes(HeldResource::Memory) <= SMALL_LIMITS.memory);
+            assert!(budget.held_bytes(HeldResource::Disk) <= SMALL_LIMITS.disk);
         }
-        assert!(budget.held_bytes(Resource::Disk) > 0, "none of them was large");
+        assert!(
+            budget.held_bytes(HeldResource::Disk) > 0,
+            "none of them was large"
+        );
         drop(receiving);
         wait_until_blocking_work_is_done().await;
         assert_eq!(folder.count_names_and_open_files(), (0, 0));
         assert_eq!(
             (
-                budget.held_bytes(Resource::Memory),
-                budget.held_bytes(Resource::Disk)
+                budget.held_bytes(HeldResource::Memory),
+                budget.held_bytes(HeldResource::Disk)
             ),
             (0, 0)
         );
@@ -172,7 +175,7 @@ async fn a_verified_body_counts_against_the_quota_of_verified_bodies_and_no_othe
         let verified = receive().await.unwrap();
 
         assert_eq!(metric.get(), i64::try_from(body.len()).unwrap());
-        let held = [Resource::Memory, Resource::Disk].map(|resource| budget.held_bytes(resource));
+        let held = [HeldResource::Memory, HeldResource::Disk].map(|resource| budget.held_bytes(resource));
         assert_eq!((held, budget.undisplaced_sender_count()), ([0, 0], 0));
         let error = receive().await.unwrap_err();
         assert_eq!(error.kind(), RequestErrorKind::NoSpace, "{error}");

@@ -26,7 +26,7 @@ struct HistoryState {
     behaviour: HistoryBehaviour,
     /// The number of records that were decoded so far to answer requests for events: all of them for each, unless it
     /// asks for running builds only.
-    decoded_record_count: usize,
+    count_of_records_daemon_decoded: usize,
 }
 
 /// The way in which the fake history answers its clients.
@@ -109,7 +109,7 @@ impl FakeHistory {
         request: &BuildHistoryRequest,
     ) -> Result<impl Stream<Item = Result<BuildHistoryEvent, Status>> + Send + use<>, Status> {
         let mut state = self.state();
-        state.decoded_record_count += if request.active_only {
+        state.count_of_records_daemon_decoded += if request.active_only {
             0
         } else {
             state.finished.len()
@@ -160,9 +160,10 @@ impl FakeHistory {
 }
 
 impl FakeHistory {
-    /// Returns the number of records that the history decoded so far, because of requests for its events.
-    pub(crate) fn decoded_record_count(&self) -> usize {
-        self.state().decoded_record_count
+    /// Returns the number of records that the daemon itself decoded so far to answer requests for its history: all
+    /// finished ones for each request that is not for running builds only, whatever its filter.
+    pub(crate) fn count_of_records_daemon_decoded(&self) -> usize {
+        self.state().count_of_records_daemon_decoded
     }
 
     /// Answers a request to change a record as BuildKit's `UpdateRef` does. Every request leaves the record as it is.

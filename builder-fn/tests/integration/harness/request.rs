@@ -10,7 +10,7 @@ use builder_fn::request::{
 use bytes::Bytes;
 use function_host::Secret;
 use function_host::prometheus::IntGauge;
-use function_host::unverified::Resource;
+use function_host::unverified::HeldResource;
 use http_body_util::Full;
 
 use super::{fix_checksums, paths_and_entries};
@@ -92,7 +92,7 @@ pub(crate) async fn check_receiving_of_request(mode_and_body: &[u8]) {
     }
     assert_eq!(spooled.get(), 0, "the quota is released");
     let budget = limits.unverified.budget();
-    let held = [Resource::Memory, Resource::Disk].map(|resource| budget.held_bytes(resource));
+    let held = [HeldResource::Memory, HeldResource::Disk].map(|resource| budget.held_bytes(resource));
     assert_eq!(
         (held, budget.undisplaced_sender_count()),
         ([0, 0], 0),

@@ -96,7 +96,7 @@ impl ConnectionState {
         self: &Arc<Self>,
         has_body: bool,
         counts_as_authentic: bool,
-    ) -> ActiveRequest {
+    ) -> ActiveRequestGuard {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
         self.accepted.store(counts_as_authentic, Ordering::Relaxed);
         self.packed.store(
@@ -104,13 +104,13 @@ impl ConnectionState {
             Ordering::Relaxed,
         );
         self.unread_body.store(has_body, Ordering::Relaxed);
-        ActiveRequest(self.clone())
+        ActiveRequestGuard(self.clone())
     }
 
     /// Returns the guard of the current request's body. When it is dropped, the connection expects nothing more of the
     /// body.
-    pub(crate) fn begin_body(self: &Arc<Self>) -> ActiveBody {
-        ActiveBody {
+    pub(crate) fn begin_body(self: &Arc<Self>) -> ActiveBodyGuard {
+        ActiveBodyGuard {
             state: self.clone(),
             number: self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK,
         }
@@ -205,24 +205,24 @@ impl ConnectionState {
     }
 }
 
-/// A request that is being answered. Dropping it makes the connection expect the next request.
+/// A guard for a request that is being answered. Dropping it makes the connection expect the next request.
 #[derive(Debug)]
-pub(crate) struct ActiveRequest(Arc<ConnectionState>);
+pub(crate) struct ActiveRequestGuard(Arc<ConnectionState>);
 
-impl Drop for ActiveRequest {
+impl Drop for ActiveRequestGuard {
     fn drop(&mut self) {
         self.0.expect_next_request();
     }
 }
 
-/// A request body that is being read. Dropping it makes the connection expect nothing more of the body.
+/// A guard for a request body that is being read. Dropping it makes the connection expect nothing more of the body.
 #[derive(Debug)]
-pub(crate) struct ActiveBody {
+pub(crate) struct ActiveBodyGuard {
     state: Arc<ConnectionState>,
     number: u32,
 }
 
-impl ActiveBody {
+impl ActiveBodyGuard {
     /// Records that the request's body was read to its end.
     pub(crate) fn mark_body_fully_read(self) {
         if self.state.expected_input_and_request_number() == (ExpectedInput::Body, self.number) {
@@ -231,7 +231,7 @@ impl ActiveBody {
     }
 }
 
-impl Drop for ActiveBody {
+impl Drop for ActiveBodyGuard {
     fn drop(&mut self) {
         let (from, to) = (self.number | EXPECTS_BODY, self.number | EXPECTS_NOTHING);
         // Fails if a later request is current, whose state must not change.

@@ -74,7 +74,7 @@ pub use response::{Response, ResponseBody};
 pub use run::{check_settings, run, run_with};
 pub use secret::{Secret, Secrets};
 pub use setup::{SetupContext, SetupError};
-pub use shutdown::{BackgroundWork, Shutdown, ShutdownTrigger};
+pub use shutdown::{BackgroundWorkGuard, Shutdown, ShutdownTrigger};
 
 pub use bytes::Bytes;
 pub use http;

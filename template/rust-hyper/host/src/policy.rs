@@ -30,7 +30,7 @@ pub use names::NamePatterns;
 pub use quantity::Quantity;
 pub use repositories::{PatternEnd, RepositoryPattern, RepositoryPatterns};
 pub use reserved::ReservedNames;
-pub use tenant::{ReadRules, StepNetwork, Tenant, TenantName};
+pub use tenant::{SourceRestrictions, StepNetwork, Tenant, TenantName};
 pub use urls::{UrlPattern, UrlPatterns};
 
 use json::Json;

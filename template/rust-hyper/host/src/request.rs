@@ -10,7 +10,7 @@ use futures_core::Stream;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::connection_state::ActiveBody;
+use crate::connection_state::ActiveBodyGuard;
 use crate::duration;
 use crate::error_chain::BoxError;
 
@@ -25,7 +25,7 @@ pub type Request = http::Request<Body>;
 pub struct Body {
     source: BodySource,
     /// The guard of the body that the connection expects; `None` without a connection or after the end.
-    active: Option<ActiveBody>,
+    active: Option<ActiveBodyGuard>,
     read_timeout: Duration,
 }
 
@@ -73,7 +73,7 @@ impl Body {
 
     /// Creates a request body that is received from a client. The connection enforces `read_timeout`, which is
     /// only reported here.
-    pub(crate) fn incoming(incoming: Incoming, active: ActiveBody, read_timeout: Duration) -> Self {
+    pub(crate) fn incoming(incoming: Incoming, active: ActiveBodyGuard, read_timeout: Duration) -> Self {
         Self {
             source: BodySource::Incoming(incoming),
             active: Some(active),

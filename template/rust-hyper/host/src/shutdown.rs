@@ -20,10 +20,10 @@ pub struct ShutdownTrigger {
     work: Arc<watch::Sender<usize>>,
 }
 
-/// A guard for work that goes on without a request. The process exits after it was dropped, or at the deadline of the
-/// shutdown.
+/// A guard for one piece of work that goes on without a request. The shutdown waits until all guards are dropped, or
+/// for its deadline.
 #[derive(Debug)]
-pub struct BackgroundWork(Arc<watch::Sender<usize>>);
+pub struct BackgroundWorkGuard(Arc<watch::Sender<usize>>);
 
 impl Shutdown {
     /// Creates the state of a shutdown that has not begun, and its trigger.
@@ -67,13 +67,13 @@ impl Shutdown {
     ///
     /// For work that no request waits for. Requests in flight delay the exit by themselves.
     #[must_use]
-    pub fn begin_background_work(&self) -> BackgroundWork {
+    pub fn begin_background_work(&self) -> BackgroundWorkGuard {
         self.work.send_modify(|count| *count += 1);
-        BackgroundWork(self.work.clone())
+        BackgroundWorkGuard(self.work.clone())
     }
 }
 
-impl Drop for BackgroundWork {
+impl Drop for BackgroundWorkGuard {
     fn drop(&mut self) {
         self.0.send_modify(|count| *count -= 1);
     }

@@ -73,9 +73,9 @@ impl UnverifiedLimits {
     }
 }
 
-/// The resources of an [`UnverifiedBudget`] that a sender holds.
+/// A kind of storage of which the senders in an [`UnverifiedBudget`] hold bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resource {
+pub enum HeldResource {
     /// Memory, in bytes.
     Memory,
     /// Disk space, in bytes.

@@ -18,7 +18,7 @@ struct Installation {
 }
 
 /// Returns the map `key` in the text of a function of `stack.yml`; empty if the function has none.
-fn yaml_map(function_text: &str, key: &str) -> BTreeMap<String, String> {
+fn yaml_map_or_empty(function_text: &str, key: &str) -> BTreeMap<String, String> {
     let start = format!("\n    {key}:\n");
     let (_, map) = function_text.split_once(&start).unwrap_or_default();
     let lines = map.lines().take_while(|line| line.starts_with("      "));
@@ -41,8 +41,8 @@ fn installation_in_stack_yml(name: &str) -> Installation {
         .take_while(|line| line.is_empty() || line.starts_with("    "));
     let function = format!("\n{}\n", lines.collect::<Vec<_>>().join("\n"));
     Installation {
-        environment: yaml_map(&function, "environment"),
-        labels: yaml_map(&function, "labels"),
+        environment: yaml_map_or_empty(&function, "environment"),
+        labels: yaml_map_or_empty(&function, "labels"),
     }
 }
 

@@ -25,7 +25,7 @@ pub struct FloodPhase {
 
 impl FloodPhase {
     /// Returns this quantile of the durations, or zero if no build succeeded.
-    pub fn quantile(&self, part: f64) -> Duration {
+    pub fn quantile_or_zero(&self, part: f64) -> Duration {
         let last = self.durations.len().saturating_sub(1);
         let at = (last as f64 * part).round() as usize;
         self.durations.get(at).copied().unwrap_or_default()
@@ -40,9 +40,9 @@ impl fmt::Display for FloodPhase {
             "  {} built, {} failed; p50 {:.3?}, p95 {:.3?}, longest {:.3?}",
             self.durations.len(),
             self.failures.len(),
-            self.quantile(0.5),
-            self.quantile(0.95),
-            self.quantile(1.0),
+            self.quantile_or_zero(0.5),
+            self.quantile_or_zero(0.95),
+            self.quantile_or_zero(1.0),
         )?;
         let (builder, deployer) = (mebibytes(self.builder), mebibytes(self.deployer));
         writeln!(

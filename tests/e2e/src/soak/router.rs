@@ -69,9 +69,9 @@ struct RouterShared {
 
 /// A guard that holds new deliveries back until it is dropped. Those in progress go on.
 #[derive(Debug)]
-pub(super) struct HeldDeliveries(Arc<RouterShared>);
+pub(super) struct HeldDeliveriesGuard(Arc<RouterShared>);
 
-impl Drop for HeldDeliveries {
+impl Drop for HeldDeliveriesGuard {
     fn drop(&mut self) {
         self.0.is_held.send_replace(false);
     }
@@ -126,9 +126,9 @@ impl Router {
     }
 
     /// Holds new deliveries back until the returned guard is dropped.
-    pub(super) fn hold_deliveries(&self) -> HeldDeliveries {
+    pub(super) fn hold_deliveries(&self) -> HeldDeliveriesGuard {
         self.shared.is_held.send_replace(true);
-        HeldDeliveries(Arc::clone(&self.shared))
+        HeldDeliveriesGuard(Arc::clone(&self.shared))
     }
 
     /// Locks the record of what has passed, and returns it.

@@ -93,7 +93,10 @@ impl<'t> BuilderReplicas<'t> {
             assert_eq!(answer[field], finished_build[field], "{field} of {answer:#}");
         }
         for builder in &self.builders {
-            let (lines, terminal) = builder.questions()?.read_log(id).await?;
+            let (lines, terminal) = builder
+                .questions()?
+                .read_numbered_lines_and_terminal_record(id)
+                .await?;
             assert_eq!(terminal["status"], "success", "{terminal:#}");
             assert!(terminal["warnings"].is_null(), "{terminal:#}");
             let differing = lines.iter().zip(log).find(|(found, expected)| found != expected);
@@ -149,7 +152,7 @@ async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildki
         );
     }
     let (questions, asked) = (replicas.builders[1].questions()?, id.clone());
-    let live = tokio::spawn(async move { questions.read_log(&asked).await });
+    let live = tokio::spawn(async move { questions.read_numbered_lines_and_terminal_record(&asked).await });
     testbed.wait_for_step(gate, false).await?;
     testbed.wait_for_step(gate, true).await?;
     replicas.wait_for_state_at_every_builder(&id, "running").await?;

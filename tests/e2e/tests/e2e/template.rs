@@ -76,7 +76,7 @@ async fn a_changed_handler_changes_the_answer_of_a_function_from_the_template() 
 }
 
 #[tokio::test]
-async fn functions_of_the_template_share_what_is_compiled_but_their_handlers() -> Result<()> {
+async fn functions_of_the_template_share_all_that_is_compiled_except_their_handlers() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let project = TemplateProject::new(&testbed.stack)?;

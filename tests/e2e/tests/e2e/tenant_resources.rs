@@ -62,7 +62,8 @@ impl BuilderWithTenants {
     }
 }
 
-/// A token that a registry's token server issued.
+/// What a registry's token server noted when it issued a token: the credentials that it was requested with, and its
+/// scopes.
 #[derive(Debug)]
 struct IssuedToken {
     /// The credentials that the token was requested with.

@@ -54,7 +54,7 @@ async fn unsigned_senders_cost_signed_builds_nothing() -> Result<()> {
     let _alone = testbed.lock_parts().await;
     let mut outcomes = Outcomes::default();
     outcomes.add_outcome("unsigned-attributes", send_extended_attributes().await?);
-    outcomes.add_outcome("unsigned-ratio", send_high_compression_ratios().await?);
+    outcomes.add_outcome("unsigned-ratio", fill_spool_with_high_compression_ratios().await?);
     outcomes.add_outcome("unsigned-idle", hold_idle_bodies().await?);
     outcomes.add_outcome("unsigned-hand-overs", send_half_hand_overs().await?);
     outcomes.add_outcome("unsigned-flood", flood_both_functions().await?);
@@ -130,8 +130,9 @@ async fn send_extended_attributes() -> Result<Outcome> {
     ))
 }
 
-/// Sends bodies that decompress to more than the spool holds. The attack succeeded if a signed build fails.
-async fn send_high_compression_ratios() -> Result<Outcome> {
+/// Fills the spool with unsigned bodies that decompress to more than it holds. The attack succeeded if a signed build
+/// fails.
+async fn fill_spool_with_high_compression_ratios() -> Result<Outcome> {
     let (body_limit, spool_limit) = ((32 * BYTES_PER_MIB).to_string(), (64 * BYTES_PER_MIB).to_string());
     let settings = [("spool_limit", &*spool_limit), ("max_body", &*body_limit)];
     let world = AttackWorld::start_with_settings(&settings, &[]).await?;

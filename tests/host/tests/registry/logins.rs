@@ -23,7 +23,8 @@ fn parse_logins(content: &str) -> Logins {
     Logins::parse_config(content.as_bytes()).unwrap_or_else(|error| panic!("{content}: {error}"))
 }
 
-fn find_credentials(config_json: &str, host: &str) -> (String, String) {
+/// Returns the user name and the secret for `host`, both empty if the configuration has no login for it.
+fn find_credentials_or_anonymous(config_json: &str, host: &str) -> (String, String) {
     let RegistryCredentials { username, secret } = parse_logins(config_json)
         .credentials_or_anonymous_for(host)
         .unwrap();
@@ -66,7 +67,7 @@ fn every_recorded_file_gives_the_same_credentials_as_with_docker_or_fails_as_the
 fn the_base64_of_auth_may_lack_its_padding() {
     let content = r#"{"auths": {"r.example": {"auth": " dXNlcjpwYTpzcw "}}}"#;
     assert_eq!(
-        find_credentials(content, "r.example"),
+        find_credentials_or_anonymous(content, "r.example"),
         username_and_secret("user", "pa:ss")
     );
 }
@@ -90,7 +91,7 @@ fn a_registry_is_found_by_every_form_of_its_key() {
     ] {
         let content = format!(r#"{{"auths": {{"{key}": {{"auth": "dXNlcjpwYXNz"}}}}}}"#);
         assert_eq!(
-            find_credentials(&content, host),
+            find_credentials_or_anonymous(&content, host),
             username_and_secret("user", "pass"),
             "{key} for {host}"
         );
@@ -109,7 +110,7 @@ fn a_registry_without_an_entry_gets_no_credentials() {
         "docker.io",
     ] {
         assert_eq!(
-            find_credentials(content, host),
+            find_credentials_or_anonymous(content, host),
             username_and_secret("", ""),
             "{host}"
         );
@@ -129,7 +130,7 @@ fn the_exact_key_of_a_registry_precedes_its_other_forms() {
     }}"#;
     for host in ["registry-1.docker.io", "a.example.com", "b.example.com"] {
         assert_eq!(
-            find_credentials(content, host),
+            find_credentials_or_anonymous(content, host),
             username_and_secret("user", "pass"),
             "{host}"
         );

@@ -38,7 +38,8 @@ impl Containerd {
         Ok(answer.namespaces.into_iter().filter_map(labelled).collect())
     }
 
-    /// Creates a containerd namespace for functions, unless it exists.
+    /// Creates a containerd namespace with the label for functions, unless one of this name exists, which is left as it
+    /// is, also without the label.
     pub(crate) async fn create_function_namespace_if_missing(&self, name: &str) -> Result<(), ProviderError> {
         let labels = HashMap::from([(FUNCTION_NAMESPACE_LABEL.to_owned(), "true".to_owned())]);
         let namespace = Some(Namespace {

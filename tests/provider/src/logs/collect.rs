@@ -145,7 +145,7 @@ impl LineAssembler {
         complete
     }
 
-    /// Returns the incomplete last line, if there is one.
+    /// Takes the incomplete last line, and returns it as the only line of a list; empty if there is none.
     fn take_incomplete_line(&mut self) -> Vec<Vec<u8>> {
         let rest = std::mem::take(&mut self.partial);
         if rest.is_empty() { Vec::new() } else { vec![rest] }

@@ -12,7 +12,7 @@ use crate::{
     command::last_lines_each_cut,
     error::{IoResultExt as _, LauncherError, Result},
     http::send_request,
-    progress::{ProgressSink, WorkMessages},
+    progress::{ProgressSink, WorkMessageSetter},
 };
 
 /// The name of the header with the signature of a build request.
@@ -122,7 +122,7 @@ impl<'a> BuilderClient<'a> {
 }
 
 /// Sends a build request and follows the stream of its answer; returns the build's last record, with its whole log.
-async fn send_and_follow(request: RequestBuilder, messages: WorkMessages) -> Result<BuildRecord> {
+async fn send_and_follow(request: RequestBuilder, messages: WorkMessageSetter) -> Result<BuildRecord> {
     let mut response = send_request(request).await?;
     let (name, status) = (response.url().to_string(), response.status().as_u16());
     let mut stream = RecordStream::default();

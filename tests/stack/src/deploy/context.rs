@@ -37,13 +37,13 @@ impl StackBuildContext {
     /// Returns a hash of the context's files and of the other inputs of the image's build. The hash is valid as a
     /// tag.
     pub(super) fn tag_hash(&self, other_inputs: &[&str]) -> String {
-        let mut hash = PartsHash::new(other_inputs);
+        let mut hasher = LengthPrefixedHasher::new(other_inputs);
         for file in &self.files {
-            hash.add_part(file.path.as_os_str().as_encoded_bytes());
-            hash.add_part(&file.mode.to_be_bytes());
-            hash.add_part(&file.content);
+            hasher.add_bytes(file.path.as_os_str().as_encoded_bytes());
+            hasher.add_bytes(&file.mode.to_be_bytes());
+            hasher.add_bytes(&file.content);
         }
-        hash.into_first_16_hex_digits()
+        hasher.into_first_16_hex_digits()
     }
 
     /// Returns the tar of a build request: the configuration, then the files.
@@ -72,23 +72,23 @@ impl StackBuildContext {
 
 /// Returns a hash of texts, which changes if a boundary between them moves.
 pub(super) fn hash_of_texts(texts: &[&str]) -> String {
-    PartsHash::new(texts).into_first_16_hex_digits()
+    LengthPrefixedHasher::new(texts).into_first_16_hex_digits()
 }
 
-/// A hash over length-prefixed parts, so that moving a boundary between parts changes it.
-struct PartsHash(Sha256);
+/// A SHA-256 hasher of byte strings, each with its length before it, so that moving a boundary changes the hash.
+struct LengthPrefixedHasher(Sha256);
 
-impl PartsHash {
-    /// Creates a hash with these parts already added.
-    fn new(parts: &[&str]) -> Self {
-        let mut hash = Self(Sha256::new());
-        parts.iter().for_each(|part| hash.add_part(part.as_bytes()));
-        hash
+impl LengthPrefixedHasher {
+    /// Creates a hasher with these texts already added.
+    fn new(texts: &[&str]) -> Self {
+        let mut hasher = Self(Sha256::new());
+        texts.iter().for_each(|text| hasher.add_bytes(text.as_bytes()));
+        hasher
     }
 
-    fn add_part(&mut self, part: &[u8]) {
-        self.0.update((part.len() as u64).to_be_bytes());
-        self.0.update(part);
+    fn add_bytes(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_be_bytes());
+        self.0.update(bytes);
     }
 
     /// Returns the first 16 hexadecimal digits of the SHA-256 hash.

@@ -178,7 +178,7 @@ pub(super) async fn end_steps_that_fill_disk_until_error(
                 && end_step_that_uses_most(
                     &path,
                     KERNEL_MEMORY_OF_SPARED_STEP_BYTES,
-                    RunningStep::kernel_memory_bytes,
+                    RunningStep::kernel_memory_bytes_or_zero,
                 );
         if ended {
             // Until BuildKit has freed what the step wrote, no other step has to end. By itself it frees it later.

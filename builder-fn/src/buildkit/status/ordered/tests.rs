@@ -144,12 +144,14 @@ fn split_like_buildkit(mut response: StatusResponse) -> Vec<StatusResponse> {
     }
 }
 
-/// Returns the updates of two steps, one after the other, with `count` pieces of output of 32 KiB and progress.
-fn updates_with_much_output(count: i64) -> Vec<Update> {
+/// Returns the updates of two steps, one after the other: each has `pieces_per_step` pieces of output of 32 KiB, and as
+/// many reports of progress.
+fn updates_of_two_steps_with_much_output(pieces_per_step: i64) -> Vec<Update> {
     let mut updates = Vec::new();
-    for (step, begin) in [("a", 0), ("b", count * 50)] {
+    let duration = (pieces_per_step + 1) * 50;
+    for (step, begin) in [("a", 0), ("b", duration)] {
         updates.push(Update::Step(vertex(step, begin, None, "")));
-        for number in 1..count {
+        for number in 1..=pieces_per_step {
             let mut log = log(step, begin + number * 50);
             log.msg.resize(32 << 10, b'x');
             updates.push(Update::Log(log));
@@ -159,12 +161,7 @@ fn updates_with_much_output(count: i64) -> Vec<Update> {
                 ..VertexStatus::default()
             }));
         }
-        updates.push(Update::Step(vertex(
-            step,
-            begin,
-            Some(begin + count * 50 - 10),
-            "",
-        )));
+        updates.push(Update::Step(vertex(step, begin, Some(begin + duration - 10), "")));
     }
     updates
 }
@@ -183,7 +180,7 @@ fn read_responses(responses: impl IntoIterator<Item = StatusResponse>) -> Vec<Bu
 
 #[test]
 fn the_order_of_a_log_does_not_depend_on_how_buildkit_splits_it_live_and_in_its_history() {
-    let updates = updates_with_much_output(100);
+    let updates = updates_of_two_steps_with_much_output(100);
     let expected = read_in_batches(&updates, &[1]);
     for batch in [50, 150, updates.len()] {
         let responses = updates.chunks(batch).map(response_with);
@@ -197,7 +194,7 @@ fn the_order_of_a_log_does_not_depend_on_how_buildkit_splits_it_live_and_in_its_
 
 #[test]
 fn a_warning_that_buildkit_repeats_in_each_part_of_a_batch_is_one_event() {
-    let mut response = response_with(&updates_with_much_output(100));
+    let mut response = response_with(&updates_of_two_steps_with_much_output(100));
     response.warnings = ["casing", "secrets in arguments"]
         .map(|short| VertexWarning {
             short: short.into(),
@@ -213,7 +210,7 @@ fn a_warning_that_buildkit_repeats_in_each_part_of_a_batch_is_one_event() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pause_of_the_daemon_in_a_batch_or_in_a_recorded_log_does_not_change_the_order() {
-    let updates = updates_with_much_output(60);
+    let updates = updates_of_two_steps_with_much_output(60);
     let expected = read_in_batches(&updates, &[1]);
     for is_recorded in [false, true] {
         let parts = split_like_buildkit(response_with(&updates));
@@ -242,7 +239,7 @@ async fn a_pause_of_the_daemon_in_a_batch_or_in_a_recorded_log_does_not_change_t
 
 #[tokio::test(start_paused = true)]
 async fn the_events_of_a_running_build_are_passed_on_a_second_after_the_last_one() {
-    let first = split_like_buildkit(response_with(&updates_with_much_output(60)));
+    let first = split_like_buildkit(response_with(&updates_of_two_steps_with_much_output(60)));
     let later = response_with(&[Update::Log(log("b", 100_000))]);
     let responses = futures_util::stream::iter(first.into_iter().chain([later]).map(Ok));
     let mut log = OrderedLog {

@@ -128,26 +128,51 @@ fn names_targets_and_times_in_extended_headers_override_those_in_the_header() {
     assert!(pax.xattrs.iter().eq([("user.a", &b"v"[..])]));
 }
 
+/// Adds a GNU header with a long name (flag `L`) or a long target (flag `K`) for the next entry.
+fn with_gnu_header(tar: TarBuilder, flag: u8) -> TarBuilder {
+    tar.with_entry_of_type(flag, "././@LongLink", b"context/long\0")
+}
+
+/// Adds a PAX header with the record `key`, `12`, for the next entry.
+fn with_pax_record(tar: TarBuilder, key: &str) -> TarBuilder {
+    tar.with_pax_header(b'x', &[(key, b"12")])
+}
+
+/// Adds a file to `tar`, and asserts that it is rejected because its headers have `field` twice.
+fn assert_field_is_duplicate(tar: TarBuilder, field: &'static str) {
+    let problem = tar
+        .with_file("context/short", b"123456789abc")
+        .problem_of_read_with_end_marker();
+    assert_eq!(problem, EntryProblem::DuplicateField { field });
+}
+
 #[test]
-fn a_field_in_two_extended_headers_of_an_entry_is_rejected() {
-    let long = |tar: TarBuilder, flag| tar.with_entry_of_type(flag, "././@LongLink", b"context/long\0");
-    let pax = |tar: TarBuilder, key| tar.with_pax_header(b'x', &[(key, b"12")]);
-    for (tar, field) in [
-        (long(long(small_tar(), b'L'), b'L'), "its name"),
-        (long(long(small_tar(), b'K'), b'K'), "its target"),
-        (pax(pax(small_tar(), "size"), "mtime"), "records"),
-        (pax(long(small_tar(), b'L'), "path"), "its name"),
-        (long(pax(small_tar(), "path"), b'L'), "its name"),
-        (pax(long(small_tar(), b'K'), "linkpath"), "its target"),
-        (long(pax(small_tar(), "linkpath"), b'K'), "its target"),
-    ] {
-        let problem = tar
-            .with_file("context/short", b"123456789abc")
-            .problem_of_read_with_end_marker();
-        assert_eq!(problem, EntryProblem::DuplicateField { field });
+fn two_gnu_headers_of_the_same_kind_for_an_entry_are_rejected() {
+    for (flag, field) in [(b'L', "its name"), (b'K', "its target")] {
+        assert_field_is_duplicate(with_gnu_header(with_gnu_header(small_tar(), flag), flag), field);
     }
-    // Different fields are combined, in any order of the headers.
-    let tar = pax(long(long(small_tar(), b'L'), b'K'), "mtime").with_file("context/short", b"");
+}
+
+#[test]
+fn a_gnu_header_and_a_pax_record_for_the_same_field_of_an_entry_are_rejected() {
+    for (flag, key, field) in [(b'L', "path", "its name"), (b'K', "linkpath", "its target")] {
+        assert_field_is_duplicate(with_pax_record(with_gnu_header(small_tar(), flag), key), field);
+        assert_field_is_duplicate(with_gnu_header(with_pax_record(small_tar(), key), flag), field);
+    }
+}
+
+#[test]
+fn two_pax_headers_for_an_entry_are_rejected_although_their_fields_differ() {
+    assert_field_is_duplicate(
+        with_pax_record(with_pax_record(small_tar(), "size"), "mtime"),
+        "records",
+    );
+}
+
+#[test]
+fn a_long_name_a_long_target_and_a_pax_header_with_other_fields_are_combined() {
+    let tar = with_gnu_header(with_gnu_header(small_tar(), b'L'), b'K');
+    let tar = with_pax_record(tar, "mtime").with_file("context/short", b"");
     let contents = tar
         .read_with_end_marker()
         .unwrap_or_else(|error| panic!("{error}"));

@@ -76,16 +76,16 @@ pub enum StepNetwork {
     None,
 }
 
-/// The sources that a tenant's builds may read, besides the repositories that they may push to, keep caches in or have
-/// frontends from.
+/// The only sources that a tenant's builds may read, besides the repositories that they may push to, keep caches in or
+/// have frontends from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReadRules {
+pub struct SourceRestrictions {
     images: RepositoryPatterns,
     http: UrlPatterns,
     git: UrlPatterns,
 }
 
-impl ReadRules {
+impl SourceRestrictions {
     /// Returns the patterns of the repositories whose images may be read.
     #[must_use]
     pub fn images(&self) -> &RepositoryPatterns {
@@ -113,7 +113,7 @@ pub struct Tenant {
     deploy_keys: Vec<String>,
     push: Option<RepositoryPatterns>,
     cache: Option<RepositoryPatterns>,
-    read: Option<ReadRules>,
+    read: Option<SourceRestrictions>,
     frontends: RepositoryPatterns,
     buildkit: Option<String>,
     network: StepNetwork,
@@ -154,7 +154,7 @@ impl Tenant {
                 let list = reader.read_list(name, |text| UrlPattern::parse(text, schemes));
                 UrlPatterns::new(list.unwrap_or_default())
             };
-            let rules = ReadRules {
+            let rules = SourceRestrictions {
                 images: repositories(&mut reader, "images").unwrap_or_default(),
                 http: urls(&mut reader, "http", &["https", "http"]),
                 git: urls(&mut reader, "git", &["https", "http", "ssh", "git"]),
@@ -242,9 +242,10 @@ impl Tenant {
         self.cache.as_ref().or(self.push.as_ref())
     }
 
-    /// Returns the sources that the tenant's builds may read; `None` for everything that is not forbidden to all.
+    /// Returns the sources that the tenant's builds may read, besides its repositories for pushes, caches and
+    /// frontends; `None` for everything that is not forbidden to all.
     #[must_use]
-    pub fn read_rules(&self) -> Option<&ReadRules> {
+    pub fn source_restrictions(&self) -> Option<&SourceRestrictions> {
         self.read.as_ref()
     }
 

@@ -5,7 +5,8 @@
 pub(super) enum AuthChallenge {
     /// The registry requires a user name and password.
     Basic,
-    /// The registry requires a token from a token server.
+    /// The registry requires a token from a token server. The challenge's scope is left out: the client asks for its
+    /// own.
     Bearer {
         /// The URL of the token server.
         realm: String,

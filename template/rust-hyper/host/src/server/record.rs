@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::metrics::RequestMetrics;
 use crate::acceptance::Acceptance;
-use crate::connection_state::ActiveRequest;
+use crate::connection_state::ActiveRequestGuard;
 use crate::inflight::{ConcurrencyLimitExceeded, InFlightLimiter};
 use crate::trace::Span;
 
@@ -38,7 +38,7 @@ pub(crate) struct RequestRecord {
     log_fields: Option<RequestLogFields>,
     trace: Span,
     acceptance: Option<Arc<Acceptance>>,
-    _active: ActiveRequest,
+    _active: ActiveRequestGuard,
 }
 
 /// The fields of a request's line in the log.
@@ -57,7 +57,7 @@ impl RequestRecord {
         request: &http::Request<hyper::body::Incoming>,
         call_id: &Arc<str>,
         trace: Span,
-        active: ActiveRequest,
+        active: ActiveRequestGuard,
     ) -> (Self, Result<(), ConcurrencyLimitExceeded>) {
         let entered = counters.inflight.count_request_in();
         let log_fields = tracing::enabled!(tracing::Level::DEBUG).then(|| RequestLogFields {

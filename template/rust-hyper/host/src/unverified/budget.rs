@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Displaced, Resource, UnverifiedLimits, UnverifiedMetrics, UnverifiedSender};
+use super::{Displaced, HeldResource, UnverifiedLimits, UnverifiedMetrics, UnverifiedSender};
 
 /// A budget that all unverified bodies of a function share. Clones share it.
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ impl UnverifiedBudget {
     }
 
     /// Returns how much of a resource all senders hold together, in bytes.
-    pub fn held_bytes(&self, resource: Resource) -> u64 {
+    pub fn held_bytes(&self, resource: HeldResource) -> u64 {
         *self.lock().held.amount_of(resource)
     }
 
@@ -90,7 +90,7 @@ impl UnverifiedBudget {
     pub(super) fn poll_reserve(
         &self,
         key: u64,
-        resource: Resource,
+        resource: HeldResource,
         bytes: u64,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Displaced>> {
@@ -98,7 +98,7 @@ impl UnverifiedBudget {
     }
 
     /// Gives `bytes` of a resource that a sender holds back to the budget.
-    pub(super) fn release_bytes(&self, key: u64, resource: Resource, bytes: u64) {
+    pub(super) fn release_bytes(&self, key: u64, resource: HeldResource, bytes: u64) {
         self.lock().release_bytes(key, resource, bytes);
     }
 
@@ -121,17 +121,17 @@ struct HeldBytes {
 }
 
 impl HeldBytes {
-    fn amount_of(&self, resource: Resource) -> &u64 {
+    fn amount_of(&self, resource: HeldResource) -> &u64 {
         match resource {
-            Resource::Memory => &self.memory,
-            Resource::Disk => &self.disk,
+            HeldResource::Memory => &self.memory,
+            HeldResource::Disk => &self.disk,
         }
     }
 
-    fn amount_of_mut(&mut self, resource: Resource) -> &mut u64 {
+    fn amount_of_mut(&mut self, resource: HeldResource) -> &mut u64 {
         match resource {
-            Resource::Memory => &mut self.memory,
-            Resource::Disk => &mut self.disk,
+            HeldResource::Memory => &mut self.memory,
+            HeldResource::Disk => &mut self.disk,
         }
     }
 }
@@ -300,7 +300,7 @@ impl Senders {
         &mut self,
         limits: &UnverifiedLimits,
         key: u64,
-        resource: Resource,
+        resource: HeldResource,
         bytes: u64,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Displaced>> {
@@ -313,8 +313,8 @@ impl Senders {
         }
         let wanted = entry.held.amount_of(resource).saturating_add(bytes);
         let (limit, reason) = match resource {
-            Resource::Memory => (limits.memory, Displaced::Memory { limit: limits.memory }),
-            Resource::Disk => (limits.disk, Displaced::Disk { limit: limits.disk }),
+            HeldResource::Memory => (limits.memory, Displaced::Memory { limit: limits.memory }),
+            HeldResource::Disk => (limits.disk, Displaced::Disk { limit: limits.disk }),
         };
         if self.held.amount_of(resource).saturating_add(bytes) <= limit {
             *self.held.amount_of_mut(resource) += bytes;
@@ -323,8 +323,8 @@ impl Senders {
             return Poll::Ready(Ok(()));
         }
         let (victims, is_enough) = match resource {
-            Resource::Memory => self.largest_holders_and_whether_enough(key, wanted, bytes, limit),
-            Resource::Disk => {
+            HeldResource::Memory => self.largest_holders_and_whether_enough(key, wanted, bytes, limit),
+            HeldResource::Disk => {
                 self.slowest_large_holders_and_whether_enough(key, wanted, bytes, limits, Instant::now())
             }
         };
@@ -358,7 +358,7 @@ impl Senders {
             .map(|(other, entry)| (other, entry.held.memory))
             .collect();
         larger.sort_unstable_by_key(|(_, held)| Reverse(*held));
-        self.take_until_room_and_whether_enough(Resource::Memory, larger, bytes, limit)
+        self.take_until_room_and_whether_enough(HeldResource::Memory, larger, bytes, limit)
     }
 
     /// Returns the senders that hold more disk space than is guaranteed to each and are slower than the sender `key`, the
@@ -389,14 +389,14 @@ impl Senders {
             rate.total_cmp(other).then_with(|| other_held.cmp(held))
         });
         let slower = slower.into_iter().map(|(other, held, _)| (other, held));
-        self.take_until_room_and_whether_enough(Resource::Disk, slower, bytes, limits.disk)
+        self.take_until_room_and_whether_enough(HeldResource::Disk, slower, bytes, limits.disk)
     }
 
     /// Returns the first of `holders`, with what they hold, until there is room for `bytes` more without them, and
     /// whether there is.
     fn take_until_room_and_whether_enough(
         &self,
-        resource: Resource,
+        resource: HeldResource,
         holders: impl IntoIterator<Item = (u64, u64)>,
         bytes: u64,
         limit: u64,
@@ -413,7 +413,7 @@ impl Senders {
         (taken, used.saturating_add(bytes) <= limit)
     }
 
-    fn release_bytes(&mut self, key: u64, resource: Resource, bytes: u64) {
+    fn release_bytes(&mut self, key: u64, resource: HeldResource, bytes: u64) {
         let Some(entry) = self.entries.get_mut(&key) else {
             return;
         };

@@ -9,7 +9,7 @@ use http_body::Body as HttpBody;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::rate::TimeCredit;
-use super::{Displaced, ReceiveError, Resource, UnverifiedBudget};
+use super::{Displaced, HeldResource, ReceiveError, UnverifiedBudget};
 use crate::request::{Body, BodyError};
 
 /// A sender that was admitted to an [`UnverifiedBudget`]. Dropping it gives its part back to the budget.
@@ -126,7 +126,7 @@ impl UnverifiedSender {
     /// Raises the capacity of a buffer, and reserves memory for it.
     async fn grow_buffer(&mut self, buffer: &mut Vec<u8>, capacity: usize) -> Result<(), Displaced> {
         let more = capacity.saturating_sub(buffer.capacity());
-        self.reserve_bytes(Resource::Memory, more as u64).await?;
+        self.reserve_bytes(HeldResource::Memory, more as u64).await?;
         buffer.reserve_exact(capacity.saturating_sub(buffer.len()));
         Ok(())
     }
@@ -137,12 +137,12 @@ impl UnverifiedSender {
     ///
     /// # Errors
     /// Fails if this sender is displaced, or would itself be the one to displace.
-    pub async fn reserve_bytes(&mut self, resource: Resource, bytes: u64) -> Result<(), Displaced> {
+    pub async fn reserve_bytes(&mut self, resource: HeldResource, bytes: u64) -> Result<(), Displaced> {
         poll_fn(|cx| self.budget.poll_reserve(self.key, resource, bytes, cx)).await
     }
 
     /// Gives `bytes` of a resource back to the budget, before the sender is dropped.
-    pub fn release_bytes(&mut self, resource: Resource, bytes: u64) {
+    pub fn release_bytes(&mut self, resource: HeldResource, bytes: u64) {
         self.budget.release_bytes(self.key, resource, bytes);
     }
 

@@ -44,7 +44,7 @@ fn is_displaced(sender: &UnverifiedSender) -> bool {
 }
 
 fn poll_memory_reservation(sender: &mut UnverifiedSender, bytes: u64) -> Poll<Result<(), Displaced>> {
-    poll_once(sender.reserve_bytes(Resource::Memory, bytes))
+    poll_once(sender.reserve_bytes(HeldResource::Memory, bytes))
 }
 
 /// A body whose pieces the test sends over a channel.
@@ -248,13 +248,13 @@ async fn the_largest_holder_is_displaced_and_its_part_is_used_once_it_has_ended(
 
     assert!(is_displaced(&large) && !is_displaced(&medium) && !is_displaced(&small));
     assert_eq!(
-        budget.held_bytes(Resource::Memory),
+        budget.held_bytes(HeldResource::Memory),
         900,
         "memory was counted twice"
     );
     drop(large);
     assert_eq!(poll_memory_reservation(&mut small, 200), Poll::Ready(Ok(())));
-    assert_eq!(budget.held_bytes(Resource::Memory), 500);
+    assert_eq!(budget.held_bytes(HeldResource::Memory), 500);
 }
 
 #[tokio::test]
@@ -274,8 +274,8 @@ async fn a_sender_that_would_hold_the_most_is_the_one_that_is_displaced() {
 async fn waiting_for_room_ends_when_the_displaced_sender_has_ended() {
     let budget = UnverifiedBudget::new(LIMITS);
     let (mut large, mut small) = (budget.admit(), budget.admit());
-    large.reserve_bytes(Resource::Disk, 1000).await.unwrap();
-    let waiting = tokio::spawn(async move { small.reserve_bytes(Resource::Disk, 10).await });
+    large.reserve_bytes(HeldResource::Disk, 1000).await.unwrap();
+    let waiting = tokio::spawn(async move { small.reserve_bytes(HeldResource::Disk, 10).await });
     let reason = large.wait_until_displaced().await;
     assert_eq!(reason, Displaced::Disk { limit: 1000 });
     drop(large);
@@ -306,7 +306,7 @@ async fn a_body_is_collected_whole_up_to_its_limit() {
             "{error}"
         );
     }
-    assert_eq!(budget.held_bytes(Resource::Memory), 0);
+    assert_eq!(budget.held_bytes(HeldResource::Memory), 0);
 }
 
 /// Returns the pieces of a body of 6000 bytes.
@@ -338,20 +338,20 @@ async fn a_large_body_that_is_sent_fast_stays_while_slower_ones_need_disk_space(
     receive_piece_and_make_sender_wait(&mut fast, &[0; 600]).await;
     receive_piece_and_make_sender_wait(&mut slow, &[0; 300]).await;
     sleep(Duration::from_secs(2)).await;
-    fast.reserve_bytes(Resource::Disk, 600).await.unwrap();
-    slow.reserve_bytes(Resource::Disk, 400).await.unwrap();
+    fast.reserve_bytes(HeldResource::Disk, 600).await.unwrap();
+    slow.reserve_bytes(HeldResource::Disk, 400).await.unwrap();
     assert!(
-        poll_once(newcomer.reserve_bytes(Resource::Disk, LIMITS.guaranteed_disk_bytes_per_sender()))
+        poll_once(newcomer.reserve_bytes(HeldResource::Disk, LIMITS.guaranteed_disk_bytes_per_sender()))
             .is_pending()
     );
     assert!(is_displaced(&slow) && !is_displaced(&fast));
     drop(slow);
     newcomer
-        .reserve_bytes(Resource::Disk, LIMITS.guaranteed_disk_bytes_per_sender())
+        .reserve_bytes(HeldResource::Disk, LIMITS.guaranteed_disk_bytes_per_sender())
         .await
         .unwrap();
     // The newcomer has sent nothing, and wants more than is guaranteed.
-    assert!(newcomer.reserve_bytes(Resource::Disk, 400).await.is_err());
+    assert!(newcomer.reserve_bytes(HeldResource::Disk, 400).await.is_err());
     assert!(!is_displaced(&fast));
 }
 
@@ -436,7 +436,7 @@ async fn first_wrong_displacement_or_miscount(operations: Vec<DiskOperation>) ->
                     continue;
                 };
                 let (wanted, rate) = (known.held + bytes, known.rate());
-                let polled = poll_once(known.sender.reserve_bytes(Resource::Disk, bytes));
+                let polled = poll_once(known.sender.reserve_bytes(HeldResource::Disk, bytes));
                 if polled == Poll::Ready(Ok(())) {
                     known.held = wanted;
                 }
@@ -451,7 +451,7 @@ async fn first_wrong_displacement_or_miscount(operations: Vec<DiskOperation>) ->
                     }
                 }
                 let held: u64 = senders.iter().map(|known| known.held).sum();
-                if held > LIMITS.disk || budget.held_bytes(Resource::Disk) != held {
+                if held > LIMITS.disk || budget.held_bytes(HeldResource::Disk) != held {
                     return Some(format!("{operation:?}: {held} bytes are held"));
                 }
             }
@@ -477,7 +477,8 @@ proptest! {
     }
 }
 
-/// An operation on a budget. The first number chooses one of the senders, the second is a number of bytes.
+/// An operation on a budget. The first number is the position of a sender among those that have not ended, in the order
+/// of arrival; if there is none, nothing happens. The second is a number of bytes.
 #[derive(Clone, Debug)]
 enum BudgetOperation {
     Admit,
@@ -550,7 +551,7 @@ proptest! {
                 }
                 BudgetOperation::Release(index, bytes) => {
                     if let Some((sender, held)) = chosen(index).and_then(|key| senders.get_mut(&key)) {
-                        sender.release_bytes(Resource::Memory, bytes);
+                        sender.release_bytes(HeldResource::Memory, bytes);
                         *held = held.saturating_sub(bytes);
                     }
                 }
@@ -563,7 +564,7 @@ proptest! {
             prop_assert!(budget.undisplaced_sender_count() <= LIMITS.senders);
             prop_assert_eq!(budget.undisplaced_sender_count(), staying(&senders).len());
             let held: u64 = senders.values().map(|(_, held)| held).sum();
-            prop_assert_eq!(budget.held_bytes(Resource::Memory), held);
+            prop_assert_eq!(budget.held_bytes(HeldResource::Memory), held);
             prop_assert!(held <= LIMITS.memory);
         }
     }

@@ -10,8 +10,9 @@ use slipway_e2e::{
 
 use super::stacks_faas_cli_supports_remote_builder;
 
-/// Packs the output of `build --shrinkwrap` with a config; returns the tar and the header with its signature.
-fn pack_and_sign_shrinkwrap(
+/// Packs the output of `build --shrinkwrap` with a config. Returns the gzipped tar, and the argument for faas-cli's
+/// `-H` with its signature, `X-Build-Signature=…`.
+fn pack_shrinkwrap_with_signature_argument(
     testbed: &Testbed,
     work_dir: &ClientFolder,
     name: &str,
@@ -25,8 +26,8 @@ fn pack_and_sign_shrinkwrap(
     ensure!(packed.code == 0, "{packed:?}");
     let tar = std::fs::read(work_dir.path().join("req.tar"))?;
     let key = std::fs::read(&testbed.stack.payload_secret)?;
-    let header = format!("X-Build-Signature={}", sign_body(key.trim_ascii(), &tar)?);
-    Ok((tar, header))
+    let argument = format!("X-Build-Signature={}", sign_body(key.trim_ascii(), &tar)?);
+    Ok((tar, argument))
 }
 
 #[tokio::test]
@@ -54,8 +55,8 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
     work_dir.write_file(&format!("{name}/index.html"), "built by invoke")?;
     cli(&["build", "--shrinkwrap", "-f", &file], b"").await?;
     let config = json!({ "image": format!("{prefix}/{name}:latest") });
-    let (tar, header) = pack_and_sign_shrinkwrap(&testbed, &work_dir, name, &config)?;
-    let output = cli(&["invoke", "builder-fn", "-H", &header], &tar).await?;
+    let (tar, signature) = pack_shrinkwrap_with_signature_argument(&testbed, &work_dir, name, &config)?;
+    let output = cli(&["invoke", "builder-fn", "-H", &signature], &tar).await?;
     assert!(output.contains("\"status\":\"success\""), "{output}");
 
     // Releases before 2022 support only SHA-1 for --sign.
@@ -89,8 +90,8 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
     work_dir.write_file(&format!("{name}/index.html"), "built by the queue")?;
     cli(&["build", "--shrinkwrap", "-f", &file], b"").await?;
     let config = json!({ "image": format!("{prefix}/{name}:2"), "deploy": { "service": name } });
-    let (tar, header) = pack_and_sign_shrinkwrap(&testbed, &work_dir, name, &config)?;
-    let output = cli(&["invoke", "builder-fn", "--async", "-H", &header], &tar).await?;
+    let (tar, signature) = pack_shrinkwrap_with_signature_argument(&testbed, &work_dir, name, &config)?;
+    let output = cli(&["invoke", "builder-fn", "--async", "-H", &signature], &tar).await?;
     assert!(output.contains("submitted asynchronously"), "{output}");
     testbed
         .functions
