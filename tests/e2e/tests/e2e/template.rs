@@ -116,6 +116,12 @@ async fn a_changed_handler_changes_the_answer_of_a_function_from_the_template() 
     let name = "from-template";
     project.run_faas_cli(&["new", "--lang", "rust-hyper", name])?;
 
+    let plain_tar = project.shrinkwrap_function(name)?.tar_with_config(&json!({}))?;
+    assert!(
+        plain_tar.len() < 200_000,
+        "a plain tar has {} bytes",
+        plain_tar.len()
+    );
     let (status, first) = project.build_and_call(name, "there").await?;
     assert_eq!(status, 200, "{first}");
     assert!(
