@@ -3,7 +3,8 @@
 # SLIPWAY_FAAS_CLI name binaries to use instead of the stack's own (docs/local-stack.md).
 
 stack := cargo run --quiet --locked --package slipway-stack --
-template := --manifest-path template/rust-hyper/Cargo.toml
+# The workspace of a new function.
+template := --manifest-path target/template/Cargo.toml
 # The tests start these functions and the command as processes. They are compiled before, so that no compiler runs beside tests.
 functions = for function in builder-fn deployer-fn slipway; do \
 	cargo build --quiet --locked --package $$function --profile "$${SLIPWAY_BUILDER_PROFILE:-dev}" || exit 1; done
@@ -14,6 +15,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
 
 up: ## start a real stack with Slipway, build and call a sample function
+	@tests/host-archive
 	@$(stack) up
 
 down: ## stop the stack; keep its data for a quick restart
@@ -36,11 +38,14 @@ test: check unit chart e2e hostile ## run all checks and tests; needs no prepara
 
 check: ## check format, lints, lock files and licences
 	@$(stack) packages
+	tests/host-archive --check
+	tests/lay-out template/rust-hyper/function target/template
 	cargo fmt --check
-	cargo fmt --all --check $(template)
+	cargo fmt --check --package function $(template)
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --locked --package function-host --all-targets -- -D warnings
 	cargo clippy --quiet --locked --workspace --all-targets $(template) -- -D warnings
-	cargo clippy --quiet --locked --package function-host --all-features --all-targets $(template) -- -D warnings
+	cargo clippy --quiet --locked --package function-host --all-features $(template) -- -D warnings
 	tests/handler-locks --check
 	cargo update --quiet --locked --workspace --manifest-path fuzz/Cargo.toml
 	tests/licences
@@ -50,20 +55,21 @@ unit: ## run all tests that need no stack
 	cargo test --quiet --locked --workspace --exclude slipway-e2e
 	$(MAKE) --no-print-directory static
 	cargo test --quiet --locked --package slipway-e2e --lib --bins
-	cargo test --quiet --locked --workspace $(template)
-	cargo test --quiet --locked --package function-host --all-features $(template)
+	cargo test --quiet --locked --package function-host
 
 chart: ## render the Helm chart with many values and check the manifests
 	@tools=$$($(stack) tool helm) && HELM=$$tools/helm STRICT_MANIFESTS=$$tools/strict-manifests tests/chart.sh
 
 e2e: ## run the end-to-end tests on the stack; start it if it does not run
 	@$(stack) packages --tests
+	@tests/host-archive
 	@$(stack) up
 	@$(functions)
 	cargo test --locked --package slipway-e2e --test e2e
 
 hostile: ## run the hostile builds and senders on the stack; start it if it does not run
 	@$(stack) packages --tests
+	@tests/host-archive
 	@$(stack) up
 	@$(functions)
 	cargo test --locked --package slipway-e2e --test hostile
@@ -73,7 +79,8 @@ soak: ## run queued builds while parts fail, on a stack of its own: SOAK_FAULTS,
 	@$(functions)
 	cargo run --locked --package slipway-e2e --bin soak
 
-locks: ## update the lock files of builder-fn and deployer-fn
+locks: ## update the lock files of the functions and of the template, and the template's archive with the host
+	tests/host-archive
 	tests/handler-locks
 
 fuzz: ## fuzz all parsers, FUZZ_SECONDS (default: 60) for each

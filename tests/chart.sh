@@ -159,7 +159,7 @@ count 1 '- name: MALLOC_ARENA_MAX$'
 sed '/kind: StatefulSet$/,$d' "$dir/out" | sed -n '/env:$/,/livenessProbe:$/s/^ *- name: //p' | grep -v '^MALLOC_ARENA_MAX$' | sort -u >"$dir/env"
 [ -s "$dir/env" ] || fail "no environment variables in the manifests"
 while read -r name; do
-    grep -rqF "\"$name\"" builder-fn/src deployer-fn/src template/rust-hyper/host/src || fail "no function reads the variable $name"
+    grep -rqF "\"$name\"" builder-fn/src deployer-fn/src function-host/src || fail "no function reads the variable $name"
 done <"$dir/env"
 
 begin "the deployer reads Kubernetes"
@@ -364,7 +364,7 @@ count 2 'path: otel-headers$'
 count 1 'port: 4318$'
 count 1 'path: payload-secret$'
 for name in $(sed -n 's/^ *- name: \(OTEL_.*\)/\1/p' "$dir/out" | sort -u); do
-    grep -rqF "\"$name\"" template/rust-hyper/host/src || fail "no function reads the variable $name"
+    grep -rqF "\"$name\"" function-host/src || fail "no function reads the variable $name"
 done
 begin "a separate collector for one function" --set otel.endpoint=http://collector,builder.env.OTEL_EXPORTER_OTLP_ENDPOINT=http://other
 count 1 'value: "http://collector"'

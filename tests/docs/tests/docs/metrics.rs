@@ -54,7 +54,7 @@ fn assert_table_has_exactly_metrics_of_folder(table: &str, folder: &str, registr
 
 #[test]
 fn the_metrics_of_every_function_are_documented_and_exist() {
-    assert_table_has_exactly_metrics_of_folder("host", "template/rust-hyper/host/src", &Registry::new());
+    assert_table_has_exactly_metrics_of_folder("host", "function-host/src", &Registry::new());
 }
 
 #[test]

@@ -58,9 +58,10 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
 #[test]
 fn every_path_from_the_root_in_a_document_exists() {
     // A path from the root, written as code.
-    let from_root =
-        Regex::new(r"^(?:builder-fn|deployer-fn|template|tests|chart|fuzz|docs|\.ci)/[A-Za-z0-9_./-]*$")
-            .unwrap();
+    let from_root = Regex::new(
+        r"^(?:builder-fn|deployer-fn|function-host|template|tests|chart|fuzz|docs|\.ci)/[A-Za-z0-9_./-]*$",
+    )
+    .unwrap();
     let mut faults = Vec::new();
     for path in document_paths() {
         for (number, span) in MarkdownPage::parse(&repository::read(&path)).code_spans() {

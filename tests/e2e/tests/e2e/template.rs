@@ -59,6 +59,12 @@ async fn a_changed_handler_changes_the_answer_of_a_function_from_the_template() 
     let name = "from-template";
     project.create_function(name)?;
 
+    let plain_tar = project.shrinkwrap_function(name)?.tar_with_config(&json!({}))?;
+    assert!(
+        plain_tar.len() < 200_000,
+        "a plain tar has {} bytes",
+        plain_tar.len()
+    );
     let (status, first) = build_and_call(&testbed, &project, name, "there").await?;
     assert_eq!(status, 200, "{first}");
     assert!(

@@ -153,6 +153,24 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_tar_of_a_new_function_has_less_than_200_000_bytes() {
+        // faas-cli puts a new handler, which is a copy of the template's folder `function`, into that folder's place.
+        let template = crate::directories::repository_root().join("template/rust-hyper");
+        let context = StackBuildContext::read_directory(&template).unwrap();
+        let folders = context
+            .files
+            .iter()
+            .flat_map(|file| file.path.ancestors().skip(1))
+            .collect::<std::collections::BTreeSet<_>>();
+        let config =
+            serde_json::json!({ "image": "registry.example/shop:1", "deploy": { "service": "shop" } });
+        let tar = context.tar_of_build_request(&config).unwrap();
+        // The tar program also has an entry for each folder, and fills its last record.
+        let length = (tar.len() + folders.len() * 512).next_multiple_of(10_240);
+        assert!(length < 200_000, "{length} bytes");
+    }
+
+    #[test]
     fn the_tar_has_the_configuration_first_and_the_files_under_context() {
         let tar = context_with_files(&[("src/main.rs", "fn main() {}"), ("Dockerfile", "FROM scratch")]);
         let tar = tar

@@ -15,7 +15,6 @@ use super::{
     gateway::GatewayClient,
 };
 use crate::{
-    command::{new_command, run_program_with_input},
     error::{LauncherError, Result},
     http::{expect_status, send_request},
     image::RegistryClient,
@@ -119,11 +118,7 @@ impl SampleFunction<'_> {
         );
         let mut config = build::build_config_of_template(&image, &self.stack.rust_image());
         config["deploy"] = json!({ "service": SAMPLE_FUNCTION_NAME });
-        let body = run_program_with_input(
-            new_command("gzip").args(["-9", "--stdout"]),
-            &context.tar_of_build_request(&config)?,
-        )
-        .await?;
+        let body = context.tar_of_build_request(&config)?;
         if body.len() > QUEUED_BODY_MAX_BYTES {
             let size = body.len();
             return Err(LauncherError::Environment(format!(

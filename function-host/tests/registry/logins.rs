@@ -38,7 +38,7 @@ fn username_and_secret(username: &str, secret: &str) -> (String, String) {
 #[test]
 fn every_recorded_file_gives_the_same_credentials_as_with_docker_or_fails_as_there() {
     let cases: Vec<RecordedDockerCase> =
-        serde_json::from_str(include_str!("../../docker-config/cases.json")).unwrap();
+        serde_json::from_str(include_str!("../docker-config/cases.json")).unwrap();
     assert!(cases.iter().any(|case| case.fails) && cases.iter().any(|case| !case.fails));
     for case in cases {
         let found = Logins::parse_config(case.config.as_bytes())
