@@ -2,13 +2,16 @@
 
 use maud::{Markup, PreEscaped, html};
 
-use super::ansi::{StyledLine, style_line, with_visible_controls};
+use super::ansi::{LINE_CHARS_MAX, StyledLine, style_line, with_visible_controls};
 use super::words;
 use crate::builds::log_excerpt::{LogExcerpt, LogPart, PAGE_LINES_MAX};
 use crate::builds::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine};
 
 /// The most characters of a step's name.
 const STEP_NAME_CHARS_MAX: usize = 120;
+
+/// The most bytes of a line as HTML, roughly.
+const LINE_BYTES_MAX: usize = 4096;
 
 /// The bytes of a block of lines besides its name and its lines.
 const BLOCK_FRAME_BYTES: usize = 80;
@@ -84,13 +87,26 @@ fn render_lines(
     }
 }
 
-/// Returns the list item of a line.
+/// Returns the list item of a line. A line of characters that take many bytes is cut earlier than others.
 fn render_line(line: &LogLine) -> Markup {
     let (is_step, text) = split_into_is_step_and_text(&line.text);
+    let whole = render_text_of_line(line.seq, is_step, text, 0);
+    if whole.0.len() <= LINE_BYTES_MAX {
+        return whole;
+    }
+    let count = text.chars().count();
+    let kept = count.min(LINE_CHARS_MAX) * LINE_BYTES_MAX / whole.0.len();
+    let end = text.char_indices().nth(kept).map_or(text.len(), |(end, _)| end);
+    render_text_of_line(line.seq, is_step, &text[..end], count.saturating_sub(kept))
+}
+
+/// Returns the list item of the line number `seq` with this text, after which `cut` characters are left out.
+fn render_text_of_line(seq: u64, is_step: bool, text: &str, cut: usize) -> Markup {
     let StyledLine { parts, left_out } = style_line(text);
+    let left_out = left_out + cut;
     html! {
-        li id={ "L" (line.seq) } {
-            a href={ "#L" (line.seq) } { (line.seq) }
+        li id={ "L" (seq) } {
+            a href={ "#L" (seq) } { (seq) }
             " "
             span.step[is_step] {
                 @for (style, text) in parts {

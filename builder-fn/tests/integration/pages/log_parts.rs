@@ -167,10 +167,6 @@ async fn a_page_whose_log_was_not_read_in_time_and_what_it_loads_take_no_more_th
         let second = open_in_browser(&builder, &following).await;
         assert_eq!(second.status, 200);
         let bytes = [&first, &second].map(bytes_over_the_wire);
-        println!(
-            "{form}: {bytes:?}, {} lines",
-            second.body.matches("<li id").count()
-        );
         assert!(
             bytes.iter().sum::<usize>() <= VISIT_BYTES_MAX,
             "{form}: {bytes:?}"

@@ -1,3 +1,5 @@
+//! Tests of the forms of the page of a build, and of their sizes.
+
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
