@@ -39,7 +39,7 @@ impl BuildkitDaemon {
         let dir = tempfile::tempdir()?;
         let text = format!(
             "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://127.0.0.1:0\"]\n{grpc_toml}\n\
-             [worker.oci]\n  binary = \"{runc}\"\n\n[worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{more_toml}",
+             [worker.oci]\n  enabled = true\n  binary = \"{runc}\"\n\n[worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{more_toml}",
             root = dir.path().join("root").display(),
             socket = socket_url(&dir),
             runc = testbed.stack.tools.runc.display(),
