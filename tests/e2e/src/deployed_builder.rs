@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::SigningClient,
-    process::{peak_memory_bytes_without_file_pages, unlinked_open_files},
+    process::{peak_memory_bytes_without_file_pages, unlinked_open_file_bytes},
     questions::BuildQuestionClient,
     testbed::Testbed,
 };
@@ -133,9 +132,35 @@ impl<'t> DeployedBuilder<'t> {
         peak_memory_bytes_without_file_pages(self.process_id()?)
     }
 
-    /// Returns the builder's open files without a name: stored bodies.
-    pub fn leftover_spool_files(&self) -> Result<Vec<PathBuf>> {
-        unlinked_open_files(self.process_id()?)
+    /// Returns the size of the builder's open files without a name, in bytes: stored bodies, and copies of logs that were
+    /// read a moment ago.
+    pub fn spooled_bytes(&self) -> Result<u64> {
+        unlinked_open_file_bytes(self.process_id()?)
+    }
+
+    /// Kills the builder's process (−9), and waits until the provider has started another one that is ready.
+    pub async fn kill_and_wait_for_restart(&self) -> Result<()> {
+        let pid =
+            rustix::process::Pid::from_raw(i32::try_from(self.process_id()?)?).context("no process id")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        self.testbed
+            .functions
+            .wait_until_ready(&self.name, TEST_STEP_TIMEOUT)
+            .await
+    }
+
+    /// Waits until the builder knows a build.
+    pub async fn wait_until_known(&self, id: &str) -> Result<()> {
+        let end = Instant::now() + TEST_STEP_TIMEOUT;
+        let questions = self.questions()?;
+        loop {
+            let (status, answer) = questions.get(&format!("/builds/{id}")).await?;
+            if status == 200 {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "{id} is not known: {status} {answer}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Removes the function.

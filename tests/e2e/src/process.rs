@@ -32,6 +32,22 @@ pub(crate) fn unlinked_open_files(process_id: u32) -> Result<Vec<PathBuf>> {
     Ok(unlinked)
 }
 
+/// Returns the size of all files together that a process has open and that have no name, in bytes.
+pub(crate) fn unlinked_open_file_bytes(process_id: u32) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(format!("/proc/{process_id}/fd"))? {
+        let path = entry?.path();
+        // A descriptor may be closed while the list is read.
+        let (Ok(target), Ok(file)) = (fs::read_link(&path), fs::metadata(&path)) else {
+            continue;
+        };
+        if target.to_string_lossy().ends_with("(deleted)") {
+            bytes += file.len();
+        }
+    }
+    Ok(bytes)
+}
+
 /// Returns a process's peak resident memory so far, in bytes.
 pub(crate) fn peak_memory_bytes(process_id: u32) -> Result<usize> {
     proc_status_bytes(process_id, "VmHWM")

@@ -58,14 +58,41 @@ impl LargeContext {
     }
 }
 
-/// Sends a request through the queue, waits until the build has succeeded, and asserts that the image has the large file.
+/// A build that has succeeded, as the builder that ran it has described it.
+struct SeenBuild {
+    id: String,
+    state: Value,
+    log: Vec<(u64, String)>,
+    terminal: Value,
+}
+
+impl SeenBuild {
+    /// Asserts that a builder gives the same state and the same log again.
+    async fn assert_same_at(&self, builder: &DeployedBuilder<'_>) -> Result<()> {
+        let questions = builder.questions()?;
+        let (status, state) = questions.get(&format!("/builds/{}", self.id)).await?;
+        assert_eq!(status, 200, "{state:#}");
+        for field in ["state", "digest", "commit", "image"] {
+            assert_eq!(state[field], self.state[field], "{field}: {state:#}");
+        }
+        let (log, terminal) = questions
+            .read_numbered_lines_and_terminal_record(&self.id)
+            .await?;
+        assert_eq!(log, self.log);
+        assert_eq!(terminal["status"], self.terminal["status"], "{terminal:#}");
+        Ok(())
+    }
+}
+
+/// Sends a request through the queue, follows the log of the build to its end, and asserts that the image has the large
+/// file.
 async fn build_through_queue_and_assert_image(
     testbed: &Testbed,
     builder: &DeployedBuilder<'_>,
     context: &LargeContext,
     reference_kind: &str,
     reference: Value,
-) -> Result<Value> {
+) -> Result<SeenBuild> {
     let repository = format!("e2e/large-context-by-{reference_kind}");
     if let Some(manifest) = testbed.registry.get_manifest(&repository, "1").await? {
         testbed
@@ -83,6 +110,17 @@ async fn build_through_queue_and_assert_image(
         reply.text
     );
     let id = reply.call_id.context("the answer has no call id")?;
+    builder.wait_until_known(&id).await?;
+    // While it runs.
+    let (log, terminal) = builder
+        .questions()?
+        .read_numbered_lines_and_terminal_record(&id)
+        .await?;
+    assert_eq!(terminal["status"], "success", "{reference_kind}: {terminal:#}");
+    assert!(
+        log.iter().any(|(_, line)| line.contains("sha256sum")),
+        "{reference_kind}: {log:?}"
+    );
     let build = builder
         .wait_for_state(&id, "success")
         .await
@@ -108,7 +146,12 @@ async fn build_through_queue_and_assert_image(
         format!("{}  -\n", context.hash),
         "{reference_kind}"
     );
-    Ok(build)
+    Ok(SeenBuild {
+        id,
+        state: build,
+        log,
+        terminal,
+    })
 }
 
 /// Returns the content of the file `digest` in a layer's tar.
@@ -123,14 +166,21 @@ fn text_of_digest_file_in_layer(layer: &[u8]) -> Result<String> {
     anyhow::bail!("the layer has no file digest")
 }
 
-/// Asserts that a builder has used little memory, and stores no body any more.
-fn assert_little_memory_and_no_spool_files(builder: &DeployedBuilder<'_>) -> Result<()> {
+/// The limit on what a builder may still store after the builds: copies of their logs, and no context.
+const SPOOLED_BYTES_MAX: u64 = 1 << 20;
+
+/// Asserts that a builder has used little memory, and stores no context any more.
+fn assert_little_memory_and_no_stored_context(builder: &DeployedBuilder<'_>) -> Result<()> {
     let peak = builder.peak_memory_bytes_without_file_pages()?;
     assert!(peak <= BUILDER_OWN_MEMORY_MAX_BYTES, "{} KiB", peak >> 10);
-    assert_eq!(builder.leftover_spool_files()?, Vec::<std::path::PathBuf>::new());
+    let spooled = builder.spooled_bytes()?;
+    assert!(spooled <= SPOOLED_BYTES_MAX, "{spooled} bytes");
     Ok(())
 }
 
+/// State and log are read while a build runs, and again after its builder was killed, which the provider restarts. For the
+/// last one, the daemon was killed and restarted too.
+///
 /// The web server has a certificate of a private authority, and an address that only the operator opens. The daemon of
 /// the git context is one beside the stack: the stack's own reaches no private address.
 #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +215,7 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
         .push_artifact_and_get_digest(repository, context.tar.clone())
         .await?;
     let artifact = format!("{}/{repository}@{digest}", testbed.stack.registry.host);
-    build("oci", json!({ "oci": artifact })).await?;
+    let mut seen = vec![build("oci", json!({ "oci": artifact })).await?];
 
     let stored = builder
         .contexts_client()?
@@ -180,22 +230,23 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
     let digest = digest.context("a digest")?.1;
     let manifest = testbed.registry.get_manifest(CONTEXTS_REPOSITORY, digest).await?;
     assert!(manifest.is_some(), "{stored}");
-    build("contexts", stored["context"].clone()).await?;
+    seen.push(build("contexts", stored["context"].clone()).await?);
     let manifest = testbed.registry.get_manifest(CONTEXTS_REPOSITORY, digest).await?;
     assert!(manifest.is_none(), "a stored context is deleted after its build");
 
     let sha256 = hex::encode(Sha256::digest(&context.tar));
-    build(
-        "url",
-        json!({ "url": format!("{}/fn.tar", web.url()), "sha256": sha256 }),
-    )
-    .await?;
+    let url = json!({ "url": format!("{}/fn.tar", web.url()), "sha256": sha256 });
+    seen.push(build("url", url).await?);
     assert_eq!(files.request_count(), 1);
-    assert_little_memory_and_no_spool_files(&builder)?;
+    assert_little_memory_and_no_stored_context(&builder)?;
+    builder.kill_and_wait_for_restart().await?;
+    for build in &seen {
+        build.assert_same_at(&builder).await?;
+    }
     builder.remove().await?;
 
     let server = SmartGitServer::start_public_at(IpAddr::from([127, 0, 0, 1]), &context.repository).await?;
-    let daemon = BuildkitDaemon::start(&testbed, "").await?;
+    let mut daemon = BuildkitDaemon::start(&testbed, "").await?;
     let proxy = TcpProxy::start_at(machine, &daemon.url()).await?;
     let settings = [
         ("allowed_sources", server.host()),
@@ -205,7 +256,10 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
     let builder = DeployedBuilder::deploy(&testbed, "builder-large-git", &settings, &[]).await?;
     let git = json!({ "git": { "repository": server.repository_url(), "ref": "main" } });
     let build = build_through_queue_and_assert_image(&testbed, &builder, &context, "git", git).await?;
-    assert_eq!(build["commit"], context.commit, "{build:#}");
-    assert_little_memory_and_no_spool_files(&builder)?;
+    assert_eq!(build.state["commit"], context.commit, "{:#}", build.state);
+    assert_little_memory_and_no_stored_context(&builder)?;
+    builder.kill_and_wait_for_restart().await?;
+    daemon.kill_and_restart().await?;
+    build.assert_same_at(&builder).await?;
     builder.remove().await
 }
