@@ -36,7 +36,7 @@ status: ## show the state of the stack's parts
 
 test: check unit chart e2e hostile ## run all checks and tests; needs no preparation
 
-check: ## check format, lints, lock files and licences
+check: ## check format, lints, the archive with the host, lock files and licences
 	@$(stack) packages
 	tests/host-archive --check
 	tests/lay-out template/rust-hyper/function target/template
