@@ -318,6 +318,7 @@ mod tests {
                 function: Some(submission.function.clone()),
                 supersede: true,
                 commit: None,
+                attempt: None,
             },
             state,
         }

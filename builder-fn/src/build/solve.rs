@@ -287,7 +287,8 @@ impl Builder {
         })
     }
 
-    /// Returns the attributes with which the build's solve describes its request in BuildKit, without the commit.
+    /// Returns the attributes with which the build's solve describes its request in BuildKit, without the commit
+    /// and the attempt.
     pub(super) fn solve_attributes(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> SolveAttributes {
         SolveAttributes {
             call_id: call.id.to_owned(),
@@ -300,6 +301,7 @@ impl Builder {
             function: self.function_of(request),
             supersede: request.config.supersede,
             commit: None,
+            attempt: None,
         }
     }
 
@@ -351,6 +353,7 @@ impl Builder {
             reference: call.reference.clone(),
             attributes: Some(SolveAttributes {
                 commit: context.commit().map(str::to_owned),
+                attempt: Some(call.accepted.attempt_number()),
                 ..self.solve_attributes(request, call)
             }),
             names: [&config.image]

@@ -24,6 +24,8 @@ const SUPERSEDE_ATTRIBUTE: &str = "slipway.supersede";
 const COMMIT_ATTRIBUTE: &str = "slipway.commit";
 /// The attribute with the name of the build's tenant.
 const TENANT_ATTRIBUTE: &str = "slipway.tenant";
+/// The attribute with the number of the attempt, from 1.
+const ATTEMPT_ATTRIBUTE: &str = "slipway.attempt";
 
 /// The frontend attributes by which a solve describes its build request to other builders.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,9 @@ pub struct SolveAttributes {
     pub supersede: bool,
     /// The commit of the context; `None` for a context that is not from a git repository.
     pub commit: Option<String>,
+    /// The number of the attempt, from 1, which is greater than those of the build's earlier attempts, also of those that
+    /// the daemon did not record because it was killed; `None` in records of older builders.
+    pub attempt: Option<u32>,
 }
 
 impl SolveAttributes {
@@ -56,6 +61,9 @@ impl SolveAttributes {
         }
         if let Some(commit) = &self.commit {
             pairs.push((COMMIT_ATTRIBUTE, commit.clone()));
+        }
+        if let Some(attempt) = self.attempt {
+            pairs.push((ATTEMPT_ATTRIBUTE, attempt.to_string()));
         }
         if let Some(tenant) = &self.tenant {
             pairs.push((TENANT_ATTRIBUTE, tenant.clone()));
@@ -87,6 +95,10 @@ impl SolveAttributes {
                 .get(SUPERSEDE_ATTRIBUTE)
                 .is_none_or(|value| value != "false"),
             commit: attrs.get(COMMIT_ATTRIBUTE).cloned(),
+            attempt: attrs
+                .get(ATTEMPT_ATTRIBUTE)
+                .and_then(|attempt| attempt.parse().ok())
+                .filter(|attempt| *attempt > 0),
         })
     }
 
@@ -126,6 +138,7 @@ mod tests {
             function: Some(FunctionId::new("hello", "openfaas-fn")),
             supersede: true,
             commit: Some("c0ffee".into()),
+            attempt: Some(2),
         }
     }
 
@@ -140,6 +153,7 @@ mod tests {
             signature: None,
             tenant: None,
             function: None,
+            attempt: None,
             ..example_attributes()
         };
         let opted_out = SolveAttributes {
@@ -165,6 +179,7 @@ mod tests {
             ("slipway.signature", "0a1b"),
             ("slipway.tenant", "acme"),
             ("slipway.commit", "c0ffee"),
+            ("slipway.attempt", "2"),
             ("slipway.submitted-at", "2026-11-29T11:26:50.000000001Z"),
             ("slipway.function", "hello.openfaas-fn"),
             ("slipway.supersede", "false"),

@@ -37,6 +37,8 @@ const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct FinishedBuild {
     /// The id of the call that the build belongs to, if the record has one.
     pub(super) call_id: Option<String>,
+    /// The number of the attempt, if the record has one.
+    pub(super) attempt: Option<u32>,
     /// The image of the build, or the status with which it failed, from the record.
     pub(super) outcome: SolveOutcome,
 }
@@ -253,9 +255,10 @@ fn time_from_unix(seconds: i64, nanos: i32) -> Option<SystemTime> {
 
 impl From<BuildHistoryRecord> for FinishedBuild {
     fn from(record: BuildHistoryRecord) -> Self {
+        let attributes = SolveAttributes::from_history_record(&record.frontend_attrs);
         Self {
-            call_id: SolveAttributes::from_history_record(&record.frontend_attrs)
-                .map(|attributes| attributes.call_id),
+            attempt: attributes.as_ref().and_then(|attributes| attributes.attempt),
+            call_id: attributes.map(|attributes| attributes.call_id),
             outcome: record.into(),
         }
     }

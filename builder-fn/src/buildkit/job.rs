@@ -159,7 +159,7 @@ impl BuildJob {
     /// # Errors
     /// Fails if the build fails, the daemon is lost, or another call has built the same signed request.
     pub async fn run_to_outcome(
-        self,
+        mut self,
         connection: &Connection,
         mut sink: impl FnMut(BuildEvent),
     ) -> Result<BuiltImage, JobError> {
@@ -177,17 +177,26 @@ impl BuildJob {
 
     /// Goes through the references of the call: skips those whose builds failed or whose image is gone, returns an
     /// image that was built before, and otherwise attempts the build under the reference.
+    ///
+    /// The number of the attempt is another one than that of its reference: a daemon that was killed has no record of the
+    /// attempt, whose reference is used again.
     async fn attempt_until_outcome(
-        &self,
+        &mut self,
         connection: &Connection,
         sink: &mut impl FnMut(BuildEvent),
     ) -> Result<BuiltImage, JobError> {
         let mut reader = EventReader::default();
+        let attributes = self.solve.attributes.as_ref();
+        let mut number = attributes.and_then(|attributes| attributes.attempt).unwrap_or(1);
         for attempt in self.first_attempt..=ATTEMPT_REFERENCES_OF_CALL_MAX {
             let reference = self.solve.reference.attempt_name(attempt);
             let finished = history::request_finished_build(connection, &reference).await;
             if let Some(call_id) = finished.as_ref().and_then(|finished| finished.call_id.as_ref()) {
                 self.reject_other_call_of_signature(call_id)?;
+            }
+            number = number.max(attempt);
+            if let Some(finished) = &finished {
+                number = number.max(finished.attempt.unwrap_or(attempt).saturating_add(1));
             }
             match finished.map(|finished| finished.outcome) {
                 None => {}
@@ -208,12 +217,19 @@ impl BuildJob {
                 }
             }
             reader.forget_failures();
+            if let Some(attributes) = &mut self.solve.attributes {
+                attributes.attempt = Some(number);
+            }
             if let Some(image) = self
                 .attempt_or_follow_solve(connection, &reference, &mut reader, sink)
                 .await?
             {
                 return Ok(image);
             }
+            // The build was followed, and cancelled.
+            let followed = history::request_finished_build(connection, &reference).await;
+            let followed = followed.and_then(|followed| followed.attempt);
+            number = number.max(followed.unwrap_or(attempt)).saturating_add(1);
         }
         Err(JobError::AttemptsUsedUp)
     }

@@ -2,8 +2,8 @@
 //!
 //! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from 1,000,000,001,
 //! and so on. The order of the lines of an attempt is that of [`OrderedLog`](crate::buildkit::OrderedLog), so a number means
-//! the same line for every reader. An attempt that BuildKit does not record, because it is killed, begins again under its
-//! own numbers.
+//! the same line for every reader. The builder counts the attempts, because BuildKit has no record of those during which it
+//! is killed. Only if neither a builder nor BuildKit knows of an attempt, the numbers begin again, and readers are told.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +17,7 @@ use super::log_copy::{CopiedLines, CopyReader};
 use super::log_interruption::LogInterruption;
 use super::log_sink::{KEEP_ALIVE_INTERVAL, LogRecordSink, ReaderGone};
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
-use super::numbered_log::{LogLine, NumberedLog};
+use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
 use super::record::attempt_number;
 use crate::buildkit::{BuildState, Connection, ListedBuild};
 use crate::redact::SecretMask;
@@ -46,6 +46,8 @@ pub(super) struct LogSender {
     pub(super) sink: LogRecordSink,
     /// The shutdown of the builder.
     pub(super) shutdown: Shutdown,
+    /// The number of the last line of the attempts whose logs were read to their ends, whether it was sent or not.
+    pub(super) last_line: u64,
 }
 
 /// The reason why a log ends early.
@@ -83,6 +85,14 @@ impl LogSource {
             }),
         }
     }
+
+    /// Returns the number of the last line that there is so far.
+    fn last_line_number(&self) -> u64 {
+        match self {
+            Self::Copy(reader) => reader.last_line_number(),
+            Self::Daemon(log) => log.last_line_number(),
+        }
+    }
 }
 
 /// Connects to the daemon that has the log of an attempt.
@@ -108,7 +118,9 @@ impl LogSender {
     /// Stops without a last record if the builder shuts down and does not run the build.
     pub(super) async fn send(mut self, mut build: FoundBuild) -> Result<(), LogInterruption> {
         let (mut failures, mut missing) = (0, 0);
+        let first_line = self.sink.next();
         let mut done = 0;
+        let mut begun: Option<(u64, SystemTime)> = None;
         loop {
             let mut problem = build.unread.history.take();
             if build.record.phase == BuildPhase::Unknown {
@@ -124,10 +136,25 @@ impl LogSender {
             } else if let Some(mask) = build.mask.clone() {
                 for index in 0..build.attempts.len() {
                     let attempt = &build.attempts[index];
-                    let number = attempt_number(&attempt.reference);
+                    let number = attempt_number(attempt);
+                    // Whoever began it again did not know of the attempt that was read before.
+                    let is_restarted =
+                        begun
+                            .zip(attempt.started_at)
+                            .is_some_and(|((last_number, last_start), start)| {
+                                number <= last_number && start > last_start
+                            });
+                    if is_restarted {
+                        done = number - 1;
+                        let first = done * LINE_NUMBERS_PER_ATTEMPT + 1;
+                        if self.sink.restart_numbers(first).await.is_err() {
+                            return Ok(());
+                        }
+                    }
                     if number <= done {
                         continue;
                     }
+                    begun = attempt.started_at.map(|start| (number, start));
                     match self.send_attempt(number, attempt, &mask).await {
                         Ok(()) => done = number,
                         Err(EarlyLogEnd::ReaderGone) => return Ok(()),
@@ -150,6 +177,19 @@ impl LogSender {
                 && !is_running
                 && (failures == 0 || failures > READ_FAILURES_MAX)
             {
+                // A reader that has the terminal record may continue after it.
+                let may_be_known = first_line <= self.last_line + 2;
+                if problem.is_none()
+                    && !build.attempts.is_empty()
+                    && build.mask.is_some()
+                    && self.sink.next() == first_line
+                    && !may_be_known
+                {
+                    problem = Some(format!(
+                        "it ends before line {first_line}; if that was sent before, its attempt is lost, and the build began \
+                         again: read the log from its beginning"
+                    ));
+                }
                 self.send_terminal_record(&build, problem).await;
                 return Ok(());
             }
@@ -263,7 +303,10 @@ impl LogSender {
                     }
                     self.sink.flush().await?;
                 }
-                Ok(CopiedLines::End) => return Ok(SentPart::Whole),
+                Ok(CopiedLines::End) => {
+                    self.last_line = self.last_line.max(log.last_line_number());
+                    return Ok(SentPart::Whole);
+                }
                 Ok(CopiedLines::NotCopied) => return Ok(SentPart::Beginning),
                 Err(status) => return Err(EarlyLogEnd::Unreadable(status.message().to_owned())),
             }

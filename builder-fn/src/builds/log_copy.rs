@@ -55,6 +55,8 @@ struct IndexedBlock {
 #[derive(Clone, Debug, Default)]
 struct CopyProgress {
     bytes: u64,
+    /// The number of the last line.
+    last: u64,
     end: Option<CopyEnd>,
 }
 
@@ -216,7 +218,11 @@ impl LogCopy {
                 return false;
             }
         }
-        first.is_none_or(|first| self.append_block(first, &block))
+        let is_appended = first.is_none_or(|first| self.append_block(first, &block));
+        if let Some(last) = lines.last() {
+            self.progress.send_modify(|progress| progress.last = last.seq);
+        }
+        is_appended
     }
 
     /// Appends a block of lines, the first of which has the number `first`. Returns `false` if there is no room for it,
@@ -284,6 +290,11 @@ impl Drop for LogCopy {
 }
 
 impl CopyReader {
+    /// Returns the number of the last line that was copied; 0 without lines.
+    pub(super) fn last_line_number(&self) -> u64 {
+        self.progress.borrow().last
+    }
+
     /// Waits for the next lines with numbers from `first` on. A copy that cannot be read counts as one that ends there.
     /// Dropping the future loses nothing.
     ///
@@ -291,7 +302,7 @@ impl CopyReader {
     /// Fails if the copying failed: the daemon does not know the attempt, or is lost.
     pub(super) async fn next_lines(&mut self, first: u64) -> Result<CopiedLines, Status> {
         loop {
-            let CopyProgress { bytes, end } = self.progress.borrow_and_update().clone();
+            let CopyProgress { bytes, end, .. } = self.progress.borrow_and_update().clone();
             if self.offset < bytes {
                 let (copy, offset) = (self.copy.clone(), self.offset);
                 let reading = tokio::task::spawn_blocking(move || copy.read_lines(offset, first));

@@ -124,7 +124,7 @@ impl LogExcerpt {
             LogPart::From(number) => {
                 let wanted = (number - 1) / LINE_NUMBERS_PER_ATTEMPT + 1;
                 let mut attempts = build.attempts.iter();
-                attempts.find(|attempt| attempt_number(&attempt.reference) == wanted)
+                attempts.find(|attempt| attempt_number(attempt) == wanted)
             }
             LogPart::Start | LogPart::End => build.attempts.last(),
         };
@@ -144,7 +144,7 @@ impl LogExcerpt {
                 "the log is not shown: the build had secrets, and this builder can no longer mask their values".to_owned(),
             ));
         };
-        let number = attempt_number(&attempt.reference);
+        let number = attempt_number(attempt);
         let start = (number - 1) * LINE_NUMBERS_PER_ATTEMPT + 1;
         let first = match part {
             LogPart::From(number) => number,
@@ -200,10 +200,7 @@ impl LogExcerpt {
         let takes_tail = part == LogPart::End;
         let (lines, has_earlier, after) = kept.into_lines_has_earlier_and_next(takes_tail, start);
         let after = after.or_else(|| {
-            let later = build
-                .attempts
-                .iter()
-                .map(|attempt| attempt_number(&attempt.reference));
+            let later = build.attempts.iter().map(attempt_number);
             let later = later.filter(|later| is_complete && *later > number).min()?;
             Some((later - 1) * LINE_NUMBERS_PER_ATTEMPT + 1)
         });

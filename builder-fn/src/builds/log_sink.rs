@@ -160,6 +160,22 @@ impl LogRecordSink {
         }
     }
 
+    /// Goes on with lines from the number `next` on, though the reader has lines with these numbers, and says so: in a
+    /// record without lines, or in a line of a plain log.
+    pub(super) async fn restart_numbers(&mut self, next: u64) -> Result<(), ReaderGone> {
+        self.next = next;
+        let notice = "the build began again, and so do the numbers of its lines";
+        match self.channel.format {
+            LogFormat::Plain => self.buffer.extend(format!("warning: {notice}\n").bytes()),
+            LogFormat::Records(_) => {
+                let mut record = self.channel.progress_record(next - 1, &[]);
+                record["warning"] = json!(notice);
+                self.buffer.extend(self.channel.encode(&record));
+            }
+        }
+        self.flush().await
+    }
+
     /// Sends the last record of the log.
     pub(super) async fn end(mut self, record: &Value) -> Result<(), ReaderGone> {
         self.flush().await?;

@@ -490,7 +490,7 @@ fn attempts_of_one_build(mut attempts: Vec<ListedBuild>, reference: Option<&str>
         (None, None) => return Vec::new(),
     };
     attempts.retain(|attempt| base_reference(&attempt.reference) == base);
-    attempts.sort_by_key(|attempt| attempt_number(&attempt.reference));
+    attempts.sort_by_key(attempt_number);
     // A build that has just ended may be listed twice.
     attempts.reverse();
     attempts.dedup_by(|one, other| one.reference == other.reference);

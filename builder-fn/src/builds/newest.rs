@@ -271,6 +271,7 @@ mod tests {
                 function: None,
                 supersede: true,
                 commit: None,
+                attempt: None,
             },
             image: None,
             state,

@@ -114,6 +114,11 @@ impl NumberedLog {
         Ok(Some(numbered))
     }
 
+    /// Returns the number of the last line that was read.
+    pub(super) fn last_line_number(&self) -> u64 {
+        self.seq
+    }
+
     /// Returns the steps with their numbers in the log, as far as it was read, and the other facts; none unless they were
     /// asked for. A step that has not appeared in the log has no number.
     pub(super) fn into_numbered_steps_and_facts(self) -> (Vec<(Option<u32>, StepFacts)>, AttemptFacts) {

@@ -253,12 +253,20 @@ pub(crate) fn base_reference(attempt_name: &str) -> &str {
         .map_or(attempt_name, |(base, _)| base)
 }
 
-/// Returns the number of an attempt, from 1, from its name.
-pub(crate) fn attempt_number(attempt_name: &str) -> u64 {
+/// Returns the number of an attempt, from 1: that which its builder has given it, or else that in its name.
+pub(crate) fn attempt_number(attempt: &ListedBuild) -> u64 {
+    match attempt.attributes.attempt {
+        Some(number) => number.into(),
+        None => number_in_attempt_name(&attempt.reference),
+    }
+}
+
+/// Returns the number in the name of an attempt, from 1.
+fn number_in_attempt_name(attempt_name: &str) -> u64 {
     let number = attempt_name
         .split_once('-')
         .and_then(|(_, number)| number.parse().ok());
-    number.unwrap_or(1)
+    number.filter(|number| *number > 0).unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -297,7 +305,10 @@ mod tests {
             ("0a1b-2", "0a1b", 2),
             ("0a1b-16", "0a1b", 16),
         ] {
-            assert_eq!((base_reference(name), attempt_number(name)), (base, number));
+            assert_eq!(
+                (base_reference(name), number_in_attempt_name(name)),
+                (base, number)
+            );
         }
     }
 }

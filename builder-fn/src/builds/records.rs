@@ -27,6 +27,10 @@ use crate::redact::SecretMask;
 /// The limit on the records of ended builds.
 const ENDED_BUILDS_MAX: usize = 1000;
 
+/// The number of attempts that a process counts for one that stopped without recording its own: more than it can have
+/// begun.
+const ATTEMPTS_OF_PROCESS_MAX: u32 = 16;
+
 /// The limit on the searches through the whole histories of daemons at the same time.
 const CONCURRENT_HISTORY_SEARCHES_MAX: usize = 2;
 
@@ -104,6 +108,8 @@ pub(crate) struct AcceptedBuild {
     has_ended: AtomicBool,
     /// The place of the build's record in the record store, if there is one.
     place: Option<RecordPlace>,
+    /// The greatest number that an attempt of a process that has gone may have, besides the recorded attempts.
+    attempts_of_gone_processes: u32,
 }
 
 impl BuildRecords {
@@ -161,6 +167,7 @@ impl BuildRecords {
             key,
             cancelled,
             has_ended: AtomicBool::new(false),
+            attempts_of_gone_processes: 0,
         }
     }
 
@@ -349,6 +356,22 @@ impl AcceptedBuild {
     /// Puts the record of the build where this process has claimed it.
     pub(crate) fn use_claimed_place(&mut self, claimed: RecordPlace) {
         self.place = Some(claimed);
+    }
+
+    /// Goes on with the counts of the processes that ran the build before: `attempts` are recorded, and `gone` processes
+    /// stopped without recording theirs.
+    pub(crate) fn continue_counts_of_other_processes(&mut self, attempts: u32, gone: u32) {
+        self.update_unless_succeeded(|record| record.attempts = record.attempts.max(attempts));
+        self.attempts_of_gone_processes = gone * ATTEMPTS_OF_PROCESS_MAX;
+    }
+
+    /// Returns the number of the current attempt, from 1: greater than those of all earlier ones that this process knows
+    /// of.
+    pub(crate) fn attempt_number(&self) -> u32 {
+        let state = self.shared.lock();
+        let recorded = state.builds.get(&self.key);
+        let recorded = recorded.map_or(1, |build| build.record.borrow().attempts.max(1));
+        recorded + self.attempts_of_gone_processes
     }
 
     /// Returns whether another process can resume the build once it was handed back.

@@ -465,6 +465,7 @@ async fn answer_log(lookup: BuildLookup, log: LogRequest<'_>, shutdown: &Shutdow
         id,
         sink,
         shutdown: shutdown.clone(),
+        last_line: 0,
     };
     tokio::spawn(send_with_interruption_record(channel, limits, log.send(build)));
     let body = ResponseBody::stream(body.map_err(Into::into));

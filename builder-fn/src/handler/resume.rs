@@ -128,6 +128,7 @@ impl BuilderApi {
     async fn run_claimed_or_hand_back(self, claimed: ClaimedBuild, template: &Context) {
         let ClaimedBuild {
             key,
+            attempts,
             request,
             body,
             place,
@@ -137,6 +138,7 @@ impl BuilderApi {
         let head = request.to_head();
         let mut accepted = self.builder.records.accept(key, head.arrived);
         accepted.use_claimed_place(place);
+        accepted.continue_counts_of_other_processes(attempts, request.resumptions);
         let receiving = async {
             let end = Instant::now() + CLAIMED_BUILD_BEGIN_TIMEOUT;
             loop {

@@ -42,7 +42,7 @@ pub(crate) async fn ask(builder: &TestBuilder, method: Method, path: &str) -> An
 }
 
 /// Requests the log of the build from the line `from_line` on, and returns the response with an unread body.
-async fn open_log(builder: &TestBuilder, from_line: u64) -> Response {
+pub(crate) async fn open_log(builder: &TestBuilder, from_line: u64) -> Response {
     let path = format!("/builds/{CALL_ID}/log?from={from_line}");
     let request = signed_question(PAYLOAD_KEY, Method::GET, &path, "application/x-ndjson");
     let response = builder.send_request(request).await;
@@ -66,7 +66,7 @@ pub(crate) async fn read_numbered_lines_and_terminal_record(
 }
 
 /// Returns the number and the line of a record with one line; `None` for a record without lines.
-fn numbered_line(record: &Value) -> Option<(u64, String)> {
+pub(crate) fn numbered_line(record: &Value) -> Option<(u64, String)> {
     assert_eq!(record["status"], "in_progress");
     let seq = record["seq"].as_u64().expect("a number");
     let line = record["log"].as_array().expect("lines").first()?;

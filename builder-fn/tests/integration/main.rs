@@ -16,6 +16,7 @@ mod harness;
 mod hints;
 mod hostile;
 mod job;
+mod killed_daemon;
 mod known_elsewhere;
 mod log_forms;
 mod notifications;

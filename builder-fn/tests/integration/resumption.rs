@@ -87,6 +87,10 @@ fn call_id_of(solve: &SolveCall) -> &str {
     &solve.request.frontend_attrs["slipway.call-id"]
 }
 
+fn attempt_number_of(solve: &SolveCall) -> &str {
+    &solve.request.frontend_attrs["slipway.attempt"]
+}
+
 fn spawn_queued_build(builder: &TestBuilder, id: &str) -> JoinHandle<Answer> {
     let builder = builder.with_call_id(id);
     tokio::spawn(async move { deliver_queued_build(&builder, request_tar_with(json!({}))).await })
@@ -128,6 +132,8 @@ async fn builds_of_a_killed_builder_are_finished_and_deployed_once_by_another() 
         let solve = next_solve(&mut calls).await;
         let is_first = call_id_of(&solve) == "running";
         assert_eq!(solve.request.r#ref.starts_with(&reference), is_first);
+        // It is not known how many attempts the killed builder has begun.
+        assert_eq!(attempt_number_of(&solve), "17");
         solve.answer_with_digest("sha256:12");
     }
     for id in ["running", "waiting"] {
@@ -204,6 +210,7 @@ async fn a_build_that_does_not_finish_before_the_end_of_a_shutdown_is_handed_bac
     let _resuming = other.resume_builds_of_others();
     let solve = next_solve(&mut calls).await;
     assert_eq!(call_id_of(&solve), "running");
+    assert_eq!(attempt_number_of(&solve), "2");
     solve.answer_with_digest("sha256:14");
     let asked = ask_until(&other, "running", |asked| asked.body["state"] == "success").await;
     assert_eq!(asked.body["digest"], "sha256:14");

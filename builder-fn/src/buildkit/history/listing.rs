@@ -372,6 +372,7 @@ mod tests {
                     function: None,
                     supersede: true,
                     commit: None,
+                    attempt: None,
                 },
                 image: None,
                 state: *state,

@@ -62,6 +62,8 @@ const REQUEST_BODY_LOST_ERROR: &str = "the builder that accepted this build stop
 pub(crate) struct ClaimedBuild {
     /// The tenant and the ID of the build.
     pub(crate) key: RecordKey,
+    /// The number of attempts that the build's record has.
+    pub(crate) attempts: u32,
     /// What the build is resumed with.
     pub(crate) request: ResumableRequest,
     /// The body of the request.
@@ -171,6 +173,7 @@ impl RecordStore {
                         self.0.repository.delete(tenant, &claim.replaced).await;
                         builds.push(ClaimedBuild {
                             key: claim.place.key.clone(),
+                            attempts: claim.build.attempts,
                             request: claim.request,
                             body,
                             place: claim.place,

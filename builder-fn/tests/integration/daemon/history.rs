@@ -65,6 +65,11 @@ impl FakeHistory {
         self.state().listeners.clear();
     }
 
+    /// Forgets the builds that run, as a daemon does that is killed: there will be no records of them.
+    pub(crate) fn lose_running_builds(&self) {
+        self.state().active.clear();
+    }
+
     /// Returns the number of clients that listen to the history.
     pub(crate) fn listener_count(&self) -> usize {
         let mut state = self.state();
@@ -220,8 +225,10 @@ impl RunningBuildInHistory {
 
     fn record_end(&mut self, outcome: Result<&str, &Status>) {
         if let Some(record) = self.record.take() {
-            self.history.state().active.remove(&record.r#ref);
-            self.history.add_finished_build(record, outcome);
+            let was_lost = self.history.state().active.remove(&record.r#ref).is_none();
+            if !was_lost {
+                self.history.add_finished_build(record, outcome);
+            }
         }
     }
 }
