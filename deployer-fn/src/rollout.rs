@@ -58,12 +58,13 @@ use self::watch::{ReadyVersion, WaitingFor, WatchResult, WatchedVersion};
 use crate::build_times::BuildTimes;
 use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName};
-use crate::kubernetes::{Kubernetes, WantedReplicas, without_log_quote};
+use crate::kubernetes::{Kubernetes, WantedReplicas};
 use crate::outcome::{
     DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, Successor,
 };
 use crate::request::HandOver;
 use crate::succession::SuccessorReceiver;
+use crate::text::without_log_quote;
 use crate::version::FunctionVersion;
 
 /// The timeouts of the parts of a rollout.

@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::pod;
-use super::text::as_bounded_line;
 use crate::outcome::FaultyParty;
 use crate::request::names_same_image;
+use crate::text::as_bounded_line;
 
 /// The annotation with which Kubernetes numbers the versions of a Deployment, at the Deployment and at its ReplicaSets.
 const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";

@@ -15,10 +15,11 @@ use super::RolloutTimeouts;
 use super::backoff::Backoff;
 use crate::function::FunctionAddress;
 use crate::gateway::{self, FunctionStatus, GatewayRequestSender, call, summarize_response};
-use crate::kubernetes::{Kubernetes, Obstacle, PodStarts, VersionState, WantedReplicas, without_log_quote};
+use crate::kubernetes::{Kubernetes, Obstacle, PodStarts, VersionState, WantedReplicas};
 use crate::outcome::{FaultyParty, Successor};
 use crate::request::ReadinessProbe;
 use crate::succession::SuccessorReceiver;
+use crate::text::without_log_quote;
 use crate::version::FunctionVersion;
 
 /// The name of the header in which a function may repeat its version, the value of its variable
