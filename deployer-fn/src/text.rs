@@ -15,6 +15,14 @@ pub(crate) fn as_bounded_line(text: &str) -> String {
     }
 }
 
+/// Returns a reason followed by a detail, if there is one.
+pub(crate) fn with_detail(reason: String, detail: Option<&str>) -> String {
+    match detail {
+        Some(detail) => format!("{reason}; {detail}"),
+        None => reason,
+    }
+}
+
 fn join_words(text: &str) -> String {
     let words = text.split(|char: char| char.is_whitespace() || char.is_control());
     words

@@ -131,6 +131,14 @@ impl WaitingFor {
 }
 
 impl WaitingFor {
+    /// Returns whether what the version wrote to its log may tell why this is not met.
+    pub(super) fn may_be_explained_by_log(&self) -> bool {
+        matches!(
+            self,
+            Self::Replica { .. } | Self::Success { .. } | Self::MoreSuccesses { .. }
+        )
+    }
+
     /// Returns what keeps the version from starting, if time does not help.
     fn obstacle_if_stuck(&self) -> Option<&Obstacle> {
         match self {
