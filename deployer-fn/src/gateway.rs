@@ -3,6 +3,7 @@
 
 pub(crate) mod call;
 mod info;
+mod logs;
 mod status;
 mod token;
 mod transport;
@@ -16,6 +17,7 @@ use function_host::http::{Request, Response, StatusCode};
 use serde::Deserialize;
 
 pub(crate) use self::info::{ProviderName, read_provider_name};
+pub(crate) use self::logs::read_last_log_lines;
 pub(crate) use self::status::FunctionStatus;
 pub(crate) use self::token::TokenExchange;
 pub(crate) use self::transport::HttpGatewaySender;

@@ -7,7 +7,6 @@
 mod assessment;
 mod pod;
 mod service_account;
-mod text;
 
 use std::fmt;
 use std::future::Future;
@@ -23,13 +22,10 @@ use serde::de::DeserializeOwned;
 use self::assessment::{Assessment, DetailToRead};
 pub(crate) use self::assessment::{Obstacle, PodStarts, VersionState, WantedReplicas};
 pub(crate) use self::service_account::ServiceAccountReader;
-pub(crate) use self::text::without_log_quote;
+use crate::text::{self, QUOTED_LOG_LINES_MAX};
 
 /// The most objects in one list. More replicas than this are not looked at one by one.
 const LISTED_OBJECTS_MAX: usize = 200;
-
-/// The number of lines at the end of a container's log that a reason quotes.
-const QUOTED_LOG_LINES_MAX: usize = 8;
 
 /// The most bytes that are read from a container's log.
 const READ_LOG_BYTES_MAX: usize = 2048;

@@ -21,6 +21,7 @@ mod rollout;
 mod settings;
 mod succession;
 mod tenancy;
+mod text;
 mod time;
 mod version;
 

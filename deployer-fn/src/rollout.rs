@@ -31,6 +31,7 @@ mod check;
 mod deadline;
 mod dry_run;
 mod history;
+mod log;
 mod panic;
 mod read;
 mod restore;
@@ -58,12 +59,13 @@ use self::watch::{ReadyVersion, WaitingFor, WatchEndBeforeTimeout, WatchedVersio
 use crate::build_times::BuildTimes;
 use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName};
-use crate::kubernetes::{Kubernetes, WantedReplicas, without_log_quote};
+use crate::kubernetes::{Kubernetes, WantedReplicas};
 use crate::outcome::{
     DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, Successor,
 };
 use crate::request::HandOver;
 use crate::succession::SuccessorReceiver;
+use crate::text::{self, without_log_quote};
 use crate::version::FunctionVersion;
 
 /// The timeouts of the parts of a rollout.
@@ -455,6 +457,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                 )
             }
             None => {
+                let log = self.quote_log_of_failed_version(&mut waiting_for).await;
                 let reason = format!("{}: {waiting_for}", self.deadline.reason_passed());
                 span.mark_failed(&reason);
                 let fault = match self.deadline.is_shutting_down() {
@@ -462,7 +465,10 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                     false => waiting_for.faulty_party(),
                 };
                 let findings = fault.map(Findings::of_fault).unwrap_or_default();
-                (ApplyAttemptResult::Failed, findings.with_reason(reason))
+                (
+                    ApplyAttemptResult::Failed,
+                    findings.with_reason(text::with_detail(reason, log.as_deref())),
+                )
             }
         }
     }

@@ -61,7 +61,7 @@ pub fn explain_deployment(answer: &Value) -> Option<Hint> {
             | HintKind::FunctionNotRunning
             | HintKind::OutOfMemory
     );
-    // On Kubernetes the deployer quotes the function's log in its reason.
+    // The deployer quotes the function's log at the end of its reason.
     let quoted = reasons().find_map(|reason| reason.split_once(LOG_QUOTE_PREFIX));
     match quoted {
         Some((_, log)) if is_about_function => Some(hint.with_last_log_lines(log.split(" | "))),
@@ -73,7 +73,7 @@ pub fn explain_deployment(answer: &Value) -> Option<Hint> {
 fn without_log_and_deployers_prefixes(reason: &str) -> &str {
     let reason = reason
         .split_once(LOG_QUOTE_PREFIX)
-        .map_or(reason, |(before, _)| before);
+        .map_or(reason, |(before, _)| before.trim_end_matches("; "));
     let reason = reason.strip_prefix("nothing was changed: ").unwrap_or(reason);
     let waited = reason
         .strip_prefix("not ready within ")
@@ -166,8 +166,7 @@ fn container_ended_for_memory(reason: &str) -> Option<Hint> {
 fn container_that_ended(reason: &str) -> Option<Hint> {
     let how = reason
         .strip_prefix("the container ended with ")
-        .or_else(|| reason.strip_prefix("the container was ended by "))?
-        .trim_end_matches("; ");
+        .or_else(|| reason.strip_prefix("the container was ended by "))?;
     Some(Hint::new(
         HintKind::FunctionExits,
         format!("the function does not stay up: it ended with {how}"),

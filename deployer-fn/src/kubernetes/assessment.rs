@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::pod;
-use super::text::as_bounded_line;
 use crate::outcome::FaultyParty;
 use crate::request::names_same_image;
+use crate::text::{self, as_bounded_line};
 
 /// The annotation with which Kubernetes numbers the versions of a Deployment, at the Deployment and at its ReplicaSets.
 const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
@@ -77,8 +77,8 @@ impl Obstacle {
 impl VersionState {
     /// Adds `detail`, if there is one, to the reason of a pending or stuck version.
     pub(super) fn with_detail_in_reason(mut self, detail: Option<&str>) -> Self {
-        if let (Self::Pending(obstacle) | Self::Stuck(obstacle), Some(detail)) = (&mut self, detail) {
-            obstacle.reason = format!("{}; {detail}", obstacle.reason);
+        if let Self::Pending(obstacle) | Self::Stuck(obstacle) = &mut self {
+            obstacle.reason = text::with_detail(std::mem::take(&mut obstacle.reason), detail);
         }
         self
     }

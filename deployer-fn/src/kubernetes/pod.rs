@@ -3,8 +3,8 @@
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod};
 
 use super::assessment::{Assessment, DetailToRead, Obstacle, VersionState};
-use super::text::as_bounded_line;
 use crate::outcome::FaultyParty;
+use crate::text::as_bounded_line;
 
 /// Texts in a kubelet's message on a pull that say that the registry has no such image for this node.
 const MISSING_IMAGE_TEXTS: [&str; 4] = [

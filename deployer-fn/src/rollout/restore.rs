@@ -14,8 +14,8 @@ use super::history::UnsettledRollout;
 use super::verdict::{Findings, RestorationResult, Verdict};
 use super::watch::{WaitingFor, WatchEndBeforeTimeout};
 use crate::gateway::{FunctionStatus, GatewayRequestSender, call};
-use crate::kubernetes::without_log_quote;
 use crate::outcome::{DeploymentStatus, FaultyParty, Successor};
+use crate::text::without_log_quote;
 use crate::version::{FailureRecord, FunctionVersion, LastGoodVersion};
 
 /// The function's state after a restoration that was in time.

@@ -15,10 +15,11 @@ use super::RolloutTimeouts;
 use super::backoff::Backoff;
 use crate::function::FunctionAddress;
 use crate::gateway::{self, FunctionStatus, GatewayRequestSender, call, summarize_response};
-use crate::kubernetes::{Kubernetes, Obstacle, PodStarts, VersionState, WantedReplicas, without_log_quote};
+use crate::kubernetes::{Kubernetes, Obstacle, PodStarts, VersionState, WantedReplicas};
 use crate::outcome::{FaultyParty, Successor};
 use crate::request::ReadinessProbe;
 use crate::succession::SuccessorReceiver;
+use crate::text::without_log_quote;
 use crate::version::FunctionVersion;
 
 /// The name of the header in which a function may repeat its version, the value of its variable
@@ -130,6 +131,14 @@ impl WaitingFor {
 }
 
 impl WaitingFor {
+    /// Returns whether what the version wrote to its log may tell why this is not met.
+    pub(super) fn may_be_explained_by_log(&self) -> bool {
+        matches!(
+            self,
+            Self::Replica { .. } | Self::Success { .. } | Self::MoreSuccesses { .. }
+        )
+    }
+
     /// Returns what keeps the version from starting, if time does not help.
     fn obstacle_if_stuck(&self) -> Option<&Obstacle> {
         match self {

@@ -72,7 +72,25 @@ struct GatewayState {
     overlap: bool,
     /// Whether functions repeat their version in their answers, as those that are made from the template do.
     versions: bool,
+    logs: FakeLogs,
 }
+
+/// The answer to a request for a function's log.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum FakeLogs {
+    /// The provider keeps no logs.
+    #[default]
+    Missing,
+    /// Never an answer.
+    Silent,
+    /// These lines, in NDJSON.
+    Lines(String),
+    /// More than the deployer reads.
+    TooLarge,
+}
+
+/// The time at which the fake provider says it has created every function.
+pub(crate) const CREATED_AT: &str = "2026-01-01T00:00:10.5Z";
 
 /// A function of the fake provider.
 #[derive(Clone)]
@@ -97,6 +115,7 @@ impl FakeGateway {
             requests: Vec::new(),
             overlap: true,
             versions: true,
+            logs: FakeLogs::default(),
         };
         Self(Arc::new(SharedGatewayState {
             state: Mutex::new(state),
@@ -113,6 +132,21 @@ impl FakeGateway {
     pub(crate) fn omit_versions_in_answers(self) -> Self {
         self.0.state.lock().unwrap().versions = false;
         self
+    }
+
+    /// Sets the answer to requests for logs.
+    pub(crate) fn set_logs(&self, logs: FakeLogs) {
+        self.0.state.lock().unwrap().logs = logs;
+    }
+
+    /// Returns the paths and queries of the requests for logs so far.
+    pub(crate) fn log_requests(&self) -> Vec<String> {
+        let state = self.0.state.lock().unwrap();
+        let lines = state.requests.iter();
+        lines
+            .filter(|line| line.starts_with("GET /system/logs"))
+            .cloned()
+            .collect()
     }
 
     /// Sets the disruptions of the next requests, one each.
@@ -320,7 +354,7 @@ impl GatewayState {
         let deployment = &function.deployment;
         let mut status = json!({"name": name, "image": deployment["image"], "namespace": "openfaas-fn", "replicas": 1,
             "availableReplicas": u8::from(up || function.old.is_some()), "labels": {"faas_function": name},
-            "annotations": deployment["annotations"], "secrets": deployment["secrets"]});
+            "annotations": deployment["annotations"], "secrets": deployment["secrets"], "createdAt": CREATED_AT});
         if provider == ProviderKind::Kubernetes {
             status["annotations"]["prometheus.io.scrape"] = "false".into();
         } else {
@@ -438,6 +472,23 @@ impl GatewayRequestSender for FakeGateway {
     async fn send(&self, request: Request<Bytes>, limit: Duration) -> Result<Response<Bytes>, GatewayError> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         tokio::time::sleep(Duration::from_millis(1)).await;
+        if path == "/system/logs" {
+            let logs = {
+                let mut state = self.0.state.lock().unwrap();
+                state.requests.push(format!("{method} {}", request.uri()));
+                state.logs.clone()
+            };
+            return match logs {
+                FakeLogs::Missing => Ok(Response::builder().status(501).body(Bytes::new()).unwrap()),
+                FakeLogs::Silent => pending().await,
+                FakeLogs::Lines(lines) => Ok(Response::new(lines.into())),
+                FakeLogs::TooLarge => Err(GatewayError::TooLarge {
+                    method,
+                    path,
+                    limit: 1,
+                }),
+            };
+        }
         let panics = {
             let mut state = self.0.state.lock().unwrap();
             state.panic = state.panic.and_then(|left| left.checked_sub(1));

@@ -8,6 +8,7 @@ mod fixtures;
 mod flood;
 mod handler;
 mod kubernetes;
+mod logs;
 mod model;
 mod policy;
 mod providers;

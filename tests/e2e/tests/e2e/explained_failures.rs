@@ -1,11 +1,15 @@
-//! The cases of `tests/failures` that can be run here: the hint in the real answer is the one of the table.
+//! The cases of `tests/failures` that can be run here: the hint in the real answer is the one of the table; and functions
+//! that do not run, whose last lines are in the answer.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
-use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
+use slipway_e2e::{
+    build_context::BuildContext, builder_process::BuilderProcess, deployer_process::DeployerProcess,
+    deployer_route::DeployerRoute, testbed::Testbed,
+};
 
 /// The number of builds that run at the same time.
 const CONCURRENT_BUILDS: usize = 4;
@@ -91,5 +95,53 @@ async fn failures_of_the_real_buildkit_have_the_hints_of_the_table() -> Result<(
         .filter_map(Result::transpose)
         .collect::<Result<_>>()?;
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+/// A ready timeout that is long enough for a function to be started on a busy machine, and to write something.
+const READY_TIMEOUT_SETTING: (&str, &str) = ("ready_timeout", "20s");
+
+#[tokio::test]
+async fn the_last_lines_of_a_function_that_does_not_run_are_in_the_answer_and_its_hint() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.build_busybox_once_and_get_name().await?;
+    let deployer =
+        DeployerProcess::start(&testbed, &testbed.stack.gateway.url, &[READY_TIMEOUT_SETTING]).await?;
+    let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
+    let builder = BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.url())]).await?;
+    for (name, command, line) in [
+        (
+            "exits-with-a-message",
+            "echo MAIL_FROM is not set >&2; exit 3",
+            "MAIL_FROM is not set",
+        ),
+        (
+            "listens-on-another-port",
+            "echo listens on 3000; trap 'exit 0' TERM; sleep 3600 & wait",
+            "listens on 3000",
+        ),
+    ] {
+        testbed.functions.remove_function(name).await?;
+        let source = BuildContext::dockerfile(format!(
+            "FROM {base}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"{command}\"]\n"
+        ));
+        let image = testbed.image_name(&format!("e2e/{name}"), "1");
+        let config = json!({"image": image, "deploy": {"service": name}});
+        let reply = builder
+            .client()?
+            .post_signed(source.tar_with_config(&config)?)
+            .await?;
+        let answer = reply.json();
+        assert_eq!(answer["deployment"]["status"], "rolled_back", "{answer:#}");
+        let reasons = answer["deployment"]["reasons"].to_string();
+        assert!(
+            reasons.contains("; its log ends with: ") && reasons.contains(line),
+            "{reasons}"
+        );
+        let log = answer["hint"]["log"].as_array().into_iter().flatten();
+        assert_eq!(log.last(), Some(&json!(line)), "{answer:#}");
+        assert_eq!(testbed.functions.function_status(name).await?, None);
+    }
     Ok(())
 }

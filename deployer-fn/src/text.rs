@@ -1,14 +1,25 @@
-//! Texts of Kubernetes and of functions, made fit for a reason: one line, without control characters, of bounded length.
+//! Texts of Kubernetes and the logs of functions, made fit for a reason: one line, without control characters, of bounded length.
 
 /// The most characters of a text that a reason has.
 const TEXT_MAX_CHARS: usize = 500;
 
+/// The number of lines at the end of a function's log that a reason quotes.
+pub(crate) const QUOTED_LOG_LINES_MAX: usize = 8;
+
 /// Returns the text as one line of at most 500 characters. Of a longer one, the end is left out.
-pub(super) fn as_bounded_line(text: &str) -> String {
+pub(crate) fn as_bounded_line(text: &str) -> String {
     let line = join_words(text);
     match line.char_indices().nth(TEXT_MAX_CHARS) {
         Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
         None => line,
+    }
+}
+
+/// Returns a reason followed by a detail, if there is one.
+pub(crate) fn with_detail(reason: String, detail: Option<&str>) -> String {
+    match detail {
+        Some(detail) => format!("{reason}; {detail}"),
+        None => reason,
     }
 }
 
@@ -31,16 +42,16 @@ pub(crate) fn without_log_quote(reason: &str) -> &str {
     before.trim_end_matches("; ")
 }
 
-/// Returns the last lines of a container's log as part of a reason, with at most 500 characters: its end says most.
+/// Returns the last lines of a function's log as part of a reason, with at most 500 characters: its end says most.
 /// `None` if the log is empty.
-pub(super) fn quote_log(log: &[u8]) -> Option<String> {
+pub(crate) fn quote_log(log: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(log);
     let lines: Vec<_> = text
         .lines()
         .map(join_words)
         .filter(|line| !line.is_empty())
         .collect();
-    let start = lines.len().saturating_sub(super::QUOTED_LOG_LINES_MAX);
+    let start = lines.len().saturating_sub(QUOTED_LOG_LINES_MAX);
     let last = lines.get(start..).filter(|lines| !lines.is_empty())?;
     let joined = last.join(" | ");
     let skipped = joined.chars().count().saturating_sub(TEXT_MAX_CHARS);
