@@ -6,6 +6,7 @@ mod builds;
 mod context;
 mod dev;
 mod exit_status;
+mod faas_cli_login;
 mod failure;
 mod function;
 mod generated;

@@ -8,6 +8,7 @@ use function_host::Secret;
 use function_host::http::Uri;
 use function_host::signature::HmacKeys;
 
+use crate::faas_cli_login;
 use crate::failure::Failure;
 
 /// The variable with the key itself.
@@ -31,7 +32,7 @@ const DEFAULT_BUILDER_FUNCTION: &str = "builder-fn";
 /// The arguments of every command that asks the builder.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ConnectionArguments {
-    /// The gateway's URL. Default: the stack file's, OPENFAAS_URL, http://127.0.0.1:8080.
+    /// The gateway's URL. Default: the stack file's, OPENFAAS_URL, that of faas-cli's only login, http://127.0.0.1:8080.
     #[arg(long, short, value_name = "URL")]
     gateway: Option<String>,
     /// The builder's own URL. Default: SLIPWAY_BUILDER_URL, OPENFAAS_REMOTE_BUILDER; without one, only the gateway is
@@ -79,7 +80,8 @@ pub(crate) struct SigningKey {
 }
 
 impl ConnectionArguments {
-    /// Returns the settings from the command line, the stack file's gateway and the environment, in this order.
+    /// Returns the settings from the command line, the stack file's gateway, the environment and faas-cli's login, in this
+    /// order.
     ///
     /// # Errors
     /// Fails if there is no key, its file cannot be read, or a URL is malformed.
@@ -97,6 +99,7 @@ impl ConnectionArguments {
         let gateway = self.gateway.clone();
         let gateway = gateway.or_else(|| stack_gateway.map(str::to_owned));
         let gateway = gateway.or_else(|| environment(GATEWAY_URL_VARIABLE));
+        let gateway = gateway.or_else(|| faas_cli_login::gateway_of_only_login(environment));
         let builder = self.builder.clone();
         let builder = builder.or_else(|| BUILDER_URL_VARIABLES.iter().find_map(|name| environment(name)));
         Ok(ConnectionSettings {
