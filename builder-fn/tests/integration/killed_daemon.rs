@@ -7,7 +7,8 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::builds::{
-    answer_statuses_holding_back_the_last, numbered_line, open_log, read_log, start_build, status_with_lines,
+    answer_statuses_holding_back_the_last, numbered_line, open_log, read_numbered_lines_and_terminal_record,
+    start_build, status_with_lines,
 };
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
@@ -96,10 +97,10 @@ async fn after_a_daemon_is_killed_readers_get_each_line_of_the_rerun_once_under_
     }
     // Readers that were cut off in the lost attempt and in the rerun.
     for asked in [&builder, &other] {
-        let (rest, terminal) = read_log(asked, 500).await;
+        let (rest, terminal) = read_numbered_lines_and_terminal_record(asked, 500).await;
         assert_lines_of_attempt(&rest, LINE_NUMBERS_PER_ATTEMPT + 1);
         assert_eq!(terminal["warnings"], Value::Null);
-        let (end, _) = read_log(asked, LINE_NUMBERS_PER_ATTEMPT + 501).await;
+        let (end, _) = read_numbered_lines_and_terminal_record(asked, LINE_NUMBERS_PER_ATTEMPT + 501).await;
         assert_eq!(end, rest[500..]);
     }
 }
@@ -133,7 +134,7 @@ async fn a_reader_is_told_that_numbers_begin_again_if_nobody_knows_of_the_lost_a
     assert_eq!(after[0]["seq"], 0);
     assert_eq!(terminal["status"], "success", "{terminal}");
     for (from, is_lost) in [(LINE_COUNT as u64 + 3, false), (5000, true)] {
-        let (lines, terminal) = read_log(&next, from).await;
+        let (lines, terminal) = read_numbered_lines_and_terminal_record(&next, from).await;
         assert_eq!(lines, []);
         assert_eq!(terminal["warnings"].is_array(), is_lost, "{terminal}");
     }
