@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
 use crate::output;
 pub(crate) use event::Event;
 use plain::PlainDisplay;
@@ -110,6 +112,40 @@ impl Progress {
         let mut value = serde_json::to_value(event).unwrap_or_default();
         value["function"] = json!(self.function);
         value
+    }
+}
+
+/// Shows an error in a form: an event with the name of the function whose build it ends, if it is one's, in the form
+/// `json`, and lines in every other form.
+pub(crate) fn show_failure(form: ProgressForm, function: &str, failure: &Failure) {
+    match form {
+        ProgressForm::Json => Progress::new(form, function).show(&Event::Failed {
+            summary: &failure.message,
+            explanation: &[],
+            next: &failure.next,
+            code: failure.status.code(),
+        }),
+        ProgressForm::Auto | ProgressForm::Terminal | ProgressForm::Plain | ProgressForm::Quiet => {
+            output::print_failure(failure);
+        }
+    }
+}
+
+/// Shows the error of a command in the form `json`, and returns the exit status in place of the error that `main` would
+/// print as lines.
+///
+/// # Errors
+/// Returns the error in every other form.
+pub(crate) fn show_failure_if_json(
+    form: ProgressForm,
+    result: Result<ExitStatus, Failure>,
+) -> Result<ExitStatus, Failure> {
+    match result {
+        Err(failure) if form == ProgressForm::Json => {
+            show_failure(form, "", &failure);
+            Ok(failure.status)
+        }
+        result => result,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::function::Function;
 use crate::interrupt::Interrupts;
 use crate::output;
-use crate::progress::{Event, Progress, ProgressForm};
+use crate::progress::{Event, Progress, ProgressForm, show_failure_if_json};
 use crate::settings::{ConnectionArguments, SigningKey};
 pub(crate) use cancellation::cancel_build_and_wait;
 pub(crate) use follow::{FollowedBuild, LogForm, follow_log};
@@ -120,18 +120,7 @@ impl BuildOptions {
 /// Fails if a function cannot be read, or no builder takes it. With `--progress json`, the error is an event, too, and
 /// only its exit status is returned.
 pub(crate) async fn run(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
-    match bring_up(arguments).await {
-        Err(failure) if arguments.build.progress == ProgressForm::Json => {
-            Progress::new(ProgressForm::Json, "").show(&Event::Failed {
-                summary: &failure.message,
-                explanation: &[],
-                next: &failure.next,
-                code: failure.status.code(),
-            });
-            Ok(failure.status)
-        }
-        result => result,
-    }
+    show_failure_if_json(arguments.build.progress, bring_up(arguments).await)
 }
 
 async fn bring_up(arguments: &UpArguments) -> Result<ExitStatus, Failure> {

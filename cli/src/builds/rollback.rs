@@ -8,12 +8,12 @@ use serde_json::Value;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{QuestionClient, failure_of_question, table, warn_if_incomplete};
+use super::{QuestionClient, failure_of_question, table};
 use crate::builder::{RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
-use crate::output::{print_message, print_result, printable};
-use crate::progress::{Event, Progress, ProgressForm};
+use crate::output::{print_result, printable};
+use crate::progress::{Event, Progress, ProgressForm, show_failure_if_json};
 use crate::settings::ConnectionArguments;
 use crate::up::{FollowedBuild, LogForm, follow_log};
 
@@ -51,8 +51,13 @@ pub(crate) struct RollbackArguments {
 /// Deploys an earlier version of a function again, and follows that until the version answers; or lists the versions.
 ///
 /// # Errors
-/// Fails if the rollback is not begun, or its outcome is not known.
+/// Fails if the rollback is not begun, or its outcome is not known. With `--progress json`, the error is an event, and only
+/// its exit status is returned.
 pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus, Failure> {
+    show_failure_if_json(arguments.progress, list_or_roll_back(arguments).await)
+}
+
+async fn list_or_roll_back(arguments: &RollbackArguments) -> Result<ExitStatus, Failure> {
     let questions = QuestionClient::find(&arguments.connection).await?;
     if arguments.list {
         return print_versions(&questions, arguments).await;
@@ -63,14 +68,12 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
     };
     let begun = request_rollback(&questions, arguments, &id).await?;
     let options = &questions.client.settings().options;
-    if arguments.progress != ProgressForm::Quiet {
-        let to = begun["rollback"]["to"].as_str().unwrap_or("an earlier version");
-        print_message(&format!(
-            "rollback {id} to {}; it goes on without this command: slipway logs {id} -f{options}",
-            printable(to)
-        ));
-    }
     let progress = Progress::new(arguments.progress, &arguments.function);
+    progress.show(&Event::RollbackStarted {
+        id: &id,
+        to: begun["rollback"]["to"].as_str().unwrap_or("an earlier version"),
+        options,
+    });
     let following = FollowedBuild {
         client: &questions.client,
         route: questions.route,
@@ -84,7 +87,9 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
     if arguments.json {
         let record = questions.ask(Method::GET, &build_path(&id)).await?;
         print_result(&record.to_string());
-        warn_if_incomplete(&record);
+        if let Some(text) = record["incomplete"].as_str() {
+            progress.show(&Event::Warning { text });
+        }
         return Ok(verdict.status);
     }
     for text in &verdict.warnings {

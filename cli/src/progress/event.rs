@@ -33,6 +33,16 @@ pub(crate) enum Event<'a> {
         /// The way that the request took.
         route: &'a str,
     },
+    /// A rollback began.
+    RollbackStarted {
+        /// The ID of the rollback.
+        id: &'a str,
+        /// The version that is deployed again.
+        to: &'a str,
+        /// The options of the command that lead to the same builder.
+        #[serde(skip)]
+        options: &'a str,
+    },
     /// The build is in another state.
     State {
         /// The state, in the words of the API.

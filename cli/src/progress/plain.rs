@@ -47,6 +47,10 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
         }
         Event::Sent { .. } | Event::StepProgress { .. } => Vec::new(),
         Event::Submitted { id, route } => vec![format!("sent through the {route} as build {id}")],
+        Event::RollbackStarted { id, to, options } => vec![format!(
+            "rollback {id} to {}; it goes on without this command: slipway logs {id} -f{options}",
+            printable(to)
+        )],
         Event::State { state } => vec![(*state).to_owned()],
         Event::StepStarted { name } => vec![format!("=> {}", shorten_step_name(name))],
         // BuildKit reports some of its own steps twice, first as done at once.

@@ -119,6 +119,7 @@ impl TerminalDisplay {
             }
             Event::Packed { .. }
             | Event::Submitted { .. }
+            | Event::RollbackStarted { .. }
             | Event::Note { .. }
             | Event::Notice { .. }
             | Event::Warning { .. } => {

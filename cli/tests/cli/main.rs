@@ -12,6 +12,7 @@ mod generated;
 mod memory;
 mod newcomer;
 mod policy_check;
+mod progress_forms;
 mod project;
 mod rollback;
 mod survival;
