@@ -2,6 +2,8 @@
 
 mod event;
 mod plain;
+mod shown_steps;
+mod step_of_part;
 mod terminal;
 
 use std::io::IsTerminal as _;
@@ -14,7 +16,7 @@ use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output;
 pub(crate) use event::Event;
-use plain::PlainDisplay;
+use shown_steps::ShownSteps;
 use terminal::TerminalDisplay;
 
 /// The form in which the progress of a build is shown.
@@ -43,7 +45,7 @@ pub(crate) struct Progress {
 /// A display of events.
 enum ProgressDisplay {
     Terminal(Box<TerminalDisplay>),
-    Plain(PlainDisplay),
+    Plain(ShownSteps),
     Json,
     Quiet,
 }
@@ -59,7 +61,7 @@ impl Progress {
                 ProgressDisplay::Terminal(Box::new(TerminalDisplay::new(function, has_color)))
             }
             ProgressForm::Auto | ProgressForm::Terminal | ProgressForm::Plain => {
-                ProgressDisplay::Plain(PlainDisplay::default())
+                ProgressDisplay::Plain(ShownSteps::default())
             }
             ProgressForm::Json => ProgressDisplay::Json,
             ProgressForm::Quiet => ProgressDisplay::Quiet,
@@ -75,8 +77,8 @@ impl Progress {
         let mut display = self.display.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *display {
             ProgressDisplay::Terminal(terminal) => terminal.show(event),
-            ProgressDisplay::Plain(plain) => {
-                let lines = plain.take_new_lines_of(event);
+            ProgressDisplay::Plain(shown) => {
+                let lines = shown.take_new_lines_of(event);
                 lines
                     .iter()
                     .for_each(|line| output::print_message(&format!("{}: {line}", self.function)));

@@ -1,30 +1,10 @@
 //! Events as lines, for logs and for terminals that cannot do more.
 
-use std::collections::HashSet;
-
 use super::Event;
 use crate::output::printable;
 
 /// The longest name of a step in a line, in characters. A `RUN` instruction can be a whole script.
 const STEP_NAME_CHARS_SHOWN: usize = 100;
-
-/// A display of one build's events as lines. It shows no line of a step twice: BuildKit starts and ends some steps more
-/// than once.
-#[derive(Default)]
-pub(super) struct PlainDisplay {
-    step_lines_shown: HashSet<String>,
-}
-
-impl PlainDisplay {
-    /// Returns the lines that show an event, without the lines of steps that were shown before.
-    pub(super) fn take_new_lines_of(&mut self, event: &Event<'_>) -> Vec<String> {
-        let mut lines = lines_of(event);
-        if let Event::StepStarted { .. } | Event::StepEnded { .. } = event {
-            lines.retain(|line| self.step_lines_shown.insert(line.clone()));
-        }
-        lines
-    }
-}
 
 /// Returns the lines that show an event; none for one that only a live display shows.
 pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
@@ -131,29 +111,6 @@ mod tests {
         let ended = |name| lines_of(&Event::StepEnded { name, seconds: 0.0 });
         assert!(ended("[internal] load .dockerignore").is_empty());
         assert_eq!(ended("[2/3] COPY a b"), ["=> [2/3] COPY a b cached or at once"]);
-    }
-
-    #[test]
-    fn the_lines_of_a_step_are_shown_once() {
-        let mut display = PlainDisplay::default();
-        let mut shown = |event| display.take_new_lines_of(&event);
-        let started = || Event::StepStarted {
-            name: "[1/2] RUN make",
-        };
-        assert_eq!(shown(started()), ["=> [1/2] RUN make"]);
-        assert!(shown(started()).is_empty());
-        let (name, seconds) = ("[1/2] RUN make", 1.5);
-        assert_eq!(
-            shown(Event::StepEnded { name, seconds }),
-            ["=> [1/2] RUN make 1.5 s"]
-        );
-        assert!(shown(Event::StepEnded { name, seconds }).is_empty());
-        let output = || Event::Output { text: "the same" };
-        assert_eq!(
-            shown(output()),
-            shown(output()),
-            "output is shown as often as it comes"
-        );
     }
 
     #[test]
