@@ -19,6 +19,9 @@ pub(crate) use event::Event;
 use shown_steps::ShownSteps;
 use terminal::TerminalDisplay;
 
+/// The beginning of BuildKit's name for the step that exports and pushes the image.
+const EXPORT_STEP_NAME: &str = "exporting to image";
+
 /// The form in which the progress of a build is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProgressForm {
@@ -39,7 +42,10 @@ pub(crate) enum ProgressForm {
 #[derive(Clone)]
 pub(crate) struct Progress {
     function: String,
+    form: ProgressForm,
     display: Arc<Mutex<ProgressDisplay>>,
+    /// The seconds of the last step that exported and pushed an image.
+    export_seconds: Arc<Mutex<Option<f64>>>,
 }
 
 /// A display of events.
@@ -68,12 +74,29 @@ impl Progress {
         };
         Self {
             function: function.to_owned(),
+            form,
+            export_seconds: Arc::default(),
             display: Arc::new(Mutex::new(display)),
         }
     }
 
+    /// Returns whether only warnings, failures and notices are shown.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.form == ProgressForm::Quiet
+    }
+
+    /// Returns the time of the step that exported and pushed the image, in seconds, if it was shown.
+    pub(crate) fn export_seconds(&self) -> Option<f64> {
+        *self.export_seconds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Shows an event; in the form `quiet` only warnings, failures and notices.
     pub(crate) fn show(&self, event: &Event<'_>) {
+        if let Event::StepEnded { name, seconds } = event
+            && name.starts_with(EXPORT_STEP_NAME)
+        {
+            *self.export_seconds.lock().unwrap_or_else(PoisonError::into_inner) = Some(*seconds);
+        }
         let mut display = self.display.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *display {
             ProgressDisplay::Terminal(terminal) => terminal.show(event),
@@ -126,6 +149,7 @@ pub(crate) fn show_failure(form: ProgressForm, function: &str, failure: &Failure
             explanation: &[],
             next: &failure.next,
             code: failure.status.code(),
+            facts: None,
         }),
         ProgressForm::Auto | ProgressForm::Terminal | ProgressForm::Plain | ProgressForm::Quiet => {
             output::print_failure(failure);

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{QuestionClient, failure_of_question, table};
-use crate::builder::{RequestError, Verdict, build_path, percent_encode_component};
+use crate::builder::{BuildFacts, RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_result, printable};
@@ -95,12 +95,14 @@ async fn list_or_roll_back(arguments: &RollbackArguments) -> Result<ExitStatus, 
     for text in &verdict.warnings {
         progress.show(&Event::Warning { text });
     }
+    let facts = (!progress.is_quiet()).then(|| BuildFacts::of_answer(&outcome));
     match &verdict.next {
         Some(next) => progress.show(&Event::Failed {
             summary: &verdict.summary,
             explanation: &verdict.explanation,
             next,
             code: verdict.status.code(),
+            facts: facts.as_ref(),
         }),
         None => {
             let gateway = &questions.client.settings().gateway;
@@ -114,6 +116,7 @@ async fn list_or_roll_back(arguments: &RollbackArguments) -> Result<ExitStatus, 
                 summary: &verdict.summary,
                 url: &url,
                 image: &format!("{image}@{digest}"),
+                facts: &facts.unwrap_or_default(),
             });
             print_result(&url);
         }

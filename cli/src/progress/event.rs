@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::builder::LogLine;
+use crate::builder::{BuildFacts, LogLine};
 
 /// An event of a build.
 #[derive(Clone, Debug, Serialize)]
@@ -95,6 +95,9 @@ pub(crate) enum Event<'a> {
         url: &'a str,
         /// The image, with its digest if it is known.
         image: &'a str,
+        /// The facts about the build.
+        #[serde(flatten)]
+        facts: &'a BuildFacts,
     },
     /// The build or the deployment failed.
     Failed {
@@ -106,6 +109,9 @@ pub(crate) enum Event<'a> {
         next: &'a str,
         /// The exit status of the command.
         code: u8,
+        /// The facts about the build, if there was one.
+        #[serde(flatten)]
+        facts: Option<&'a BuildFacts>,
     },
 }
 

@@ -1,6 +1,7 @@
 //! Events as lines, for logs and for terminals that cannot do more.
 
 use super::Event;
+use crate::builder::BuildFacts;
 use crate::output::printable;
 
 /// The longest name of a step in a line, in characters. A `RUN` instruction can be a whole script.
@@ -47,22 +48,58 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
         Event::Output { text } => vec![format!("   {}", printable(text))],
         Event::Note { text } | Event::Notice { text } => text.lines().map(printable).collect(),
         Event::Warning { text } => vec![format!("warning: {}", printable(text))],
-        Event::Running { summary, url, image } => vec![printable(&format!("{summary}: {url} ({image})"))],
+        Event::Running {
+            summary,
+            url,
+            image,
+            facts,
+        } => {
+            let mut lines = lines_of_facts(facts);
+            lines.push(printable(&format!("{summary}: {url} ({image})")));
+            lines
+        }
         Event::Failed {
             summary,
             explanation,
             next,
+            facts,
             ..
         } => {
-            let mut lines: Vec<_> = summary.lines().map(printable).collect();
-            if let Some(first) = lines.first_mut() {
-                *first = format!("error: {first}");
-            }
+            let mut lines = facts.map(lines_of_facts).unwrap_or_default();
+            let error = summary.lines().map(printable).enumerate();
+            lines.extend(error.map(|(index, line)| match index {
+                0 => format!("error: {line}"),
+                _ => line,
+            }));
             lines.extend(explanation.iter().map(|line| printable(line)));
             lines.push(format!("next: {}", printable(next)));
             lines
         }
     }
+}
+
+/// Returns the lines about the steps, the push and the parts of the deployment.
+fn lines_of_facts(facts: &BuildFacts) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(steps) = facts.steps {
+        let unfinished = match steps.unfinished {
+            0 => String::new(),
+            unfinished => format!(", {unfinished} not finished"),
+        };
+        lines.push(format!(
+            "steps: {} cached, {} run{unfinished}",
+            steps.cached, steps.run
+        ));
+    }
+    if let Some(pushed) = &facts.pushed {
+        let took = pushed.seconds.map_or_else(String::new, |seconds| {
+            format!(", exported and sent in {seconds:.1} s")
+        });
+        lines.push(format!("pushed: {}{took}", printable(&pushed.digest)));
+    }
+    let parts = facts.deployment_parts().into_iter();
+    lines.extend(parts.map(|(part, seconds)| format!("deployment: {} {seconds:.2} s", printable(part))));
+    lines
 }
 
 /// Returns the name of a step in one line, without repeated spaces, and cut where it is long.
@@ -102,8 +139,41 @@ mod tests {
             explanation: &["cause: \u{1b}[2Jd".to_owned()],
             next: "do it",
             code: 1,
+            facts: None,
         };
         assert_eq!(lines_of(&event), ["error: ab", "c", "cause: d", "next: do it"]);
+    }
+
+    fn failed_event(facts: &BuildFacts) -> Event<'_> {
+        Event::Failed {
+            summary: "a",
+            explanation: &[],
+            next: "do it",
+            code: 1,
+            facts: Some(facts),
+        }
+    }
+
+    #[test]
+    fn the_facts_about_a_build_are_before_its_end() {
+        let mut facts = BuildFacts::of_answer(&serde_json::json!({
+            "steps": {"total": 13, "completed": 12, "cached": 9}, "digest": "sha256:ab",
+            "deployment": {"durations": {"apply": 0.25, "check": 0.125, "total": 0.375}},
+        }));
+        let mut expected = [
+            "steps: 9 cached, 3 run, 1 not finished",
+            "pushed: sha256:ab",
+            "deployment: check 0.12 s",
+            "deployment: apply 0.25 s",
+            "error: a",
+            "next: do it",
+        ];
+        assert_eq!(lines_of(&failed_event(&facts)), expected);
+        if let Some(pushed) = &mut facts.pushed {
+            pushed.seconds = Some(1.25);
+        }
+        expected[1] = "pushed: sha256:ab, exported and sent in 1.2 s";
+        assert_eq!(lines_of(&failed_event(&facts)), expected);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod builds;
 mod difference;
+mod facts;
 mod fake_builder;
 mod generated;
 mod memory;
