@@ -15,6 +15,8 @@ mod newcomer;
 mod policy_check;
 mod progress_forms;
 mod project;
+mod pseudo_terminal;
 mod rollback;
 mod survival;
+mod terminal;
 mod up;
