@@ -8,7 +8,7 @@ use crate::project::{Project, interrupt, read_until};
 
 /// Parses each line as an event.
 fn events(stderr: &str) -> Vec<Value> {
-    let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+    let parse = |line: &str| serde_json::from_str(line).expect("JSON on each line");
     stderr.lines().map(parse).collect()
 }
 

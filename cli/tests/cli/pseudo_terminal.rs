@@ -80,22 +80,22 @@ impl PseudoTerminal {
     /// Waits until the lines on the screen satisfy `is_wanted`, and returns them.
     pub(crate) async fn wait_for_screen(&mut self, is_wanted: impl Fn(&[String]) -> bool) -> Vec<String> {
         let waiting = async {
-            loop {
-                let lines = self.screen.lines();
-                if is_wanted(&lines) {
-                    return Ok(lines);
-                }
+            while !is_wanted(&self.screen.lines()) {
                 match self.chunks.recv().await {
                     Some(chunk) => self.draw(&chunk),
-                    None => return Err(lines),
+                    None => return false,
                 }
             }
+            true
         };
-        match tokio::time::timeout(SCREEN_TIMEOUT, waiting).await {
-            Ok(Ok(screen)) => screen,
-            Ok(Err(screen)) => panic!("the command ended before: {screen:#?}"),
-            Err(_) => panic!("the screen stays: {:#?}", self.screen.lines()),
-        }
+        let is_shown = tokio::time::timeout(SCREEN_TIMEOUT, waiting).await;
+        let lines = self.screen.lines();
+        assert_eq!(
+            is_shown,
+            Ok(true),
+            "the screen stays, or the command ended: {lines:#?}"
+        );
+        lines
     }
 
     /// Waits until no process has the terminal any more, and returns the lines on the screen.
@@ -196,11 +196,8 @@ impl Screen {
                 self.current_row().truncate(column);
                 self.rows.truncate(self.row + 1);
             }
-            // Colours.
-            ('m', _) => {}
-            other => {
-                panic!("the display uses the control sequence {other:?}, which this screen does not know")
-            }
+            // Colours, the only other sequences that the display uses.
+            (letter, _) => assert_eq!(letter, 'm', "this screen does not know the control sequence"),
         }
     }
 
