@@ -2,6 +2,7 @@
 
 mod body;
 mod client;
+mod facts;
 mod log_line;
 mod record;
 mod request;
@@ -10,6 +11,7 @@ mod verdict;
 
 pub(crate) use body::{RequestBody, SignedBody};
 pub(crate) use client::{BuilderClient, Refusal, RequestError, SubmittedBuild};
+pub(crate) use facts::BuildFacts;
 pub(crate) use log_line::LogLine;
 pub(crate) use record::Record;
 pub(crate) use request::{Route, Submission, build_path, format_time, percent_encode_component};

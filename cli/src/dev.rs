@@ -13,7 +13,7 @@ use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::function::Function;
 use crate::interrupt::Interrupts;
-use crate::output;
+use crate::progress::{Event, Progress, ProgressForm, show_failure, show_failure_if_json};
 use crate::up::{
     BuildEnd, BuildOptions, FunctionBuild, Project, SourceArguments, pack_unless_key_is_in_context,
 };
@@ -41,14 +41,25 @@ enum BuildFate {
 /// Builds and deploys the functions whenever their sources change, until Ctrl-C.
 ///
 /// # Errors
-/// Fails if there is no stack file or no key at the beginning, or the files cannot be watched.
+/// Fails if there is no stack file or no key at the beginning, or the files cannot be watched. With `--progress json`, the
+/// error is an event, and only its exit status is returned.
 pub(crate) async fn run(arguments: &DevArguments) -> Result<ExitStatus, Failure> {
+    show_failure_if_json(
+        arguments.build.progress,
+        build_changes_until_interrupted(arguments).await,
+    )
+}
+
+async fn build_changes_until_interrupted(arguments: &DevArguments) -> Result<ExitStatus, Failure> {
     let project = Project::read(&arguments.source)?;
     let client = BuilderClient::new(arguments.build.connection.resolve(project.gateway())?)?;
-    let warnings = project.warnings();
-    warnings
-        .iter()
-        .for_each(|warning| output::print_message(&format!("warning: {warning}")));
+    let form = arguments.build.progress;
+    let progress = Progress::new(form, "slipway");
+    for text in project.warnings() {
+        progress.show(&Event::Warning { text: &text });
+    }
+    // The functions have displays of their own.
+    drop(progress);
     let interrupts = Interrupts::receive()?;
     let mut session = DevSession {
         arguments,
@@ -66,10 +77,10 @@ pub(crate) async fn run(arguments: &DevArguments) -> Result<ExitStatus, Failure>
                     return Ok(ExitStatus::Success);
                 }
             }
-            Err(failure) => output::print_failure(failure),
+            Err(failure) => show_failure(form, "", failure),
         }
         if !std::mem::take(&mut session.has_changed) {
-            output::print_message("watching for changes; Ctrl-C ends");
+            Progress::new(form, "slipway").note("watching for changes; Ctrl-C ends");
             tokio::select! {
                 () = session.watcher.wait_for_change_and_quiet() => {}
                 () = interrupts.next() => return Ok(ExitStatus::Success),
@@ -92,6 +103,11 @@ struct DevSession<'a> {
 }
 
 impl DevSession<'_> {
+    /// Returns the form of the progress.
+    fn form(&self) -> ProgressForm {
+        self.arguments.build.progress
+    }
+
     /// Builds the functions that differ from what was sent last, until one of them changes meanwhile; returns `None`
     /// after Ctrl-C.
     async fn build_changed_unless_interrupted(&mut self, project: &Project) -> Result<Option<()>, Failure> {
@@ -105,7 +121,7 @@ impl DevSession<'_> {
             let packed = match pack_unless_key_is_in_context(function, &self.client.settings().key) {
                 Ok(packed) => packed,
                 Err(failure) => {
-                    output::print_failure(&failure);
+                    show_failure(self.form(), &function.name, &failure);
                     continue;
                 }
             };
@@ -122,14 +138,12 @@ impl DevSession<'_> {
                 }
                 BuildFate::Ended(Ok(BuildEnd::Detached(_))) => {}
                 BuildFate::Ended(Err(failure)) => {
-                    output::print_failure(&failure);
+                    show_failure(self.form(), &function.name, &failure);
                     self.sent.remove(&function.name);
                 }
                 BuildFate::Outdated => {
-                    output::print_message(&format!(
-                        "{}: changed; a new build replaces the one under way",
-                        function.name
-                    ));
+                    Progress::new(self.form(), &function.name)
+                        .note("changed; a new build replaces the one under way");
                     self.sent.remove(&function.name);
                     self.has_changed = true;
                     return Ok(Some(()));

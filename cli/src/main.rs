@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 /// Fails with the error to print, which has the exit status.
 fn run(arguments: Arguments) -> Result<ExitStatus, Failure> {
     match arguments.command {
-        Command::Policy(command) => return Ok(policy::run(&command)),
+        Command::Policy(command) => return policy::run(&command),
         Command::Completions(arguments) => return Ok(generated::print_completions(&arguments)),
         Command::Man(arguments) => return generated::write_manual(&arguments),
         _ => {}

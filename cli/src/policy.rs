@@ -6,6 +6,7 @@ mod source;
 use clap::Subcommand;
 
 use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
 use crate::output;
 
 /// The commands about policies.
@@ -19,19 +20,15 @@ pub(crate) enum PolicyCommand {
 }
 
 /// Runs a command about policies, and prints its result.
-pub(crate) fn run(command: &PolicyCommand) -> ExitStatus {
+///
+/// # Errors
+/// Fails if the policy is not valid, or the request cannot be read.
+pub(crate) fn run(command: &PolicyCommand) -> Result<ExitStatus, Failure> {
     let PolicyCommand::Check(arguments) = command;
-    match check::check_policy_and_request(arguments) {
-        Ok(result) => {
-            result.lines.iter().for_each(|line| output::print_result(line));
-            match result.is_allowed {
-                true => ExitStatus::Success,
-                false => ExitStatus::Failed,
-            }
-        }
-        Err(error) => {
-            output::print_message(&format!("slipway: {error:#}"));
-            ExitStatus::Usage
-        }
-    }
+    let result = check::check_policy_and_request(arguments)?;
+    result.lines.iter().for_each(|line| output::print_result(line));
+    Ok(match result.is_allowed {
+        true => ExitStatus::Success,
+        false => ExitStatus::Failed,
+    })
 }

@@ -2,6 +2,8 @@
 
 mod event;
 mod plain;
+mod shown_steps;
+mod step_of_part;
 mod terminal;
 
 use std::io::IsTerminal as _;
@@ -10,10 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
 use crate::output;
 pub(crate) use event::Event;
-use plain::PlainDisplay;
+use shown_steps::ShownSteps;
 use terminal::TerminalDisplay;
+
+/// The beginning of BuildKit's name for the step that exports and pushes the image.
+const EXPORT_STEP_NAME: &str = "exporting to image";
 
 /// The form in which the progress of a build is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -35,13 +42,16 @@ pub(crate) enum ProgressForm {
 #[derive(Clone)]
 pub(crate) struct Progress {
     function: String,
+    form: ProgressForm,
     display: Arc<Mutex<ProgressDisplay>>,
+    /// The seconds of the last step that exported and pushed an image.
+    export_seconds: Arc<Mutex<Option<f64>>>,
 }
 
 /// A display of events.
 enum ProgressDisplay {
     Terminal(Box<TerminalDisplay>),
-    Plain(PlainDisplay),
+    Plain(ShownSteps),
     Json,
     Quiet,
 }
@@ -57,24 +67,41 @@ impl Progress {
                 ProgressDisplay::Terminal(Box::new(TerminalDisplay::new(function, has_color)))
             }
             ProgressForm::Auto | ProgressForm::Terminal | ProgressForm::Plain => {
-                ProgressDisplay::Plain(PlainDisplay::default())
+                ProgressDisplay::Plain(ShownSteps::default())
             }
             ProgressForm::Json => ProgressDisplay::Json,
             ProgressForm::Quiet => ProgressDisplay::Quiet,
         };
         Self {
             function: function.to_owned(),
+            form,
+            export_seconds: Arc::default(),
             display: Arc::new(Mutex::new(display)),
         }
     }
 
+    /// Returns whether only warnings, failures and notices are shown.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.form == ProgressForm::Quiet
+    }
+
+    /// Returns the time of the step that exported and pushed the image, in seconds, if it was shown.
+    pub(crate) fn export_seconds(&self) -> Option<f64> {
+        *self.export_seconds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Shows an event; in the form `quiet` only warnings, failures and notices.
     pub(crate) fn show(&self, event: &Event<'_>) {
+        if let Event::StepEnded { name, seconds } = event
+            && name.starts_with(EXPORT_STEP_NAME)
+        {
+            *self.export_seconds.lock().unwrap_or_else(PoisonError::into_inner) = Some(*seconds);
+        }
         let mut display = self.display.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *display {
             ProgressDisplay::Terminal(terminal) => terminal.show(event),
-            ProgressDisplay::Plain(plain) => {
-                let lines = plain.take_new_lines_of(event);
+            ProgressDisplay::Plain(shown) => {
+                let lines = shown.take_new_lines_of(event);
                 lines
                     .iter()
                     .for_each(|line| output::print_message(&format!("{}: {line}", self.function)));
@@ -110,6 +137,41 @@ impl Progress {
         let mut value = serde_json::to_value(event).unwrap_or_default();
         value["function"] = json!(self.function);
         value
+    }
+}
+
+/// Shows an error in a form: an event with the name of the function whose build it ends, if it is one's, in the form
+/// `json`, and lines in every other form.
+pub(crate) fn show_failure(form: ProgressForm, function: &str, failure: &Failure) {
+    match form {
+        ProgressForm::Json => Progress::new(form, function).show(&Event::Failed {
+            summary: &failure.message,
+            explanation: &[],
+            next: &failure.next,
+            code: failure.status.code(),
+            facts: None,
+        }),
+        ProgressForm::Auto | ProgressForm::Terminal | ProgressForm::Plain | ProgressForm::Quiet => {
+            output::print_failure(failure);
+        }
+    }
+}
+
+/// Shows the error of a command in the form `json`, and returns the exit status in place of the error that `main` would
+/// print as lines.
+///
+/// # Errors
+/// Returns the error in every other form.
+pub(crate) fn show_failure_if_json(
+    form: ProgressForm,
+    result: Result<ExitStatus, Failure>,
+) -> Result<ExitStatus, Failure> {
+    match result {
+        Err(failure) if form == ProgressForm::Json => {
+            show_failure(form, "", &failure);
+            Ok(failure.status)
+        }
+        result => result,
     }
 }
 

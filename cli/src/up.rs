@@ -11,20 +11,24 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use function_host::http::Method;
 
-use crate::builder::{BuilderClient, Route, Verdict};
+use crate::builder::{BuildFacts, BuilderClient, Route, Verdict, build_path};
 use crate::context::{Layout, PackedContext};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::function::Function;
 use crate::interrupt::Interrupts;
 use crate::output;
-use crate::progress::{Event, Progress, ProgressForm};
+use crate::progress::{Event, Progress, ProgressForm, show_failure_if_json};
 use crate::settings::{ConnectionArguments, SigningKey};
 pub(crate) use cancellation::cancel_build_and_wait;
 pub(crate) use follow::{FollowedBuild, LogForm, follow_log};
 pub(crate) use project::{Project, SourceArguments};
 use route::RouteChoice;
+
+/// The longest time for which a build's record is asked for once the build has ended.
+const RECORD_WAIT: Duration = Duration::from_secs(3);
 
 /// The arguments of `slipway up`.
 #[derive(Args)]
@@ -84,6 +88,8 @@ pub(crate) enum BuildEnd {
         verdict: Verdict,
         /// The image, with its digest if it is known.
         image: String,
+        /// The facts about the build.
+        facts: BuildFacts,
     },
     /// The command no longer follows the build, which goes on if it was sent.
     Detached(ExitStatus),
@@ -120,18 +126,7 @@ impl BuildOptions {
 /// Fails if a function cannot be read, or no builder takes it. With `--progress json`, the error is an event, too, and
 /// only its exit status is returned.
 pub(crate) async fn run(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
-    match bring_up(arguments).await {
-        Err(failure) if arguments.build.progress == ProgressForm::Json => {
-            Progress::new(ProgressForm::Json, "").show(&Event::Failed {
-                summary: &failure.message,
-                explanation: &[],
-                next: &failure.next,
-                code: failure.status.code(),
-            });
-            Ok(failure.status)
-        }
-        result => result,
-    }
+    show_failure_if_json(arguments.build.progress, bring_up(arguments).await)
 }
 
 async fn bring_up(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
@@ -232,13 +227,41 @@ impl<'a> FunctionBuild<'a> {
     /// Fails if no builder takes the function.
     pub(crate) async fn send_packed_and_follow(&self, packed: &PackedContext) -> Result<BuildEnd, Failure> {
         let routes = RouteChoice::find(self.client, self.options.via, self.is_detached).await?;
-        self.submit_and_follow(packed, &routes).await
+        let end = self.submit_and_follow(packed, &routes).await?;
+        Ok(self.with_recorded_facts(end).await)
+    }
+
+    /// Returns the end of a build with what the builder's record of it says besides. Waits for that only a moment, and
+    /// without an answer the facts stay unknown.
+    async fn with_recorded_facts(&self, mut end: BuildEnd) -> BuildEnd {
+        let handed = self.handed.borrow().clone();
+        if let (BuildEnd::Ended { facts, .. }, Some(SentBuild { route, id })) = (&mut end, handed)
+            && !self.progress.is_quiet()
+        {
+            let route = match route {
+                Route::Queue => Route::Gateway,
+                route => route,
+            };
+            let path = build_path(&id);
+            let question = self.client.ask(route, Method::GET, &path);
+            if let Ok(Ok(record)) = tokio::time::timeout(RECORD_WAIT, question).await {
+                *facts = std::mem::take(facts).or(BuildFacts::of_answer(&record));
+            }
+            if let Some(pushed) = &mut facts.pushed {
+                pushed.seconds = self.progress.export_seconds();
+            }
+        }
+        end
     }
 
     /// Shows the end of the build, prints the URL of a function that runs, and returns the exit status.
     pub(crate) fn show_end_and_return_exit_status(&self, end: &BuildEnd) -> ExitStatus {
-        let (verdict, image) = match end {
-            BuildEnd::Ended { verdict, image } => (verdict, image),
+        let (verdict, image, facts) = match end {
+            BuildEnd::Ended {
+                verdict,
+                image,
+                facts,
+            } => (verdict, image, facts),
             BuildEnd::Detached(status) => return *status,
         };
         for text in &verdict.warnings {
@@ -251,6 +274,7 @@ impl<'a> FunctionBuild<'a> {
                 explanation: &verdict.explanation,
                 next,
                 code: verdict.status.code(),
+                facts: (!self.progress.is_quiet()).then_some(facts),
             }),
             None => {
                 let url = format!(
@@ -262,6 +286,7 @@ impl<'a> FunctionBuild<'a> {
                     summary,
                     url: &url,
                     image,
+                    facts,
                 });
                 output::print_result(&url);
             }

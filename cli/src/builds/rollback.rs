@@ -9,11 +9,11 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{ConnectedClient, failure_of_bodyless_request, table, warn_if_incomplete};
-use crate::builder::{RequestError, Verdict, build_path, percent_encode_component};
+use crate::builder::{BuildFacts, RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
-use crate::output::{print_message, print_result, printable};
-use crate::progress::{Event, Progress, ProgressForm};
+use crate::output::{print_result, printable};
+use crate::progress::{Event, Progress, ProgressForm, show_failure_if_json};
 use crate::settings::ConnectionArguments;
 use crate::up::{FollowedBuild, LogForm, follow_log};
 
@@ -51,8 +51,13 @@ pub(crate) struct RollbackArguments {
 /// Deploys an earlier version of a function again, and follows that until the version answers; or lists the versions.
 ///
 /// # Errors
-/// Fails if the rollback is not begun, or its outcome is not known.
+/// Fails if the rollback is not begun, or its outcome is not known. With `--progress json`, the error is an event, and only
+/// its exit status is returned.
 pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus, Failure> {
+    show_failure_if_json(arguments.progress, list_or_roll_back(arguments).await)
+}
+
+async fn list_or_roll_back(arguments: &RollbackArguments) -> Result<ExitStatus, Failure> {
     let connected = ConnectedClient::find(&arguments.connection).await?;
     if arguments.list {
         return print_versions(&connected, arguments).await;
@@ -63,14 +68,12 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
     };
     let begun = request_rollback(&connected, arguments, &id).await?;
     let options = &connected.client.settings().options;
-    if arguments.progress != ProgressForm::Quiet {
-        let to = begun["rollback"]["to"].as_str().unwrap_or("an earlier version");
-        print_message(&format!(
-            "rollback {id} to {}; it goes on without this command: slipway logs {id} -f{options}",
-            printable(to)
-        ));
-    }
     let progress = Progress::new(arguments.progress, &arguments.function);
+    progress.show(&Event::RollbackStarted {
+        id: &id,
+        to: begun["rollback"]["to"].as_str().unwrap_or("an earlier version"),
+        options,
+    });
     let following = FollowedBuild {
         client: &connected.client,
         route: connected.route,
@@ -84,18 +87,22 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
     if arguments.json {
         let record = connected.ask(Method::GET, &build_path(&id)).await?;
         print_result(&record.to_string());
-        warn_if_incomplete(&record);
+        if let Some(text) = record["incomplete"].as_str() {
+            progress.show(&Event::Warning { text });
+        }
         return Ok(verdict.status);
     }
     for text in &verdict.warnings {
         progress.show(&Event::Warning { text });
     }
+    let facts = (!progress.is_quiet()).then(|| BuildFacts::of_answer(&outcome));
     match &verdict.next {
         Some(next) => progress.show(&Event::Failed {
             summary: &verdict.summary,
             explanation: &verdict.explanation,
             next,
             code: verdict.status.code(),
+            facts: facts.as_ref(),
         }),
         None => {
             let gateway = &connected.client.settings().gateway;
@@ -109,6 +116,7 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
                 summary: &verdict.summary,
                 url: &url,
                 image: &format!("{image}@{digest}"),
+                facts: &facts.unwrap_or_default(),
             });
             print_result(&url);
         }

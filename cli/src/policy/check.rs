@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
 use clap::Args;
+use function_host::ErrorChain;
 use function_host::policy::{InvalidPolicy, Policy, ReservedNames, Tenant};
 
 use super::source;
+use crate::failure::Failure;
 
 /// The arguments of `slipway policy check`.
 #[derive(Args)]
@@ -67,7 +68,7 @@ impl PolicyCheckResult {
 ///
 /// # Errors
 /// Fails if the policy is not valid, or the request cannot be read.
-pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> anyhow::Result<PolicyCheckResult> {
+pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> Result<PolicyCheckResult, Failure> {
     let policy = read_policy(&arguments.file)?;
     let mut reserved = ReservedNames::default();
     for name in &arguments.protected_functions {
@@ -79,28 +80,36 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> anyhow::Re
     let named = arguments.tenant.as_deref();
     let request = &arguments.request;
     if let Some(path) = &request.hand_over {
-        let bytes = read_file(path)?;
+        let bytes = read_request_file(path)?;
         let name = match named {
             Some(name) => name.to_owned(),
-            None => deployer_fn::tenant_in_hand_over(&bytes)
-                .with_context(|| format!("{} names no tenant: give one with --tenant", path.display()))?,
+            None => deployer_fn::tenant_in_hand_over(&bytes).ok_or_else(|| {
+                let message = format!("{} names no tenant", path.display());
+                failure_of_missing_tenant(message, &policy)
+            })?,
         };
         let tenant = find_tenant(&policy, &name)?;
         let violations = deployer_fn::violations_in_hand_over(&bytes, tenant, &reserved)
-            .map_err(|problems| anyhow::anyhow!("{}: {}", path.display(), problems.join("; ")))?;
+            .map_err(|problems| failure_of_request(path, &problems.join("; ")))?;
         return Ok(PolicyCheckResult::of_violations(violations, tenant));
     }
+    let needed_tenant = |option: &str| match named {
+        Some(name) => find_tenant(&policy, name),
+        None => Err(failure_of_missing_tenant(
+            format!("{option} needs --tenant"),
+            &policy,
+        )),
+    };
     if let Some(path) = &request.config {
-        let tenant = find_tenant(&policy, named.context("--config needs --tenant")?)?;
-        let violations = builder_fn::request::violations_in_config(&read_file(path)?, tenant, &reserved)
-            .with_context(|| path.display().to_string())?;
+        let tenant = needed_tenant("--config")?;
+        let violations = violations_in_config(path, &read_request_file(path)?, tenant, &reserved)?;
         return Ok(PolicyCheckResult::of_violations(violations, tenant));
     }
     if let Some(path) = &request.tar {
-        let tenant = find_tenant(&policy, named.context("--tar needs --tenant")?)?;
-        let source = source::read_config_and_dockerfile(path).with_context(|| path.display().to_string())?;
-        let mut violations = builder_fn::request::violations_in_config(&source.config, tenant, &reserved)
-            .with_context(|| path.display().to_string())?;
+        let tenant = needed_tenant("--tar")?;
+        let source = source::read_config_and_dockerfile(path)
+            .map_err(|error| failure_of_request(path, &format!("{error:#}")))?;
+        let mut violations = violations_in_config(path, &source.config, tenant, &reserved)?;
         violations.extend(builder_fn::request::frontend_violation_in_dockerfile(
             &source.dockerfile,
             tenant,
@@ -110,33 +119,75 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> anyhow::Re
     if let Some(name) = named {
         find_tenant(&policy, name)?;
     }
-    let names: Vec<&str> = policy.tenants().map(|tenant| tenant.name().as_str()).collect();
     Ok(PolicyCheckResult {
-        lines: vec![format!("valid, with the tenants {}", names.join(", "))],
+        lines: vec![format!("valid, with the tenants {}", names_of_tenants(&policy))],
         is_allowed: true,
     })
 }
 
 /// Reads and parses a policy; the error of an invalid one names every problem.
-fn read_policy(path: &Path) -> anyhow::Result<Policy> {
-    let text = fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))?;
-    match Policy::parse(&text) {
-        Ok(policy) => Ok(policy),
-        Err(InvalidPolicy { problems }) => {
-            bail!(
+fn read_policy(path: &Path) -> Result<Policy, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        Failure::usage(
+            format!("could not read {}: {error}", path.display()),
+            "name the policy's JSON file: slipway policy check FILE",
+        )
+    })?;
+    Policy::parse(&text).map_err(|InvalidPolicy { problems }| {
+        Failure::usage(
+            format!(
                 "{} is not a valid policy:\n  {}",
                 path.display(),
                 problems.join("\n  ")
-            )
-        }
-    }
+            ),
+            format!("correct {} as the lines above say", path.display()),
+        )
+    })
 }
 
-fn find_tenant<'p>(policy: &'p Policy, name: &str) -> anyhow::Result<&'p Tenant> {
+fn read_request_file(path: &Path) -> Result<Vec<u8>, Failure> {
+    fs::read(path).map_err(|error| failure_of_request(path, &error.to_string()))
+}
+
+fn violations_in_config(
+    path: &Path,
+    config: &[u8],
+    tenant: &Tenant,
+    reserved: &ReservedNames,
+) -> Result<Vec<String>, Failure> {
+    builder_fn::request::violations_in_config(config, tenant, reserved)
+        .map_err(|error| failure_of_request(path, &ErrorChain(&error).to_string()))
+}
+
+fn find_tenant<'p>(policy: &'p Policy, name: &str) -> Result<&'p Tenant, Failure> {
     let tenant = policy.tenant(name).map(|tenant| &**tenant);
-    tenant.with_context(|| format!("the policy has no tenant {name:?}"))
+    tenant.ok_or_else(|| failure_of_missing_tenant(format!("the policy has no tenant {name:?}"), policy))
 }
 
-fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("could not read {}", path.display()))
+/// Creates the error for a request whose tenant is not named, or is none of the policy's.
+fn failure_of_missing_tenant(message: String, policy: &Policy) -> Failure {
+    let names = names_of_tenants(policy);
+    Failure::usage(
+        message,
+        match names.is_empty() {
+            true => "add the tenant to the policy, which has none".to_owned(),
+            false => format!("give one of the policy's tenants with --tenant NAME: {names}"),
+        },
+    )
+}
+
+/// Creates the error for a request that cannot be read.
+fn failure_of_request(path: &Path, problem: &str) -> Failure {
+    Failure::usage(
+        format!("{}: {problem}", path.display()),
+        format!(
+            "correct {}, or name another file: slipway policy check --help says what each option takes",
+            path.display()
+        ),
+    )
+}
+
+fn names_of_tenants(policy: &Policy) -> String {
+    let names: Vec<&str> = policy.tenants().map(|tenant| tenant.name().as_str()).collect();
+    names.join(", ")
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::builder::LogLine;
+use crate::builder::{BuildFacts, LogLine};
 
 /// An event of a build.
 #[derive(Clone, Debug, Serialize)]
@@ -32,6 +32,16 @@ pub(crate) enum Event<'a> {
         id: &'a str,
         /// The way that the request took.
         route: &'a str,
+    },
+    /// A rollback began.
+    RollbackStarted {
+        /// The ID of the rollback.
+        id: &'a str,
+        /// The version that is deployed again.
+        to: &'a str,
+        /// The options of the command that lead to the same builder.
+        #[serde(skip)]
+        options: &'a str,
     },
     /// The build is in another state.
     State {
@@ -85,6 +95,9 @@ pub(crate) enum Event<'a> {
         url: &'a str,
         /// The image, with its digest if it is known.
         image: &'a str,
+        /// The facts about the build.
+        #[serde(flatten)]
+        facts: &'a BuildFacts,
     },
     /// The build or the deployment failed.
     Failed {
@@ -96,6 +109,9 @@ pub(crate) enum Event<'a> {
         next: &'a str,
         /// The exit status of the command.
         code: u8,
+        /// The facts about the build, if there was one.
+        #[serde(flatten)]
+        facts: Option<&'a BuildFacts>,
     },
 }
 

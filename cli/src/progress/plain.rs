@@ -1,30 +1,11 @@
 //! Events as lines, for logs and for terminals that cannot do more.
 
-use std::collections::HashSet;
-
 use super::Event;
+use crate::builder::BuildFacts;
 use crate::output::printable;
 
 /// The longest name of a step in a line, in characters. A `RUN` instruction can be a whole script.
 const STEP_NAME_CHARS_SHOWN: usize = 100;
-
-/// A display of one build's events as lines. It shows no line of a step twice: BuildKit starts and ends some steps more
-/// than once.
-#[derive(Default)]
-pub(super) struct PlainDisplay {
-    step_lines_shown: HashSet<String>,
-}
-
-impl PlainDisplay {
-    /// Returns the lines that show an event, without the lines of steps that were shown before.
-    pub(super) fn take_new_lines_of(&mut self, event: &Event<'_>) -> Vec<String> {
-        let mut lines = lines_of(event);
-        if let Event::StepStarted { .. } | Event::StepEnded { .. } = event {
-            lines.retain(|line| self.step_lines_shown.insert(line.clone()));
-        }
-        lines
-    }
-}
 
 /// Returns the lines that show an event; none for one that only a live display shows.
 pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
@@ -47,6 +28,10 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
         }
         Event::Sent { .. } | Event::StepProgress { .. } => Vec::new(),
         Event::Submitted { id, route } => vec![format!("sent through the {route} as build {id}")],
+        Event::RollbackStarted { id, to, options } => vec![format!(
+            "rollback {id} to {}; it goes on without this command: slipway logs {id} -f{options}",
+            printable(to)
+        )],
         Event::State { state } => vec![(*state).to_owned()],
         Event::StepStarted { name } => vec![format!("=> {}", shorten_step_name(name))],
         // BuildKit reports some of its own steps twice, first as done at once.
@@ -63,22 +48,58 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
         Event::Output { text } => vec![format!("   {}", printable(text))],
         Event::Note { text } | Event::Notice { text } => text.lines().map(printable).collect(),
         Event::Warning { text } => vec![format!("warning: {}", printable(text))],
-        Event::Running { summary, url, image } => vec![printable(&format!("{summary}: {url} ({image})"))],
+        Event::Running {
+            summary,
+            url,
+            image,
+            facts,
+        } => {
+            let mut lines = lines_of_facts(facts);
+            lines.push(printable(&format!("{summary}: {url} ({image})")));
+            lines
+        }
         Event::Failed {
             summary,
             explanation,
             next,
+            facts,
             ..
         } => {
-            let mut lines: Vec<_> = summary.lines().map(printable).collect();
-            if let Some(first) = lines.first_mut() {
-                *first = format!("error: {first}");
-            }
+            let mut lines = facts.map(lines_of_facts).unwrap_or_default();
+            let error = summary.lines().map(printable).enumerate();
+            lines.extend(error.map(|(index, line)| match index {
+                0 => format!("error: {line}"),
+                _ => line,
+            }));
             lines.extend(explanation.iter().map(|line| printable(line)));
             lines.push(format!("next: {}", printable(next)));
             lines
         }
     }
+}
+
+/// Returns the lines about the steps, the push and the parts of the deployment.
+fn lines_of_facts(facts: &BuildFacts) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(steps) = facts.steps {
+        let unfinished = match steps.unfinished {
+            0 => String::new(),
+            unfinished => format!(", {unfinished} not finished"),
+        };
+        lines.push(format!(
+            "steps: {} cached, {} run{unfinished}",
+            steps.cached, steps.run
+        ));
+    }
+    if let Some(pushed) = &facts.pushed {
+        let took = pushed.seconds.map_or_else(String::new, |seconds| {
+            format!(", exported and sent in {seconds:.1} s")
+        });
+        lines.push(format!("pushed: {}{took}", printable(&pushed.digest)));
+    }
+    let parts = facts.deployment_parts().into_iter();
+    lines.extend(parts.map(|(part, seconds)| format!("deployment: {} {seconds:.2} s", printable(part))));
+    lines
 }
 
 /// Returns the name of a step in one line, without repeated spaces, and cut where it is long.
@@ -118,8 +139,41 @@ mod tests {
             explanation: &["cause: \u{1b}[2Jd".to_owned()],
             next: "do it",
             code: 1,
+            facts: None,
         };
         assert_eq!(lines_of(&event), ["error: ab", "c", "cause: d", "next: do it"]);
+    }
+
+    fn failed_event(facts: &BuildFacts) -> Event<'_> {
+        Event::Failed {
+            summary: "a",
+            explanation: &[],
+            next: "do it",
+            code: 1,
+            facts: Some(facts),
+        }
+    }
+
+    #[test]
+    fn the_facts_about_a_build_are_before_its_end() {
+        let mut facts = BuildFacts::of_answer(&serde_json::json!({
+            "steps": {"total": 13, "completed": 12, "cached": 9}, "digest": "sha256:ab",
+            "deployment": {"durations": {"apply": 0.25, "check": 0.125, "total": 0.375}},
+        }));
+        let mut expected = [
+            "steps: 9 cached, 3 run, 1 not finished",
+            "pushed: sha256:ab",
+            "deployment: check 0.12 s",
+            "deployment: apply 0.25 s",
+            "error: a",
+            "next: do it",
+        ];
+        assert_eq!(lines_of(&failed_event(&facts)), expected);
+        if let Some(pushed) = &mut facts.pushed {
+            pushed.seconds = Some(1.25);
+        }
+        expected[1] = "pushed: sha256:ab, exported and sent in 1.2 s";
+        assert_eq!(lines_of(&failed_event(&facts)), expected);
     }
 
     #[test]
@@ -127,29 +181,6 @@ mod tests {
         let ended = |name| lines_of(&Event::StepEnded { name, seconds: 0.0 });
         assert!(ended("[internal] load .dockerignore").is_empty());
         assert_eq!(ended("[2/3] COPY a b"), ["=> [2/3] COPY a b cached or at once"]);
-    }
-
-    #[test]
-    fn the_lines_of_a_step_are_shown_once() {
-        let mut display = PlainDisplay::default();
-        let mut shown = |event| display.take_new_lines_of(&event);
-        let started = || Event::StepStarted {
-            name: "[1/2] RUN make",
-        };
-        assert_eq!(shown(started()), ["=> [1/2] RUN make"]);
-        assert!(shown(started()).is_empty());
-        let (name, seconds) = ("[1/2] RUN make", 1.5);
-        assert_eq!(
-            shown(Event::StepEnded { name, seconds }),
-            ["=> [1/2] RUN make 1.5 s"]
-        );
-        assert!(shown(Event::StepEnded { name, seconds }).is_empty());
-        let output = || Event::Output { text: "the same" };
-        assert_eq!(
-            shown(output()),
-            shown(output()),
-            "output is shown as often as it comes"
-        );
     }
 
     #[test]

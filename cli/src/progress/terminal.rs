@@ -7,6 +7,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::Event;
 use super::plain::{format_bytes, lines_of};
+use super::shown_steps::ShownSteps;
+use super::step_of_part::index_of_step_with_part;
 use crate::output::printable;
 
 /// The number of lines of output that are shown below the running steps.
@@ -24,6 +26,7 @@ pub(super) struct TerminalDisplay {
     bars: MultiProgress,
     /// The running steps, in the order in which they began.
     steps: Vec<(String, ProgressBar)>,
+    shown: ShownSteps,
     upload: Option<ProgressBar>,
     /// The state of the build, while no step runs.
     state: Option<ProgressBar>,
@@ -43,6 +46,7 @@ impl TerminalDisplay {
             function: function.to_owned(),
             bars,
             steps: Vec::new(),
+            shown: ShownSteps::default(),
             upload: None,
             state: None,
             output,
@@ -63,9 +67,11 @@ impl TerminalDisplay {
             }
             Event::StepStarted { name } => {
                 self.remove_state_bar();
-                let bar = self.add_bar(" {spinner} {prefix} {elapsed} {msg}");
-                bar.set_prefix(truncate_to_terminal_width(&printable(name)));
-                self.steps.push(((*name).to_owned(), bar));
+                if self.steps.iter().all(|(running, _)| running != name) {
+                    let bar = self.add_bar(" {spinner} {prefix} {elapsed} {msg}");
+                    bar.set_prefix(truncate_to_terminal_width(&printable(name)));
+                    self.steps.push(((*name).to_owned(), bar));
+                }
             }
             Event::StepEnded { name, .. } => {
                 let ended = self.steps.iter().position(|(running, _)| running == name);
@@ -75,12 +81,14 @@ impl TerminalDisplay {
                 if self.steps.is_empty() {
                     self.clear_output();
                 }
-                for line in lines_of(event) {
+                for line in self.shown.take_new_lines_of(event) {
                     self.print(&format!(" {line}"));
                 }
             }
             Event::StepProgress { id, current } => {
-                if let Some((_, bar)) = self.steps.last() {
+                let running = self.steps.iter().map(|(name, _)| name.as_str());
+                let step = index_of_step_with_part(running, id).and_then(|index| self.steps.get(index));
+                if let Some((_, bar)) = step {
                     bar.set_message(format!(
                         "{} {}",
                         truncate_to_terminal_width(&printable(id)),
@@ -119,6 +127,7 @@ impl TerminalDisplay {
             }
             Event::Packed { .. }
             | Event::Submitted { .. }
+            | Event::RollbackStarted { .. }
             | Event::Note { .. }
             | Event::Notice { .. }
             | Event::Warning { .. } => {

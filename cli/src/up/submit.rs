@@ -9,7 +9,8 @@ use super::configuration::configuration;
 use super::route::RouteChoice;
 use super::{BuildEnd, FunctionBuild, SentBuild};
 use crate::builder::{
-    BuilderClient, Refusal, RequestBody, RequestError, Route, SignedBody, Submission, SubmittedBuild, Verdict,
+    BuildFacts, BuilderClient, Refusal, RequestBody, RequestError, Route, SignedBody, Submission,
+    SubmittedBuild, Verdict,
 };
 use crate::context::{PackedContext, parse_public_key, seal_secrets};
 use crate::exit_status::ExitStatus;
@@ -173,6 +174,7 @@ impl FunctionBuild<'_> {
                 Some(digest) => format!("{image}@{digest}"),
                 None => image.to_owned(),
             },
+            facts: BuildFacts::of_answer(outcome),
         }
     }
 

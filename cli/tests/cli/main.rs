@@ -7,12 +7,16 @@
 
 mod builds;
 mod difference;
+mod facts;
 mod fake_builder;
 mod generated;
 mod memory;
 mod newcomer;
 mod policy_check;
+mod progress_forms;
 mod project;
+mod pseudo_terminal;
 mod rollback;
 mod survival;
+mod terminal;
 mod up;

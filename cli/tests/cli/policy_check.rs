@@ -150,7 +150,57 @@ fn a_request_without_a_tenant_and_an_unknown_tenant_end_with_2() {
         let (code, _, error) =
             check_file_against_policy("config", br#"{"image": "registry.example/x"}"#, arguments);
         assert_eq!(code, 2, "{error}");
+        assert!(
+            error.ends_with("next: give one of the policy's tenants with --tenant NAME: acme, globex\n"),
+            "{error}"
+        );
     }
     assert_eq!(run_policy_check(&[], &["policy"]).0, 2);
     assert_eq!(run_policy_check(&[], &[]).0, 2);
+}
+
+#[test]
+fn every_error_ends_with_what_to_do_next() {
+    let policy = ("policy", POLICY_JSON.as_bytes());
+    for (files, arguments, next) in [
+        (&[][..], &["policy"][..], "name the policy's JSON file"),
+        (
+            &[("policy", &b"{}"[..])],
+            &["policy"],
+            "correct policy as the lines above say",
+        ),
+        (
+            &[policy],
+            &["policy", "--config", "c", "--tenant", "acme"],
+            "correct c, or name another file",
+        ),
+        (
+            &[policy, ("c", b"[]")],
+            &["policy", "--config", "c", "--tenant", "acme"],
+            "correct c, or name another file",
+        ),
+        (
+            &[policy, ("t", b"no tar")],
+            &["policy", "--tar", "t", "--tenant", "acme"],
+            "correct t, or name another file",
+        ),
+        (
+            &[policy, ("h", b"[]")],
+            &["policy", "--hand-over", "h"],
+            "give one of the policy's tenants",
+        ),
+        (
+            &[policy, ("h", b"[]")],
+            &["policy", "--hand-over", "h", "--tenant", "acme"],
+            "correct h, or name another file",
+        ),
+    ] {
+        let (code, out, error) = run_policy_check(files, arguments);
+        assert_eq!((code, out.as_str()), (2, ""), "{arguments:?}: {error}");
+        let last = error.lines().last().unwrap();
+        assert!(
+            last.starts_with(&format!("next: {next}")),
+            "{arguments:?}: {error}"
+        );
+    }
 }
