@@ -5,6 +5,7 @@ mod auth;
 mod functions;
 mod info;
 mod invocations;
+mod kubernetes;
 mod logs;
 mod namespaces;
 mod scale;
@@ -22,6 +23,7 @@ use axum::{
 pub(crate) use self::auth::ApiCredentials;
 use crate::{
     functions::FunctionStore,
+    kubernetes::ClusterFunctions,
     proxy::{self, FunctionProxy, ProxyOptions},
 };
 
@@ -62,7 +64,26 @@ pub(crate) fn create_router(functions: FunctionStore, credentials: ApiCredential
             get(namespaces::answer_not_implemented),
         )
         .with_state(functions);
-    open_routes(proxy).merge(system_routes(system, credentials))
+    open_routes(proxy).merge(system_routes(system, Some(credentials)))
+}
+
+/// Creates the router with all routes of the provider on Kubernetes. Without credentials, the API is open.
+pub(crate) fn create_kubernetes_router(
+    functions: ClusterFunctions,
+    credentials: Option<ApiCredentials>,
+) -> Router {
+    let options = ProxyOptions {
+        answer_timeout: functions.settings().read_timeout,
+        connect_timeout: functions.settings().read_timeout,
+        // A connection that outlives its pod's turn loses a call during an update.
+        idle_timeout: Duration::from_millis(120),
+        marks_own_answers: false,
+    };
+    let proxy = FunctionProxy::new(Arc::new(functions.clone()), options);
+    let (closed, open) = kubernetes::system_routes(functions);
+    open_routes(proxy)
+        .merge(open)
+        .merge(system_routes(closed, credentials))
 }
 
 /// Creates the routes that require no credentials: calls of functions, the health check, and the query for the number
@@ -78,12 +99,14 @@ fn open_routes(proxy: FunctionProxy) -> Router {
         .merge(proxy)
 }
 
-/// Limits the bodies of requests to the routes under `/system`, and requires the credentials.
-fn system_routes(routes: Router, credentials: ApiCredentials) -> Router {
-    routes
-        .layer(DefaultBodyLimit::max(API_BODY_MAX_BYTES))
-        .layer(middleware::from_fn_with_state(
+/// Limits the bodies of requests to the routes under `/system`, and requires the credentials, if there are any.
+fn system_routes(routes: Router, credentials: Option<ApiCredentials>) -> Router {
+    let routes = routes.layer(DefaultBodyLimit::max(API_BODY_MAX_BYTES));
+    match credentials {
+        Some(credentials) => routes.layer(middleware::from_fn_with_state(
             credentials,
             auth::require_credentials,
-        ))
+        )),
+        None => routes,
+    }
 }

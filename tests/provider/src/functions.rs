@@ -451,7 +451,7 @@ impl FunctionStoreInner {
             constraints: deployment.constraints,
             secrets: deployment.secrets,
             labels: deployment.labels,
-            annotations: deployment.annotations,
+            annotations: Some(deployment.annotations),
             limits: deployment.limits,
             requests: deployment.requests,
             read_only_root_filesystem: deployment.read_only_root_filesystem,

@@ -1,6 +1,10 @@
 //! The run of the provider: opens its resources, serves the API, and stops.
 
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{
+    future::Future,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{Router, serve::ListenerExt};
 use tokio::net::TcpListener;
@@ -10,6 +14,7 @@ use crate::{
     api::{self, ApiCredentials},
     error::ProviderError,
     functions::{self, FunctionStore},
+    kubernetes::{ClusterFunctions, KubernetesSettings},
     settings::ProviderSettings,
 };
 
@@ -38,6 +43,30 @@ pub async fn serve_api_until_stopped(
         functions.wait_for_removals().await
     })
     .await
+}
+
+/// Serves the API of the backend on Kubernetes until `stop` resolves.
+///
+/// # Errors
+///
+/// Fails if the configuration of the connection or the credentials cannot be read, or the port is taken. A cluster that
+/// cannot be reached is waited for.
+pub async fn serve_kubernetes_until_stopped(
+    settings: KubernetesSettings,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), ProviderError> {
+    let credentials = settings
+        .basic_auth
+        .then(|| ApiCredentials::read_from_files(&settings.secret_mount_path))
+        .transpose()?;
+    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, settings.port));
+    let mut stop = std::pin::pin!(stop);
+    let functions = tokio::select! {
+        connected = ClusterFunctions::connect(settings) => connected?,
+        () = &mut stop => return Ok(()),
+    };
+    let router = api::create_kubernetes_router(functions, credentials);
+    serve_router_until_stopped(address, router, stop, async {}).await
 }
 
 /// Serves the routes until `stop` resolves; then ends connections and awaits `last_work`, for a bounded time.
