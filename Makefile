@@ -9,7 +9,7 @@ template := --manifest-path target/template/Cargo.toml
 functions = for function in builder-fn deployer-fn slipway; do \
 	cargo build --quiet --locked --package $$function --profile "$${SLIPWAY_BUILDER_PROFILE:-dev}" || exit 1; done
 
-.PHONY: help up down purge env static status test check unit chart e2e hostile soak locks fuzz bench bench-host bench-contexts bench-flood
+.PHONY: help up down purge env static status test check unit chart e2e hostile faas-netes soak locks fuzz bench bench-host bench-contexts bench-flood
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -52,7 +52,7 @@ check: ## check format, lints, the archive with the host, lock files and licence
 
 unit: ## run all tests that need no stack
 	@$(stack) packages --tests
-	cargo test --quiet --locked --workspace --exclude slipway-e2e
+	cargo test --quiet --locked --workspace --exclude slipway-e2e --exclude slipway-faas-netes
 	$(MAKE) --no-print-directory static
 	cargo test --quiet --locked --package slipway-e2e --lib --bins
 	cargo test --quiet --locked --package function-host
@@ -73,6 +73,11 @@ hostile: ## run the hostile builds and senders on the stack; start it if it does
 	@$(stack) up
 	@$(functions)
 	cargo test --locked --package slipway-e2e --test hostile
+
+faas-netes: ## compare the provider on Kubernetes with the table of what faas-netes answers
+	@$(stack) packages --tests
+	etcd=$$($(stack) tool etcd) && kubernetes=$$($(stack) tool kubernetes) && \
+		SLIPWAY_KUBERNETES_BIN="$$etcd:$$kubernetes" cargo test --locked --package slipway-faas-netes
 
 soak: ## run queued builds while parts fail, on a stack of its own: SOAK_FAULTS, SOAK_SUBMISSIONS, SOAK_FUNCTIONS
 	@$(stack) packages --tests

@@ -5,10 +5,13 @@ mod auth;
 mod functions;
 mod info;
 mod invocations;
+mod kubernetes;
 mod logs;
 mod namespaces;
 mod scale;
 mod secrets;
+
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -20,19 +23,22 @@ use axum::{
 pub(crate) use self::auth::ApiCredentials;
 use crate::{
     functions::FunctionStore,
-    proxy::{self, FunctionProxy},
+    kubernetes::ClusterFunctions,
+    proxy::{self, FunctionProxy, ProxyOptions},
 };
 
 /// The longest body of a request to the API, in bytes. Calls of functions have no limit.
 const API_BODY_MAX_BYTES: usize = 4 << 20;
 
-/// Creates the router with all routes of the provider. Those under `/system` require credentials, and the others do
-/// not: calls of functions, the health check, and the query for the number of calls.
+/// Creates the router with all routes of the provider on containerd.
 pub(crate) fn create_router(functions: FunctionStore, credentials: ApiCredentials) -> Router {
-    let proxy = Router::new()
-        .route("/function/{*rest}", any(proxy::proxy_call))
-        .layer(DefaultBodyLimit::disable())
-        .with_state(FunctionProxy::new(functions.clone()));
+    let options = ProxyOptions {
+        answer_timeout: functions.settings().service_timeout,
+        connect_timeout: Duration::from_secs(5),
+        idle_timeout: Duration::from_secs(5),
+        marks_own_answers: true,
+    };
+    let proxy = FunctionProxy::new(Arc::new(functions.clone()), options);
     let system = Router::new()
         .route(
             "/system/functions",
@@ -57,15 +63,50 @@ pub(crate) fn create_router(functions: FunctionStore, credentials: ApiCredential
             "/system/namespace/{name}",
             get(namespaces::answer_not_implemented),
         )
-        .layer(DefaultBodyLimit::max(API_BODY_MAX_BYTES))
-        .with_state(functions)
-        .layer(middleware::from_fn_with_state(
-            credentials,
-            auth::require_credentials,
-        ));
+        .with_state(functions);
+    open_routes(proxy).merge(system_routes(system, Some(credentials)))
+}
+
+/// Creates the router with all routes of the provider on Kubernetes. Without credentials, the API is open.
+pub(crate) fn create_kubernetes_router(
+    functions: ClusterFunctions,
+    credentials: Option<ApiCredentials>,
+) -> Router {
+    let options = ProxyOptions {
+        answer_timeout: functions.settings().read_timeout,
+        connect_timeout: functions.settings().read_timeout,
+        // A connection that outlives its pod's turn loses a call during an update.
+        idle_timeout: Duration::from_millis(120),
+        marks_own_answers: false,
+    };
+    let proxy = FunctionProxy::new(Arc::new(functions.clone()), options);
+    let (closed, open) = kubernetes::system_routes(functions);
+    open_routes(proxy)
+        .merge(open)
+        .merge(system_routes(closed, credentials))
+}
+
+/// Creates the routes that require no credentials: calls of functions, the health check, and the query for the number
+/// of calls.
+fn open_routes(proxy: FunctionProxy) -> Router {
+    let proxy = Router::new()
+        .route("/function/{*rest}", any(proxy::proxy_call))
+        .layer(DefaultBodyLimit::disable())
+        .with_state(proxy);
     Router::new()
         .route("/healthz", get(async || ()))
         .route("/api/v1/query", get(invocations::answer_empty_invocations))
         .merge(proxy)
-        .merge(system)
+}
+
+/// Limits the bodies of requests to the routes under `/system`, and requires the credentials, if there are any.
+fn system_routes(routes: Router, credentials: Option<ApiCredentials>) -> Router {
+    let routes = routes.layer(DefaultBodyLimit::max(API_BODY_MAX_BYTES));
+    match credentials {
+        Some(credentials) => routes.layer(middleware::from_fn_with_state(
+            credentials,
+            auth::require_credentials,
+        )),
+        None => routes,
+    }
 }

@@ -19,6 +19,19 @@ pub enum ProviderError {
     #[error("namespace not valid")]
     NamespaceInvalid,
 
+    /// A request names another namespace than the one of the functions.
+    #[error("namespace {requested:?}: functions are in {own:?} only")]
+    NamespaceOther {
+        /// The namespace in the request.
+        requested: String,
+        /// The namespace of the functions.
+        own: String,
+    },
+
+    /// A request names a namespace that is never one of functions.
+    #[error("namespace {0:?} has no functions")]
+    NamespaceReserved(String),
+
     /// A deployment names a secret that does not exist.
     #[error("unable to find secret: {0}")]
     SecretMissing(String),
@@ -113,6 +126,50 @@ pub enum ProviderError {
         limit: Duration,
     },
 
+    /// The configuration for the connection to a cluster could not be read.
+    #[error("cannot read the connection to the cluster from {path}")]
+    Kubeconfig {
+        /// The path of the kubeconfig, or words for the service account.
+        path: String,
+        /// The reason for which it could not be read.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// A request to the Kubernetes API failed.
+    #[error("Kubernetes: cannot {operation} {subject}")]
+    Kubernetes {
+        /// The operation that failed.
+        operation: KubernetesOperation,
+        /// The name of the object.
+        subject: String,
+        /// The answer of the API, or the reason for which there was none.
+        source: Box<kube::Error>,
+    },
+
+    /// A Deployment with the name of a function to delete is no function.
+    #[error("{0} is not a function: its Deployment lacks the label faas_function")]
+    NotAFunction(String),
+
+    /// The Community Edition allows no more functions.
+    #[error("there are {0} functions, the most of the Community Edition")]
+    FunctionLimit(usize),
+
+    /// A request names a Profile that does not exist.
+    #[error("Profile {0:?} not found")]
+    ProfileMissing(String),
+
+    /// A limit or request of a container is malformed.
+    #[error("{0} is not a quantity; use one like 128Mi or 0.5")]
+    QuantityInvalid(String),
+
+    /// A request for a secret has no name.
+    #[error("name: missing; use the name of the secret")]
+    SecretNameMissing,
+
+    /// A function has no pods whose logs could be read.
+    #[error("{0} has no pods")]
+    NoInstances(String),
+
     /// The provider is stopping and accepts no operation.
     #[error("the provider is stopping")]
     Stopping,
@@ -131,9 +188,82 @@ impl ProviderError {
         }
     }
 
+    /// Returns a function that adds the operation and its subject to an error of the Kubernetes API.
+    pub(crate) fn kubernetes(
+        operation: KubernetesOperation,
+        subject: impl Into<String>,
+    ) -> impl FnOnce(kube::Error) -> Self {
+        let subject = subject.into();
+        move |source| Self::Kubernetes {
+            operation,
+            subject,
+            source: Box::new(source),
+        }
+    }
+
+    /// Returns whether the error is the Kubernetes API's answer that an object does not exist, or no longer does.
+    pub(crate) fn is_kubernetes_not_found(&self) -> bool {
+        matches!(self.kubernetes_reason(), Some("NotFound" | "Gone"))
+    }
+
+    /// Returns the reason in the Kubernetes API's answer, such as `AlreadyExists`; `None` for errors that are no answer.
+    pub(crate) fn kubernetes_reason(&self) -> Option<&str> {
+        match self {
+            Self::Kubernetes { source, .. } => match &**source {
+                kube::Error::Api(status) => Some(&status.reason),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Returns whether the error is containerd's answer that a subject does not exist.
     pub(crate) fn is_containerd_not_found(&self) -> bool {
         matches!(self, Self::Containerd { source, .. } if source.code() == Code::NotFound)
+    }
+}
+
+/// An operation of the Kubernetes API, displayed as a verb with the kind of its object.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KubernetesOperation {
+    Connect,
+    CreateDeployment,
+    ReadDeployment,
+    UpdateDeployment,
+    DeleteDeployment,
+    CreateService,
+    ReadService,
+    UpdateService,
+    DeleteService,
+    ListSecrets,
+    CreateSecret,
+    ReadSecret,
+    UpdateSecret,
+    DeleteSecret,
+    ListPods,
+    ReadLog,
+}
+
+impl fmt::Display for KubernetesOperation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "create the client",
+            Self::CreateDeployment => "create Deployment",
+            Self::ReadDeployment => "read Deployment",
+            Self::UpdateDeployment => "update Deployment",
+            Self::DeleteDeployment => "delete Deployment",
+            Self::CreateService => "create Service",
+            Self::ReadService => "read Service",
+            Self::UpdateService => "update Service",
+            Self::DeleteService => "delete Service",
+            Self::ListSecrets => "list Secrets",
+            Self::CreateSecret => "create Secret",
+            Self::ReadSecret => "read Secret",
+            Self::UpdateSecret => "update Secret",
+            Self::DeleteSecret => "delete Secret",
+            Self::ListPods => "list the pods of",
+            Self::ReadLog => "read the log of pod",
+        })
     }
 }
 

@@ -28,7 +28,6 @@ use self::{
     instance::{Instance, InstanceContext, InstanceStatus, StoredFunction},
 };
 use crate::{
-    backend::{CallGuard, DrainableBackend},
     containerd::{Containerd, LabelledNamespace, NamespaceClient},
     error::ProviderError,
     hosts,
@@ -37,6 +36,7 @@ use crate::{
     logs::LogStore,
     model::{FunctionDeployment, FunctionStatus},
     network::FunctionNetwork,
+    proxy::{CallRoute, CallRouter},
     scratch::ScratchDirectories,
     secrets::SecretStore,
     settings::{ProviderSettings, UpdateStrategy},
@@ -170,14 +170,6 @@ impl FunctionStore {
             .map(|instance| self.0.status_of(&instance))
     }
 
-    /// Returns the backend for a call of a function, and counts the call until the guard is dropped; `None` if the
-    /// function does not exist.
-    pub(crate) fn route_call(&self, key: &FunctionKey) -> Option<(Arc<DrainableBackend>, CallGuard)> {
-        let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
-        let backend = table.get(key)?.backend();
-        Some((Arc::clone(backend), backend.begin_call()))
-    }
-
     /// Creates and starts a function, without waiting until it listens.
     pub(crate) async fn create_and_start_function(
         &self,
@@ -265,6 +257,20 @@ impl FunctionStore {
     pub(crate) async fn wait_for_removals(&self) {
         self.0.retiring.close();
         self.0.retiring.wait().await;
+    }
+}
+
+impl CallRouter for FunctionStore {
+    /// Returns the address of the function's instance, and counts the call until the guard is dropped.
+    fn route_call(&self, name: &str) -> Option<CallRoute> {
+        let key = FunctionKey::from_name_in_path(name, &self.0.settings.function_namespace);
+        let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
+        let backend = table.get(&key)?.backend();
+        let guard = backend.begin_call();
+        Some(CallRoute {
+            address: backend.address(),
+            guard: Some(guard),
+        })
     }
 }
 
@@ -446,7 +452,7 @@ impl FunctionStoreInner {
             constraints: deployment.constraints,
             secrets: deployment.secrets,
             labels: deployment.labels,
-            annotations: deployment.annotations,
+            annotations: Some(deployment.annotations),
             limits: deployment.limits,
             requests: deployment.requests,
             read_only_root_filesystem: deployment.read_only_root_filesystem,

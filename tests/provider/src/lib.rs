@@ -1,4 +1,7 @@
-//! A development provider for one machine: the faas-provider REST API over containerd and CNI.
+//! A development provider: the faas-provider REST API over containerd and CNI, and over Kubernetes.
+//!
+//! On Kubernetes it replaces faas-netes where that is not available, and behaves as it does: see the module
+//! `kubernetes`. What follows is about the other backend, on one machine.
 //!
 //! It replaces faasd where faasd is not available. It implements only what the OpenFaaS gateway, `faas-cli`
 //! and Slipway's deployer need, and identifies itself: `GET /system/info` reports `slipway-dev`. Functions
@@ -18,6 +21,7 @@ mod functions;
 mod hosts;
 mod image;
 mod key;
+mod kubernetes;
 mod logs;
 mod model;
 mod network;
@@ -33,7 +37,8 @@ mod unique;
 
 pub use self::{
     error::ProviderError,
+    kubernetes::KubernetesSettings,
     logs::collect_output,
-    server::{remove_all_functions, serve_api_until_stopped},
+    server::{remove_all_functions, serve_api_until_stopped, serve_kubernetes_until_stopped},
     settings::ProviderSettings,
 };

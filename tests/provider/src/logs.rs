@@ -44,11 +44,11 @@ enum OutputStream {
 /// A log line in an answer of the API (faas-provider's `logs.Message`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct LogMessage {
-    name: String,
-    namespace: String,
-    instance: String,
-    timestamp: Timestamp,
-    text: String,
+    pub(crate) name: String,
+    pub(crate) namespace: String,
+    pub(crate) instance: String,
+    pub(crate) timestamp: Timestamp,
+    pub(crate) text: String,
 }
 
 /// A query for a function's log lines (faas-provider's `logs.Request`).

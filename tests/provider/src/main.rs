@@ -1,14 +1,17 @@
-//! The provider's program: serves the API, removes all functions, or collects a function's log.
+//! The provider's program: serves the API of one of the two backends, removes all functions, or collects a function's log.
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use slipway_dev_provider::{ProviderSettings, collect_output, remove_all_functions, serve_api_until_stopped};
+use slipway_dev_provider::{
+    KubernetesSettings, ProviderSettings, collect_output, remove_all_functions, serve_api_until_stopped,
+    serve_kubernetes_until_stopped,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// A development provider for one machine: the faas-provider REST API over containerd and CNI.
+/// A development provider: the faas-provider REST API over containerd and CNI, or over Kubernetes.
 #[derive(Parser)]
 #[command(version)]
 struct ProviderArguments {
@@ -20,6 +23,8 @@ struct ProviderArguments {
 enum ProviderTask {
     /// Serve the REST API and the function proxy until SIGTERM; functions continue to run afterwards.
     Serve(Box<ProviderSettings>),
+    /// Serve the REST API and the function proxy of a Kubernetes cluster until SIGTERM, as faas-netes does.
+    ServeKubernetes(Box<KubernetesSettings>),
     /// Remove all functions, with their logs. No provider may be running.
     Cleanup(Box<ProviderSettings>),
     /// Collect the output of a function; containerd's shim runs this.
@@ -58,20 +63,25 @@ fn run_task(task: ProviderTask) -> anyhow::Result<()> {
         .context("cannot start the async runtime")?;
     runtime.block_on(async {
         match task {
-            ProviderTask::Serve(settings) => {
-                let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-                let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-                let stop = async move {
-                    tokio::select! {
-                        _ = terminate.recv() => {}
-                        _ = interrupt.recv() => {}
-                    }
-                };
-                serve_api_until_stopped(*settings, stop).await?;
+            ProviderTask::Serve(settings) => serve_api_until_stopped(*settings, stop_signal()?).await?,
+            ProviderTask::ServeKubernetes(settings) => {
+                serve_kubernetes_until_stopped(*settings, stop_signal()?).await?;
             }
             ProviderTask::Cleanup(settings) => remove_all_functions(*settings).await?,
             ProviderTask::Collect { directory } => collect_output(&directory).await?,
         }
         Ok(())
+    })
+}
+
+/// Returns a future that resolves at SIGTERM or SIGINT. Both are handled from now on.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     })
 }

@@ -90,7 +90,8 @@ pub(crate) struct FunctionStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) secrets: Vec<String>,
     pub(crate) labels: NameValueMap,
-    pub(crate) annotations: NameValueMap,
+    /// `None` is `null`: faas-netes returns that for a function without annotations, which it has not made itself.
+    pub(crate) annotations: Option<NameValueMap>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) limits: Option<FunctionResources>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -212,7 +213,7 @@ mod tests {
             constraints: vec![],
             secrets: vec![],
             labels: NameValueMap::new(),
-            annotations: NameValueMap::new(),
+            annotations: Some(NameValueMap::new()),
             limits: None,
             requests: None,
             read_only_root_filesystem: false,

@@ -1,14 +1,16 @@
 //! The function proxy: forwards `/function/NAME…` to the function's address and streams both bodies.
 //!
 //! It behaves as faas-provider's proxy: the path after the name, the query and the headers are kept;
-//! `X-Forwarded-Host` and `X-Forwarded-For` are added unless they are present. A function that does not exist
+//! `X-Forwarded-Host` and `X-Forwarded-For` are added unless they are present. A function without an endpoint
 //! is answered with 503; a function that cannot be reached, or does not begin to answer in time, with 500;
-//! both with `X-OpenFaaS-Internal: proxy`. Unlike there, a truncated response is truncated for the caller too
+//! both with `X-OpenFaaS-Internal: proxy`, unless the provider is older than that header. Unlike there, a truncated response is truncated for the caller too
 //! and does not look complete. Connections are not upgraded (no web sockets).
 
 use std::{
+    fmt,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -32,20 +34,14 @@ use hyper_util::{
 };
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
-use crate::{backend::CallGuard, functions::FunctionStore, key::FunctionKey};
+use crate::backend::CallGuard;
 
 /// The prefix of the paths that are forwarded to functions.
 const FUNCTION_PATH_PREFIX: &str = "/function/";
 
-/// The longest time for which an idle connection to a function is kept.
-const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The timeout for connecting to a function.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The limit on reading the body of a call to a missing function, in bytes.
+/// The limit on reading the body of a call to a function without an endpoint, in bytes.
 const DISCARDED_BODY_MAX_BYTES: usize = 256 << 10;
-/// The timeout for reading the body of a call to a missing function.
+/// The timeout for reading the body of a call to a function without an endpoint.
 const DISCARDED_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The header that distinguishes the proxy's own answers from a function's.
@@ -66,32 +62,67 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 8] = [
     UPGRADE,
 ];
 
+/// A source of the addresses of functions.
+pub(crate) trait CallRouter: fmt::Debug + Send + Sync {
+    /// Returns the route of a call of the function with this name in its path, `NAME` or `NAME.NAMESPACE`; `None` if
+    /// the function has no endpoint.
+    fn route_call(&self, name: &str) -> Option<CallRoute>;
+}
+
+/// The route of one call of a function.
+#[derive(Debug)]
+pub(crate) struct CallRoute {
+    /// The address of the function; `None` while its process does not run.
+    pub(crate) address: Option<SocketAddr>,
+    /// A guard that is held until the call ends, where calls in progress are counted.
+    pub(crate) guard: Option<CallGuard>,
+}
+
 /// The proxy that forwards calls to functions.
 #[derive(Clone, Debug)]
 pub(crate) struct FunctionProxy {
-    functions: FunctionStore,
+    router: Arc<dyn CallRouter>,
     client: Client<HttpConnector, Body>,
-    timeout: Duration,
-    default_namespace: String,
+    options: ProxyOptions,
+}
+
+/// The ways in which the proxies of providers differ.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProxyOptions {
+    /// The time for a function's complete answer.
+    pub(crate) answer_timeout: Duration,
+    /// The time for connecting to a function.
+    pub(crate) connect_timeout: Duration,
+    /// The longest time for which an idle connection to a function is kept.
+    pub(crate) idle_timeout: Duration,
+    /// Whether a header distinguishes the proxy's own answers from a function's.
+    pub(crate) marks_own_answers: bool,
 }
 
 impl FunctionProxy {
-    pub(crate) fn new(functions: FunctionStore) -> Self {
+    pub(crate) fn new(router: Arc<dyn CallRouter>, options: ProxyOptions) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_connect_timeout(Some(options.connect_timeout));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
+            .pool_idle_timeout(options.idle_timeout)
             .build(connector);
-        let settings = functions.settings();
-        let (timeout, default_namespace) = (settings.service_timeout, settings.function_namespace.clone());
         Self {
-            functions,
+            router,
             client,
-            timeout,
-            default_namespace,
+            options,
         }
+    }
+
+    /// Creates an answer of the proxy's own.
+    fn error_response(&self, status: StatusCode, text: String) -> Response {
+        let mut response = (status, text + "\n").into_response();
+        if self.options.marks_own_answers {
+            let value = HeaderValue::from_static("proxy");
+            response.headers_mut().insert(INTERNAL_HEADER, value);
+        }
+        response
     }
 }
 
@@ -109,23 +140,20 @@ pub(crate) async fn proxy_call(
         return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
     };
     let name = name.to_owned();
-    let Some((backend, guard)) = proxy
-        .functions
-        .route_call(&FunctionKey::from_name_in_path(&name, &proxy.default_namespace))
-    else {
+    let Some(CallRoute { address, guard }) = proxy.router.route_call(&name) else {
         // Closing the connection while the caller still sends its body would lose the answer.
         let rest = Limited::new(request.into_body(), DISCARDED_BODY_MAX_BYTES).collect();
         let _ = timeout(DISCARDED_BODY_TIMEOUT, rest).await;
         let text = format!("No endpoints available for: {name}.");
-        return error_response_of_proxy(StatusCode::SERVICE_UNAVAILABLE, text);
+        return proxy.error_response(StatusCode::SERVICE_UNAVAILABLE, text);
     };
     let unreachable = || {
-        error_response_of_proxy(
+        proxy.error_response(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("Can't reach service for: {name}."),
         )
     };
-    let (Some(address), Some(path)) = (backend.address(), path) else {
+    let (Some(address), Some(path)) = (address, path) else {
         return unreachable();
     };
     let request_type = request.headers().get(CONTENT_TYPE).cloned();
@@ -133,7 +161,7 @@ pub(crate) async fn proxy_call(
         return unreachable();
     };
 
-    let deadline = Instant::now() + proxy.timeout;
+    let deadline = Instant::now() + proxy.options.answer_timeout;
     match timeout_at(deadline, proxy.client.request(upstream)).await {
         Ok(Ok(response)) => {
             let (mut parts, body) = response.into_parts();
@@ -160,7 +188,7 @@ pub(crate) async fn proxy_call(
             unreachable()
         }
         Err(_) => {
-            tracing::warn!(function = name, timeout = ?proxy.timeout, "a function did not answer in time");
+            tracing::warn!(function = name, timeout = ?proxy.options.answer_timeout, "a function did not answer in time");
             unreachable()
         }
     }
@@ -178,11 +206,6 @@ fn is_unsupported_method(method: &Method) -> bool {
         Method::OPTIONS,
     ];
     !supported.contains(method)
-}
-
-/// Creates an answer of the proxy's own, which a header distinguishes from a function's.
-fn error_response_of_proxy(status: StatusCode, text: String) -> Response {
-    (status, [(INTERNAL_HEADER, "proxy")], text + "\n").into_response()
 }
 
 /// Splits the URI of a call into the function's name, and the path and query for the function, which are `None` if they
@@ -249,7 +272,7 @@ fn remove_hop_by_hop_headers(headers: &mut HeaderMap) {
 /// fails.
 struct GuardedBodyWithDeadline<B> {
     body: B,
-    _guard: CallGuard,
+    _guard: Option<CallGuard>,
     deadline: Pin<Box<Sleep>>,
 }
 
@@ -285,8 +308,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures_util::FutureExt as _;
 
     use super::*;
@@ -372,7 +393,7 @@ mod tests {
         let deadline = Box::pin(sleep_until(Instant::now() + Duration::from_secs(60)));
         let mut body = GuardedBodyWithDeadline {
             body,
-            _guard: backend.begin_call(),
+            _guard: Some(backend.begin_call()),
             deadline,
         };
         sender.send(Ok::<_, std::io::Error>("first")).await.unwrap();

@@ -1,4 +1,4 @@
-//! The parser of Kubernetes quantities (`128Mi`, `1.5G`, `1e3`) of memory.
+//! Kubernetes quantities (`128Mi`, `1.5G`, `1e3`).
 
 /// Parses a Kubernetes quantity as a whole number of bytes, rounded up as `resource.Quantity` does; rejects more than
 /// 1 PiB.
@@ -27,6 +27,24 @@ pub(crate) fn parse_quantity_as_bytes(text: &str) -> Option<i64> {
     (bytes.is_finite() && bytes <= 1024f64.powi(5)).then_some(bytes as i64)
 }
 
+/// Returns whether a text is a quantity for `resource.ParseQuantity` of Kubernetes.
+pub(crate) fn is_quantity(text: &str) -> bool {
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let number_end = unsigned
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(unsigned.len());
+    let (number, suffix) = unsigned.split_at(number_end);
+    let is_number = number.contains(|c: char| c.is_ascii_digit()) && number.matches('.').count() <= 1;
+    let is_suffix = match suffix {
+        "" | "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" | "E" => true,
+        "Ki" | "Mi" | "Gi" | "Ti" | "Pi" | "Ei" => true,
+        exponent => exponent
+            .strip_prefix(['e', 'E'])
+            .is_some_and(|exponent| exponent.parse::<i32>().is_ok()),
+    };
+    is_number && is_suffix
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +63,18 @@ mod tests {
     fn invalid_quantities_are_rejected() {
         for text in ["", "lots", "-1", "1Q", "Mi", "1e999", "1 Mi"] {
             assert_eq!(parse_quantity_as_bytes(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn quantities_have_one_number_and_a_known_suffix() {
+        for text in [
+            "0", "0.5", "-1", "+1.", ".5", "100m", "128Mi", "1e3", "1E-3", "1E", "5n",
+        ] {
+            assert!(is_quantity(text), "{text}");
+        }
+        for text in ["", "lots", "1Q", "Mi", "1.2.3", "1 Mi", "--1", "1mi", "1e", "."] {
+            assert!(!is_quantity(text), "{text}");
         }
     }
 }

@@ -1,8 +1,12 @@
 //! The run of the provider: opens its resources, serves the API, and stops.
 
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{
+    future::Future,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
-use axum::serve::ListenerExt;
+use axum::{Router, serve::ListenerExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -10,6 +14,7 @@ use crate::{
     api::{self, ApiCredentials},
     error::ProviderError,
     functions::{self, FunctionStore},
+    kubernetes::{ClusterFunctions, KubernetesSettings},
     settings::ProviderSettings,
 };
 
@@ -32,6 +37,45 @@ pub async fn serve_api_until_stopped(
     let functions = FunctionStore::open(settings).await?;
     // Before listening, because the address may be the bridge's own.
     functions.create_bridge_and_restore_functions().await?;
+    tracing::info!(update_strategy = ?functions.settings().update_strategy, "functions are restored");
+    let router = api::create_router(functions.clone(), credentials);
+    serve_router_until_stopped(address, router, stop, async move {
+        functions.wait_for_removals().await
+    })
+    .await
+}
+
+/// Serves the API of the backend on Kubernetes until `stop` resolves.
+///
+/// # Errors
+///
+/// Fails if the configuration of the connection or the credentials cannot be read, or the port is taken. A cluster that
+/// cannot be reached is waited for.
+pub async fn serve_kubernetes_until_stopped(
+    settings: KubernetesSettings,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), ProviderError> {
+    let credentials = settings
+        .basic_auth
+        .then(|| ApiCredentials::read_from_files(&settings.secret_mount_path))
+        .transpose()?;
+    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, settings.port));
+    let mut stop = std::pin::pin!(stop);
+    let functions = tokio::select! {
+        connected = ClusterFunctions::connect(settings) => connected?,
+        () = &mut stop => return Ok(()),
+    };
+    let router = api::create_kubernetes_router(functions, credentials);
+    serve_router_until_stopped(address, router, stop, async {}).await
+}
+
+/// Serves the routes until `stop` resolves; then ends connections and awaits `last_work`, for a bounded time.
+async fn serve_router_until_stopped(
+    address: SocketAddr,
+    router: Router,
+    stop: impl Future<Output = ()> + Send,
+    last_work: impl Future<Output = ()> + Send,
+) -> Result<(), ProviderError> {
     let listener = TcpListener::bind(address)
         .await
         .map_err(ProviderError::io_error("listen on", address.to_string()))?;
@@ -40,10 +84,9 @@ pub async fn serve_api_until_stopped(
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
     });
-    tracing::info!(%address, update_strategy = ?functions.settings().update_strategy, "ready");
+    tracing::info!(%address, "ready");
 
     let stopping = CancellationToken::new();
-    let router = api::create_router(functions.clone(), credentials);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let server = axum::serve(listener, service)
         .with_graceful_shutdown(stopping.clone().cancelled_owned())
@@ -60,7 +103,7 @@ pub async fn serve_api_until_stopped(
     stopping.cancel();
     let finished = async {
         let _ = (&mut server).await;
-        functions.wait_for_removals().await;
+        last_work.await;
     };
     if tokio::time::timeout(REQUESTS_STOP_TIMEOUT, finished)
         .await

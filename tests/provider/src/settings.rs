@@ -174,7 +174,7 @@ impl ProviderSettings {
 }
 
 /// Parses a duration in Go's notation, such as `1m30s`, or in whole seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }

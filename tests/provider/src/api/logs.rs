@@ -29,15 +29,20 @@ const DEFAULT_LOG_AGE: Duration = Duration::from_secs(300);
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct LogParameters {
-    name: String,
-    namespace: String,
+    pub(super) name: String,
+    pub(super) namespace: String,
     instance: String,
-    tail: String,
-    since: String,
+    pub(super) tail: String,
+    pub(super) since: String,
     follow: String,
 }
 
 impl LogParameters {
+    /// Returns whether the answer waits for more lines; a malformed value counts as false.
+    pub(super) fn is_followed(&self) -> bool {
+        matches!(self.follow.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True")
+    }
+
     /// Parses the query parameters as faas-provider does; returns `None` if a number, a time or a name is
     /// malformed.
     fn parse_log_query(self, default_namespace: &str, now: Timestamp) -> Option<LogQuery> {
@@ -63,12 +68,13 @@ impl LogParameters {
         if !is_name(&self.name) || !is_name(namespace) {
             return None;
         }
+        let follow = self.is_followed();
         Some(LogQuery {
             function: FunctionKey::new(self.name, namespace),
             instance: Some(self.instance).filter(|instance| !instance.is_empty()),
             since,
             tail: tail.try_into().unwrap_or(0),
-            follow: matches!(self.follow.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"),
+            follow,
         })
     }
 }
@@ -95,7 +101,8 @@ pub(super) async fn answer_logs(
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
-fn json_line(message: &LogMessage) -> Result<Bytes, serde_json::Error> {
+/// Returns a message as a line of NDJSON.
+pub(super) fn json_line(message: &LogMessage) -> Result<Bytes, serde_json::Error> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     Ok(line.into())

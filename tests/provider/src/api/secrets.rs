@@ -21,9 +21,9 @@ use crate::{
 /// A secret in a request (`SecretRequest`). `rawValue` is bytes in base64 and takes precedence over `value`.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct SecretRequest {
+pub(super) struct SecretRequest {
     #[serde(deserialize_with = "deserialize_null_as_default")]
-    name: String,
+    pub(super) name: String,
     #[serde(deserialize_with = "deserialize_null_as_default")]
     namespace: String,
     #[serde(deserialize_with = "deserialize_null_as_default")]
@@ -38,7 +38,7 @@ impl SecretRequest {
     }
 
     /// Returns the bytes of `rawValue`, or of `value` if that is empty.
-    fn value_bytes(&self) -> Result<Vec<u8>, ProviderError> {
+    pub(super) fn value_bytes(&self) -> Result<Vec<u8>, ProviderError> {
         if self.raw_value.is_empty() {
             return Ok(self.value.clone().into_bytes());
         }
