@@ -19,6 +19,7 @@ mod down;
 mod egress;
 mod error;
 mod hold;
+mod holder_process;
 mod http;
 mod image;
 mod limits;
