@@ -87,7 +87,7 @@ pub(crate) async fn stop_and_clean_up<P: SupervisedPart>(
         return Ok(());
     };
     if running.holder_is_alive() {
-        progress.emit_step("stack", "stopping");
+        progress.emit_step(P::WHOLE, "stopping");
         // A supervisor that fails or does not answer in time is killed below, with the holder.
         let _ = tokio::time::timeout(PARTS_STOP_TIMEOUT, shut_down_supervisor::<P>(dir, progress)).await;
         if wait_until_condition(Duration::from_secs(5), || !running.holder_is_alive())
@@ -113,7 +113,7 @@ pub(crate) async fn stop_and_clean_up<P: SupervisedPart>(
     for path in [dir.control_socket(), dir.running_state_file()] {
         let _ = fs::remove_file(path);
     }
-    progress.emit_step("stack", "stopped");
+    progress.emit_step(P::WHOLE, "stopped");
     Ok(())
 }
 

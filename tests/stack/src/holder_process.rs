@@ -44,7 +44,7 @@ pub(crate) async fn start_missing_parts_and_wait<P: SupervisedPart>(
         .await?;
     part_failure_as_error(dir, answer)?;
     if started == 0 {
-        progress.emit_step("parts", "all are running");
+        progress.emit_step(P::WHOLE, "all parts are running");
     }
     Ok(())
 }

@@ -15,6 +15,9 @@ pub(crate) trait SupervisedPart:
 
     /// The longest time for a part to become ready.
     const READY_TIMEOUT: Duration;
+
+    /// What the parts are parts of, in progress messages.
+    const WHOLE: &'static str;
 }
 
 /// A part of the stack: one of its processes.
@@ -87,6 +90,8 @@ impl SupervisedPart for StackPart {
     ];
 
     const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+    const WHOLE: &str = "stack";
 }
 
 impl fmt::Display for StackPart {
