@@ -8,7 +8,7 @@ template := --manifest-path template/rust-hyper/Cargo.toml
 functions = for function in builder-fn deployer-fn slipway; do \
 	cargo build --quiet --locked --package $$function --profile "$${SLIPWAY_BUILDER_PROFILE:-dev}" || exit 1; done
 
-.PHONY: help up down purge env cluster cluster-down static status test check unit chart e2e hostile soak locks fuzz bench-host bench-contexts bench-flood
+.PHONY: help up down purge env cluster cluster-down cluster-test static status test check unit chart e2e hostile soak locks fuzz bench-host bench-contexts bench-flood
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -31,6 +31,9 @@ cluster: ## start a one-node Kubernetes for tests and print its environment: eva
 
 cluster-down: ## stop the Kubernetes for tests and remove its data
 	@$(stack) cluster down
+
+cluster-test: ## test a Kubernetes of its own: pods, network policies, and that nothing is left behind
+	cargo test --locked --package slipway-stack --test cluster
 
 static: ## build the command slipway as one statically linked program, target/bin/slipway; COMMAND_PROFILE=release optimises it
 	@tests/static-command "$${COMMAND_PROFILE:-dev}" target/bin

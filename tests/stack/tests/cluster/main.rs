@@ -21,11 +21,9 @@ use self::machine::{HostState, StackFootprint};
 /// The name of the cluster of these tests.
 const CLUSTER_NAME: &str = "test";
 
-/// Runs kubectl with a manifest as its input, and returns its output, whether it succeeded or not.
-fn kubectl(cluster: &Cluster, arguments: &[&str], input: &str) -> Output {
-    let mut child = Command::new(cluster.programs_directory().join("kubectl"))
-        .env("KUBECONFIG", cluster.kubeconfig())
-        .args(arguments)
+/// Runs a program with an input, and returns its output, whether it succeeded or not.
+fn output_of(command: &mut Command, input: &str) -> Output {
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -35,15 +33,24 @@ fn kubectl(cluster: &Cluster, arguments: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// Runs kubectl, and returns its standard output; fails unless it succeeds.
+/// Runs a program with an input, and returns its standard output; fails unless it succeeds.
+fn run(command: &mut Command, input: &str) -> String {
+    let output = output_of(command, input);
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(output.status.success(), "{command:?}: {stdout}{stderr}");
+    stdout
+}
+
+/// Returns a command for kubectl with the administrator's kubeconfig.
+fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Command {
+    let mut kubectl = Command::new(cluster.programs_directory().join("kubectl"));
+    kubectl.env("KUBECONFIG", cluster.kubeconfig()).args(arguments);
+    kubectl
+}
+
+/// Runs kubectl with a manifest as its input, and returns its standard output; fails unless it succeeds.
 fn kubectl_output(cluster: &Cluster, arguments: &[&str], input: &str) -> String {
-    let output = kubectl(cluster, arguments, input);
-    assert!(
-        output.status.success(),
-        "kubectl {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
+    run(&mut kubectl(cluster, arguments), input)
 }
 
 // One test, because all of it needs a cluster, and a cluster takes time and memory.

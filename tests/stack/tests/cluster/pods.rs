@@ -2,7 +2,7 @@
 
 use slipway_stack::Cluster;
 
-use crate::{kubectl, kubectl_output};
+use crate::{kubectl, kubectl_output, output_of};
 
 /// The image with a shell and curl that every cluster has.
 const TOOLS_IMAGE: &str = "cluster.slipway.invalid/tools:1";
@@ -114,7 +114,7 @@ spec:
         "http://server",
     ];
     // The firewall follows the policy after a moment.
-    let denied = (0..30).any(|_| !kubectl(cluster, &call, "").status.success());
+    let denied = (0..30).any(|_| !output_of(&mut kubectl(cluster, &call), "").status.success());
     assert!(denied, "the policy does not keep the client from the server");
     kubectl_output(cluster, &["label", "pod", "client", "may=call"], "");
     assert_eq!(curl_in_pod(cluster, &["http://server"]), "hello\n");
