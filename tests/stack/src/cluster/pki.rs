@@ -66,7 +66,7 @@ pub(crate) fn kubeconfig_of(dir: &StackDir, client: &str) -> PathBuf {
     dir.config_directory().join(format!("{client}.kubeconfig"))
 }
 
-/// Returns the path of a file with a certificate (`crt`) or key (`key`).
+/// Returns the path of a file with a certificate (`crt`), a key (`key`) or a public key (`pub`).
 pub(crate) fn pki_file(dir: &StackDir, name: &str, kind: &str) -> PathBuf {
     dir.config_directory().join(format!("{name}.{kind}"))
 }
@@ -106,10 +106,9 @@ pub(crate) fn write_certificates_and_kubeconfigs(dir: &StackDir, node: Ipv4Addr)
     write(kubelet_client.name, &issue_client(&kubelet_client)?)?;
     // Signs the tokens of service accounts.
     let key = KeyPair::generate().map_err(rcgen_failed)?;
-    write_private_file(
-        &pki_file(dir, "service-accounts", "key"),
-        key.serialize_pem().as_bytes(),
-    )?;
+    for (kind, text) in [("key", key.serialize_pem()), ("pub", key.public_key_pem())] {
+        write_private_file(&pki_file(dir, "service-accounts", kind), text.as_bytes())?;
+    }
     for client in clients_with_kubeconfig() {
         let text = kubeconfig(
             node,

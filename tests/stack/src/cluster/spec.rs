@@ -217,7 +217,7 @@ impl ClusterPartSource {
                 "service-account-issuer",
                 "https://kubernetes.default.svc.cluster.local",
             ),
-            flag("service-account-key-file", self.pki("service-accounts", "key")),
+            flag("service-account-key-file", self.pki("service-accounts", "pub")),
             flag(
                 "service-account-signing-key-file",
                 self.pki("service-accounts", "key"),
