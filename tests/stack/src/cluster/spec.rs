@@ -13,7 +13,7 @@ use super::{
     part::ClusterPart,
     pki::{ADMINISTRATOR, kubeconfig_of, pki_file},
     plan::{ClusterPlan, NODE_NAME},
-    supervisor::{CONTAINERD_DATA, ETCD_DATA, KUBELET_DATA},
+    supervisor::{CONTAINERD_DATA, ETCD_DATA, KERNEL_SETTINGS_FOR_KUBELET, KUBELET_DATA},
 };
 use crate::{
     directories::StackDir,
@@ -28,6 +28,12 @@ pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// The text in the logs of the controller manager and the scheduler that shows that they work.
 const SERVING_TEXT: &str = "Serving securely";
+
+/// Mounts the files in the directory `$0` over the settings of the kernel at the same paths, and becomes the kubelet.
+const KUBELET_START_SCRIPT: &str = r#"
+(cd "$0" && for file in */* */*/*; do
+    [ ! -f "$file" ] || mount --bind "$file" "/proc/sys/$file" || exit
+done) && exec "$@""#;
 
 /// The cluster's directory and plan, from which the specifications of its parts are made.
 #[derive(Debug, Clone)]
@@ -274,7 +280,19 @@ impl ClusterPartSource {
 
     fn kubelet_spec(&self) -> PartSpec {
         let path = self.config_file("kubelet.json");
-        let mut command = self.kubernetes("kubelet");
+        // In a mount namespace of its own, because a pod with a user namespace may not mount its /proc where a part of
+        // another /proc is covered. What the kubelet mounts for pods is seen outside, as its directory is shared.
+        let mut command = self.command("unshare");
+        command.args([
+            "--mount",
+            "--propagation=unchanged",
+            "sh",
+            "-c",
+            KUBELET_START_SCRIPT,
+        ]);
+        command
+            .arg(KERNEL_SETTINGS_FOR_KUBELET)
+            .arg(self.plan.programs.kubernetes.join("kubelet"));
         command.args([
             flag("config", path.display()),
             flag("kubeconfig", self.kubeconfig("kubelet")),

@@ -25,6 +25,10 @@ pub(crate) const VOLUMES_DATA: &str = "/var/lib/volumes";
 /// The directory of the logs of containers, whose path the kubelet does not let us choose in whole.
 const LOGS: &str = "/var/log";
 
+/// The directory with files that the kubelet sees in place of settings of the kernel, at the same paths as below
+/// `/proc/sys`.
+pub(crate) const KERNEL_SETTINGS_FOR_KUBELET: &str = "/run/slipway/kernel";
+
 /// The paths that are directories of the cluster's own, with the names of these directories among its data.
 pub(crate) const DATA_DIRECTORIES: [(&str, &str); 5] = [
     (ETCD_DATA, "etcd"),
@@ -60,7 +64,7 @@ pub fn supervise_cluster(name: &str) -> Result<()> {
     let resolver = mounts::mount_all_but_resolv_conf()?;
     resolver.mount_stack_resolv_conf()?;
     mount_own_directories(&dir)?;
-    hide_kernel_settings_from_kubelet()?;
+    write_kernel_settings_for_kubelet()?;
     set_up_network(&plan)?;
     let (source, reaper) = (
         ClusterPartSource {
@@ -101,15 +105,15 @@ fn mount_own_directories(dir: &StackDir) -> Result<()> {
     Ok(())
 }
 
-/// Mounts files with the values that the kubelet wants over those settings of the kernel that have other ones: the
-/// kubelet then changes nothing.
-fn hide_kernel_settings_from_kubelet() -> Result<()> {
+/// Writes files with the values that the kubelet wants for those settings of the kernel that have other ones; they are
+/// mounted for the kubelet alone.
+fn write_kernel_settings_for_kubelet() -> Result<()> {
+    let directory = Path::new(KERNEL_SETTINGS_FOR_KUBELET);
+    fs::create_dir_all(directory).with_operation("create", directory)?;
     for (name, wanted) in KUBELETS_KERNEL_SETTINGS {
         let setting = Path::new("/proc/sys").join(name);
         if fs::read_to_string(&setting).is_ok_and(|value| value.trim() != wanted) {
-            let file = Path::new("/run/slipway/kernel").join(name.replace('/', "."));
-            mounts::write_file_and_create_directory(&file, wanted)?;
-            rustix::mount::mount_bind(&file, &setting).with_operation("mount", &setting)?;
+            mounts::write_file_and_create_directory(&directory.join(name), wanted)?;
         }
     }
     Ok(())

@@ -36,8 +36,10 @@ spec:
         volume,
     );
     let client = pod("client", "sleep 100000", "");
+    // Root in the pod is nobody on the node.
+    let isolated = pod("isolated", "sleep 100000", "  hostUsers: false");
     format!(
-        r#"{server}{client}
+        r#"{server}{client}{isolated}
 apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {{ name: data }}
@@ -84,6 +86,7 @@ pub(crate) fn volumes_names_and_the_registry_work_in_pods(cluster: &Cluster) {
         "--for=condition=Ready",
         "pod/server",
         "pod/client",
+        "pod/isolated",
         "--timeout=120s",
     ];
     kubectl_output(cluster, &wait, "");
