@@ -9,7 +9,7 @@ template := --manifest-path target/template/Cargo.toml
 functions = for function in builder-fn deployer-fn slipway; do \
 	cargo build --quiet --locked --package $$function --profile "$${SLIPWAY_BUILDER_PROFILE:-dev}" || exit 1; done
 
-.PHONY: help up down purge env static status test check unit chart e2e hostile faas-netes soak locks fuzz bench bench-host bench-contexts bench-flood
+.PHONY: help up down purge env cluster cluster-down cluster-test static status test check unit chart e2e hostile faas-netes soak locks fuzz bench bench-host bench-contexts bench-flood
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -27,6 +27,15 @@ purge: ## stop the stack and remove its data: build cache, images, credentials
 env: static ## build the command slipway, and print the stack's environment variables: eval "$(make env)"
 	@$(stack) env
 	@echo "export PATH='$(CURDIR)/target/bin':\"\$$PATH\""
+
+cluster: ## start a one-node Kubernetes for tests and print its environment: eval "$(make cluster)"
+	@$(stack) cluster up
+
+cluster-down: ## stop the Kubernetes for tests and remove its data
+	@$(stack) cluster down
+
+cluster-test: ## test a Kubernetes of its own: pods, network policies, and that nothing is left behind
+	cargo test --locked --package slipway-stack --test cluster
 
 static: ## build the command slipway as one statically linked program, target/bin/slipway; COMMAND_PROFILE=release optimises it
 	@tests/static-command "$${COMMAND_PROFILE:-dev}" target/bin

@@ -4,11 +4,14 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use slipway_stack::{
-    BuildPublicAccess, LauncherDirectories, LauncherError, PartState, ProgressSink, Result, Stack,
-    StackOptions, StackPart, StepLimits, TenantStepNetworkRule, parse_size,
+    BuildPublicAccess, LauncherDirectories, LauncherError, ProgressSink, Result, Stack, StackOptions,
+    StackPart, StepLimits, TenantStepNetworkRule, parse_size,
 };
 
-use crate::console;
+use crate::{
+    cluster_cli::ClusterCommand,
+    console::{self, print_part_status, quote_for_shell},
+};
 
 /// Runs the real stack on one machine: BuildKit, registry, containerd, OpenFaaS.
 #[derive(Debug, Parser)]
@@ -66,6 +69,9 @@ enum LauncherCommand {
     },
     /// Build a pinned Go module of tests/stack/tools, unless it is cached, and print the directory of its programs.
     Tool { module: String },
+    /// Run a one-node Kubernetes cluster for tests.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Become the holder of the stack: the process whose end ends the stack.
     #[command(hide = true)]
     Hold(StackNameArgument),
@@ -149,11 +155,17 @@ impl Cli {
     /// Runs the command that the command line names.
     pub(crate) fn run_command_line(self) -> Result<ExitCode> {
         match self.command {
-            // These two enter namespaces, which requires a process without threads.
+            // These four enter namespaces, which requires a process without threads.
             LauncherCommand::Hold(stack) => {
                 match slipway_stack::exec_as_holder(
                     &LauncherDirectories::from_env()?.stack_directory(&stack.name)?,
                 )? {}
+            }
+            LauncherCommand::Cluster(ClusterCommand::Hold(cluster)) => {
+                slipway_stack::become_cluster_holder(&cluster.name)?
+            }
+            LauncherCommand::Cluster(ClusterCommand::Supervise(cluster)) => {
+                slipway_stack::supervise_cluster(&cluster.name)?
             }
             LauncherCommand::Supervise(stack) => {
                 slipway_stack::supervise(LauncherDirectories::from_env()?.stack_directory(&stack.name)?)?
@@ -206,17 +218,7 @@ impl LauncherCommand {
             LauncherCommand::Env(name) => print_shell_exports(&running_stack(&name)?),
             LauncherCommand::Status(name) => {
                 for status in running_stack(&name)?.part_statuses().await? {
-                    let state = match status.state {
-                        PartState::Stopped => "stopped".to_owned(),
-                        PartState::Starting => "starting".to_owned(),
-                        PartState::Running => "running".to_owned(),
-                        PartState::Ended { reason } => format!("ended by itself: {reason}"),
-                    };
-                    console::print_line(&format!(
-                        "{:<14}{state} for {} s",
-                        status.part.name(),
-                        status.seconds
-                    ));
+                    print_part_status(&status);
                 }
             }
             LauncherCommand::Logs { stack, part, lines } => {
@@ -236,6 +238,7 @@ impl LauncherCommand {
                         .await?;
                 console::print_line(&dir.display().to_string());
             }
+            LauncherCommand::Cluster(command) => command.run_command(&progress).await?,
             LauncherCommand::Hold(_) | LauncherCommand::Supervise(_) => {}
         }
         Ok(())
@@ -272,11 +275,6 @@ fn parse_cpus(text: &str) -> Result<f64, String> {
     cpus.ok_or_else(|| "not a number of CPUs, such as 1.5".to_owned())
 }
 
-/// Quotes a value so that a shell takes it as one literal word.
-fn quote_for_shell(value: &str) -> String {
-    format!("'{}'", value.replace('\'', r"'\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -286,10 +284,5 @@ mod tests {
     #[test]
     fn clap_accepts_the_definition_of_the_command_line() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_quoted_value_stays_one_word_in_a_shell() {
-        assert_eq!(quote_for_shell("a'b $c"), r"'a'\''b $c'");
     }
 }

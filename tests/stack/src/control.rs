@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
@@ -19,16 +19,16 @@ use crate::{
 /// A command of the launcher for the stack's supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
-pub(crate) enum SupervisorCommand {
+pub(crate) enum SupervisorCommand<P = StackPart> {
     /// Start every part of the stack that does not run.
     #[serde(rename = "begin")]
     StartAll,
     /// Report the state of the stack's parts.
     Status,
     /// Start one part of the stack.
-    Start { part: StackPart },
+    Start { part: P },
     /// Stop one part of the stack.
-    Stop { part: StackPart },
+    Stop { part: P },
     /// Stop every part of the stack, then end the supervisor.
     #[serde(rename = "down")]
     Shutdown,
@@ -37,17 +37,17 @@ pub(crate) enum SupervisorCommand {
 /// An event in the supervisor's answer to a command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
-pub(crate) enum CommandAnswerEvent {
+pub(crate) enum CommandAnswerEvent<P = StackPart> {
     /// The supervisor is starting a part.
-    Starting { part: StackPart },
+    Starting { part: P },
     /// A part of the stack is ready, `seconds` after its start began.
-    Ready { part: StackPart, seconds: f64 },
+    Ready { part: P, seconds: f64 },
     /// The supervisor has stopped a part.
-    Stopped { part: StackPart },
+    Stopped { part: P },
     /// A part did not become ready. This event ends the answer.
-    Failed { part: StackPart, reason: String },
+    Failed { part: P, reason: String },
     /// The state of the stack's parts. This event ends the answer.
-    Status { parts: Vec<PartStatus> },
+    Status { parts: Vec<PartStatus<P>> },
     /// The command succeeded. This event ends the answer.
     Done,
     /// The supervisor rejected the command. This event ends the answer.
@@ -57,9 +57,9 @@ pub(crate) enum CommandAnswerEvent {
 
 /// The state of one part of the stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartStatus {
+pub struct PartStatus<P = StackPart> {
     /// The part whose state this is.
-    pub part: StackPart,
+    pub part: P,
     /// Whether the part is starting, runs, was stopped, or ended by itself.
     pub state: PartState,
     /// The time since the part's state last changed, in seconds.
@@ -103,11 +103,11 @@ impl ControlClient {
 
     /// Sends a command to the supervisor, passes progress events to `on_event`, and returns the final event; fails if
     /// the supervisor rejects the command.
-    pub(crate) async fn send_command(
+    pub(crate) async fn send_command<P: Serialize + DeserializeOwned>(
         &mut self,
-        command: SupervisorCommand,
-        mut on_event: impl FnMut(CommandAnswerEvent),
-    ) -> Result<CommandAnswerEvent> {
+        command: SupervisorCommand<P>,
+        mut on_event: impl FnMut(CommandAnswerEvent<P>),
+    ) -> Result<CommandAnswerEvent<P>> {
         let lost = LauncherError::ConnectionLost;
         let mut line = serde_json::to_string(&command).map_err(|error| lost(error.to_string()))?;
         line.push('\n');
@@ -135,6 +135,14 @@ impl ControlClient {
             }
         }
     }
+}
+
+/// Returns the process id, on this machine, of the supervisor that listens on a control socket.
+pub(crate) fn supervisor_pid(socket: &Path) -> Result<u32> {
+    let stream = std::os::unix::net::UnixStream::connect(socket).with_operation("connect to", socket)?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream)
+        .with_operation("read the process id of the listener on", socket)?;
+    Ok(peer.pid.as_raw_nonzero().get().unsigned_abs())
 }
 
 #[cfg(test)]

@@ -260,7 +260,7 @@ async fn build_missing_images(
         built.map_err(|error| match error {
             // The connection broke or was not made: the process's log has the reason.
             error @ LauncherError::NoAnswer { .. } => LauncherError::NotReady {
-                part: StackPart::Builder,
+                part: StackPart::Builder.to_string(),
                 reason: error_with_causes(error),
                 log: stack.dir.part_log_file(StackPart::Builder.name()),
                 tail: stack.part_log_tail_of(StackPart::Builder, 30),

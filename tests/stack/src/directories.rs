@@ -16,6 +16,8 @@ pub struct LauncherDirectories {
     pub cache: PathBuf,
     /// The parent directory of the stacks' directories.
     pub(crate) stacks: PathBuf,
+    /// The parent directory of the clusters' directories.
+    pub(crate) clusters: PathBuf,
 }
 
 impl LauncherDirectories {
@@ -35,6 +37,7 @@ impl LauncherDirectories {
             (Some(cache), Some(state)) => Ok(Self {
                 cache: cache.join("slipway"),
                 stacks: state.join("slipway/stacks"),
+                clusters: state.join("slipway/clusters"),
             }),
             _ => Err(LauncherError::Environment(
                 "HOME is not set; set it, or both XDG_CACHE_HOME and XDG_STATE_HOME".into(),
@@ -44,6 +47,15 @@ impl LauncherDirectories {
 
     /// Returns the directory of the stack with this name; fails if the name is invalid.
     pub fn stack_directory(&self, name: &str) -> Result<StackDir> {
+        Self::directory_below(&self.stacks, name)
+    }
+
+    /// Returns the directory of the cluster with this name; fails if the name is invalid.
+    pub(crate) fn cluster_directory(&self, name: &str) -> Result<StackDir> {
+        Self::directory_below(&self.clusters, name)
+    }
+
+    fn directory_below(parent: &Path, name: &str) -> Result<StackDir> {
         let valid = !name.is_empty()
             && name.len() <= 32
             && name
@@ -51,11 +63,11 @@ impl LauncherDirectories {
                 .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
         if !valid {
             return Err(LauncherError::Environment(format!(
-                "{name:?} is not a valid stack name; use 1 to 32 of a-z, 0-9 and -"
+                "{name:?} is not a valid name; use 1 to 32 of a-z, 0-9 and -"
             )));
         }
         Ok(StackDir {
-            root: self.stacks.join(name),
+            root: parent.join(name),
             name: name.to_owned(),
         })
     }
@@ -68,7 +80,7 @@ pub(crate) fn repository_root() -> PathBuf {
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
 
-/// The directory of one stack, with the paths of its files.
+/// The directory of one stack or cluster, with the paths of its files.
 #[derive(Debug, Clone)]
 pub struct StackDir {
     /// The name of the stack.
@@ -184,7 +196,7 @@ pub(crate) async fn lock_file_async(path: PathBuf) -> Result<File> {
 }
 
 /// Creates a directory with access for its owner only.
-fn create_private_directory(path: &Path) -> Result<()> {
+pub(crate) fn create_private_directory(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new()
         .recursive(true)
@@ -225,6 +237,7 @@ mod tests {
         let directories = LauncherDirectories {
             cache: "/c".into(),
             stacks: "/s".into(),
+            clusters: "/c".into(),
         };
         assert_eq!(
             directories.stack_directory("second-1").unwrap().control_socket(),

@@ -16,6 +16,7 @@ use crate::{
     control::{CommandAnswerEvent, ControlClient, SupervisorCommand},
     directories::{LauncherDirectories, StackDir},
     error::{IoResultExt as _, LauncherError, Result},
+    part::{StackPart, SupervisedPart},
     plan::RunningStackState,
     progress::ProgressSink,
     stack::{Stack, external},
@@ -54,7 +55,7 @@ pub async fn stop_named_stack(name: &str, purge: bool, progress: &ProgressSink) 
         return Ok(());
     }
     let lock = dir.lock_stack().await?;
-    stop_and_clean_up(&dir, progress).await?;
+    stop_and_clean_up::<StackPart>(&dir, progress).await?;
     if purge {
         rename_and_remove_directory(&dir.root)?;
         progress.emit_step("stack", "removed its data");
@@ -65,7 +66,7 @@ pub async fn stop_named_stack(name: &str, purge: bool, progress: &ProgressSink) 
 
 /// Renames a directory and then removes it: after an interrupted removal, nothing is left under the directory's own
 /// name, and the next removal deletes the rest.
-fn rename_and_remove_directory(path: &Path) -> Result<()> {
+pub(crate) fn rename_and_remove_directory(path: &Path) -> Result<()> {
     let mut name = OsString::from(".removed-");
     name.push(path.file_name().unwrap_or_default());
     let removed = path.with_file_name(name);
@@ -76,15 +77,19 @@ fn rename_and_remove_directory(path: &Path) -> Result<()> {
     fs::remove_dir_all(&removed).with_operation("remove", &removed)
 }
 
-/// Stops a stack if it runs, and removes the control groups and state files of a running or killed one; its data stays.
-pub(crate) async fn stop_and_clean_up(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
+/// Stops a stack or cluster, of which `P` are the parts, if it runs, and removes the control groups and state files of a
+/// running or killed one; its data stays.
+pub(crate) async fn stop_and_clean_up<P: SupervisedPart>(
+    dir: &StackDir,
+    progress: &ProgressSink,
+) -> Result<()> {
     let Some(running) = RunningStackState::read_running_state(dir)? else {
         return Ok(());
     };
     if running.holder_is_alive() {
-        progress.emit_step("stack", "stopping");
+        progress.emit_step(P::WHOLE, "stopping");
         // A supervisor that fails or does not answer in time is killed below, with the holder.
-        let _ = tokio::time::timeout(PARTS_STOP_TIMEOUT, shut_down_supervisor(dir, progress)).await;
+        let _ = tokio::time::timeout(PARTS_STOP_TIMEOUT, shut_down_supervisor::<P>(dir, progress)).await;
         if wait_until_condition(Duration::from_secs(5), || !running.holder_is_alive())
             .await
             .is_err()
@@ -108,13 +113,13 @@ pub(crate) async fn stop_and_clean_up(dir: &StackDir, progress: &ProgressSink) -
     for path in [dir.control_socket(), dir.running_state_file()] {
         let _ = fs::remove_file(path);
     }
-    progress.emit_step("stack", "stopped");
+    progress.emit_step(P::WHOLE, "stopped");
     Ok(())
 }
 
 /// Lets the supervisor stop all parts, in order, and end itself.
-async fn shut_down_supervisor(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
-    let on_event = |event| {
+async fn shut_down_supervisor<P: SupervisedPart>(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
+    let on_event = |event: CommandAnswerEvent<P>| {
         if let CommandAnswerEvent::Stopped { part } = event {
             progress.emit_step(part, "stopped");
         }

@@ -2,8 +2,6 @@
 
 use std::{io, path::PathBuf};
 
-use crate::part::StackPart;
-
 /// An error of the launcher.
 #[derive(Debug, thiserror::Error)]
 pub enum LauncherError {
@@ -44,11 +42,11 @@ pub enum LauncherError {
         /// The last lines of the output of the program, of the build's log, or of builder-fn's log.
         output: String,
     },
-    /// A part of the stack did not become ready, or ended.
+    /// A part of the stack or cluster did not become ready, or ended.
     #[error("{part} did not become ready: {reason}\nlast lines of {}:\n{tail}", log.display())]
     NotReady {
-        /// The part that is not ready.
-        part: StackPart,
+        /// The name of the part that is not ready.
+        part: String,
         /// The last observed state of the part.
         reason: String,
         /// The path of the part's log.

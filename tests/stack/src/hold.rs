@@ -8,6 +8,7 @@
 use std::{convert::Infallible, env, os::unix::process::CommandExt as _, process::Command};
 
 use crate::{
+    address::StackNumber,
     cgroup::StackControlGroups,
     directories::StackDir,
     error::{IoResultExt as _, LauncherError, Result},
@@ -16,19 +17,30 @@ use crate::{
 
 /// Makes this process the holder of a stack by executing `unshare`; returns only an error.
 pub fn exec_as_holder(dir: &StackDir) -> Result<Infallible> {
-    // The stack outlives the command that started it, so it must not get signals of that command's terminal.
-    rustix::process::setsid().with_operation("start a session for", &dir.root)?;
-    let program = env::current_exe().with_operation("find", "/proc/self/exe")?;
-    let groups = StackControlGroups::of_stack(&dir.name)?;
-    let holder = std::process::id();
     let plan = StackPlan::read_plan(dir)?.ok_or_else(|| {
         LauncherError::Environment(format!(
             "stack {:?} has no plan; `slipway-stack up` makes one",
             dir.name
         ))
     })?;
+    let groups = StackControlGroups::of_stack(&dir.name)?;
+    hold_and_supervise(dir, plan.number, groups, &["supervise"])
+}
+
+/// Makes this process the holder of a stack or cluster by executing `unshare`, with the launcher's command
+/// `supervise_command` as the supervisor; returns only an error.
+pub(crate) fn hold_and_supervise(
+    dir: &StackDir,
+    number: StackNumber,
+    groups: StackControlGroups,
+    supervise_command: &[&str],
+) -> Result<Infallible> {
+    // The stack outlives the command that started it, so it must not get signals of that command's terminal.
+    rustix::process::setsid().with_operation("start a session for", &dir.root)?;
+    let program = env::current_exe().with_operation("find", "/proc/self/exe")?;
+    let holder = std::process::id();
     let running = RunningStackState {
-        number: plan.number,
+        number,
         holder,
         started: process_start_ticks(holder).unwrap_or_default(),
         groups: groups.directories().to_vec(),
@@ -37,7 +49,10 @@ pub fn exec_as_holder(dir: &StackDir) -> Result<Infallible> {
     groups.create_and_enter()?;
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "--pid", "--cgroup", "--fork", "--kill-child", "--"]);
-    unshare.arg(program).args(["supervise", "--name", &dir.name]);
+    unshare
+        .arg(program)
+        .args(supervise_command)
+        .args(["--name", &dir.name]);
     Err(LauncherError::Spawn {
         program: "unshare".into(),
         source: unshare.exec(),

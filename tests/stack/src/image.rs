@@ -3,6 +3,7 @@
 //! Layers are made once and kept in the cache, under a name derived from the recipe. An image is a few layers
 //! and a configuration; it is pushed to a stack's registry unless it is already there.
 
+mod archive;
 mod blob;
 mod layer;
 mod registry;
@@ -11,10 +12,11 @@ use std::{env, fs, path::PathBuf};
 
 use serde_json::json;
 
-pub(crate) use self::registry::RegistryClient;
-use self::{
-    blob::{ImageBlob, bytes_digest},
-    layer::Layer,
+use self::blob::{ImageBlob, bytes_digest};
+pub(crate) use self::{
+    archive::{ArchivedImage, write_archive},
+    layer::{Layer, LayerEntry, LayerEntryContent, layer_from_entries},
+    registry::RegistryClient,
 };
 use crate::{
     directories::LauncherDirectories,
@@ -135,6 +137,15 @@ struct ImageDocuments {
 impl ImageDocuments {
     /// Makes the documents of an image with these layers, from the lowest to the topmost, and these variables.
     fn new(layers: &[&Layer], environment: &[String]) -> Self {
+        Self::with_settings(
+            layers,
+            &json!({ "Env": environment, "Cmd": ["/bin/sh"], "WorkingDir": "/" }),
+        )
+    }
+
+    /// Makes the documents of an image with these layers, from the lowest to the topmost, and the settings of its
+    /// containers, which are the field `config` of an image's configuration.
+    fn with_settings(layers: &[&Layer], settings: &serde_json::Value) -> Self {
         let diff_ids = layers
             .iter()
             .map(|layer| layer.diff_id.as_str())
@@ -142,7 +153,7 @@ impl ImageDocuments {
         let config = json!({
             "architecture": image_architecture(),
             "os": "linux",
-            "config": { "Env": environment, "Cmd": ["/bin/sh"], "WorkingDir": "/" },
+            "config": settings,
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         let config = config.to_string().into_bytes();

@@ -10,6 +10,7 @@ mod address;
 mod buildkit_disk;
 mod certificates;
 mod cgroup;
+mod cluster;
 mod command;
 mod control;
 mod credentials;
@@ -19,6 +20,7 @@ mod down;
 mod egress;
 mod error;
 mod hold;
+mod holder_process;
 mod http;
 mod image;
 mod limits;
@@ -36,6 +38,9 @@ mod tools;
 mod up;
 
 pub use self::{
+    cluster::{
+        Cluster, ClusterPart, become_cluster_holder, cluster_part_log_tail, stop_cluster, supervise_cluster,
+    },
     control::{PartState, PartStatus},
     directories::{LauncherDirectories, StackDir},
     down::stop_named_stack,

@@ -1,6 +1,7 @@
 //! `slipway-stack`: the real stack on one machine, from the command line.
 
 mod cli;
+mod cluster_cli;
 mod console;
 
 use std::process::ExitCode;

@@ -46,6 +46,9 @@ const TEST_PACKAGES: &[&str] = &[
     "python3-venv",
 ];
 
+/// The Debian packages that a cluster needs besides those of a stack.
+const CLUSTER_PACKAGES: &[&str] = &["curl", "ipset"];
+
 /// The Debian package of the registry. Installing it would start a server that listens on every address, now and at
 /// each boot; it is unpacked into the cache instead, unless it is installed already.
 const REGISTRY_PACKAGE: &str = "docker-registry";
@@ -60,6 +63,11 @@ pub async fn install_missing_packages(progress: &ProgressSink) -> Result<()> {
 /// Installs the missing packages that the stack and the end-to-end tests need.
 pub async fn install_missing_packages_for_tests(progress: &ProgressSink) -> Result<()> {
     install_packages_if_missing(&[STACK_PACKAGES, TEST_PACKAGES].concat(), progress).await
+}
+
+/// Installs the missing packages that a cluster needs.
+pub(crate) async fn install_missing_packages_for_clusters(progress: &ProgressSink) -> Result<()> {
+    install_packages_if_missing(&[STACK_PACKAGES, CLUSTER_PACKAGES].concat(), progress).await
 }
 
 /// Installs those of the packages that are missing with apt-get; fails if some are missing and this process is not

@@ -1,8 +1,24 @@
 //! The parts of a stack, which are its processes, and the order in which they start.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// A process that a supervisor starts and stops: a part of a stack, or of a cluster. It displays as the name that the
+/// command line and the log files use.
+pub(crate) trait SupervisedPart:
+    Copy + Ord + fmt::Debug + fmt::Display + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// The parts that a start of everything starts, in groups. The parts of one group do not depend on each other and
+    /// start together; each group depends on the groups before it. Groups stop in the opposite order.
+    const START_GROUPS: &'static [&'static [Self]];
+
+    /// The longest time for a part to become ready.
+    const READY_TIMEOUT: Duration;
+
+    /// What the parts are parts of, in progress messages.
+    const WHOLE: &'static str;
+}
 
 /// A part of the stack: one of its processes.
 #[derive(
@@ -32,31 +48,6 @@ pub enum StackPart {
 }
 
 impl StackPart {
-    /// The parts of a running stack, which are all except `Builder`, in groups. The parts of one group do not depend on
-    /// each other and start together; each group depends on the groups before it. Groups stop in the opposite order.
-    pub(crate) const START_GROUPS: &[&[StackPart]] = &[
-        &[
-            StackPart::Egress,
-            StackPart::Registry,
-            StackPart::Buildkit,
-            StackPart::Containerd,
-            StackPart::Nats,
-        ],
-        &[StackPart::Provider],
-        &[StackPart::Gateway],
-        &[StackPart::QueueWorker],
-    ];
-
-    /// Returns every part in the order of their start, and `Builder` last, which a running stack does not have.
-    pub fn all_parts() -> impl Iterator<Item = StackPart> {
-        Self::START_GROUPS
-            .iter()
-            .copied()
-            .flatten()
-            .copied()
-            .chain([StackPart::Builder])
-    }
-
     /// Returns the part's name, which the command line and the log files use.
     pub fn name(self) -> &'static str {
         match self {
@@ -71,6 +62,36 @@ impl StackPart {
             StackPart::Builder => "builder",
         }
     }
+
+    /// Returns every part in the order of their start, and `Builder` last, which a running stack does not have.
+    pub fn all_parts() -> impl Iterator<Item = StackPart> {
+        Self::START_GROUPS
+            .iter()
+            .copied()
+            .flatten()
+            .copied()
+            .chain([StackPart::Builder])
+    }
+}
+
+impl SupervisedPart for StackPart {
+    /// The parts of a running stack, which are all except `Builder`.
+    const START_GROUPS: &[&[Self]] = &[
+        &[
+            StackPart::Egress,
+            StackPart::Registry,
+            StackPart::Buildkit,
+            StackPart::Containerd,
+            StackPart::Nats,
+        ],
+        &[StackPart::Provider],
+        &[StackPart::Gateway],
+        &[StackPart::QueueWorker],
+    ];
+
+    const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+    const WHOLE: &str = "stack";
 }
 
 impl fmt::Display for StackPart {

@@ -211,7 +211,7 @@ pub(crate) fn process_start_ticks(pid: u32) -> Option<u64> {
 }
 
 /// Reads and parses a file; returns `None` if it does not exist.
-fn read_json_file<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>> {
+pub(crate) fn read_json_file<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>> {
     let text = match fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         text => text.with_operation("read", &path)?,
@@ -221,7 +221,7 @@ fn read_json_file<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>> {
         .map_err(|source| LauncherError::InvalidFile { path, source })
 }
 
-fn write_json_file(path: PathBuf, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json_file(path: PathBuf, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec_pretty(value).map_err(|source| LauncherError::InvalidFile {
         path: path.clone(),
         source,

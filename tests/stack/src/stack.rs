@@ -5,7 +5,6 @@ pub(crate) mod external;
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -16,12 +15,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use crate::{
     address::{BRIDGE_ADDRESS, NATS_MONITOR_PORT, PROVIDER_PORT},
     command::{last_lines_each_cut, new_command, run_program_with_input},
-    control::{CommandAnswerEvent, ControlClient, PartStatus, SupervisorCommand},
+    control::{self, CommandAnswerEvent, ControlClient, PartStatus, SupervisorCommand},
     credentials::StackCredentials,
     directories::{LauncherDirectories, StackDir},
-    error::{IoResultExt as _, LauncherError, Result},
+    error::{LauncherError, Result},
     image,
-    part::StackPart,
+    part::{StackPart, SupervisedPart},
     plan::{ProviderChoice, RunningStackState, StackPlan},
     supervisor::{self, PartSpecSource},
     tools::ToolPaths,
@@ -287,11 +286,7 @@ impl Stack {
     /// Returns the process id of the stack's supervisor on this machine. `/proc/PID/net` is the stack's
     /// network, `/proc/PID/root` the stack's file system.
     pub fn supervisor_pid(&self) -> Result<u32> {
-        let socket = self.dir.control_socket();
-        let stream = UnixStream::connect(&socket).with_operation("connect to", &socket)?;
-        let peer = rustix::net::sockopt::socket_peercred(&stream)
-            .with_operation("read the process id of the listener on", &socket)?;
-        Ok(peer.pid.as_raw_nonzero().get().unsigned_abs())
+        control::supervisor_pid(&self.dir.control_socket())
     }
 
     /// Returns the process id of the stack's holder, whose end ends the stack.
@@ -352,13 +347,14 @@ impl Stack {
 }
 
 /// Converts a supervisor's answer that a part failed to an error with the end of the part's log.
-pub(crate) fn part_failure_as_error(
+pub(crate) fn part_failure_as_error<P: SupervisedPart>(
     dir: &StackDir,
-    answer: CommandAnswerEvent,
-) -> Result<CommandAnswerEvent> {
+    answer: CommandAnswerEvent<P>,
+) -> Result<CommandAnswerEvent<P>> {
     match answer {
         CommandAnswerEvent::Failed { part, reason } => {
-            let log = dir.part_log_file(part.name());
+            let part = part.to_string();
+            let log = dir.part_log_file(&part);
             Err(LauncherError::NotReady {
                 part,
                 reason,

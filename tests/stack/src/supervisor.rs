@@ -1,4 +1,4 @@
-//! The supervisor of a stack: PID 1 of its namespaces. It makes the mounts and the network, starts and stops
+//! The supervisor of a stack or cluster: PID 1 of its namespaces. It makes the mounts and the network, starts and stops
 //! the parts, writes their logs, and takes commands over a socket. When it ends, the whole stack ends.
 //!
 //! A part that ends by itself is started again after a delay; until then, the status reports that it has ended.
@@ -9,8 +9,8 @@ mod faasd;
 mod firewall;
 mod forward;
 mod logs;
-mod mounts;
-mod network;
+pub(crate) mod mounts;
+pub(crate) mod network;
 mod part_spec;
 mod parts;
 mod ready;
@@ -22,8 +22,14 @@ use std::fs;
 use futures_util::future::try_join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::{forward::Forwarder, parts::PartsHandle, reaper::ProcessReaper};
-pub(crate) use self::{logs::rotated_log_path, part_spec::PartSpecSource};
+use self::{forward::Forwarder, parts::PartsHandle};
+pub(crate) use self::{
+    logs::rotated_log_path,
+    part_spec::{PartSpec, PartSpecSource, command_with_clean_environment, egress_spec},
+    parts::PartSource,
+    ready::ReadyCheck,
+    reaper::ProcessReaper,
+};
 use crate::{
     directories::StackDir,
     error::{IoResultExt as _, LauncherError, Result},
@@ -49,30 +55,50 @@ pub fn run_supervisor(dir: StackDir) -> Result<()> {
     // Before `create_and_enter_stack_networks`, while this process is still in the machine's network namespace.
     let loopback = forward::listen_for_loopback_registry_if_faasd(&config)?;
     network::create_and_enter_stack_networks(&config.plan)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime
-        .with_operation("start the runtime of", &config.dir.root)?
-        .block_on(supervise_until_shutdown(config, loopback))
+    run_on_this_thread(&config.dir.clone(), supervise_until_shutdown(config, loopback))
 }
 
-/// Starts the control socket, the forwarders and the guard of the disk, and serves commands until a shutdown command,
-/// SIGTERM or a failure of one of these. No part is started before a command starts it.
+/// Runs a future to its end on this thread, whose network namespace every socket and child process then has.
+pub(crate) fn run_on_this_thread(dir: &StackDir, future: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime
+        .with_operation("start the runtime of", &dir.root)?
+        .block_on(future)
+}
+
+/// Starts the forwarders and the guard of the disk, and supervises the parts of the stack.
 async fn supervise_until_shutdown(
     config: PartSpecSource,
     loopback: Option<std::net::TcpListener>,
 ) -> Result<()> {
-    let socket = config.dir.control_socket();
+    let reaper = ProcessReaper::default();
+    let forwarders = forward::open_forwarders(&config, loopback).await?;
+    let beside = async {
+        tokio::select! {
+            ended = try_join_all(forwarders.iter().map(Forwarder::accept_and_forward_until_error)) => ended.map(drop),
+            ended = disk::end_steps_that_fill_disk_until_error(&config, &reaper) => ended,
+        }
+    };
+    supervise_parts(&config.dir, config.clone(), &reaper, beside).await
+}
+
+/// Starts the control socket, and serves commands until a shutdown command, SIGTERM or a failure of this or of `beside`.
+/// No part is started before a command starts it.
+pub(crate) async fn supervise_parts<S: PartSource>(
+    dir: &StackDir,
+    source: S,
+    reaper: &ProcessReaper,
+    beside: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let socket = dir.control_socket();
     // An earlier supervisor may have left its socket.
     let _ = fs::remove_file(&socket);
     let listener = tokio::net::UnixListener::bind(&socket).with_operation("listen on", &socket)?;
     let mut terminate = signal(SignalKind::terminate()).with_operation("handle signals for", &socket)?;
-    let reaper = ProcessReaper::default();
-    let forwarders = forward::open_forwarders(&config, loopback).await?;
-    let parts = PartsHandle::new(config.clone(), reaper.clone());
+    let parts = PartsHandle::new(source, reaper.clone());
     tokio::select! {
         ended = reaper.reap_until_dropped() => ended.with_operation("reap children of", &socket),
-        ended = try_join_all(forwarders.iter().map(Forwarder::accept_and_forward_until_error)) => ended.map(drop),
-        ended = disk::end_steps_that_fill_disk_until_error(&config, &reaper) => ended,
+        ended = beside => ended,
         ended = serve::serve_control_socket(&listener, &parts) => ended,
         _ = terminate.recv() => {
             parts.stop_all(&|_| ()).await;

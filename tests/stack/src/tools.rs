@@ -2,7 +2,7 @@
 //!
 //! Each directory of `tools/` is a Go module whose `tool` lines name programs; `go.mod` and `go.sum` pin
 //! every dependency with its checksum. The programs are cached in a directory whose name has a hash of these
-//! two files.
+//! two files and of the module's own source files.
 
 use std::{
     env, fs,
@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     command::{new_command, run_program},
     directories::{self, LauncherDirectories},
-    error::{IoResultExt as _, Result},
+    error::{IoResultExt as _, LauncherError, Result},
     progress::ProgressSink,
 };
 
@@ -99,11 +99,7 @@ pub async fn build_go_module(
     progress.emit_step("tools", format_args!("building {module}"));
     let new = tempfile::tempdir_in(&tools).with_operation("create a directory in", &tools)?;
     let mut go = new_command("go");
-    // runc enters namespaces in C, before Go's runtime starts threads, and filters system calls with libseccomp.
-    let (cgo, tags) = match module {
-        "runc" => ("1", "-tags=seccomp,urfave_cli_no_docs"),
-        _ => ("0", "-tags="),
-    };
+    let GoBuildOptions { cgo, tags, ldflags } = GoBuildOptions::of_module(module, &source)?;
     go.current_dir(source).env("CGO_ENABLED", cgo);
     if env::var_os("GOGC").is_none() {
         // Saves a fifth of the compiler's time, which it would spend on garbage collection.
@@ -111,7 +107,7 @@ pub async fn build_go_module(
     }
     // The trailing slash marks a directory: `go` would take it for a file's name if the module has a single
     // program.
-    go.args(["build", "-trimpath", "-ldflags=-s -w", tags, "-o"])
+    go.args(["build", "-trimpath", &ldflags, tags, "-o"])
         .arg(new.path().join(""))
         .arg("tool");
     progress
@@ -121,6 +117,56 @@ pub async fn build_go_module(
     fs::rename(&new, &built).with_operation("rename", &new)?;
     progress.emit_step("tools", format_args!("built {module}"));
     Ok(built)
+}
+
+/// The options of `go build` that differ between modules.
+#[derive(Debug, PartialEq, Eq)]
+struct GoBuildOptions {
+    /// The value of `CGO_ENABLED`.
+    cgo: &'static str,
+    tags: &'static str,
+    ldflags: String,
+}
+
+impl GoBuildOptions {
+    fn of_module(module: &str, source: &Path) -> Result<Self> {
+        let options = |cgo, tags, more_ldflags: &str| Self {
+            cgo,
+            tags,
+            ldflags: format!("-ldflags=-s -w{more_ldflags}"),
+        };
+        Ok(match module {
+            // runc enters namespaces in C, before Go's runtime starts threads, and filters system calls with
+            // libseccomp.
+            "runc" => options("1", "-tags=seccomp,urfave_cli_no_docs", ""),
+            "kubernetes" => {
+                let path = source.join("go.mod");
+                let text = fs::read_to_string(&path).with_operation("read", &path)?;
+                options("0", "-tags=", &kubernetes_version_ldflags(&text))
+            }
+            _ => options("0", "-tags=", ""),
+        })
+    }
+}
+
+/// Returns the linker flags that make the programs of Kubernetes report the version in `go.mod`. Without them they
+/// report v0.0.0, and charts that need a version refuse to be installed.
+fn kubernetes_version_ldflags(go_mod: &str) -> String {
+    let version = go_mod
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "))
+        .and_then(|rest| rest.split(' ').next())
+        .unwrap_or_default();
+    let mut numbers = version.trim_start_matches('v').split('.');
+    let values = [
+        ("gitVersion", version),
+        ("gitMajor", numbers.next().unwrap_or_default()),
+        ("gitMinor", numbers.next().unwrap_or_default()),
+        ("gitTreeState", "clean"),
+    ];
+    values
+        .map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}"))
+        .concat()
 }
 
 /// Returns the directory of a Go module in the repository.
@@ -138,15 +184,68 @@ fn built_programs_directory(directories: &LauncherDirectories, module: &str) -> 
     )))
 }
 
-/// Returns the hash of a Go module's `go.mod` and `go.sum`, 16 hexadecimal digits, which is part of the name of its
-/// programs' directory.
+/// Returns the hash of a Go module's `go.mod`, `go.sum` and source files, 16 hexadecimal digits, which is part of the
+/// name of its programs' directory.
 fn hash_of_module(module_directory: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     for name in ["go.mod", "go.sum"] {
         let path = module_directory.join(name);
         hash.update(fs::read(&path).with_operation("read", &path)?);
     }
+    for path in own_source_files(module_directory)? {
+        hash.update(fs::read(&path).with_operation("read", &path)?);
+    }
     let mut text = hex::encode(hash.finalize());
     text.truncate(16);
     Ok(text)
+}
+
+/// Returns the source files of a module's own programs, each of which is a directory of the module, in order.
+fn own_source_files(module_directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = |path: &Path| {
+        let entries = fs::read_dir(path).with_operation("read", path)?;
+        Ok::<_, LauncherError>(entries.flatten().map(|entry| entry.path()))
+    };
+    for program in entries(module_directory)?.filter(|path| path.is_dir()) {
+        found.extend(entries(&program)?.filter(|path| path.extension().is_some_and(|it| it == "go")));
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_programs_of_kubernetes_report_the_version_that_the_module_pins() {
+        let flags = kubernetes_version_ldflags("require (\n\tk8s.io/kubernetes v1.36.3 // indirect\n)\n");
+        for value in ["gitVersion=v1.36.3", "gitMajor=1", "gitMinor=36"] {
+            assert!(
+                flags.contains(&format!(" -X k8s.io/component-base/version.{value}")),
+                "{flags}"
+            );
+        }
+        let source = module_source_directory("kubernetes");
+        let options = GoBuildOptions::of_module("kubernetes", &source).unwrap();
+        assert!(options.ldflags.contains("gitMajor=1 "), "{options:?}");
+    }
+
+    #[test]
+    fn a_changed_source_file_of_a_module_changes_the_directory_of_its_programs() {
+        let module = tempfile::tempdir().unwrap();
+        fs::create_dir(module.path().join("program")).unwrap();
+        let main = module.path().join("program/main.go");
+        for path in [
+            &module.path().join("go.mod"),
+            &module.path().join("go.sum"),
+            &main,
+        ] {
+            fs::write(path, "").unwrap();
+        }
+        let before = hash_of_module(module.path()).unwrap();
+        fs::write(&main, "package main\n").unwrap();
+        assert_ne!(hash_of_module(module.path()).unwrap(), before);
+    }
 }

@@ -2,42 +2,32 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::Stdio,
-    time::{Duration, Instant},
 };
 
 use crate::{
     address::StackNumber,
     buildkit_disk, certificates,
-    cgroup::StackControlGroups,
-    control::{CommandAnswerEvent, ControlClient, SupervisorCommand},
     credentials::StackCredentials,
     deploy,
     directories::{self, LauncherDirectories, StackDir, write_private_file},
     down, egress,
     error::{IoResultExt as _, LauncherError, Result},
+    holder_process::{HolderProcess, start_missing_parts_and_wait},
     http,
     image::{BaseImageLayers, RegistryClient},
     limits::StepLimits,
     packages,
-    plan::{
-        ProgramFileStamp, ProviderChoice, RunningStackState, StackOptions, StackPlan, process_start_ticks,
-    },
+    part::StackPart,
+    plan::{ProgramFileStamp, ProviderChoice, RunningStackState, StackOptions, StackPlan},
     programs,
     progress::ProgressSink,
-    stack::{Stack, external, log_file_tail, part_failure_as_error},
+    stack::{Stack, external},
     step_address,
     step_runtime::{self, StepRuntimeConfiguration},
     tools::ToolPaths,
 };
-
-/// The longest time until the stack's supervisor accepts connections.
-const SUPERVISOR_START_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// The interval between attempts to connect to a supervisor that is starting.
-const SUPERVISOR_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Stack {
     /// Starts a stack or its missing parts, and deploys Slipway on the stack if the options say so.
@@ -149,10 +139,16 @@ fn absolute_path(path: &Path) -> Result<PathBuf> {
 
 /// Returns the stack's number from an earlier start, or a number that no other stack has.
 fn choose_stack_number(directories: &LauncherDirectories, dir: &StackDir) -> Result<StackNumber> {
-    let _one = directories::lock_file(&directories.stacks.join(".lock"))?;
     if let Some(plan) = StackPlan::read_earlier_plan_if_parsable(dir) {
         return Ok(plan.number);
     }
+    lowest_free_stack_number(directories)
+}
+
+/// Returns the lowest number that no stack has and that no running cluster uses.
+pub(crate) fn lowest_free_stack_number(directories: &LauncherDirectories) -> Result<StackNumber> {
+    directories::create_private_directory(&directories.stacks)?;
+    let _one = directories::lock_file(&directories.stacks.join(".lock"))?;
     let mut taken = HashSet::new();
     for entry in fs::read_dir(&directories.stacks)
         .with_operation("read", &directories.stacks)?
@@ -181,7 +177,7 @@ async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSi
     let unchanged = StackPlan::read_earlier_plan_if_parsable(dir).as_ref() == Some(&plan);
     if alive && unchanged {
         let stack = Stack::from_plan(dir.clone(), plan)?;
-        start_missing_parts_and_wait(&stack, progress).await?;
+        start_missing_parts_and_wait::<StackPart>(&stack.dir, progress).await?;
         return Ok(stack);
     }
     if alive {
@@ -190,18 +186,18 @@ async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSi
             "its programs, certificates or settings have changed; restarting",
         );
     }
-    down::stop_and_clean_up(dir, progress).await?;
+    down::stop_and_clean_up::<StackPart>(dir, progress).await?;
     write_stack_files(dir, &plan).await?;
     plan.write_plan(dir)?;
     // Before the supervisor starts, because this can take longer than a supervisor's start.
     buildkit_disk::make_or_repair_disk_image(dir, plan.step_limits()?.disk, progress).await?;
     let stack = Stack::from_plan(dir.clone(), plan)?;
-    let holder = HolderProcess::start_holder(&stack)?;
+    let holder = HolderProcess::start_holder(dir, &stack.plan()?.launcher.program, &["hold"])?;
     holder.wait_for_supervisor_and_move_holder(dir).await?;
-    if let Err(error) = start_missing_parts_and_wait(&stack, progress).await {
+    if let Err(error) = start_missing_parts_and_wait::<StackPart>(&stack.dir, progress).await {
         // The error is the reason for the failed start, whatever the clean-up returns; its failure would show
         // at the next start.
-        let _ = down::stop_and_clean_up(dir, progress).await;
+        let _ = down::stop_and_clean_up::<StackPart>(dir, progress).await;
         return Err(error);
     }
     holder.keep_running();
@@ -267,109 +263,4 @@ fn write_step_runtime(dir: &StackDir, plan: &StackPlan) -> Result<()> {
         source,
     })?;
     write_private_file(&path, &text)
-}
-
-/// Starts the parts of the stack that do not run, emits their progress, and waits until they are ready.
-async fn start_missing_parts_and_wait(stack: &Stack, progress: &ProgressSink) -> Result<()> {
-    let mut supervisor = ControlClient::connect_to_supervisor(&stack.dir.control_socket()).await?;
-    let mut started = 0;
-    let on_event = |event| match event {
-        CommandAnswerEvent::Starting { part } => progress.emit_step(part, "starting"),
-        CommandAnswerEvent::Ready { part, seconds } => {
-            started += 1;
-            progress.emit_step(part, format_args!("ready after {seconds:.1} s"));
-        }
-        _ => {}
-    };
-    let answer = supervisor
-        .send_command(SupervisorCommand::StartAll, on_event)
-        .await?;
-    part_failure_as_error(&stack.dir, answer)?;
-    if started == 0 {
-        progress.emit_step("stack", "all parts are running");
-    }
-    Ok(())
-}
-
-/// The holder of a stack that was just started. Dropping it kills the holder, and with it the stack, unless
-/// [`HolderProcess::keep_running`] was called.
-#[derive(Debug)]
-struct HolderProcess {
-    child: Option<std::process::Child>,
-}
-
-impl HolderProcess {
-    /// Starts the plan's launcher as the stack's holder, with its output in the supervisor's log; waits for nothing.
-    fn start_holder(stack: &Stack) -> Result<Self> {
-        let (dir, program) = (&stack.dir, &stack.plan()?.launcher.program);
-        let log = dir.part_log_file("supervisor");
-        let output = File::create(&log).with_operation("write", &log)?;
-        let errors = output.try_clone().with_operation("write", &log)?;
-        let mut command = std::process::Command::new(program);
-        command
-            .args(["hold", "--name", &dir.name])
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(errors);
-        let child = command.spawn();
-        let child = child.map_err(|source| LauncherError::Spawn {
-            program: program.display().to_string(),
-            source,
-        })?;
-        Ok(Self { child: Some(child) })
-    }
-
-    /// Waits until the stack's supervisor accepts connections, and then moves the holder to a control subgroup; fails
-    /// if the holder ends or [`SUPERVISOR_START_TIMEOUT`] passes.
-    async fn wait_for_supervisor_and_move_holder(&self, dir: &StackDir) -> Result<()> {
-        let holder = self
-            .child
-            .as_ref()
-            .map(std::process::Child::id)
-            .unwrap_or_default();
-        let end = Instant::now() + SUPERVISOR_START_TIMEOUT;
-        while ControlClient::connect_to_supervisor(&dir.control_socket())
-            .await
-            .is_err()
-        {
-            let failed = |reason: String| {
-                let log = dir.part_log_file("supervisor");
-                Err(LauncherError::Supervisor {
-                    reason,
-                    tail: log_file_tail(&log, 30),
-                    log,
-                })
-            };
-            if process_start_ticks(holder).is_none() {
-                return failed("ended".into());
-            }
-            if Instant::now() > end {
-                return failed(format!(
-                    "did not answer within {} s",
-                    SUPERVISOR_START_TIMEOUT.as_secs()
-                ));
-            }
-            tokio::time::sleep(SUPERVISOR_POLL_INTERVAL).await;
-        }
-        let running = RunningStackState::read_running_state(dir)?;
-        StackControlGroups::from_directories(running.map(|running| running.groups).unwrap_or_default())
-            .move_holder_to_subgroup(holder)
-    }
-
-    /// Keeps the stack running after this process ends. As long as this process runs, a thread reaps the holder
-    /// when it ends.
-    fn keep_running(mut self) {
-        if let Some(mut child) = self.child.take() {
-            std::thread::spawn(move || child.wait());
-        }
-    }
-}
-
-impl Drop for HolderProcess {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }

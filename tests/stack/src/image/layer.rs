@@ -34,7 +34,7 @@ const EXCLUDED_TOOLCHAIN_PATHS: &[&str] = &[
 
 /// An image layer.
 #[derive(Debug, Clone)]
-pub(super) struct Layer {
+pub(crate) struct Layer {
     pub(super) media_type: &'static str,
     /// The digest of the layer's stored blob.
     pub(super) digest: String,
@@ -129,16 +129,56 @@ pub(super) async fn load_or_make_toolchain_layer(
     .await
 }
 
+/// An entry of a layer that is made in memory.
+#[derive(Debug)]
+pub(crate) struct LayerEntry {
+    /// The path of the entry from the root of the image, without a leading slash.
+    pub(crate) path: String,
+    /// The permissions of the entry; they have no meaning for a symbolic link.
+    pub(crate) mode: u32,
+    pub(crate) content: LayerEntryContent,
+}
+
+/// The content of an entry of a layer.
+#[derive(Debug)]
+pub(crate) enum LayerEntryContent {
+    File(Vec<u8>),
+    SymbolicLink(String),
+    Directory,
+}
+
 /// Creates an uncompressed layer of small files, each with its path from the root, without the cache.
 pub(super) fn layer_from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
+    layer_from_entries(files.into_iter().map(|(path, content)| LayerEntry {
+        path,
+        mode: 0o644,
+        content: LayerEntryContent::File(content),
+    }))
+}
+
+/// Creates an uncompressed layer of entries that root owns, without the cache.
+pub(crate) fn layer_from_entries(entries: impl IntoIterator<Item = LayerEntry>) -> Result<Layer> {
     let mut tar = tar::Builder::new(Vec::new());
-    for (path, content) in files {
+    for LayerEntry { path, mode, content } in entries {
         let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
+        header.set_mode(mode);
         header.set_mtime(0);
-        tar.append_data(&mut header, &path, content.as_slice())
-            .with_operation("add to the layer", path)?;
+        header.set_size(0);
+        let added = match content {
+            LayerEntryContent::File(content) => {
+                header.set_size(content.len() as u64);
+                tar.append_data(&mut header, &path, content.as_slice())
+            }
+            LayerEntryContent::SymbolicLink(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                tar.append_link(&mut header, &path, target)
+            }
+            LayerEntryContent::Directory => {
+                header.set_entry_type(tar::EntryType::Directory);
+                tar.append_data(&mut header, &path, std::io::empty())
+            }
+        };
+        added.with_operation("add to the layer", path)?;
     }
     let bytes = tar.into_inner().with_operation("finish", "the layer")?;
     let digest = bytes_digest(&bytes);

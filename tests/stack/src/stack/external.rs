@@ -103,6 +103,7 @@ mod tests {
         LauncherDirectories {
             cache: "/c".into(),
             stacks: "/s".into(),
+            clusters: "/k".into(),
         }
     }
 

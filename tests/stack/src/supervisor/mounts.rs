@@ -79,7 +79,7 @@ fn stack_resolv_conf(machine_resolv_conf: &str) -> String {
 }
 
 /// Writes a file, and creates its directory if it is missing.
-fn write_file_and_create_directory(path: &Path, content: &str) -> Result<()> {
+pub(crate) fn write_file_and_create_directory(path: &Path, content: &str) -> Result<()> {
     let dir = path.parent().unwrap_or(path);
     fs::create_dir_all(dir).with_operation("create", dir)?;
     fs::write(path, content).with_operation("write", path)

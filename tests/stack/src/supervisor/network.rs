@@ -15,7 +15,7 @@ use crate::{
     address::{
         BRIDGE_ADDRESS, BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKITS_INTERFACE_TO_STACK,
         STACKS_ADDRESS_TOWARDS_BUILDKIT, STACKS_INTERFACE_TO_BUILDKIT, STACKS_INTERFACE_TO_MACHINE,
-        STEPS_SUBNET,
+        STEPS_SUBNET, StackNumber,
     },
     command::run_program_blocking,
     egress::{EgressRules, parse_machine_networks},
@@ -35,18 +35,8 @@ pub(crate) const BUILDKIT_NAMESPACE_FILE: &str = "/run/netns/buildkit";
 /// own. Threads that start later inherit it, so this must run before any other thread starts.
 pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
     let number = plan.number;
-    let (outer, inner) = (number.machines_end_address(), number.stacks_end_address());
-    let interface = number.machines_end_interface();
-    run_ip("netns add stack")?;
+    create_namespace_with_link_to_machine(number)?;
     run_ip("netns add buildkit")?;
-    File::create(MACHINE_NAMESPACE_FILE).with_operation("create", MACHINE_NAMESPACE_FILE)?;
-    rustix::mount::mount_bind("/proc/self/ns/net", MACHINE_NAMESPACE_FILE)
-        .with_operation("mount", MACHINE_NAMESPACE_FILE)?;
-    run_ip(&format!(
-        "link add {interface} type veth peer name {STACKS_INTERFACE_TO_MACHINE} netns stack"
-    ))?;
-    run_ip(&format!("address add {outer}/30 dev {interface}"))?;
-    run_ip(&format!("link set {interface} up"))?;
     let machine = parse_machine_networks(&run_ip("-json -4 address show")?)?;
     let egress = EgressRules {
         public: plan.public,
@@ -54,12 +44,7 @@ pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
         ..EgressRules::new(plan.allowed.clone(), machine)?
     };
 
-    enter_network_namespace(STACK_NAMESPACE_FILE)?;
-    run_ip("link set lo up")?;
-    run_ip(&format!(
-        "address add {inner}/30 dev {STACKS_INTERFACE_TO_MACHINE}"
-    ))?;
-    run_ip(&format!("link set {STACKS_INTERFACE_TO_MACHINE} up"))?;
+    enter_namespace_and_set_up_link_to_machine(number)?;
     run_ip(&format!("link add {BRIDGE_INTERFACE} type bridge"))?;
     run_ip(&format!("address add {BRIDGE_ADDRESS}/16 dev {BRIDGE_INTERFACE}"))?;
     run_ip(&format!("link set {BRIDGE_INTERFACE} up"))?;
@@ -78,6 +63,32 @@ pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
     enter_network_namespace(BUILDKIT_NAMESPACE_FILE)?;
     set_up_buildkit_network()?;
     enter_network_namespace(STACK_NAMESPACE_FILE)
+}
+
+/// Creates a network namespace for a stack or cluster, with a pair of interfaces that connects it to the machine.
+pub(crate) fn create_namespace_with_link_to_machine(number: StackNumber) -> Result<()> {
+    let (address, interface) = (number.machines_end_address(), number.machines_end_interface());
+    run_ip("netns add stack")?;
+    File::create(MACHINE_NAMESPACE_FILE).with_operation("create", MACHINE_NAMESPACE_FILE)?;
+    rustix::mount::mount_bind("/proc/self/ns/net", MACHINE_NAMESPACE_FILE)
+        .with_operation("mount", MACHINE_NAMESPACE_FILE)?;
+    run_ip(&format!(
+        "link add {interface} type veth peer name {STACKS_INTERFACE_TO_MACHINE} netns stack"
+    ))?;
+    run_ip(&format!("address add {address}/30 dev {interface}"))?;
+    run_ip(&format!("link set {interface} up")).map(drop)
+}
+
+/// Moves this thread into the namespace that [`create_namespace_with_link_to_machine`] created, and sets up its end of
+/// the link. Threads that start later inherit the namespace, so this must run before any other thread starts.
+pub(crate) fn enter_namespace_and_set_up_link_to_machine(number: StackNumber) -> Result<()> {
+    enter_network_namespace(STACK_NAMESPACE_FILE)?;
+    run_ip("link set lo up")?;
+    run_ip(&format!(
+        "address add {}/30 dev {STACKS_INTERFACE_TO_MACHINE}",
+        number.stacks_end_address()
+    ))?;
+    run_ip(&format!("link set {STACKS_INTERFACE_TO_MACHINE} up")).map(drop)
 }
 
 /// Sets up BuildKit's network from inside: rules, kernel settings, addresses and the default route.
@@ -110,7 +121,7 @@ fn enter_network_namespace(namespace_file: &str) -> Result<()> {
 
 /// Writes a kernel setting of this thread's network namespace; does nothing if the kernel lacks it, as a machine
 /// without IPv6 lacks the settings of IPv6.
-fn set_sysctl_if_present(name: &str, value: &str) -> Result<()> {
+pub(crate) fn set_sysctl_if_present(name: &str, value: &str) -> Result<()> {
     let path = Path::new("/proc/sys").join(name);
     match path.exists() {
         true => fs::write(&path, value).with_operation("write", path),
@@ -119,7 +130,7 @@ fn set_sysctl_if_present(name: &str, value: &str) -> Result<()> {
 }
 
 /// Adds rules to the firewall of this thread's network namespace.
-fn add_firewall_rules(rules_file_stem: &str, rules: &str) -> Result<()> {
+pub(crate) fn add_firewall_rules(rules_file_stem: &str, rules: &str) -> Result<()> {
     let path = Path::new("/run/slipway").join(format!("{rules_file_stem}.rules"));
     fs::write(&path, rules).with_operation("write", &path)?;
     run_program_blocking(

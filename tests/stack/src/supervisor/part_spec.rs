@@ -10,10 +10,12 @@ use crate::{
         BRIDGE_ADDRESS, EGRESS_INTERFACE, NATS_MONITOR_PORT, NATS_PORT, PLAIN_BUILDER_METRICS_PORT,
         PLAIN_BUILDER_PORT, PROVIDER_PORT, REGISTRY_PORT,
     },
+    cgroup,
     directories::StackDir,
+    error::Result,
     part::StackPart,
     plan::{ProviderChoice, StackPlan},
-    supervisor::{faasd, mounts, network, ready::ReadyCheck},
+    supervisor::{disk, faasd, mounts, network, parts::PartSource, ready::ReadyCheck, reaper::ProcessReaper},
     tools::ToolPaths,
 };
 
@@ -27,7 +29,7 @@ const NATS_CLUSTER_NAME: &str = "faas-cluster";
 /// The text in a queue-worker's log that shows that it receives calls.
 const QUEUE_WORKER_READY_TEXT: &str = "Listening on [";
 
-/// The specification of one part of the stack.
+/// The specification of one part.
 #[derive(Debug)]
 pub(crate) struct PartSpec {
     /// The command that starts the part.
@@ -45,11 +47,12 @@ pub(crate) struct PartSpecSource {
     pub(crate) plan: StackPlan,
 }
 
-impl PartSpecSource {
-    /// Returns the specification of a part of the stack.
-    pub(crate) fn spec_of(&self, part: StackPart) -> PartSpec {
+impl PartSource for PartSpecSource {
+    type Part = StackPart;
+
+    fn spec_of(&self, part: StackPart) -> PartSpec {
         match part {
-            StackPart::Egress => self.egress_spec(),
+            StackPart::Egress => egress_spec(self.command_with_part_environment("nsenter")),
             StackPart::Registry => self.registry_spec(),
             StackPart::Buildkit => self.buildkit_spec(),
             StackPart::Containerd => self.containerd_spec(),
@@ -61,6 +64,23 @@ impl PartSpecSource {
         }
     }
 
+    fn log_file_of(&self, part: StackPart) -> PathBuf {
+        self.dir.part_log_file(part.name())
+    }
+
+    fn prepare_start_of_all(&self) -> Result<()> {
+        cgroup::create_steps_group_with_limits(&self.plan.step_limits()?)
+    }
+
+    async fn prepare_start_of(&self, part: StackPart, reaper: &ProcessReaper) -> Result<()> {
+        match part {
+            StackPart::Buildkit => disk::repair_and_remount_unwritable_disk(&self.dir, reaper).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+impl PartSpecSource {
     /// Returns the path of BuildKit's socket for clients on the machine.
     pub(crate) fn buildkit_socket_path(&self) -> PathBuf {
         self.dir.sockets_directory().join("buildkitd.sock")
@@ -71,54 +91,10 @@ impl PartSpecSource {
         self.dir.sockets_directory().join("containerd.sock")
     }
 
-    /// Creates a command with the environment of every part: of the launcher's own, only `LANG` and the variables that
-    /// locate the machine's certificates.
+    /// Creates a command with the environment of every part ([`command_with_clean_environment`]).
     pub(crate) fn command_with_part_environment(&self, program: impl Into<PathBuf>) -> Command {
-        let mut command = Command::new(program.into());
-        command
-            .env_clear()
-            .current_dir(&self.dir.root)
-            .env("HOME", self.dir.home_of_parts());
         let ToolPaths { containerd, runc, .. } = &self.plan.tools;
-        let tools = [containerd, runc]
-            .into_iter()
-            .filter_map(|program| program.parent())
-            .map(|dir| format!("{}:", dir.display()))
-            .collect::<String>();
-        command.env(
-            "PATH",
-            format!("{tools}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-        );
-        for name in ["LANG", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
-        }
-        command
-    }
-
-    /// Returns the specification of slirp4netns, which runs in the machine's network namespace and serves the
-    /// stack's. It uses the resolver in `/etc/resolv.conf`, which has to be the machine's.
-    fn egress_spec(&self) -> PartSpec {
-        let mut command = self.command_with_part_environment("nsenter");
-        command.arg(format!("--net={}", network::MACHINE_NAMESPACE_FILE));
-        command.args(["unshare", "--mount", "sh", "-c"]);
-        command
-            .arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"")
-            .arg(mounts::MACHINE_RESOLV_CONF_PATH);
-        command.args([
-            "slirp4netns",
-            "--configure",
-            "--mtu=65520",
-            "--disable-host-loopback",
-            "--netns-type=path",
-        ]);
-        command.args([network::STACK_NAMESPACE_FILE, EGRESS_INTERFACE]);
-        PartSpec {
-            command,
-            ready: ReadyCheck::DefaultRoute(EGRESS_INTERFACE),
-            files: Vec::new(),
-        }
+        command_with_clean_environment(&self.dir, program, &[containerd.as_path(), runc.as_path()])
     }
 
     fn registry_spec(&self) -> PartSpec {
@@ -321,6 +297,60 @@ impl PartSpecSource {
             ready: ReadyCheck::Http { url, status: 200 },
             files: Vec::new(),
         }
+    }
+}
+
+/// Creates a command with the environment of every part: of the launcher's own, only `LANG` and the variables that
+/// locate the machine's certificates. The directories of `tools` are the first ones in its `PATH`.
+pub(crate) fn command_with_clean_environment(
+    dir: &StackDir,
+    program: impl Into<PathBuf>,
+    tools: &[&Path],
+) -> Command {
+    let mut command = Command::new(program.into());
+    command
+        .env_clear()
+        .current_dir(&dir.root)
+        .env("HOME", dir.home_of_parts());
+    let tools = tools
+        .iter()
+        .filter_map(|program| program.parent())
+        .map(|dir| format!("{}:", dir.display()))
+        .collect::<String>();
+    command.env(
+        "PATH",
+        format!("{tools}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    );
+    for name in ["LANG", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
+}
+
+/// Returns the specification of slirp4netns, which runs in the machine's network namespace and serves the namespace of
+/// the stack or cluster. It uses the resolver in `/etc/resolv.conf`, which has to be the machine's. `nsenter` is a
+/// command for this program without arguments.
+pub(crate) fn egress_spec(nsenter: Command) -> PartSpec {
+    let mut command = nsenter;
+    command.arg(format!("--net={}", network::MACHINE_NAMESPACE_FILE));
+    command.args(["unshare", "--mount", "sh", "-c"]);
+    command
+        .arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"")
+        .arg(mounts::MACHINE_RESOLV_CONF_PATH);
+    command.args([
+        "slirp4netns",
+        "--configure",
+        "--mtu=65520",
+        "--disable-host-loopback",
+        "--netns-type=path",
+    ]);
+    command.args([network::STACK_NAMESPACE_FILE, EGRESS_INTERFACE]);
+    PartSpec {
+        command,
+        ready: ReadyCheck::DefaultRoute(EGRESS_INTERFACE),
+        files: Vec::new(),
     }
 }
 

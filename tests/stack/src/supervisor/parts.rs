@@ -1,11 +1,12 @@
-//! The running parts of a stack, which the supervisor starts, stops and watches.
+//! The running parts of a stack or cluster, which the supervisor starts, stops and watches.
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     future::Future,
     io,
     os::unix::process::CommandExt as _,
+    path::PathBuf,
     pin::Pin,
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,20 +17,16 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 
 use crate::{
-    cgroup,
     control::{CommandAnswerEvent, PartState, PartStatus},
     error::{IoResultExt as _, Result, error_with_causes},
-    part::StackPart,
+    part::SupervisedPart,
     supervisor::{
-        disk, logs,
-        part_spec::{PartSpec, PartSpecSource},
+        logs,
+        part_spec::PartSpec,
         ready::{PartLogSinceStart, ReadyCheck},
         reaper::{ChildProcess, ProcessReaper},
     },
 };
-
-/// The longest time for a part of the stack to become ready.
-const PART_READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest time for a part to end after SIGTERM, before SIGKILL.
 const PART_END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,7 +42,29 @@ const LONGEST_RESTART_DELAY: Duration = Duration::from_secs(30);
 const RUN_TIME_THAT_RESETS_RESTART_DELAY: Duration = Duration::from_secs(60);
 
 /// A function that receives events about parts.
-pub(crate) type PartEventListener<'a> = &'a (dyn Fn(CommandAnswerEvent) + Send + Sync);
+pub(crate) type PartEventListener<'a, P> = &'a (dyn Fn(CommandAnswerEvent<P>) + Send + Sync);
+
+/// The source of what a supervisor needs to know about its parts.
+pub(crate) trait PartSource: fmt::Debug + Clone + Send + Sync + 'static {
+    /// The parts that this source describes.
+    type Part: SupervisedPart;
+
+    /// Returns the specification of a part.
+    fn spec_of(&self, part: Self::Part) -> PartSpec;
+
+    /// Returns the path of a part's log.
+    fn log_file_of(&self, part: Self::Part) -> PathBuf;
+
+    /// Prepares what all parts need, before the first of them starts.
+    fn prepare_start_of_all(&self) -> Result<()>;
+
+    /// Prepares what one part needs, each time before it starts.
+    fn prepare_start_of(
+        &self,
+        part: Self::Part,
+        reaper: &ProcessReaper,
+    ) -> impl Future<Output = Result<()>> + Send;
+}
 
 /// The outcome of starting a part.
 enum PartStartOutcome {
@@ -54,12 +73,12 @@ enum PartStartOutcome {
     Timeout,
 }
 
-/// The supervisor's handle of the stack's parts; cheap to clone.
+/// The supervisor's handle of its parts; cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct PartsHandle {
-    config: Arc<PartSpecSource>,
+pub(crate) struct PartsHandle<S: PartSource> {
+    config: Arc<S>,
     reaper: ProcessReaper,
-    entries: Arc<Mutex<BTreeMap<StackPart, PartEntry>>>,
+    entries: Arc<Mutex<BTreeMap<S::Part, PartEntry>>>,
     /// A lock that is held while parts are started or stopped: one command at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -72,9 +91,9 @@ struct PartEntry {
     child: Option<ChildProcess>,
 }
 
-impl PartsHandle {
-    /// Creates the handle of a stack's parts, none of which runs yet.
-    pub(crate) fn new(config: PartSpecSource, reaper: ProcessReaper) -> Self {
+impl<S: PartSource> PartsHandle<S> {
+    /// Creates the handle of parts, none of which runs yet.
+    pub(crate) fn new(config: S, reaper: ProcessReaper) -> Self {
         Self {
             config: Arc::new(config),
             reaper,
@@ -83,10 +102,10 @@ impl PartsHandle {
         }
     }
 
-    /// Returns the state of every part of the stack that was started at least once.
-    pub(crate) fn part_statuses(&self) -> Vec<PartStatus> {
+    /// Returns the state of every part that was started at least once.
+    pub(crate) fn part_statuses(&self) -> Vec<PartStatus<S::Part>> {
         let entries = self.lock_entries();
-        let status = |(part, entry): (&StackPart, &PartEntry)| PartStatus {
+        let status = |(part, entry): (&S::Part, &PartEntry)| PartStatus {
             part: *part,
             state: entry.state.clone(),
             seconds: entry.since.elapsed().as_secs(),
@@ -94,19 +113,19 @@ impl PartsHandle {
         entries.iter().map(status).collect()
     }
 
-    /// Creates the control group of all build steps, with the plan's limits for all of them together.
-    pub(crate) fn create_steps_group_with_limits(&self) -> Result<()> {
-        cgroup::create_steps_group_with_limits(&self.config.plan.step_limits()?)
+    /// Prepares what all parts need, before the first of them starts.
+    pub(crate) fn prepare_start_of_all(&self) -> Result<()> {
+        self.config.prepare_start_of_all()
     }
 
-    /// Starts all parts of the stack that do not run, group by group, and waits until they are ready; fails with the
+    /// Starts all parts that do not run, group by group, and waits until they are ready; fails with the
     /// first failure and its part.
     pub(crate) async fn start_all_and_wait_until_ready(
         &self,
-        on_event: PartEventListener<'_>,
-    ) -> Result<(), (StackPart, String)> {
+        on_event: PartEventListener<'_, S::Part>,
+    ) -> Result<(), (S::Part, String)> {
         let _one = self.changing.lock().await;
-        for group in StackPart::START_GROUPS {
+        for group in S::Part::START_GROUPS {
             let starts = group.iter().map(|part| async {
                 self.start_part_while_locked(*part, FIRST_RESTART_DELAY, on_event)
                     .await
@@ -120,29 +139,38 @@ impl PartsHandle {
         Ok(())
     }
 
-    /// Starts one part of the stack, unless it runs, and waits until it is ready; fails with the reason if it does not
+    /// Starts one part, unless it runs, and waits until it is ready; fails with the reason if it does not
     /// become ready.
     pub(crate) async fn start_part(
         &self,
-        part: StackPart,
-        on_event: PartEventListener<'_>,
+        part: S::Part,
+        on_event: PartEventListener<'_, S::Part>,
     ) -> Result<(), String> {
         let _one = self.changing.lock().await;
         self.start_part_while_locked(part, FIRST_RESTART_DELAY, on_event)
             .await
     }
 
-    /// Stops one part of the stack, if it runs, with SIGTERM or, after [`PART_END_TIMEOUT`], with SIGKILL.
-    pub(crate) async fn stop_part(&self, part: StackPart, on_event: PartEventListener<'_>) {
+    /// Stops one part, if it runs, with SIGTERM or, after [`PART_END_TIMEOUT`], with SIGKILL.
+    pub(crate) async fn stop_part(&self, part: S::Part, on_event: PartEventListener<'_, S::Part>) {
         let _one = self.changing.lock().await;
         self.stop_part_while_locked(part, on_event).await;
     }
 
-    /// Stops all parts of the stack, in the opposite order of their start.
-    pub(crate) async fn stop_all(&self, on_event: PartEventListener<'_>) {
+    /// Stops all parts, in the opposite order of their start.
+    pub(crate) async fn stop_all(&self, on_event: PartEventListener<'_, S::Part>) {
         let _one = self.changing.lock().await;
-        self.stop_part_while_locked(StackPart::Builder, on_event).await;
-        for group in StackPart::START_GROUPS.iter().rev() {
+        let in_groups = |part: &S::Part| S::Part::START_GROUPS.iter().any(|group| group.contains(part));
+        let others = self
+            .lock_entries()
+            .keys()
+            .copied()
+            .filter(|part| !in_groups(part))
+            .collect::<Vec<_>>();
+        for part in others {
+            self.stop_part_while_locked(part, on_event).await;
+        }
+        for group in S::Part::START_GROUPS.iter().rev() {
             join_all(
                 group
                     .iter()
@@ -156,9 +184,9 @@ impl PartsHandle {
     /// ends by itself afterwards, it is started again after `restart_delay`.
     async fn start_part_while_locked(
         &self,
-        part: StackPart,
+        part: S::Part,
         restart_delay: Duration,
-        on_event: PartEventListener<'_>,
+        on_event: PartEventListener<'_, S::Part>,
     ) -> Result<(), String> {
         if self
             .lock_entries()
@@ -169,11 +197,10 @@ impl PartsHandle {
         }
         on_event(CommandAnswerEvent::Starting { part });
         let began = Instant::now();
-        if part == StackPart::Buildkit {
-            disk::repair_and_remount_unwritable_disk(&self.config.dir, &self.reaper)
-                .await
-                .map_err(error_with_causes)?;
-        }
+        self.config
+            .prepare_start_of(part, &self.reaper)
+            .await
+            .map_err(error_with_causes)?;
         let spec = self.config.spec_of(part);
         let (mut child, log, ready) = self.write_config_and_start_process_of_part(part, spec)?;
         self.set_part_state(part, PartState::Starting, Some(child.clone()));
@@ -181,14 +208,14 @@ impl PartsHandle {
         let outcome = tokio::select! {
             () = ready.wait_until_ready(&self.reaper, &log, &mut last_failure) => PartStartOutcome::Ready,
             status = child.wait_until_ended() => PartStartOutcome::Ended(status),
-            () = tokio::time::sleep(PART_READY_TIMEOUT) => PartStartOutcome::Timeout,
+            () = tokio::time::sleep(S::Part::READY_TIMEOUT) => PartStartOutcome::Timeout,
         };
         let result = match outcome {
             PartStartOutcome::Ready => Ok(()),
             PartStartOutcome::Ended(status) => Err(format!("it ended: {status}")),
             PartStartOutcome::Timeout => Err(format!(
                 "not within {} s: {last_failure}",
-                PART_READY_TIMEOUT.as_secs()
+                S::Part::READY_TIMEOUT.as_secs()
             )),
         };
         if let Err(reason) = &result {
@@ -217,7 +244,7 @@ impl PartsHandle {
     /// Writes a part's configuration, starts its process, and copies its output to the part's log.
     fn write_config_and_start_process_of_part(
         &self,
-        part: StackPart,
+        part: S::Part,
         spec: PartSpec,
     ) -> Result<(ChildProcess, PartLogSinceStart, ReadyCheck), String> {
         let PartSpec {
@@ -234,7 +261,7 @@ impl PartsHandle {
                 .with_operation("write", &path)
                 .map_err(error_with_causes)?;
         }
-        let log = self.config.dir.part_log_file(part.name());
+        let log = self.config.log_file_of(part);
         let from = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let name = command.get_program().to_string_lossy().into_owned();
         let start = || {
@@ -258,7 +285,7 @@ impl PartsHandle {
     /// `delay`, as often as it takes, unless somebody starts or stops it before.
     fn restart_after_unrequested_end(
         self,
-        part: StackPart,
+        part: S::Part,
         mut child: ChildProcess,
         delay: Duration,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -290,7 +317,7 @@ impl PartsHandle {
 
     /// Records that a part's process has ended, if it is the part's present one and nobody requested its end; returns
     /// whether it is.
-    fn record_end_if_unrequested(&self, part: StackPart, child: &ChildProcess, reason: String) -> bool {
+    fn record_end_if_unrequested(&self, part: S::Part, child: &ChildProcess, reason: String) -> bool {
         let mut entries = self.lock_entries();
         let Some(entry) = entries.get_mut(&part) else {
             return false;
@@ -311,7 +338,7 @@ impl PartsHandle {
     }
 
     /// Stops a part if it runs, and waits until it has ended; the caller holds the lock `changing`.
-    async fn stop_part_while_locked(&self, part: StackPart, on_event: PartEventListener<'_>) {
+    async fn stop_part_while_locked(&self, part: S::Part, on_event: PartEventListener<'_, S::Part>) {
         let child = self
             .lock_entries()
             .get_mut(&part)
@@ -334,7 +361,7 @@ impl PartsHandle {
     }
 
     /// Records a part's state as of now, with its process.
-    fn set_part_state(&self, part: StackPart, state: PartState, child: Option<ChildProcess>) {
+    fn set_part_state(&self, part: S::Part, state: PartState, child: Option<ChildProcess>) {
         self.lock_entries().insert(
             part,
             PartEntry {
@@ -345,7 +372,7 @@ impl PartsHandle {
         );
     }
 
-    fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<StackPart, PartEntry>> {
+    fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<S::Part, PartEntry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -10,11 +10,14 @@ use crate::{
     cgroup,
     control::{CommandAnswerEvent, SupervisorCommand},
     error::{IoResultExt as _, Result, error_with_causes},
-    supervisor::parts::PartsHandle,
+    supervisor::parts::{PartSource, PartsHandle},
 };
 
 /// Serves connections to the control socket until a shutdown command was executed and answered.
-pub(crate) async fn serve_control_socket(listener: &UnixListener, parts: &PartsHandle) -> Result<()> {
+pub(crate) async fn serve_control_socket<S: PartSource>(
+    listener: &UnixListener,
+    parts: &PartsHandle<S>,
+) -> Result<()> {
     let (end, mut ended) = watch::channel(false);
     loop {
         tokio::select! {
@@ -29,11 +32,15 @@ pub(crate) async fn serve_control_socket(listener: &UnixListener, parts: &PartsH
 
 /// Executes the commands of one connection, one after the other, and sends the events of each; sets `end` after a
 /// shutdown command.
-async fn serve_control_connection(stream: UnixStream, parts: PartsHandle, end: watch::Sender<bool>) {
+async fn serve_control_connection<S: PartSource>(
+    stream: UnixStream,
+    parts: PartsHandle<S>,
+    end: watch::Sender<bool>,
+) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        let command = serde_json::from_str::<SupervisorCommand>(&line);
+        let command = serde_json::from_str::<SupervisorCommand<S::Part>>(&line);
         let shutdown = matches!(command, Ok(SupervisorCommand::Shutdown));
         let (events, mut received) = mpsc::unbounded_channel();
         let parts = parts.clone();
@@ -60,18 +67,18 @@ async fn serve_control_connection(stream: UnixStream, parts: PartsHandle, end: w
 }
 
 /// Executes a command, sends its progress to `events`, and returns the final event.
-async fn execute_command(
-    command: SupervisorCommand,
-    parts: &PartsHandle,
-    events: &mpsc::UnboundedSender<CommandAnswerEvent>,
-) -> CommandAnswerEvent {
+async fn execute_command<S: PartSource>(
+    command: SupervisorCommand<S::Part>,
+    parts: &PartsHandle<S>,
+    events: &mpsc::UnboundedSender<CommandAnswerEvent<S::Part>>,
+) -> CommandAnswerEvent<S::Part> {
     let on_event = |event| {
         let _ = events.send(event);
     };
     match command {
         SupervisorCommand::StartAll => {
-            if let Err(error) = cgroup::enter_subgroup_and_delegate_controllers()
-                .and_then(|()| parts.create_steps_group_with_limits())
+            if let Err(error) =
+                cgroup::enter_subgroup_and_delegate_controllers().and_then(|()| parts.prepare_start_of_all())
             {
                 return CommandAnswerEvent::Rejected {
                     reason: error_with_causes(error),

@@ -216,7 +216,7 @@ async fn a_part_that_fails_is_reported_with_the_end_of_its_log_and_the_stack_is_
     };
     assert_eq!(
         (part, reason.as_str()),
-        (StackPart::Gateway, "it ended: exit status 7")
+        (StackPart::Gateway.to_string(), "it ended: exit status 7")
     );
     assert_eq!(tail, "first\nit is too early");
     assert!(log.ends_with("test-failing/log/gateway.log"));

@@ -30,35 +30,58 @@ pub(crate) struct StackFootprint {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct HostState {
     firewall: String,
-    forwarding: String,
+    kernel_settings: Vec<(&'static str, String)>,
     directories: Vec<(&'static str, Vec<String>)>,
 }
 
 /// The directories of the machine in which the stack's programs would make files without isolation.
-const LEFTOVER_DIRECTORIES: [&str; 10] = [
+const LEFTOVER_DIRECTORIES: [&str; 13] = [
     "/run",
     "/run/netns",
     "/run/containerd",
     "/run/buildkit",
     "/run/cni",
+    "/var/lib",
     "/var/lib/cni",
     "/var/lib/containerd",
     "/etc/cni",
+    "/var/log",
+    "/usr/libexec",
     "/opt",
     "/opt/cni",
+];
+
+/// The settings of the kernel that the programs of a stack or cluster would change without isolation.
+const KERNEL_SETTINGS: [&str; 5] = [
+    "net/ipv4/ip_forward",
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
 ];
 
 impl HostState {
     /// Reads the current state of the machine.
     pub(crate) fn current_host_state() -> Self {
         let firewall = Command::new("iptables-save").output().unwrap();
-        let firewall = String::from_utf8(firewall.stdout).unwrap();
+        let mut firewall = String::from_utf8(firewall.stdout).unwrap();
+        // The program is there if a cluster was ever started.
+        if let Ok(sets) = Command::new("ipset").args(["list", "-name"]).output() {
+            firewall.push_str(&String::from_utf8(sets.stdout).unwrap());
+        }
         // Comments contain the time. Chains have counters of packets, such as `[12:3456]`, which change all the time.
         let lines = firewall.lines().filter(|line| !line.starts_with('#'));
         let without_counters = lines.map(|line| line.split(" [").next().unwrap_or(line));
         Self {
             firewall: without_counters.collect(),
-            forwarding: fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
+            kernel_settings: KERNEL_SETTINGS
+                .map(|name| {
+                    (
+                        name,
+                        fs::read_to_string(Path::new("/proc/sys").join(name)).unwrap(),
+                    )
+                })
+                .to_vec(),
             directories: LEFTOVER_DIRECTORIES
                 .map(|dir| (dir, entry_names(Path::new(dir))))
                 .to_vec(),
@@ -69,22 +92,22 @@ impl HostState {
 impl StackFootprint {
     /// Inspects the machine for the footprint of a running stack.
     pub(crate) fn footprint_of_stack(stack: &Stack) -> Self {
+        let address = stack.gateway.url.trim_start_matches("http://");
+        Self::footprint(stack.name(), &stack.dir.root, address)
+    }
+
+    /// Inspects the machine for the footprint of what runs in the control groups `slipway-NAME`, has a directory, and is
+    /// reached at an address of this machine's pair of interfaces to it.
+    pub(crate) fn footprint(name: &str, dir: &Path, address: &str) -> Self {
         let own = process_ids()
             .into_iter()
-            .filter(|pid| belongs_to_stack(pid, stack.name()) && !is_network_plugin(pid))
+            .filter(|pid| belongs_to_stack(pid, name) && !is_network_plugin(pid))
             .collect::<Vec<_>>();
         let here = namespaces_of("self");
-        let host = stack
-            .gateway
-            .url
-            .trim_start_matches("http://")
-            .split('.')
-            .nth(2)
-            .unwrap()
-            .to_owned();
+        let number = address.split('.').nth(2).unwrap();
         Self {
-            name: stack.name().to_owned(),
-            dir: stack.dir.root.clone(),
+            name: name.to_owned(),
+            dir: dir.to_owned(),
             processes: own.iter().filter_map(|pid| pid_and_start_ticks(pid)).collect(),
             all_processes: process_ids()
                 .iter()
@@ -95,7 +118,7 @@ impl StackFootprint {
                 .flat_map(|pid| namespaces_of(pid))
                 .filter(|ns| !here.contains(ns))
                 .collect(),
-            interface: format!("slipway{host}"),
+            interface: format!("slipway{number}"),
         }
     }
 

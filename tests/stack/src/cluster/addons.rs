@@ -1,0 +1,108 @@
+//! What runs on every cluster: CoreDNS, a registry and volumes. The manifests are in `tests/stack/cluster`.
+
+use super::{
+    Cluster,
+    address::{DNS_SERVICE_ADDRESS, REGISTRY_PORT, REGISTRY_SERVICE_ADDRESS},
+    images::SystemImage,
+    plan::NODE_NAME,
+    spec::CONTAINERD_SOCKET,
+    supervisor::VOLUMES_DATA,
+};
+use crate::{
+    command::{new_command, run_program, run_program_with_input},
+    control,
+    error::Result,
+    progress::ProgressSink,
+};
+
+/// The number of the cluster's volumes. There is no provisioner: a claim is bound to one of these.
+const VOLUMES: usize = 24;
+
+/// The longest time until a Deployment of the cluster is available, in the notation of kubectl.
+const ROLLOUT_TIMEOUT: &str = "--timeout=180s";
+
+/// The Deployments that a start waits for, with their namespaces.
+const DEPLOYMENTS: [(&str, &str); 2] = [("kube-system", "coredns"), ("registry", "registry")];
+
+/// Imports the images, creates or updates the objects of every cluster, and waits until its node and its Deployments are
+/// ready.
+pub(crate) async fn apply_and_wait(cluster: &Cluster, progress: &ProgressSink) -> Result<()> {
+    let programs = &cluster.plan.programs;
+    // The socket is in the cluster's own /run.
+    let supervisor = control::supervisor_pid(&cluster.dir.control_socket())?;
+    let socket = format!("/proc/{supervisor}/root{CONTAINERD_SOCKET}");
+    let mut ctr = new_command(programs.ctr());
+    ctr.args(["--address", &socket, "--namespace", "k8s.io", "images", "import"]);
+    run_program(ctr.arg(&cluster.plan.images)).await?;
+    progress.emit_step("images", "imported");
+    let kubectl = || {
+        let mut kubectl = new_command(programs.kubectl());
+        kubectl.arg("--kubeconfig").arg(cluster.kubeconfig());
+        kubectl
+    };
+    let manifests = manifests();
+    run_program_with_input(kubectl().args(["apply", "--filename=-"]), manifests.as_bytes()).await?;
+    let node = format!("node/{NODE_NAME}");
+    run_program(kubectl().args(["wait", "--for=condition=Ready", &node, ROLLOUT_TIMEOUT])).await?;
+    progress.emit_step("node", "ready");
+    for (namespace, name) in DEPLOYMENTS {
+        let deployment = format!("deployment/{name}");
+        let mut wait = kubectl();
+        wait.args([
+            "--namespace",
+            namespace,
+            "rollout",
+            "status",
+            &deployment,
+            ROLLOUT_TIMEOUT,
+        ]);
+        run_program(&mut wait).await?;
+        progress.emit_step(name, "ready");
+    }
+    Ok(())
+}
+
+/// Returns the names of the volumes, which are also the names of their directories.
+pub(crate) fn volume_names() -> impl Iterator<Item = String> {
+    (1..=VOLUMES).map(|number| format!("volume-{number}"))
+}
+
+/// Returns the manifests of the objects of every cluster.
+fn manifests() -> String {
+    let mut all = [
+        include_str!("../../cluster/coredns.yaml"),
+        include_str!("../../cluster/registry.yaml"),
+        include_str!("../../cluster/storage-class.yaml"),
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for name in volume_names() {
+        let path = format!("{VOLUMES_DATA}/{name}");
+        let volume = include_str!("../../cluster/volume.yaml");
+        all.push(volume.replace("@NAME@", &name).replace("@PATH@", &path));
+    }
+    let values = [
+        ("@COREDNS_IMAGE@", SystemImage::Coredns.reference()),
+        ("@REGISTRY_IMAGE@", SystemImage::Registry.reference()),
+        ("@DNS_ADDRESS@", DNS_SERVICE_ADDRESS.to_string()),
+        ("@REGISTRY_ADDRESS@", REGISTRY_SERVICE_ADDRESS.to_string()),
+        ("@REGISTRY_PORT@", REGISTRY_PORT.to_string()),
+    ];
+    let fill = |text: String, (name, value): &(&str, String)| text.replace(name, value);
+    values.iter().fold(all.join("---\n"), fill)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_manifest_has_a_placeholder_left_and_every_image_is_imported_not_pulled() {
+        let manifests = manifests();
+        assert!(!manifests.contains('@'), "{manifests}");
+        let images = manifests.matches(" image: ").count();
+        assert_eq!(images, 2);
+        assert_eq!(manifests.matches("imagePullPolicy: Never").count(), images);
+        assert_eq!(manifests.matches("kind: PersistentVolume\n").count(), VOLUMES);
+    }
+}

@@ -1,0 +1,96 @@
+//! Tests the cluster that the launcher starts on this machine, and looks for what it leaves behind.
+//!
+//! The tests need root and everything that `Cluster::start` needs. They have a cluster of their own and remove it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+#[path = "../stack/machine.rs"]
+#[expect(dead_code, reason = "the tests of stacks use all of it")]
+mod machine;
+mod pods;
+
+use std::{
+    io::Write as _,
+    process::{Command, Output, Stdio},
+};
+
+use slipway_stack::{Cluster, LauncherError, ProgressSink, stop_cluster};
+
+use self::machine::{HostState, StackFootprint};
+
+/// The name of the cluster of these tests.
+const CLUSTER_NAME: &str = "test";
+
+/// Runs a program with an input, and returns its output, whether it succeeded or not.
+fn output_of(command: &mut Command, input: &str) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// Runs a program with an input, and returns its standard output; fails unless it succeeds.
+fn run(command: &mut Command, input: &str) -> String {
+    let output = output_of(command, input);
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(output.status.success(), "{command:?}: {stdout}{stderr}");
+    stdout
+}
+
+/// Returns a command for kubectl with the administrator's kubeconfig.
+fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Command {
+    let mut kubectl = Command::new(cluster.programs_directory().join("kubectl"));
+    kubectl.env("KUBECONFIG", cluster.kubeconfig()).args(arguments);
+    kubectl
+}
+
+/// Runs kubectl with a manifest as its input, and returns its standard output; fails unless it succeeds.
+fn kubectl_output(cluster: &Cluster, arguments: &[&str], input: &str) -> String {
+    run(&mut kubectl(cluster, arguments), input)
+}
+
+// One test, because all of it needs a cluster, and a cluster takes time and memory.
+#[tokio::test]
+async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> Result<(), LauncherError> {
+    let progress = ProgressSink::to_stderr();
+    stop_cluster(CLUSTER_NAME, &progress).await?;
+    let before = HostState::current_host_state();
+    let cluster = Cluster::start(CLUSTER_NAME, &progress).await?;
+    let node = cluster.node_address().to_string();
+    let footprint = StackFootprint::footprint(&format!("cluster_{CLUSTER_NAME}"), &cluster.dir.root, &node);
+    assert!(footprint.process_count() > 10, "{footprint:?}");
+    assert!(!footprint.existing_control_groups().is_empty());
+
+    // Another start changes nothing.
+    let pods = || {
+        let list = [
+            "get",
+            "pods",
+            "--all-namespaces",
+            "--output=jsonpath={.items[*].metadata.uid}",
+        ];
+        kubectl_output(&cluster, &list, "")
+    };
+    let first = pods();
+    Cluster::start(CLUSTER_NAME, &progress).await?;
+    assert_eq!(pods(), first);
+
+    pods::volumes_names_and_the_registry_work_in_pods(&cluster);
+    pods::network_policies_are_enforced(&cluster);
+
+    assert_eq!(HostState::current_host_state(), before, "while the cluster runs");
+    stop_cluster(CLUSTER_NAME, &progress).await?;
+    assert_eq!(footprint.remaining_traces(), Vec::<String>::new());
+    assert_eq!(
+        footprint.existing_control_groups(),
+        Vec::<std::path::PathBuf>::new()
+    );
+    assert_eq!(HostState::current_host_state(), before, "after it was stopped");
+    assert!(!cluster.dir.root.exists());
+    assert!(Cluster::load_running(CLUSTER_NAME)?.is_none());
+    Ok(())
+}
