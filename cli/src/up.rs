@@ -88,8 +88,8 @@ pub(crate) enum BuildEnd {
         verdict: Verdict,
         /// The image, with its digest if it is known.
         image: String,
-        /// The facts about the build.
-        facts: BuildFacts,
+        /// The facts about the build, boxed because the other ends of a build are small.
+        facts: Box<BuildFacts>,
     },
     /// The command no longer follows the build, which goes on if it was sent.
     Detached(ExitStatus),
@@ -245,7 +245,7 @@ impl<'a> FunctionBuild<'a> {
             let path = build_path(&id);
             let question = self.client.ask(route, Method::GET, &path);
             if let Ok(Ok(record)) = tokio::time::timeout(RECORD_WAIT, question).await {
-                *facts = std::mem::take(facts).or(BuildFacts::of_answer(&record));
+                **facts = std::mem::take(&mut **facts).or(BuildFacts::of_answer(&record));
             }
             if let Some(pushed) = &mut facts.pushed {
                 pushed.seconds = self.progress.export_seconds();

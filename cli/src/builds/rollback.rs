@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{ConnectedClient, failure_of_bodyless_request, table, warn_if_incomplete};
+use super::{ConnectedClient, failure_of_bodyless_request, table};
 use crate::builder::{BuildFacts, RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;

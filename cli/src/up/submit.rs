@@ -174,7 +174,7 @@ impl FunctionBuild<'_> {
                 Some(digest) => format!("{image}@{digest}"),
                 None => image.to_owned(),
             },
-            facts: BuildFacts::of_answer(outcome),
+            facts: Box::new(BuildFacts::of_answer(outcome)),
         }
     }
 

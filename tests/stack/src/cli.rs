@@ -162,7 +162,7 @@ impl Cli {
                 )? {}
             }
             LauncherCommand::Cluster(ClusterCommand::Hold(cluster)) => {
-                slipway_stack::become_cluster_holder(&cluster.name)?
+                match slipway_stack::exec_as_cluster_holder(&cluster.name)? {}
             }
             LauncherCommand::Cluster(ClusterCommand::Supervise(cluster)) => {
                 slipway_stack::supervise_cluster(&cluster.name)?

@@ -19,7 +19,7 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use self::plan::ClusterPlan;
 pub use self::{
     part::ClusterPart,
-    supervisor::{become_cluster_holder, supervise_cluster},
+    supervisor::{exec_as_cluster_holder, supervise_cluster},
     up::stop_cluster,
 };
 use crate::{

@@ -39,7 +39,7 @@ mod up;
 
 pub use self::{
     cluster::{
-        Cluster, ClusterPart, become_cluster_holder, cluster_part_log_tail, stop_cluster, supervise_cluster,
+        Cluster, ClusterPart, cluster_part_log_tail, exec_as_cluster_holder, stop_cluster, supervise_cluster,
     },
     control::{PartState, PartStatus},
     directories::{LauncherDirectories, StackDir},

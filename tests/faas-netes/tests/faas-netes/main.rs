@@ -4,18 +4,13 @@
 //! provider and the test changes an object. `SLIPWAY_KUBERNETES_BIN` names the directories of the two programs. The
 //! provider is the one of `tests/provider`, or the program that `SLIPWAY_FAAS_NETES` names.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "tests fail by panicking, and report what they saw"
-)]
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod api_server;
 mod case;
 mod matching;
 mod objects;
 mod provider;
-mod readiness;
 
 use std::{
     path::Path,
@@ -23,15 +18,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tokio::sync::Mutex;
 
 use self::{api_server::ApiServer, case::Case, objects::ClusterObjects, provider::Provider};
 
 /// The longest time for an effect of a request to be seen, or for a provider to see an object.
 const EFFECT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The right to run an API server: two at a time are slow on a small machine.
-static ONE_SERVER: Mutex<()> = Mutex::const_new(());
 
 /// The pause between two looks at something that changes soon.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -39,7 +30,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 #[tokio::test]
 async fn the_provider_answers_as_the_table_of_faas_netes_says() {
     let cases = case::read_table(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
-    let _one = ONE_SERVER.lock().await;
     let server = ApiServer::start().await.unwrap();
     let objects = ClusterObjects::create_namespace(server.admin_client())
         .await
@@ -59,17 +49,6 @@ async fn the_provider_answers_as_the_table_of_faas_netes_says() {
         cases.len(),
         failures.join("\n")
     );
-}
-
-#[tokio::test]
-async fn a_version_that_does_not_run_is_never_reported_ready() {
-    let _one = ONE_SERVER.lock().await;
-    let server = ApiServer::start().await.unwrap();
-    ClusterObjects::create_namespace(server.admin_client())
-        .await
-        .unwrap();
-    let provider = Provider::start(&server).await.unwrap();
-    readiness::check_versions_that_do_not_run(&server, &provider).await;
 }
 
 /// Prepares a case, sends its request, and compares the answer and its effects.

@@ -1,12 +1,6 @@
 //! The provider under test: the one of `tests/provider` in this process, or a program.
 
-use std::{
-    collections::BTreeSet,
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{collections::BTreeSet, ffi::OsString, fs, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -32,7 +26,6 @@ const CREDENTIALS: (&str, &str) = ("admin", "password of the tests");
 pub(crate) struct Provider {
     client: reqwest::Client,
     url: String,
-    credentials: PathBuf,
     _run: ProviderRun,
 }
 
@@ -98,21 +91,10 @@ impl Provider {
         let provider = Self {
             client: reqwest::Client::new(),
             url: format!("http://127.0.0.1:{port}"),
-            credentials: secrets,
             _run: run,
         };
         provider.wait_until_it_answers().await?;
         Ok(provider)
-    }
-
-    /// Returns the address of the API.
-    pub(crate) fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// Returns the directory with the credentials of the API.
-    pub(crate) fn credentials_directory(&self) -> &Path {
-        &self.credentials
     }
 
     /// Sends a request, and returns the complete answer.

@@ -1,7 +1,7 @@
 //! The holder and the supervisor of a cluster: the namespaces in which its parts run, which hide from them what they
 //! would change of the machine.
 
-use std::{fs, path::Path};
+use std::{convert::Infallible, fs, path::Path};
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
@@ -49,8 +49,8 @@ const KUBELETS_KERNEL_SETTINGS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// Turns this process into the holder of a cluster; returns only if that fails.
-pub fn become_cluster_holder(name: &str) -> Result<()> {
+/// Makes this process the holder of a cluster by executing `unshare`; returns only an error.
+pub fn exec_as_cluster_holder(name: &str) -> Result<Infallible> {
     let (dir, plan) = directory_and_plan(name)?;
     // No stack's name has an underscore.
     let groups = StackControlGroups::of_stack(&format!("cluster_{name}"))?;
