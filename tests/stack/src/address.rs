@@ -15,6 +15,9 @@ pub(crate) const FUNCTIONS_SUBNET: &str = "10.62.0.0/16";
 pub(crate) const BRIDGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 62, 0, 1);
 /// The name of the bridge interface of the functions' network; the same as faasd's.
 pub(crate) const BRIDGE_INTERFACE: &str = "openfaas0";
+/// The hardware address of the functions' bridge. Without one, the kernel gives the bridge the lowest address of its
+/// ports, which changes when functions come and go; a function that knows the old one then reaches nothing for up to 45 s.
+pub(crate) const BRIDGE_HARDWARE_ADDRESS: &str = "02:73:6c:69:70:01";
 /// The name of the stack's end of the pair of interfaces that connects the stack to the machine.
 pub(crate) const STACKS_INTERFACE_TO_MACHINE: &str = "host0";
 /// The name of the interface that slirp4netns creates for the stack's outgoing connections.

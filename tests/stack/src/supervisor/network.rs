@@ -13,9 +13,9 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
     address::{
-        BRIDGE_ADDRESS, BRIDGE_INTERFACE, BUILDKIT_ADDRESS, BUILDKITS_INTERFACE_TO_STACK,
-        STACKS_ADDRESS_TOWARDS_BUILDKIT, STACKS_INTERFACE_TO_BUILDKIT, STACKS_INTERFACE_TO_MACHINE,
-        STEPS_SUBNET, StackNumber,
+        BRIDGE_ADDRESS, BRIDGE_HARDWARE_ADDRESS, BRIDGE_INTERFACE, BUILDKIT_ADDRESS,
+        BUILDKITS_INTERFACE_TO_STACK, STACKS_ADDRESS_TOWARDS_BUILDKIT, STACKS_INTERFACE_TO_BUILDKIT,
+        STACKS_INTERFACE_TO_MACHINE, STEPS_SUBNET, StackNumber,
     },
     command::run_program_blocking,
     egress::{EgressRules, parse_machine_networks},
@@ -45,7 +45,9 @@ pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
     };
 
     enter_namespace_and_set_up_link_to_machine(number)?;
-    run_ip(&format!("link add {BRIDGE_INTERFACE} type bridge"))?;
+    run_ip(&format!(
+        "link add {BRIDGE_INTERFACE} address {BRIDGE_HARDWARE_ADDRESS} type bridge"
+    ))?;
     run_ip(&format!("address add {BRIDGE_ADDRESS}/16 dev {BRIDGE_INTERFACE}"))?;
     run_ip(&format!("link set {BRIDGE_INTERFACE} up"))?;
     // Before there is a way into BuildKit's network or out of it.
