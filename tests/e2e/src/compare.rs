@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 
 use self::folder::UniqueContextFolder;
+pub(crate) use self::folder::pseudorandom_content;
 use crate::{
     blocking_client, builder_process::BuilderProcess, buildkit::BuildkitDaemon, client::sign_body,
     registry::RegistryClient, testbed::Testbed,

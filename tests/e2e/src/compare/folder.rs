@@ -108,7 +108,7 @@ impl UniqueContextFolder {
 }
 
 /// Returns incompressible bytes, the same ones for the same seed.
-fn pseudorandom_content(bytes: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn pseudorandom_content(bytes: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
         state ^= state << 13;

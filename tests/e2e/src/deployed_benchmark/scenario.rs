@@ -1,7 +1,7 @@
 //! What is built, and how far.
 
 use super::Contender;
-use crate::build_context::BuildContext;
+use crate::{build_context::BuildContext, compare::pseudorandom_content};
 
 /// The scenarios of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +94,9 @@ impl Scenario {
         match self {
             Self::LargeUnchanged => (0..64).fold(
                 BuildContext::dockerfile("FROM scratch\nCOPY . /\n"),
-                |context, number| context.with_file(&number.to_string(), distinct_content(8 << 20, number)),
+                |context, number| {
+                    context.with_file(&number.to_string(), pseudorandom_content(8 << 20, number << 8))
+                },
             ),
             Self::ManyFilesDeployed => {
                 let dockerfile = format!(
@@ -103,24 +105,12 @@ impl Scenario {
                 );
                 (0..10_000).fold(served.with_dockerfile(&dockerfile), |context, number| {
                     let path = format!("data/{}/{number}", number % 100);
-                    context.with_file(&path, distinct_content(4_096, number))
+                    context.with_file(&path, pseudorandom_content(4_096, number << 8))
                 })
             }
             _ => (0..7).fold(served, |context, number| {
-                context.with_file(&format!("www/{number}"), distinct_content(3_000, number))
+                context.with_file(&format!("www/{number}"), pseudorandom_content(3_000, number << 8))
             }),
         }
     }
-}
-
-/// Returns content that cannot be compressed, the same for the same number.
-fn distinct_content(bytes: usize, number: u64) -> Vec<u8> {
-    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = std::iter::repeat_with(move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.flatten().take(bytes).collect()
 }
