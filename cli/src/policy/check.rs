@@ -164,7 +164,7 @@ fn find_tenant<'p>(policy: &'p Policy, name: &str) -> Result<&'p Tenant, Failure
     tenant.ok_or_else(|| failure_of_missing_tenant(format!("the policy has no tenant {name:?}"), policy))
 }
 
-/// Creates the error for a request whose tenant is not named, or is none of the policy's.
+/// Creates the error for a request that names no tenant, or one that the policy does not have.
 fn failure_of_missing_tenant(message: String, policy: &Policy) -> Failure {
     let names = names_of_tenants(policy);
     Failure::usage(

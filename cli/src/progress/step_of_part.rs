@@ -51,7 +51,7 @@ mod tests {
         assert_eq!(index("sha256:cd"), Some(1));
         assert_eq!(index("extracting sha256:cd"), Some(1));
         assert_eq!(index("something new"), None, "it may be any of the steps'");
-        assert_eq!(index("exporting layers"), None, "its step is none of these");
+        assert_eq!(index("exporting layers"), None, "the list does not have its step");
     }
 
     #[test]

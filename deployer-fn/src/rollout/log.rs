@@ -38,7 +38,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     }
 
     /// Reads the log of the new version from the gateway, and returns its end as a quote. The old version, which the
-    /// messages do not tell from the new one, must not run any more.
+    /// messages do not distinguish from the new one, must not run any more.
     async fn read_log_of_new_version(&self) -> Option<String> {
         let is_first_version = self.facts.changed && self.before.is_none();
         self.provider_name().await.filter(|provider| {

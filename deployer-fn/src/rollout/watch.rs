@@ -131,7 +131,7 @@ impl WaitingFor {
 }
 
 impl WaitingFor {
-    /// Returns whether what the version wrote to its log may tell why this is not met.
+    /// Returns whether the log of the version may explain why this is not met.
     pub(super) fn may_be_explained_by_log(&self) -> bool {
         matches!(
             self,

@@ -478,7 +478,7 @@ proptest! {
 }
 
 /// An operation on a budget. The first number is the position of a sender among those that have not ended, in the order
-/// of arrival; if there is none, nothing happens. The second is a number of bytes.
+/// of arrival; an operation at a position without a sender does nothing. The second is a number of bytes.
 #[derive(Clone, Debug)]
 enum BudgetOperation {
     Admit,

@@ -218,7 +218,7 @@ impl RecordStore {
         }
     }
 
-    /// Reads the version that has the tag; `None` if there is none that can be opened.
+    /// Reads the version with this tag; `None` if the tag is missing or the version cannot be opened.
     pub(super) async fn read_version(
         &self,
         tenant: &Option<String>,

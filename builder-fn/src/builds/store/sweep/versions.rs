@@ -60,7 +60,7 @@ impl RecordStore {
 struct CheckedFunction {
     /// The tags of its versions, the newest first.
     tags: Vec<VersionTag>,
-    /// Whether as many functions as are kept were deployed after this one.
+    /// Whether the functions that were deployed after this one fill the limit on kept functions.
     is_beyond_limit: bool,
 }
 
