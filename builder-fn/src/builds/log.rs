@@ -3,9 +3,7 @@
 //! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from 1,000,000,001,
 //! and so on. The order of the lines of an attempt is that of [`OrderedLog`](crate::buildkit::OrderedLog), so a number means
 //! the same line for every reader. The builder counts the attempts, because BuildKit has no record of those during which it
-//! is killed. A reader that connects again before the next attempt has begun may get lines of that attempt under numbers of
-//! the lost one, and again under their own. If neither a builder nor BuildKit knows of an attempt, the numbers begin again,
-//! and the log says so.
+//! is killed. If neither a builder nor BuildKit knows of an attempt, the numbers begin again, and the log says so.
 
 use std::time::{Duration, SystemTime};
 

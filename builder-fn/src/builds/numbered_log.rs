@@ -32,7 +32,20 @@ pub(super) struct NumberedLog {
     first: u64,
     /// The numbers of the steps that have appeared, by their digests.
     steps: HashMap<String, u32>,
+    /// The check of the attempt, until it has passed.
+    check: Option<AttemptCheck>,
     has_ended: bool,
+}
+
+/// A check that the events of a log are those of the attempt that was running when it was listed.
+///
+/// BuildKit has no record of an attempt during which it was killed. The build then begins again under the same
+/// reference, and the log that is opened by that reference may be the log of the new attempt.
+struct AttemptCheck {
+    connection: Connection,
+    attempt: ListedBuild,
+    /// The first answer of the log, which is held until the check has passed; its `None` is the end of the log.
+    held: Option<Option<Vec<BuildEvent>>>,
 }
 
 impl NumberedLog {
@@ -44,6 +57,11 @@ impl NumberedLog {
         mask: &SecretMask,
     ) -> Self {
         let has_ended = attempt.state != BuildState::Running;
+        let check = (!has_ended).then(|| AttemptCheck {
+            connection: connection.clone(),
+            attempt: attempt.clone(),
+            held: None,
+        });
         Self {
             log: connection
                 .open_log(&attempt.reference)
@@ -52,6 +70,7 @@ impl NumberedLog {
             seq: (attempt_number - 1) * LINE_NUMBERS_PER_ATTEMPT,
             first: 0,
             steps: HashMap::new(),
+            check,
             has_ended: false,
         }
     }
@@ -78,12 +97,12 @@ impl NumberedLog {
     /// Waits for the next lines; `None` after the last one. Dropping the future loses nothing.
     ///
     /// # Errors
-    /// Fails if the daemon does not know the attempt, or is lost.
+    /// Fails if the daemon does not know the attempt, has begun another one under its reference, or is lost.
     pub(super) async fn next_lines(&mut self) -> Result<Option<Vec<LogLine>>, Status> {
         if self.has_ended {
             return Ok(None);
         }
-        let Some(events) = self.log.next_events().await? else {
+        let Some(events) = self.next_events_of_attempt().await? else {
             self.has_ended = true;
             let rest = self.lines.take_unfinished_output();
             return Ok(Some(
@@ -112,6 +131,22 @@ impl NumberedLog {
             }
         }
         Ok(Some(numbered))
+    }
+
+    /// Waits for the next events of the attempt; `None` after the last one. The first ones are returned only after the
+    /// daemon has said that they are not those of another attempt. Dropping the future loses nothing.
+    async fn next_events_of_attempt(&mut self) -> Result<Option<Vec<BuildEvent>>, Status> {
+        let Some(check) = &mut self.check else {
+            return self.log.next_events().await;
+        };
+        if check.held.is_none() {
+            check.held = Some(self.log.next_events().await?);
+        }
+        if !check.connection.has_record_of_attempt(&check.attempt).await? {
+            return Err(Status::not_found("BuildKit no longer has this attempt"));
+        }
+        let check = self.check.take();
+        Ok(check.and_then(|check| check.held).flatten())
     }
 
     /// Returns the number of the last line that was read.

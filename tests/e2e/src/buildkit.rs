@@ -60,7 +60,12 @@ impl BuildkitDaemon {
     /// Kills the daemon, as a crash does, and starts it again with its data. Its socket has the same URL, and its TCP
     /// port is another one.
     pub async fn kill_and_restart(&mut self) -> Result<()> {
-        self.process.kill()?;
+        self.kill()?;
+        self.start_again().await
+    }
+
+    /// Starts a killed daemon again with its data. Its socket has the same URL, and its TCP port is another one.
+    pub async fn start_again(&mut self) -> Result<()> {
         (self.process, self.port) = start_daemon_and_wait_until_listening(&self.program, &self.dir).await?;
         Ok(())
     }

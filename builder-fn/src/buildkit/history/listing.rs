@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
 use super::{
-    BuildState, find_finished_record, listen_to_history, lookup, none_after_logged_failure,
-    request_for_running_solves, time_from_unix, within_answer_timeout,
+    BuildState, find_finished_record, find_running_or_finished_record, listen_to_history, lookup,
+    none_after_logged_failure, request_for_running_solves, time_from_unix, within_answer_timeout,
 };
 use crate::buildkit::attributes::SolveAttributes;
 use crate::buildkit::job::ATTEMPT_REFERENCES_OF_CALL_MAX;
@@ -166,6 +166,17 @@ impl Connection {
             Ok(listing)
         };
         within_answer_timeout(listing).await
+    }
+
+    /// Returns whether the history has a record of this attempt. A later attempt under the same reference is not it:
+    /// the two are told apart by the times at which they began.
+    ///
+    /// # Errors
+    /// Fails if the daemon does not answer in time, or has no history.
+    pub(crate) async fn has_record_of_attempt(&self, attempt: &ListedBuild) -> Result<bool, Status> {
+        let record = find_running_or_finished_record(self, &attempt.reference).await?;
+        Ok(record
+            .is_some_and(|record| record.created_at.as_ref().and_then(to_system_time) == attempt.started_at))
     }
 
     /// Lists the running builds of all builders, without those of other clients, and the requests to cancel builds

@@ -24,6 +24,7 @@ mod faas_cli;
 mod git_contexts;
 mod hand_over;
 mod ignore_patterns;
+mod killed_buildkit;
 mod known_builds;
 mod large_contexts;
 mod metrics;
