@@ -9,6 +9,10 @@ use crate::buildkit::{BuildState, ListedBuild, StepCounts};
 use crate::request::time::format_rfc3339_nanos;
 use crate::versions::Rollback;
 
+/// The number of attempts that a process counts for one that stopped without recording its own: more than it can have
+/// begun.
+pub(super) const ATTEMPTS_OF_PROCESS_MAX: u32 = 16;
+
 /// The state of a build, in the words of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -164,7 +168,7 @@ impl BuildRecord {
             submitted_at: Some(last.attributes.submitted_at),
             started_at: first.started_at,
             ended_at: last.ended_at,
-            attempts: u32::try_from(attempts.len()).unwrap_or(u32::MAX),
+            attempts: known_attempt_count(attempts),
             steps: (last.state != BuildState::Running).then_some(last.steps),
             context_bytes: None,
             outcome,
@@ -259,6 +263,18 @@ pub(crate) fn attempt_number(attempt: &ListedBuild) -> u64 {
         Some(number) => number.into(),
         None => number_in_attempt_name(&attempt.reference),
     }
+}
+
+/// Returns the number of a build's attempts that are known of: at least those in the history, which lacks those during
+/// which BuildKit was killed. One builder numbers its attempts without a gap, and those that resume its build go on
+/// beyond [`ATTEMPTS_OF_PROCESS_MAX`].
+fn known_attempt_count(attempts: &[ListedBuild]) -> u32 {
+    let numbers = attempts
+        .iter()
+        .filter_map(|attempt| u32::try_from(attempt_number(attempt)).ok());
+    let counted = numbers.filter(|number| *number <= ATTEMPTS_OF_PROCESS_MAX).max();
+    let listed = u32::try_from(attempts.len()).unwrap_or(u32::MAX);
+    counted.unwrap_or_default().max(listed)
 }
 
 /// Returns the number in the name of an attempt, from 1.

@@ -18,6 +18,7 @@ use super::cancel::{CancellationWatch, PoolWatchGuard};
 use super::log_copies::LogCopies;
 use super::log_readers::LogReaders;
 use super::newest::NewestBuilds;
+use super::record::ATTEMPTS_OF_PROCESS_MAX;
 use super::store::{PendingWrite, StoreError};
 use super::{BuildPhase, BuildRecord, RecordPlace, RecordStore, ResumableRequest};
 use crate::buildkit::{Cancellation, DaemonPool};
@@ -26,10 +27,6 @@ use crate::redact::SecretMask;
 
 /// The limit on the records of ended builds.
 const ENDED_BUILDS_MAX: usize = 1000;
-
-/// The number of attempts that a process counts for one that stopped without recording its own: more than it can have
-/// begun.
-const ATTEMPTS_OF_PROCESS_MAX: u32 = 16;
 
 /// The limit on the searches through the whole histories of daemons at the same time.
 const CONCURRENT_HISTORY_SEARCHES_MAX: usize = 2;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use function_host::ResponseBody;
+use function_host::http::Method;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::builds::{
-    answer_statuses_holding_back_the_last, numbered_line, open_log, read_numbered_lines_and_terminal_record,
-    start_build, status_with_lines,
+    answer_statuses_holding_back_the_last, ask, numbered_line, open_log,
+    read_numbered_lines_and_terminal_record, start_build, status_with_lines,
 };
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
@@ -95,6 +96,8 @@ async fn after_a_daemon_is_killed_readers_get_each_line_of_the_rerun_once_under_
     }
     // Readers that were cut off in the lost attempt and in the rerun.
     for asked in [&builder, &other] {
+        let answer = ask(asked, Method::GET, "/builds/call-1").await;
+        assert_eq!(answer.body["attempts"], 2, "{}", answer.body);
         let (rest, terminal) = read_numbered_lines_and_terminal_record(asked, 500).await;
         assert_lines_of_attempt(&rest, LINE_NUMBERS_PER_ATTEMPT + 1);
         assert_eq!(terminal["warnings"], Value::Null);
