@@ -88,6 +88,20 @@ impl ControlApi {
         Ok(HistoryEvents(events.into_inner()))
     }
 
+    /// Returns all that the history has of running and ended solves, as Rust prints it. The daemon reads all records.
+    pub async fn history_text(&self) -> Result<String> {
+        let request = BuildHistoryRequest {
+            early_exit: true,
+            ..BuildHistoryRequest::default()
+        };
+        let events = self.0.clone().listen_build_history(request).await?.into_inner();
+        Ok(events
+            .try_fold(String::new(), async |text, event| {
+                Ok(text + &format!("{event:?}\n"))
+            })
+            .await?)
+    }
+
     /// Returns the number of records of ended solves in the history. The daemon reads all records.
     pub async fn record_count(&self) -> Result<usize> {
         let request = BuildHistoryRequest {

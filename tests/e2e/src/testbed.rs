@@ -135,6 +135,18 @@ impl Testbed {
         Ok(())
     }
 
+    /// Polls until what somebody answers is so. Fails after two minutes.
+    pub async fn wait_until(&self, what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
+        let end = Instant::now() + POLL_TIMEOUT;
+        while !holds().await? {
+            if Instant::now() > end {
+                bail!("after {POLL_TIMEOUT:?}, this is still not the case: {what}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
     /// Returns the number of established connections to BuildKit's TCP port inside the stack. builder-fn has one for
     /// each build, and opens one for each check of its readiness.
     pub fn buildkit_connection_count(&self) -> Result<usize> {

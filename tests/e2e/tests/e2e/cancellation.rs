@@ -138,3 +138,76 @@ async fn a_build_cancelled_at_another_builder_ends_within_2_seconds_whatever_bui
     }
     Ok(())
 }
+
+/// The builder has one slot, which another build has. The call is cancelled at the builder that holds it, and at another
+/// one, which knows it from the records.
+#[tokio::test]
+async fn a_build_that_waits_for_a_slot_is_cancelled_at_every_builder_and_never_begins() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.build_busybox_once_and_get_name().await?;
+    let run = Timestamp::now().as_nanosecond();
+    let repository = "e2e/cancelled-while-waiting";
+    let records = format!("{}/e2e/records/waiting-{run}", testbed.stack.registry.host);
+    let with_one_slot = [
+        ("max_inflight", "1"),
+        ("queue_wait", "5m"),
+        ("records_repository", records.as_str()),
+    ];
+    let owner = BuilderProcess::start_with_settings(&testbed, &with_one_slot).await?;
+    let other = BuilderProcess::start_with_settings(&testbed, &with_one_slot[2..]).await?;
+    let gate = format!("gate-of-the-only-slot-{run}");
+    let config = json!({ "image": testbed.image_name(repository, "first"), "skipPush": true });
+    let (client, tar) = (
+        owner.client()?,
+        BuildContext::with_gated_step(base, &gate).tar_with_config(&config)?,
+    );
+    let first = tokio::spawn(async move { client.post_signed(tar).await });
+    testbed.wait_for_step(&gate, true).await?;
+
+    for (number, asked) in [&owner, &other].into_iter().enumerate() {
+        let (id, tag) = (format!("waiting-{run}-{number}"), format!("{run}-{number}"));
+        let config = json!({ "image": testbed.image_name(repository, &tag) });
+        let context = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", tag.clone());
+        let (client, call_id, tar) = (owner.client()?, id.clone(), context.tar_with_config(&config)?);
+        let waiting = tokio::spawn(async move {
+            let times = format!("{run}, {run}");
+            let headers = [("X-Call-Id", call_id.as_str()), ("X-Start-Time", times.as_str())];
+            client.post_signed_with_headers(tar, &headers).await
+        });
+        let path = format!("/builds/{id}");
+        testbed
+            .wait_until(&format!("{id} waits"), async || {
+                let (status, answer) = asked.ask(&path).await?;
+                Ok(status == 200 && answer["state"] == "waiting")
+            })
+            .await?;
+
+        let (status, answer) = asked.questions()?.delete(&path).await?;
+
+        assert!(matches!(status, 200 | 202), "{status} {answer:#}");
+        let reply = waiting.await??;
+        assert_eq!(
+            (reply.status, reply.text_field("error").as_str()),
+            (409, "cancelled"),
+            "{}",
+            reply.text
+        );
+        let (_, answer) = asked.ask(&path).await?;
+        assert_eq!(answer["state"], "cancelled", "{answer:#}");
+        assert!(testbed.registry.get_manifest(repository, &tag).await?.is_none());
+    }
+    testbed.open_gate_of_step(&gate)?;
+    let reply = first.await??;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    for number in 0..2 {
+        let (_, answer) = owner.ask(&format!("/builds/waiting-{run}-{number}")).await?;
+        assert_eq!(answer["state"], "cancelled", "{answer:#}");
+        let image = testbed
+            .registry
+            .get_manifest(repository, &format!("{run}-{number}"))
+            .await?;
+        assert!(image.is_none());
+    }
+    Ok(())
+}

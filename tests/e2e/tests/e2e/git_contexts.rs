@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    builder_process::BuilderProcess, buildkit::BuildkitDaemon, registry::RegistryClient,
-    sealed_secrets::SealingKey, smart_git_server::GitRepository, smart_git_server::SmartGitServer,
-    testbed::Testbed,
+    builder_process::BuilderProcess, buildkit::BuildkitDaemon, control_api::ControlApi,
+    registry::RegistryClient, sealed_secrets::SealingKey, smart_git_server::GitRepository,
+    smart_git_server::SmartGitServer, testbed::Testbed,
 };
 
 const GIT_TOKEN: &str = "the-token-of-a-private-repository";
@@ -32,6 +32,27 @@ async fn configs_and_provenance_json_of_tag_1(testbed: &Testbed, repository: &st
         }
     }
     Ok(texts)
+}
+
+/// Asserts that the builder's own log, its list of builds, and the state and the log of each build, of which there is at
+/// least one, do not have the token.
+async fn assert_token_is_in_no_answer_about_builds_and_no_log(builder: &BuilderProcess) -> Result<()> {
+    let (status, list) = builder.ask("/builds").await?;
+    let builds = list["builds"].as_array().context("a list of builds")?;
+    assert!(status == 200 && !builds.is_empty(), "{status} {list:#}");
+    let mut texts = format!("{}{list}", builder.log_text());
+    for build in builds {
+        let id = build["id"].as_str().context("an ID")?;
+        let (_, state) = builder.ask(&format!("/builds/{id}")).await?;
+        let (lines, terminal) = builder
+            .questions()?
+            .read_numbered_lines_and_terminal_record(id)
+            .await?;
+        texts += &format!("{state}{lines:?}{terminal}");
+    }
+    assert!(texts.contains("git"), "{texts}");
+    assert!(!texts.contains(GIT_TOKEN), "{texts}");
+    Ok(())
 }
 
 #[tokio::test]
@@ -110,6 +131,7 @@ async fn an_operators_git_token_reads_a_context_that_its_tenants_rules_allow_and
     let texts = configs_and_provenance_json_of_tag_1(&testbed, name).await?;
     assert!(texts.contains("https://slsa.dev/provenance/v1"), "{texts}");
     assert!(!texts.contains(GIT_TOKEN), "{texts}");
+    assert_token_is_in_no_answer_about_builds_and_no_log(&with_rule).await?;
     // The checkout is the tenant's alone.
     let reply = without.client()?.post_json(&request).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
@@ -191,6 +213,9 @@ async fn a_private_git_subdir_is_built_at_the_refs_commit_and_its_token_is_in_no
         assert!(!texts.contains(GIT_TOKEN), "{texts}");
     }
 
+    let history = ControlApi::connect(&daemon).await?.history_text().await?;
+    assert!(history.contains(&latest), "{history}");
+    assert!(!history.contains(GIT_TOKEN), "{history}");
     for (git, secrets, text) in [
         (git("main"), None, "needs its token among the sealed secrets"),
         (git("no-such-branch"), Some(&*sealed), "does not contain ref"),
@@ -212,6 +237,9 @@ async fn a_private_git_subdir_is_built_at_the_refs_commit_and_its_token_is_in_no
         assert_eq!(reply.status, 422, "{git}: {}", reply.text);
         assert!(reply.text_field("error").contains(text), "{git}: {}", reply.text);
         assert!(!reply.text.contains(GIT_TOKEN), "{}", reply.text);
+    }
+    for builder in [&builder, &of_tenant] {
+        assert_token_is_in_no_answer_about_builds_and_no_log(builder).await?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The log of a build whose BuildKit is killed in the middle and started again, as its readers see it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use slipway_e2e::{
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
     questions::BuildQuestionClient,
-    record_stream::NumberedRecord,
+    record_stream::{NumberedRecord, RecordStream},
     testbed::Testbed,
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -26,6 +26,9 @@ const LINE_NUMBERS_PER_ATTEMPT: u64 = 1_000_000_000;
 
 /// The time for which the daemon is away. Readers ask for the build twice a second meanwhile.
 const OUTAGE: Duration = Duration::from_secs(2);
+
+/// The longest time from the end of the outage until a log can be opened again.
+const REOPENING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The numbered lines of a log, and its terminal record.
 type ReadLog = (Vec<(u64, String)>, Value);
@@ -43,8 +46,7 @@ impl FollowingReader {
         let (sender, seen) = watch::channel(0);
         let id = id.to_owned();
         let reading = tokio::spawn(async move {
-            let log = questions.open_log_unless_too_many_readers(&id, from).await?;
-            let mut log = log.context("the builder has too many readers")?;
+            let mut log = open_log_once_a_place_has_it(&questions, &id, from).await?;
             let mut lines = Vec::new();
             loop {
                 match log.next_numbered_record().await? {
@@ -71,6 +73,22 @@ impl FollowingReader {
     /// Returns what the reader has seen, once the log has ended.
     async fn finish(self) -> Result<ReadLog> {
         self.reading.await?
+    }
+}
+
+/// Opens the log of a build. Tries again while no place that knows the build can be read, which is answered with 502.
+async fn open_log_once_a_place_has_it(
+    questions: &BuildQuestionClient,
+    id: &str,
+    from: u64,
+) -> Result<RecordStream> {
+    let end = Instant::now() + OUTAGE + REOPENING_TIMEOUT;
+    loop {
+        match questions.open_log_unless_too_many_readers(id, from).await {
+            Ok(log) => return log.context("the builder has too many readers"),
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
     }
 }
 

@@ -65,6 +65,11 @@ impl FaultyPlatform {
         format!("{}/{repository}:{}", self.registry.host, self.run)
     }
 
+    /// Returns the ID of the call by which the small build of this repository is delivered.
+    fn id_of_small_build(&self, repository: &str) -> String {
+        format!("{}-{}", repository.replace('/', "-"), self.run)
+    }
+
     /// Delivers a build of [`small_context`] as the queue does, with more keys of its config; returns its call's ID and
     /// the answer.
     async fn deliver_small_build_as_queue(
@@ -72,7 +77,7 @@ impl FaultyPlatform {
         repository: &str,
         more_config_keys: &[(&str, Value)],
     ) -> Result<(String, HttpReply)> {
-        let id = format!("{}-{}", repository.replace('/', "-"), self.run);
+        let id = self.id_of_small_build(repository);
         let mut config = json!({ "image": self.image(repository) });
         for (key, value) in more_config_keys {
             config[*key] = value.clone();
@@ -152,6 +157,60 @@ async fn a_push_that_the_registry_limits_is_retried_until_it_succeeds_and_each_a
             (200, &json!(retries.len() + 1)),
             "{build:#}"
         );
+        let pushed = testbed.registry.get_manifest(repository, &platform.run).await?;
+        assert_eq!(
+            pushed.context("the image")?.digest,
+            result["digest"],
+            "{result:#}"
+        );
+    }
+    Ok(())
+}
+
+/// The registry fails until the build is tried again. Before that, BuildKit itself sends each request some more times.
+#[tokio::test]
+async fn a_push_that_the_registry_fails_with_500_502_503_or_504_is_retried_until_it_succeeds() -> Result<()> {
+    let testbed = Testbed::find_running_stack()?;
+    let _parts = testbed.share_parts().await;
+    let platform = FaultyPlatform::start(&testbed).await?;
+    let unknown = ("UNKNOWN", "the storage does not answer");
+    for (repository, pattern, status, error) in [
+        ("e2e/failing-500", PUT_MANIFEST, 500, Some(unknown)),
+        ("e2e/failing-502", BEGIN_UPLOAD, 502, None),
+        ("e2e/failing-503", PUT_MANIFEST, 503, None),
+        ("e2e/failing-504", PUT_MANIFEST, 504, None),
+    ] {
+        let fault = Rejection {
+            status,
+            retry_after: None,
+            error,
+        };
+        platform.registry.reject_next(pattern, usize::MAX, fault);
+        let path = format!("/builds/{}", platform.id_of_small_build(repository));
+        let config = [("timeout", json!("300s"))];
+        let is_tried_again = testbed.wait_until("the build is tried again", async || {
+            let (_, build) = platform.builder.ask(&path).await?;
+            Ok(build["attempts"].as_u64() >= Some(2))
+        });
+        let recovery = async {
+            is_tried_again.await?;
+            platform.registry.reject_next(pattern, 0, fault);
+            anyhow::Ok(())
+        };
+
+        let delivery = platform.deliver_small_build_as_queue(repository, &config);
+        let ((_, reply), ()) = tokio::try_join!(delivery, recovery)?;
+
+        assert_eq!(reply.status, 200, "{repository}: {}", reply.text);
+        let result = reply.json();
+        let retries = retry_lines(&result);
+        assert!(!retries.is_empty(), "{repository}: {result:#}");
+        assert!(
+            retries.iter().all(|line| line.contains(&status.to_string())),
+            "{retries:?}"
+        );
+        let (_, build) = platform.builder.ask(&path).await?;
+        assert_eq!(build["attempts"], json!(retries.len() + 1), "{build:#}");
         let pushed = testbed.registry.get_manifest(repository, &platform.run).await?;
         assert_eq!(
             pushed.context("the image")?.digest,
