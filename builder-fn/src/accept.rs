@@ -30,7 +30,7 @@ pub(crate) fn negotiate_stream_format(headers: &HeaderMap) -> Option<StreamForma
 /// Returns whether the answer is to be a page: if the header `Accept` names HTML, and no form of an answer for programs
 /// that is as good. The sender of a signed request is a program, whatever its library accepts by itself (Java:
 /// `text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2`), so it gets a page only if it accepts nothing else.
-pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
+pub(crate) fn should_answer_with_html(headers: &HeaderMap) -> bool {
     let is_signed = headers.contains_key(SIGNATURE_HEADER);
     let ranges = headers
         .get_all(ACCEPT)
@@ -198,9 +198,9 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, accept.parse().expect("header"));
-            assert_eq!(prefers_html(&headers), expected, "{accept}");
+            assert_eq!(should_answer_with_html(&headers), expected, "{accept}");
         }
-        assert!(!prefers_html(&HeaderMap::new()));
+        assert!(!should_answer_with_html(&HeaderMap::new()));
     }
 
     #[test]
@@ -223,7 +223,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, accept.parse().expect("header"));
             headers.insert(SIGNATURE_HEADER, "sha256=00".parse().expect("header"));
-            assert_eq!(prefers_html(&headers), expected, "{accept}");
+            assert_eq!(should_answer_with_html(&headers), expected, "{accept}");
         }
     }
 }

@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::build::BuildResult;
 use crate::error::{Error, ErrorKind};
-use crate::hand_over::{DeploymentStatus, EnclosedHandOver};
+use crate::hand_over::{DeploymentStatus, HandOverAndAnswerSigner};
 use crate::hint::{Hint, explain_deployment};
 use crate::redact::SecretMask;
-use crate::report::{BuildStatus, Report, Warnings};
+use crate::report::{Report, SuccessOrFailedStatus, Warnings};
 
 pub(crate) use response::{
     StoredContextAnswer, error_response, json_value_response, method_not_allowed_response,
@@ -37,7 +37,7 @@ const UNMASKED_DEPLOYMENT_FIELDS: [&str; 8] = [
 
 /// The fields of an answer that do not depend on the build's outcome.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct AnswerFields<'a> {
+pub(crate) struct AnswerImageAndSeconds<'a> {
     /// The image's name as the caller wrote it, if the config could be read.
     pub(crate) image: Option<&'a str>,
     /// The seconds since the request arrived.
@@ -56,7 +56,7 @@ pub(crate) struct Answer {
     /// The reason of an answer with status 429, which asks for the request again later; `None` for every other status.
     retry: Option<RetryReason>,
     /// The hand-over that the answer's body is to contain. It is added after everything else was masked.
-    enclosed: Option<EnclosedHandOver>,
+    enclosed: Option<HandOverAndAnswerSigner>,
 }
 
 /// The reason why a rejected request is to be sent again later.
@@ -71,7 +71,7 @@ enum RetryReason {
 impl Answer {
     /// Creates the answer for a request that produced an image: with status 200, unless the image was to be deployed
     /// and was not; then the deployment decides the status.
-    pub(crate) fn from_built(mut built: BuildResult, fields: AnswerFields<'_>) -> Self {
+    pub(crate) fn from_built(mut built: BuildResult, fields: AnswerImageAndSeconds<'_>) -> Self {
         let (status, error) = match &built.deployment {
             None => (StatusCode::OK, None),
             Some(deployment) => {
@@ -109,8 +109,8 @@ impl Answer {
                 digest: built.digest,
                 commit: built.commit,
                 status: match error {
-                    None => BuildStatus::Success,
-                    Some(_) => BuildStatus::Failed,
+                    None => SuccessOrFailedStatus::Success,
+                    Some(_) => SuccessOrFailedStatus::Failed,
                 },
                 error,
                 code: (status != StatusCode::OK).then_some(status.as_u16()),
@@ -128,7 +128,7 @@ impl Answer {
     }
 
     /// Creates the answer for a request that failed. The kind of its error decides the status.
-    pub(crate) fn from_error(error: &Error, fields: AnswerFields<'_>) -> Self {
+    pub(crate) fn from_error(error: &Error, fields: AnswerImageAndSeconds<'_>) -> Self {
         let kind = error.kind();
         let status = match kind {
             ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -175,7 +175,7 @@ impl Answer {
 
     /// Returns the body of the answer as a notification has it: without the hand-over that the queue-worker delivers.
     /// `None` for status 429, which is not the result of the request.
-    pub(crate) fn notification_body_unless_retryable(&self) -> Option<Vec<u8>> {
+    pub(crate) fn notification_body_unless_too_many_requests(&self) -> Option<Vec<u8>> {
         self.retry.is_none().then(|| response::to_json_line(&self.report))
     }
 
@@ -189,7 +189,7 @@ impl Answer {
     /// Masks secrets in the answer's error and hint, and in the deployer's answer except
     /// [`UNMASKED_DEPLOYMENT_FIELDS`]. The log is not masked here: it is masked line by line, as it is written.
     #[must_use]
-    pub(crate) fn with_secrets_masked(mut self, mask: &SecretMask) -> Self {
+    pub(crate) fn with_secrets_masked_except_in_log(mut self, mask: &SecretMask) -> Self {
         if let Some(error) = &mut self.report.error {
             *error = mask.mask_text(error).into_owned();
         }
@@ -209,7 +209,7 @@ impl Answer {
 
 /// Creates the report for a build that panicked.
 pub(crate) fn report_of_panicked_build(call_id: &str, image: &str) -> Report {
-    let fields = AnswerFields {
+    let fields = AnswerImageAndSeconds {
         image: Some(image),
         seconds: 0.0,
     };
@@ -217,13 +217,13 @@ pub(crate) fn report_of_panicked_build(call_id: &str, image: &str) -> Report {
 }
 
 /// Creates a report with status `failed`, this error, and neither log nor digest.
-fn report_of_failure(error: String, fields: AnswerFields<'_>) -> Report {
+fn report_of_failure(error: String, fields: AnswerImageAndSeconds<'_>) -> Report {
     Report {
         log: None,
         image: fields.image.map(str::to_owned),
         digest: None,
         commit: None,
-        status: BuildStatus::Failed,
+        status: SuccessOrFailedStatus::Failed,
         error: Some(error),
         code: None,
         hint: None,

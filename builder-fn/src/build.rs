@@ -153,7 +153,7 @@ impl Builder {
             dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
             call.is_dry_run_done.store(true, Ordering::Relaxed);
         }
-        let (pool, supersession) = self.pool_and_supersession(request)?;
+        let (pool, supersession) = self.pool_and_supersession_registry(request)?;
         let registration = self.register_for_supersession(&supersession, request, call);
         let _watched = call.accepted.watch_cancellations(&pool);
         let solving = async {
@@ -217,7 +217,10 @@ impl Builder {
 
     /// Returns the daemons that a request may be built on, and the supersession of the builds on them: the tenant's
     /// own, if it has daemons, or the operator's.
-    fn pool_and_supersession(&self, request: &BuildRequest) -> Result<(DaemonPool, Supersession), Error> {
+    fn pool_and_supersession_registry(
+        &self,
+        request: &BuildRequest,
+    ) -> Result<(DaemonPool, Supersession), Error> {
         let own = match request.tenant() {
             Some(tenant) => self.tenants.daemon(tenant).map_err(Error::TenantDaemon)?,
             None => None,

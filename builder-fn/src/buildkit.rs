@@ -30,16 +30,16 @@ pub use cancellation::Cancellation;
 pub use connection::{ConnectError, Connection, Daemon};
 pub use dial::{ByteStream, DialFuture, Dialer};
 pub use failure::{BuildFailure, FaultyParty};
-pub use git_context::{GitContextSource, GitLookup};
+pub use git_context::{CommitLookup, GitContextSource};
 pub(crate) use history::HistoryChange;
 pub use history::{BuildState, HistoryListing, KnownBuild, ListedBuild, SealedSecrets, StepCounts};
 pub use job::{BuildJob, EarlierBuild, EventTimeouts, JobError, find_built_image};
-pub use manifest_lookup::{ImageLayer, ManifestLookup};
+pub use manifest_lookup::{ImageLayerSize, ManifestLookup};
 pub use outcome::BuiltImage;
 pub(crate) use pool::{BuildToPlace, DaemonAtIp, HostResolver, PlacedBuild};
 pub use pool::{
-    DaemonLoad, DaemonPool, DaemonResolver, Placement, PlacementHash, PoolMetrics, PoolSize, ResolveFuture,
-    busy_threshold, choose_daemon,
+    ChosenAndPreferredDaemon, DaemonLoad, DaemonPool, DaemonResolver, PlacementHash, PoolMetrics, PoolSize,
+    ResolveFuture, busy_threshold, choose_daemon,
 };
 pub use reference::BuildReference;
 #[cfg(test)]

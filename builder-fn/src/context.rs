@@ -31,7 +31,9 @@ pub(crate) use spool::{SpoolError, check_spool_folder_writable};
 #[cfg(test)]
 pub(crate) use view::view;
 pub(crate) use view::{ContextView, ViewEntry, ViewFilter, pattern_problems, view_while};
-pub use view::{IgnoreDecision, IgnoreRules, PatternError, PatternsMatchingFolder, excluding_pattern};
+pub use view::{
+    IgnoreDecision, IgnoreRules, PatternError, PatternsMatchingFolder, excluding_pattern_if_found,
+};
 
 /// The entries of a source context, and the bytes of their files.
 #[derive(Debug)]
@@ -113,7 +115,7 @@ impl SourceContext {
 
     /// Returns the names of the entries directly in a folder, or in the context if `folder` is empty; `None` if there
     /// is no such entry.
-    pub(crate) fn names_in_folder(&self, folder: &str) -> Option<impl Iterator<Item = &str>> {
+    pub(crate) fn child_names_if_entry_exists(&self, folder: &str) -> Option<impl Iterator<Item = &str>> {
         let number = match folder {
             "" => None,
             folder => Some(self.index.find(folder)?),

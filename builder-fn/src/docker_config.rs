@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use function_host::ErrorChain;
 use function_host::registry::{
-    Logins, LoginsCache, MalformedDockerConfig, RegistryCredentials, UnusableAuthEntry,
+    Logins, LoginsCache, MalformedDockerConfig, RegistryCredentials, UnusableDockerConfigEntry,
 };
 use tokio::time::Instant;
 
@@ -60,7 +60,7 @@ pub enum DockerConfigError {
     },
     /// The `config.json` entry for the registry cannot be used.
     #[error(transparent)]
-    Unusable(#[from] UnusableAuthEntry),
+    Unusable(#[from] UnusableDockerConfigEntry),
     /// The credential helper that the `config.json` names failed.
     #[error(transparent)]
     Helper(#[from] HelperError),

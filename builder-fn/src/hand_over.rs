@@ -25,7 +25,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::error::Error;
-pub(crate) use deployment::{DeploymentOutcome, DeploymentStatus, EnclosedHandOver};
+pub(crate) use deployment::{DeploymentOutcome, DeploymentStatus, HandOverAndAnswerSigner};
 pub(crate) use document::{DryRunDocument, HandOverDocument};
 pub(crate) use dry_run::{DeployedVersion, DryRunOutcome};
 pub(crate) use retry::RetriedFailures;
@@ -42,7 +42,7 @@ const MIN_TIME_LEFT_FOR_ANOTHER_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// The settings for the hand-over to the deployer.
 #[derive(Clone, Debug)]
-pub struct DeployerSettings {
+pub struct HandOverSettings {
     /// The deployer's name as a function, `NAME` or `NAME.NAMESPACE`.
     pub function: String,
     /// The way in which hand-overs reach the deployer.
@@ -90,7 +90,7 @@ pub struct Deployer {
     /// The secrets, of which `deploy-secret` is one.
     pub secrets: Secrets,
     /// The settings for the hand-over.
-    pub settings: DeployerSettings,
+    pub settings: HandOverSettings,
 }
 
 impl Deployer {
@@ -150,7 +150,7 @@ impl HandOverSigner<'_> {
         let route = match settings.via {
             DeployVia::Function => "function",
             DeployVia::AsyncFunction => "async-function",
-            DeployVia::Callback => return self.enclose_in_answer(hand_over),
+            DeployVia::Callback => return self.enclose_for_signed_answer(hand_over),
         };
         let message = self.sign_message(route, hand_over.call_id, hand_over);
         let (result, attempts) = self
@@ -184,9 +184,9 @@ impl HandOverSigner<'_> {
     }
 
     /// Sends nothing, and returns a deployment that encloses the hand-over for the builder's own answer.
-    fn enclose_in_answer(&self, hand_over: &HandOverDocument<'_>) -> DeploymentOutcome {
+    fn enclose_for_signed_answer(&self, hand_over: &HandOverDocument<'_>) -> DeploymentOutcome {
         let mut deployment = DeploymentOutcome::sent_with_unknown_result("handed_over", hand_over);
-        deployment.enclosed = Some(EnclosedHandOver {
+        deployment.enclosed = Some(HandOverAndAnswerSigner {
             document: json!(hand_over),
             signer: AnswerSigner(self.key.clone()),
         });
@@ -301,7 +301,7 @@ mod tests {
         let deployer = Deployer {
             gateway,
             secrets,
-            settings: DeployerSettings {
+            settings: HandOverSettings {
                 function: "deployer-fn".into(),
                 via: DeployVia::Function,
                 timeout: Duration::from_secs(1),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::accept;
-use crate::answer::{self, Answer, AnswerFields};
+use crate::answer::{self, Answer, AnswerImageAndSeconds};
 use crate::build::Builder;
 use crate::build_threads::BuildThreads;
 use crate::builds::{
@@ -33,7 +33,7 @@ use crate::request::{
 };
 use crate::rollback::{FunctionRoute, RollbackPermits};
 use crate::sealed::SealKeyFile;
-use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
+use crate::settings::{AcceptedSignatureSettings, PAYLOAD_SECRET_NAME};
 use crate::slots::{QueueAdmission, SlotRefused};
 use resubmit::ResubmissionHeaders;
 use run::log_build_failure;
@@ -46,7 +46,7 @@ pub struct BuilderApi {
     /// Limits on build requests.
     pub limits: RequestLimits,
     /// Settings for which signatures of requests are accepted.
-    pub signatures: SignatureSettings,
+    pub signatures: AcceptedSignatureSettings,
     /// The limit on the log of a build, in bytes.
     pub max_log: usize,
     /// The key that callers seal secrets to, if the builder has one.
@@ -129,13 +129,13 @@ struct AdmittedBuildRequest {
 
 impl BuildExchange {
     /// Returns whether the build goes on without its caller.
-    fn outlives_its_caller(&self) -> bool {
+    fn is_asynchronous_without_stream(&self) -> bool {
         self.is_asynchronous && self.format.is_none()
     }
 
     /// Returns the fields of an answer now, with the time since the request arrived.
-    fn answer_fields<'a>(&self, image: Option<&'a str>) -> AnswerFields<'a> {
-        AnswerFields {
+    fn answer_fields<'a>(&self, image: Option<&'a str>) -> AnswerImageAndSeconds<'a> {
+        AnswerImageAndSeconds {
             image,
             seconds: self.arrived.elapsed().as_secs_f64(),
         }
@@ -178,7 +178,7 @@ impl BuilderApi {
             Err(error) => {
                 let error = Error::from(error);
                 tracing::error!(error = %ErrorChain(&error), "public key unavailable");
-                Answer::from_error(&error, AnswerFields::default()).into_response()
+                Answer::from_error(&error, AnswerImageAndSeconds::default()).into_response()
             }
         }
     }
@@ -199,8 +199,8 @@ impl BuilderApi {
                 .is_asynchronous
                 .then(|| ResubmissionHeaders::of_queued_call(&head.headers)),
         };
-        if let Err(error) = self.check_not_draining_and_not_full(&exchange) {
-            return Answer::from_error(&error, AnswerFields::default()).into_response();
+        if let Err(error) = self.check_not_full_and_not_draining_unless_asynchronous(&exchange) {
+            return Answer::from_error(&error, AnswerImageAndSeconds::default()).into_response();
         }
         let received = match self
             .receive_build_request(body, request_head, &exchange.context)
@@ -244,9 +244,12 @@ impl BuilderApi {
 
     /// Fails if the builder is shutting down and could not hand the build back, or has no place for any tenant's
     /// request.
-    fn check_not_draining_and_not_full(&self, exchange: &BuildExchange) -> Result<(), Error> {
+    fn check_not_full_and_not_draining_unless_asynchronous(
+        &self,
+        exchange: &BuildExchange,
+    ) -> Result<(), Error> {
         // A queue that does not retry would lose the call. It is accepted, and handed back if it cannot be finished.
-        if exchange.context.shutdown().has_begun() && !exchange.outlives_its_caller() {
+        if exchange.context.shutdown().has_begun() && !exchange.is_asynchronous_without_stream() {
             return Err(Error::Draining);
         }
         Ok(self.builder.slots.check_not_full()?)
@@ -291,7 +294,7 @@ impl BuilderApi {
                     resumable,
                 }),
                 Err(error) => {
-                    let answer = Answer::from_error(&error, AnswerFields::default());
+                    let answer = Answer::from_error(&error, AnswerImageAndSeconds::default());
                     match error.kind().is_rejected_for_now() {
                         true => accepted.reject_for_now(outcome_fields(&answer.report)),
                         false => accepted.end(BuildPhase::Failed, outcome_fields(&answer.report)),
@@ -320,7 +323,7 @@ impl BuilderApi {
     async fn build_then_answer(&self, received: AdmittedBuildRequest, exchange: &BuildExchange) -> Response {
         let mut log = BoundedLog::new(self.max_log);
         let (mut answer, request) =
-            Box::pin(self.run_build_and_record_outcome(received, exchange, &mut log)).await;
+            Box::pin(self.run_build_and_record_outcome_before_notifying(received, exchange, &mut log)).await;
         answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
         self.notify_of_result(&request, &exchange.context, &answer).await;
         answer.into_response()
@@ -341,8 +344,10 @@ impl BuilderApi {
         let threads = self.threads.clone();
         let build = async move {
             let build = async move {
-                let (answer, request) =
-                    Box::pin(api.run_build_and_record_outcome(received, &exchange, &mut log)).await;
+                let (answer, request) = Box::pin(
+                    api.run_build_and_record_outcome_before_notifying(received, &exchange, &mut log),
+                )
+                .await;
                 api.notify_of_result(&request, &exchange.context, &answer).await;
                 answer.report
             };

@@ -34,7 +34,7 @@ use serde::Serialize;
 
 pub use deployment::explain_deployment;
 use evidence::Evidence;
-pub use failure::{CredentialHolder, FailedStepOutput, Failure, RegistryLoginState};
+pub use failure::{CredentialHolder, FailedStepNameAndOutput, Failure, LoginStateAtRefusingRegistry};
 pub use files::{ContextFiles, NoFiles};
 pub use image::registry_refusing_credentials;
 pub use kind::HintKind;
@@ -93,7 +93,7 @@ type Rule = for<'a> fn(&Evidence<'a>) -> Option<Hint>;
 const RULES: &[Rule] = &[
     time_limit::explain,
     dockerfile_error::explain,
-    source::explain_denied,
+    source::explain_source_denied_by_rules,
     source::explain_missing_source,
     secret::explain_missing_secret,
     image::explain_pull,
@@ -105,14 +105,14 @@ const RULES: &[Rule] = &[
     go::explain,
     test_failure::explain,
     resources::explain_out_of_memory,
-    source::explain_file_missing_in_step,
+    source::explain_step_file_excluded_or_in_other_case,
     source::explain_missing_manifest,
     node::explain_npm,
     network::explain_network_failure_of_step,
     dependency::explain_missing_or_conflicting_dependency,
     python::explain_interpreter_error,
     node::explain,
-    exit_code::explain_unrunnable_or_forbidden_program,
+    exit_code::explain_unrunnable_program_missing_user_or_denied_permission,
 ];
 
 /// Returns the hint for a failed build; `None` where the cause is not known.

@@ -26,7 +26,7 @@ pub(crate) struct BuildInputs {
     /// The choices of the config that the steps depend on, by key: none of them is secret.
     pub(crate) options: BTreeMap<String, String>,
     /// The steps that ended, in the order in which they began.
-    pub(crate) steps: Vec<StepRecord>,
+    pub(crate) steps: Vec<EndedStepRecord>,
     /// The number of steps beyond the limit.
     pub(crate) steps_left_out: usize,
     /// The digests of the files of the context that BuildKit requested; `None` if they are not known.
@@ -35,7 +35,7 @@ pub(crate) struct BuildInputs {
 
 /// A step of a build that has ended, as a record of the build has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct StepRecord {
+pub(crate) struct EndedStepRecord {
     /// The name of the step, such as `[2/3] RUN make`, with masked secrets.
     pub(crate) name: String,
     /// Whether the result came from the cache.

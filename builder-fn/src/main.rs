@@ -14,7 +14,7 @@ use builder_fn::metrics::Metrics;
 use builder_fn::notify::{NotificationMemory, Notifier};
 use builder_fn::ready;
 use builder_fn::registry::Registries;
-use builder_fn::remote_context::{ContextUploadLimit, RemoteContexts};
+use builder_fn::remote_context::{ContextUploadConcurrencyLimit, RemoteContexts};
 use builder_fn::rollback::RollbackPermits;
 use builder_fn::settings::Settings;
 use builder_fn::supersede::Supersession;
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 /// Reads the settings, starts the build threads and the background tasks (probing BuildKit, sweeping records, resuming
 /// builds), and returns the app that serves the API.
 async fn setup(context: SetupContext) -> Result<App, SetupError> {
-    let mut parser = context.settings_parser();
+    let mut parser = context.settings_parser_with_host_problems();
     let settings = Settings::read(&mut parser, context.secrets(), context.max_inflight());
     parser.fail_if_problems()?;
 
@@ -70,7 +70,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         token_realms: settings.token_realms.clone(),
         allowed: settings.build.allowed_sources.clone(),
         stored: settings.stored_contexts,
-        uploads: ContextUploadLimit::default(),
+        uploads: ContextUploadConcurrencyLimit::default(),
     };
     let builder = Builder {
         contexts,
@@ -143,7 +143,10 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         .show_use_in_metrics(api.metrics.unverified());
     let (secrets, gateway) = (context.secrets().clone(), context.gateway().clone());
     let resuming = Context::new("", secrets, gateway, context.shutdown().clone());
-    tokio::spawn(api.clone().resume_builds_of_others(resuming));
+    tokio::spawn(
+        api.clone()
+            .renew_sign_of_life_and_resume_builds_of_others(resuming),
+    );
     let senders = api.limits.unverified.budget().limits().senders;
     // A request counts against `max_inflight` only once its signature has been verified.
     Ok(App::new(api)

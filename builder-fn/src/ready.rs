@@ -14,7 +14,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// answer, until all receivers are dropped. The builder is ready while one answers.
 pub async fn probe_periodically(pool: DaemonPool, sizes: watch::Sender<PoolSize>) {
     while !sizes.is_closed() {
-        let (size, errors) = pool.probe().await;
+        let (size, errors) = pool.probe_and_update_left_out_daemons().await;
         let before = sizes.send_replace(size);
         if before != size {
             let PoolSize { known, answering } = size;

@@ -15,11 +15,11 @@ use std::time::Duration;
 use function_host::Secrets;
 use function_host::registry::{AllowedTokenHosts, RegistryClient, Repository};
 
-use crate::buildkit::{CredentialStore, ImageLayer, ManifestLookup};
+use crate::buildkit::{CredentialStore, ImageLayerSize, ManifestLookup};
 pub use access::RepositoryAccess;
 pub use image_name::ImageName;
 pub use operator_repository::OperatorRepository;
-pub use tenant::{NoCredentials, TenantCredentials};
+pub use tenant::{NoCredentials, ScopeLimitedTenantCredentials};
 pub(crate) use upload::{
     EMPTY_CONFIG, MANIFEST_MEDIA_TYPE, RESPONSE_TIMEOUT, UploadError, bytes_body, empty_body, put_manifest,
     rejection, request_to, upload_blob_if_missing,
@@ -48,11 +48,11 @@ impl ManifestLookup for Registries {
         Ok(tokio::time::timeout(LOOKUP_TIMEOUT, repository.has_manifest(digest)).await??)
     }
 
-    async fn image_layers(
+    async fn image_layers_or_empty_if_gone(
         &self,
         name: &str,
         digest: &str,
-    ) -> Result<Vec<ImageLayer>, Box<dyn StdError + Send + Sync>> {
+    ) -> Result<Vec<ImageLayerSize>, Box<dyn StdError + Send + Sync>> {
         let mut repository = self.repository_with_credentials(name).await?;
         let fetching = async {
             let Some(manifest) = repository.fetch_manifest(digest).await? else {

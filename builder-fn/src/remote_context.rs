@@ -51,14 +51,14 @@ pub struct RemoteContexts {
     /// The private hosts that contexts may be fetched from.
     pub allowed: AllowedSources,
     /// The settings for stored contexts.
-    pub stored: StoredContextSettings,
+    pub stored: StoredContextRepositorySettings,
     /// Limits how many contexts are stored at a time.
-    pub uploads: ContextUploadLimit,
+    pub uploads: ContextUploadConcurrencyLimit,
 }
 
 /// The settings for contexts that callers store.
 #[derive(Clone, Debug, Default)]
-pub struct StoredContextSettings {
+pub struct StoredContextRepositorySettings {
     /// The repository in which contexts are stored; those of a tenant in one below it that has the tenant's name. Without
     /// one, none are stored.
     pub repository: Option<OperatorRepository>,
@@ -68,9 +68,9 @@ pub struct StoredContextSettings {
 
 /// A limit on the number of contexts that are stored at a time. Clones share it.
 #[derive(Clone, Debug)]
-pub struct ContextUploadLimit(Arc<Semaphore>);
+pub struct ContextUploadConcurrencyLimit(Arc<Semaphore>);
 
-impl Default for ContextUploadLimit {
+impl Default for ContextUploadConcurrencyLimit {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(MAX_CONCURRENT_CONTEXT_UPLOADS)))
     }
@@ -132,13 +132,16 @@ impl RemoteContexts {
         let is_known = !credentials.secret.is_empty() || is_stored;
         let rule = self
             .allowed
-            .connection_rule(image.host(), image.port(), is_known)
+            .connection_rule(image.host(), image.port_or_443(), is_known)
             .map_err(|reason| ContextError::Address {
                 member: OCI_MEMBER,
                 reason,
             })?;
-        let client =
-            RegistryClient::with_http(self.http_client(rule)?, self.insecure, self.token_realms.clone());
+        let client = RegistryClient::with_http_client(
+            self.http_client(rule)?,
+            self.insecure,
+            self.token_realms.clone(),
+        );
         Ok(OpenRepository {
             handle: client.repository(image.registry(), image.repository(), credentials),
             rule,
@@ -198,8 +201,8 @@ mod tests {
             insecure: true,
             token_realms: AllowedTokenHosts::default(),
             allowed: allowed.parse().unwrap(),
-            stored: StoredContextSettings::default(),
-            uploads: ContextUploadLimit::default(),
+            stored: StoredContextRepositorySettings::default(),
+            uploads: ContextUploadConcurrencyLimit::default(),
         }
     }
 

@@ -36,7 +36,7 @@ use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
 pub(crate) use config::{
-    BuildConfig, CacheToItem, CommitStatusConfig, Forge, ProvenanceMode, is_full_commit_hash,
+    BuildConfig, CacheToItem, CommitStatusConfig, Forge, ProvenanceMinOrMax, is_full_commit_hash,
 };
 pub use config::{ContextArtifactReference, ContextTarReference, GitContext, UrlContext};
 pub use digest::Sha256Digest;

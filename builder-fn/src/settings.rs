@@ -93,10 +93,10 @@ use crate::builds::PageSettings;
 use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
-use crate::hand_over::{self, DeployVia, DeployerSettings};
+use crate::hand_over::{self, DeployVia, HandOverSettings};
 use crate::operator_tokens::OperatorTokenSecretNames;
 use crate::registry::OperatorRepository;
-use crate::remote_context::StoredContextSettings;
+use crate::remote_context::StoredContextRepositorySettings;
 use crate::request::{
     self, AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits, UnverifiedBodyResources,
 };
@@ -133,17 +133,17 @@ pub struct Settings {
     /// The registry credentials and the BuildKit daemons of tenants, if there is a policy.
     pub tenants: TenantResources,
     /// The settings for stored contexts.
-    pub stored_contexts: StoredContextSettings,
+    pub stored_contexts: StoredContextRepositorySettings,
     /// The settings that apply to every build.
     pub build: BuildSettings,
     /// Limits on build requests.
     pub requests: RequestSettings,
     /// Settings for which signatures of requests are accepted.
-    pub signatures: SignatureSettings,
+    pub signatures: AcceptedSignatureSettings,
     /// The slots of builds that may run at the same time, and the queue for them.
     pub slots: BuildSlots,
     /// The settings for the hand-over to the deployer.
-    pub deployer: DeployerSettings,
+    pub deployer: HandOverSettings,
     /// The limit on the log of a build, in bytes.
     pub max_log: usize,
     /// The private key that build secrets are sealed to.
@@ -179,7 +179,7 @@ pub struct RequestSettings {
 
 /// Settings for which signatures of requests are accepted.
 #[derive(Clone, Debug, Default)]
-pub struct SignatureSettings {
+pub struct AcceptedSignatureSettings {
     /// Whether requests need no signature.
     pub disable_hmac: bool,
     /// Whether HMAC-SHA1 signatures are accepted too.
@@ -211,7 +211,11 @@ impl Settings {
             credentials.helpers().clone(),
             daemon_factory,
         );
-        let deployer = parser.parse_or_default("deployer", "deployer-fn".to_owned(), parse_function_name);
+        let deployer = parser.parse_or_default(
+            "deployer",
+            "deployer-fn".to_owned(),
+            parse_function_with_optional_namespace,
+        );
         let mut settings = Self {
             pool,
             is_exposed,
@@ -221,9 +225,9 @@ impl Settings {
             stored_contexts: read_stored_context_settings(parser),
             build,
             requests: RequestSettings::read_request_settings(parser),
-            signatures: SignatureSettings::read_signature_settings(parser, secrets),
+            signatures: AcceptedSignatureSettings::read_accepted_signature_settings(parser, secrets),
             slots: read_build_slots(parser, max_inflight),
-            deployer: DeployerSettings {
+            deployer: HandOverSettings {
                 function: deployer,
                 via: parser.parse_or_default("deploy_via", DeployVia::default(), str::parse),
                 timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
@@ -235,7 +239,7 @@ impl Settings {
             own_function: parser.parse_or_default(
                 "builder_function",
                 "builder-fn".to_owned(),
-                parse_function_name,
+                parse_function_with_optional_namespace,
             ),
         };
         parser.flag("enable_lchown", false);
@@ -247,9 +251,9 @@ impl Settings {
                 "should be at least twice max_body with policy_file, because a tenant uses at most as much as it leaves free",
             );
         }
-        settings.check_records_repository(parser, secrets);
+        settings.check_records_deploy_secret_and_overlap(parser, secrets);
         settings.report_unreadable_operator_tokens(parser, secrets);
-        settings.reserve_own_names(parser, secrets);
+        settings.reserve_names_of_slipway_itself(parser, secrets);
         settings.check_tenants_daemons(parser);
         settings
     }
@@ -267,7 +271,7 @@ impl Settings {
     }
 
     /// Reports a repository for records that cannot be used.
-    fn check_records_repository(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
+    fn check_records_deploy_secret_and_overlap(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         let Some(records) = &self.build.records_repository else {
             return;
         };
@@ -300,7 +304,7 @@ impl Settings {
     }
 
     /// Reserves the names that the settings give to the deployer, the builder and the builder's secrets.
-    fn reserve_own_names(&mut self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
+    fn reserve_names_of_slipway_itself(&mut self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         let reserved = &mut self.requests.reserved;
         reserved.reserve_function(&self.deployer.function);
         reserved.reserve_function(&self.own_function);
@@ -386,9 +390,9 @@ impl RequestSettings {
     }
 }
 
-impl SignatureSettings {
+impl AcceptedSignatureSettings {
     /// Reads the settings of signatures, and checks the policy and the secrets with keys.
-    fn read_signature_settings(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> Self {
+    fn read_accepted_signature_settings(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> Self {
         let settings = Self {
             disable_hmac: parser.flag("disable_hmac", false),
             accept_sha1: parser.flag("accept_sha1", true),
@@ -396,7 +400,11 @@ impl SignatureSettings {
             key_reader: KeyReader::default(),
         };
         if let Some(policy) = &settings.policy {
-            settings.report_conflicts_and_unfit_keys_of_policy(&policy.reload_if_changed(), parser, secrets);
+            settings.report_policy_conflicts_and_unfit_readable_keys(
+                &policy.reload_if_changed(),
+                parser,
+                secrets,
+            );
         } else if !settings.disable_hmac {
             if let Err(error) = secrets.read_secret(PAYLOAD_SECRET_NAME) {
                 parser.add_problem("disable_hmac", format!("is not set, and {error}"));
@@ -409,7 +417,7 @@ impl SignatureSettings {
 
     /// Reports settings that contradict a policy, and unfit keys in the readable secrets that it names. A secret that
     /// cannot be read is only logged: it locks out its tenant alone.
-    fn report_conflicts_and_unfit_keys_of_policy(
+    fn report_policy_conflicts_and_unfit_readable_keys(
         &self,
         policy: &Policy,
         parser: &mut SettingsParser<'_>,
@@ -514,8 +522,8 @@ fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
             str::parse,
         ),
         step_limits: StepLimits {
-            memory: parser.parse_or_default("step_memory", None, parse_step_memory),
-            millicpus: parser.parse_or_default("step_cpus", None, parse_cores_to_thousandths),
+            memory: parser.parse_or_default("step_memory", None, parse_step_memory_to_some_bytes),
+            millicpus: parser.parse_or_default("step_cpus", None, parse_cores_to_some_thousandths),
         },
         retry_time: parser.duration("retry_time", Duration::from_secs(120)),
         records_repository: parser.parse_or_default("records_repository", None, |name| {
@@ -527,8 +535,8 @@ fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
 }
 
 /// Parses the settings `contexts_repository` and `delete_contexts`.
-fn read_stored_context_settings(parser: &mut SettingsParser<'_>) -> StoredContextSettings {
-    let settings = StoredContextSettings {
+fn read_stored_context_settings(parser: &mut SettingsParser<'_>) -> StoredContextRepositorySettings {
+    let settings = StoredContextRepositorySettings {
         repository: parser.parse_or_default("contexts_repository", None, |name| {
             OperatorRepository::parse(name)
                 .map(Some)
@@ -546,7 +554,7 @@ fn read_stored_context_settings(parser: &mut SettingsParser<'_>) -> StoredContex
 }
 
 /// Parses the setting `step_memory`: a number of bytes, at least 8 MiB. runc starts no process with less memory.
-fn parse_step_memory(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
+fn parse_step_memory_to_some_bytes(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
     let bytes = text.parse().ok().filter(|bytes| *bytes >= 8 << 20);
     match bytes.and_then(NonZeroU64::new) {
         Some(bytes) => Ok(Some(bytes)),
@@ -556,7 +564,7 @@ fn parse_step_memory(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
 
 /// Parses the setting `step_cpus`, a number of cores with up to three decimals, and returns it in thousandths of a
 /// core.
-fn parse_cores_to_thousandths(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
+fn parse_cores_to_some_thousandths(text: &str) -> Result<Option<NonZeroU64>, &'static str> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     let thousandths = (is_number(whole) && is_number(fraction) && fraction.len() <= 3)
@@ -642,7 +650,7 @@ fn read_build_slots(parser: &mut SettingsParser<'_>, max_inflight: Option<usize>
                 "needs max_inflight, which says how many builds run at a time",
             );
         }
-        return BuildSlots::unlimited();
+        return BuildSlots::unlimited_except_for_tenants();
     };
     BuildSlots::new(limit, wait, queue_length)
 }
@@ -659,7 +667,7 @@ fn read_hand_over_ttl(parser: &mut SettingsParser<'_>) -> Duration {
 }
 
 /// Parses the name of a function, with or without its namespace.
-fn parse_function_name(text: &str) -> Result<String, &'static str> {
+fn parse_function_with_optional_namespace(text: &str) -> Result<String, &'static str> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     match text.bytes().all(is_allowed) && text.starts_with(|first: char| first.is_ascii_alphanumeric()) {
         true => Ok(text.to_owned()),

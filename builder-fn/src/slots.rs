@@ -48,20 +48,20 @@ pub(crate) struct SlotOwner {
 /// A guard for a request that was admitted: it may build, or wait for a slot. Dropping it makes room for another
 /// request.
 #[derive(Debug)]
-pub(crate) struct QueueAdmission(AdmittedOwner);
+pub(crate) struct QueueAdmission(SharedSlotsAndOwner);
 
 #[derive(Debug)]
-struct AdmittedOwner {
+struct SharedSlotsAndOwner {
     shared: Arc<SharedSlots>,
     owner: SlotOwner,
 }
 
 /// A guard for a build slot that one build has taken. Dropping it frees the slot.
 #[derive(Debug)]
-pub(crate) struct BuildSlot(Option<TakenSlot>);
+pub(crate) struct BuildSlot(Option<SharedSlotsAndTenant>);
 
 #[derive(Debug)]
-struct TakenSlot {
+struct SharedSlotsAndTenant {
     shared: Arc<SharedSlots>,
     tenant: Option<Arc<str>>,
 }
@@ -86,7 +86,7 @@ impl SlotOwner {
 
 impl BuildSlots {
     /// Creates slots without a limit but those of tenants, for which no request waits.
-    pub fn unlimited() -> Self {
+    pub fn unlimited_except_for_tenants() -> Self {
         Self::new(usize::MAX, Duration::ZERO, 0)
     }
 
@@ -127,7 +127,7 @@ impl BuildSlots {
         }
         queues.add_admitted(&owner.name, limit);
         drop(queues);
-        Ok(QueueAdmission(AdmittedOwner {
+        Ok(QueueAdmission(SharedSlotsAndOwner {
             shared: shared.clone(),
             owner: SlotOwner {
                 max_builds: Some(limit),
@@ -156,7 +156,7 @@ impl BuildSlots {
 
 impl Default for BuildSlots {
     fn default() -> Self {
-        Self::unlimited()
+        Self::unlimited_except_for_tenants()
     }
 }
 
@@ -166,7 +166,7 @@ impl QueueAdmission {
     /// # Errors
     /// Fails if no slot became free in time.
     pub(crate) async fn wait_for_slot(&self) -> Result<BuildSlot, SlotRefused> {
-        let AdmittedOwner { shared, owner } = &self.0;
+        let SharedSlotsAndOwner { shared, owner } = &self.0;
         let limit = owner.max_builds.unwrap_or(shared.limit);
         let (sender, granted) = oneshot::channel();
         let grants = {
@@ -189,14 +189,14 @@ impl QueueAdmission {
 
 impl Drop for QueueAdmission {
     fn drop(&mut self) {
-        let AdmittedOwner { shared, owner } = &self.0;
+        let SharedSlotsAndOwner { shared, owner } = &self.0;
         shared.lock().remove_admitted(&owner.name);
     }
 }
 
 impl Drop for BuildSlot {
     fn drop(&mut self) {
-        if let Some(TakenSlot { shared, tenant }) = self.0.take() {
+        if let Some(SharedSlotsAndTenant { shared, tenant }) = self.0.take() {
             let grants = {
                 let mut queues = shared.lock();
                 queues.free_slot(&tenant);
@@ -231,7 +231,7 @@ impl SharedSlots {
     /// the queues must not be locked here.
     fn send_grants(self: &Arc<Self>, grants: Vec<SlotGrant>) {
         for SlotGrant { tenant, waiter } in grants {
-            let slot = BuildSlot(Some(TakenSlot {
+            let slot = BuildSlot(Some(SharedSlotsAndTenant {
                 shared: self.clone(),
                 tenant,
             }));

@@ -133,7 +133,7 @@ impl SourceRules {
     /// Fails if the build may not read `image`, and else adds its repository to those that the build may pull from.
     fn check_image_and_allow_pull(&self, image: &ImageName) -> Result<(), String> {
         let host = Host::parse(image.host()).map_err(|error| format!("the registry {error}"))?;
-        if host.is_metadata_or_link_local() && !self.allowed.allows_host(&host, image.port()) {
+        if host.is_metadata_or_link_local() && !self.allowed.allows_host(&host, image.port_or_443()) {
             return Err(format!(
                 "no image is read from {host}, a link-local address or a metadata service, unless the builder's setting \
                  allowed_sources names it"

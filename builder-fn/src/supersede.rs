@@ -196,7 +196,7 @@ impl SharedSupersession {
 
 impl DaemonSupersession {
     /// Returns whether no build is registered.
-    fn is_idle(&self) -> bool {
+    fn has_no_registered_builds(&self) -> bool {
         self.0.lock_state().registry.is_empty()
     }
 }
@@ -265,7 +265,7 @@ fn history_start_for(submitted_at: SystemTime) -> SystemTime {
 
 impl Submission {
     /// Returns the submission of a build in the daemon's history; `None` if the build supersedes none.
-    fn of_known_build(build: &KnownBuild) -> Option<Self> {
+    fn of_superseding_known_build(build: &KnownBuild) -> Option<Self> {
         let attributes = &build.attributes;
         Some(Self {
             function: attributes.supersession_group()?.clone(),
@@ -276,7 +276,7 @@ impl Submission {
 
     /// Returns whether the build was submitted later than `other`. Deliveries of one call are one build, whatever their
     /// times.
-    fn is_newer_than(&self, other: &Self) -> bool {
+    fn is_another_call_submitted_after(&self, other: &Self) -> bool {
         self.submitted_at > other.submitted_at && self.call_id != other.call_id
     }
 }

@@ -20,8 +20,8 @@ use crate::request::RequestError;
 pub(crate) fn mark_receive_failed(span: &Span, error: &Error) {
     if span.is_recording() {
         match error {
-            Error::Request(error) if is_about_frontend(error) => span.mark_failed(FRONTEND_NOT_ALLOWED),
-            Error::Context(error) if matches!(&**error, ContextError::Unusable(error) if is_about_frontend(error)) =>
+            Error::Request(error) if is_frontend_rejection(error) => span.mark_failed(FRONTEND_NOT_ALLOWED),
+            Error::Context(error) if matches!(&**error, ContextError::Unusable(error) if is_frontend_rejection(error)) =>
             {
                 span.mark_failed(FRONTEND_NOT_ALLOWED);
             }
@@ -33,6 +33,6 @@ pub(crate) fn mark_receive_failed(span: &Span, error: &Error) {
 /// The reason of a span that failed because of a Dockerfile's frontend, whose name is not repeated.
 const FRONTEND_NOT_ALLOWED: &str = "the Dockerfile names a frontend that is not allowed";
 
-fn is_about_frontend(error: &RequestError) -> bool {
+fn is_frontend_rejection(error: &RequestError) -> bool {
     matches!(error, RequestError::Frontend(_))
 }

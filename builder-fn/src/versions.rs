@@ -58,7 +58,7 @@ pub(crate) enum VersionState {
 impl VersionState {
     /// Returns what the outcome of a deployment says about its version; `None` if it does not say whether the version
     /// runs.
-    pub(crate) fn of_deployment(deployment: &DeploymentOutcome) -> Option<Self> {
+    pub(crate) fn of_deployment_if_certain(deployment: &DeploymentOutcome) -> Option<Self> {
         // Only the deployer knows that a version does not run. A hand-over that was lost may have deployed it.
         let is_certain = matches!(
             deployment.answer["status"].as_str(),
@@ -120,7 +120,7 @@ pub(crate) enum NoVersionToRollBackTo {
 
 impl FunctionVersion {
     /// Returns the ID of the build whose version this is: that of a rollback is the one that it went back to.
-    fn origin_id(&self) -> &str {
+    fn rollback_target_or_own_id(&self) -> &str {
         self.rollback.as_ref().map_or(&self.id, |rollback| &rollback.to)
     }
 
@@ -139,7 +139,7 @@ impl FunctionVersion {
             state: VersionState::Deploying,
             submitted_at: now.max(after_current),
             rollback: Some(Rollback {
-                to: self.origin_id().to_owned(),
+                to: self.rollback_target_or_own_id().to_owned(),
                 from: Some(current.id.clone()),
             }),
             ..self.clone()
@@ -213,7 +213,7 @@ pub(crate) fn choose_version<'a>(
     // Behind the version that the current one is: nothing, if that is not kept any more.
     let origin = versions
         .iter()
-        .position(|version| version.id == current.origin_id());
+        .position(|version| version.id == current.rollback_target_or_own_id());
     let earlier = versions
         .get(origin.unwrap_or(versions.len()) + 1..)
         .unwrap_or_default();

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::builds::{
-    BuildArguments, DiffArguments, ListArguments, LogArguments, OpenArguments, RollbackArguments,
+    BuildArguments, BuildsArguments, DiffArguments, LogArguments, OpenArguments, RollbackArguments,
 };
 use crate::dev::DevArguments;
 use crate::generated::{CompletionArguments, ManualArguments};
@@ -38,7 +38,7 @@ pub(crate) enum Command {
     /// A build that fails leaves the running version. A newer change replaces the build under way.
     Dev(DevArguments),
     /// List builds, the newest first.
-    Builds(ListArguments),
+    Builds(BuildsArguments),
     /// Show what is known of a build.
     Status(BuildArguments),
     /// Print the log of a build, or of a function's newest build.

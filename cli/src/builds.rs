@@ -13,7 +13,7 @@ use crate::output::{print_result, printable};
 use crate::progress::{Progress, ProgressForm};
 use crate::settings::ConnectionArguments;
 use crate::stack_file::StackFile;
-use crate::up::{FollowedBuild, LogForm, cancel_build_and_wait, follow_log};
+use crate::up::{FollowedBuild, LogForm, cancel_build_and_wait_up_to_a_minute, follow_log};
 
 mod difference;
 mod log;
@@ -28,7 +28,7 @@ pub(crate) use rollback::{RollbackArguments, rollback};
 
 /// The arguments of `slipway builds`.
 #[derive(Args)]
-pub(crate) struct ListArguments {
+pub(crate) struct BuildsArguments {
     #[command(flatten)]
     connection: ConnectionArguments,
     /// Builds of this function only, with or without its namespace.
@@ -91,7 +91,7 @@ impl ConnectedClient {
 ///
 /// # Errors
 /// Fails if the builder gives no list.
-pub(crate) async fn list(arguments: &ListArguments) -> Result<ExitStatus, Failure> {
+pub(crate) async fn list_builds(arguments: &BuildsArguments) -> Result<ExitStatus, Failure> {
     let connected = ConnectedClient::find(&arguments.connection).await?;
     let filters = [
         ("function", arguments.function.as_deref()),
@@ -132,7 +132,8 @@ pub(crate) async fn status(arguments: &BuildArguments) -> Result<ExitStatus, Fai
 /// Fails if the build cannot be cancelled any more, ends otherwise, or does not end in time.
 pub(crate) async fn cancel(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
     let connected = ConnectedClient::find(&arguments.connection).await?;
-    let cancelled = cancel_build_and_wait(&connected.client, connected.route, &arguments.id).await;
+    let cancelled =
+        cancel_build_and_wait_up_to_a_minute(&connected.client, connected.route, &arguments.id).await;
     let place = &connected.client.settings().key.place;
     let build = cancelled.map_err(|error| failure_of_bodyless_request(&error, place))?;
     print_build(&build, arguments.json);
@@ -166,7 +167,7 @@ fn print_build(build: &Value, is_json: bool) {
 /// Prints what the builder could not read.
 fn warn_if_incomplete(answer: &Value) {
     if let Some(text) = answer["incomplete"].as_str() {
-        crate::output::print_message(&format!("warning: {}", printable(text)));
+        crate::output::print_message_as_is(&format!("warning: {}", printable(text)));
     }
 }
 

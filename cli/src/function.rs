@@ -41,7 +41,7 @@ pub(crate) struct Function {
 
 /// The choices of the command line that apply to every function.
 #[derive(Debug, Default)]
-pub(crate) struct FunctionOptions {
+pub(crate) struct RegistryAndBuildArgumentOptions {
     /// The registry, with a path if needed, of images whose names have none.
     pub(crate) registry: Option<String>,
     /// Build arguments in addition to those of the stack file, which they replace.
@@ -59,7 +59,7 @@ impl Function {
         stack: &StackFile,
         name: &str,
         entry: &FunctionEntry,
-        options: &FunctionOptions,
+        options: &RegistryAndBuildArgumentOptions,
     ) -> Result<Self, Failure> {
         let mut problems = Vec::new();
         let mut template_failure = None;
@@ -287,8 +287,11 @@ fn deploy_request_without_image(
         "annotations",
         json!(texts_with_null_as_empty(entry.annotations.as_ref())),
     );
-    set("limits", resource_amounts(entry.limits.as_ref()));
-    set("requests", resource_amounts(entry.requests.as_ref()));
+    set("limits", resource_amounts_or_empty_object(entry.limits.as_ref()));
+    set(
+        "requests",
+        resource_amounts_or_empty_object(entry.requests.as_ref()),
+    );
     if entry.readonly_root_filesystem == Some(true) {
         set("readOnlyRootFilesystem", json!(true));
     }
@@ -296,7 +299,7 @@ fn deploy_request_without_image(
 }
 
 /// Returns amounts of resources as the gateway's API has them.
-fn resource_amounts(entry: Option<&ResourcesEntry>) -> Value {
+fn resource_amounts_or_empty_object(entry: Option<&ResourcesEntry>) -> Value {
     let mut amounts = Map::new();
     for (key, amount) in [
         ("memory", entry.and_then(|entry| entry.memory.as_ref())),
@@ -314,7 +317,10 @@ mod tests {
     use super::*;
 
     /// Parses a stack file with one function, `shop`, whose handler is an existing folder.
-    fn parse_function_shop(lines: &str, options: &FunctionOptions) -> Result<Function, Failure> {
+    fn parse_function_shop(
+        lines: &str,
+        options: &RegistryAndBuildArgumentOptions,
+    ) -> Result<Function, Failure> {
         let text = format!(
             "functions:\n  shop:\n    lang: dockerfile\n    handler: {}\n{lines}",
             env!("CARGO_MANIFEST_DIR")
@@ -330,7 +336,7 @@ mod tests {
             "    image: r.example/shop:1\n    fprocess: ./run\n    environment: {a: 1}\n    secrets: [key]\n    labels: {l: x}\n    \
              annotations: {n: y}\n    constraints: [z]\n    limits: {memory: 128Mi}\n    requests: {cpu: 100m}\n    \
              readonly_root_filesystem: true\n    namespace: team\n    platforms: linux/amd64, linux/arm64\n",
-            &FunctionOptions::default(),
+            &RegistryAndBuildArgumentOptions::default(),
         )
         .expect("a function");
         assert_eq!(
@@ -347,17 +353,20 @@ mod tests {
 
     #[test]
     fn what_the_stack_file_leaves_out_is_left_out_of_the_deployment() {
-        let function = parse_function_shop("    image: r.example/shop:1\n", &FunctionOptions::default())
-            .expect("a function");
+        let function = parse_function_shop(
+            "    image: r.example/shop:1\n",
+            &RegistryAndBuildArgumentOptions::default(),
+        )
+        .expect("a function");
         assert_eq!(function.deploy, json!({"service": "shop"}));
         assert!(function.build_args.is_empty());
     }
 
     #[test]
     fn an_image_without_a_registry_gets_that_of_the_command_line() {
-        let options = FunctionOptions {
+        let options = RegistryAndBuildArgumentOptions {
             registry: Some("r.example:5000/team/".into()),
-            ..FunctionOptions::default()
+            ..RegistryAndBuildArgumentOptions::default()
         };
         for (image, expected) in [
             ("shop:1", "r.example:5000/team/shop:1"),
@@ -369,19 +378,19 @@ mod tests {
             let function = parse_function_shop(&format!("    image: {image}\n"), &options).expect(image);
             assert_eq!(function.image, expected);
         }
-        let failure =
-            parse_function_shop("    image: shop:1\n", &FunctionOptions::default()).expect_err("no registry");
+        let failure = parse_function_shop("    image: shop:1\n", &RegistryAndBuildArgumentOptions::default())
+            .expect_err("no registry");
         assert!(failure.message.contains("--registry"), "{failure:?}");
     }
 
     #[test]
     fn build_arguments_of_the_command_line_replace_those_of_the_file_which_replace_defaults() {
-        let options = FunctionOptions {
+        let options = RegistryAndBuildArgumentOptions {
             build_args: [("A".to_owned(), "2".to_owned())].into(),
             default_build_args: ["A", "B", "C"]
                 .map(|name| (name.to_owned(), "default".to_owned()))
                 .into(),
-            ..FunctionOptions::default()
+            ..RegistryAndBuildArgumentOptions::default()
         };
         let function = parse_function_shop(
             "    image: r.example/shop:1\n    build_args: {A: 1, B: x, ADDITIONAL_PACKAGE: make gcc make}\n",
@@ -404,7 +413,7 @@ mod tests {
             "functions:\n  shop:\n    lang: no-such-template\n    handler: ./nowhere\n    image: shop\n";
         let stack = StackFile::parse("stack.yaml".into(), text, &|_| None).expect("a stack file");
         let (name, entry) = stack.select_or_all(&[]).expect("functions")[0];
-        let failure = Function::from_entry(&stack, name, entry, &FunctionOptions::default())
+        let failure = Function::from_entry(&stack, name, entry, &RegistryAndBuildArgumentOptions::default())
             .expect_err("three problems");
         for part in ["no-such-template", "shop.handler", "shop.image"] {
             assert!(failure.message.contains(part), "{part}: {failure:?}");
@@ -419,7 +428,7 @@ mod tests {
         let text = "functions:\n  shop:\n    handler: ./nowhere\n    build_secrets: {token: ./no-file}\n";
         let stack = StackFile::parse("stack.yaml".into(), text, &|_| None).expect("a stack file");
         let (name, entry) = stack.select_or_all(&[]).expect("functions")[0];
-        let failure = Function::from_entry(&stack, name, entry, &FunctionOptions::default())
+        let failure = Function::from_entry(&stack, name, entry, &RegistryAndBuildArgumentOptions::default())
             .expect_err("four problems");
         for part in [
             "shop.lang",

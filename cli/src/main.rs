@@ -59,7 +59,7 @@ fn run(arguments: Arguments) -> Result<ExitStatus, Failure> {
         match arguments.command {
             Command::Up(arguments) => up::run(&arguments).await,
             Command::Dev(arguments) => dev::run(&arguments).await,
-            Command::Builds(arguments) => builds::list(&arguments).await,
+            Command::Builds(arguments) => builds::list_builds(&arguments).await,
             Command::Status(arguments) => builds::status(&arguments).await,
             Command::Logs(arguments) => builds::logs(&arguments).await,
             Command::Open(arguments) => builds::print_page_address(&arguments).await,

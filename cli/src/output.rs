@@ -14,7 +14,7 @@ pub(crate) fn print_result(line: &str) {
 }
 
 /// Prints a message to the standard error.
-pub(crate) fn print_message(text: &str) {
+pub(crate) fn print_message_as_is(text: &str) {
     // Fails only if nobody reads the standard error any more.
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
@@ -22,8 +22,8 @@ pub(crate) fn print_message(text: &str) {
 /// Prints an error, and what to do next, to the standard error.
 pub(crate) fn print_failure(failure: &Failure) {
     let message: Vec<_> = failure.message.lines().map(printable).collect();
-    print_message(&format!("slipway: {}", message.join("\n")));
-    print_message(&format!("next: {}", printable(&failure.next)));
+    print_message_as_is(&format!("slipway: {}", message.join("\n")));
+    print_message_as_is(&format!("next: {}", printable(&failure.next)));
 }
 
 /// Returns a text without control characters and terminal escape sequences, which a build's output may contain.

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn the_builder_is_also_found_by_the_variable_of_faas_cli() {
+    fn the_builders_url_is_also_read_from_openfaas_remote_builder() {
         let environment = [
             (KEY_VARIABLE, "a key of the test"),
             ("OPENFAAS_REMOTE_BUILDER", "http://b:8081/build"),

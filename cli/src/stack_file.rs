@@ -128,7 +128,7 @@ impl StackFile {
     }
 
     /// Returns the paths of the files with environment variables of the function with this name.
-    pub(crate) fn environment_files(&self, function: &str) -> Vec<PathBuf> {
+    pub(crate) fn environment_file_paths_as_written(&self, function: &str) -> Vec<PathBuf> {
         let entries = self.functions.iter().filter(|(name, _)| name == function);
         let files = entries.flat_map(|(_, entry)| entry.environment_file.iter().flatten());
         files.map(PathBuf::from).collect()

@@ -22,7 +22,7 @@ use crate::interrupt::Interrupts;
 use crate::output;
 use crate::progress::{Event, Progress, ProgressForm, show_failure_if_json};
 use crate::settings::{ConnectionArguments, SigningKey};
-pub(crate) use cancellation::cancel_build_and_wait;
+pub(crate) use cancellation::cancel_build_and_wait_up_to_a_minute;
 pub(crate) use follow::{FollowedBuild, LogForm, follow_log};
 pub(crate) use project::{Project, SourceArguments};
 use route::RouteChoice;
@@ -126,10 +126,13 @@ impl BuildOptions {
 /// Fails if a function cannot be read, or no builder takes it. With `--progress json`, the error is an event, too, and
 /// only its exit status is returned.
 pub(crate) async fn run(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
-    show_failure_if_json(arguments.build.progress, bring_up(arguments).await)
+    show_failure_if_json(
+        arguments.build.progress,
+        bring_up_and_return_first_failure_status(arguments).await,
+    )
 }
 
-async fn bring_up(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
+async fn bring_up_and_return_first_failure_status(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
     let project = Project::read(&arguments.source)?;
     let settings = arguments.build.connection.resolve(project.gateway())?;
     let progress = Progress::new(arguments.build.progress, "slipway");
@@ -213,7 +216,7 @@ impl<'a> FunctionBuild<'a> {
                 end = &mut work => return end,
                 () = interrupts.next() => {
                     let handed = self.handed.borrow().clone();
-                    if let Some(end) = self.detach_or_cancel_on_second_interrupt(interrupts, handed).await? {
+                    if let Some(end) = self.detach_or_cancel_or_none_to_keep_following(interrupts, handed).await? {
                         return Ok(end);
                     }
                 }

@@ -32,7 +32,7 @@ pub(crate) fn log_and_respond(result: &Result<HandOverResult, HandOverError>) ->
             serde_json::to_vec(outcome),
         ),
         Err(error) => {
-            let reasons = error.reasons_for_caller();
+            let reasons = error.reasons_with_causes_for_caller();
             if error.error_kind() == ErrorKind::Internal {
                 error!(error = %ErrorChain(error), "could not handle a hand-over");
             } else {

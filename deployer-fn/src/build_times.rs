@@ -44,7 +44,7 @@ impl BuildTimes {
     }
 
     /// Returns the problem with the time that orders this build if that time is too far ahead of `now`.
-    pub(crate) fn problem_if_too_far_ahead_of(&self, now: Timestamp) -> Option<String> {
+    pub(crate) fn problem_if_ordering_time_is_too_far_ahead_of(&self, now: Timestamp) -> Option<String> {
         let (field, at) = match (self.submitted_at, self.built_at) {
             (Some(at), _) => ("submittedAt", at),
             (None, Some(at)) => ("builtAt", at),
@@ -62,7 +62,7 @@ impl BuildTimes {
 
     /// Returns the time that orders the build as part of a sentence: `submitted at …`, or else `built at …`, or else
     /// `of an unknown time`.
-    pub(crate) fn as_phrase(&self) -> String {
+    pub(crate) fn ordering_time_as_phrase(&self) -> String {
         match (self.submitted_at, self.built_at) {
             (Some(at), _) => format!("submitted at {}", time::format_with_millis(at)),
             (None, Some(at)) => format!("built at {}", time::format_with_millis(at)),
@@ -150,11 +150,11 @@ mod tests {
     fn a_build_time_too_far_ahead_of_the_clock_is_a_problem_and_orders_no_builds() {
         let now = Timestamp::from_second(1000).unwrap();
         assert_eq!(
-            build_times_at_seconds(Some(1300), Some(1300)).problem_if_too_far_ahead_of(now),
+            build_times_at_seconds(Some(1300), Some(1300)).problem_if_ordering_time_is_too_far_ahead_of(now),
             None
         );
         let problem = build_times_at_seconds(Some(1301), Some(1000))
-            .problem_if_too_far_ahead_of(now)
+            .problem_if_ordering_time_is_too_far_ahead_of(now)
             .unwrap();
         assert_eq!(
             problem,
@@ -163,13 +163,13 @@ mod tests {
         );
         assert!(
             build_times_at_seconds(None, Some(1301))
-                .problem_if_too_far_ahead_of(now)
+                .problem_if_ordering_time_is_too_far_ahead_of(now)
                 .unwrap()
                 .starts_with("builtAt is")
         );
         // The end of the build does not order it.
         assert_eq!(
-            build_times_at_seconds(Some(1000), Some(1301)).problem_if_too_far_ahead_of(now),
+            build_times_at_seconds(Some(1000), Some(1301)).problem_if_ordering_time_is_too_far_ahead_of(now),
             None
         );
         assert_eq!(

@@ -99,7 +99,7 @@ impl HandOverError {
 
     /// Returns the reasons for the caller: each problem of an invalid hand-over, each violation of the rules, or the
     /// error with its causes.
-    pub(crate) fn reasons_for_caller(&self) -> Vec<String> {
+    pub(crate) fn reasons_with_causes_for_caller(&self) -> Vec<String> {
         match self {
             Self::Invalid { problems, .. } => problems.clone(),
             Self::Forbidden { violations, .. } => violations.iter().map(ToString::to_string).collect(),

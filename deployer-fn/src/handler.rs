@@ -80,7 +80,7 @@ impl Deployer {
         request: Request,
         context: &Context,
     ) -> Result<HandOverResult, HandOverError> {
-        let (received, tenant) = self.receive_and_find_tenant(request, context).await?;
+        let (received, tenant) = self.receive_accept_and_find_tenant(request, context).await?;
         let hand_over = received.hand_over();
         if !hand_over.warnings.is_empty() {
             info!(warnings = ?hand_over.warnings, "the hand-over has fields that are ignored or misspelt");
@@ -88,7 +88,7 @@ impl Deployer {
         let objections = hand_over.time_problems(Timestamp::now());
         match received {
             ReceivedHandOver::DryRun(dry_run) => Ok(HandOverResult::DryRun(
-                self.check_dry_run(&dry_run, tenant.as_deref(), objections, context)
+                self.check_dry_run_against_gateway(&dry_run, tenant.as_deref(), objections, context)
                     .await,
             )),
             ReceivedHandOver::HandOver(hand_over) => {
@@ -101,7 +101,7 @@ impl Deployer {
     }
 
     /// Checks a hand-over whose image is not built yet, and deploys nothing. `objections` were found before.
-    async fn check_dry_run(
+    async fn check_dry_run_against_gateway(
         &self,
         dry_run: &DryRunRequest,
         tenant: Option<&Tenant>,
@@ -112,7 +112,8 @@ impl Deployer {
         let succession = SuccessorReceiver::without_successor();
         let rollout_context = self.rollout_context(&transport, tenant, &succession);
         let deadline = RolloutDeadline::new(DRY_RUN_TIMEOUT, context.deadline(), context.shutdown().clone());
-        let check = rollout::check_without_deploying(&rollout_context, dry_run, objections, &deadline);
+        let check =
+            rollout::check_all_but_image_and_build_order(&rollout_context, dry_run, objections, &deadline);
         trace::span("dry run").run(check).await
     }
 
@@ -176,14 +177,14 @@ impl Deployer {
 
     /// Receives and verifies a hand-over, counts the request as accepted, and checks its tenant's rules. Returns the
     /// hand-over with its tenant, which is `None` without a policy.
-    async fn receive_and_find_tenant(
+    async fn receive_accept_and_find_tenant(
         &self,
         request: Request,
         context: &Context,
     ) -> Result<(ReceivedHandOver, Option<Arc<Tenant>>), HandOverError> {
         let policy = self.settings.policy.as_ref().map(PolicyFile::reload_if_changed);
         let policy = policy.as_deref();
-        let keys = tenancy::read_signing_keys(context.secrets(), policy, &self.key_reader)?;
+        let keys = tenancy::read_builder_and_usable_tenant_keys(context.secrets(), policy, &self.key_reader)?;
         let keys: Vec<_> = keys.iter().map(|(key, signer)| (key.clone(), signer)).collect();
         let (head, body) = request.into_parts();
         let signature = head
@@ -264,7 +265,7 @@ impl Deployer {
         let waited = queued.elapsed();
         // The time in the queue is not the new version's: a rollout continues after its caller has gone.
         let request_deadline = context.deadline().map(|at| at + waited);
-        let deadline = RolloutDeadline::with_reserve(
+        let deadline = RolloutDeadline::with_reserve_before_request_deadline(
             self.settings.ready_timeout,
             self.settings.timeouts.rollback,
             request_deadline,

@@ -7,7 +7,7 @@ use function_host::{App, SetupContext, SetupError};
 
 fn main() -> ExitCode {
     function_host::run_with(async |context: SetupContext| {
-        let mut parser = context.settings_parser();
+        let mut parser = context.settings_parser_with_host_problems();
         let settings = Settings::read(&mut parser);
         settings.check_signing_keys(&mut parser, context.secrets());
         parser.fail_if_problems()?;

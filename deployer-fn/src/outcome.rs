@@ -97,13 +97,13 @@ pub(crate) struct DryRunOutcome {
     pub(crate) warnings: Vec<String>,
     /// The version that is deployed now, if it could be read and the caller may change the function.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) deployed: Option<DeployedVersion>,
+    pub(crate) deployed: Option<DeployedImageAndCallId>,
 }
 
 /// The version of a function that is deployed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct DeployedVersion {
+pub(crate) struct DeployedImageAndCallId {
     /// The image in the function's specification.
     pub(crate) image: String,
     /// The call that handed the version over, if Slipway deployed it.

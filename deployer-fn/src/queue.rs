@@ -182,7 +182,7 @@ mod tests {
     use super::*;
     use crate::function::FunctionAddress;
 
-    fn build_times_at(second: i64) -> BuildTimes {
+    fn build_times_submitted_at_second(second: i64) -> BuildTimes {
         BuildTimes {
             submitted_at: Some(Timestamp::from_second(second).unwrap()),
             built_at: None,
@@ -206,13 +206,13 @@ mod tests {
         let queue = DeploymentQueue::default();
         let (done, mut order) = mpsc::unbounded_channel();
         let first = queue
-            .acquire_permit(hello_function_id(), build_times_at(1), None)
+            .acquire_permit(hello_function_id(), build_times_submitted_at_second(1), None)
             .await;
         for number in [3, 5, 2, 4] {
             let (queue, done) = (queue.clone(), done.clone());
             tokio::spawn(async move {
                 let permit = queue
-                    .acquire_permit(hello_function_id(), build_times_at(number), None)
+                    .acquire_permit(hello_function_id(), build_times_submitted_at_second(number), None)
                     .await;
                 done.send(number).unwrap();
                 drop(permit);
@@ -255,7 +255,7 @@ mod tests {
             let queue = queue.clone();
             async move {
                 queue
-                    .acquire_permit(hello_function_id(), build_times_at(9), None)
+                    .acquire_permit(hello_function_id(), build_times_submitted_at_second(9), None)
                     .await
             }
         });
@@ -263,7 +263,7 @@ mod tests {
             let queue = queue.clone();
             async move {
                 queue
-                    .acquire_permit(hello_function_id(), build_times_at(1), None)
+                    .acquire_permit(hello_function_id(), build_times_submitted_at_second(1), None)
                     .await
             }
         });
@@ -280,14 +280,18 @@ mod tests {
     async fn only_a_waiting_build_that_is_newer_is_announced_as_the_successor() {
         let queue = DeploymentQueue::default();
         let first = queue
-            .acquire_permit(hello_function_id(), build_times_at(2), None)
+            .acquire_permit(hello_function_id(), build_times_submitted_at_second(2), None)
             .await;
         for (number, announced) in [(1, None), (2, None), (3, Some("3"))] {
             let queue = queue.clone();
             let call_id = Some(number.to_string());
             tokio::spawn(async move {
                 queue
-                    .acquire_permit(hello_function_id(), build_times_at(number), call_id)
+                    .acquire_permit(
+                        hello_function_id(),
+                        build_times_submitted_at_second(number),
+                        call_id,
+                    )
                     .await
             });
             tokio::task::yield_now().await;

@@ -72,7 +72,7 @@ impl RegistryImageCheck {
     /// Asks the image's registry whether it has the image.
     async fn image_presence(&self, image: &PinnedImage) -> ImagePresence {
         let (registry, name) = image.registry_and_path();
-        let credentials = match self.registry_credentials(registry) {
+        let credentials = match self.registry_credentials_or_empty(registry) {
             Ok(credentials) => credentials,
             Err(reason) => return ImagePresence::Unknown(reason),
         };
@@ -90,7 +90,7 @@ impl RegistryImageCheck {
     ///
     /// # Errors
     /// The reason why the secret, or its entry for the registry, cannot be used, without any of its content.
-    fn registry_credentials(&self, registry: &str) -> Result<RegistryCredentials, String> {
+    fn registry_credentials_or_empty(&self, registry: &str) -> Result<RegistryCredentials, String> {
         let unusable = |error: &dyn std::fmt::Display| {
             format!("the secret {} cannot be used: {error}", self.config_secret)
         };
@@ -130,7 +130,7 @@ impl RegistryImageCheck {
         ) {
             (Some(manifests), _) => manifests
                 .iter()
-                .map(|manifest| platform_text(&manifest["platform"]))
+                .map(|manifest| os_and_architecture_or_question_marks(&manifest["platform"]))
                 .collect(),
             (None, Some(config)) => Vec::from_iter(platform_in_image_config(&mut repository, config).await?),
             (None, None) => return unknown("the image's manifest has no configuration"),
@@ -160,14 +160,14 @@ async fn platform_in_image_config(
         config => config?.unwrap_or_default(),
     };
     let platform = serde_json::from_slice(&config)
-        .map(|config| platform_text(&config))
+        .map(|config| os_and_architecture_or_question_marks(&config))
         .ok();
     Ok(platform.filter(|platform| !platform.contains('?')))
 }
 
 /// Returns `os/architecture` from the JSON of an image's platform or configuration, with `?` for a missing or
 /// malformed part.
-fn platform_text(object: &Value) -> String {
+fn os_and_architecture_or_question_marks(object: &Value) -> String {
     let is_name = |text: &&str| {
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         (1..=OS_OR_ARCHITECTURE_MAX_BYTES).contains(&text.len()) && text.bytes().all(is_allowed)

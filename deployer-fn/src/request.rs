@@ -80,7 +80,10 @@ impl HandOver {
         });
         expired
             .into_iter()
-            .chain(self.build_times().problem_if_too_far_ahead_of(now))
+            .chain(
+                self.build_times()
+                    .problem_if_ordering_time_is_too_far_ahead_of(now),
+            )
             .collect()
     }
 
@@ -160,10 +163,12 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
     let mut remarks = ProblemsAndWarnings::default();
     let mut fields = JsonFields::new("", document, &mut remarks);
     let dry_run = fields.read_boolean("dryRun").unwrap_or_default();
-    let tag = fields.read_string("tag");
+    let tag = fields.read_possibly_empty_string("tag");
     let given = match dry_run {
-        true => fields.read_string("image").filter(|text| !text.is_empty()),
-        false => fields.read_required_string("image"),
+        true => fields
+            .read_possibly_empty_string("image")
+            .filter(|text| !text.is_empty()),
+        false => fields.read_required_possibly_empty_string("image"),
     };
     let names_repository = !dry_run || given.is_some() || tag.is_some();
     let (key, image) = match &given {
@@ -175,8 +180,8 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
         fields.add_problem(key, problem);
         None
     });
-    let tenant = fields.read_string("tenant");
-    let call_id = fields.read_string("callId");
+    let tenant = fields.read_possibly_empty_string("tenant");
+    let call_id = fields.read_possibly_empty_string("callId");
     let submitted_at = read_time_field(&mut fields, "submittedAt");
     let built_at = read_time_field(&mut fields, "builtAt");
     let expires_at = read_time_field(&mut fields, "expiresAt");
@@ -186,7 +191,7 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
     };
     let spec: Option<FunctionSpec> = fields.read_required_object("deploy").and_then(|deploy| {
         fields.read_nested_fields("deploy", deploy, |fields| {
-            let spec = FunctionSpec::read_spec(fields, image);
+            let spec = FunctionSpec::read_spec_if_image_is_given(fields, image);
             fields.report_unread_fields();
             spec
         })
@@ -224,7 +229,9 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
 
 /// Reads a field with a time in UTC in RFC 3339 form, and reports other text; `None` if the field is absent or empty.
 fn read_time_field(fields: &mut JsonFields<'_>, key: &str) -> Option<Timestamp> {
-    let text = fields.read_string(key).filter(|text| !text.is_empty())?;
+    let text = fields
+        .read_possibly_empty_string(key)
+        .filter(|text| !text.is_empty())?;
     let time = time::parse_utc_time(&text);
     if time.is_none() {
         fields.add_problem(

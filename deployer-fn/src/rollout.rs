@@ -50,7 +50,7 @@ use tracing::{error, info, warn};
 use self::change::ChangeResult;
 use self::check::NextStep;
 pub use self::deadline::RolloutDeadline;
-pub(crate) use self::dry_run::check_without_deploying;
+pub(crate) use self::dry_run::check_all_but_image_and_build_order;
 pub use self::history::RolloutHistory;
 use self::history::UnsettledRollout;
 use self::panic::RolloutPanicked;
@@ -199,11 +199,11 @@ struct RunningRollout<'a, T> {
     may_coexist: bool,
     /// The provider's name, after it was asked for; `None` if the gateway does not give it.
     provider: OnceCell<Option<ProviderName>>,
-    facts: RolloutFacts,
+    facts: FactsForOutcome,
 }
 
 /// The facts that a rollout has found so far, for its outcome, whatever its verdict will be.
-struct RolloutFacts {
+struct FactsForOutcome {
     namespace: Option<String>,
     previous_image: Option<String>,
     changed: bool,
@@ -211,7 +211,7 @@ struct RolloutFacts {
     durations: StepDurations,
 }
 
-impl RolloutFacts {
+impl FactsForOutcome {
     /// Records the current state of the function for the outcome.
     fn record_function_state(&mut self, status: Option<&FunctionStatus>) {
         if let Some(namespace) = status.and_then(|status| status.namespace.clone()) {
@@ -258,7 +258,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             last_good: None,
             may_coexist: false,
             provider: OnceCell::new(),
-            facts: RolloutFacts {
+            facts: FactsForOutcome {
                 namespace: hand_over.spec.namespace.clone(),
                 previous_image: None,
                 changed: false,
@@ -272,13 +272,16 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
     /// client has changed the function in between.
     async fn run_to_verdict(&mut self, mut objections: Vec<String>) -> Verdict {
         loop {
-            let next = match self.check_until_deadline(std::mem::take(&mut objections)).await {
+            let next = match self
+                .check_until_deadline_or_newer_build(std::mem::take(&mut objections))
+                .await
+            {
                 Ok(next) => next,
                 Err(verdict) => return verdict,
             };
             return match next {
                 NextStep::End(verdict) => self.settle_earlier_rollout(verdict).await,
-                NextStep::Watch => self.watch_already_deployed().await,
+                NextStep::Watch => self.watch_already_deployed_or_restore().await,
                 NextStep::RepeatFailure(failure) => self.watch_deployed_after_repeated_failure(failure).await,
                 NextStep::FinishNewer { older, newer } => {
                     self.finish_rollout_of_newer_version(older, &newer).await
@@ -296,7 +299,10 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
 
     /// Runs the check of the hand-over until the deadline, or until a newer build waits. Nothing is changed
     /// yet, so that the check may be dropped at any point.
-    async fn check_until_deadline(&mut self, objections: Vec<String>) -> Result<NextStep, Verdict> {
+    async fn check_until_deadline_or_newer_build(
+        &mut self,
+        objections: Vec<String>,
+    ) -> Result<NextStep, Verdict> {
         let started = Instant::now();
         let (deadline, succession) = (self.deadline, self.context.succession);
         let span = trace::span("check");
@@ -316,7 +322,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             }
             Ok(None) => {
                 span.mark_failed(deadline.reason_passed());
-                Err(self.verdict_after_check_timeout().await)
+                Err(self.verdict_after_check_timeout_with_read_error().await)
             }
             Err(successor) => Err(self.yield_to_newer_build(successor, Findings::default())),
         }
@@ -365,7 +371,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
 
     /// Ends a rollout whose check took too long. The check retried its reads, so that their errors are not
     /// known; one more read provides the error.
-    async fn verdict_after_check_timeout(&self) -> Verdict {
+    async fn verdict_after_check_timeout_with_read_error(&self) -> Verdict {
         let mut reason = self.deadline.reason_passed();
         if !self.facts.changed {
             reason = format!("nothing was changed: {reason}");
@@ -379,7 +385,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
 
     /// Watches the new version, which is deployed already, and returns the verdict; restores the last good version if
     /// the new one does not become ready.
-    async fn watch_already_deployed(&mut self) -> Verdict {
+    async fn watch_already_deployed_or_restore(&mut self) -> Verdict {
         info!("the function already has this image and specification");
         let deployed = Findings::new(
             FaultyParty::Caller,
@@ -423,7 +429,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                     (ApplyAttemptResult::Ready, Findings::default())
                 }
                 Some(reason) => {
-                    self.record_unverified(&ready.status);
+                    self.record_unverified_state_and_clear_failures(&ready.status);
                     (
                         ApplyAttemptResult::Unverified,
                         Findings::default().with_reason(reason),
@@ -457,7 +463,9 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                 )
             }
             None => {
-                let log = self.quote_log_of_failed_version(&mut waiting_for).await;
+                let log = self
+                    .quote_log_and_record_start_of_failed_version(&mut waiting_for)
+                    .await;
                 let reason = format!("{}: {waiting_for}", self.deadline.reason_passed());
                 span.mark_failed(&reason);
                 let fault = match self.deadline.is_shutting_down() {
@@ -528,7 +536,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         let timeouts = self.context.timeouts;
         let limit = timeouts.request.min(FINAL_READ_TIMEOUT);
         let read = async || {
-            read::read_with_retries(timeouts.settle.min(timeouts.read_retries), || {
+            read::read_retrying_transient_errors(timeouts.settle.min(timeouts.read_retries), || {
                 gateway::read_provider_name(self.context.transport, limit)
             })
             .await
@@ -542,7 +550,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
 
     /// Records that the function answers, but perhaps not with the new version. The version does not become the
     /// last good one.
-    fn record_unverified(&mut self, status: &FunctionStatus) {
+    fn record_unverified_state_and_clear_failures(&mut self, status: &FunctionStatus) {
         self.context.history.record_last_failure(&self.id, None);
         self.context.history.record_unsettled(&self.id, None);
         self.facts.record_function_state(Some(status));
@@ -560,11 +568,11 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
     }
 
     /// Reads the function's state from the gateway, with retries for `limit`.
-    async fn read_function_status(
+    async fn read_function_status_with_retries(
         &self,
         limit: Duration,
     ) -> Result<Option<FunctionStatus>, GatewayReadError> {
-        read::read_with_retries(limit, || {
+        read::read_retrying_transient_errors(limit, || {
             gateway::read_function(
                 self.context.transport,
                 &self.address,

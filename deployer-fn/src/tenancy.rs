@@ -40,7 +40,7 @@ impl PartialEq for Signer {
 ///
 /// # Errors
 /// Fails if the builder's key cannot be read, unless its secret does not exist and tenants have keys of their own.
-pub(crate) fn read_signing_keys(
+pub(crate) fn read_builder_and_usable_tenant_keys(
     secrets: &Secrets,
     policy: Option<&Policy>,
     reader: &KeyReader,
@@ -162,7 +162,7 @@ pub fn violations_in_hand_over(
     tenant: &Tenant,
     reserved: &ReservedNames,
 ) -> Result<Vec<String>, Vec<String>> {
-    let received = request::parse_hand_over(bytes).map_err(|error| error.reasons_for_caller())?;
+    let received = request::parse_hand_over(bytes).map_err(|error| error.reasons_with_causes_for_caller())?;
     let name = tenant.name().as_str();
     if let Some(other) = received
         .hand_over()

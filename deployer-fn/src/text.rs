@@ -8,7 +8,7 @@ pub(crate) const QUOTED_LOG_LINES_MAX: usize = 8;
 
 /// Returns the text as one line of at most 500 characters. Of a longer one, the end is left out.
 pub(crate) fn as_bounded_line(text: &str) -> String {
-    let line = join_words(text);
+    let line = join_words_without_control_characters(text);
     match line.char_indices().nth(TEXT_MAX_CHARS) {
         Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
         None => line,
@@ -23,7 +23,7 @@ pub(crate) fn with_detail(reason: String, detail: Option<&str>) -> String {
     }
 }
 
-fn join_words(text: &str) -> String {
+fn join_words_without_control_characters(text: &str) -> String {
     let words = text.split(|char: char| char.is_whitespace() || char.is_control());
     words
         .filter(|word| !word.is_empty())
@@ -48,7 +48,7 @@ pub(crate) fn quote_log(log: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(log);
     let lines: Vec<_> = text
         .lines()
-        .map(join_words)
+        .map(join_words_without_control_characters)
         .filter(|line| !line.is_empty())
         .collect();
     let start = lines.len().saturating_sub(QUOTED_LOG_LINES_MAX);

@@ -84,7 +84,7 @@ impl FunctionVersion {
             return version;
         }
         Self {
-            deployment: status.to_deployment(),
+            deployment: status.to_deployment_without_own_annotations(),
             spec_digest: None,
             probe: default_probe(),
             tag: None,
@@ -155,7 +155,7 @@ impl FunctionVersion {
         if times != stored {
             warn!(
                 image = self.image(),
-                build = stored.as_phrase(),
+                build = stored.ordering_time_as_phrase(),
                 "a deployed version's time is ahead of the deployer's clock, and does not order it"
             );
         }

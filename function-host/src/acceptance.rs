@@ -65,7 +65,7 @@ impl Acceptance {
     /// further one costs its sender a connection; or the connection has a large buffer.
     pub(crate) fn must_close_connection_afterwards(&self) -> bool {
         let accepted = self.stage.load(Ordering::Relaxed) != STAGE_NOT_YET_ACCEPTED;
-        !accepted || self.connection.buffered_bytes() > SMALLEST_BUFFER_BYTES
+        !accepted || self.connection.buffer_capacity_bytes() > SMALLEST_BUFFER_BYTES
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
         assert!(request.must_close_connection_afterwards());
         request.accept().unwrap();
         assert!(!request.must_close_connection_afterwards());
-        connection.set_buffered_bytes(SMALLEST_BUFFER_BYTES + 1);
+        connection.set_buffer_capacity_bytes(SMALLEST_BUFFER_BYTES + 1);
         assert!(request.must_close_connection_afterwards());
     }
 }

@@ -63,7 +63,7 @@ impl fmt::Display for AddressDenied {
 impl std::error::Error for AddressDenied {}
 
 #[cfg(feature = "tls")]
-pub(crate) use resolver::CheckedResolver;
+pub(crate) use resolver::ResolverFailingOnAnyDeniedAddress;
 
 #[cfg(feature = "tls")]
 mod resolver {
@@ -83,12 +83,12 @@ mod resolver {
     /// A name with a public and a private address is denied as a whole: it would otherwise depend on the order of the
     /// addresses, and on which of them answers, what is reached.
     #[derive(Clone)]
-    pub(crate) struct CheckedResolver {
+    pub(crate) struct ResolverFailingOnAnyDeniedAddress {
         system: GaiResolver,
         check: Option<AddressCheck>,
     }
 
-    impl CheckedResolver {
+    impl ResolverFailingOnAnyDeniedAddress {
         /// Creates the resolver; without `check`, it denies no address.
         pub(crate) fn new(check: Option<AddressCheck>) -> Self {
             Self {
@@ -98,7 +98,7 @@ mod resolver {
         }
     }
 
-    impl Service<Name> for CheckedResolver {
+    impl Service<Name> for ResolverFailingOnAnyDeniedAddress {
         type Response = std::vec::IntoIter<SocketAddr>;
         type Error = BoxError;
         type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;

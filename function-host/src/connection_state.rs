@@ -109,7 +109,7 @@ impl ConnectionState {
 
     /// Returns the guard of the current request's body. When it is dropped, the connection expects nothing more of the
     /// body.
-    pub(crate) fn begin_body(self: &Arc<Self>) -> ActiveBodyGuard {
+    pub(crate) fn guard_current_body(self: &Arc<Self>) -> ActiveBodyGuard {
         ActiveBodyGuard {
             state: self.clone(),
             number: self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK,
@@ -120,11 +120,11 @@ impl ConnectionState {
     /// waits for the head of the next one.
     pub(crate) fn expect_next_request(&self) {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
-        self.mark_waiting_for_request(number.wrapping_add(REQUEST_NUMBER_STEP));
+        self.set_waiting_for_request_number(number.wrapping_add(REQUEST_NUMBER_STEP));
     }
 
     /// Records that the connection waits for the head of the request with this number, from now on.
-    fn mark_waiting_for_request(&self, number: u32) {
+    fn set_waiting_for_request_number(&self, number: u32) {
         self.waiting_since
             .store(self.arrivals.load(Ordering::Relaxed), Ordering::Relaxed);
         self.packed.store(number | EXPECTS_HEAD, Ordering::Relaxed);
@@ -155,7 +155,7 @@ impl ConnectionState {
     /// Returns how many connections have arrived since this one began to wait for a request. `None` if it does not
     /// wait: while a request is answered, while the client reads the answer to an authentic one, and once it is
     /// displaced.
-    pub(crate) fn arrivals_while_waiting(&self) -> Option<u32> {
+    pub(crate) fn connections_arrived_since_waiting_began(&self) -> Option<u32> {
         let reads_answer = self.has_unread_answers() && self.accepted.load(Ordering::Relaxed);
         if self.expected_input_and_request_number().0 != ExpectedInput::Head
             || reads_answer
@@ -168,13 +168,13 @@ impl ConnectionState {
     }
 
     /// Records the size of the connection's buffer, in bytes.
-    pub(crate) fn set_buffered_bytes(&self, bytes: usize) {
+    pub(crate) fn set_buffer_capacity_bytes(&self, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.buffered.store(bytes, Ordering::Relaxed);
     }
 
     /// Returns the size of the connection's buffer, in bytes; 0 before the first byte has arrived.
-    pub(crate) fn buffered_bytes(&self) -> usize {
+    pub(crate) fn buffer_capacity_bytes(&self) -> usize {
         self.buffered.load(Ordering::Relaxed) as usize
     }
 
@@ -252,7 +252,7 @@ mod tests {
         let first = state.expected_input_and_request_number().1;
         assert_eq!(state.expected_input_and_request_number().0, ExpectedInput::Head);
         let request = state.begin_request(true, true);
-        let body = state.begin_body();
+        let body = state.guard_current_body();
         assert_eq!(
             state.expected_input_and_request_number(),
             (ExpectedInput::Body, first)
@@ -271,7 +271,7 @@ mod tests {
     fn a_body_kept_from_an_earlier_request_does_not_change_the_state_of_the_next_one() {
         let state = Arc::new(ConnectionState::default());
         let request = state.begin_request(true, true);
-        let outliving = state.begin_body();
+        let outliving = state.guard_current_body();
         drop(request);
         let _next = state.begin_request(true, true);
         drop(outliving);
@@ -283,15 +283,15 @@ mod tests {
         let state = Arc::new(ConnectionState::default());
         assert!(!state.has_unread_body());
         let request = state.begin_request(true, true);
-        drop(state.begin_body());
+        drop(state.guard_current_body());
         drop(request);
         assert!(state.has_unread_body());
         let request = state.begin_request(true, true);
-        state.begin_body().mark_body_fully_read();
+        state.guard_current_body().mark_body_fully_read();
         drop(request);
         assert!(!state.has_unread_body());
         let request = state.begin_request(true, true);
-        let outliving = state.begin_body();
+        let outliving = state.guard_current_body();
         drop(request);
         let _next = state.begin_request(true, true);
         outliving.mark_body_fully_read();
@@ -316,15 +316,15 @@ mod tests {
         let arrivals = Arc::new(AtomicU32::new(5));
         let state = Arc::new(ConnectionState::new(arrivals.clone()));
         arrivals.store(7, Ordering::Relaxed);
-        assert_eq!(state.arrivals_while_waiting(), Some(2));
+        assert_eq!(state.connections_arrived_since_waiting_began(), Some(2));
         let request = state.begin_request(false, true);
-        assert_eq!(state.arrivals_while_waiting(), None);
+        assert_eq!(state.connections_arrived_since_waiting_began(), None);
         drop(request);
-        assert_eq!(state.arrivals_while_waiting(), Some(0));
+        assert_eq!(state.connections_arrived_since_waiting_began(), Some(0));
         arrivals.store(8, Ordering::Relaxed);
         state.expect_next_request();
         assert_eq!(
-            state.arrivals_while_waiting(),
+            state.connections_arrived_since_waiting_began(),
             Some(0),
             "a probe's connection kept its place"
         );
@@ -336,12 +336,12 @@ mod tests {
         for (accepted, waits) in [(false, true), (true, false)] {
             drop(state.begin_request(false, accepted));
             state.set_unread_answers(true);
-            assert_eq!(state.arrivals_while_waiting().is_some(), waits);
+            assert_eq!(state.connections_arrived_since_waiting_began().is_some(), waits);
         }
         let request = state.begin_request(false, false);
         state.mark_request_authentic_and_free_place();
         drop(request);
-        assert_eq!(state.arrivals_while_waiting(), None);
+        assert_eq!(state.connections_arrived_since_waiting_began(), None);
     }
 
     #[test]
@@ -350,7 +350,7 @@ mod tests {
         state.displace();
         assert!(state.is_displaced_and_still_waiting());
         assert_eq!(
-            state.arrivals_while_waiting(),
+            state.connections_arrived_since_waiting_began(),
             None,
             "it could be displaced twice"
         );

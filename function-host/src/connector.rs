@@ -40,11 +40,11 @@ mod with_tls {
     use rustls::{ClientConfig, RootCertStore};
 
     use super::*;
-    use crate::address_check::{AddressCheck, CheckedResolver};
+    use crate::address_check::{AddressCheck, ResolverFailingOnAnyDeniedAddress};
     use crate::error_chain::BoxError;
 
     /// The connector of the host's HTTP clients, for `http` and `https`.
-    pub(crate) type Connector = HttpsConnector<HttpConnector<CheckedResolver>>;
+    pub(crate) type Connector = HttpsConnector<HttpConnector<ResolverFailingOnAnyDeniedAddress>>;
 
     /// Returns a connector that trusts no certificate, and so reaches only servers without TLS.
     pub(crate) fn plain_connector() -> Result<Connector, BoxError> {
@@ -101,8 +101,9 @@ mod with_tls {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut http =
-            with_connect_timeout_and_nodelay(HttpConnector::new_with_resolver(CheckedResolver::new(check)));
+        let mut http = with_connect_timeout_and_nodelay(HttpConnector::new_with_resolver(
+            ResolverFailingOnAnyDeniedAddress::new(check),
+        ));
         http.enforce_http(false);
         let builder = HttpsConnectorBuilder::new()
             .with_tls_config(config)

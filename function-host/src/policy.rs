@@ -28,12 +28,12 @@ pub use file::PolicyFile;
 pub use keys::KeyReader;
 pub use names::NamePatterns;
 pub use quantity::Quantity;
-pub use repositories::{PatternEnd, RepositoryPattern, RepositoryPatterns};
+pub use repositories::{AllowedContinuation, RepositoryPattern, RepositoryPatterns};
 pub use reserved::ReservedNames;
-pub use tenant::{SourceRestrictions, StepNetwork, Tenant, TenantName};
+pub use tenant::{SourceRestrictions, StepNetworkAccess, Tenant, TenantName};
 pub use urls::{UrlPattern, UrlPatterns};
 
-use json::Json;
+use json::JsonWithUniqueMembers;
 use reader::ObjectReader;
 
 /// The highest number of secrets with keys that a policy may name. Each one is tried on a request that names no tenant.
@@ -52,7 +52,7 @@ impl Policy {
     /// Fails with every problem of the policy, each with the path of its member: unknown members, wrong values, members
     /// that are given twice, and rules that would not do what they seem to say.
     pub fn parse(text: &str) -> Result<Self, InvalidPolicy> {
-        let json: Json =
+        let json: JsonWithUniqueMembers =
             serde_json::from_str(text).map_err(|error| InvalidPolicy::of_syntax_error(&error))?;
         let mut problems = Vec::new();
         let tenants = read_tenants(ObjectReader::new(json, &mut problems));
@@ -100,7 +100,7 @@ fn read_tenants(mut reader: ObjectReader<'_>) -> BTreeMap<TenantName, Tenant> {
     }
     let mut tenants = BTreeMap::new();
     match reader.take_member("tenants") {
-        Some(Json::Object(members)) if !members.is_empty() => {
+        Some(JsonWithUniqueMembers::Object(members)) if !members.is_empty() => {
             for (name, value) in members {
                 let mut reader = reader.nested_reader(&format!("tenants.{name}"), value);
                 match name.parse::<TenantName>() {

@@ -17,7 +17,7 @@ mod realm;
 pub use client::{RegistryClient, RegistryToken, Repository};
 pub use credentials::RegistryCredentials;
 pub use error::RegistryError;
-pub use logins::{Logins, LoginsCache, MalformedDockerConfig, UnusableAuthEntry};
+pub use logins::{Logins, LoginsCache, MalformedDockerConfig, UnusableDockerConfigEntry};
 pub use realm::AllowedTokenHosts;
 
 /// The name of Docker Hub in image references, and the host of its registry API.

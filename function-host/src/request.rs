@@ -73,11 +73,15 @@ impl Body {
 
     /// Creates a request body that is received from a client. The connection enforces `read_timeout`, which is
     /// only reported here.
-    pub(crate) fn incoming(incoming: Incoming, active: ActiveBodyGuard, read_timeout: Duration) -> Self {
+    pub(crate) fn incoming(
+        incoming: Incoming,
+        active: ActiveBodyGuard,
+        reported_read_timeout: Duration,
+    ) -> Self {
         Self {
             source: BodySource::Incoming(incoming),
             active: Some(active),
-            read_timeout,
+            read_timeout: reported_read_timeout,
         }
     }
 

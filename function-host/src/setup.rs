@@ -30,7 +30,7 @@ impl SetupContext {
     ///
     /// It already holds the problems of the host's settings, so that [`SettingsParser::fail_if_problems`] reports all
     /// problems at once: read all settings, and call it, before doing anything else.
-    pub fn settings_parser(&self) -> SettingsParser<'_> {
+    pub fn settings_parser_with_host_problems(&self) -> SettingsParser<'_> {
         SettingsParser::with_problems(&*self.environment, self.problems.clone())
     }
 

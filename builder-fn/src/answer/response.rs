@@ -7,8 +7,8 @@ use function_host::{Response, ResponseBody, reply, trace};
 use futures_util::{Stream, StreamExt};
 use serde_json::json;
 
-use super::{Answer, AnswerFields, RetryReason, report_of_failure};
-use crate::hand_over::EnclosedHandOver;
+use super::{Answer, AnswerImageAndSeconds, RetryReason, report_of_failure};
+use crate::hand_over::HandOverAndAnswerSigner;
 use crate::report::{Report, StreamFormat, to_json_with_escaped_line_ends};
 
 /// The header that tells nginx not to buffer the answer.
@@ -29,7 +29,7 @@ impl Answer {
             };
             return with_close_header_if(self.closes_connection, response);
         }
-        let signer = self.enclosed.map(|EnclosedHandOver { document, signer }| {
+        let signer = self.enclosed.map(|HandOverAndAnswerSigner { document, signer }| {
             if let Some(deployment) = &mut self.report.deployment {
                 deployment["handOver"] = document;
             }
@@ -117,7 +117,7 @@ pub(crate) fn not_found_response(error: &str) -> Response {
 
 /// Returns a response with this HTTP status, and a JSON report that has the status `failed` and `error`.
 pub(crate) fn error_response(status: StatusCode, error: &str) -> Response {
-    let report = report_of_failure(error.to_owned(), AnswerFields::default());
+    let report = report_of_failure(error.to_owned(), AnswerImageAndSeconds::default());
     json_response(status, to_json_line(&report))
 }
 
@@ -144,7 +144,10 @@ pub(crate) fn streamed_text_response(body: ResponseBody) -> Response {
 
 /// Returns a 405 response that names the allowed methods, such as `GET, DELETE`.
 pub(crate) fn method_not_allowed_response(allowed: &str) -> Response {
-    let report = report_of_failure(format!("only {allowed} is served here"), AnswerFields::default());
+    let report = report_of_failure(
+        format!("only {allowed} is served here"),
+        AnswerImageAndSeconds::default(),
+    );
     let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, to_json_line(&report));
     if let Ok(allowed) = HeaderValue::from_str(allowed) {
         response.headers_mut().insert(ALLOW, allowed);

@@ -18,8 +18,8 @@ async fn read_status_and_json(response: Response) -> (u16, Value) {
     (status, serde_json::from_slice(&body).expect("JSON"))
 }
 
-fn answer_fields() -> AnswerFields<'static> {
-    AnswerFields {
+fn answer_fields() -> AnswerImageAndSeconds<'static> {
+    AnswerImageAndSeconds {
         image: Some("registry/hello:1"),
         seconds: 1.5,
     }
@@ -147,7 +147,7 @@ async fn a_busy_builder_answers_429_with_the_same_body_as_the_host() {
 
 #[tokio::test]
 async fn a_builder_that_is_shutting_down_answers_with_a_retry_after_header() {
-    let response = Answer::from_error(&Error::Draining, AnswerFields::default()).into_response();
+    let response = Answer::from_error(&Error::Draining, AnswerImageAndSeconds::default()).into_response();
 
     assert_eq!(response.status().as_u16(), 429);
     assert_eq!(response.headers()["retry-after"], "1");
@@ -162,7 +162,7 @@ async fn a_builder_that_is_shutting_down_answers_with_a_retry_after_header() {
 fn an_answer_sent_before_the_request_body_is_read_closes_the_connection() {
     let error = Error::Request(RequestError::TooLarge { limit: 7 });
 
-    let response = Answer::from_error(&error, AnswerFields::default()).into_response();
+    let response = Answer::from_error(&error, AnswerImageAndSeconds::default()).into_response();
     assert_eq!(response.headers()[CONNECTION], "close");
 }
 

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Builder;
 use super::call::BuilderCall;
-use crate::buildkit::{BuildFailure, Connection, GitContextSource, GitLookup, JobError, SessionServices};
+use crate::buildkit::{BuildFailure, CommitLookup, Connection, GitContextSource, JobError, SessionServices};
 use crate::error::Error;
 use crate::operator_tokens::OperatorGitToken;
 use crate::registry::RepositoryAccess;
@@ -126,13 +126,13 @@ impl Builder {
         }
         let secrets = rules.secrets.clone();
         let lookup = match &token {
-            Some(_) => GitLookup::Checkout,
-            None => GitLookup::Commit,
+            Some(_) => CommitLookup::HashAndCheckout,
+            None => CommitLookup::HashOnly,
         };
         let services = SessionServices::new()
             .with_health()
             .with_source_check(Arc::new(rules))
-            .with_secrets(secrets);
+            .with_secrets_unless_empty(secrets);
         let resolving = git.source.resolve_commit(connection, services, lookup);
         let resolved = span.run(resolving).await;
         log.push(lines.format_own_step_end(&step, start.elapsed()));

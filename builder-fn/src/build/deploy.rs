@@ -156,7 +156,7 @@ impl Builder {
             },
         };
         // A version of which it is not known whether it runs stays one that is being deployed.
-        if let Some(state) = VersionState::of_deployment(&deployment) {
+        if let Some(state) = VersionState::of_deployment_if_certain(&deployment) {
             recording.finish(state);
         }
         log.push(lines.format_own_step_end(&step, start.elapsed()));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use function_host::policy::StepNetwork;
+use function_host::policy::StepNetworkAccess;
 use tokio::time::{Instant, timeout_at};
 
 use super::Builder;
@@ -12,7 +12,8 @@ use crate::buildkit::CredentialStore;
 use crate::context::SourceContext;
 use crate::error::Error;
 use crate::hint::{
-    self, ContextFiles, CredentialHolder, FailedStepOutput, Failure, Hint, NoFiles, RegistryLoginState,
+    self, ContextFiles, CredentialHolder, FailedStepNameAndOutput, Failure, Hint,
+    LoginStateAtRefusingRegistry, NoFiles,
 };
 use crate::redact::SecretMask;
 use crate::request::BuildRequest;
@@ -76,11 +77,11 @@ impl Builder {
             error: &error,
             step: step
                 .as_ref()
-                .map(|(name, output)| FailedStepOutput { name, output }),
+                .map(|(name, output)| FailedStepNameAndOutput { name, output }),
             dockerfile_line,
             dockerfile: request.config.dockerfile.as_deref().unwrap_or(DEFAULT_DOCKERFILE),
             files: files.as_ref().map_or(&NoFiles, |files| files),
-            login: login.as_ref().map(|login| RegistryLoginState {
+            login: login.as_ref().map(|login| LoginStateAtRefusingRegistry {
                 holder: match tenant {
                     Some(tenant) => CredentialHolder::Tenant(tenant.name().as_str()),
                     None => CredentialHolder::Operator,
@@ -89,7 +90,7 @@ impl Builder {
                 problem: login.problem.as_deref(),
             }),
             no_network: tenant
-                .filter(|tenant| tenant.step_network() == StepNetwork::None)
+                .filter(|tenant| tenant.step_network() == StepNetworkAccess::None)
                 .map(|tenant| tenant.name().as_str()),
         })
     }
@@ -141,8 +142,11 @@ impl ContextFiles for FilesOfContext {
         self.0.get(path).is_some()
     }
 
-    fn find_name_in_other_case(&self, folder: &str, name: &str) -> Option<String> {
-        let names = self.0.names_in_folder(folder)?.take(MAX_SEARCHED_ENTRIES);
+    fn find_only_name_in_other_case(&self, folder: &str, name: &str) -> Option<String> {
+        let names = self
+            .0
+            .child_names_if_entry_exists(folder)?
+            .take(MAX_SEARCHED_ENTRIES);
         let mut found = names.filter(|found| *found != name && found.eq_ignore_ascii_case(name));
         let first = found.next()?;
         found.next().is_none().then(|| first.to_owned())

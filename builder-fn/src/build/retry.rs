@@ -55,7 +55,7 @@ impl BuildRetries {
 /// Returns whether the same build may succeed on a retry, without a change by its caller or the operator.
 fn is_worth_a_retry(error: &Error) -> bool {
     match error {
-        Error::Connect(error) => error.is_unreachable(),
+        Error::Connect(error) => error.may_answer_later(),
         Error::Lost(_) => true,
         Error::Context(error) => error.is_failed_exchange(),
         Error::Failed(failure) => {
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_context_is_fetched_again_after_a_failure_of_its_server() {
+    fn a_failed_fetch_of_a_context_is_retried_if_its_server_is_at_fault() {
         for error in [
             ContextError::Status {
                 host: "registry.example".into(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use function_host::policy::StepNetwork;
+use function_host::policy::StepNetworkAccess;
 use function_host::{ErrorChain, trace};
 
 use super::Builder;
@@ -20,10 +20,10 @@ use crate::buildkit::{
 use crate::context::SourceContext;
 use crate::error::Error;
 use crate::function_id::FunctionId;
-use crate::registry::{ImageName, RepositoryAccess, TenantCredentials};
+use crate::registry::{ImageName, RepositoryAccess, ScopeLimitedTenantCredentials};
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{
-    BuildConfig, BuildRequest, BuildSource, CacheToItem, Frontend, ImageRef, ProvenanceMode,
+    BuildConfig, BuildRequest, BuildSource, CacheToItem, Frontend, ImageRef, ProvenanceMinOrMax,
     VerifiedSignature,
 };
 use crate::supersede::Registration;
@@ -81,8 +81,15 @@ impl Builder {
                             log,
                         )
                         .await?;
-                    self.attempt_on_daemon(&placed, request, call, &mut observe, lines, log)
-                        .await
+                    self.attempt_unless_built_on_another_daemon(
+                        &placed,
+                        request,
+                        call,
+                        &mut observe,
+                        lines,
+                        log,
+                    )
+                    .await
                 };
                 let error = match attempt.await {
                     Ok(built) => return Ok(built),
@@ -176,7 +183,7 @@ impl Builder {
 
     /// Attempts the solve once on its daemon. If another daemon runs the same build, and has precedence, leaves it to
     /// that one, and fails.
-    async fn attempt_on_daemon(
+    async fn attempt_unless_built_on_another_daemon(
         &self,
         placed: &PlacedBuild,
         request: &BuildRequest,
@@ -188,7 +195,7 @@ impl Builder {
         let attempt = tokio::select! {
             biased;
             attempt = self.prepare_context_and_attempt_solve(placed, request, call, observe, lines, log) => attempt,
-            daemon = placed.wait_until_built_elsewhere(&call.reference) => Err(Error::BuiltElsewhere { daemon }),
+            daemon = placed.wait_until_run_by_daemon_with_precedence(&call.reference) => Err(Error::BuiltElsewhere { daemon }),
         };
         if let Err(Error::Lost(_)) = &attempt {
             placed.make_daemon_lookup_due_after_loss().await;
@@ -328,7 +335,7 @@ impl Builder {
         let (credentials, manifests): (Arc<dyn CredentialStore>, Arc<dyn ManifestLookup>) = match tenant {
             Some(tenant) => {
                 let registries = self.tenants.registries(tenant);
-                let credentials = TenantCredentials {
+                let credentials = ScopeLimitedTenantCredentials {
                     registries: registries.clone(),
                     access: access.clone(),
                 };
@@ -346,7 +353,7 @@ impl Builder {
         };
         let services = services
             .with_credentials(credentials)
-            .with_secrets(Arc::new(call.secrets.clone()));
+            .with_secrets_unless_empty(Arc::new(call.secrets.clone()));
         let config = &request.config;
         let settings = &self.settings;
         let solve = SolveOptions {
@@ -377,14 +384,14 @@ impl Builder {
                 JobBuildContext::Git { source, commit } => Some((source.clone(), commit.clone())),
             },
             provenance: config.provenance.map(|provenance| match provenance {
-                ProvenanceMode::Min => "min",
-                ProvenanceMode::Max => "max",
+                ProvenanceMinOrMax::Min => "min",
+                ProvenanceMinOrMax::Max => "max",
             }),
             sbom_generator: settings.sbom_generator.clone().filter(|_| config.sbom),
             compression: config.compression.unwrap_or(settings.compression),
             sealed_secrets: request.sealed_secrets.clone(),
             tenant: tenant.map(|tenant| tenant.name().to_string()),
-            no_network: tenant.is_some_and(|tenant| tenant.step_network() == StepNetwork::None),
+            no_network: tenant.is_some_and(|tenant| tenant.step_network() == StepNetworkAccess::None),
             step_limits: settings.step_limits,
         };
         Ok(BuildJob {

@@ -111,11 +111,11 @@ impl SolveAttributes {
 
 /// Formats a time as RFC 3339 in UTC, with nanoseconds.
 fn format_rfc3339_nanos(time: SystemTime) -> String {
-    format!("{:.9}", to_nearest_timestamp(time))
+    format!("{:.9}", to_nearest_jiff_timestamp(time))
 }
 
 /// Converts a time to a `Timestamp`; a time outside of jiff's range becomes the nearest in range.
-pub(super) fn to_nearest_timestamp(time: SystemTime) -> Timestamp {
+pub(super) fn to_nearest_jiff_timestamp(time: SystemTime) -> Timestamp {
     let nearest = match time < SystemTime::UNIX_EPOCH {
         true => Timestamp::MIN,
         false => Timestamp::MAX,

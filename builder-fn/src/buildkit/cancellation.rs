@@ -65,7 +65,7 @@ impl Connection {
 
     /// Subscribes to cancellations: each one as it is requested. Those before the subscription are not among them
     /// ([`Self::is_cancellation_requested`]).
-    pub(crate) async fn watch_cancellations(
+    pub(crate) async fn subscribe_to_new_cancellations(
         &self,
     ) -> Result<BoxStream<'static, Result<Cancellation, Status>>, Status> {
         let request = BuildHistoryRequest {

@@ -68,7 +68,7 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// Returns whether the daemon did not answer, and may answer later; `false` if a certificate is not trusted.
-    pub(crate) fn is_unreachable(&self) -> bool {
+    pub(crate) fn may_answer_later(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
 
@@ -118,7 +118,7 @@ impl Daemon {
     ///
     /// # Errors
     /// Fails as [`connect`](Self::connect) does.
-    pub(crate) async fn connect_quickly(&self) -> Result<Connection, ConnectError> {
+    pub(crate) async fn connect_if_host_accepts_quickly(&self) -> Result<Connection, ConnectError> {
         self.connect_reaching_within(QUICK_REACH_TIMEOUT).await
     }
 

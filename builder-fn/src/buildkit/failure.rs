@@ -98,7 +98,7 @@ impl BuildFailure {
                 .unwrap_or(message)
                 .to_owned(),
             fault,
-            dockerfile_line: source_line::find_dockerfile_line(status),
+            dockerfile_line: source_line::find_innermost_dockerfile_line(status),
         }
     }
 

@@ -54,11 +54,11 @@ pub struct GitContextSource {
 
 /// What is read from a git repository before its build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GitLookup {
+pub enum CommitLookup {
     /// Only the hash of the commit that the source has now.
-    Commit,
+    HashOnly,
     /// The hash of the commit, and a checkout of the context at the daemon, which the build finds again.
-    Checkout,
+    HashAndCheckout,
 }
 
 impl GitContextSource {
@@ -142,7 +142,7 @@ impl GitContextSource {
         &self,
         connection: &Connection,
         services: SessionServices,
-        lookup: GitLookup,
+        lookup: CommitLookup,
     ) -> Result<String, JobError> {
         let session = Session::new(uuid::Uuid::new_v4().simple().to_string(), services.clone());
         let reference = uuid::Uuid::new_v4().simple().to_string();
@@ -159,9 +159,9 @@ impl GitContextSource {
         let mut session = pin!(session.open_and_serve(connection));
         let mut looking_up = pin!(async {
             let commit = self.request_commit(connection, &reference).await?;
-            if lookup == GitLookup::Checkout {
+            if lookup == CommitLookup::HashAndCheckout {
                 let source = self.at_commit(&commit);
-                source.check_out(connection, &reference).await?;
+                source.check_out_for_build_to_find(connection, &reference).await?;
             }
             Ok(commit)
         });
@@ -177,7 +177,7 @@ impl GitContextSource {
         match resolved {
             Err(status) if is_connection_loss(&status) => Err(JobError::Lost(status.into())),
             Err(status) => Err(JobError::Failed(
-                match services.denial_in_error(status.message()) {
+                match services.denial_named_in_error_or_first_denial(status.message()) {
                     Some(denial) => BuildFailure::denied(&denial),
                     None => git_failure(&status),
                 },
@@ -190,7 +190,11 @@ impl GitContextSource {
     }
 
     /// Has the daemon check the source out, as a client of the solve `solve_reference`.
-    async fn check_out(&self, connection: &Connection, solve_reference: &str) -> Result<(), Status> {
+    async fn check_out_for_build_to_find(
+        &self,
+        connection: &Connection,
+        solve_reference: &str,
+    ) -> Result<(), Status> {
         let mut request = Request::new(BridgeSolveRequest {
             definition: Some(self.to_definition()),
             evaluate: true,

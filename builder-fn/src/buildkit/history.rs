@@ -16,7 +16,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use tonic::{Code, Status};
 
 use super::Connection;
-use super::attributes::{SolveAttributes, to_nearest_timestamp};
+use super::attributes::{SolveAttributes, to_nearest_jiff_timestamp};
 use super::outcome::{BuiltImage, SolveOutcome};
 
 pub(crate) use listing::HistoryChange;
@@ -73,7 +73,7 @@ impl Connection {
         &self,
         since: SystemTime,
     ) -> Result<KnownBuildStream, Status> {
-        let since = to_nearest_timestamp(since);
+        let since = to_nearest_jiff_timestamp(since);
         self.listen_for_builds(BuildHistoryRequest {
             // The filter is for records only: running builds come in any case.
             filter: vec![format!("status==completed,completedAt>={since:.0}")],

@@ -126,7 +126,7 @@ pub async fn find_built_image(
         match finished.outcome {
             SolveOutcome::Failed(_) => {}
             SolveOutcome::Succeeded(image) => {
-                let responses = status::follow_build_status(connection, name);
+                let responses = status::open_build_status_stream(connection, name);
                 pass_remaining_events(responses, timeouts, &mut EventReader::default(), &mut sink).await;
                 return Ok(Some(image));
             }
@@ -211,7 +211,7 @@ impl BuildJob {
                         reference,
                         "an earlier delivery of this call has built the image already"
                     );
-                    let responses = status::follow_build_status(connection, reference);
+                    let responses = status::open_build_status_stream(connection, reference);
                     pass_remaining_events(responses, self.timeouts, &mut reader, sink).await;
                     return Ok(image);
                 }
@@ -289,7 +289,7 @@ impl BuildJob {
         reader: &mut EventReader,
         sink: &mut impl FnMut(BuildEvent),
     ) -> Result<Option<BuiltImage>, JobError> {
-        let mut responses = status::follow_build_status(connection, reference.to_owned());
+        let mut responses = status::open_build_status_stream(connection, reference.to_owned());
         let session = Session::new(
             self.shared_key.leased_or_new_key_for_session(),
             self.services.clone(),
@@ -317,7 +317,7 @@ impl BuildJob {
                     }
                     // A busy daemon may not have begun the build within the time that it waits for it.
                     Some(Err(status)) if !has_begun && status.code() == Code::NotFound => {
-                        responses = status::follow_build_status_after_pause(connection, reference.to_owned());
+                        responses = status::open_build_status_stream_after_pause(connection, reference.to_owned());
                     }
                     Some(Err(status)) => return Err(JobError::Lost(status.into())),
                     None => following = false,
@@ -369,7 +369,10 @@ impl BuildJob {
             Some(SolveOutcome::Succeeded(image)) => Ok(Some(image)),
             Some(SolveOutcome::Failed(status)) if status.code() == Code::Cancelled => Ok(None),
             Some(SolveOutcome::Failed(status)) => Err(JobError::Failed(
-                match self.services.denial_in_error(status.message()) {
+                match self
+                    .services
+                    .denial_named_in_error_or_first_denial(status.message())
+                {
                     Some(denial) => BuildFailure::denied(&denial),
                     None => BuildFailure::new(&status, reader),
                 },

@@ -6,7 +6,7 @@ use std::fmt;
 
 /// A layer of an image, as a registry has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImageLayer {
+pub struct ImageLayerSize {
     /// The digest of the layer.
     pub digest: String,
     /// The size of the layer as it is stored, in bytes.
@@ -27,9 +27,9 @@ pub trait ManifestLookup: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the registry gives no manifest and does not say either that it has none.
-    async fn image_layers(
+    async fn image_layers_or_empty_if_gone(
         &self,
         name: &str,
         digest: &str,
-    ) -> Result<Vec<ImageLayer>, Box<dyn StdError + Send + Sync>>;
+    ) -> Result<Vec<ImageLayerSize>, Box<dyn StdError + Send + Sync>>;
 }

@@ -30,7 +30,7 @@ use member::PoolMember;
 
 pub use metrics::PoolMetrics;
 pub(crate) use placement::{BuildToPlace, PlacedBuild};
-pub use rendezvous::{DaemonLoad, Placement, PlacementHash, busy_threshold, choose_daemon};
+pub use rendezvous::{ChosenAndPreferredDaemon, DaemonLoad, PlacementHash, busy_threshold, choose_daemon};
 pub(crate) use resolver::{DaemonAtIp, HostResolver};
 pub use resolver::{DaemonResolver, ResolveFuture};
 
@@ -212,7 +212,7 @@ impl DaemonPool {
 
     /// Probes every daemon of the pool, and leaves out those that do not answer. Returns how many there are and how many
     /// answer, and the errors of the others.
-    pub(crate) async fn probe(&self) -> (PoolSize, Vec<ConnectError>) {
+    pub(crate) async fn probe_and_update_left_out_daemons(&self) -> (PoolSize, Vec<ConnectError>) {
         let members = self.current_members().await;
         let probes = members.iter().cloned().map(|member| async move {
             let answer = member.daemon.check_that_it_answers().await;
@@ -240,7 +240,10 @@ impl DaemonPool {
     /// Connects to each daemon of the pool, all at the same time, and calls `ask` with each connection. Returns the
     /// results in no order. In a pool of several, a daemon is given up sooner, and one that is left out is not asked:
     /// its result is an error.
-    pub(crate) async fn ask_all<T, E, F>(&self, ask: impl Fn(Connection) -> F) -> Vec<Result<T, E>>
+    pub(crate) async fn ask_all_available_daemons<T, E, F>(
+        &self,
+        ask: impl Fn(Connection) -> F,
+    ) -> Vec<Result<T, E>>
     where
         E: From<ConnectError>,
         F: Future<Output = Result<T, E>>,
@@ -259,7 +262,7 @@ impl DaemonPool {
                 let connecting = async {
                     match is_only {
                         true => member.daemon.connect().await,
-                        false => member.daemon.connect_quickly().await,
+                        false => member.daemon.connect_if_host_accepts_quickly().await,
                     }
                 };
                 let connection = match tokio::time::timeout(QUESTION_CONNECT_TIMEOUT, connecting).await {

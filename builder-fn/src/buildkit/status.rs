@@ -1,6 +1,6 @@
 //! The status of a build: events of its steps, from BuildKit's Status stream.
 //!
-//! [`follow_build_status`] opens BuildKit's `Control.Status`, and an [`EventReader`] turns its responses into
+//! [`open_build_status_stream`] opens BuildKit's `Control.Status`, and an [`EventReader`] turns its responses into
 //! [`BuildEvent`]s. BuildKit repeats itself: it sends a step again whenever anything about it changes, reports steps
 //! that merely wait, and sends progress many times a second. The reader is the one place that remembers earlier
 //! responses, so the consumers of events keep no memory of steps.
@@ -99,7 +99,7 @@ pub(super) type StatusResponseStream = BoxStream<'static, Result<StatusResponse,
 /// Subscribes to the status of the build `reference`, from the beginning of the build.
 ///
 /// The daemon waits 6 s for a build that has not begun.
-pub(super) fn follow_build_status(connection: &Connection, reference: String) -> StatusResponseStream {
+pub(super) fn open_build_status_stream(connection: &Connection, reference: String) -> StatusResponseStream {
     let mut control = connection.control_client();
     let opened = async move {
         let responses = control
@@ -113,11 +113,11 @@ pub(super) fn follow_build_status(connection: &Connection, reference: String) ->
 
 /// Subscribes, after a pause of 200 ms, to the status of a build that the daemon had not begun when it was last asked,
 /// from the beginning of the build.
-pub(super) fn follow_build_status_after_pause(
+pub(super) fn open_build_status_stream_after_pause(
     connection: &Connection,
     reference: String,
 ) -> StatusResponseStream {
-    let responses = follow_build_status(connection, reference);
+    let responses = open_build_status_stream(connection, reference);
     let paused = async move {
         tokio::time::sleep(PAUSE_FOR_BUILD_TO_BEGIN).await;
         Ok::<_, Status>(responses)

@@ -39,22 +39,22 @@ impl CancellationWatch {
     /// Watches the daemons of `pool` for requests to cancel builds until the last of its guards is dropped, and returns a
     /// guard.
     ///
-    /// Each pool has one watcher, which uses the functions of the call that started it: `possible_cancellations` lists
-    /// one for each build in progress, and `on_cancellation` gets each one that was requested.
+    /// Each pool has one watcher, which uses the functions of the call that started it: `cancellations_of_builds_in_progress` lists
+    /// one for each build in progress, and `on_cancellation_of_any_build` gets each one that was requested.
     /// Must be called within a Tokio runtime.
     pub(super) fn watch(
         &self,
         pool: &DaemonPool,
-        possible_cancellations: impl Fn() -> Vec<Cancellation> + Send + Sync + 'static,
-        on_cancellation: impl Fn(Cancellation) + Send + Sync + 'static,
+        cancellations_of_builds_in_progress: impl Fn() -> Vec<Cancellation> + Send + Sync + 'static,
+        on_cancellation_of_any_build: impl Fn(Cancellation) + Send + Sync + 'static,
     ) -> PoolWatchGuard {
         let name = pool.address_for_messages().to_owned();
         let mut watchers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let watcher = watchers.entry(name.clone()).or_insert_with(|| {
             let (pool, possible, cancel) = (
                 pool.clone(),
-                Arc::new(possible_cancellations),
-                Arc::new(on_cancellation),
+                Arc::new(cancellations_of_builds_in_progress),
+                Arc::new(on_cancellation_of_any_build),
             );
             let following = async move {
                 pool.follow_members(move |daemon| {
@@ -88,41 +88,43 @@ impl Drop for PoolWatchGuard {
     }
 }
 
-/// Passes requests to cancel builds to `on_cancellation`, and reconnects until the task is aborted. After each
-/// subscription, asks which of the `possible_cancellations` were requested before it. A build that begins later asks by
+/// Passes requests to cancel builds to `on_cancellation_of_any_build`, and reconnects until the task is aborted. After each
+/// subscription, asks which of the `cancellations_of_builds_in_progress` were requested before it. A build that begins later asks by
 /// itself.
 async fn follow_cancellations(
     daemon: Daemon,
-    possible_cancellations: Arc<impl Fn() -> Vec<Cancellation>>,
-    on_cancellation: Arc<impl Fn(Cancellation)>,
+    cancellations_of_builds_in_progress: Arc<impl Fn() -> Vec<Cancellation>>,
+    on_cancellation_of_any_build: Arc<impl Fn(Cancellation)>,
 ) {
     loop {
         let following = async {
             let connection = daemon.connect().await.map_err(|error| error.to_string())?;
             let mut requests = connection
-                .watch_cancellations()
+                .subscribe_to_new_cancellations()
                 .await
                 .map_err(|status| ErrorChain(&status).to_string())?;
-            let questions = possible_cancellations().into_iter().map(|cancellation| {
-                let connection = connection.clone();
-                async move {
-                    let is_requested = connection.try_is_cancellation_requested(&cancellation).await?;
-                    Ok::<_, Status>(is_requested.then_some(cancellation))
-                }
-            });
+            let questions = cancellations_of_builds_in_progress()
+                .into_iter()
+                .map(|cancellation| {
+                    let connection = connection.clone();
+                    async move {
+                        let is_requested = connection.try_is_cancellation_requested(&cancellation).await?;
+                        Ok::<_, Status>(is_requested.then_some(cancellation))
+                    }
+                });
             let requested = try_join_all(questions)
                 .await
                 .map_err(|status| ErrorChain(&status).to_string())?;
             requested
                 .into_iter()
                 .flatten()
-                .for_each(|request| on_cancellation(request));
+                .for_each(|request| on_cancellation_of_any_build(request));
             while let Some(request) = requests
                 .try_next()
                 .await
                 .map_err(|status| ErrorChain(&status).to_string())?
             {
-                on_cancellation(request);
+                on_cancellation_of_any_build(request);
             }
             Ok::<_, String>(())
         };

@@ -128,7 +128,11 @@ async fn read_inputs(
 async fn compressed_image_bytes(lookup: &BuildLookup, record: &BuildRecord) -> Option<u64> {
     let digest = record.outcome.get("digest").and_then(Value::as_str)?;
     let image = record.image.as_deref()?;
-    match lookup.manifests.image_layers(image, digest).await {
+    match lookup
+        .manifests
+        .image_layers_or_empty_if_gone(image, digest)
+        .await
+    {
         // The registry does not have the image any more.
         Ok(layers) if layers.is_empty() => None,
         Ok(layers) => Some(

@@ -18,7 +18,7 @@ use super::log_interruption::LogInterruption;
 use super::log_sink::{KEEP_ALIVE_INTERVAL, LogRecordSink, ReaderGone};
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
 use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
-use super::record::attempt_number;
+use super::record::attempt_number_by_attribute_or_name;
 use crate::buildkit::{BuildState, Connection, ListedBuild};
 use crate::redact::SecretMask;
 
@@ -67,7 +67,7 @@ enum LogSource {
 }
 
 /// The part of an attempt's log that a source had.
-enum SentPart {
+enum SentLogPart {
     /// The log up to its end.
     Whole,
     /// The log up to where its copy ends.
@@ -87,10 +87,10 @@ impl LogSource {
     }
 
     /// Returns the number of the last line that there is so far.
-    fn last_line_number(&self) -> u64 {
+    fn last_line_number_so_far(&self) -> u64 {
         match self {
-            Self::Copy(reader) => reader.last_line_number(),
-            Self::Daemon(log) => log.last_line_number(),
+            Self::Copy(reader) => reader.last_copied_line_number(),
+            Self::Daemon(log) => log.last_read_line_number(),
         }
     }
 }
@@ -116,7 +116,10 @@ impl LogSender {
     ///
     /// # Errors
     /// Stops without a last record if the builder shuts down and does not run the build.
-    pub(super) async fn send(mut self, mut build: FoundBuild) -> Result<(), LogInterruption> {
+    pub(super) async fn send_until_end_or_reader_gone(
+        mut self,
+        mut build: FoundBuild,
+    ) -> Result<(), LogInterruption> {
         let (mut failures, mut missing) = (0, 0);
         let first_line = self.sink.next();
         let mut done = 0;
@@ -136,7 +139,7 @@ impl LogSender {
             } else if let Some(mask) = build.mask.clone() {
                 for index in 0..build.attempts.len() {
                     let attempt = &build.attempts[index];
-                    let number = attempt_number(attempt);
+                    let number = attempt_number_by_attribute_or_name(attempt);
                     // Whoever began it again did not know of the attempt that was read before.
                     let is_restarted =
                         begun
@@ -273,20 +276,21 @@ impl LogSender {
             let sent = self.send_lines(&mut LogSource::Copy(reader)).await;
             self.sink.flush().await?;
             match sent? {
-                SentPart::Whole => return Ok(()),
+                SentLogPart::Whole => return Ok(()),
                 // There was no room for the rest.
-                SentPart::Beginning => {}
+                SentLogPart::Beginning => {}
             }
         }
         let connection = connect(attempt).await?;
-        let log = NumberedLog::open(&connection, attempt, number, mask).starting_at(self.sink.next());
+        let log =
+            NumberedLog::open(&connection, attempt, number, mask).may_skip_output_before(self.sink.next());
         let sent = self.send_lines(&mut LogSource::Daemon(Box::new(log))).await;
         self.sink.flush().await?;
         sent.map(drop)
     }
 
     /// Sends the lines of an attempt as they come, until the last one of the source.
-    async fn send_lines(&mut self, log: &mut LogSource) -> Result<SentPart, EarlyLogEnd> {
+    async fn send_lines(&mut self, log: &mut LogSource) -> Result<SentLogPart, EarlyLogEnd> {
         loop {
             let lines = tokio::select! {
                 () = self.sink.closed() => return Err(EarlyLogEnd::ReaderGone),
@@ -304,10 +308,10 @@ impl LogSender {
                     self.sink.flush().await?;
                 }
                 Ok(CopiedLines::End) => {
-                    self.last_line = self.last_line.max(log.last_line_number());
-                    return Ok(SentPart::Whole);
+                    self.last_line = self.last_line.max(log.last_line_number_so_far());
+                    return Ok(SentLogPart::Whole);
                 }
-                Ok(CopiedLines::NotCopied) => return Ok(SentPart::Beginning),
+                Ok(CopiedLines::NotCopied) => return Ok(SentLogPart::Beginning),
                 Err(status) => return Err(EarlyLogEnd::Unreadable(status.message().to_owned())),
             }
         }

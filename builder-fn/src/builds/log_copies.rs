@@ -89,7 +89,7 @@ impl LogCopies {
             if let Some(unread) = unread.map(|(key, _)| key.clone())
                 && let Some(evicted) = copies.remove(&unread)
             {
-                evicted.evict();
+                evicted.stop_copying_and_keeping();
             }
         }
         let spool = match &key.tenant {

@@ -40,7 +40,7 @@ pub(super) struct LogCopy {
     limit: u64,
     index: Mutex<Vec<IndexedBlock>>,
     progress: watch::Sender<CopyProgress>,
-    interest: watch::Sender<Interest>,
+    interest: watch::Sender<ReaderCountAndEviction>,
 }
 
 /// The place of a block of lines in a copy.
@@ -73,7 +73,7 @@ pub(super) enum CopyEnd {
 
 /// Who is interested in a copy.
 #[derive(Clone, Copy, Debug, Default)]
-struct Interest {
+struct ReaderCountAndEviction {
     readers: usize,
     is_evicted: bool,
 }
@@ -153,7 +153,7 @@ impl LogCopy {
     }
 
     /// Ends the copying, and the time for which the copy is kept without readers.
-    pub(super) fn evict(&self) {
+    pub(super) fn stop_copying_and_keeping(&self) {
         self.interest.send_modify(|interest| interest.is_evicted = true);
     }
 
@@ -291,7 +291,7 @@ impl Drop for LogCopy {
 
 impl CopyReader {
     /// Returns the number of the last line that was copied; 0 without lines.
-    pub(super) fn last_line_number(&self) -> u64 {
+    pub(super) fn last_copied_line_number(&self) -> u64 {
         self.progress.borrow().last
     }
 
@@ -311,7 +311,7 @@ impl CopyReader {
                     Ok(read) => read,
                     Err(error) => {
                         tracing::warn!(%error, "could not read the copy of a log; reading the log from BuildKit");
-                        self.copy.evict();
+                        self.copy.stop_copying_and_keeping();
                         return Ok(CopiedLines::NotCopied);
                     }
                 };

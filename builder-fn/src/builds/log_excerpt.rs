@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::BuildPhase;
 use super::lookup::FoundBuild;
 use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
-use super::record::attempt_number;
+use super::record::attempt_number_by_attribute_or_name;
 use crate::buildkit::{AttemptFacts, StepFacts};
 
 /// The most lines on a page.
@@ -124,7 +124,7 @@ impl LogExcerpt {
             LogPart::From(number) => {
                 let wanted = (number - 1) / LINE_NUMBERS_PER_ATTEMPT + 1;
                 let mut attempts = build.attempts.iter();
-                attempts.find(|attempt| attempt_number(attempt) == wanted)
+                attempts.find(|attempt| attempt_number_by_attribute_or_name(attempt) == wanted)
             }
             LogPart::Start | LogPart::End => build.attempts.last(),
         };
@@ -144,7 +144,7 @@ impl LogExcerpt {
                 "the log is not shown: the build had secrets, and this builder can no longer mask their values".to_owned(),
             ));
         };
-        let number = attempt_number(attempt);
+        let number = attempt_number_by_attribute_or_name(attempt);
         let start = (number - 1) * LINE_NUMBERS_PER_ATTEMPT + 1;
         let first = match part {
             LogPart::From(number) => number,
@@ -173,7 +173,7 @@ impl LogExcerpt {
         };
         let mut log = NumberedLog::open(&connection, attempt, number, mask)
             .with_facts(mask)
-            .passing_on_after_pauses();
+            .passing_on_after_pauses_even_if_ended();
         let mut kept = KeptLines::new(first);
         let (mut is_complete, mut problem) = (false, None);
         // A daemon that answers at once is never waited for, so the time is checked here too.
@@ -200,7 +200,7 @@ impl LogExcerpt {
         let takes_tail = part == LogPart::End;
         let (lines, has_earlier, after) = kept.into_lines_has_earlier_and_next(takes_tail, start);
         let after = after.or_else(|| {
-            let later = build.attempts.iter().map(attempt_number);
+            let later = build.attempts.iter().map(attempt_number_by_attribute_or_name);
             let later = later.filter(|later| is_complete && *later > number).min()?;
             Some((later - 1) * LINE_NUMBERS_PER_ATTEMPT + 1)
         });

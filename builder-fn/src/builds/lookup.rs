@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use super::page_link::LinkSigner;
-use super::record::{attempt_number, base_reference};
+use super::record::{attempt_number_by_attribute_or_name, base_reference};
 use super::store::StoreError;
 use super::{BuildPhase, BuildRecord, BuildRecords, RecordKey};
 use crate::buildkit::{
@@ -271,7 +271,7 @@ impl BuildLookup {
     /// # Errors
     /// Fails with the reason if no daemon takes the request.
     pub(super) async fn request_cancellation(&self, cancellation: &Cancellation) -> Result<(), String> {
-        let requested = self.pool.ask_all(|connection| async move {
+        let requested = self.pool.ask_all_available_daemons(|connection| async move {
             let requesting = connection.request_cancellation(cancellation);
             let requested = tokio::time::timeout(HISTORY_TIMEOUT, requesting).await;
             match requested {
@@ -323,13 +323,13 @@ impl BuildLookup {
     /// history of a daemon could not be read.
     async fn search_histories(&self, id: &str) -> (HistoryListing, Option<String>) {
         // Few at a time: the daemons decode all their records for each.
-        let waiting = self.records.wait_for_search_permit();
+        let waiting = self.records.wait_without_limit_for_search_permit();
         let Ok(_permit) = tokio::time::timeout(SEARCH_TIMEOUT, waiting).await else {
             let reason = "too many others search through it at this moment";
             return (HistoryListing::default(), Some(reason.to_owned()));
         };
         let request = |connection: Connection| async move {
-            connection.list_builds_of_call_and_cancellations(id).await
+            connection.list_builds_of_call_and_all_cancellations(id).await
         };
         self.request_histories(request, SEARCH_TIMEOUT).await
     }
@@ -345,7 +345,7 @@ impl BuildLookup {
         F: Future<Output = Result<HistoryListing, Status>>,
     {
         let request = &request;
-        let listings = self.pool.ask_all(|connection| async move {
+        let listings = self.pool.ask_all_available_daemons(|connection| async move {
             let daemon = connection.daemon().clone();
             let listing = tokio::time::timeout(limit, request(connection)).await;
             let daemon = daemon.address_for_messages();
@@ -490,7 +490,7 @@ fn attempts_of_one_build(mut attempts: Vec<ListedBuild>, reference: Option<&str>
         (None, None) => return Vec::new(),
     };
     attempts.retain(|attempt| base_reference(&attempt.reference) == base);
-    attempts.sort_by_key(attempt_number);
+    attempts.sort_by_key(attempt_number_by_attribute_or_name);
     // A build that has just ended may be listed twice.
     attempts.reverse();
     attempts.dedup_by(|one, other| one.reference == other.reference);

@@ -152,7 +152,7 @@ async fn read_and_follow_until_idle(
     let text = |status: tonic::Status| format!("{name}: {}", ErrorChain(&status));
     let reading = async {
         let connection = match gives_up_connecting_soon {
-            true => daemon.connect_quickly().await,
+            true => daemon.connect_if_host_accepts_quickly().await,
             false => daemon.connect().await,
         };
         let connection = connection.map_err(|error| ErrorChain(&error).to_string())?;

@@ -77,13 +77,13 @@ impl NumberedLog {
 
     /// Leaves out lines of output before the line with this number, as far as they need not be formatted to be counted.
     /// A reader that is cut off reads a log from its beginning each time.
-    pub(super) fn starting_at(self, first: u64) -> Self {
+    pub(super) fn may_skip_output_before(self, first: u64) -> Self {
         Self { first, ..self }
     }
 
     /// Passes lines on after a pause of the daemon, also those of an ended attempt, for a reader who does not read to
     /// the end.
-    pub(super) fn passing_on_after_pauses(mut self) -> Self {
+    pub(super) fn passing_on_after_pauses_even_if_ended(mut self) -> Self {
         self.log = self.log.treated_as_ended_if(false);
         self
     }
@@ -150,7 +150,7 @@ impl NumberedLog {
     }
 
     /// Returns the number of the last line that was read.
-    pub(super) fn last_line_number(&self) -> u64 {
+    pub(super) fn last_read_line_number(&self) -> u64 {
         self.seq
     }
 

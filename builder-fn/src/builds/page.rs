@@ -94,11 +94,16 @@ pub(super) fn error_page_response(status: StatusCode, error: &str, next_step: &s
     };
     let main = html! {
         header { h1 { (title) } }
-        p { (words::cut(&ansi::with_visible_controls(error), 1000)) }
+        p { (words::cut_to_chars_and_html_bytes(&ansi::show_controls_keeping_tabs_and_newlines(error), 1000)) }
         p { (next_step) }
     };
     layout::page_response(
         status,
-        layout::document("Slipway", &layout::Reload::Never, layout::Assets::Style, &main),
+        layout::document(
+            "Slipway",
+            &layout::NoscriptReload::Never,
+            layout::EmbeddedAssets::Style,
+            &main,
+        ),
     )
 }

@@ -2,28 +2,28 @@
 
 use super::log_excerpt::LogPart;
 
-/// What a page has.
+/// The parts of the page of a build that an answer has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum PageForm {
+pub(super) enum BuildPageParts {
     /// Everything.
     #[default]
     Whole,
     /// Everything but the script, for a browser that runs none and loads a page again.
     WithoutScript,
     /// The steps and the log, for the script of a page that was sent before the log was read.
-    Log,
+    StepsAndLog,
     /// Everything but the log, for the script of a page that follows a running build.
-    State,
+    AllButLog,
 }
 
-impl PageForm {
+impl BuildPageParts {
     /// Returns the form's parameter in a query, without what separates it from others; empty for the whole page.
-    pub(super) fn as_parameter(self) -> &'static str {
+    pub(super) fn query_parameter_or_empty(self) -> &'static str {
         match self {
             Self::Whole => "",
             Self::WithoutScript => "form=plain",
-            Self::Log => "form=log",
-            Self::State => "form=state",
+            Self::StepsAndLog => "form=log",
+            Self::AllButLog => "form=state",
         }
     }
 }
@@ -34,7 +34,7 @@ pub(super) struct PageQuery {
     /// The part of the log that the query names.
     pub(super) part: Option<LogPart>,
     /// The form of the page.
-    pub(super) form: PageForm,
+    pub(super) form: BuildPageParts,
 }
 
 impl PageQuery {
@@ -53,8 +53,13 @@ impl PageQuery {
                     parsed.part = Some(part.ok_or("from should be the number of a line, or end")?);
                 }
                 Some(("form", _)) => {
-                    let mut forms = [PageForm::WithoutScript, PageForm::Log, PageForm::State].into_iter();
-                    let form = forms.find(|form| form.as_parameter() == pair);
+                    let mut forms = [
+                        BuildPageParts::WithoutScript,
+                        BuildPageParts::StepsAndLog,
+                        BuildPageParts::AllButLog,
+                    ]
+                    .into_iter();
+                    let form = forms.find(|form| form.query_parameter_or_empty() == pair);
                     parsed.form = form.ok_or("form should be plain, log or state")?;
                 }
                 _ => return Err("a page has the query from=N only, and the form of the page".to_owned()),
@@ -72,18 +77,24 @@ mod tests {
     fn a_query_names_a_part_of_the_log_and_a_form_of_the_page() {
         let query = |part, form| Some(PageQuery { part, form });
         for (text, expected) in [
-            (None, query(None, PageForm::Whole)),
-            (Some(""), query(None, PageForm::Whole)),
-            (Some("from=0"), query(Some(LogPart::From(1)), PageForm::Whole)),
+            (None, query(None, BuildPageParts::Whole)),
+            (Some(""), query(None, BuildPageParts::Whole)),
+            (
+                Some("from=0"),
+                query(Some(LogPart::From(1)), BuildPageParts::Whole),
+            ),
             (
                 Some("from=17&form=log"),
-                query(Some(LogPart::From(17)), PageForm::Log),
+                query(Some(LogPart::From(17)), BuildPageParts::StepsAndLog),
             ),
             (
                 Some("form=plain&from=end"),
-                query(Some(LogPart::End), PageForm::WithoutScript),
+                query(Some(LogPart::End), BuildPageParts::WithoutScript),
             ),
-            (Some("form=plain&form=state"), query(None, PageForm::State)),
+            (
+                Some("form=plain&form=state"),
+                query(None, BuildPageParts::AllButLog),
+            ),
             (Some("form="), None),
             (Some("form=whole"), None),
             (Some("from=x"), None),

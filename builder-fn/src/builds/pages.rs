@@ -14,8 +14,8 @@ use super::page::{
 };
 use super::page_link::{PageSettings, RejectedLink};
 use super::page_query::PageQuery;
-use super::routes::{admit_reader, status_of_not_found, text_of_not_found};
-use crate::buildkit::ImageLayer;
+use super::routes::{admit_reader, status_404_or_502_of_not_found, text_of_not_found};
+use crate::buildkit::ImageLayerSize;
 
 /// The number of builds in the chart of a function's last builds.
 const BUILDS_IN_CHART: usize = 10;
@@ -45,7 +45,10 @@ pub(super) async fn answer_build_page(
     let build = match lookup.find(id).await {
         Ok(build) => build,
         Err(not_found) => {
-            let (status, text) = (status_of_not_found(&not_found), text_of_not_found(&not_found));
+            let (status, text) = (
+                status_404_or_502_of_not_found(&not_found),
+                text_of_not_found(&not_found),
+            );
             return match status {
                 StatusCode::NOT_FOUND => {
                     error_page_response(status, text, "The command slipway builds lists the builds.")
@@ -138,12 +141,12 @@ async fn image_layers_or_empty(
     lookup: &BuildLookup,
     record: &BuildRecord,
     settings: &PageSettings,
-) -> Vec<ImageLayer> {
+) -> Vec<ImageLayerSize> {
     let digest = record.outcome.get("digest").and_then(|digest| digest.as_str());
     let Some((image, digest)) = record.image.as_deref().zip(digest) else {
         return Vec::new();
     };
-    let asking = lookup.manifests.image_layers(image, digest);
+    let asking = lookup.manifests.image_layers_or_empty_if_gone(image, digest);
     match tokio::time::timeout(settings.log_wait, asking).await {
         Ok(Ok(layers)) => layers,
         Ok(Err(error)) => {

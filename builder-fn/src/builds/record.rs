@@ -112,7 +112,7 @@ impl BuildRecord {
 
     /// Returns how long the build took, or has taken at the time `now` if it goes on; `None` if it has not begun, or if
     /// its end is not known.
-    pub(crate) fn time_taken(&self, now: SystemTime) -> Option<Duration> {
+    pub(crate) fn time_since_first_attempt_began(&self, now: SystemTime) -> Option<Duration> {
         let until = match self.phase {
             BuildPhase::Waiting | BuildPhase::Running | BuildPhase::Deploying => now,
             BuildPhase::Success | BuildPhase::Failed | BuildPhase::Cancelled | BuildPhase::Unknown => {
@@ -258,7 +258,7 @@ pub(crate) fn base_reference(attempt_name: &str) -> &str {
 }
 
 /// Returns the number of an attempt, from 1: that which its builder has given it, or else that in its name.
-pub(crate) fn attempt_number(attempt: &ListedBuild) -> u64 {
+pub(crate) fn attempt_number_by_attribute_or_name(attempt: &ListedBuild) -> u64 {
     match attempt.attributes.attempt {
         Some(number) => number.into(),
         None => number_in_attempt_name(&attempt.reference),
@@ -271,7 +271,7 @@ pub(crate) fn attempt_number(attempt: &ListedBuild) -> u64 {
 fn known_attempt_count(attempts: &[ListedBuild]) -> u32 {
     let numbers = attempts
         .iter()
-        .filter_map(|attempt| u32::try_from(attempt_number(attempt)).ok());
+        .filter_map(|attempt| u32::try_from(attempt_number_by_attribute_or_name(attempt)).ok());
     let counted = numbers.filter(|number| *number <= ATTEMPTS_OF_PROCESS_MAX).max();
     let listed = u32::try_from(attempts.len()).unwrap_or(u32::MAX);
     counted.unwrap_or_default().max(listed)
@@ -310,7 +310,11 @@ mod tests {
                 ..BuildRecord::accepted("a", at(0))
             };
             let expected = taken.map(Duration::from_secs);
-            assert_eq!(record.time_taken(at(100)), expected, "{phase:?} {ended:?}");
+            assert_eq!(
+                record.time_since_first_attempt_began(at(100)),
+                expected,
+                "{phase:?} {ended:?}"
+            );
         }
     }
 

@@ -210,7 +210,7 @@ impl BuildRecords {
     }
 
     /// Waits for a permit to search the whole histories of daemons.
-    pub(super) async fn wait_for_search_permit(&self) -> Option<SemaphorePermit<'_>> {
+    pub(super) async fn wait_without_limit_for_search_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.0.searches.acquire().await.ok()
     }
 
@@ -226,7 +226,7 @@ impl BuildRecords {
 
     /// Cancels the build of a call in this process, and its later redeliveries. Returns whether the process has a
     /// record of the build.
-    pub(crate) fn cancel(&self, key: &RecordKey) -> bool {
+    pub(crate) fn cancel_if_recorded(&self, key: &RecordKey) -> bool {
         let state = self.lock();
         let Some(build) = state.builds.get(key) else {
             return false;
@@ -313,7 +313,7 @@ impl AcceptedBuild {
             pool,
             move || listed.cancellations_of_builds_in_progress(),
             move |Cancellation { tenant, call_id }| {
-                cancelled.cancel(&RecordKey { tenant, id: call_id });
+                cancelled.cancel_if_recorded(&RecordKey { tenant, id: call_id });
             },
         )
     }
@@ -462,7 +462,11 @@ impl AcceptedBuild {
     /// Records that the request is rejected for now: in the record store only if this process has recorded the
     /// acceptance of the call there, because the same request is to be sent again.
     pub(crate) fn reject_for_now(mut self, outcome: Map<String, Value>) -> PendingWrite {
-        if self.place.as_ref().is_some_and(|place| !place.is_stored()) {
+        if self
+            .place
+            .as_ref()
+            .is_some_and(|place| !place.was_written_by_this_process())
+        {
             self.place = None;
         }
         self.record_end_once(BuildPhase::Failed, outcome)
@@ -591,11 +595,11 @@ mod tests {
         let records = BuildRecords::default();
         let first = accept(&records, "a");
         assert!(!*first.cancelled.borrow());
-        assert!(records.cancel(&key("a")));
+        assert!(records.cancel_if_recorded(&key("a")));
         assert!(*first.cancelled.borrow());
         drop(first);
         assert!(*accept(&records, "a").cancelled.borrow());
-        assert!(!records.cancel(&key("b")));
+        assert!(!records.cancel_if_recorded(&key("b")));
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl BuilderApi {
         }
         let is_page = *method == Method::GET
             && matches!(route, BuildsRoute::List | BuildsRoute::Build(_))
-            && accept::prefers_html(&request.headers);
+            && accept::should_answer_with_html(&request.headers);
         let authenticated = match self.authenticate_builds_request(&route, request, context) {
             Ok(authenticated) => authenticated,
             Err(rejected) => return rejected.into_response(is_page),
@@ -335,11 +335,14 @@ fn answer_build(status: StatusCode, build: &FoundBuild, lookup: &BuildLookup) ->
 
 /// Answers for a build that was not found: the same for one that does not exist and for one of another tenant.
 pub(super) fn answer_not_found(not_found: &NotFound) -> Response {
-    answer::error_response(status_of_not_found(not_found), text_of_not_found(not_found))
+    answer::error_response(
+        status_404_or_502_of_not_found(not_found),
+        text_of_not_found(not_found),
+    )
 }
 
 /// Returns 404 if no builder knows the build, and 502 if a place that may have it could not be read.
-pub(super) fn status_of_not_found(not_found: &NotFound) -> StatusCode {
+pub(super) fn status_404_or_502_of_not_found(not_found: &NotFound) -> StatusCode {
     match not_found.unread.to_text() {
         Some(_) => StatusCode::BAD_GATEWAY,
         None => StatusCode::NOT_FOUND,
@@ -394,7 +397,7 @@ async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
         tenant: lookup.tenant.clone(),
         id: id.to_owned(),
     };
-    let is_own = lookup.records.cancel(&key);
+    let is_own = lookup.records.cancel_if_recorded(&key);
     let cancellation = key.to_cancellation();
     let requested = lookup.request_cancellation(&cancellation).await;
     if let (Err(error), false) = (&requested, is_own) {
@@ -467,7 +470,11 @@ async fn answer_log(lookup: BuildLookup, log: LogRequest<'_>, shutdown: &Shutdow
         shutdown: shutdown.clone(),
         last_line: 0,
     };
-    tokio::spawn(send_with_interruption_record(channel, limits, log.send(build)));
+    tokio::spawn(send_with_interruption_record(
+        channel,
+        limits,
+        log.send_until_end_or_reader_gone(build),
+    ));
     let body = ResponseBody::stream(body.map_err(Into::into));
     match format {
         LogFormat::Records(format) => answer::unbuffered_response(format, body),

@@ -170,7 +170,7 @@ struct UnfinishedBuildGuard {
 
 impl UnfinishedBuildGuard {
     /// Counts a build as unfinished, and returns whether it is the only one.
-    fn new_and_is_first(store: &RecordStore, hash: &str) -> (Self, bool) {
+    fn new_and_is_only_unfinished_build(store: &RecordStore, hash: &str) -> (Self, bool) {
         let mut unfinished = lock(&store.0.unfinished);
         let is_first = unfinished.is_empty();
         *unfinished.entry(hash.to_owned()).or_default() += 1;
@@ -236,7 +236,7 @@ impl RecordPlace {
     }
 
     /// Returns whether this process has written the record, which says that the build was accepted.
-    pub(super) fn is_stored(&self) -> bool {
+    pub(super) fn was_written_by_this_process(&self) -> bool {
         self.written.is_some()
     }
 }
@@ -345,7 +345,7 @@ impl RecordStore {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return PendingWrite(None);
         };
-        let may_be_stored = place.is_stored() || place.is_resumable();
+        let may_be_stored = place.was_written_by_this_process() || place.is_resumable();
         let attempts = if may_be_stored {
             END_WRITE_ATTEMPTS_WHILE_CROWDED
         } else {
@@ -465,7 +465,8 @@ impl RecordStore {
         request: Option<(ResumableRequest, StoredBodyReference)>,
     ) -> Result<(), StoreError> {
         if !build.phase.is_terminal() && place.unfinished.is_none() {
-            let (guard, is_first) = UnfinishedBuildGuard::new_and_is_first(self, place.index.hash());
+            let (guard, is_first) =
+                UnfinishedBuildGuard::new_and_is_only_unfinished_build(self, place.index.hash());
             place.unfinished = Some(guard);
             if is_first {
                 // Before others can see the build: while there was none, the sign was not renewed.
@@ -551,7 +552,7 @@ impl RecordStore {
         let limit = self.0.times.exchange;
         let deadline = tokio::time::Instant::now() + limit;
         let late = || StoreError::Timeout { limit };
-        let listing = self.list_unexpired_index_tags(tenant);
+        let listing = self.list_unexpired_and_maybe_older_index_tags(tenant);
         let listing = tokio::time::timeout_at(deadline, listing).await;
         let tags = match listing {
             Ok(Ok(tags)) => tags,
@@ -573,11 +574,18 @@ impl RecordStore {
         }
     }
 
-    /// Lists the tags of a tenant's index entries that are not older than [`RECORD_AGE_MAX`], however many there are.
-    async fn list_unexpired_index_tags(&self, tenant: &Option<String>) -> Result<Vec<String>, StoreError> {
+    /// Lists the tags of a tenant's index entries that are not older than [`RECORD_AGE_MAX`], however many there are. Some
+    /// registries return older ones as well.
+    async fn list_unexpired_and_maybe_older_index_tags(
+        &self,
+        tenant: &Option<String>,
+    ) -> Result<Vec<String>, StoreError> {
         let oldest = SystemTime::now().checked_sub(RECORD_AGE_MAX);
         let after = index_tag::tag_before_entries_since(oldest.unwrap_or(SystemTime::UNIX_EPOCH));
-        self.0.repository.list_tags(tenant, INDEX_PREFIX, &after).await
+        self.0
+            .repository
+            .list_tags_after_and_maybe_earlier(tenant, INDEX_PREFIX, &after)
+            .await
     }
 
     async fn read_for_list_unless_unreadable(
@@ -619,7 +627,7 @@ impl PendingWrite {
 
     /// Waits up to 10 s until the record was written, or could not be. The write goes on after that, and if this is
     /// dropped.
-    pub(crate) async fn wait(self) {
+    pub(crate) async fn wait_up_to_10_seconds(self) {
         if let Some(task) = self.0 {
             // A write that panicked is reported where it panicked.
             let _ = tokio::time::timeout(WRITE_ATTEMPT_TIMEOUT, task).await;

@@ -131,7 +131,7 @@ impl Index {
             None => (0, u64::from(self.top_level)),
             Some(number) if self.packed(number).is_folder() => (
                 self.packed(number).content_offset_or_first_child(),
-                self.packed(number).content_length_or_child_count(),
+                self.packed(number).content_or_target_length_or_child_count(),
             ),
             Some(_) => (0, 0),
         };
@@ -181,7 +181,7 @@ impl Index {
 
     /// Returns the memory that the index takes, in bytes, including the texts of replaced entries.
     pub(super) fn bytes(&self) -> usize {
-        self.len() * PackedEntry::BYTES + self.texts.bytes()
+        self.len() * PackedEntry::BYTES + self.texts.total_string_bytes()
     }
 
     /// Adds an entry to a folder or to the context, and returns its number. The entry must not exist yet.
@@ -196,7 +196,7 @@ impl Index {
         match folder {
             Some(folder) => {
                 let folder = &mut self.entries[folder as usize];
-                folder.set_child_count(folder.content_length_or_child_count() + 1);
+                folder.set_child_count(folder.content_or_target_length_or_child_count() + 1);
             }
             None => self.top_level += 1,
         }
@@ -215,14 +215,14 @@ impl Index {
         };
         let mut packed = PackedEntry::new(before.folder, text, entry);
         if before.is_folder() && packed.is_folder() {
-            packed.set_child_count(before.content_length_or_child_count());
+            packed.set_child_count(before.content_or_target_length_or_child_count());
         }
         self.entries[number as usize] = packed;
     }
 
     /// Returns whether an entry is a folder that is not empty.
     pub(super) fn has_children(&self, number: u32) -> bool {
-        self.packed(number).is_folder() && self.packed(number).content_length_or_child_count() > 0
+        self.packed(number).is_folder() && self.packed(number).content_or_target_length_or_child_count() > 0
     }
 
     /// Marks a file as one that may share its offset with another one.

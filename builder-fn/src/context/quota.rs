@@ -93,7 +93,7 @@ impl SpoolQuota {
     }
 
     /// Returns the number of bytes that all spools of the quota hold, of every tenant.
-    pub(super) fn used_bytes(&self) -> u64 {
+    pub(super) fn used_bytes_of_all_tenants(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 }
@@ -105,7 +105,7 @@ fn to_metric_value(bytes: u64) -> i64 {
 
 impl fmt::Debug for SpoolQuota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} bytes", self.used_bytes(), self.limit)
+        write!(f, "{} of {} bytes", self.used_bytes_of_all_tenants(), self.limit)
     }
 }
 
@@ -123,15 +123,15 @@ mod tests {
                 clone.try_reserve_bytes(bytes),
                 is_admitted,
                 "{bytes} more than {}",
-                quota.used_bytes()
+                quota.used_bytes_of_all_tenants()
             );
             assert_eq!(
-                (quota.used_bytes(), metric.get()),
+                (quota.used_bytes_of_all_tenants(), metric.get()),
                 (used, i64::try_from(used).unwrap())
             );
         }
         clone.release_bytes(10);
-        assert_eq!((quota.used_bytes(), metric.get()), (0, 0));
+        assert_eq!((quota.used_bytes_of_all_tenants(), metric.get()), (0, 0));
         assert!(!quota.try_reserve_bytes(u64::MAX));
     }
 
@@ -167,12 +167,12 @@ mod tests {
         let other = quota.share_of_tenant("other");
         assert!(other.try_reserve_bytes(25));
         assert!(!other.try_reserve_bytes(1));
-        assert_eq!((quota.used_bytes(), metric.get()), (75, 75));
+        assert_eq!((quota.used_bytes_of_all_tenants(), metric.get()), (75, 75));
         same.release_bytes(20);
         assert!(other.try_reserve_bytes(10));
         one.release_bytes(30);
         other.release_bytes(35);
-        assert_eq!((quota.used_bytes(), metric.get()), (0, 0));
+        assert_eq!((quota.used_bytes_of_all_tenants(), metric.get()), (0, 0));
         drop((one, same, other));
         assert_eq!(quota.share_of_tenant("last").tenants.lock().unwrap().len(), 1);
     }

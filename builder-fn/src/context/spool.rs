@@ -323,11 +323,11 @@ mod tests {
         for spool in [&mut one, &mut two] {
             assert!(matches!(spool.append(b"x"), Err(SpoolError::Quota { limit: 10 })));
         }
-        assert_eq!(settings.quota.used_bytes(), 10);
+        assert_eq!(settings.quota.used_bytes_of_all_tenants(), 10);
         drop(one);
         two.append(b"567890").unwrap();
         drop(two);
-        assert_eq!(settings.quota.used_bytes(), 0);
+        assert_eq!(settings.quota.used_bytes_of_all_tenants(), 0);
     }
 
     #[test]

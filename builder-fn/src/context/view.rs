@@ -14,7 +14,7 @@ mod patterns;
 
 use super::{Kind, SourceContext};
 use effort::MatchingEffort;
-pub use ignore_file::excluding_pattern;
+pub use ignore_file::excluding_pattern_if_found;
 pub(crate) use ignore_file::pattern_problems;
 pub use ignore_rules::{IgnoreDecision, IgnoreRules, PatternsMatchingFolder};
 use patterns::{MatchedPatterns, Pattern, Patterns};
@@ -106,7 +106,9 @@ fn view_with_effort(
     if !filter.follow.is_empty()
         && let Some(targets) = follow::follow_links_or_none_for_root(is_wanted, context, &filter.follow)?
     {
-        include = follow::without_nested_or_none_for_root(filter.include.iter().cloned().chain(targets));
+        include = follow::without_paths_below_previous_or_none_for_root(
+            filter.include.iter().cloned().chain(targets),
+        );
     }
     let include = include.filter(|patterns| !patterns.is_empty());
     let include = include

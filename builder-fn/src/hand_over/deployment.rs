@@ -16,7 +16,7 @@ pub(crate) struct DeploymentOutcome {
     /// The deployer's answer for the caller. Without one, the builder makes JSON of the same form.
     pub(crate) answer: Value,
     /// The hand-over, if the builder's answer has to contain it.
-    pub(crate) enclosed: Option<EnclosedHandOver>,
+    pub(crate) enclosed: Option<HandOverAndAnswerSigner>,
 }
 
 /// A hand-over that reaches the deployer as part of the builder's answer.
@@ -24,7 +24,7 @@ pub(crate) struct DeploymentOutcome {
 /// It is not part of the text that is masked: it is the caller's own configuration, and the deployer must get it
 /// unchanged.
 #[derive(Clone, Debug)]
-pub(crate) struct EnclosedHandOver {
+pub(crate) struct HandOverAndAnswerSigner {
     /// The hand-over as JSON, as it stands in the builder's own answer: unmasked.
     pub(crate) document: Value,
     /// Signs the answer that contains the hand-over.
@@ -50,7 +50,7 @@ pub(crate) enum DeploymentStatus {
 
 impl DeploymentStatus {
     /// Returns the word for the status in log lines. The `status` in the deployer's answer may be another one.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub(crate) fn as_log_word(self) -> &'static str {
         match self {
             Self::Ready => "ready",
             Self::Unverified => "unverified",
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_http_status_tells_the_callers_mistakes_from_the_platforms_failures() {
+    fn only_the_http_statuses_400_and_422_reject_a_deployment() {
         for (http, status) in [
             (200, DeploymentStatus::Ready),
             (409, DeploymentStatus::Superseded),

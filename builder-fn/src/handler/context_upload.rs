@@ -6,7 +6,7 @@ use function_host::{Body, Context, ErrorChain, Request, Response, trace};
 use tokio::time::Instant;
 
 use super::BuilderApi;
-use crate::answer::{self, Answer, AnswerFields, StoredContextAnswer};
+use crate::answer::{self, Answer, AnswerImageAndSeconds, StoredContextAnswer};
 use crate::error::{Error, ErrorKind};
 use crate::remote_context::ContextError;
 use crate::request::{self, RequestHead};
@@ -34,7 +34,7 @@ impl BuilderApi {
                     }
                     _ => tracing::info!(error = text, seconds, "could not store a context"),
                 }
-                let fields = AnswerFields { image: None, seconds };
+                let fields = AnswerImageAndSeconds { image: None, seconds };
                 Answer::from_error(&error, fields).into_response()
             }
         }

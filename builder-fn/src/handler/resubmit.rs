@@ -202,7 +202,9 @@ impl BuilderApi {
         if !self.builder.contexts.stores_contexts() {
             return Err(no_copy);
         }
-        let tar = context.to_storable_tar().ok_or(ResubmissionError::ContextTaken)?;
+        let tar = context
+            .to_storable_tar_unless_indexing_or_failed()
+            .ok_or(ResubmissionError::ContextTaken)?;
         let stored = self.builder.contexts.store(tar, request.tenant()).await;
         let stored = stored.map_err(ResubmissionError::Store)?;
         let body = json_request(

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::{AdmittedBuildRequest, BuildExchange, BuilderApi};
-use crate::answer::{Answer, AnswerFields};
+use crate::answer::{Answer, AnswerImageAndSeconds};
 use crate::builds::{AcceptedBuild, BuildPhase, ClaimSearchState, ClaimedBuild, RecordStore, outcome_fields};
 use crate::error::Error;
 use crate::request::{self, BuildRequest, RequestHead};
@@ -31,7 +31,7 @@ const SEARCH_TIMEOUT_AFTER_SHUTDOWN_BEGAN: Duration = Duration::from_secs(5);
 
 /// A tenant whose records are searched.
 #[derive(Default)]
-struct SearchedTenant {
+struct SearchedTenantAndSlotOwner {
     /// The name of the tenant; `None` without a policy.
     name: Option<String>,
     /// The owner of the tenant's slots.
@@ -43,7 +43,7 @@ impl BuilderApi {
     /// builders that have gone. Returns at once if no records are kept.
     ///
     /// `context` has the secrets, the gateway and the shutdown of the function.
-    pub async fn resume_builds_of_others(self, context: Context) {
+    pub async fn renew_sign_of_life_and_resume_builds_of_others(self, context: Context) {
         let Some(store) = self.builder.records.store().cloned() else {
             return;
         };
@@ -101,12 +101,12 @@ impl BuilderApi {
     }
 
     /// Returns the tenants; the only one, which has no name, without a policy.
-    fn searched_tenants(&self) -> Vec<SearchedTenant> {
+    fn searched_tenants(&self) -> Vec<SearchedTenantAndSlotOwner> {
         let Some(policy) = &self.signatures.policy else {
-            return vec![SearchedTenant::default()];
+            return vec![SearchedTenantAndSlotOwner::default()];
         };
         let policy = policy.reload_if_changed();
-        let tenants = policy.tenants().map(|tenant| SearchedTenant {
+        let tenants = policy.tenants().map(|tenant| SearchedTenantAndSlotOwner {
             name: Some(tenant.name().to_string()),
             owner: SlotOwner::of_tenant(tenant),
         });
@@ -171,9 +171,9 @@ impl BuilderApi {
             Ok(received) => received,
             Err(error) => {
                 tracing::warn!(error = %ErrorChain(&error), "an accepted build cannot be resumed");
-                let answer = Answer::from_error(&error, AnswerFields::default());
+                let answer = Answer::from_error(&error, AnswerImageAndSeconds::default());
                 let written = accepted.end(BuildPhase::Failed, outcome_fields(&answer.report));
-                return written.wait().await;
+                return written.wait_up_to_10_seconds().await;
             }
         };
         if let Some(limit) = request.time_limit {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use function_host::{Context, ErrorChain, Secret, trace};
 
 use super::{AdmittedBuildRequest, BuildExchange, BuilderApi};
-use crate::answer::{Answer, AnswerFields};
+use crate::answer::{Answer, AnswerImageAndSeconds};
 use crate::build::{BuildResult, BuilderCall};
 use crate::buildkit::BuildReference;
 use crate::buildkit::SecretStore;
@@ -17,7 +17,7 @@ use crate::inputs::{BuildInputs, InputsRecorder};
 use crate::metrics::{CANCELLED_OUTCOME, SUPERSEDED_OUTCOME};
 use crate::notify::{CommitState, CommitStatusReceiver, ResultReceiver};
 use crate::redact::{SecretMask, TraceMask};
-use crate::report::{BuildStatus, LineFormatter, LogSink};
+use crate::report::{LineFormatter, LogSink, SuccessOrFailedStatus};
 use crate::request::{BuildRequest, BuildSource, VerifiedSignature, is_full_commit_hash};
 use crate::sealed::BuildSecrets;
 
@@ -30,7 +30,7 @@ const LONGEST_PAUSE_BETWEEN_HAND_BACKS: Duration = Duration::from_secs(8);
 
 impl BuilderApi {
     /// Runs the build of an authentic request and returns its answer, without the log, and the request.
-    pub(super) async fn run_build_and_record_outcome(
+    pub(super) async fn run_build_and_record_outcome_before_notifying(
         &self,
         received: AdmittedBuildRequest,
         exchange: &BuildExchange,
@@ -81,7 +81,7 @@ impl BuilderApi {
         for warning in &request.warnings {
             log.push(lines.record_warning_and_return_line(warning));
         }
-        if exchange.outlives_its_caller() && !accepted.is_resumable() {
+        if exchange.is_asynchronous_without_stream() && !accepted.is_resumable() {
             let body = request.body_copy.clone();
             // The answer of a build that is resumed reaches nobody who could hand its image over.
             let request = resumable
@@ -97,12 +97,12 @@ impl BuilderApi {
         if accepted.is_resumable() {
             request.body_copy = None;
         }
-        let is_submitted_again = exchange.outlives_its_caller()
+        let is_submitted_again = exchange.is_asynchronous_without_stream()
             && !accepted.is_resumable()
             && self.is_resubmittable(&request, exchange);
         // A queued call that arrives during the shutdown is accepted if it can be handed back.
         let is_too_late = exchange.arrived_during_shutdown
-            && exchange.outlives_its_caller()
+            && exchange.is_asynchronous_without_stream()
             && !accepted.is_resumable()
             && !is_submitted_again;
         let ready = match is_too_late {
@@ -166,7 +166,7 @@ impl BuilderApi {
                 let deployment = built
                     .deployment
                     .as_ref()
-                    .map(|deployment| deployment.status.as_str());
+                    .map(|deployment| deployment.status.as_log_word());
                 let seconds = fields.seconds;
                 tracing::info!(image, digest, deployment, seconds, "build succeeded");
                 in_flight.end_with_outcome(match built.was_superseded_at_deployment() {
@@ -174,7 +174,7 @@ impl BuilderApi {
                     false => "success",
                 });
                 span.set_attribute("slipway.digest", digest.to_owned());
-                Answer::from_built(built, fields).with_secrets_masked(&mask)
+                Answer::from_built(built, fields).with_secrets_masked_except_in_log(&mask)
             }
             Err(error) => {
                 log_build_failure(&error, fields, &mask);
@@ -183,7 +183,7 @@ impl BuilderApi {
                 span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
                 Answer::from_error(&error, fields)
                     .with_hint_if_missing(hint)
-                    .with_secrets_masked(&mask)
+                    .with_secrets_masked_except_in_log(&mask)
             }
         };
         answer.report.warnings = lines.into_warnings();
@@ -192,9 +192,9 @@ impl BuilderApi {
             answer.report.page = Some(links.address_of_build_page(context.call_id(), SystemTime::now()));
         }
         let phase = match answer.report.status {
-            BuildStatus::Success => BuildPhase::Success,
-            BuildStatus::Failed if is_cancelled => BuildPhase::Cancelled,
-            BuildStatus::Failed => BuildPhase::Failed,
+            SuccessOrFailedStatus::Success => BuildPhase::Success,
+            SuccessOrFailedStatus::Failed if is_cancelled => BuildPhase::Cancelled,
+            SuccessOrFailedStatus::Failed => BuildPhase::Failed,
         };
         if is_handed_back {
             accepted.leave_to_other_processes();
@@ -216,13 +216,15 @@ impl BuilderApi {
             let inputs = inputs.into_inputs(BuildInputs::of_config(&request.config));
             store.record_inputs(key, inputs, context.shutdown().begin_background_work());
         }
-        if exchange.outlives_its_caller() {
-            written.wait().await;
+        if exchange.is_asynchronous_without_stream() {
+            written.wait_up_to_10_seconds().await;
         }
         if let Some(status) = status.filter(|_| !is_rejected_for_now) {
-            let state = CommitState::of_outcome(phase, kind);
+            let state = CommitState::of_phase_and_error_kind(phase, kind);
             let commit = answer.report.commit.as_deref();
-            status.report_outcome(state, commit, context.shutdown()).await;
+            status
+                .report_outcome_waiting_only_in_shutdown(state, commit, context.shutdown())
+                .await;
         }
         (answer, request)
     }
@@ -291,7 +293,7 @@ impl BuilderApi {
             let handed_back = match built {
                 Err(Error::Interrupted) if call.accepted.is_resumable() => Error::HandedBack,
                 Err(Error::StaysAccepted) => Error::StaysAccepted,
-                Err(Error::Interrupted) if exchange.outlives_its_caller() => {
+                Err(Error::Interrupted) if exchange.is_asynchronous_without_stream() => {
                     return Err(self
                         .submit_again_returning_error_of_delivery(request, call.accepted, exchange)
                         .await);
@@ -327,7 +329,7 @@ impl BuilderApi {
             return;
         };
         let Some(body) = answer
-            .notification_body_unless_retryable()
+            .notification_body_unless_too_many_requests()
             .filter(|_| self.check_notify_url(request).is_ok())
         else {
             return;
@@ -380,10 +382,10 @@ fn outcome_label(kind: ErrorKind) -> &'static str {
 
 /// Logs the failure of a build or the rejection of its request, with the causes that the caller does not get: as an
 /// error if the platform is at fault, and as information otherwise.
-pub(super) fn log_build_failure(error: &Error, fields: AnswerFields<'_>, mask: &SecretMask) {
+pub(super) fn log_build_failure(error: &Error, fields: AnswerImageAndSeconds<'_>, mask: &SecretMask) {
     let text = ErrorChain(error).to_string();
     let text = mask.mask_text(&text);
-    let AnswerFields { image, seconds } = fields;
+    let AnswerImageAndSeconds { image, seconds } = fields;
     let image = image.unwrap_or_default();
     let outcome = outcome_label(error.kind());
     match error.kind() {

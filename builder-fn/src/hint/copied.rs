@@ -43,7 +43,7 @@ impl CopiedFolders {
                 let Some(destination) = instruction.text.split_whitespace().last() else {
                     continue;
                 };
-                let sources = instruction.sources_of_copy_or_add();
+                let sources = instruction.sources_assuming_copy_or_add();
                 if !sources.iter().copied().chain([destination]).all(is_literal_path) {
                     continue;
                 }

@@ -17,7 +17,7 @@ pub(super) struct Instruction {
 }
 
 /// Returns the instructions of a Dockerfile.
-pub(super) fn instructions(dockerfile_text: &str) -> Vec<Instruction> {
+pub(super) fn parse_instructions_without_heredocs(dockerfile_text: &str) -> Vec<Instruction> {
     let escape = escape_character(dockerfile_text);
     let mut found: Vec<Instruction> = Vec::new();
     let mut open: Option<Instruction> = None;
@@ -130,7 +130,7 @@ impl Instruction {
     }
 
     /// Returns the sources of a `COPY` or `ADD` in its shell form: the words without flags and without the destination.
-    pub(super) fn sources_of_copy_or_add(&self) -> Vec<&str> {
+    pub(super) fn sources_assuming_copy_or_add(&self) -> Vec<&str> {
         let words = self.text.split_whitespace().skip(1);
         let mut words: Vec<_> = words.skip_while(|word| word.starts_with("--")).collect();
         words.pop();
@@ -140,7 +140,7 @@ impl Instruction {
 
 /// A mount of a `RUN` that binds a file or a folder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct BindMount<'i> {
+pub(super) struct BindMountSource<'i> {
     /// The stage, the context or the image that it is from; `None` for the context of the build.
     pub(super) from: Option<&'i str>,
     /// The path in it that is mounted; empty for all of it.
@@ -148,12 +148,12 @@ pub(super) struct BindMount<'i> {
 }
 
 /// Returns the bind mounts of a `RUN`.
-pub(super) fn bind_mounts(instruction: &Instruction) -> Vec<BindMount<'_>> {
+pub(super) fn bind_mounts(instruction: &Instruction) -> Vec<BindMountSource<'_>> {
     let flags = instruction.text.split_whitespace().skip(1);
     let flags = flags.take_while(|word| word.starts_with("--"));
     let mounts = flags.filter_map(|flag| {
         let options = flag.strip_prefix("--mount=")?.trim_matches(['"', '\'']);
-        let mut mount = BindMount::default();
+        let mut mount = BindMountSource::default();
         for option in options.split(',') {
             match option.split_once('=') {
                 Some(("type", kind)) if kind != "bind" => return None,
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn instructions_have_their_first_and_last_lines_and_are_found_by_step_name() {
         let dockerfile = "# syntax\nFROM a AS build\n\nRUN x && \\\n  # a comment\n  y\nRUN <<EOF\nCOPY no /\nEOF\ncopy a \\\n\n b\nRUN z";
-        let found = instructions(dockerfile);
+        let found = parse_instructions_without_heredocs(dockerfile);
         let lines: Vec<_> = found
             .iter()
             .map(|found| (found.line, found.last_line, keyword(&found.text)))
@@ -244,13 +244,13 @@ mod tests {
 
     #[test]
     fn a_step_that_two_instructions_match_has_no_instruction() {
-        let found = instructions("FROM a\nRUN x\nFROM b\nRUN x\n");
+        let found = parse_instructions_without_heredocs("FROM a\nRUN x\nFROM b\nRUN x\n");
         assert_eq!(only_instruction_of_step(&found, "[2/2] RUN x"), None);
     }
 
     #[test]
     fn another_escape_character_continues_lines_instead_of_the_backslash() {
-        let found = instructions("# escape=`\nFROM a\nRUN x `\n y\\\nRUN z\n");
+        let found = parse_instructions_without_heredocs("# escape=`\nFROM a\nRUN x `\n y\\\nRUN z\n");
         assert_eq!(
             found.iter().map(|found| found.line).collect::<Vec<_>>(),
             [2, 3, 5]
@@ -265,11 +265,12 @@ mod tests {
             "echo 'a <<b'",
             "cat <<<word",
         ] {
-            let found = instructions(&format!("FROM a\nRUN {command}\nRUN z\n"));
+            let found = parse_instructions_without_heredocs(&format!("FROM a\nRUN {command}\nRUN z\n"));
             assert_eq!(found.len(), 3, "{command}");
         }
         for word in ["<<EOF", "<<-EOF", "<<\"EOF\"", "3<<EOF"] {
-            let found = instructions(&format!("FROM a\nRUN cat {word}\nRUN no\nEOF\nRUN z\n"));
+            let found =
+                parse_instructions_without_heredocs(&format!("FROM a\nRUN cat {word}\nRUN no\nEOF\nRUN z\n"));
             assert_eq!(found.len(), 3, "{word}");
         }
     }

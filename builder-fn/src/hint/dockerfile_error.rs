@@ -144,7 +144,7 @@ fn misspelt_stage_and_meant_one(error: &str) -> Option<(&str, &str)> {
 /// Returns the hint for a Dockerfile that the context does not have.
 fn missing_dockerfile_hint(evidence: &Evidence<'_>, path: &str) -> Hint {
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-    let hint = match evidence.failure.files.find_name_in_other_case(folder, name) {
+    let hint = match evidence.failure.files.find_only_name_in_other_case(folder, name) {
         Some(other) => Hint::new(
             HintKind::DockerfileMissing,
             format!("the context has no {path}; it has {other}, in another case"),

@@ -57,7 +57,9 @@ impl<'a> Evidence<'a> {
                 .failure
                 .files
                 .read_beginning(self.failure.dockerfile, dockerfile::MAX_BYTES_READ_OF_FILE);
-            dockerfile::instructions(&String::from_utf8_lossy(&read.unwrap_or_default()))
+            dockerfile::parse_instructions_without_heredocs(&String::from_utf8_lossy(
+                &read.unwrap_or_default(),
+            ))
         })
     }
 

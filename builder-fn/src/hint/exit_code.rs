@@ -10,7 +10,9 @@ const EXIT_CODE_NOT_EXECUTABLE: u32 = 126;
 const EXIT_CODE_NOT_FOUND: u32 = 127;
 
 /// Explains a program that cannot be run, a user that the image does not have, or what the user of a step may not do.
-pub(super) fn explain_unrunnable_or_forbidden_program(evidence: &Evidence<'_>) -> Option<Hint> {
+pub(super) fn explain_unrunnable_program_missing_user_or_denied_permission(
+    evidence: &Evidence<'_>,
+) -> Option<Hint> {
     let reason = evidence.process_failure_reason()?;
     if let Some(rest) = reason.strip_prefix("unable to find user ") {
         let user = rest.split_once(':').map_or(rest, |(user, _)| user);

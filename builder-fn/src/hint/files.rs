@@ -7,7 +7,7 @@ pub trait ContextFiles {
 
     /// Returns the entry directly in `folder` (empty for the context itself) whose name is `name` in another case, if
     /// exactly one is.
-    fn find_name_in_other_case(&self, folder: &str, name: &str) -> Option<String>;
+    fn find_only_name_in_other_case(&self, folder: &str, name: &str) -> Option<String>;
 
     /// Returns up to `limit` bytes from the beginning of the file at `path`; `None` if it is missing or cannot be read.
     fn read_beginning(&self, path: &str, limit: usize) -> Option<Vec<u8>>;
@@ -22,7 +22,7 @@ impl ContextFiles for NoFiles {
         false
     }
 
-    fn find_name_in_other_case(&self, _: &str, _: &str) -> Option<String> {
+    fn find_only_name_in_other_case(&self, _: &str, _: &str) -> Option<String> {
         None
     }
 

@@ -53,7 +53,10 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             .at("go.mod", None),
         );
     }
-    if let Some((place, package)) = lines.iter().find_map(|line| parse_missing_package_error(line)) {
+    if let Some((place, package)) = lines
+        .iter()
+        .find_map(|line| parse_place_and_missing_package(line))
+    {
         return Some(
             Hint::new(
                 HintKind::DependencyMissing,
@@ -115,7 +118,7 @@ fn parse_go_compile_error(line: &str) -> Option<(Place<'_>, &str)> {
 
 /// Parses the error for a package that no module has: `main.go:3:8: no required module provides package NAME; to add
 /// it:`.
-fn parse_missing_package_error(line: &str) -> Option<(Place<'_>, String)> {
+fn parse_place_and_missing_package(line: &str) -> Option<(Place<'_>, String)> {
     let (place, rest) = text::parse_place(line)?;
     let message = text::message_after_column(rest)?;
     let package = message

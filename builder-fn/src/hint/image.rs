@@ -1,7 +1,7 @@
 //! Images that cannot be pulled or pushed.
 
 use super::evidence::Evidence;
-use super::failure::{CredentialHolder, RegistryLoginState};
+use super::failure::{CredentialHolder, LoginStateAtRefusingRegistry};
 use super::network::explain_connection_problem;
 use super::{Hint, HintKind, dockerfile, text};
 
@@ -39,7 +39,7 @@ pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
             HintKind::ImagePrivate,
             format!(
                 "{registry} does not give {image} to this build: the repository does not exist, or needs credentials{}",
-                login_as_end_of_sentence(evidence)
+                credentials_holder_as_end_of_sentence(evidence)
             ),
             format!(
                 "correct the image's name; if it is private, have credentials for {registry} added that may pull it"
@@ -61,7 +61,7 @@ pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
                     HintKind::ImagePrivate,
                     format!(
                         "{registry} does not let this build pull {image}{}",
-                        login_as_end_of_sentence(evidence)
+                        credentials_holder_as_end_of_sentence(evidence)
                     ),
                     format!(
                         "have credentials for {registry} added that may pull {image}, or use another image"
@@ -84,7 +84,7 @@ pub(super) fn explain_push(evidence: &Evidence<'_>) -> Option<Hint> {
         Refusal::Unauthorized | Refusal::Forbidden => Some(missing_credential_helper_hint(evidence, registry).unwrap_or_else(|| {
             Hint::new(
                 HintKind::PushDenied,
-                format!("{registry} refuses the push of {image}{}", login_as_end_of_sentence(evidence)),
+                format!("{registry} refuses the push of {image}{}", credentials_holder_as_end_of_sentence(evidence)),
                 format!("have credentials for {registry} added that may push to {}, or push to another repository", repository_of(image)),
             )
         })),
@@ -218,8 +218,8 @@ fn missing_credential_helper_hint(evidence: &Evidence<'_>, registry: &str) -> Op
 }
 
 /// Returns whose credentials were used, as the end of a sentence.
-fn login_as_end_of_sentence(evidence: &Evidence<'_>) -> String {
-    let Some(RegistryLoginState {
+fn credentials_holder_as_end_of_sentence(evidence: &Evidence<'_>) -> String {
+    let Some(LoginStateAtRefusingRegistry {
         holder,
         is_given,
         problem,

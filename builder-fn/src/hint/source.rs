@@ -3,7 +3,7 @@
 use super::dockerfile::{Instruction, bind_mounts};
 use super::evidence::Evidence;
 use super::{Hint, HintKind, copied, text};
-use crate::context::excluding_pattern;
+use crate::context::excluding_pattern_if_found;
 
 /// The limit on the size of an ignore file in bytes. The patterns of a larger one are not considered.
 const IGNORE_FILE_READ_BYTES: usize = 64 << 10;
@@ -22,7 +22,7 @@ struct ExcludingPattern {
 }
 
 /// Explains a source that the builder's rules deny.
-pub(super) fn explain_denied(evidence: &Evidence<'_>) -> Option<Hint> {
+pub(super) fn explain_source_denied_by_rules(evidence: &Evidence<'_>) -> Option<Hint> {
     let (source, reason) = evidence
         .error
         .strip_prefix("the build may not read ")?
@@ -45,7 +45,7 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
     let path = rest.strip_suffix("\": not found")?.split_once(": \"/")?.1;
     // Without the instruction it is not known that the path belongs to the context.
     let instruction = evidence.instruction()?;
-    if let Some(from) = only_origin_of_path(instruction, path)? {
+    if let Some(from) = only_origin_where_inner_none_is_context(instruction, path)? {
         return Some(Hint::new(
             HintKind::SourceMissing,
             format!("{from} has no /{path}, which the instruction uses from it"),
@@ -58,7 +58,7 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
     }
     let dockerfile = evidence.failure.dockerfile;
     let line = Some(instruction.line);
-    if let Some(found) = find_excluding_pattern(evidence, path) {
+    if let Some(found) = find_excluding_pattern_if_certain(evidence, path) {
         return Some(ignored_hint(path, &found));
     }
     if let Some(found) = find_path_in_other_case(evidence, path) {
@@ -130,7 +130,7 @@ pub(super) fn explain_missing_manifest(evidence: &Evidence<'_>) -> Option<Hint> 
 
 /// Explains a file that a step's program does not find, if a `COPY` would have brought it to exactly this path, but for
 /// a pattern that excludes it or for its case.
-pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hint> {
+pub(super) fn explain_step_file_excluded_or_in_other_case(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure_reason()?;
     let line = evidence.lines().rev().take(50).find(|line| {
         ["No such file", "cannot open", "can't open", "not found", "ENOENT"]
@@ -158,7 +158,7 @@ pub(super) fn explain_file_missing_in_step(evidence: &Evidence<'_>) -> Option<Hi
         is_there
     });
     if let Some(source) = source {
-        let found = find_excluding_pattern(evidence, &source)?;
+        let found = find_excluding_pattern_if_certain(evidence, &source)?;
         return Some(
             match command_names_file(step, &source) && !may_be_secret(&source) {
                 true => ignored_hint(&source, &found),
@@ -236,7 +236,10 @@ fn ignored_hint_without_exception(path: &str, found: &ExcludingPattern) -> Hint 
 /// Returns what an instruction uses `path` from: the stage, image or other context that it names, or `Some(None)` for
 /// the context of the build. Returns `None` if no mount of a `RUN` has the path, or mounts from several origins have
 /// it.
-fn only_origin_of_path<'i>(instruction: &'i Instruction, path: &str) -> Option<Option<&'i str>> {
+fn only_origin_where_inner_none_is_context<'i>(
+    instruction: &'i Instruction,
+    path: &str,
+) -> Option<Option<&'i str>> {
     if !instruction.is("RUN") {
         return Some(instruction.flag("from"));
     }
@@ -248,7 +251,7 @@ fn only_origin_of_path<'i>(instruction: &'i Instruction, path: &str) -> Option<O
 }
 
 /// Returns the pattern that excludes a path: of the Dockerfile's own ignore file, or else of `.dockerignore`.
-fn find_excluding_pattern(evidence: &Evidence<'_>, path: &str) -> Option<ExcludingPattern> {
+fn find_excluding_pattern_if_certain(evidence: &Evidence<'_>, path: &str) -> Option<ExcludingPattern> {
     let files = evidence.failure.files;
     let own = format!("{}.dockerignore", evidence.failure.dockerfile);
     let shared = ".dockerignore".to_owned();
@@ -263,7 +266,7 @@ fn find_excluding_pattern(evidence: &Evidence<'_>, path: &str) -> Option<Excludi
     if content.len() > IGNORE_FILE_READ_BYTES {
         return None;
     }
-    let (line, pattern) = excluding_pattern(&content, path)?;
+    let (line, pattern) = excluding_pattern_if_found(&content, path)?;
     Some(ExcludingPattern {
         file,
         line: u32::try_from(line).ok()?,
@@ -284,7 +287,7 @@ fn find_path_in_other_case(evidence: &Evidence<'_>, path: &str) -> Option<String
             found = exact;
             continue;
         }
-        let other = files.find_name_in_other_case(&found, part)?;
+        let other = files.find_only_name_in_other_case(&found, part)?;
         found = match found.is_empty() {
             true => other,
             false => format!("{found}/{other}"),
@@ -306,7 +309,10 @@ fn source_outside_context(instruction: &Instruction) -> Option<&str> {
             depth < 0
         })
     };
-    instruction.sources_of_copy_or_add().into_iter().find(is_outside)
+    instruction
+        .sources_assuming_copy_or_add()
+        .into_iter()
+        .find(is_outside)
 }
 
 /// Returns whether a word of output may be a path: it has a dot or a slash, and a letter.

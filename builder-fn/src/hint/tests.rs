@@ -6,7 +6,7 @@ use super::*;
 fn the_exit_code_2_without_a_known_message_gives_no_hint() {
     let failure = Failure {
         error: "process \"/bin/sh -c make\" did not complete successfully: exit code: 2",
-        step: Some(FailedStepOutput {
+        step: Some(FailedStepNameAndOutput {
             name: "[2/2] RUN make",
             output: "make: *** [Makefile:3: all] Error 2\n",
         }),
@@ -43,7 +43,7 @@ impl ContextFiles for Files {
         files.any(|(file, _)| *file == path || file.starts_with(&folder))
     }
 
-    fn find_name_in_other_case(&self, _: &str, _: &str) -> Option<String> {
+    fn find_only_name_in_other_case(&self, _: &str, _: &str) -> Option<String> {
         None
     }
 
@@ -61,7 +61,7 @@ fn explain_step(
 ) -> Option<Hint> {
     explain(&Failure {
         error: &format!("process \"/bin/sh -c {command}\" did not complete successfully: exit code: {code}"),
-        step: Some(FailedStepOutput {
+        step: Some(FailedStepNameAndOutput {
             name: &format!("[4/4] RUN {command}"),
             output,
         }),

@@ -11,7 +11,10 @@ pub(super) fn one_line(text: &str, max_bytes: usize) -> String {
         if !line.is_empty() {
             line.push(' ');
         }
-        for character in word.chars().filter(|character| !is_invisible(*character)) {
+        for character in word
+            .chars()
+            .filter(|character| !is_invisible_non_control(*character))
+        {
             if line.len() + character.len_utf8() > max_bytes {
                 is_cut = true;
                 break 'words;
@@ -28,7 +31,7 @@ pub(super) fn one_line(text: &str, max_bytes: usize) -> String {
 }
 
 /// Returns whether a character changes the direction or the look of a text, or is not shown.
-fn is_invisible(character: char) -> bool {
+fn is_invisible_non_control(character: char) -> bool {
     matches!(
         character,
         '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'

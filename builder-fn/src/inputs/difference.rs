@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
 
-use super::{BuildInputs, StepRecord};
+use super::{BuildInputs, EndedStepRecord};
 use crate::context::TreeDifference;
 
 /// The most paths of each kind in a comparison.
@@ -57,13 +57,19 @@ pub(crate) fn compare_inputs(older: &BuildInputs, newer: &BuildInputs) -> Map<St
         "firstMiss",
         json!(explain_first_uncached_step(older, newer, files.as_ref())),
     );
-    set("steps", json!(compare_steps(&older.steps, &newer.steps)));
+    set(
+        "steps",
+        json!(list_all_steps_of_both_builds(&older.steps, &newer.steps)),
+    );
     set(
         "arguments",
         compare_maps(&older.arguments, &newer.arguments, are_comparable),
     );
     set("options", compare_options(&older.options, &newer.options));
-    set("bases", json!(compare_bases(&older.steps, &newer.steps)));
+    set(
+        "bases",
+        json!(list_base_images_of_both_builds(&older.steps, &newer.steps)),
+    );
     if let Some(files) = &files {
         let lists = json!({
             "changed": files.changed,
@@ -184,7 +190,7 @@ fn explain_first_uncached_step(
         .collect();
     let same = before.iter().find(|(_, other)| other.text == step.text);
     let mut causes = Vec::new();
-    let bases = compare_bases(&older.steps, &newer.steps);
+    let bases = list_base_images_of_both_builds(&older.steps, &newer.steps);
     causes.extend(bases.into_iter().filter(|base| base["a"] != base["b"]).map(
         |base| json!({"kind": "base", "image": base["image"], "before": base["a"], "after": base["b"]}),
     ));
@@ -231,8 +237,8 @@ fn explain_first_uncached_step(
 
 /// Returns the steps of both builds, those of the newer one first, each with whether it was cached and its time in
 /// either build.
-fn compare_steps(older: &[StepRecord], newer: &[StepRecord]) -> Vec<Value> {
-    let key = |record: &StepRecord| {
+fn list_all_steps_of_both_builds(older: &[EndedStepRecord], newer: &[EndedStepRecord]) -> Vec<Value> {
+    let key = |record: &EndedStepRecord| {
         let step = DockerfileStep::parse(&record.name);
         step.map_or_else(
             || record.name.clone(),
@@ -244,7 +250,7 @@ fn compare_steps(older: &[StepRecord], newer: &[StepRecord]) -> Vec<Value> {
     for (at, record) in older.iter().enumerate().rev() {
         earlier.entry(key(record)).or_default().push(at);
     }
-    let show = |record: &StepRecord| {
+    let show = |record: &EndedStepRecord| {
         let mut shown = json!({"cached": record.cached, "seconds": record.seconds});
         if record.failed {
             shown["failed"] = json!(true);
@@ -267,8 +273,8 @@ fn compare_steps(older: &[StepRecord], newer: &[StepRecord]) -> Vec<Value> {
 }
 
 /// Returns the base images of both builds with their digests.
-fn compare_bases(older: &[StepRecord], newer: &[StepRecord]) -> Vec<Value> {
-    let bases = |steps: &'_ [StepRecord]| -> BTreeMap<String, String> {
+fn list_base_images_of_both_builds(older: &[EndedStepRecord], newer: &[EndedStepRecord]) -> Vec<Value> {
+    let bases = |steps: &'_ [EndedStepRecord]| -> BTreeMap<String, String> {
         let steps = steps.iter().filter_map(|step| DockerfileStep::parse(&step.name));
         let bases = steps.filter_map(|step| {
             step.base_image()
@@ -321,8 +327,8 @@ fn compare_options(older: &BTreeMap<String, String>, newer: &BTreeMap<String, St
 mod tests {
     use super::*;
 
-    fn step(name: &str, cached: bool) -> StepRecord {
-        StepRecord {
+    fn step(name: &str, cached: bool) -> EndedStepRecord {
+        EndedStepRecord {
             name: name.into(),
             cached,
             seconds: if cached { 0.0 } else { 1.5 },
@@ -358,7 +364,7 @@ mod tests {
         }
     }
 
-    fn first_miss(older: &BuildInputs, newer: &BuildInputs, files: &TreeDifference) -> Value {
+    fn first_miss_or_null(older: &BuildInputs, newer: &BuildInputs, files: &TreeDifference) -> Value {
         json!(explain_first_uncached_step(older, newer, Some(files)))
     }
 
@@ -371,7 +377,7 @@ mod tests {
 
     #[test]
     fn the_first_step_without_its_cache_and_the_file_that_it_reads_are_named() {
-        let miss = first_miss(
+        let miss = first_miss_or_null(
             &build(4, "a"),
             &build(1, "a"),
             &difference_with_changed(&["README.md", "package.json", "src/index.js"]),
@@ -381,7 +387,7 @@ mod tests {
             miss["causes"],
             json!([{"kind": "file", "path": "package.json", "change": "changed", "more": 0}])
         );
-        let miss = first_miss(
+        let miss = first_miss_or_null(
             &build(4, "a"),
             &build(3, "a"),
             &difference_with_changed(&["src/a.js", "src/b.js"]),
@@ -395,7 +401,7 @@ mod tests {
     #[test]
     fn a_base_image_an_argument_an_instruction_and_no_cache_are_causes_of_the_first_miss() {
         let none = TreeDifference::default();
-        let miss = first_miss(&build(4, "a"), &build(1, "b"), &none);
+        let miss = first_miss_or_null(&build(4, "a"), &build(1, "b"), &none);
         assert_eq!(
             miss["causes"],
             json!([{"kind": "base", "image": "r.example/base:1", "before": "sha256:a", "after": "sha256:b"}])
@@ -405,7 +411,7 @@ mod tests {
         newer.arguments = map(&[("VERSION", "2"), ("NEW", "1")]);
         let mut older = build(4, "a");
         older.arguments = map(&[("VERSION", "1")]);
-        let miss = first_miss(&older, &newer, &none);
+        let miss = first_miss_or_null(&older, &newer, &none);
         assert_eq!(
             miss["causes"],
             json!([
@@ -416,7 +422,7 @@ mod tests {
 
         let mut newer = build(2, "a");
         newer.steps[3].name = "[3/4] RUN npm install".into();
-        let miss = first_miss(&build(4, "a"), &newer, &none);
+        let miss = first_miss_or_null(&build(4, "a"), &newer, &none);
         assert_eq!(
             miss["causes"],
             json!([{"kind": "instruction", "before": "RUN npm ci"}])
@@ -424,11 +430,14 @@ mod tests {
 
         let mut newer = build(0, "a");
         newer.options = map(&[("noCache", "true")]);
-        let miss = first_miss(&build(4, "a"), &newer, &none);
+        let miss = first_miss_or_null(&build(4, "a"), &newer, &none);
         assert_eq!(miss["causes"], json!([{"kind": "no-cache"}]));
-        let miss = first_miss(&build(4, "a"), &build(2, "a"), &none);
+        let miss = first_miss_or_null(&build(4, "a"), &build(2, "a"), &none);
         assert_eq!(miss["causes"], json!([{"kind": "unknown"}]));
-        assert_eq!(first_miss(&build(4, "a"), &build(4, "a"), &none), Value::Null);
+        assert_eq!(
+            first_miss_or_null(&build(4, "a"), &build(4, "a"), &none),
+            Value::Null
+        );
     }
 
     #[test]
@@ -467,7 +476,7 @@ mod tests {
             step("[2/3] COPY a b", false),
             step("[3/3] RUN make", false),
         ];
-        let steps = compare_steps(&older, &newer);
+        let steps = list_all_steps_of_both_builds(&older, &newer);
         let pairs: Vec<_> = steps
             .iter()
             .map(|step| {

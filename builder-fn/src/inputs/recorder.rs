@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::{BuildInputs, StepRecord};
+use super::{BuildInputs, EndedStepRecord};
 use crate::buildkit::{BuildEvent, KeyLease};
 use crate::redact::{SecretMask, TraceMask};
 
@@ -25,7 +25,7 @@ pub(crate) struct InputsRecorder {
 #[derive(Debug, Default)]
 struct RecordedInputs {
     /// The steps by BuildKit's digests of them.
-    steps: HashMap<String, (SystemTime, StepRecord)>,
+    steps: HashMap<String, (SystemTime, EndedStepRecord)>,
     left_out: usize,
     /// The lease of the last attempt with files, which has their digests.
     lease: Option<Arc<KeyLease>>,
@@ -74,7 +74,7 @@ impl InputsRecorder {
         }
         let began = started.unwrap_or(*ended);
         let took = ended.duration_since(began).unwrap_or_default();
-        let step = StepRecord {
+        let step = EndedStepRecord {
             name: self.mask.mask_and_cut_step_name(name),
             cached: *cached,
             seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,

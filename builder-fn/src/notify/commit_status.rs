@@ -46,7 +46,7 @@ pub(crate) enum CommitState {
 
 impl CommitState {
     /// Returns the state of a build that ended in `phase`, because of an error of this kind if there was one.
-    pub(crate) fn of_outcome(phase: BuildPhase, kind: Option<ErrorKind>) -> Self {
+    pub(crate) fn of_phase_and_error_kind(phase: BuildPhase, kind: Option<ErrorKind>) -> Self {
         match (phase, kind) {
             (BuildPhase::Success, _) => Self::Success,
             (BuildPhase::Cancelled, _) | (_, Some(ErrorKind::Superseded)) => Self::Cancelled,
@@ -210,12 +210,12 @@ async fn wait_for_change_without_marking_seen(
 }
 
 impl CommitStatusReporter {
-    /// Reports the outcome of the build for the config's commit, or else for `built_commit`, the context's. While the
+    /// Reports the outcome of the build for the config's commit, or else for `commit_if_config_names_none`, the context's. While the
     /// process shuts down, waits until it is sent or the process is about to end.
-    pub(crate) async fn report_outcome(
+    pub(crate) async fn report_outcome_waiting_only_in_shutdown(
         self,
         state: CommitState,
-        built_commit: Option<&str>,
+        commit_if_config_names_none: Option<&str>,
         shutdown: &Shutdown,
     ) {
         let Self {
@@ -223,7 +223,7 @@ impl CommitStatusReporter {
             commit,
             sending,
         } = self;
-        match commit.or_else(|| built_commit.map(str::to_owned)) {
+        match commit.or_else(|| commit_if_config_names_none.map(str::to_owned)) {
             Some(commit) => drop(states.send_replace(Some((state, commit)))),
             None => tracing::info!("the commit of a build is not known, so that its status is not set"),
         }

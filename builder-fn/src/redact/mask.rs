@@ -132,9 +132,9 @@ fn add_text_in_pieces(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usiz
     }
 }
 
-/// Adds the base64 of `value` to the strings to mask, as it is encoded behind a prefix of any length; if `in_windows`,
+/// Adds the base64 of `value` to the strings to mask, as it is encoded behind a prefix of any length; if `also_in_windows`,
 /// also every part of [`BASE64_WINDOW_LENGTH`] characters of it.
-fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8], in_windows: bool) {
+fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8], also_in_windows: bool) {
     for skipped in 0..3 {
         let Some(rest) = value.get(skipped..) else { return };
         // Only whole groups of three bytes are encoded the same whatever comes before and after them.
@@ -145,7 +145,7 @@ fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8], in_windows: bool) {
         let encoded = STANDARD.encode(whole);
         for encoded in [&encoded, &URL_SAFE.encode(whole)] {
             add_text_in_pieces(strings, encoded.as_bytes(), MAX_NEEDLE_BYTES);
-            if in_windows {
+            if also_in_windows {
                 let windows = encoded.as_bytes().windows(BASE64_WINDOW_LENGTH);
                 strings.extend(windows.map(<[u8]>::to_vec));
             }
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base64_of_a_small_value_is_masked_however_it_is_wrapped() {
+    fn the_base64_of_a_small_value_is_masked_in_lines_of_8_characters_or_more() {
         let value = "//host/:_authToken=t0ken\nsecond?>>?~~?>>? line\n";
         let mask = mask_of_values(&[value, &"large ".repeat(100_000)]);
         for before in ["", "a", "user:"] {

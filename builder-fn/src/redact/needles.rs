@@ -19,12 +19,12 @@ const FILTER_BITS_PER_STRING: usize = 16;
 /// A sorted set of strings that are searched for at the same time.
 #[derive(Default)]
 pub(super) struct SearchedStrings {
-    sorted: Vec<Needle>,
+    sorted: Vec<NeedleWithLongestPrefix>,
     filter: PrefixFilter,
 }
 
 /// A string that is searched for.
-struct Needle {
+struct NeedleWithLongestPrefix {
     bytes: Vec<u8>,
     /// The index of the longest other string that this one begins with.
     prefix: Option<usize>,
@@ -34,7 +34,7 @@ impl SearchedStrings {
     /// Creates the set of `strings`. Those shorter than [`MIN_MASKED_BYTES`] bytes may not be found.
     pub(super) fn new(strings: BTreeSet<Vec<u8>>) -> Self {
         let mut filter = PrefixFilter::new(strings.len());
-        let mut sorted: Vec<Needle> = Vec::with_capacity(strings.len());
+        let mut sorted: Vec<NeedleWithLongestPrefix> = Vec::with_capacity(strings.len());
         // The strings that the current one may begin with, the longest last.
         let mut open: Vec<usize> = Vec::new();
         for bytes in strings {
@@ -45,7 +45,7 @@ impl SearchedStrings {
             let prefix = open.last().copied();
             open.push(sorted.len());
             filter.insert(&bytes);
-            sorted.push(Needle { bytes, prefix });
+            sorted.push(NeedleWithLongestPrefix { bytes, prefix });
         }
         Self { sorted, filter }
     }

@@ -56,7 +56,7 @@ impl ImageName {
     }
 
     /// Returns the registry's port: 443 if the name has none.
-    pub fn port(&self) -> u16 {
+    pub fn port_or_443(&self) -> u16 {
         host_port::split_host_port(&self.registry)
             .and_then(|(_, port)| port)
             .unwrap_or(443)
@@ -101,9 +101,9 @@ mod tests {
             );
         }
         let name = ImageName::parse("[::1]:5000/x").unwrap();
-        assert_eq!((name.host(), name.port()), ("[::1]", 5000));
+        assert_eq!((name.host(), name.port_or_443()), ("[::1]", 5000));
         let name = ImageName::parse("r.example/x").unwrap();
-        assert_eq!((name.host(), name.port()), ("r.example", 443));
+        assert_eq!((name.host(), name.port_or_443()), ("r.example", 443));
     }
 
     #[test]

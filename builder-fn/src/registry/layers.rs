@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::buildkit::ImageLayer;
+use crate::buildkit::ImageLayerSize;
 
 /// The most layers that are read. Container runtimes accept fewer.
 const LAYERS_MAX: usize = 200;
@@ -47,11 +47,11 @@ pub(super) fn digest_of_first_image_in_index(manifest: &[u8]) -> Result<Option<S
 ///
 /// # Errors
 /// Fails if `manifest` is no manifest.
-pub(super) fn parse_layers(manifest: &[u8]) -> Result<Vec<ImageLayer>, serde_json::Error> {
+pub(super) fn parse_layers(manifest: &[u8]) -> Result<Vec<ImageLayerSize>, serde_json::Error> {
     let manifest: Manifest = serde_json::from_slice(manifest)?;
     let layers = manifest.layers.into_iter().take(LAYERS_MAX);
     Ok(layers
-        .map(|Descriptor { digest, size, .. }| ImageLayer { digest, bytes: size })
+        .map(|Descriptor { digest, size, .. }| ImageLayerSize { digest, bytes: size })
         .collect())
 }
 

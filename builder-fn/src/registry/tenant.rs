@@ -13,7 +13,7 @@ use crate::buildkit::{CredentialStore, RegistryCredentials, RegistryError, Token
 /// A registry with tokens never gets the tenant's password through the daemon. One with passwords does, and decides
 /// itself what the tenant may do.
 #[derive(Clone, Debug)]
-pub struct TenantCredentials {
+pub struct ScopeLimitedTenantCredentials {
     /// The client of the registries, with the credentials of the build's tenant.
     pub registries: Arc<Registries>,
     /// The repositories that the build may use.
@@ -21,7 +21,7 @@ pub struct TenantCredentials {
 }
 
 #[tonic::async_trait]
-impl CredentialStore for TenantCredentials {
+impl CredentialStore for ScopeLimitedTenantCredentials {
     async fn credentials(&self, host: &str) -> RegistryCredentials {
         self.registries.credentials.credentials(host).await
     }
@@ -37,7 +37,10 @@ impl CredentialStore for TenantCredentials {
         !self.credentials(host).await.secret.is_empty()
     }
 
-    async fn fetch_token(&self, request: &TokenRequest) -> Result<Option<RegistryToken>, RegistryError> {
+    async fn fetch_token_if_permitted(
+        &self,
+        request: &TokenRequest,
+    ) -> Result<Option<RegistryToken>, RegistryError> {
         let scopes = self.access.granted_scopes(&request.host, &request.scopes);
         if scopes.is_empty() {
             tracing::warn!(

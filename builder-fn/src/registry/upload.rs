@@ -50,7 +50,7 @@ pub(crate) async fn upload_blob_if_missing(
     length: u64,
     body: impl Fn() -> OutgoingRequestBody,
 ) -> Result<(), UploadError> {
-    let address = repository.uri_of_path(&format!("blobs/{digest}"))?;
+    let address = repository.uri_in_repository_api(&format!("blobs/{digest}"))?;
     let known = repository
         .send(
             || request_to(Method::HEAD, &address, empty_body()),
@@ -60,7 +60,7 @@ pub(crate) async fn upload_blob_if_missing(
     if known.status() == StatusCode::OK {
         return Ok(());
     }
-    let address = repository.uri_of_path("blobs/uploads/")?;
+    let address = repository.uri_in_repository_api("blobs/uploads/")?;
     let begin = || {
         let mut request = request_to(Method::POST, &address, empty_body());
         request.headers_mut().insert(CONTENT_LENGTH, 0.into());
@@ -140,7 +140,7 @@ pub(crate) async fn put_manifest(
     reference: &str,
     manifest: String,
 ) -> Result<(), UploadError> {
-    let address = repository.uri_of_path(&format!("manifests/{reference}"))?;
+    let address = repository.uri_in_repository_api(&format!("manifests/{reference}"))?;
     let manifest = Bytes::from(manifest);
     let put = || {
         let mut request = request_to(Method::PUT, &address, bytes_body(manifest.clone()));
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_upload_continues_at_the_registry_only() {
+    fn an_upload_continues_at_the_registrys_host_and_scheme_whatever_scheme_is_named() {
         let begun_at: Uri = "https://r.example:5000/v2/a/blobs/uploads/".parse().unwrap();
         for (location, expected) in [
             (

@@ -65,7 +65,7 @@ impl RemoteContexts {
             handle: repository,
             rule: own_rule,
         } = repository;
-        let address = repository.uri_of_path(&format!("blobs/{digest}"))?;
+        let address = repository.uri_in_repository_api(&format!("blobs/{digest}"))?;
         let sent = repository
             .send(|| get_request(address.clone()), RESPONSE_TIMEOUT)
             .await;
@@ -78,7 +78,7 @@ impl RemoteContexts {
                 status if status.is_redirection() => {}
                 status => return Err(blob_status_error(status, &host, oci)),
             }
-            let location = redirect_target(&response, &host)?;
+            let location = absolute_redirect_target(&response, &host)?;
             // What the registry redirects to gets no credentials.
             let rule = self.redirect_rule(&location, repository.registry_host(), *own_rule)?;
             if location.scheme_str() != Some("https") && !self.insecure {
@@ -162,7 +162,7 @@ fn unauthorized(status: StatusCode, oci: &ContextArtifactReference) -> ContextEr
 
 /// Returns the address that a response of `host` redirects to. Fails if it is no absolute http address, or names a
 /// user.
-fn redirect_target(response: &Response<Incoming>, host: &str) -> Result<Uri, ContextError> {
+fn absolute_redirect_target(response: &Response<Incoming>, host: &str) -> Result<Uri, ContextError> {
     let location = response
         .headers()
         .get(LOCATION)

@@ -121,7 +121,7 @@ impl RemoteContexts {
     ) -> Result<(), ContextError> {
         let repository = self.open_repository(&oci.image, tenant).await?;
         let mut repository = repository.handle.with_token_actions("delete,pull");
-        let address = repository.uri_of_path(&format!("manifests/{}", oci.digest))?;
+        let address = repository.uri_in_repository_api(&format!("manifests/{}", oci.digest))?;
         let request = || request_to(Method::DELETE, &address, empty_body());
         let status = repository.send(request, RESPONSE_TIMEOUT).await?.status();
         match status.is_success() || status == StatusCode::NOT_FOUND {

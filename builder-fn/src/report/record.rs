@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::json::{escaped_json_bytes, to_json_with_escaped_line_ends};
-use super::{MAX_LINE_BYTES, Report, serialize_with_three_decimals};
+use super::{MAX_LINE_BYTES, Report, serialize_rounded_to_three_decimals};
 
 /// The length of the longest record with its framing, in bytes. OpenFaaS's SDK reads line by line, and silently
 /// stops at a line of 64 KiB.
@@ -36,7 +36,7 @@ pub(crate) enum StreamFormat {
 struct ProgressRecord<'a> {
     log: &'a [String],
     status: &'static str,
-    #[serde(serialize_with = "serialize_with_three_decimals")]
+    #[serde(serialize_with = "serialize_rounded_to_three_decimals")]
     duration: f64,
 }
 
@@ -129,7 +129,7 @@ mod tests {
 
     use super::*;
     use crate::hint;
-    use crate::report::{BuildStatus, Warnings};
+    use crate::report::{SuccessOrFailedStatus, Warnings};
 
     fn failed_report(error: &str) -> Report {
         Report {
@@ -137,7 +137,7 @@ mod tests {
             image: Some("registry/hello:1".into()),
             digest: None,
             commit: None,
-            status: BuildStatus::Failed,
+            status: SuccessOrFailedStatus::Failed,
             error: Some(error.into()),
             code: None,
             hint: None,

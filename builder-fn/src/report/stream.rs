@@ -87,7 +87,7 @@ impl RecordStream {
                     let ended = tokio::select! {
                         biased;
                         ended = &mut task => ended,
-                        () = self.wait_for_lines() => {
+                        () = self.wait_for_lines_or_keep_alive() => {
                             self.phase = StreamPhase::Running(task);
                             return Some(self.take_progress_record());
                         }
@@ -114,7 +114,7 @@ impl RecordStream {
     }
 
     /// Waits for log lines, and a moment longer for more of them; at most [`KEEP_ALIVE_INTERVAL`].
-    async fn wait_for_lines(&self) {
+    async fn wait_for_lines_or_keep_alive(&self) {
         let waiting = self.feed.wait_for_lines();
         if tokio::time::timeout(KEEP_ALIVE_INTERVAL, waiting).await.is_ok()
             && self.feed.held_bytes() < SEND_AT_ONCE_BYTES
@@ -145,16 +145,16 @@ mod tests {
 
     use super::*;
     use crate::report::record::MAX_RECORD_BYTES;
-    use crate::report::{BuildStatus, LogSink, Warnings};
+    use crate::report::{LogSink, SuccessOrFailedStatus, Warnings};
 
-    fn report_with_status(status: BuildStatus) -> Report {
+    fn report_with_status(status: SuccessOrFailedStatus) -> Report {
         Report {
             log: None,
             image: None,
             digest: None,
             commit: None,
             status,
-            error: (status == BuildStatus::Failed).then(|| "internal error".into()),
+            error: (status == SuccessOrFailedStatus::Failed).then(|| "internal error".into()),
             code: None,
             hint: None,
             superseded_by: None,
@@ -175,7 +175,7 @@ mod tests {
             feed.clone(),
             Instant::now(),
             build,
-            report_with_status(BuildStatus::Failed),
+            report_with_status(SuccessOrFailedStatus::Failed),
         );
         Box::pin(records.map(|record| {
             assert!(record.len() <= MAX_RECORD_BYTES);
@@ -214,7 +214,7 @@ mod tests {
         );
 
         feed.push("l: 3".into());
-        end.send(report_with_status(BuildStatus::Success))
+        end.send(report_with_status(SuccessOrFailedStatus::Success))
             .expect("the build waits");
         assert_eq!(log_of_record(&records.next().await.expect("a record")), ["l: 3"]);
         let last = records.next().await.expect("a terminal record");
@@ -281,7 +281,7 @@ mod tests {
             for number in 0..100_000 {
                 inside.push(format!("l: {number}"));
             }
-            report_with_status(BuildStatus::Success)
+            report_with_status(SuccessOrFailedStatus::Success)
         });
         tokio::task::yield_now().await;
 

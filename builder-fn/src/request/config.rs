@@ -55,7 +55,7 @@ pub struct BuildConfig {
     /// The images to export cached steps to.
     pub cache_to: Vec<CacheToItem>,
     /// The provenance attestation of the image, if it gets one.
-    pub provenance: Option<ProvenanceMode>,
+    pub provenance: Option<ProvenanceMinOrMax>,
     /// Whether the image gets an SBOM, a list of its contents.
     pub sbom: bool,
     /// The compression of the image's layers; `None` for the operator's choice.
@@ -86,7 +86,7 @@ pub struct BuildConfig {
 
 /// The level of detail of a provenance attestation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProvenanceMode {
+pub enum ProvenanceMinOrMax {
     /// A minimal provenance attestation: sources and the build's own identity.
     Min,
     /// A maximal provenance attestation: everything, including build arguments and the Dockerfile.

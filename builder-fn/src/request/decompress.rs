@@ -36,7 +36,7 @@ const PIECE_BYTES: usize = 64 << 10;
 
 /// The format of a body, which its first bytes show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BodyFormat {
+pub(super) enum BodyCompression {
     /// A tar that is not compressed, or a format that the reader of the tar rejects.
     Plain,
     /// A compressed tar.
@@ -47,10 +47,13 @@ pub(super) enum BodyFormat {
 ///
 /// # Errors
 /// Fails if the body cannot be read back from its spool.
-pub(super) fn body_format(body: &Spool) -> Result<BodyFormat, RequestError> {
+pub(super) fn detect_body_compression(body: &Spool) -> Result<BodyCompression, RequestError> {
     let mut start = [0; MAGIC_BYTES_MAX];
     let count = body.read_at(&mut start, 0).map_err(RequestError::ReadSpool)?;
-    Ok(CompressionFormat::detect(&start[..count]).map_or(BodyFormat::Plain, BodyFormat::Compressed))
+    Ok(
+        CompressionFormat::detect(&start[..count])
+            .map_or(BodyCompression::Plain, BodyCompression::Compressed),
+    )
 }
 
 /// Decompresses `body` into a new spool of at most `limit` bytes; returns `None` if the body is not compressed. Blocks.
@@ -72,7 +75,7 @@ fn decompress_with_buffer(
     limit: u64,
     piece_bytes: usize,
 ) -> Result<Option<Spool>, RequestError> {
-    let BodyFormat::Compressed(format) = body_format(body)? else {
+    let BodyCompression::Compressed(format) = detect_body_compression(body)? else {
         return Ok(None);
     };
     let mut decoder = BodyDecoder::new(format, LimitedTarWriter::new(settings, limit))?;
@@ -132,7 +135,7 @@ impl BodyDecoder {
             decoder.set_parameter(raw::DParameter::WindowLogMax(ZSTD_WINDOW_LOG2_MAX))?;
             Ok(decoder)
         });
-        let decoder = decoder.map_err(|source| damaged_body_error("zstd", source))?;
+        let decoder = decoder.map_err(|source| decoder_rejection_error("zstd", source))?;
         Ok(Self::Zstd(Box::new(zio::Writer::new(output, decoder))))
     }
 
@@ -207,7 +210,7 @@ impl LimitedTarWriter {
     fn take_write_error(&mut self, format: &'static str, error: io::Error) -> RequestError {
         self.error
             .take()
-            .unwrap_or_else(|| damaged_body_error(format, error))
+            .unwrap_or_else(|| decoder_rejection_error(format, error))
     }
 }
 
@@ -228,7 +231,7 @@ impl Write for LimitedTarWriter {
 }
 
 /// Returns the error for a body that a decoder rejects: its window is too large, or it is damaged or incomplete.
-fn damaged_body_error(format: &'static str, source: io::Error) -> RequestError {
+fn decoder_rejection_error(format: &'static str, source: io::Error) -> RequestError {
     // The library tells this error from others only by its text.
     if format == "zstd" && source.to_string().contains("too much memory") {
         let limit = 1 << ZSTD_WINDOW_LOG2_MAX;
@@ -268,7 +271,7 @@ mod tests {
     }
 
     /// Decompresses a body in pieces, and returns the number of entries of the context in it.
-    fn decompress_in_pieces_and_count_entries(
+    fn decompress_in_pieces_and_count_context_entries(
         body: &[u8],
         piece_bytes: usize,
         limit: u64,
@@ -292,7 +295,7 @@ mod tests {
         for body in [tar.clone(), compress_gzip(&tar), compress_zstd(&tar)] {
             for piece in [1, 3, 1000, body.len()] {
                 assert_eq!(
-                    decompress_in_pieces_and_count_entries(&body, piece, 1 << 20).unwrap(),
+                    decompress_in_pieces_and_count_context_entries(&body, piece, 1 << 20).unwrap(),
                     1
                 );
             }
@@ -303,7 +306,7 @@ mod tests {
             [compress_zstd(first), compress_zstd(second)].concat(),
         ] {
             assert_eq!(
-                decompress_in_pieces_and_count_entries(&body, 100, 1 << 20).unwrap(),
+                decompress_in_pieces_and_count_context_entries(&body, 100, 1 << 20).unwrap(),
                 1,
                 "several gzip members or zstd frames are one stream"
             );
@@ -314,7 +317,7 @@ mod tests {
     fn a_body_that_decompresses_to_more_than_the_limit_is_rejected() {
         let tar = tar_with_dockerfile(&[7; 100_000]);
         for body in [compress_gzip(&tar), compress_zstd(&tar)] {
-            let error = decompress_in_pieces_and_count_entries(&body, 1000, 50_000)
+            let error = decompress_in_pieces_and_count_context_entries(&body, 1000, 50_000)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains("50000 bytes"), "{error}");
@@ -330,7 +333,7 @@ mod tests {
         ]
         .concat();
         for body in [compress_gzip(&bomb), compress_zstd(&bomb)] {
-            let error = decompress_in_pieces_and_count_entries(&body, 1000, 1 << 40)
+            let error = decompress_in_pieces_and_count_context_entries(&body, 1000, 1 << 40)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains("200 times"), "{error}");
@@ -369,7 +372,7 @@ mod tests {
             let body = [&stream[..], &vec![0; zeros]].concat();
             for piece in [1, 100, body.len()] {
                 assert_eq!(
-                    decompress_in_pieces_and_count_entries(&body, piece, 1 << 20).unwrap(),
+                    decompress_in_pieces_and_count_context_entries(&body, piece, 1 << 20).unwrap(),
                     1,
                     "{zeros} zeros"
                 );
@@ -381,14 +384,15 @@ mod tests {
                 "{zeros} zeros"
             );
             let another = [&body[..], &stream].concat();
-            let error = decompress_in_pieces_and_count_entries(&another, 100, 1 << 20)
+            let error = decompress_in_pieces_and_count_context_entries(&another, 100, 1 << 20)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains("after the zeros"), "{error}");
         }
         for rest in [&b"x"[..], b"\x1f", b"\x1f\x8b\x08"] {
             assert!(
-                decompress_in_pieces_and_count_entries(&[&stream[..], rest].concat(), 100, 1 << 20).is_err(),
+                decompress_in_pieces_and_count_context_entries(&[&stream[..], rest].concat(), 100, 1 << 20)
+                    .is_err(),
                 "{rest:?}"
             );
         }
@@ -414,19 +418,19 @@ mod tests {
             ] {
                 for piece in [1, 100, body.len()] {
                     assert_eq!(
-                        decompress_in_pieces_and_count_entries(&body, piece, 1 << 20).unwrap(),
+                        decompress_in_pieces_and_count_context_entries(&body, piece, 1 << 20).unwrap(),
                         1
                     );
                 }
                 let cut = [&body[..], &skip(b"1234")[..9]].concat();
                 assert!(
-                    decompress_in_pieces_and_count_entries(&cut, 100, 1 << 20).is_err(),
+                    decompress_in_pieces_and_count_context_entries(&cut, 100, 1 << 20).is_err(),
                     "a skippable frame that is cut short"
                 );
             }
         }
         assert!(
-            decompress_in_pieces_and_count_entries(
+            decompress_in_pieces_and_count_context_entries(
                 &[skippable_zstd_frame(0x4f, b"1"), compress_zstd(&tar)].concat(),
                 100,
                 1 << 20
@@ -434,16 +438,17 @@ mod tests {
             .is_err()
         );
         assert!(
-            decompress_in_pieces_and_count_entries(
+            decompress_in_pieces_and_count_context_entries(
                 &[skippable_zstd_frame(0x60, b"1"), compress_zstd(&tar)].concat(),
                 100,
                 1 << 20
             )
             .is_err()
         );
-        let error = decompress_in_pieces_and_count_entries(&skippable_zstd_frame(0x50, b"1"), 100, 1 << 20)
-            .unwrap_err()
-            .to_string();
+        let error =
+            decompress_in_pieces_and_count_context_entries(&skippable_zstd_frame(0x50, b"1"), 100, 1 << 20)
+                .unwrap_err()
+                .to_string();
         assert!(error.contains("empty"), "{error}");
     }
 
@@ -457,10 +462,10 @@ mod tests {
             encoder.finish().unwrap()
         };
         assert_eq!(
-            decompress_in_pieces_and_count_entries(&packed(23), 1000, 1 << 30).unwrap(),
+            decompress_in_pieces_and_count_context_entries(&packed(23), 1000, 1 << 30).unwrap(),
             1
         );
-        let error = decompress_in_pieces_and_count_entries(&packed(24), 1000, 1 << 30)
+        let error = decompress_in_pieces_and_count_context_entries(&packed(24), 1000, 1 << 30)
             .unwrap_err()
             .to_string();
         assert!(error.contains("window of more than 8388608 bytes"), "{error}");
@@ -472,11 +477,11 @@ mod tests {
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         encoder.write_all(&tar[..2048]).unwrap();
         encoder.flush().unwrap();
-        assert!(decompress_in_pieces_and_count_entries(encoder.get_ref(), 100, 1 << 20).is_err());
+        assert!(decompress_in_pieces_and_count_context_entries(encoder.get_ref(), 100, 1 << 20).is_err());
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(&tar[..2048]).unwrap();
         encoder.flush().unwrap();
-        assert!(decompress_in_pieces_and_count_entries(encoder.get_ref(), 100, 1 << 20).is_err());
+        assert!(decompress_in_pieces_and_count_context_entries(encoder.get_ref(), 100, 1 << 20).is_err());
     }
 
     #[test]
@@ -485,15 +490,15 @@ mod tests {
         for body in [compress_gzip(&tar), compress_zstd(&tar)] {
             for cut in 0..body.len() - 9 {
                 assert!(
-                    decompress_in_pieces_and_count_entries(&body[..cut], 50, 1 << 20).is_err(),
+                    decompress_in_pieces_and_count_context_entries(&body[..cut], 50, 1 << 20).is_err(),
                     "cut at {cut}"
                 );
             }
             let mut damaged = body.clone();
             damaged[body.len() / 2] ^= 0xff;
-            assert!(decompress_in_pieces_and_count_entries(&damaged, 50, 1 << 20).is_err());
+            assert!(decompress_in_pieces_and_count_context_entries(&damaged, 50, 1 << 20).is_err());
         }
-        assert!(decompress_in_pieces_and_count_entries(b"", 1, 1 << 20).is_err());
-        assert!(decompress_in_pieces_and_count_entries(b"BZ", 1, 1 << 20).is_err());
+        assert!(decompress_in_pieces_and_count_context_entries(b"", 1, 1 << 20).is_err());
+        assert!(decompress_in_pieces_and_count_context_entries(b"BZ", 1, 1 << 20).is_err());
     }
 }

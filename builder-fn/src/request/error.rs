@@ -209,7 +209,7 @@ impl From<ReadError> for RequestError {
 
 impl RequestError {
     /// Converts an error of the request body's stream.
-    pub(super) fn from_body_error(error: BoxError) -> Self {
+    pub(super) fn from_stalled_or_broken_body(error: BoxError) -> Self {
         match error.downcast_ref() {
             Some(BodyError::Stalled { limit }) => Self::Stalled { limit: *limit },
             _ => Self::Body { source: error },

@@ -139,7 +139,7 @@ fn to_request_error<E: Into<BoxError>>(error: ReceiveError<E>) -> RequestError {
     match error {
         ReceiveError::Displaced(displaced) => RequestError::Displaced(displaced),
         ReceiveError::TooSlow { rate, grace } => RequestError::TooSlow { rate, grace },
-        ReceiveError::Body(error) => RequestError::from_body_error(error.into()),
+        ReceiveError::Body(error) => RequestError::from_stalled_or_broken_body(error.into()),
     }
 }
 
@@ -330,7 +330,7 @@ impl<'a> IncomingBody<'a> {
         let (is_on_disk, released) = self
             .reserve_storage_returning_on_disk_and_freed(batch.bytes)
             .await?;
-        let mut turn = self.wait_for_turn(self.stored).await?;
+        let mut turn = self.wait_for_turn_unless_displaced(self.stored).await?;
         let task = spawn_blocking(move || {
             turn.begin_work();
             let processed = worker.process_batch(batch, is_on_disk).map(|()| worker);
@@ -342,7 +342,7 @@ impl<'a> IncomingBody<'a> {
     }
 
     /// Waits for a turn of the body, of which `hashed` bytes were hashed so far.
-    async fn wait_for_turn(&mut self, hashed: u64) -> Result<HashingTurn, RequestError> {
+    async fn wait_for_turn_unless_displaced(&mut self, hashed: u64) -> Result<HashingTurn, RequestError> {
         let turn = self
             .sender
             .wait_for(self.bodies.turns.wait_for_turn(hashed))
@@ -380,7 +380,7 @@ impl<'a> IncomingBody<'a> {
         match std::mem::replace(&mut self.processing, WorkerState::Ended) {
             WorkerState::Idle(worker) => Ok(worker),
             WorkerState::Running(task, released) => {
-                let worker = join_task(task).await??;
+                let worker = join_task_and_resume_panic(task).await??;
                 self.sender.release_bytes(HeldResource::Memory, released);
                 Ok(worker)
             }
@@ -395,7 +395,7 @@ impl<'a> IncomingBody<'a> {
         {
             let spool = std::mem::replace(&mut worker.spool, Spool::in_memory(Vec::new()));
             // Fails only if the runtime is shutting down.
-            drop(run_blocking(move || drop(spool)).await);
+            drop(run_blocking_and_resume_panics(move || drop(spool)).await);
         }
     }
 
@@ -410,7 +410,7 @@ impl<'a> IncomingBody<'a> {
         // A small request waits for no thread, however many bodies are hashed and written.
         let turn = match is_quick {
             true => None,
-            false => Some(self.wait_for_turn(self.stored).await?),
+            false => Some(self.wait_for_turn_unless_displaced(self.stored).await?),
         };
         if worker.is_hashed_last {
             let store = move || worker.process_batch(batch, is_on_disk).map(|()| worker);
@@ -436,7 +436,9 @@ impl<'a> IncomingBody<'a> {
         let piece = (BATCH_BYTES / keys.max(1)).max(SMALLEST_HASHED_PIECE_BYTES);
         let mut hashed = 0;
         while hashed < self.stored {
-            let turn = self.wait_for_turn(hashed.saturating_mul(self.keys)).await?;
+            let turn = self
+                .wait_for_turn_unless_displaced(hashed.saturating_mul(self.keys))
+                .await?;
             let hash = move || {
                 let count = worker.hash_stored_piece(hashed, piece)?;
                 Ok((worker, count))
@@ -458,7 +460,7 @@ async fn run_inline_or_blocking_with_turn<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
 ) -> Result<T, RequestError> {
     let Some(mut turn) = turn else { return work() };
-    run_blocking(move || {
+    run_blocking_and_resume_panics(move || {
         turn.begin_work();
         let done = work();
         drop(turn);
@@ -471,15 +473,15 @@ async fn run_inline_or_blocking_with_turn<T: Send + 'static>(
 ///
 /// # Errors
 /// Fails if the runtime is shutting down.
-pub(super) async fn run_blocking<T: Send + 'static>(
+pub(super) async fn run_blocking_and_resume_panics<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, RequestError> {
-    join_task(spawn_blocking(work)).await
+    join_task_and_resume_panic(spawn_blocking(work)).await
 }
 
 /// Waits for a task and resumes its panic here; a runtime that is shutting down yields
 /// [`Interrupted`](RequestError::Interrupted).
-async fn join_task<T>(task: JoinHandle<T>) -> Result<T, RequestError> {
+async fn join_task_and_resume_panic<T>(task: JoinHandle<T>) -> Result<T, RequestError> {
     task.await.map_err(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(_) => RequestError::Interrupted,

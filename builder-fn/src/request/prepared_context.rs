@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use function_host::policy::Tenant;
 
-use super::decompress::{BodyFormat, CompressionFormat, body_format, decompress_if_compressed};
+use super::decompress::{
+    BodyCompression, CompressionFormat, decompress_if_compressed, detect_body_compression,
+};
 use super::restorable_context::RestorableContext;
 use super::{AllowedFrontends, Frontend, RequestError, RequestLimits, dockerfile};
 use crate::context::{
@@ -207,9 +209,9 @@ pub struct StorableTar {
 
 impl ReceivedContext {
     /// Returns the tar of the context, decompressed, for storing it; `None` if it cannot be read any more.
-    pub(crate) fn to_storable_tar(&self) -> Option<StorableTar> {
+    pub(crate) fn to_storable_tar_unless_indexing_or_failed(&self) -> Option<StorableTar> {
         Some(StorableTar {
-            body: self.files.tar()?,
+            body: self.files.tar_unless_indexing_or_failed()?,
             media_type: PLAIN_TAR_MEDIA_TYPE,
             warnings: Vec::new(),
         })
@@ -226,10 +228,10 @@ pub(super) fn check_and_make_storable(
 ) -> Result<StorableTar, RequestError> {
     let decompressed = decompress_if_compressed(&body, &limits.spool, limits.archive.body)?;
     let contents = ArchiveReader::new(limits.archive.clone()).read(decompressed.as_ref().unwrap_or(&body))?;
-    let media_type = match body_format(&body)? {
-        BodyFormat::Plain => PLAIN_TAR_MEDIA_TYPE,
-        BodyFormat::Compressed(CompressionFormat::Gzip) => "application/vnd.oci.image.layer.v1.tar+gzip",
-        BodyFormat::Compressed(CompressionFormat::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
+    let media_type = match detect_body_compression(&body)? {
+        BodyCompression::Plain => PLAIN_TAR_MEDIA_TYPE,
+        BodyCompression::Compressed(CompressionFormat::Gzip) => "application/vnd.oci.image.layer.v1.tar+gzip",
+        BodyCompression::Compressed(CompressionFormat::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
     };
     Ok(StorableTar {
         body: body.into(),

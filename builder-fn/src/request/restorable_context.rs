@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Semaphore;
 
 use super::RequestError;
-use super::incoming::run_blocking;
+use super::incoming::run_blocking_and_resume_panics;
 use crate::context::{ArchiveLimits, ArchiveReader, SourceContext, Spool};
 
 /// The size up to which an index is kept while its build waits, in bytes.
@@ -56,7 +56,7 @@ impl IndexingTurns {
     ) -> Result<T, RequestError> {
         let turn = self.0.clone().acquire_owned().await;
         let turn = turn.map_err(|_| RequestError::Interrupted)?;
-        run_blocking(move || {
+        run_blocking_and_resume_panics(move || {
             let _turn = turn;
             work()
         })
@@ -132,7 +132,7 @@ impl RestorableContext {
 
     /// Returns the tar, whether its index is there or was dropped; `None` while the index is being made, or if it could
     /// not be.
-    pub(crate) fn tar(&self) -> Option<Arc<Spool>> {
+    pub(crate) fn tar_unless_indexing_or_failed(&self) -> Option<Arc<Spool>> {
         match &*self.lock() {
             ContextState::Indexed(context) => Some(context.spool().clone()),
             ContextState::Stored(spool) => Some(spool.clone()),

@@ -53,7 +53,7 @@ impl SubmittedAt {
     ///
     /// # Errors
     /// Fails if the time in the config is more than [`AHEAD_OF_CLOCK_MAX`] ahead of `now`.
-    pub(super) fn determine(
+    pub(super) fn determine_from_config_gateway_or_arrival(
         in_config: Option<SystemTime>,
         head: &RequestHead,
         now: SystemTime,
@@ -129,7 +129,12 @@ mod tests {
             arrived: time_at_ns(NOW_NS - 7),
         };
         let mut warnings = Vec::new();
-        let submitted = SubmittedAt::determine(in_config, &head, time_at_ns(NOW_NS), &mut warnings);
+        let submitted = SubmittedAt::determine_from_config_gateway_or_arrival(
+            in_config,
+            &head,
+            time_at_ns(NOW_NS),
+            &mut warnings,
+        );
         (submitted, warnings)
     }
 

@@ -121,7 +121,12 @@ impl VerifiedBody {
             .freshness
             .check_age_returning_if_limited(config.submitted_at, now)?;
         rules::check_config(&config, tenant.map(Arc::as_ref), &limits.reserved)?;
-        let submitted_at = SubmittedAt::determine(config.submitted_at, head, now, &mut warnings)?;
+        let submitted_at = SubmittedAt::determine_from_config_gateway_or_arrival(
+            config.submitted_at,
+            head,
+            now,
+            &mut warnings,
+        )?;
         let rules = ContextRules {
             limits,
             dockerfile: config.dockerfile.clone(),

@@ -38,7 +38,10 @@ impl CallersFunction<'_> {
 
     async fn list_versions(&self) -> Result<Vec<FunctionVersion>, RollbackError> {
         let function = self.function.without_tenant();
-        Ok(self.store.list_versions(&self.tenant_name(), &function).await?)
+        Ok(self
+            .store
+            .list_versions_for_rollback(&self.tenant_name(), &function)
+            .await?)
     }
 }
 
@@ -139,7 +142,7 @@ impl BuilderApi {
             tenant: own.tenant_name(),
             id: query.id.clone(),
         };
-        if let Some(known) = self.find_record(own.store, &key).await? {
+        if let Some(known) = self.find_record_in_process_or_store(own.store, &key).await? {
             let is_same =
                 known.rollback.is_some() && known.function.as_deref() == Some(&own.function.without_tenant());
             return match is_same {
@@ -218,7 +221,7 @@ impl BuilderApi {
             expected: query
                 .to
                 .is_none()
-                .then(|| ExpectedRunningVersions::of_versions(&versions))
+                .then(|| ExpectedRunningVersions::of_versions_newest_first(&versions))
                 .flatten(),
         };
         let record = self.builder.records.find_receiver_and_mask(&key);
@@ -230,7 +233,7 @@ impl BuilderApi {
     }
 
     /// Finds the record with this ID, in this process and in the store.
-    async fn find_record(
+    async fn find_record_in_process_or_store(
         &self,
         store: &RecordStore,
         key: &RecordKey,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tracing::Instrument;
 
 use super::permit::RollbackPermit;
-use crate::answer::{Answer, AnswerFields};
+use crate::answer::{Answer, AnswerImageAndSeconds};
 use crate::build::{BuildResult, DeployingCall};
 use crate::builds::{AcceptedBuild, BuildPhase, outcome_fields};
 use crate::error::Error;
@@ -15,7 +15,7 @@ use crate::function_id::FunctionId;
 use crate::hand_over::{DeployedVersion, DeploymentOutcome, DryRunDocument, DryRunOutcome, RetriedFailures};
 use crate::handler::BuilderApi;
 use crate::redact::{SecretMask, TraceMask};
-use crate::report::{BuildStatus, LineFormatter, LogSink};
+use crate::report::{LineFormatter, LogSink, SuccessOrFailedStatus};
 use crate::supersede::{Submission, Supersession};
 use crate::versions::{FunctionVersion, VersionState};
 
@@ -58,7 +58,7 @@ pub(super) struct ExpectedRunningVersions {
 impl ExpectedRunningVersions {
     /// Returns those of `versions` of which one runs if no other version was deployed; `None` if there are no versions.
     /// The first is the newest.
-    pub(super) fn of_versions(versions: &[FunctionVersion]) -> Option<Self> {
+    pub(super) fn of_versions_newest_first(versions: &[FunctionVersion]) -> Option<Self> {
         let newest = versions.first()?;
         // While it is deployed, or if it is not known whether it was, any version before it may run.
         let may_run = match newest.state {
@@ -156,7 +156,7 @@ impl BuilderApi {
             &mut log,
         );
         let result = span.run(deployed).await;
-        let fields = AnswerFields::default();
+        let fields = AnswerImageAndSeconds::default();
         let mut answer = match result {
             Ok(result) => Answer::from_built(result, fields),
             Err(error) => Answer::from_error(&error, fields),
@@ -168,8 +168,8 @@ impl BuilderApi {
             answer.report.error = Some(describe_failure(deployment, answer.report.error.take()));
         }
         let phase = match answer.report.status {
-            BuildStatus::Success => BuildPhase::Success,
-            BuildStatus::Failed => BuildPhase::Failed,
+            SuccessOrFailedStatus::Success => BuildPhase::Success,
+            SuccessOrFailedStatus::Failed => BuildPhase::Failed,
         };
         tracing::info!(function = %function, to, state = phase.as_str(), "rollback ended");
         let mut outcome = outcome_fields(&answer.report);
@@ -177,7 +177,7 @@ impl BuilderApi {
         drop(permit);
         let written = accepted.end(phase, outcome);
         tokio::select! {
-            () = written.wait() => {}
+            () = written.wait_up_to_10_seconds() => {}
             end = shutdown.wait_until_begun() => {
                 tokio::time::sleep_until(end.checked_sub(TIME_LEFT_FOR_RECORDING_OUTCOME).unwrap_or(end)).await;
             }

@@ -165,7 +165,7 @@ impl TransportSecurity {
                     host: ip.to_string(),
                     port,
                 };
-                let daemon = security.create_handle_for_name(&address, name.clone());
+                let daemon = security.create_handle_with_tls_name(&address, name.clone());
                 // The name was valid for the daemon by its host name.
                 daemon.unwrap_or_else(|_| fallback.clone())
             });
@@ -210,23 +210,23 @@ impl TransportSecurity {
             DaemonAddress::Tcp { host, .. } => host.clone(),
             DaemonAddress::Unix(_) => String::new(),
         });
-        self.create_handle_for_name(&address, server_name)
+        self.create_handle_with_tls_name(&address, server_name)
     }
 
-    /// Returns a handle of the daemon at `address`, which uses TLS with the server name `name` if there are secrets for
+    /// Returns a handle of the daemon at `address`, which uses TLS with the server name `tls_name` if there are secrets for
     /// it and the address is no socket's.
     ///
     /// # Errors
-    /// Fails if `name` is not a valid server name and needed.
-    fn create_handle_for_name(
+    /// Fails if `tls_name` is not a valid server name and needed.
+    fn create_handle_with_tls_name(
         &self,
         address: &DaemonAddress,
-        name: String,
+        tls_name: String,
     ) -> Result<Daemon, (&'static str, String)> {
         let (DaemonAddress::Tcp { host, port }, Some(secrets)) = (address, &self.tls) else {
             return Ok(Daemon::at(address.clone()));
         };
-        let name = ServerName::try_from(name).map_err(|_| {
+        let name = ServerName::try_from(tls_name).map_err(|_| {
             let problem = "should be a host name or an IP address";
             ("buildkit_server_name", problem.to_owned())
         })?;

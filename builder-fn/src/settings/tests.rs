@@ -136,7 +136,7 @@ fn cores_are_counted_in_thousandths() {
         ("1e3", None),
         ("99999999999999999999", None),
     ] {
-        let millicpus = parse_cores_to_thousandths(text)
+        let millicpus = parse_cores_to_some_thousandths(text)
             .ok()
             .flatten()
             .map(NonZeroU64::get);

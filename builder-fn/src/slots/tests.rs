@@ -224,7 +224,7 @@ async fn nothing_is_remembered_of_a_tenant_without_requests() {
 
 #[tokio::test]
 async fn a_tenants_limit_applies_without_a_limit_for_all_builds() {
-    let slots = BuildSlots::unlimited();
+    let slots = BuildSlots::unlimited_except_for_tenants();
     let limited = || SlotOwner {
         max_builds: Some(1),
         ..slot_owner_of_tenant("limited")
@@ -243,7 +243,7 @@ async fn a_tenants_limit_applies_without_a_limit_for_all_builds() {
 
 #[tokio::test]
 async fn unlimited_slots_are_never_full() {
-    let slots = BuildSlots::unlimited();
+    let slots = BuildSlots::unlimited_except_for_tenants();
     let mut taken = Vec::new();
     for _ in 0..100 {
         taken

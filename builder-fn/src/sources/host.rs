@@ -408,7 +408,7 @@ mod tests {
         }
 
         #[test]
-        fn no_spelling_of_an_address_changes_whether_it_is_private(number in any::<u32>()) {
+        fn no_ipv4_spelling_of_an_address_changes_whether_it_is_private(number in any::<u32>()) {
             let address = Ipv4Addr::from(number);
             for spelling in spellings_of_ipv4(address) {
                 if let Ok(host) = Host::parse(&spelling) {

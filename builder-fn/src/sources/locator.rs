@@ -85,7 +85,7 @@ impl Source {
             "local" => Ok(Self::Context),
             "docker-image" => ImageName::parse(rest).map(Self::Image).ok_or(LocatorError::Image),
             "docker-image+blob" => ImageName::parse(rest).map(Self::Blob).ok_or(LocatorError::Image),
-            "http" | "https" => Url::parse(identifier).map(Self::Http),
+            "http" | "https" => Url::parse_without_user_and_fragment(identifier).map(Self::Http),
             "git" => Self::parse_git(rest, attributes),
             _ => Err(LocatorError::Scheme),
         }
@@ -98,7 +98,7 @@ impl Source {
             // BuildKit takes an identifier in this form for another address, and then normalises it.
             return Err(LocatorError::Scheme);
         }
-        let named = Url::parse(&format!("https://{rest}"))?.without_query();
+        let named = Url::parse_without_user_and_fragment(&format!("https://{rest}"))?.without_query();
         let url = match attributes.get(GIT_FULL_URL_ATTRIBUTE) {
             // The identifier is what BuildKit compares; the attribute is what git fetches.
             Some(full) => Url::parse_git_remote(full)?,
@@ -121,7 +121,7 @@ impl Source {
 impl Url {
     /// Parses a URL with the scheme `http`, `https`, `ssh` or `git`, and normalises it: without user information and
     /// fragment.
-    pub(super) fn parse(text: &str) -> Result<Self, LocatorError> {
+    pub(super) fn parse_without_user_and_fragment(text: &str) -> Result<Self, LocatorError> {
         let (scheme, rest) = text.split_once("://").ok_or(LocatorError::Scheme)?;
         let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
         let (authority, rest) = rest.split_at(end);
@@ -161,7 +161,7 @@ impl Url {
     /// Parses the address of a git repository: a URL, or `[USER@]HOST:PATH` for SSH.
     fn parse_git_remote(text: &str) -> Result<Self, LocatorError> {
         if text.contains("://") {
-            return Self::parse(text).map(Self::without_query);
+            return Self::parse_without_user_and_fragment(text).map(Self::without_query);
         }
         let (before, path) = match text.find(']') {
             Some(end) => text.split_at(end + 1),
@@ -171,7 +171,8 @@ impl Url {
         if path.is_empty() || before.contains('/') {
             return Err(LocatorError::Authority);
         }
-        Self::parse(&format!("ssh://{before}/{}", path.trim_start_matches('/'))).map(Self::without_query)
+        Self::parse_without_user_and_fragment(&format!("ssh://{before}/{}", path.trim_start_matches('/')))
+            .map(Self::without_query)
     }
 
     /// Returns the address without its query.
@@ -374,8 +375,8 @@ mod tests {
 
         #[test]
         fn a_normalised_address_is_its_own_normal_form(text in "https?://[a-zA-Z0-9.\\[\\]:@%/?#~_-]{1,40}") {
-            if let Ok(parsed) = Url::parse(&text) {
-                prop_assert_eq!(Url::parse(&parsed.to_string()), Ok(parsed));
+            if let Ok(parsed) = Url::parse_without_user_and_fragment(&text) {
+                prop_assert_eq!(Url::parse_without_user_and_fragment(&parsed.to_string()), Ok(parsed));
             }
         }
     }

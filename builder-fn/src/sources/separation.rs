@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_a_checksum_is_each_tenants_own() {
+    fn a_file_with_a_checksum_gets_the_tenants_tag_as_user_agent() {
         let separate = |more: &[(&str, &str)]| {
             let attributes = more
                 .iter()

@@ -31,12 +31,12 @@ fn rules_of_policy(acme_members_or_empty_for_no_policy: &str) -> SourceRules {
     }
 }
 
-fn check_source(rules: &SourceRules, identifier: &str) -> SourceDecision {
+fn decide_source_without_attributes(rules: &SourceRules, identifier: &str) -> SourceDecision {
     rules.check(identifier, &BTreeMap::new())
 }
 
 fn denial_of_source(rules: &SourceRules, identifier: &str) -> String {
-    match check_source(rules, identifier) {
+    match decide_source_without_attributes(rules, identifier) {
         SourceDecision::Deny(reason) => reason,
         other => panic!("{identifier}: {other:?}"),
     }
@@ -55,7 +55,10 @@ fn no_build_of_a_tenant_reads_stored_contexts_as_images() {
         }
     }
     let source = "docker-image://r.example/slipway/contexts@sha256:00";
-    assert_eq!(check_source(&rules_of_policy(""), source), SourceDecision::Allow);
+    assert_eq!(
+        decide_source_without_attributes(&rules_of_policy(""), source),
+        SourceDecision::Allow
+    );
 }
 
 const TENANT_MEMBERS_JSON: &str = r#""push": ["r.example/acme/"], "cache": ["r.example/caches/acme/"], "read": {
@@ -77,7 +80,7 @@ fn without_a_policy_images_and_public_or_allowed_addresses_are_read() {
         "git://github.com/acme/app#main",
     ] {
         assert_eq!(
-            check_source(&rules, identifier),
+            decide_source_without_attributes(&rules, identifier),
             SourceDecision::Allow,
             "{identifier}"
         );
@@ -122,7 +125,7 @@ fn a_tenant_reads_what_its_policy_lists_and_what_it_may_push() {
         "http://10.1.2.3/a",
     ] {
         assert_eq!(
-            check_source(&rules, identifier),
+            decide_source_without_attributes(&rules, identifier),
             SourceDecision::Allow,
             "{identifier}"
         );
@@ -212,8 +215,14 @@ fn a_blob_is_read_only_from_a_daemon_of_the_tenants_own() {
         "{denial}"
     );
     let rules = rules_of_policy(&format!("{TENANT_MEMBERS_JSON}, {OWN_DAEMON_JSON}"));
-    assert_eq!(check_source(&rules, blob), SourceDecision::Allow);
-    assert_eq!(check_source(&rules_of_policy(""), blob), SourceDecision::Allow);
+    assert_eq!(
+        decide_source_without_attributes(&rules, blob),
+        SourceDecision::Allow
+    );
+    assert_eq!(
+        decide_source_without_attributes(&rules_of_policy(""), blob),
+        SourceDecision::Allow
+    );
     let victims = "docker-image+blob://r.example/victim/private@sha256:00";
     assert!(denial_of_source(&rules, victims).contains("read.images"));
 }
@@ -256,7 +265,7 @@ fn no_tenant_gets_a_source_under_the_key_of_another_or_of_nobody() {
 #[test]
 fn reading_an_allowed_image_grants_the_pull_scope_of_its_repository_and_no_other() {
     let rules = rules_of_policy(TENANT_MEMBERS_JSON);
-    check_source(&rules, "docker-image://r.example/acme/base:1");
+    decide_source_without_attributes(&rules, "docker-image://r.example/acme/base:1");
     denial_of_source(&rules, "docker-image://r.example/victim/private:1");
     let scopes = ["repository:acme/base:pull,push", "repository:victim/private:pull"];
     let scopes = scopes.map(str::to_owned);

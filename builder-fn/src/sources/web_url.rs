@@ -90,7 +90,7 @@ impl WebUrl {
         if authority.contains('@') {
             return Err(WebUrlError::UserInformation);
         }
-        let url = Url::parse(text).map_err(|error| match error {
+        let url = Url::parse_without_user_and_fragment(text).map_err(|error| match error {
             LocatorError::Host(error) => WebUrlError::Host(error.to_string()),
             LocatorError::Path => WebUrlError::Path,
             _ => WebUrlError::Host("or its port is malformed".to_owned()),

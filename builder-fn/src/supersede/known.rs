@@ -45,7 +45,8 @@ impl NewestSuccesses {
 
     /// Adds a build that has succeeded. Any other one changes nothing.
     pub(super) fn add_if_succeeded(&mut self, build: &KnownBuild) {
-        let (Some(submission), BuildState::Succeeded) = (Submission::of_known_build(build), build.state)
+        let (Some(submission), BuildState::Succeeded) =
+            (Submission::of_superseding_known_build(build), build.state)
         else {
             return;
         };
@@ -61,7 +62,8 @@ impl NewestSuccesses {
     /// Returns the known build that supersedes `submission`; `now` is the current time.
     pub(super) fn find_newer(&self, submission: &Submission, now: SystemTime) -> Option<&Submission> {
         let newest = self.newest.get(&submission.function)?;
-        let supersedes = newest.submitted_at <= now + AHEAD_OF_CLOCK_MAX && newest.is_newer_than(submission);
+        let supersedes = newest.submitted_at <= now + AHEAD_OF_CLOCK_MAX
+            && newest.is_another_call_submitted_after(submission);
         supersedes.then_some(newest)
     }
 

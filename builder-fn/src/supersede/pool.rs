@@ -70,7 +70,8 @@ impl Registration {
         let is_one_of_several = current.len() > 1;
         let mut registries = lock(&shared.daemons);
         registries.retain(|name, registry| {
-            !registry.is_idle() || current.iter().any(|daemon| daemon.address_for_messages() == name)
+            !registry.has_no_registered_builds()
+                || current.iter().any(|daemon| daemon.address_for_messages() == name)
         });
         for daemon in current {
             registries

@@ -43,7 +43,7 @@ impl RegisteredBuilds {
             .map(|entry| &entry.submission)
             .chain(known_newer_build);
         let newest = newest
-            .filter(|other| other.is_newer_than(&submission))
+            .filter(|other| other.is_another_call_submitted_after(&submission))
             .max_by_key(|other| other.submitted_at)
             .cloned();
         let (newer, receiver) = watch::channel(newest);
@@ -77,7 +77,7 @@ impl RegisteredBuilds {
     /// Lets a build in the daemon's history supersede older registered builds of its function; `now` is the current
     /// time. A failed build supersedes none.
     pub(super) fn supersede_by_known_build(&mut self, build: &KnownBuild, now: SystemTime) {
-        let Some(submission) = Submission::of_known_build(build) else {
+        let Some(submission) = Submission::of_superseding_known_build(build) else {
             return;
         };
         if build.state == BuildState::Failed {
@@ -96,7 +96,7 @@ impl RegisteredBuilds {
     /// Lets `newer` supersede the registered older builds of its function.
     fn supersede_older_than(&mut self, newer: &Submission) {
         let builds = self.builds.get(&newer.function).into_iter().flatten();
-        for entry in builds.filter(|entry| newer.is_newer_than(&entry.submission)) {
+        for entry in builds.filter(|entry| newer.is_another_call_submitted_after(&entry.submission)) {
             entry.newer.send_if_modified(|known| {
                 let is_first = known.is_none();
                 if is_first {

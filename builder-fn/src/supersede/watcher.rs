@@ -72,7 +72,7 @@ enum StopReason {
 /// builds need it, and passes on each build that starts or ends.
 async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Result<StopReason, WatchError> {
     let connection = match shared.is_one_of_several {
-        true => shared.daemon.connect_quickly().await?,
+        true => shared.daemon.connect_if_host_accepts_quickly().await?,
         false => shared.daemon.connect().await?,
     };
     let mut builds = connection.watch_builds().await?;

@@ -51,7 +51,7 @@ impl<'a> StepSpans<'a> {
                 is_rerun: false,
             } => {
                 if let Some(span) =
-                    self.take_or_open_span(digest, || self.mask.mask_and_cut_step_name(name), *at)
+                    self.take_or_open_span_up_to_limit(digest, || self.mask.mask_and_cut_step_name(name), *at)
                 {
                     self.open.insert(digest.clone(), span);
                 }
@@ -65,9 +65,11 @@ impl<'a> StepSpans<'a> {
                 error,
                 is_rerun: false,
             } => {
-                let Some(span) =
-                    self.take_or_open_span(digest, || self.mask.mask_and_cut_step_name(name), *started)
-                else {
+                let Some(span) = self.take_or_open_span_up_to_limit(
+                    digest,
+                    || self.mask.mask_and_cut_step_name(name),
+                    *started,
+                ) else {
                     return;
                 };
                 span.set_attribute("buildkit.cached", *cached);
@@ -89,7 +91,7 @@ impl<'a> StepSpans<'a> {
                 else {
                     return;
                 };
-                let Some(span) = self.take_or_open_span(id, || name.to_owned(), *at) else {
+                let Some(span) = self.take_or_open_span_up_to_limit(id, || name.to_owned(), *at) else {
                     return;
                 };
                 match done {
@@ -104,7 +106,7 @@ impl<'a> StepSpans<'a> {
     }
 
     /// Takes the open span of `key`, or opens one. Returns `None` once [`MAX_SPANS_PER_BUILD`] were opened.
-    fn take_or_open_span(
+    fn take_or_open_span_up_to_limit(
         &mut self,
         key: &str,
         name: impl FnOnce() -> String,

@@ -15,12 +15,13 @@ use tonic::Status;
 use crate::gateway::start_gateway_answering_hand_overs;
 use crate::job::step_output_response;
 use crate::setting::{
-    Answer, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with, tar_with_files,
+    AnswerStatusAndBody, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
+    tar_with_files,
 };
 use crate::{complete_or_panic, daemon};
 
 /// Sends a build request with `tar` in a background task.
-fn spawn_build(setting: &TestBuilder, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
+fn spawn_build(setting: &TestBuilder, tar: Vec<u8>) -> tokio::task::JoinHandle<AnswerStatusAndBody> {
     let setting = setting.clone();
     tokio::spawn(async move { setting.send_signed_build(tar).await })
 }
@@ -67,7 +68,7 @@ async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
     drop(status);
     solve.answer_with_digest("sha256:12");
 
-    let Answer { status, body } = answer.await.expect("no panic");
+    let AnswerStatusAndBody { status, body } = answer.await.expect("no panic");
     assert_eq!(status, 200, "{body}");
     assert_eq!(body["status"], "success");
     assert_eq!(body["image"], "registry:5000/hello:1");
@@ -147,7 +148,7 @@ async fn a_request_that_is_not_signed_or_not_valid_never_reaches_buildkit() {
             "no key for sealed secrets",
         ),
     ] {
-        let answer = Answer::from_response(
+        let answer = AnswerStatusAndBody::from_response(
             setting
                 .send_request(build_request_with_signature(body, signature.as_deref()))
                 .await,
@@ -180,7 +181,7 @@ async fn a_body_above_the_limit_is_not_read_to_its_end() {
         .await;
 
     assert_eq!(response.headers()["connection"], "close");
-    let answer = Answer::from_response(response).await;
+    let answer = AnswerStatusAndBody::from_response(response).await;
     assert_eq!(answer.status, 413);
     assert!(
         answer.body["error"]
@@ -206,7 +207,7 @@ async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_error() {
         "process \"/bin/sh -c cargo build\" did not complete successfully: exit code: 101",
     ));
 
-    let Answer { status, body } = answer.await.expect("no panic");
+    let AnswerStatusAndBody { status, body } = answer.await.expect("no panic");
 
     assert_eq!(status, 422);
     assert_eq!(body["status"], "failed");
@@ -310,7 +311,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     let (solve, status, _session) = calls.next_build_calls().await;
     let begun = Instant::now();
     let second = spawn_build(&setting, request_tar_with(json!({"noCache": true})));
-    setting.wait_until_further_requests_are_rejected().await;
+    setting.wait_until_slots_and_queue_are_full().await;
 
     let rejected = setting
         .send_request(build_request_with_signature(Body::empty(), None))
@@ -324,7 +325,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     assert_eq!((second.status, begun.elapsed().as_secs()), (429, 60));
 
     let third = spawn_build(&setting, request_tar_with(json!({"noCache": true})));
-    setting.wait_until_further_requests_are_rejected().await;
+    setting.wait_until_slots_and_queue_are_full().await;
     drop(status);
     solve.answer_with_digest("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
@@ -506,7 +507,7 @@ async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
         let mut request = build_request_with_signature(Body::empty(), None);
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().expect("path");
-        let answer = Answer::from_response(setting.send_request(request).await).await;
+        let answer = AnswerStatusAndBody::from_response(setting.send_request(request).await).await;
         assert_eq!(
             (answer.status, &answer.body["error"]),
             (status, &json!(error)),
@@ -544,7 +545,7 @@ async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
     drop(status);
     solve.answer_with_digest("sha256:12");
 
-    let Answer { status, body } = answer.await.expect("no panic");
+    let AnswerStatusAndBody { status, body } = answer.await.expect("no panic");
     assert_eq!(status, 502, "{body}");
     assert_eq!(body["log"].as_array().map(Vec::len), Some(4), "{body}");
     assert_eq!(body["deployment"]["reasons"][0], "it logged ***");

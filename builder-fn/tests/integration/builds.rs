@@ -15,7 +15,7 @@ use crate::daemon::{self, DaemonCalls, SolveCall, StatusCall};
 use crate::hand_over::let_build_succeed;
 use crate::secrets::{recorded_secrets, tar_with_sealed_secrets};
 use crate::setting::{
-    Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files,
+    AnswerStatusAndBody, CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files,
 };
 
 /// Returns a request for the state, the log or the cancellation of builds, signed with `key` at the current time.
@@ -36,9 +36,9 @@ pub(crate) fn signed_question(key: &str, method: Method, path: &str, accept: &st
 }
 
 /// Sends a request for a build's state or cancellation, or a list, signed with [`PAYLOAD_KEY`], and returns the answer.
-pub(crate) async fn ask(builder: &TestBuilder, method: Method, path: &str) -> Answer {
+pub(crate) async fn ask(builder: &TestBuilder, method: Method, path: &str) -> AnswerStatusAndBody {
     let request = signed_question(PAYLOAD_KEY, method, path, "*/*");
-    Answer::from_response(builder.send_request(request).await).await
+    AnswerStatusAndBody::from_response(builder.send_request(request).await).await
 }
 
 /// Requests the log of the build from the line `from_line` on, and returns the response with an unread body.
@@ -148,7 +148,7 @@ pub(crate) async fn start_build(
     builder: &TestBuilder,
     calls: &mut DaemonCalls,
     tar: Vec<u8>,
-) -> (tokio::task::JoinHandle<Answer>, SolveCall) {
+) -> (tokio::task::JoinHandle<AnswerStatusAndBody>, SolveCall) {
     let own = builder.clone();
     let build = tokio::spawn(async move { own.send_signed_build(tar).await });
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
@@ -411,11 +411,11 @@ async fn a_question_needs_a_signature_of_its_own() {
         old,
         signed_question("another key", Method::GET, &path, "*/*"),
     ] {
-        let answer = Answer::from_response(builder.send_request(request).await).await;
+        let answer = AnswerStatusAndBody::from_response(builder.send_request(request).await).await;
         assert_eq!(answer.status, 401, "{}", answer.body);
     }
     let request = signed_question(PAYLOAD_KEY, Method::POST, &path, "*/*");
-    let answer = Answer::from_response(builder.send_request(request).await).await;
+    let answer = AnswerStatusAndBody::from_response(builder.send_request(request).await).await;
     assert_eq!(answer.status, 405);
 }
 
@@ -453,15 +453,15 @@ async fn the_build_of_another_tenant_looks_like_one_that_does_not_exist() {
             let response = asked
                 .send_request(signed_question(&key, Method::GET, "/builds", "*/*"))
                 .await;
-            let list = Answer::from_response(response).await.body;
+            let list = AnswerStatusAndBody::from_response(response).await.body;
             assert_eq!(list["builds"] != json!([]), is_listed, "{tenant} {list}");
         }
         let path = format!("/builds/{CALL_ID}");
         let foreign = signed_question("the payload key of bolt", Method::DELETE, &path, "*/*");
-        let foreign = Answer::from_response(asked.send_request(foreign).await).await;
+        let foreign = AnswerStatusAndBody::from_response(asked.send_request(foreign).await).await;
         let path = "/builds/no-such-call";
         let unknown = signed_question("the payload key of bolt", Method::DELETE, path, "*/*");
-        let unknown = Answer::from_response(asked.send_request(unknown).await).await;
+        let unknown = AnswerStatusAndBody::from_response(asked.send_request(unknown).await).await;
         assert_eq!((foreign.status, foreign.body), (unknown.status, unknown.body));
     }
     solve.answer_with_digest("sha256:12");
@@ -504,7 +504,7 @@ async fn secrets_are_masked_in_a_log_that_another_builder_reads_from_the_history
 
 #[tokio::test(start_paused = true)]
 async fn an_unreachable_daemon_makes_lists_incomplete_and_unknown_builds_502_with_the_reason() {
-    let builder = TestBuilder::new(daemon::unreachable_daemon());
+    let builder = TestBuilder::new(daemon::never_connecting_daemon());
     let list = ask(&builder, Method::GET, "/builds").await;
     assert_eq!((list.status, &list.body["builds"]), (200, &json!([])));
     assert!(list.body["incomplete"].is_string(), "{}", list.body);

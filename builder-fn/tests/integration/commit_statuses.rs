@@ -18,7 +18,8 @@ use crate::record_store::{ask_until, record_repository_of};
 use crate::registry::FakeRegistry;
 use crate::secrets::seal_secrets;
 use crate::setting::{
-    Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
+    AnswerStatusAndBody, CALL_ID, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys,
+    request_tar_with,
 };
 use crate::sources::ask_about_source;
 use crate::web_server::{FakeWebServer, PageResponse};
@@ -30,7 +31,7 @@ const OPERATOR_STATUS_TOKEN: &str = "the-token-for-statuses";
 fn builder_with_status_token(daemon: builder_fn::buildkit::Daemon, server: &FakeWebServer) -> TestBuilder {
     let tokens = format!("{}=status-token", server.url("/"));
     let builder = TestBuilder::new(daemon)
-        .with_allowed_private_hosts(&server.host)
+        .with_private_hosts_for_contexts_and_notifications(&server.host)
         .with_status_tokens(&tokens);
     builder.write_secret("status-token", &format!("{OPERATOR_STATUS_TOKEN}\n"));
     builder
@@ -289,8 +290,9 @@ async fn sealed_tokens_are_in_no_log_no_record_no_error_no_notification_and_no_p
                 .expect("header"),
         );
         let sender = builder.clone();
-        let answer =
-            tokio::spawn(async move { Answer::from_response(sender.send_request(request).await).await });
+        let answer = tokio::spawn(async move {
+            AnswerStatusAndBody::from_response(sender.send_request(request).await).await
+        });
 
         let (_lookup_solve, session, lookup) =
             tokio::join!(calls.solves.recv(), calls.sessions.recv(), calls.lookups.recv());
@@ -340,7 +342,7 @@ async fn sealed_tokens_are_in_no_log_no_record_no_error_no_notification_and_no_p
             panic!("{results:?}");
         };
         let own = ask(&builder, Method::GET, &format!("/builds/{CALL_ID}")).await;
-        let later = TestBuilder::new(daemon::unreachable_daemon())
+        let later = TestBuilder::new(daemon::never_connecting_daemon())
             .with_record_store(&record_repository_of(&registry));
         let stored = ask_until(&later, CALL_ID, |asked| asked.body["state"] == "failed").await;
         let stored_bytes: Vec<_> = registry

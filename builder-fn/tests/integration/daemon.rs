@@ -92,22 +92,22 @@ impl Dialer for InMemoryDialer {
 }
 
 /// A dialer whose attempts to connect neither succeed nor fail.
-struct UnreachableDialer;
+struct NeverConnectingDialer;
 
-impl Dialer for UnreachableDialer {
+impl Dialer for NeverConnectingDialer {
     fn open_transport(&self) -> DialFuture {
         Box::pin(std::future::pending())
     }
 }
 
 /// Returns a daemon for which attempts to connect never end.
-pub(crate) fn unreachable_daemon() -> Daemon {
-    unreachable_daemon_at("the daemon in this test")
+pub(crate) fn never_connecting_daemon() -> Daemon {
+    never_connecting_daemon_at("the daemon in this test")
 }
 
 /// Returns a daemon at `address` for which attempts to connect never end.
-pub(crate) fn unreachable_daemon_at(address: &str) -> Daemon {
-    Daemon::with_dialer(address, UnreachableDialer)
+pub(crate) fn never_connecting_daemon_at(address: &str) -> Daemon {
+    Daemon::with_dialer(address, NeverConnectingDialer)
 }
 
 /// Starts a fake daemon, and returns it with the calls that reach it.
@@ -346,7 +346,9 @@ impl Control for FakeControl {
         &self,
         request: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
-        self.history.answer_update_request(request.get_ref()).await?;
+        self.history
+            .answer_update_request_without_change(request.get_ref())
+            .await?;
         Ok(Response::new(UpdateBuildHistoryResponse::default()))
     }
 }

@@ -12,7 +12,7 @@ use crate::complete_or_panic;
 use crate::daemon;
 use crate::record_store::{record_repository_of, wait_for_tags};
 use crate::registry::FakeRegistry;
-use crate::setting::{Answer, TestBuilder, request_tar_with};
+use crate::setting::{AnswerStatusAndBody, TestBuilder, request_tar_with};
 
 /// Returns the status of a build whose steps were cached, or took so many seconds.
 fn status_with_steps(names_and_seconds_unless_cached: &[(&str, Option<i64>)]) -> StatusResponse {
@@ -201,7 +201,7 @@ async fn other_images_unknown_builds_and_forged_questions_get_no_comparison() {
     assert_eq!(builder.send_request(post).await.status(), 405);
     let forged = signed_question("another key", Method::GET, "/builds/v1/diff/v2", "*/*");
     assert_eq!(
-        Answer::from_response(builder.send_request(forged).await)
+        AnswerStatusAndBody::from_response(builder.send_request(forged).await)
             .await
             .status,
         401

@@ -11,10 +11,10 @@ use tokio::task::JoinHandle;
 use crate::daemon;
 use crate::gateway::{self, DRY_RUN_ACCEPTED_JSON};
 use crate::hand_over::let_build_succeed;
-use crate::setting::{Answer, CALL_ID, TestBuilder, hmac_keys, request_tar_with};
+use crate::setting::{AnswerStatusAndBody, CALL_ID, TestBuilder, hmac_keys, request_tar_with};
 
 /// Sends a build request whose config has `deploy` and `probe`, in a background task.
-fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<Answer> {
+fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<AnswerStatusAndBody> {
     let setting = setting.clone();
     let config = json!({"deploy": {"service": "hello"}, "probe": {"path": "/works"}});
     tokio::spawn(async move { setting.send_signed_build(request_tar_with(config)).await })

@@ -16,8 +16,8 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::daemon::{self, DaemonCalls, SessionCall};
-use crate::job::FakeManifestLookup;
-use crate::new_shared_key_pool;
+use crate::job::FixedAnswerManifestLookup;
+use crate::new_pool_of_buildkit_shared_keys;
 
 /// Waits for `future`, and fails the test if it hangs.
 async fn complete_in_time<T>(future: impl Future<Output = T>, what_hangs: &str) -> T {
@@ -39,14 +39,14 @@ async fn start_served_build(tar: Vec<u8>) -> ServedBuild {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let build = tokio::spawn(async move {
         let connection = daemon.connect().await.expect("connect");
-        let lease = Arc::new(new_shared_key_pool().lease_single_use());
+        let lease = Arc::new(new_pool_of_buildkit_shared_keys().lease_single_use());
         let job = BuildJob {
             services: SessionServices::new()
                 .with_health()
                 .with_files(context, lease.clone()),
             shared_key: lease,
             solve: SolveOptions::default(),
-            manifests: Arc::new(FakeManifestLookup::Present),
+            manifests: Arc::new(FixedAnswerManifestLookup::Present),
             first_attempt: 1,
             timeouts: EventTimeouts::default(),
         };
@@ -116,7 +116,7 @@ impl DaemonTransfer {
 
     /// Receives the end of a failed transfer: an ERR packet, and a status with the same text. The daemon may report of a
     /// status alone that its context was canceled.
-    async fn next_error(&mut self) -> Status {
+    async fn receive_err_packet_and_status(&mut self) -> Status {
         let packet = self.next_packet().await.expect("a packet").expect("no end");
         let status = self.next_packet().await.expect_err("the transfer ends");
         let text = status.message().as_bytes();
@@ -346,7 +346,11 @@ async fn requests_for_unannounced_files_unknown_folders_or_bad_patterns_fail_the
             .expect("a transfer");
         transfer.receive_stats().await;
         transfer.send_packet(PacketType::PacketReq, id);
-        assert_eq!(transfer.next_error().await.code(), Code::InvalidArgument, "{id}");
+        assert_eq!(
+            transfer.receive_err_packet_and_status().await.code(),
+            Code::InvalidArgument,
+            "{id}"
+        );
     }
     for (metadata, code) in [
         (&[("dir-name", "/etc")][..], Code::NotFound),
@@ -356,7 +360,11 @@ async fn requests_for_unannounced_files_unknown_folders_or_bad_patterns_fail_the
         ),
     ] {
         let mut transfer = served.start_transfer(metadata).await.expect("an answer");
-        assert_eq!(transfer.next_error().await.code(), code, "{metadata:?}");
+        assert_eq!(
+            transfer.receive_err_packet_and_status().await.code(),
+            code,
+            "{metadata:?}"
+        );
     }
 }
 
@@ -376,7 +384,7 @@ async fn an_error_of_the_daemon_ends_the_transfer() {
     };
     transfer.requests.send(full).expect("the transfer runs");
 
-    let error = transfer.next_error().await;
+    let error = transfer.receive_err_packet_and_status().await;
     assert_eq!(
         (error.code(), error.message()),
         (Code::Aborted, "the receiver failed: no space left")

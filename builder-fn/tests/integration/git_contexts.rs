@@ -11,7 +11,7 @@ use tonic::Code;
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, LookupCall, SessionCall, SolveCall};
 use crate::referenced_contexts::{send_json, send_json_as};
-use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder};
+use crate::setting::{AnswerStatusAndBody, PAYLOAD_KEY, TestBuilder};
 use crate::sources::ask_about_source;
 
 const COMMIT_HASH: &str = "0123456789012345678901234567890123456789";
@@ -30,7 +30,12 @@ async fn start_build_and_wait_for_lookup(
     builder: &TestBuilder,
     calls: &mut DaemonCalls,
     request: Value,
-) -> (JoinHandle<Answer>, SolveCall, SessionCall, LookupCall) {
+) -> (
+    JoinHandle<AnswerStatusAndBody>,
+    SolveCall,
+    SessionCall,
+    LookupCall,
+) {
     start_build_signed_with_and_wait_for_lookup(builder, PAYLOAD_KEY, calls, request).await
 }
 
@@ -40,7 +45,12 @@ async fn start_build_signed_with_and_wait_for_lookup(
     key: &'static str,
     calls: &mut DaemonCalls,
     request: Value,
-) -> (JoinHandle<Answer>, SolveCall, SessionCall, LookupCall) {
+) -> (
+    JoinHandle<AnswerStatusAndBody>,
+    SolveCall,
+    SessionCall,
+    LookupCall,
+) {
     let sender = builder.clone();
     let answer = tokio::spawn(async move { send_json_as(&sender, key, &request).await });
     let (solve, session, lookup) =
@@ -113,7 +123,7 @@ async fn a_git_context_is_built_at_its_commit_which_image_answer_and_record_have
 }
 
 #[tokio::test]
-async fn nothing_is_built_from_a_repository_that_the_daemon_cannot_or_may_not_read() {
+async fn nothing_is_built_if_the_commit_lookup_fails_or_the_daemon_does_not_ask_about_sources() {
     for (asks, message, status, text) in [
         (
             true,
@@ -294,7 +304,7 @@ async fn a_tenant_gets_the_token_of_the_operator_only_by_a_rule_for_the_reposito
 }
 
 #[tokio::test]
-async fn the_rules_for_sources_apply_to_the_repository_of_a_context() {
+async fn a_git_context_at_a_private_address_or_without_tls_is_rejected() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
     let request =

@@ -10,11 +10,11 @@ use crate::daemon::{self, DaemonCalls};
 use crate::gateway::{self, start_gateway_answering_hand_overs};
 use crate::persistence::deliver_queued_build;
 use crate::setting::{
-    Answer, CALL_ID, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
+    AnswerStatusAndBody, CALL_ID, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
 };
 
 /// Sends a build request whose config has `deploy`, in a background task.
-fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<Answer> {
+fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<AnswerStatusAndBody> {
     let setting = setting.clone();
     let deploy = json!({"service": "hello", "envVars": {"A": "b"}});
     tokio::spawn(async move {
@@ -225,7 +225,7 @@ async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_b
     let accept = "application/x-ndjson".parse().expect("header");
     request.headers_mut().insert("accept", accept);
 
-    let answer = Answer::from_response(setting.send_request(request).await).await;
+    let answer = AnswerStatusAndBody::from_response(setting.send_request(request).await).await;
 
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("failed")));
     let error = answer.body["error"].as_str().expect("text");

@@ -11,14 +11,15 @@ use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use builder_fn::buildkit::{
     BuildEvent, BuildFailure, BuildJob, BuildReference, BuiltImage, CredentialStore, Daemon, EventTimeouts,
-    FaultyParty, ImageLayer, JobError, ManifestLookup, RegistryCredentials, SessionServices, SolveOptions,
+    FaultyParty, ImageLayerSize, JobError, ManifestLookup, RegistryCredentials, SessionServices,
+    SolveOptions,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::{daemon, new_shared_key_pool};
+use crate::{daemon, new_pool_of_buildkit_shared_keys};
 
 /// A credential store that has credentials for `registry:5000` only.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl CredentialStore for OneRegistryCredentials {
 
 /// A fake of registries that answer every lookup of a manifest in the same way.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum FakeManifestLookup {
+pub(crate) enum FixedAnswerManifestLookup {
     /// Every registry has every manifest.
     Present,
     /// No registry has a manifest.
@@ -49,7 +50,7 @@ pub(crate) enum FakeManifestLookup {
 }
 
 #[tonic::async_trait]
-impl ManifestLookup for FakeManifestLookup {
+impl ManifestLookup for FixedAnswerManifestLookup {
     async fn has_manifest(&self, _: &str, _: &str) -> Result<bool, Box<dyn Error + Send + Sync>> {
         match self {
             Self::Present => Ok(true),
@@ -58,10 +59,14 @@ impl ManifestLookup for FakeManifestLookup {
         }
     }
 
-    async fn image_layers(&self, _: &str, _: &str) -> Result<Vec<ImageLayer>, Box<dyn Error + Send + Sync>> {
+    async fn image_layers_or_empty_if_gone(
+        &self,
+        _: &str,
+        _: &str,
+    ) -> Result<Vec<ImageLayerSize>, Box<dyn Error + Send + Sync>> {
         match self {
             Self::Present => Ok([3_000_000, 1_500]
-                .map(|bytes| ImageLayer {
+                .map(|bytes| ImageLayerSize {
                     digest: format!("sha256:{bytes}"),
                     bytes,
                 })
@@ -85,11 +90,14 @@ pub(crate) fn job_reference() -> BuildReference {
 
 /// Starts a job without files on `daemon`.
 pub(crate) fn start_job(daemon: Daemon) -> RunningJob {
-    start_job_with_manifest_lookup(daemon, FakeManifestLookup::Present)
+    start_job_with_manifest_lookup(daemon, FixedAnswerManifestLookup::Present)
 }
 
 /// Starts a job without files on `daemon`, for which lookups in registries are answered by `manifests`.
-pub(crate) fn start_job_with_manifest_lookup(daemon: Daemon, manifests: FakeManifestLookup) -> RunningJob {
+pub(crate) fn start_job_with_manifest_lookup(
+    daemon: Daemon,
+    manifests: FixedAnswerManifestLookup,
+) -> RunningJob {
     let services = SessionServices::new()
         .with_health()
         .with_credentials(Arc::new(OneRegistryCredentials));
@@ -101,7 +109,7 @@ pub(crate) fn start_job_with_manifest_lookup(daemon: Daemon, manifests: FakeMani
     };
     let job = BuildJob {
         services,
-        shared_key: Arc::new(new_shared_key_pool().lease_single_use()),
+        shared_key: Arc::new(new_pool_of_buildkit_shared_keys().lease_single_use()),
         solve,
         manifests: Arc::new(manifests),
         first_attempt: 1,

@@ -23,7 +23,7 @@ const LINE_COUNT: usize = 1000;
 const LINE_NUMBERS_PER_ATTEMPT: u64 = 1_000_000_000;
 
 /// Reads a log until it has the last line of the step's output.
-async fn read_output(log: &mut ResponseBody) -> Vec<u8> {
+async fn read_until_last_output_line(log: &mut ResponseBody) -> Vec<u8> {
     let last_line = format!("line {}", LINE_COUNT - 1);
     let mut received = Vec::new();
     while !String::from_utf8_lossy(&received).contains(&last_line) {
@@ -44,7 +44,7 @@ async fn read_rest(log: ResponseBody, mut received: Vec<u8>) -> Vec<Value> {
 }
 
 /// Ends the daemon's build without a record, as if the daemon was killed and started again.
-async fn kill_and_restart(calls: &DaemonCalls, solve: &mut SolveCall) {
+async fn kill_daemon_and_wait_until_solve_is_lost(calls: &DaemonCalls, solve: &mut SolveCall) {
     calls.history.lose_running_builds();
     calls.cut_connections();
     complete_or_panic(solve.reply.closed()).await;
@@ -70,10 +70,10 @@ async fn after_a_daemon_is_killed_readers_get_each_line_of_the_rerun_once_under_
     let mut logs = Vec::new();
     for asked in [&builder, &other] {
         let mut log = open_log(asked, 1).await.into_body();
-        let received = read_output(&mut log).await;
+        let received = read_until_last_output_line(&mut log).await;
         logs.push((log, received));
     }
-    kill_and_restart(&calls, &mut lost).await;
+    kill_daemon_and_wait_until_solve_is_lost(&calls, &mut lost).await;
     let rerun = complete_or_panic(calls.solves.recv()).await.expect("a solve");
     assert_eq!(rerun.request.r#ref, lost.request.r#ref);
     ended.send_replace(true);
@@ -115,8 +115,8 @@ async fn a_reader_is_told_that_numbers_begin_again_if_nobody_knows_of_the_lost_a
     let (build, mut lost) = start_build(&builder, &mut calls, tar.clone()).await;
     let reading = TestBuilder::new(daemon.clone());
     let mut log = open_log(&reading, 1).await.into_body();
-    let received = read_output(&mut log).await;
-    kill_and_restart(&calls, &mut lost).await;
+    let received = read_until_last_output_line(&mut log).await;
+    kill_daemon_and_wait_until_solve_is_lost(&calls, &mut lost).await;
     assert_ne!(complete_or_panic(build).await.expect("no panic").status, 200);
     // A builder that was started after that, and keeps no records.
     let next = TestBuilder::new(daemon);

@@ -26,7 +26,7 @@ fn build_path() -> String {
 }
 
 /// Starts a daemon with three records of other builds in its history.
-fn start_daemon_with_records() -> (Daemon, DaemonCalls) {
+fn start_daemon_with_three_records() -> (Daemon, DaemonCalls) {
     let (daemon, calls) = daemon::start_fake_daemon();
     for number in 0..3 {
         let record = BuildHistoryRecord {
@@ -42,7 +42,7 @@ fn start_daemon_with_records() -> (Daemon, DaemonCalls) {
 async fn a_build_that_another_builder_runs_is_shown_and_cancelled_without_decoding_the_history() {
     let registry = FakeRegistry::start().await;
     for has_store in [false, true] {
-        let (daemon, mut calls) = start_daemon_with_records();
+        let (daemon, mut calls) = start_daemon_with_three_records();
         let new_builder = || {
             let builder = TestBuilder::new(daemon.clone());
             match has_store {
@@ -82,7 +82,7 @@ async fn a_build_that_another_builder_runs_is_shown_and_cancelled_without_decodi
 #[tokio::test]
 async fn a_build_with_a_stored_record_is_shown_with_its_log_without_decoding_the_history() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = start_daemon_with_records();
+    let (daemon, mut calls) = start_daemon_with_three_records();
     let new_builder = || TestBuilder::new(daemon.clone()).with_record_store(&record_repository_of(&registry));
     let builder = new_builder();
     let build =
@@ -103,7 +103,7 @@ async fn a_build_with_a_stored_record_is_shown_with_its_log_without_decoding_the
 
 #[tokio::test]
 async fn the_history_is_searched_once_for_a_build_that_nothing_else_knows() {
-    let (daemon, mut calls) = start_daemon_with_records();
+    let (daemon, mut calls) = start_daemon_with_three_records();
     let builder = TestBuilder::new(daemon.clone());
     let build = tokio::spawn(async move { builder.send_signed_build(request_tar_with(json!({}))).await });
     let_build_succeed(&mut calls).await;
@@ -122,8 +122,8 @@ async fn the_history_is_searched_once_for_a_build_that_nothing_else_knows() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_needs_long_to_decode_its_history_makes_no_build_unknown() {
-    let (daemon, mut calls) = start_daemon_with_records();
+async fn a_build_query_waits_20_seconds_for_the_history_and_a_cancellation_then_needs_no_search() {
+    let (daemon, mut calls) = start_daemon_with_three_records();
     let builder = TestBuilder::new(daemon.clone());
     let build = tokio::spawn(async move { builder.send_signed_build(request_tar_with(json!({}))).await });
     let_build_succeed(&mut calls).await;

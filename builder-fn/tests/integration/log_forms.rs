@@ -45,7 +45,7 @@ fn parse_record_number_and_log_line(json: &str) -> (u64, Option<String>) {
 }
 
 /// Counts the calls of the daemon's method `Status` from now on. The test receives them as before.
-fn count_statuses(calls: &mut DaemonCalls) -> Arc<AtomicUsize> {
+fn count_and_forward_status_calls(calls: &mut DaemonCalls) -> Arc<AtomicUsize> {
     let (counted, forwarded) = mpsc::unbounded_channel();
     let mut statuses = std::mem::replace(&mut calls.statuses, forwarded);
     let count = Arc::<AtomicUsize>::default();
@@ -77,7 +77,7 @@ async fn a_copied_log_has_the_same_lines_in_each_form_and_its_readers_cost_the_d
 async fn compare_forms_of_log(start: impl Fn(Daemon) -> TestBuilder) -> Arc<AtomicUsize> {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = start(daemon.clone());
-    let count = count_statuses(&mut calls);
+    let count = count_and_forward_status_calls(&mut calls);
     let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(100, "line"));
     let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
     let live: Vec<_> = ["*/*", "application/x-ndjson", "text/event-stream"]

@@ -58,7 +58,7 @@ async fn complete_or_panic<F: Future>(future: F) -> F::Output {
         .expect("it completes")
 }
 
-fn new_shared_key_pool() -> SharedKeyPool {
+fn new_pool_of_buildkit_shared_keys() -> SharedKeyPool {
     SharedKeyPool::new(
         Metrics::register(&Registry::new())
             .expect("metrics")

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
-use crate::setting::{Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with};
+use crate::setting::{AnswerStatusAndBody, CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with};
 use crate::url_contexts::{FORBIDDEN_HOSTS, MALFORMED_URLS};
 use crate::web_server::{FakeWebServer, PageResponse};
 
@@ -18,7 +18,7 @@ async fn build(
     calls: &mut DaemonCalls,
     config: Value,
     answer_solve: impl FnOnce(SolveCall),
-) -> Answer {
+) -> AnswerStatusAndBody {
     let sender = builder.clone();
     let answer = tokio::spawn(async move { sender.send_signed_build(request_tar_with(config)).await });
     let (solve, status, _session) = calls.next_build_calls().await;
@@ -37,7 +37,8 @@ async fn the_result_is_sent_as_it_was_answered_and_signed_with_the_callers_key()
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let server = FakeWebServer::start().await;
         server.set_page("/result", PageResponse::Status(204));
-        let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
+        let builder =
+            TestBuilder::new(daemon).with_private_hosts_for_contexts_and_notifications(&server.host);
         let config = json!({"notify": server.url("/result?for=me")});
         let answer = build(&builder, &mut calls, config, |solve| match fails {
             false => answer_solve_with_digest(solve),
@@ -74,7 +75,7 @@ async fn the_result_of_a_streamed_build_is_sent_too() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
     server.set_page("/result", PageResponse::Status(200));
-    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
+    let builder = TestBuilder::new(daemon).with_private_hosts_for_contexts_and_notifications(&server.host);
     let tar = request_tar_with(json!({"notify": server.url("/result")}));
     let records = builder.send_streamed_build(tar, "application/x-ndjson").await;
     let (solve, status, _session) = calls.next_build_calls().await;
@@ -95,7 +96,7 @@ async fn a_failed_notification_is_sent_again_and_does_not_change_the_result() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
     server.set_pages("/result", [PageResponse::Status(503), PageResponse::Status(200)]);
-    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
+    let builder = TestBuilder::new(daemon).with_private_hosts_for_contexts_and_notifications(&server.host);
     let config = json!({"notify": server.url("/result")});
     let answer = build(&builder, &mut calls, config, answer_solve_with_digest).await;
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("success")));
@@ -110,8 +111,8 @@ async fn a_failed_notification_is_sent_again_and_does_not_change_the_result() {
 async fn a_receiver_that_rejects_or_redirects_gets_the_result_once_and_nobody_else_does() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let (server, other) = (FakeWebServer::start().await, FakeWebServer::start().await);
-    let builder =
-        TestBuilder::new(daemon).with_allowed_private_hosts(&format!("{},{}", server.host, other.host));
+    let builder = TestBuilder::new(daemon)
+        .with_private_hosts_for_contexts_and_notifications(&format!("{},{}", server.host, other.host));
     let pages = [
         PageResponse::Status(404),
         PageResponse::Status(401),
@@ -158,7 +159,7 @@ async fn a_tenants_results_are_signed_with_its_own_key_and_sent_where_its_rules_
         "read": {"http": [server.url("/acme/")]},
     }}});
     let builder = TestBuilder::new(daemon)
-        .with_allowed_private_hosts(&server.host)
+        .with_private_hosts_for_contexts_and_notifications(&server.host)
         .with_policy(&policy);
     builder.write_secret("acme-payload", "the payload key of acme");
     let send = async |builder: TestBuilder, url: String| {
@@ -191,7 +192,7 @@ async fn a_build_that_ends_during_a_shutdown_is_answered_after_its_result_was_se
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
     server.set_pages("/result", [PageResponse::Status(503), PageResponse::Status(200)]);
-    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
+    let builder = TestBuilder::new(daemon).with_private_hosts_for_contexts_and_notifications(&server.host);
     let config = json!({"notify": server.url("/result")});
     let answer = build(&builder, &mut calls, config, |solve| {
         builder.begin_shutdown(Instant::now() + Duration::from_secs(60));

@@ -14,7 +14,7 @@ use crate::builds::{answer_statuses_holding_back_the_last, ask, signed_question}
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls};
 use crate::secrets::{recorded_secrets, tar_with_sealed_secrets};
-use crate::setting::{Answer, CALL_ID, PAYLOAD_KEY, TestBuilder, request_tar_with};
+use crate::setting::{AnswerStatusAndBody, CALL_ID, PAYLOAD_KEY, TestBuilder, request_tar_with};
 
 /// The media types that a browser accepts.
 const BROWSER_ACCEPT_HEADER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
@@ -122,13 +122,13 @@ async fn build_with_statuses(
     builder: &TestBuilder,
     calls: &mut DaemonCalls,
     statuses: Vec<StatusResponse>,
-) -> Answer {
+) -> AnswerStatusAndBody {
     answer_statuses_holding_back_the_last(calls, statuses).send_replace(true);
     build_successfully(builder, calls).await
 }
 
 /// Builds at `builder`, and returns the answer to the build.
-async fn build_successfully(builder: &TestBuilder, calls: &mut DaemonCalls) -> Answer {
+async fn build_successfully(builder: &TestBuilder, calls: &mut DaemonCalls) -> AnswerStatusAndBody {
     let own = builder.clone();
     let build = tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
@@ -289,7 +289,7 @@ async fn a_signed_question_of_a_program_that_also_accepts_html_is_answered_with_
     for path in [format!("/builds/{CALL_ID}"), "/builds".to_owned()] {
         let java = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2";
         let request = signed_question(PAYLOAD_KEY, Method::GET, &path, java);
-        let answer = Answer::from_response(builder.send_request(request).await).await;
+        let answer = AnswerStatusAndBody::from_response(builder.send_request(request).await).await;
         assert_eq!(answer.status, 200);
         assert!(answer.body.is_object(), "{answer:?}");
     }

@@ -12,23 +12,27 @@ use crate::builds::answer_statuses_holding_back_the_last;
 use crate::complete_or_panic;
 use crate::daemon;
 use crate::setting::{
-    Answer, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
+    AnswerStatusAndBody, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
 };
 
 /// Sends a build as the gateway's queue does.
-pub(crate) async fn deliver_queued_build(builder: &TestBuilder, tar: Vec<u8>) -> Answer {
+pub(crate) async fn deliver_queued_build(builder: &TestBuilder, tar: Vec<u8>) -> AnswerStatusAndBody {
     deliver_queued_build_as(builder, PAYLOAD_KEY, tar).await
 }
 
 /// Sends a build that is signed with `key` as the gateway's queue does.
-pub(crate) async fn deliver_queued_build_as(builder: &TestBuilder, key: &str, tar: Vec<u8>) -> Answer {
+pub(crate) async fn deliver_queued_build_as(
+    builder: &TestBuilder,
+    key: &str,
+    tar: Vec<u8>,
+) -> AnswerStatusAndBody {
     let signature = sign_body(&hmac_keys(key), &tar);
     let mut request = build_request_with_signature(tar, Some(&signature));
     for time in ["1790000000000000000", "1790000000000000001"] {
         let time = time.parse().expect("header");
         request.headers_mut().append("x-start-time", time);
     }
-    Answer::from_response(builder.send_request(request).await).await
+    AnswerStatusAndBody::from_response(builder.send_request(request).await).await
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@ use crate::gateway::start_gateway_answering_hand_overs;
 use crate::hand_over::let_build_succeed;
 use crate::secrets::seal_secrets;
 use crate::setting::{
-    Answer, PAYLOAD_KEY, TestBuilder, build_request_with_signature, request_tar_with, tar_with_files,
+    AnswerStatusAndBody, PAYLOAD_KEY, TestBuilder, build_request_with_signature, request_tar_with,
+    tar_with_files,
 };
 
 const ACME_KEY: &str = "the payload key of acme";
@@ -153,14 +154,14 @@ async fn without_a_policy_no_function_takes_a_name_or_secret_of_the_platform() {
 }
 
 /// Requests the public key for build secrets of a tenant.
-async fn request_public_key_for_tenant(setting: &TestBuilder, tenant: &str) -> Answer {
+async fn request_public_key_for_tenant(setting: &TestBuilder, tenant: &str) -> AnswerStatusAndBody {
     let mut request = build_request_with_signature(Body::empty(), None);
     *request.method_mut() = Method::GET;
     *request.uri_mut() = "/publickey".parse().expect("path");
     request
         .headers_mut()
         .insert("x-slipway-tenant", tenant.parse().expect("header"));
-    Answer::from_response(setting.send_request(request).await).await
+    AnswerStatusAndBody::from_response(setting.send_request(request).await).await
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use crate::builds::{answer_statuses_holding_back_the_last, ask};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::persistence::deliver_queued_build;
-use crate::setting::{Answer, TestBuilder, request_tar_with};
+use crate::setting::{AnswerStatusAndBody, TestBuilder, request_tar_with};
 
 /// The image that builds of these tests make, unless a test needs several.
 const IMAGE: &str = "registry:5000/hello:1";
@@ -115,17 +115,17 @@ fn request_tar_for_image(image: &str) -> Vec<u8> {
     request_tar_with(json!({ "image": image }))
 }
 
-fn spawn_build(builder: &TestBuilder, call_id: &str, tar: Vec<u8>) -> JoinHandle<Answer> {
+fn spawn_build(builder: &TestBuilder, call_id: &str, tar: Vec<u8>) -> JoinHandle<AnswerStatusAndBody> {
     let builder = builder.with_call_id(call_id);
     tokio::spawn(async move { builder.send_signed_build(tar).await })
 }
 
-fn spawn_queued_build(builder: &TestBuilder, call_id: &str, tar: Vec<u8>) -> JoinHandle<Answer> {
+fn spawn_queued_build(builder: &TestBuilder, call_id: &str, tar: Vec<u8>) -> JoinHandle<AnswerStatusAndBody> {
     let builder = builder.with_call_id(call_id);
     tokio::spawn(async move { deliver_queued_build(&builder, tar).await })
 }
 
-async fn await_success_and_return_digest(build: JoinHandle<Answer>) -> String {
+async fn await_success_and_return_digest(build: JoinHandle<AnswerStatusAndBody>) -> String {
     let answer = complete_or_panic(build).await.expect("no panic");
     assert_eq!(answer.status, 200, "{:?}", answer.body);
     answer.body["digest"].as_str().expect("a digest").to_owned()
@@ -202,7 +202,7 @@ async fn a_daemon_that_refuses_connections_is_passed_over() {
 async fn an_unreachable_daemon_is_asked_twice_for_300_milliseconds_and_does_not_delay_the_next_build() {
     let mut fakes = FakeDaemons::start(3);
     let dead = preferred_daemon(IMAGE, 3);
-    fakes.daemons[dead] = daemon::unreachable_daemon_at(&daemon_address(dead));
+    fakes.daemons[dead] = daemon::never_connecting_daemon_at(&daemon_address(dead));
     let builder = fakes.new_builder();
     for (call, delay) in [("first", 600), ("second", 0)] {
         let start = Instant::now();
@@ -217,7 +217,7 @@ async fn an_unreachable_daemon_is_asked_twice_for_300_milliseconds_and_does_not_
 
 #[tokio::test(start_paused = true)]
 async fn a_build_fails_with_502_if_no_daemon_answers() {
-    let daemons = (0..3).map(|number| daemon::unreachable_daemon_at(&daemon_address(number)));
+    let daemons = (0..3).map(|number| daemon::never_connecting_daemon_at(&daemon_address(number)));
     let pool = DaemonPool::of_daemons("the pool in this test", daemons).expect("there are daemons");
     let builder = TestBuilder::new(pool);
 
@@ -290,9 +290,13 @@ async fn a_signed_request_is_accepted_once_by_builders_that_prefer_different_dae
     };
     for outcome in [Ok("sha256:12"), Err("exit code: 1")] {
         let mut fakes = FakeDaemons::start(3);
-        let before = fakes.new_builder().with_max_request_age(Duration::from_secs(600));
+        let before = fakes
+            .new_builder()
+            .with_max_age_of_requests_with_submitted_at(Duration::from_secs(600));
         fakes.add_daemon();
-        let after = fakes.new_builder().with_max_request_age(Duration::from_secs(600));
+        let after = fakes
+            .new_builder()
+            .with_max_age_of_requests_with_submitted_at(Duration::from_secs(600));
         let tar = tar_signed_now();
         let first = spawn_build(&before, "first", tar.clone());
         let (_, solve) = fakes.next_solve().await;
@@ -438,7 +442,7 @@ async fn every_builder_answers_questions_about_builds_on_every_daemon() {
 }
 
 #[tokio::test]
-async fn questions_about_builds_say_that_a_daemon_could_not_be_asked() {
+async fn the_list_of_builds_says_that_a_daemon_could_not_be_asked() {
     let mut fakes = FakeDaemons::start(2);
     let builder = fakes.new_builder();
     fakes.kill(1);
@@ -463,7 +467,7 @@ async fn after_a_change_of_the_resolved_addresses_builds_go_to_the_new_daemons()
     let mut fakes = FakeDaemons::start(3);
     let resolver = ChangingResolver::default();
     *resolver.0.lock().expect("no panic") = fakes.daemons[..1].to_vec();
-    let by_name = daemon::unreachable_daemon();
+    let by_name = daemon::never_connecting_daemon();
     let pool = DaemonPool::of_resolved_daemons("the pool in this test", by_name, resolver.clone());
     let builder = TestBuilder::new(pool);
     let build = spawn_build(&builder, "first", request_tar_for_image(IMAGE));

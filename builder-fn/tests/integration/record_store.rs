@@ -14,7 +14,7 @@ use crate::gateway::start_gateway_answering_hand_overs;
 use crate::hand_over::let_build_succeed;
 use crate::persistence::deliver_queued_build;
 use crate::registry::{FakeRegistry, RegistryBehaviour};
-use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with, tar_with_files};
+use crate::setting::{AnswerStatusAndBody, CALL_ID, TestBuilder, request_tar_with, tar_with_files};
 
 fn builder_with_record_store(daemon: Daemon, registry: &FakeRegistry) -> TestBuilder {
     TestBuilder::new(daemon).with_record_store(&record_repository_of(registry))
@@ -26,7 +26,7 @@ pub(crate) fn record_repository_of(registry: &FakeRegistry) -> String {
 
 /// Returns a further builder with the records in `registry`, whose daemon does not answer.
 fn later_builder_without_daemon(registry: &FakeRegistry) -> TestBuilder {
-    builder_with_record_store(daemon::unreachable_daemon(), registry)
+    builder_with_record_store(daemon::never_connecting_daemon(), registry)
 }
 
 /// Waits until a repository has at least `count` tags: a record that is written in the background has two.
@@ -43,8 +43,8 @@ pub(crate) async fn wait_for_tags(registry: &FakeRegistry, repository: &str, cou
 pub(crate) async fn ask_until(
     builder: &TestBuilder,
     id: &str,
-    is_expected: impl Fn(&Answer) -> bool,
-) -> Answer {
+    is_expected: impl Fn(&AnswerStatusAndBody) -> bool,
+) -> AnswerStatusAndBody {
     complete_or_panic(async {
         loop {
             let answer = ask(builder, Method::GET, &format!("/builds/{id}")).await;
@@ -329,10 +329,10 @@ async fn a_tenant_sees_its_own_records_only() {
     ] {
         let path = format!("/builds/{CALL_ID}");
         let request = signed_question(key, Method::GET, &path, "*/*");
-        let asked = Answer::from_response(later.send_request(request).await).await;
+        let asked = AnswerStatusAndBody::from_response(later.send_request(request).await).await;
         assert_eq!(asked.status, status, "{key}");
         let request = signed_question(key, Method::GET, "/builds", "*/*");
-        let list = Answer::from_response(later.send_request(request).await)
+        let list = AnswerStatusAndBody::from_response(later.send_request(request).await)
             .await
             .body;
         assert_eq!(

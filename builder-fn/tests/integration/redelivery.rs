@@ -14,7 +14,7 @@ use crate::complete_or_panic;
 use crate::daemon;
 use crate::gateway::start_gateway_answering_hand_overs;
 use crate::job::{
-    FakeManifestLookup, OneRegistryCredentials, expect_output_text, job_reference, start_job,
+    FixedAnswerManifestLookup, OneRegistryCredentials, expect_output_text, job_reference, start_job,
     start_job_with_manifest_lookup, step_output_response,
 };
 
@@ -139,7 +139,7 @@ async fn a_delivery_after_failures_is_built_under_the_next_unused_reference() {
 async fn an_image_that_has_left_its_registry_is_built_again() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     calls.add_finished_build(&attempt_reference(1), Ok("sha256:12"));
-    let second = start_job_with_manifest_lookup(daemon, FakeManifestLookup::Missing);
+    let second = start_job_with_manifest_lookup(daemon, FixedAnswerManifestLookup::Missing);
 
     let (solve, status, _session) = calls.next_build_calls().await;
     assert_eq!(solve.request.r#ref, attempt_reference(2));
@@ -154,7 +154,7 @@ async fn an_image_that_has_left_its_registry_is_built_again() {
 async fn a_registry_error_costs_a_redelivery_a_warning_and_no_second_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     calls.add_finished_build(&attempt_reference(1), Ok("sha256:12"));
-    let mut second = start_job_with_manifest_lookup(daemon, FakeManifestLookup::Unknown);
+    let mut second = start_job_with_manifest_lookup(daemon, FixedAnswerManifestLookup::Unknown);
 
     drop(calls.statuses.recv().await.expect("a status"));
 

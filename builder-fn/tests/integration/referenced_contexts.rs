@@ -12,7 +12,7 @@ use crate::complete_or_panic;
 use crate::daemon::{self, SessionCall};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{
-    Answer, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, tar_with_files,
+    AnswerStatusAndBody, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, tar_with_files,
 };
 use crate::sources::ask_about_source;
 
@@ -22,17 +22,17 @@ pub(crate) fn context_tar() -> Vec<u8> {
 }
 
 /// Sends a JSON request that is signed with `key`.
-pub(crate) async fn send_json_as(builder: &TestBuilder, key: &str, request: &Value) -> Answer {
+pub(crate) async fn send_json_as(builder: &TestBuilder, key: &str, request: &Value) -> AnswerStatusAndBody {
     let body = request.to_string().into_bytes();
     let signature = sign_body(&hmac_keys(key), &body);
     let mut request = build_request_with_signature(body, Some(&signature));
     let json = "application/json".parse().expect("header");
     request.headers_mut().insert("content-type", json);
-    Answer::from_response(builder.send_request(request).await).await
+    AnswerStatusAndBody::from_response(builder.send_request(request).await).await
 }
 
 /// Sends a JSON request that is signed with the builder's key.
-pub(crate) async fn send_json(builder: &TestBuilder, request: &Value) -> Answer {
+pub(crate) async fn send_json(builder: &TestBuilder, request: &Value) -> AnswerStatusAndBody {
     send_json_as(builder, PAYLOAD_KEY, request).await
 }
 
@@ -84,7 +84,8 @@ async fn a_context_in_a_registry_is_built_like_one_in_a_body() {
     ] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let registry = FakeRegistry::start().await;
-        let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&registry.host);
+        let builder =
+            TestBuilder::new(daemon).with_private_hosts_for_contexts_and_notifications(&registry.host);
         let oci = registry.push_artifact_and_get_reference("team/contexts", &[&packed]);
         let request = json_request_for_artifact(&oci);
         let answer = tokio::spawn(async move { send_json(&builder, &request).await });
@@ -108,7 +109,7 @@ async fn a_context_that_cannot_be_fetched_is_the_callers_or_the_platforms_fault_
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let other = FakeRegistry::start().await;
-    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&registry.host);
+    let builder = TestBuilder::new(daemon).with_private_hosts_for_contexts_and_notifications(&registry.host);
     let good = registry.push_artifact_and_get_reference("team/contexts", &[&context_tar()]);
     let none = format!("{}/team/contexts@sha256:{}", registry.host, "0".repeat(64));
     let two = registry.push_artifact_and_get_reference("team/contexts", &[b"1", b"2"]);
@@ -190,7 +191,7 @@ async fn a_context_that_cannot_be_fetched_is_the_callers_or_the_platforms_fault_
 }
 
 #[tokio::test]
-async fn every_wrong_member_of_a_json_request_is_named_at_once() {
+async fn wrong_members_of_a_json_request_are_named() {
     let (daemon, _calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
     let digest = format!("sha256:{}", "0".repeat(64));
@@ -249,7 +250,7 @@ async fn a_redelivery_whose_context_is_gone_gets_the_result_of_the_first_deliver
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon)
-        .with_allowed_private_hosts(&registry.host)
+        .with_private_hosts_for_contexts_and_notifications(&registry.host)
         .with_stored_contexts(&format!("{}/contexts", registry.host), true);
     let request =
         json_request_for_artifact(&registry.push_artifact_and_get_reference("contexts", &[&context_tar()]));
@@ -289,7 +290,7 @@ async fn a_context_is_kept_if_its_build_fails_or_it_is_in_another_repository() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon)
-        .with_allowed_private_hosts(&registry.host)
+        .with_private_hosts_for_contexts_and_notifications(&registry.host)
         .with_stored_contexts(&format!("{}/contexts", registry.host), true);
     for (repository, fails) in [("contexts", true), ("contexts-of-others", false)] {
         let request = json_request_for_artifact(

@@ -107,7 +107,7 @@ impl FakeRegistry {
     }
 
     /// Gives the repository `count` tags that begin with `tag_prefix` and name no manifest.
-    pub(crate) fn add_tags(&self, repository: &str, tag_prefix: &str, count: usize) {
+    pub(crate) fn add_tags_without_manifests(&self, repository: &str, tag_prefix: &str, count: usize) {
         let mut state = self.state();
         for number in 0..count {
             let tag = format!("{repository}@{tag_prefix}{number:05}");

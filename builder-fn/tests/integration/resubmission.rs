@@ -25,7 +25,7 @@ use crate::referenced_contexts::request_context_files_and_return_paths;
 use crate::registry::FakeRegistry;
 use crate::secrets::seal_secrets;
 use crate::setting::{
-    Answer, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
+    AnswerStatusAndBody, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
     tar_with_files,
 };
 
@@ -78,13 +78,17 @@ fn queued_request(body: Vec<u8>) -> Request {
     request
 }
 
-fn spawn_request_with_call_id(builder: &TestBuilder, id: &str, request: Request) -> JoinHandle<Answer> {
+fn spawn_request_with_call_id(
+    builder: &TestBuilder,
+    id: &str,
+    request: Request,
+) -> JoinHandle<AnswerStatusAndBody> {
     let builder = builder.with_call_id(id);
-    tokio::spawn(async move { Answer::from_response(builder.send_request(request).await).await })
+    tokio::spawn(async move { AnswerStatusAndBody::from_response(builder.send_request(request).await).await })
 }
 
 /// Delivers a call that was submitted to the queue again to `builder`, as the queue does.
-fn spawn_redelivery(builder: &TestBuilder, submitted: &ReceivedRequest) -> JoinHandle<Answer> {
+fn spawn_redelivery(builder: &TestBuilder, submitted: &ReceivedRequest) -> JoinHandle<AnswerStatusAndBody> {
     let mut request = build_request_with_signature(submitted.body().to_vec(), None);
     *request.headers_mut() = submitted.headers().clone();
     // The gateway adds a time when it accepts the call, and another one when it passes it on.
@@ -101,12 +105,12 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
     headers[name].to_str().expect("text")
 }
 
-async fn await_answer(delivery: JoinHandle<Answer>) -> Answer {
+async fn await_answer(delivery: JoinHandle<AnswerStatusAndBody>) -> AnswerStatusAndBody {
     complete_or_panic(delivery).await.expect("no panic")
 }
 
 #[track_caller]
-fn assert_submitted_again(answer: &Answer) {
+fn assert_submitted_again(answer: &AnswerStatusAndBody) {
     assert_eq!(answer.status, 429, "{}", answer.body);
     let text = answer.body.as_str().expect("a text");
     assert!(
@@ -205,7 +209,7 @@ async fn two_deliveries_of_an_interrupted_call_are_submitted_again_once() {
     let first = spawn_request_with_call_id(&builder, "twice", queued_request(tar.clone()));
     let _solve = fixture.next_solve().await;
     let second = spawn_request_with_call_id(&builder, "twice", queued_request(tar));
-    complete_or_panic(builder.wait_until_further_requests_are_rejected()).await;
+    complete_or_panic(builder.wait_until_slots_and_queue_are_full()).await;
     builder.begin_shutdown(Instant::now());
     fixture.next_gateway_call().await.answer(202, "");
     for delivery in [first, second] {
@@ -264,7 +268,7 @@ async fn a_tar_that_is_too_large_for_a_copy_is_stored_and_submitted_again_by_ref
     let registry = FakeRegistry::start().await;
     let repository = format!("{}/slipway/contexts", registry.host);
     let with_settings = |builder: TestBuilder| {
-        let builder = builder.with_allowed_private_hosts(&registry.host);
+        let builder = builder.with_private_hosts_for_contexts_and_notifications(&registry.host);
         builder
             .with_stored_contexts(&repository, false)
             .with_seal_key(&STANDARD.encode([7; 32]))

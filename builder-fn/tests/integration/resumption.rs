@@ -19,7 +19,7 @@ use crate::gateway::start_gateway_answering_hand_overs;
 use crate::persistence::{deliver_queued_build, deliver_queued_build_as};
 use crate::record_store::{ask_until, record_repository_of};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
-use crate::setting::{Answer, CALL_ID, TestBuilder, request_tar_with};
+use crate::setting::{AnswerStatusAndBody, CALL_ID, TestBuilder, request_tar_with};
 
 /// The time after which a builder that does not renew its sign counts as gone: short, as it is gone in these tests.
 const STALE_AFTER: Duration = Duration::from_millis(50);
@@ -49,10 +49,10 @@ impl KillableBuilder {
         self.runtime.as_ref().expect("it lives").spawn(build);
     }
 
-    fn resume_builds_of_others(&self) {
+    fn renew_sign_of_life_and_resume_builds_of_others(&self) {
         let builder = self.builder.clone();
         let resuming = async move {
-            let _resuming = builder.resume_builds_of_others();
+            let _resuming = builder.renew_sign_of_life_and_resume_builds_of_others();
             std::future::pending::<()>().await;
         };
         self.runtime.as_ref().expect("it lives").spawn(resuming);
@@ -91,7 +91,7 @@ fn attempt_number_of(solve: &SolveCall) -> &str {
     &solve.request.frontend_attrs["slipway.attempt"]
 }
 
-fn spawn_queued_build(builder: &TestBuilder, id: &str) -> JoinHandle<Answer> {
+fn spawn_queued_build(builder: &TestBuilder, id: &str) -> JoinHandle<AnswerStatusAndBody> {
     let builder = builder.with_call_id(id);
     tokio::spawn(async move { deliver_queued_build(&builder, request_tar_with(json!({}))).await })
 }
@@ -127,7 +127,7 @@ async fn builds_of_a_killed_builder_are_finished_and_deployed_once_by_another() 
     complete_or_panic(first.reply.closed()).await;
     let reference = first.request.r#ref.clone();
     drop(first);
-    let _resuming = other.resume_builds_of_others();
+    let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
     for _ in 0..2 {
         let solve = next_solve(&mut calls).await;
         let is_first = call_id_of(&solve) == "running";
@@ -161,7 +161,7 @@ async fn a_shutdown_hands_back_at_once_what_waits_and_what_still_arrives() {
     let waiting = spawn_queued_build(&builder, "waiting");
     let other = new_builder();
     ask_until(&other, "waiting", |asked| asked.body["state"] == "waiting").await;
-    let _resuming = other.resume_builds_of_others();
+    let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
 
     builder.begin_shutdown(Instant::now() + Duration::from_secs(3600));
     let answer = complete_or_panic(waiting).await.expect("no panic");
@@ -207,7 +207,7 @@ async fn a_build_that_does_not_finish_before_the_end_of_a_shutdown_is_handed_bac
     drop(first);
     let other = new_builder();
     ask_until(&other, "running", |asked| asked.body["state"] == "waiting").await;
-    let _resuming = other.resume_builds_of_others();
+    let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
     let solve = next_solve(&mut calls).await;
     assert_eq!(call_id_of(&solve), "running");
     assert_eq!(attempt_number_of(&solve), "2");
@@ -228,7 +228,7 @@ async fn a_build_that_cannot_be_resumed_is_reported_as_lost() {
 
     let (daemon, _calls) = daemon::start_fake_daemon();
     let other = builder_with_leases(daemon, &registry);
-    let _resuming = other.resume_builds_of_others();
+    let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
     let asked = ask_until(&other, CALL_ID, |asked| asked.body["state"] == "failed").await;
     let error = asked.body["error"].as_str().expect("a text");
     assert!(
@@ -248,7 +248,7 @@ async fn a_build_is_given_up_after_four_builders_have_stopped_while_they_built_i
         let _solve = next_solve(&mut calls).await;
         builder.kill();
         builder = new_builder();
-        builder.resume_builds_of_others();
+        builder.renew_sign_of_life_and_resume_builds_of_others();
     }
 
     let asked = ask_until(&builder.builder, CALL_ID, |asked| asked.body["state"] == "failed").await;
@@ -281,18 +281,18 @@ const HANDED_BACK_INDEX_TAG_PART: &str = "-0000000000000000-";
 #[tokio::test]
 async fn a_build_without_a_slot_stays_accepted_and_is_tried_again_by_any_builder() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = record_accepted_build_of_killed_builder(&registry).await;
+    let (daemon, mut calls) = leave_build_of_killed_builder_and_return_its_daemon(&registry).await;
     let slots = BuildSlots::new(1, Duration::from_millis(1), 16);
     let full = builder_with_leases(daemon.clone(), &registry).with_slots(slots);
     let running = spawn_queued_build(&full, "running");
     let first = next_solve(&mut calls).await;
-    let _resuming = full.resume_builds_of_others();
+    let _resuming = full.renew_sign_of_life_and_resume_builds_of_others();
     // It claims the build, gets no slot, hands the build back, and tries again.
     wait_for_requests(&registry, HANDED_BACK_INDEX_TAG_PART, 2).await;
     assert!(calls.solves.try_recv().is_err(), "there is no slot");
 
     let other = builder_with_leases(daemon, &registry);
-    let _resuming_too = other.resume_builds_of_others();
+    let _resuming_too = other.renew_sign_of_life_and_resume_builds_of_others();
     let solve = next_solve(&mut calls).await;
     assert_eq!(call_id_of(&solve), CALL_ID);
     solve.answer_with_digest("sha256:12");
@@ -320,7 +320,7 @@ async fn a_queued_call_that_gets_no_slot_in_time_is_built_when_there_is_one() {
 
     first.answer_with_digest("sha256:12");
     assert_eq!(complete_or_panic(running).await.expect("no panic").status, 200);
-    let _resuming = builder.resume_builds_of_others();
+    let _resuming = builder.renew_sign_of_life_and_resume_builds_of_others();
     let solve = next_solve(&mut calls).await;
     assert_eq!(call_id_of(&solve), "waiting");
     solve.answer_with_digest("sha256:13");
@@ -371,7 +371,7 @@ async fn a_call_is_not_rejected_while_the_registry_may_still_store_its_acceptanc
         "{text}"
     );
     let other = new_builder();
-    let _resuming = other.resume_builds_of_others();
+    let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
     let solve = next_solve(&mut calls).await;
     assert_eq!(call_id_of(&solve), "late");
     solve.answer_with_digest("sha256:12");
@@ -400,7 +400,7 @@ async fn an_end_that_could_not_be_recorded_does_not_begin_the_build_again() {
     let before = count_requests(&registry, part);
     registry.set_behaviour(RegistryBehaviour::Failing(part, 503));
     solve.answer_with_error(tonic::Status::unknown("exit code: 1"));
-    let _resuming = builder.resume_builds_of_others();
+    let _resuming = builder.renew_sign_of_life_and_resume_builds_of_others();
     // Twice as many attempts as the end of a build has while too many others wait.
     wait_for_requests(&registry, part, before + 10).await;
     let (daemon, _calls) = start_fake_daemon_with_empty_logs();
@@ -414,15 +414,15 @@ async fn an_end_that_could_not_be_recorded_does_not_begin_the_build_again() {
 #[tokio::test]
 async fn builds_are_found_in_a_registry_that_lists_tags_only_after_one_that_exists() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = record_accepted_build_of_killed_builder(&registry).await;
+    let (daemon, mut calls) = leave_build_of_killed_builder_and_return_its_daemon(&registry).await;
     for prefix in ["a-", "z-"] {
-        registry.add_tags("slipway/records", prefix, 1200);
+        registry.add_tags_without_manifests("slipway/records", prefix, 1200);
     }
     registry.set_behaviour(RegistryBehaviour::ListingAfterExistingTags);
     let other = builder_with_leases(daemon, &registry);
     let list = ask(&other, Method::GET, "/builds").await.body;
     assert_eq!(list["builds"][0]["id"], CALL_ID, "{list}");
-    let _resuming = other.resume_builds_of_others();
+    let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
     next_solve(&mut calls).await.answer_with_digest("sha256:12");
     ask_until(&other, CALL_ID, |asked| asked.body["state"] == "success").await;
 }
@@ -430,10 +430,10 @@ async fn builds_are_found_in_a_registry_that_lists_tags_only_after_one_that_exis
 #[tokio::test]
 async fn the_end_of_a_process_waits_for_resumed_builds_which_it_may_hand_back_any_number_of_times() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = record_accepted_build_of_killed_builder(&registry).await;
+    let (daemon, mut calls) = leave_build_of_killed_builder_and_return_its_daemon(&registry).await;
     for _ in 0..5 {
         let builder = builder_with_leases(daemon.clone(), &registry);
-        let _resuming = builder.resume_builds_of_others();
+        let _resuming = builder.renew_sign_of_life_and_resume_builds_of_others();
         let mut solve = next_solve(&mut calls).await;
         // The process ends too soon for the build.
         builder.begin_shutdown(Instant::now());
@@ -442,7 +442,7 @@ async fn the_end_of_a_process_waits_for_resumed_builds_which_it_may_hand_back_an
     }
 
     let builder = builder_with_leases(daemon, &registry);
-    let _resuming = builder.resume_builds_of_others();
+    let _resuming = builder.renew_sign_of_life_and_resume_builds_of_others();
     let solve = next_solve(&mut calls).await;
     builder.begin_shutdown(Instant::now() + Duration::from_secs(3600));
     solve.answer_with_digest("sha256:12");
@@ -467,7 +467,9 @@ async fn the_end_of_a_process_waits_for_queued_builds_whose_caller_has_gone() {
 }
 
 /// Leaves the record of an accepted build of a killed builder in `registry`. Returns the build's daemon and its calls.
-async fn record_accepted_build_of_killed_builder(registry: &FakeRegistry) -> (Daemon, DaemonCalls) {
+async fn leave_build_of_killed_builder_and_return_its_daemon(
+    registry: &FakeRegistry,
+) -> (Daemon, DaemonCalls) {
     let (daemon, mut calls) = start_fake_daemon_with_empty_logs();
     let mut killed = KillableBuilder::new(builder_with_leases(daemon.clone(), registry));
     killed.deliver_queued_build(CALL_ID, request_tar_with(json!({})));
@@ -485,11 +487,11 @@ async fn a_registry_that_fails_during_a_claim_delays_the_build_and_does_not_lose
         "GET /v2/slipway/records/tags/list",
     ] {
         let registry = FakeRegistry::start().await;
-        let (daemon, mut calls) = record_accepted_build_of_killed_builder(&registry).await;
+        let (daemon, mut calls) = leave_build_of_killed_builder_and_return_its_daemon(&registry).await;
         let before = registry.request_lines().len();
         registry.set_behaviour(RegistryBehaviour::Failing(part, 503));
         let other = builder_with_leases(daemon, &registry);
-        let _resuming = other.resume_builds_of_others();
+        let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
         complete_or_panic(async {
             while !registry.request_lines()[before..]
                 .iter()
@@ -508,10 +510,10 @@ async fn a_registry_that_fails_during_a_claim_delays_the_build_and_does_not_lose
 #[tokio::test]
 async fn builds_are_resumed_though_the_registry_redirects_blobs_to_an_unreachable_address() {
     let registry = FakeRegistry::start().await;
-    let (daemon, mut calls) = record_accepted_build_of_killed_builder(&registry).await;
+    let (daemon, mut calls) = leave_build_of_killed_builder_and_return_its_daemon(&registry).await;
     registry.set_behaviour(RegistryBehaviour::Redirecting("http://127.0.0.1:9".into()));
     let other = builder_with_leases(daemon, &registry);
-    let _resuming = other.resume_builds_of_others();
+    let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
     next_solve(&mut calls).await.answer_with_digest("sha256:12");
     ask_until(&other, CALL_ID, |asked| asked.body["state"] == "success").await;
 }
@@ -519,11 +521,11 @@ async fn builds_are_resumed_though_the_registry_redirects_blobs_to_an_unreachabl
 #[tokio::test]
 async fn a_build_whose_request_the_registry_has_lost_is_reported_as_lost() {
     let registry = FakeRegistry::start().await;
-    let (_daemon, _calls) = record_accepted_build_of_killed_builder(&registry).await;
+    let (_daemon, _calls) = leave_build_of_killed_builder_and_return_its_daemon(&registry).await;
     registry.delete_first_manifest_with_tag_prefix("slipway/records", "b-");
     let (daemon, _calls) = start_fake_daemon_with_empty_logs();
     let other = builder_with_leases(daemon, &registry);
-    let _resuming = other.resume_builds_of_others();
+    let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
     let asked = ask_until(&other, CALL_ID, |asked| asked.body["state"] == "failed").await;
     let error = asked.body["error"].as_str().expect("a text");
     assert!(error.contains("does not have its request any more"), "{error}");
@@ -545,7 +547,7 @@ async fn a_build_is_resumed_whose_hand_back_was_cut_off() {
     registry.set_behaviour(RegistryBehaviour::Open);
 
     let other = builder_with_leases(daemon, &registry);
-    let _resuming = other.resume_builds_of_others();
+    let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
     next_solve(&mut calls).await.answer_with_digest("sha256:12");
     ask_until(&other, CALL_ID, |asked| asked.body["state"] == "success").await;
 }
@@ -589,7 +591,7 @@ async fn a_tenant_at_max_builds_does_not_delay_the_resumption_of_builds_of_other
         .await
     });
     let running = next_solve(&mut calls).await;
-    let _resuming = other.resume_builds_of_others();
+    let _resuming = other.renew_sign_of_life_and_resume_builds_of_others();
     let solve = next_solve(&mut calls).await;
     assert_eq!(call_id_of(&solve), "of-globex");
     solve.answer_with_digest("sha256:12");

@@ -16,10 +16,10 @@ use crate::gateway::{
     DRY_RUN_ACCEPTED_JSON, GatewayCall, ReceivedRequest, start_gateway_answering_hand_overs,
     start_manual_gateway,
 };
-use crate::job::FakeManifestLookup;
+use crate::job::FixedAnswerManifestLookup;
 use crate::record_store::{ask_until, record_repository_of, wait_for_tags};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
-use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, request_tar_with};
+use crate::setting::{AnswerStatusAndBody, PAYLOAD_KEY, TestBuilder, request_tar_with};
 
 const READY_DEPLOYER_ANSWER_JSON: &str = r#"{"function":"hello","status":"ready"}"#;
 
@@ -51,11 +51,15 @@ fn builder_with_gateway_and_record_store(
 
 impl BuilderDaemonAndRegistry {
     /// Builds and deploys the version `id`, whose image has the digest `sha256:ID`.
-    async fn build_and_deploy(&mut self, id: &str) -> Answer {
+    async fn build_and_deploy(&mut self, id: &str) -> AnswerStatusAndBody {
         self.build_and_deploy_with_config_changes(id, json!({})).await
     }
 
-    async fn build_and_deploy_with_config_changes(&mut self, id: &str, config_changes: Value) -> Answer {
+    async fn build_and_deploy_with_config_changes(
+        &mut self,
+        id: &str,
+        config_changes: Value,
+    ) -> AnswerStatusAndBody {
         self.build_and_deploy_signed_with_key(PAYLOAD_KEY, id, config_changes)
             .await
     }
@@ -65,7 +69,7 @@ impl BuilderDaemonAndRegistry {
         key: &'static str,
         id: &str,
         config_changes: Value,
-    ) -> Answer {
+    ) -> AnswerStatusAndBody {
         let mut config = json!({"deploy": {"service": "hello", "envVars": {"VERSION": id}}});
         for (key, value) in config_changes.as_object().expect("an object") {
             config[key] = value.clone();
@@ -115,7 +119,7 @@ fn version_tags(registry: &FakeRegistry) -> Vec<String> {
     tags.filter(|tag| tag.starts_with("v-")).collect()
 }
 
-async fn roll_back(builder: &TestBuilder, query: &str) -> Answer {
+async fn roll_back(builder: &TestBuilder, query: &str) -> AnswerStatusAndBody {
     ask(
         builder,
         Method::POST,
@@ -126,7 +130,7 @@ async fn roll_back(builder: &TestBuilder, query: &str) -> Answer {
 
 /// Waits for the end of the rollback `id`, and returns its record.
 async fn wait_for_end_of_rollback(builder: &TestBuilder, id: &str) -> Value {
-    let is_ended = |answer: &Answer| {
+    let is_ended = |answer: &AnswerStatusAndBody| {
         answer.status == 200 && matches!(answer.body["state"].as_str(), Some("success" | "failed"))
     };
     ask_until(builder, id, is_ended).await.body
@@ -208,7 +212,7 @@ async fn a_rollback_hands_over_the_last_good_version_as_handed_in_now_and_is_kno
 
     // After every builder and the history of the daemon have gone.
     let later =
-        builder_with_gateway_and_record_store(daemon::unreachable_daemon(), gateway, &setting.registry);
+        builder_with_gateway_and_record_store(daemon::never_connecting_daemon(), gateway, &setting.registry);
     for builder in [builder, &later] {
         let request = signed_question(
             PAYLOAD_KEY,
@@ -266,7 +270,7 @@ async fn the_specification_of_a_version_is_readable_neither_in_the_registry_nor_
 }
 
 #[tokio::test]
-async fn a_build_whose_deployment_was_rolled_back_is_not_listed_as_a_version() {
+async fn a_version_that_the_deployer_rolled_back_itself_is_not_listed() {
     let (gateway, mut calls) = start_manual_gateway().await;
     let mut setting = setting(gateway).await;
     let answers = [
@@ -397,7 +401,7 @@ async fn a_rollback_that_is_requested_again_changes_nothing() {
     )
     .await;
     let later =
-        builder_with_gateway_and_record_store(daemon::unreachable_daemon(), gateway, &setting.registry);
+        builder_with_gateway_and_record_store(daemon::never_connecting_daemon(), gateway, &setting.registry);
     roll_back(&setting.builder, "id=r1").await;
     wait_for_end_of_rollback(&setting.builder, "r1").await;
     next_hand_over(&mut hand_overs).await;
@@ -547,7 +551,7 @@ async fn a_rollback_whose_image_is_gone_is_refused_before_anything_is_changed() 
     let builder = setting
         .builder
         .clone()
-        .with_manifest_lookup(FakeManifestLookup::Missing);
+        .with_manifest_lookup(FixedAnswerManifestLookup::Missing);
     let refused = roll_back(&builder, "id=r1").await;
     assert_eq!(refused.status, 410, "{}", refused.body);
     let error = refused.body["error"].as_str().expect("a text");
@@ -679,7 +683,7 @@ async fn a_rollback_that_was_signed_before_the_current_version_is_refused() {
         next_hand_over(&mut hand_overs).await;
     }
     wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
-    let refused = Answer::from_response(setting.builder.send_request(request).await).await;
+    let refused = AnswerStatusAndBody::from_response(setting.builder.send_request(request).await).await;
     assert_eq!(refused.status, 409, "{}", refused.body);
     assert!(
         refused.body["error"]
@@ -716,7 +720,7 @@ async fn a_rollback_is_refused_to_other_tenants_and_where_todays_rules_forbid_th
         next_hand_over(&mut hand_overs).await;
     }
     let send = async |builder: &TestBuilder, key: &str, method: Method, path: &str| {
-        Answer::from_response(
+        AnswerStatusAndBody::from_response(
             builder
                 .send_request(signed_question(key, method, path, "*/*"))
                 .await,

@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use crate::daemon;
 use crate::hand_over::let_build_succeed;
 use crate::job::step_output_response;
-use crate::setting::{Answer, TestBuilder, build_request_with_signature, tar_with_files};
+use crate::setting::{AnswerStatusAndBody, TestBuilder, build_request_with_signature, tar_with_files};
 
 /// Returns recorded secrets that faas-cli generated and sealed.
 pub(crate) fn recorded_secrets() -> Value {
@@ -135,7 +135,7 @@ async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read
     let answer = tokio::spawn(async move { setting.send_signed_build(body).await });
     let_build_succeed(&mut calls).await;
 
-    let Answer { status, body } = answer.await.expect("no panic");
+    let AnswerStatusAndBody { status, body } = answer.await.expect("no panic");
     assert_eq!(status, 200, "{body}");
     let deployment = &body["deployment"];
     assert_eq!(deployment["function"], secret);
@@ -160,7 +160,7 @@ async fn the_public_key_is_published_and_an_unusable_envelope_is_rejected_before
     let mut request = build_request_with_signature(Body::empty(), None);
     *request.method_mut() = Method::GET;
     *request.uri_mut() = "/publickey".parse().expect("path");
-    let answer = Answer::from_response(setting.send_request(request).await).await;
+    let answer = AnswerStatusAndBody::from_response(setting.send_request(request).await).await;
     assert_eq!(
         (answer.status, &answer.body),
         (200, &recorded["publickey_answer"])

@@ -11,16 +11,18 @@ use builder_fn::builds::{
 };
 use builder_fn::context::SpoolQuota;
 use builder_fn::docker_config::CredentialHelpers;
-use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
+use builder_fn::hand_over::{DeployVia, Deployer, HandOverSettings};
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
 use builder_fn::notify::{NotificationMemory, Notifier};
 use builder_fn::registry::OperatorRepository;
-use builder_fn::remote_context::{ContextUploadLimit, RemoteContexts, StoredContextSettings};
+use builder_fn::remote_context::{
+    ContextUploadConcurrencyLimit, RemoteContexts, StoredContextRepositorySettings,
+};
 use builder_fn::request::{FreshnessLimit, RequestLimits};
 use builder_fn::rollback::RollbackPermits;
 use builder_fn::sealed::SealKeyFile;
-use builder_fn::settings::SignatureSettings;
+use builder_fn::settings::AcceptedSignatureSettings;
 use builder_fn::slots::BuildSlots;
 use builder_fn::sources::AllowedSources;
 use builder_fn::supersede::Supersession;
@@ -39,8 +41,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::job::{FakeManifestLookup, OneRegistryCredentials};
-use crate::new_shared_key_pool;
+use crate::job::{FixedAnswerManifestLookup, OneRegistryCredentials};
+use crate::new_pool_of_buildkit_shared_keys;
 
 /// The ID of the call that requests belong to, unless a test sets another.
 pub(crate) const CALL_ID: &str = "call-1";
@@ -65,7 +67,7 @@ pub(crate) struct TestBuilder {
 
 /// An answer of the builder: its status, and its body, which is JSON or, for a 429, the text as a string.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct AnswerStatusAndBody {
     pub(crate) status: u16,
     pub(crate) body: Value,
 }
@@ -87,7 +89,7 @@ impl TestBuilder {
         let deployer = Deployer {
             gateway: gateway.clone(),
             secrets: secrets.clone(),
-            settings: DeployerSettings {
+            settings: HandOverSettings {
                 function: "deployer-fn".into(),
                 via: DeployVia::default(),
                 timeout: Duration::from_secs(60),
@@ -111,23 +113,23 @@ impl TestBuilder {
                 insecure: true,
                 token_realms: AllowedTokenHosts::default(),
                 allowed: AllowedSources::default(),
-                stored: StoredContextSettings::default(),
-                uploads: ContextUploadLimit::default(),
+                stored: StoredContextRepositorySettings::default(),
+                uploads: ContextUploadConcurrencyLimit::default(),
             },
             supersession: Supersession::new(pool.clone()),
             pool,
             credentials: Arc::new(OneRegistryCredentials),
-            manifests: Arc::new(FakeManifestLookup::Present),
+            manifests: Arc::new(FixedAnswerManifestLookup::Present),
             tenants,
             settings: BuildSettings {
                 insecure: true,
                 default_namespace: "openfaas-fn".into(),
                 ..BuildSettings::default()
             },
-            keys: new_shared_key_pool(),
+            keys: new_pool_of_buildkit_shared_keys(),
             deployer,
             timeouts: EventTimeouts::default(),
-            slots: BuildSlots::unlimited(),
+            slots: BuildSlots::unlimited_except_for_tenants(),
             records: BuildRecords::default(),
             metrics: metrics.clone(),
         };
@@ -146,10 +148,10 @@ impl TestBuilder {
                 copied_body: STORED_BODY_MAX_BYTES,
                 ..RequestLimits::new(MAX_BODY_BYTES, folder.path(), quota)
             },
-            signatures: SignatureSettings {
+            signatures: AcceptedSignatureSettings {
                 disable_hmac: false,
                 accept_sha1: true,
-                ..SignatureSettings::default()
+                ..AcceptedSignatureSettings::default()
             },
             max_log: MAX_LOG_BYTES,
             seal_key: None,
@@ -182,7 +184,7 @@ impl TestBuilder {
     }
 
     /// Sets the maximum age of requests whose config has `submittedAt`.
-    pub(crate) fn with_max_request_age(mut self, max_age: Duration) -> Self {
+    pub(crate) fn with_max_age_of_requests_with_submitted_at(mut self, max_age: Duration) -> Self {
         self.api.limits.freshness = FreshnessLimit::Limited {
             max_age,
             is_required: false,
@@ -223,7 +225,7 @@ impl TestBuilder {
     }
 
     /// Names the private hosts from which contexts may be fetched, and to which notifications may be sent.
-    pub(crate) fn with_allowed_private_hosts(mut self, hosts: &str) -> Self {
+    pub(crate) fn with_private_hosts_for_contexts_and_notifications(mut self, hosts: &str) -> Self {
         self.api.builder.contexts.allowed = hosts.parse().expect("hosts");
         self.api.notifier.allowed = hosts.parse().expect("hosts");
         self
@@ -251,7 +253,7 @@ impl TestBuilder {
 
     /// Names the repository for stored contexts, and whether they are deleted after their build.
     pub(crate) fn with_stored_contexts(mut self, repository: &str, deletes_built: bool) -> Self {
-        self.api.builder.contexts.stored = StoredContextSettings {
+        self.api.builder.contexts.stored = StoredContextRepositorySettings {
             repository: OperatorRepository::parse(repository),
             deletes_built,
         };
@@ -317,7 +319,7 @@ impl TestBuilder {
     }
 
     /// Sets how registries answer lookups of manifests.
-    pub(crate) fn with_manifest_lookup(mut self, manifests: FakeManifestLookup) -> Self {
+    pub(crate) fn with_manifest_lookup(mut self, manifests: FixedAnswerManifestLookup) -> Self {
         self.api.builder.manifests = Arc::new(manifests);
         self
     }
@@ -345,7 +347,7 @@ impl TestBuilder {
     }
 
     /// Waits until the slots, and the places to wait for one, are taken.
-    pub(crate) async fn wait_until_further_requests_are_rejected(&self) {
+    pub(crate) async fn wait_until_slots_and_queue_are_full(&self) {
         // A body is verified on another thread, which nothing here could wait for.
         while !self.api.builder.slots.is_full() {
             tokio::task::yield_now().await;
@@ -391,8 +393,11 @@ impl TestBuilder {
 
     /// Starts a task that resumes builds of builders that have gone and renews this builder's sign of life, until it is
     /// aborted. It ends at once without a record store.
-    pub(crate) fn resume_builds_of_others(&self) -> AbortOnDropHandle<()> {
-        let resuming = self.api.clone().resume_builds_of_others(self.context.clone());
+    pub(crate) fn renew_sign_of_life_and_resume_builds_of_others(&self) -> AbortOnDropHandle<()> {
+        let resuming = self
+            .api
+            .clone()
+            .renew_sign_of_life_and_resume_builds_of_others(self.context.clone());
         AbortOnDropHandle::new(tokio::spawn(resuming))
     }
 
@@ -431,8 +436,8 @@ impl TestBuilder {
     }
 
     /// Sends a signed build request with `tar`, and returns its answer.
-    pub(crate) async fn send_signed_build(&self, tar: Vec<u8>) -> Answer {
-        Answer::from_response(self.send_signed_build_unread(tar).await).await
+    pub(crate) async fn send_signed_build(&self, tar: Vec<u8>) -> AnswerStatusAndBody {
+        AnswerStatusAndBody::from_response(self.send_signed_build_unread(tar).await).await
     }
 
     /// Sends a build request with `tar` that is signed with `payload_key`, and names the tenant `tenant` if there is one.
@@ -441,14 +446,14 @@ impl TestBuilder {
         payload_key: &str,
         tenant: Option<&str>,
         tar: Vec<u8>,
-    ) -> Answer {
+    ) -> AnswerStatusAndBody {
         let signature = sign_body(&hmac_keys(payload_key), &tar);
         let mut request = build_request_with_signature(tar, Some(&signature));
         if let Some(tenant) = tenant {
             let tenant = tenant.parse().expect("header");
             request.headers_mut().insert("x-slipway-tenant", tenant);
         }
-        Answer::from_response(self.send_request(request).await).await
+        AnswerStatusAndBody::from_response(self.send_request(request).await).await
     }
 
     /// Sends a signed build request with `tar`, and returns its response with an unread body.
@@ -459,7 +464,7 @@ impl TestBuilder {
     }
 }
 
-impl Answer {
+impl AnswerStatusAndBody {
     pub(crate) async fn from_response(response: Response) -> Self {
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.expect("body").to_bytes();

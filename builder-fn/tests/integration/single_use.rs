@@ -11,12 +11,12 @@ use tonic::Status;
 use crate::daemon;
 use crate::referenced_contexts::{context_tar, send_json};
 use crate::registry::digest_of;
-use crate::setting::{Answer, TestBuilder, request_tar_with};
+use crate::setting::{AnswerStatusAndBody, TestBuilder, request_tar_with};
 use crate::sources::ask_about_source;
 use crate::web_server::{FakeWebServer, PageResponse};
 
 fn builder_with_max_age(daemon: &Daemon) -> TestBuilder {
-    TestBuilder::new(daemon.clone()).with_max_request_age(Duration::from_secs(600))
+    TestBuilder::new(daemon.clone()).with_max_age_of_requests_with_submitted_at(Duration::from_secs(600))
 }
 
 /// Returns the tar of a request whose config has the time of signing.
@@ -25,12 +25,12 @@ fn tar_with_signing_time() -> Vec<u8> {
     request_tar_with(json!({"submittedAt": now.to_string()}))
 }
 
-fn spawn_build_as_call(setting: &TestBuilder, call_id: &str, tar: &[u8]) -> JoinHandle<Answer> {
+fn spawn_build_as_call(setting: &TestBuilder, call_id: &str, tar: &[u8]) -> JoinHandle<AnswerStatusAndBody> {
     let (setting, tar) = (setting.with_call_id(call_id), tar.to_vec());
     tokio::spawn(async move { setting.send_signed_build(tar).await })
 }
 
-async fn assert_rejected_as_already_built(answer: JoinHandle<Answer>) {
+async fn assert_rejected_as_already_built(answer: JoinHandle<AnswerStatusAndBody>) {
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 409, "{answer:?}");
     assert_eq!(
@@ -143,7 +143,8 @@ async fn a_request_whose_context_is_gone_is_rejected_for_another_call_than_the_o
         "submittedAt": now.to_string(),
         "context": {"git": {"repository": "https://git.example/app.git"}},
     });
-    let builder = builder_with_max_age(&daemon).with_allowed_private_hosts(&server.host);
+    let builder =
+        builder_with_max_age(&daemon).with_private_hosts_for_contexts_and_notifications(&server.host);
     let send = |call_id: &str, request: &Value| {
         let (builder, request) = (builder.with_call_id(call_id), request.clone());
         tokio::spawn(async move { send_json(&builder, &request).await })

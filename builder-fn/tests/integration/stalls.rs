@@ -34,7 +34,7 @@ async fn run_stalled_build_to_terminal_record(stall: StalledStep, ends_by_shutdo
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::with_gateway(
         match stall {
-            StalledStep::Connection => daemon::unreachable_daemon(),
+            StalledStep::Connection => daemon::never_connecting_daemon(),
             _ => daemon,
         },
         &format!("http://{address}"),

@@ -8,16 +8,18 @@ use crate::complete_or_panic;
 use crate::daemon;
 use crate::referenced_contexts::{context_tar, json_request_for_artifact, send_json_as};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
-use crate::setting::{Answer, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys};
+use crate::setting::{
+    AnswerStatusAndBody, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys,
+};
 
-async fn post_context_signed_with(builder: &TestBuilder, key: &str, body: Vec<u8>) -> Answer {
+async fn post_context_signed_with(builder: &TestBuilder, key: &str, body: Vec<u8>) -> AnswerStatusAndBody {
     let signature = sign_body(&hmac_keys(key), &body);
     let mut request = build_request_with_signature(body, Some(&signature));
     *request.uri_mut() = "/contexts".parse().expect("path");
-    Answer::from_response(builder.send_request(request).await).await
+    AnswerStatusAndBody::from_response(builder.send_request(request).await).await
 }
 
-fn context_reference_in(answer: &Answer) -> String {
+fn context_reference_in(answer: &AnswerStatusAndBody) -> String {
     answer.body["context"]["oci"]
         .as_str()
         .unwrap_or_default()
@@ -30,7 +32,7 @@ async fn a_stored_context_is_built_by_its_reference() {
     let registry = FakeRegistry::start().await;
     let repository = format!("{}/slipway/contexts", registry.host);
     let builder = TestBuilder::new(daemon)
-        .with_allowed_private_hosts(&registry.host)
+        .with_private_hosts_for_contexts_and_notifications(&registry.host)
         .with_stored_contexts(&repository, false);
     let tar = context_tar();
 
@@ -78,7 +80,7 @@ async fn an_upload_without_the_setting_the_key_or_a_tar_is_rejected_and_nothing_
     );
 
     let builder = builder
-        .with_allowed_private_hosts(&registry.host)
+        .with_private_hosts_for_contexts_and_notifications(&registry.host)
         .with_stored_contexts(&format!("{}/contexts", registry.host), false);
     assert_eq!(
         post_context_signed_with(&builder, "another key", context_tar())
@@ -95,7 +97,7 @@ async fn an_upload_without_the_setting_the_key_or_a_tar_is_rejected_and_nothing_
     let mut get = build_request_with_signature(Vec::new(), None);
     *get.uri_mut() = "/contexts".parse().expect("path");
     *get.method_mut() = Method::GET;
-    let answer = Answer::from_response(builder.send_request(get).await).await;
+    let answer = AnswerStatusAndBody::from_response(builder.send_request(get).await).await;
     assert_eq!(answer.status, 405);
     assert_eq!(registry.request_lines(), Vec::<String>::new());
 }
@@ -105,7 +107,7 @@ async fn an_upload_that_fails_is_the_platforms_fault_and_is_cancelled_at_the_reg
     let (daemon, _calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;
     let builder = TestBuilder::new(daemon)
-        .with_allowed_private_hosts(&registry.host)
+        .with_private_hosts_for_contexts_and_notifications(&registry.host)
         .with_stored_contexts(&format!("{}/contexts", registry.host), false);
     for (part, is_begun) in [
         ("POST", false),
@@ -147,7 +149,7 @@ async fn a_tenant_reads_its_own_stored_contexts_and_none_of_others() {
     let repository = format!("{}/contexts", registry.host);
     let builder = TestBuilder::new(daemon)
         .with_policy(&policy_with_acme_and_globex())
-        .with_allowed_private_hosts(&registry.host)
+        .with_private_hosts_for_contexts_and_notifications(&registry.host)
         .with_stored_contexts(&repository, false);
     builder.write_secret("acme-payload", "the payload key of acme");
     builder.write_secret("globex-payload", "the payload key of globex");

@@ -11,7 +11,8 @@ use crate::gateway::{self, start_gateway_answering_hand_overs};
 use crate::hand_over::let_build_succeed;
 use crate::job::step_output_response;
 use crate::setting::{
-    Answer, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with, tar_with_files,
+    AnswerStatusAndBody, TestBuilder, build_request_with_signature, hmac_keys, request_tar_with,
+    tar_with_files,
 };
 use crate::{complete_or_panic, daemon};
 
@@ -179,12 +180,15 @@ async fn errors_before_the_signature_is_verified_keep_their_status_and_later_one
     let wrong = sign_body(&hmac_keys("another key"), &good);
     for signature in [None, Some("sha256=12"), Some(&wrong)] {
         let answer =
-            Answer::from_response(setting.send_request(request(good.clone(), signature)).await).await;
+            AnswerStatusAndBody::from_response(setting.send_request(request(good.clone(), signature)).await)
+                .await;
         assert_eq!((answer.status, &answer.body["status"]), (401, &json!("failed")));
     }
     let large = vec![0; 2 << 20];
     let signature = sign_body(&hmac_keys("payload key"), &large);
-    let answer = Answer::from_response(setting.send_request(request(large, Some(&signature))).await).await;
+    let answer =
+        AnswerStatusAndBody::from_response(setting.send_request(request(large, Some(&signature))).await)
+            .await;
     assert_eq!(answer.status, 413);
 
     let expired = request_tar_with(json!({"notAfter": "2020-01-01T00:00:00Z"}));

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
 use crate::gateway::{self, start_gateway_answering_hand_overs};
-use crate::setting::{Answer, TestBuilder, request_tar_with};
+use crate::setting::{AnswerStatusAndBody, TestBuilder, request_tar_with};
 
 /// Creates a builder whose deployer accepts every hand-over.
 async fn builder_with_ready_deployer(daemon: &Daemon) -> TestBuilder {
@@ -27,7 +27,7 @@ fn spawn_build_deploying_hello(
     setting: &TestBuilder,
     call_id: &str,
     config_changes: Value,
-) -> JoinHandle<Answer> {
+) -> JoinHandle<AnswerStatusAndBody> {
     let setting = setting.with_call_id(call_id);
     let mut config = json!({"deploy": {"service": "hello"}});
     for (key, value) in config_changes.as_object().expect("an object") {
@@ -51,7 +51,7 @@ fn solve_request_of_another_builder(call_id: &str, function: &str, submitted_in:
     }
 }
 
-async fn assert_superseded(answer: JoinHandle<Answer>, newer_call_id: &str) {
+async fn assert_superseded(answer: JoinHandle<AnswerStatusAndBody>, newer_call_id: &str) {
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 409, "{answer:?}");
     assert_eq!(answer.body["status"], "failed");
@@ -69,7 +69,7 @@ fn format_submission_time(seconds_ago: u64) -> String {
 }
 
 /// Waits until a builder listens to the fake daemon's history: for newer builds, and for requests to cancel its own.
-async fn wait_for_two_history_listeners(calls: &DaemonCalls) {
+async fn wait_for_supersession_and_cancellation_listeners(calls: &DaemonCalls) {
     while calls.history.listener_count() < 2 {
         tokio::task::yield_now().await;
     }
@@ -140,7 +140,7 @@ async fn builds_that_are_not_deployed_or_are_of_another_function_or_namespace_go
             let build = spawn_build_deploying_hello(&setting, call_id, config.clone());
             builds.push((build, calls.next_build_calls().await));
         }
-        wait_for_two_history_listeners(&calls).await;
+        wait_for_supersession_and_cancellation_listeners(&calls).await;
 
         for (build, (solve, status, _session)) in builds {
             drop(status);
@@ -194,7 +194,7 @@ async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let old = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "old", json!({}));
         let _solve = calls.next_build_calls().await;
-        wait_for_two_history_listeners(&calls).await;
+        wait_for_supersession_and_cancellation_listeners(&calls).await;
 
         calls.history.set_behaviour(HistoryBehaviour::Unimplemented);
         calls.history.disconnect_listeners();
@@ -318,7 +318,7 @@ async fn history_listeners_end_within_a_minute_after_the_last_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let build = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
     let (mut solve, ..) = calls.next_build_calls().await;
-    wait_for_two_history_listeners(&calls).await;
+    wait_for_supersession_and_cancellation_listeners(&calls).await;
 
     build.abort();
     solve.reply.closed().await;
@@ -388,7 +388,7 @@ async fn a_config_with_supersede_false_neither_supersedes_nor_is_superseded() {
             let build = spawn_build_deploying_hello(&setting, call_id, json!({"supersede": supersede}));
             builds.push((build, calls.next_build_calls().await));
         }
-        wait_for_two_history_listeners(&calls).await;
+        wait_for_supersession_and_cancellation_listeners(&calls).await;
 
         for (build, (solve, status, _session)) in builds {
             drop(status);
@@ -472,7 +472,7 @@ async fn run_steps_and_check_supersession(steps: Vec<SupersessionStep>) {
     let mut times = std::collections::HashSet::new();
     // The call ids and ages of the builds that succeeded, and of the one that runs.
     let mut succeeded: Vec<(String, u64)> = Vec::new();
-    let mut running: Option<(String, u64, JoinHandle<Answer>, _)> = None;
+    let mut running: Option<(String, u64, JoinHandle<AnswerStatusAndBody>, _)> = None;
     for (at, step) in steps.into_iter().enumerate() {
         match step {
             SupersessionStep::Arrive { seconds_ago, .. } if !times.insert(seconds_ago) => {}

@@ -34,8 +34,8 @@ async fn a_context_on_a_web_server_is_built_like_one_in_a_body_and_no_server_get
             PageResponse::Redirect(307, storage.url("/stored?signature=of-storage")),
         );
         storage.set_page("/stored", PageResponse::Chunked(packed.clone().into()));
-        let builder =
-            TestBuilder::new(daemon).with_allowed_private_hosts(&format!("{},{}", server.host, storage.host));
+        let builder = TestBuilder::new(daemon)
+            .with_private_hosts_for_contexts_and_notifications(&format!("{},{}", server.host, storage.host));
         let request = json_request_for_url(&server.url("/fn.tar?signature=of-caller"), &digest_of(&packed));
         let answer = tokio::spawn(async move { send_json(&builder, &request).await });
         let (solve, status, session) = calls.next_build_calls().await;
@@ -123,7 +123,7 @@ pub(crate) const MALFORMED_URLS: [(&str, &str); 14] = [
 async fn a_forbidden_or_malformed_context_url_is_rejected_directly_and_as_redirect_without_connecting() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let (server, other) = (FakeWebServer::start().await, FakeWebServer::start().await);
-    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
+    let builder = TestBuilder::new(daemon).with_private_hosts_for_contexts_and_notifications(&server.host);
     let port = other.host.rsplit_once(':').expect("a port").1;
     let digest = "0".repeat(64);
     let forbidden = FORBIDDEN_HOSTS.map(|(host, text)| (format!("http://{host}:{port}/a"), 403, text));
@@ -158,7 +158,7 @@ async fn a_forbidden_or_malformed_context_url_is_rejected_directly_and_as_redire
 async fn a_context_url_that_gives_no_usable_tar_is_the_callers_or_platforms_fault_and_builds_nothing() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
-    let builder = TestBuilder::new(daemon).with_allowed_private_hosts(&server.host);
+    let builder = TestBuilder::new(daemon).with_private_hosts_for_contexts_and_notifications(&server.host);
     let tar = Bytes::from(context_tar());
     let digest = digest_of(&tar);
     let large = Bytes::from(vec![0; (1 << 20) + 1]);
@@ -248,7 +248,7 @@ async fn an_http_context_url_is_rejected_by_a_builder_that_uses_tls_only() {
     let (daemon, _calls) = daemon::start_fake_daemon();
     let server = FakeWebServer::start().await;
     let builder = TestBuilder::new(daemon)
-        .with_allowed_private_hosts(&server.host)
+        .with_private_hosts_for_contexts_and_notifications(&server.host)
         .with_tls_only();
     let answer = send_json(
         &builder,
@@ -270,7 +270,7 @@ async fn a_tenant_with_listed_sources_fetches_contexts_from_those_only_also_by_r
         "read": {"http": [server.url("/files/")]},
     }}});
     let builder = TestBuilder::new(daemon)
-        .with_allowed_private_hosts(&format!("{},{}", server.host, other.host))
+        .with_private_hosts_for_contexts_and_notifications(&format!("{},{}", server.host, other.host))
         .with_policy(&policy);
     builder.write_secret("acme-payload", "the payload key of acme");
     let tar = context_tar();

@@ -10,7 +10,7 @@ use tonic::Status;
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
 use crate::gateway::{self, DRY_RUN_ACCEPTED_JSON};
-use crate::job::{FakeManifestLookup, step_output_response};
+use crate::job::{FixedAnswerManifestLookup, step_output_response};
 use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, hmac_keys, request_tar_with, tar_with_files};
 
 /// A reason for which a build has one warning in its list, or, with `Nothing` and `Lint`, none.
@@ -175,7 +175,7 @@ async fn each_warning_source_gives_its_one_warning_in_the_list_and_the_log_or_no
                 WarningSource::Log => setting = setting.with_max_log_bytes(2000),
                 WarningSource::History => calls.history.set_behaviour(HistoryBehaviour::Unimplemented),
                 WarningSource::Registry => {
-                    setting = setting.with_manifest_lookup(FakeManifestLookup::Unknown);
+                    setting = setting.with_manifest_lookup(FixedAnswerManifestLookup::Unknown);
                     let signature = sign_body(&hmac_keys(PAYLOAD_KEY), &tar);
                     let reference = BuildReference::for_call_and_signature(CALL_ID, &signature);
                     calls.add_finished_build(&reference.to_string(), Ok("sha256:12"));

@@ -122,7 +122,7 @@ impl BuilderClient {
     }
 
     /// Returns whether requests by a route are not encrypted.
-    pub(crate) fn is_unencrypted(&self, route: Route) -> bool {
+    pub(crate) fn is_plain_http(&self, route: Route) -> bool {
         request::base_url(&self.settings, route).starts_with("http:")
     }
 

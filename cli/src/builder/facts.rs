@@ -14,7 +14,7 @@ pub(crate) struct BuildFacts {
     pub(crate) steps: Option<StepCounts>,
     /// The image that was pushed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) pushed: Option<PushedImage>,
+    pub(crate) pushed: Option<PushedDigestAndSeconds>,
     /// The seconds that each part of the deployment took, and the total.
     #[serde(rename = "deployment_seconds", skip_serializing_if = "Map::is_empty")]
     pub(crate) deployment: Map<String, Value>,
@@ -33,7 +33,7 @@ pub(crate) struct StepCounts {
 
 /// An image in its registry.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct PushedImage {
+pub(crate) struct PushedDigestAndSeconds {
     /// The digest of the image.
     pub(crate) digest: String,
     /// The time of the step that exports and pushes the image, in seconds, if it is known.
@@ -57,7 +57,7 @@ impl BuildFacts {
         let digest = answer["digest"].as_str().filter(|_| !is_rollback);
         Self {
             steps: counts,
-            pushed: digest.map(|digest| PushedImage {
+            pushed: digest.map(|digest| PushedDigestAndSeconds {
                 digest: digest.to_owned(),
                 seconds: None,
             }),

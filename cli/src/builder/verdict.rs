@@ -63,9 +63,9 @@ impl Verdict {
     }
 
     /// Returns the verdict on a build in the words of a rollback, which builds nothing.
-    fn reworded_for_rollback(mut self, outcome: &Value) -> Self {
-        if outcome["deployment"]["status"] == "rolled_back" {
-            let reasons = texts_in_json_list(&outcome["deployment"]["reasons"]).join("; ");
+    fn reworded_for_rollback(mut self, outcome_of_rollback: &Value) -> Self {
+        if outcome_of_rollback["deployment"]["status"] == "rolled_back" {
+            let reasons = texts_in_json_list(&outcome_of_rollback["deployment"]["reasons"]).join("; ");
             self.summary = format!(
                 "the earlier version does not work any more, and the one before the rollback was restored: {reasons}"
             );

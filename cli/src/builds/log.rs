@@ -11,7 +11,7 @@ use super::{ConnectedClient, failure_of_bodyless_request, follow_to_end};
 use crate::builder::{LogLine, Record, RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
-use crate::output::{print_message, print_result, printable};
+use crate::output::{print_message_as_is, print_result, printable};
 use crate::settings::ConnectionArguments;
 use crate::up::LogForm;
 
@@ -79,12 +79,12 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
             print_result(&outcome.to_string());
             return Ok(verdict.status);
         }
-        print_message(&format!("{id}: {}", printable(&verdict.summary)));
+        print_message_as_is(&format!("{id}: {}", printable(&verdict.summary)));
         for line in &verdict.explanation {
-            print_message(&printable(line));
+            print_message_as_is(&printable(line));
         }
         if let Some(next) = &verdict.next {
-            print_message(&format!("next: {}", printable(next)));
+            print_message_as_is(&format!("next: {}", printable(next)));
         }
         return Ok(verdict.status);
     }
@@ -156,7 +156,7 @@ async fn print_log_so_far(
             Record::Progress { lines, .. } => {
                 lines
                     .iter()
-                    .for_each(|line| print_result(&printable_log_line(line)));
+                    .for_each(|line| print_result(&format_log_line_for_people(line)));
             }
             Record::Terminal(outcome) if is_json => {
                 print_result(&outcome.to_string());
@@ -164,9 +164,9 @@ async fn print_log_so_far(
             }
             Record::Terminal(outcome) => {
                 let verdict = Verdict::of_outcome(&outcome, false);
-                print_message(&format!("{id}: {}", printable(&verdict.summary)));
+                print_message_as_is(&format!("{id}: {}", printable(&verdict.summary)));
                 for line in &verdict.explanation {
-                    print_message(&printable(line));
+                    print_message_as_is(&printable(line));
                 }
                 return Ok(ExitStatus::Success);
             }
@@ -175,7 +175,7 @@ async fn print_log_so_far(
 }
 
 /// Returns a line of a log as people read it.
-fn printable_log_line(line: &str) -> String {
+fn format_log_line_for_people(line: &str) -> String {
     match LogLine::parse(line) {
         LogLine::StepStarted { name } => format!("=> {}", printable(name)),
         LogLine::StepEnded { name, seconds } => format!("=> {} {seconds:.2} s", printable(name)),

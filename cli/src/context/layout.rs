@@ -72,7 +72,8 @@ impl Layout {
                 .collect(),
             above: Vec::new(),
         };
-        let handler_folder = template.map(|template| drop_dot_components(&template.handler_folder));
+        let handler_folder =
+            template.map(|template| drop_dot_and_dot_dot_components(&template.handler_folder));
         let handler_folder = handler_folder.unwrap_or_default();
         if let Some(template) = template {
             layout.add_entries(
@@ -104,7 +105,7 @@ impl Layout {
         }
         for path in &function.copied_paths {
             let source = copied_path_in_project(path)?;
-            let path = join(&handler_folder, &drop_dot_components(path));
+            let path = join(&handler_folder, &drop_dot_and_dot_dot_components(path));
             let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
             if let Some(matched) = walk.ignoring.patterns_matching_folder_unless_excluded(parent)? {
                 layout.add_tree(&source, &path, &matched, &mut walk)?;
@@ -233,7 +234,7 @@ impl Layout {
                 return Ok(());
             }
         };
-        walk.check_link_leads_into_project(source)?;
+        walk.check_link_target_is_in_project(source)?;
         if metadata.is_file() {
             return self.add_file(path, source);
         }
@@ -306,7 +307,7 @@ impl Layout {
 
 impl LayoutWalk {
     /// Checks that `source`, if it is a symbolic link, leads to a place in the project.
-    fn check_link_leads_into_project(&self, source: &Path) -> Result<(), Failure> {
+    fn check_link_target_is_in_project(&self, source: &Path) -> Result<(), Failure> {
         let is_link = fs::symlink_metadata(source).is_ok_and(|metadata| metadata.is_symlink());
         let target = source
             .canonicalize()
@@ -339,7 +340,7 @@ fn copied_path_in_project(path: &str) -> Result<PathBuf, Failure> {
     if !is_inside {
         return Err(reject("is not a path below the working folder"));
     }
-    match drop_dot_components(path) {
+    match drop_dot_and_dot_dot_components(path) {
         cleaned if cleaned.is_empty() => Err(reject("is the whole working folder")),
         cleaned if !Path::new(&cleaned).exists() => Err(reject("does not exist")),
         cleaned => Ok(PathBuf::from(cleaned)),
@@ -347,7 +348,7 @@ fn copied_path_in_project(path: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Returns a relative path without `.` and `..` components and without a trailing slash.
-fn drop_dot_components(path: &str) -> String {
+fn drop_dot_and_dot_dot_components(path: &str) -> String {
     let parts = path.split('/').filter(|part| !matches!(*part, "" | "." | ".."));
     parts.collect::<Vec<_>>().join("/")
 }

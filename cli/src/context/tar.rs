@@ -50,14 +50,14 @@ impl PackedContext {
     /// # Errors
     /// Fails if a file cannot be read, or changes while it is read, or the temporary file cannot be written.
     pub(crate) fn pack(layout: &Layout) -> Result<Self, Failure> {
-        let file = Arc::new(tempfile::tempfile().map_err(|error| no_temporary_file(&error))?);
+        let file = Arc::new(tempfile::tempfile().map_err(|error| unusable_temporary_file(&error))?);
         let mut tar = tar::Builder::new(
-            CompressingHashWriter::new(file.clone()).map_err(|error| no_temporary_file(&error))?,
+            CompressingHashWriter::new(file.clone()).map_err(|error| unusable_temporary_file(&error))?,
         );
         for (path, entry) in layout.entries() {
             let name = format!("{CONTEXT_FOLDER}/{path}");
             let appended = match entry {
-                LayoutEntry::Folder => append(
+                LayoutEntry::Folder => append_with_fixed_time_and_owner(
                     &mut tar,
                     &format!("{name}/"),
                     0o755,
@@ -72,7 +72,7 @@ impl PackedContext {
                 LayoutEntry::File(source) => source,
             };
             appended.map_err(|error| match tar.get_ref().has_failed {
-                true => no_temporary_file(&error),
+                true => unusable_temporary_file(&error),
                 false => Failure::usage(
                     format!("could not pack {}: {error}", source.display()),
                     "correct the file or its permissions, and run the command again",
@@ -80,8 +80,14 @@ impl PackedContext {
             })?;
         }
         // Without `finish`, the tar has no end, and more can be appended.
-        let packed = tar.get_mut().close().map_err(|error| no_temporary_file(&error))?;
-        let compressed = file.metadata().map_err(|error| no_temporary_file(&error))?.len();
+        let packed = tar
+            .get_mut()
+            .close_and_return_hash_and_uncompressed_bytes()
+            .map_err(|error| unusable_temporary_file(&error))?;
+        let compressed = file
+            .metadata()
+            .map_err(|error| unusable_temporary_file(&error))?
+            .len();
         Ok(Self {
             file,
             compressed,
@@ -125,7 +131,14 @@ impl PackedContext {
             let mut tail = tar::Builder::new(Vec::new());
             for (name, content) in files {
                 let size = content.len() as u64;
-                append(&mut tail, name, 0o600, size, *content, tar::EntryType::Regular)?;
+                append_with_fixed_time_and_owner(
+                    &mut tail,
+                    name,
+                    0o600,
+                    size,
+                    *content,
+                    tar::EntryType::Regular,
+                )?;
             }
             zstd::stream::encode_all(&tail.into_inner()?[..], COMPRESSION_LEVEL)
         };
@@ -163,7 +176,7 @@ impl CompressingHashWriter {
     }
 
     /// Ends the compressed frame, and returns the hash and the number of the bytes that were written.
-    fn close(&mut self) -> io::Result<(digest::Digest, u64)> {
+    fn close_and_return_hash_and_uncompressed_bytes(&mut self) -> io::Result<(digest::Digest, u64)> {
         if let Some(encoder) = self.encoder.take() {
             encoder.finish()?;
         }
@@ -224,7 +237,7 @@ fn append_file<W: Write>(tar: &mut tar::Builder<W>, name: &str, source: &Path) -
         _ => 0o755,
     };
     let left = metadata.len();
-    append(
+    append_with_fixed_time_and_owner(
         tar,
         name,
         mode,
@@ -234,7 +247,7 @@ fn append_file<W: Write>(tar: &mut tar::Builder<W>, name: &str, source: &Path) -
     )
 }
 
-fn append<W: Write>(
+fn append_with_fixed_time_and_owner<W: Write>(
     tar: &mut tar::Builder<W>,
     name: &str,
     mode: u32,
@@ -252,7 +265,7 @@ fn append<W: Write>(
     tar.append_data(&mut header, name, content)
 }
 
-fn no_temporary_file(error: &io::Error) -> Failure {
+fn unusable_temporary_file(error: &io::Error) -> Failure {
     Failure::usage(
         format!(
             "could not write the packed context to a temporary file in {}: {error}",
@@ -309,7 +322,7 @@ mod tests {
     }
 
     /// Returns the bytes of a body.
-    fn read(body: Result<RequestBody, Failure>) -> Vec<u8> {
+    fn read_compressed_body(body: Result<RequestBody, Failure>) -> Vec<u8> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .expect("a runtime");
@@ -345,7 +358,7 @@ mod tests {
             .and_then(|file| file.set_modified(std::time::UNIX_EPOCH))
             .expect("a time");
         let (one, other) = (pack(&one), pack(&other));
-        let tar = |packed: &PackedContext| read(packed.to_request_body(b"{}", None));
+        let tar = |packed: &PackedContext| read_compressed_body(packed.to_request_body(b"{}", None));
         assert!(tar(&one) == tar(&other));
         assert_eq!(one.fingerprint(), other.fingerprint());
     }
@@ -353,7 +366,7 @@ mod tests {
     #[test]
     fn a_request_has_the_context_below_its_folder_and_the_configuration_beside_it() {
         let packed = pack(&handler(0o644, 0o755));
-        let body = read(packed.to_request_body(b"{\"image\":\"x\"}", Some("sealed")));
+        let body = read_compressed_body(packed.to_request_body(b"{\"image\":\"x\"}", Some("sealed")));
         let plain = zstd::stream::decode_all(&body[..]).expect("zstd");
         let mut archive = tar::Archive::new(&plain[..]);
         let entries: Vec<_> = archive

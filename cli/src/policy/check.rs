@@ -80,7 +80,7 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> Result<Pol
     let named = arguments.tenant.as_deref();
     let request = &arguments.request;
     if let Some(path) = &request.hand_over {
-        let bytes = read_request_file(path)?;
+        let bytes = read_whole_request_file(path)?;
         let name = match named {
             Some(name) => name.to_owned(),
             None => deployer_fn::tenant_in_hand_over(&bytes).ok_or_else(|| {
@@ -102,12 +102,12 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> Result<Pol
     };
     if let Some(path) = &request.config {
         let tenant = needed_tenant("--config")?;
-        let violations = violations_in_config(path, &read_request_file(path)?, tenant, &reserved)?;
+        let violations = violations_in_config(path, &read_whole_request_file(path)?, tenant, &reserved)?;
         return Ok(PolicyCheckResult::of_violations(violations, tenant));
     }
     if let Some(path) = &request.tar {
         let tenant = needed_tenant("--tar")?;
-        let source = source::read_config_and_dockerfile(path)
+        let source = source::read_config_and_dockerfile_in_tar(path)
             .map_err(|error| failure_of_request(path, &format!("{error:#}")))?;
         let mut violations = violations_in_config(path, &source.config, tenant, &reserved)?;
         violations.extend(builder_fn::request::frontend_violation_in_dockerfile(
@@ -145,7 +145,7 @@ fn read_policy(path: &Path) -> Result<Policy, Failure> {
     })
 }
 
-fn read_request_file(path: &Path) -> Result<Vec<u8>, Failure> {
+fn read_whole_request_file(path: &Path) -> Result<Vec<u8>, Failure> {
     fs::read(path).map_err(|error| failure_of_request(path, &error.to_string()))
 }
 

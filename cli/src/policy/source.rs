@@ -25,22 +25,23 @@ pub(crate) struct ConfigAndDockerfile {
 ///
 /// # Errors
 /// Fails if the file is not a tar with a configuration, or the configuration is too large.
-pub(crate) fn read_config_and_dockerfile(path: &Path) -> anyhow::Result<ConfigAndDockerfile> {
+pub(crate) fn read_config_and_dockerfile_in_tar(path: &Path) -> anyhow::Result<ConfigAndDockerfile> {
     // One byte more, to notice a larger one.
-    let config = read_file_in_tar(path, CONFIG_FILE_NAME, MAX_CONFIG_BYTES + 1)?
+    let config = read_beginning_of_file_in_tar(path, CONFIG_FILE_NAME, MAX_CONFIG_BYTES + 1)?
         .with_context(|| format!("the tar has no {CONFIG_FILE_NAME}"))?;
     if config.len() as u64 > MAX_CONFIG_BYTES {
         anyhow::bail!("{CONFIG_FILE_NAME} in the tar is larger than {MAX_CONFIG_BYTES} bytes");
     }
     let dockerfile = format!("context/{}", dockerfile_path_in_config(&config)?);
     Ok(ConfigAndDockerfile {
-        dockerfile: read_file_in_tar(path, &dockerfile, DOCKERFILE_READ_BYTES)?.unwrap_or_default(),
+        dockerfile: read_beginning_of_file_in_tar(path, &dockerfile, DOCKERFILE_READ_BYTES)?
+            .unwrap_or_default(),
         config,
     })
 }
 
 /// Returns the first `max_bytes` bytes of the file `name` in the tar at `path`, if the tar has it.
-fn read_file_in_tar(path: &Path, name: &str, max_bytes: u64) -> anyhow::Result<Option<Vec<u8>>> {
+fn read_beginning_of_file_in_tar(path: &Path, name: &str, max_bytes: u64) -> anyhow::Result<Option<Vec<u8>>> {
     let mut archive = tar::Archive::new(open_tar(path)?);
     for entry in archive.entries()? {
         let entry = entry.context("could not read the tar")?;

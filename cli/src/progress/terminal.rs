@@ -41,7 +41,7 @@ impl TerminalDisplay {
         console::set_colors_enabled_stderr(has_color);
         let bars = MultiProgress::new();
         let output = bars.add(ProgressBar::new_spinner());
-        output.set_style(style("{msg:.dim}"));
+        output.set_style(style_or_default("{msg:.dim}"));
         Self {
             function: function.to_owned(),
             bars,
@@ -81,7 +81,7 @@ impl TerminalDisplay {
                 if self.steps.is_empty() {
                     self.clear_output();
                 }
-                for line in self.shown.take_new_lines_of(event) {
+                for line in self.shown.take_lines_without_repeated_steps(event) {
                     self.print(&format!(" {line}"));
                 }
             }
@@ -157,7 +157,7 @@ impl TerminalDisplay {
     /// Adds a bar above the lines of output.
     fn add_bar(&self, template: &str) -> ProgressBar {
         let bar = self.bars.insert_before(&self.output, ProgressBar::new_spinner());
-        bar.set_style(style(template));
+        bar.set_style(style_or_default(template));
         bar.enable_steady_tick(CLOCK_REDRAW_INTERVAL);
         bar
     }
@@ -208,7 +208,7 @@ impl Drop for TerminalDisplay {
 }
 
 /// Returns the style with a template of indicatif's, or the default one if it is malformed.
-fn style(template: &str) -> ProgressStyle {
+fn style_or_default(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 

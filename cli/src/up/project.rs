@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::failure::Failure;
-use crate::function::{Function, FunctionOptions};
+use crate::function::{Function, RegistryAndBuildArgumentOptions};
 use crate::stack_file::StackFile;
 
 /// The arguments that select functions, and complete or replace what the stack file says of them.
@@ -45,7 +45,7 @@ impl Project {
     /// Fails with the first thing that cannot be read, or with all that is wrong with a function.
     pub(crate) fn read(arguments: &SourceArguments) -> Result<Self, Failure> {
         let stack = StackFile::read(arguments.file.as_deref())?;
-        let options = FunctionOptions {
+        let options = RegistryAndBuildArgumentOptions {
             registry: arguments.registry.clone().filter(|registry| !registry.is_empty()),
             build_args: arguments
                 .build_arguments
@@ -113,7 +113,7 @@ impl Project {
     pub(crate) fn watched_files_of(&self, function: &Function) -> Vec<PathBuf> {
         [self.stack.path.clone()]
             .into_iter()
-            .chain(self.stack.environment_files(&function.name))
+            .chain(self.stack.environment_file_paths_as_written(&function.name))
             .chain(function.build_secrets.values().cloned())
             .collect()
     }

@@ -208,7 +208,7 @@ impl FunctionBuild<'_> {
             ),
             _ => self.failure_of_request(&error),
         })?;
-        if self.client.is_unencrypted(route) {
+        if self.client.is_plain_http(route) {
             self.progress.show(&Event::Warning {
                 text: "the key for build_secrets came over http: whoever controls the network on the way could have replaced it, and \
                        could then read them; an address with https prevents that",

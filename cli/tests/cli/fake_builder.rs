@@ -30,7 +30,7 @@ pub(crate) enum BodyEnd {
 
 /// A request that the server received.
 #[derive(Clone, Debug)]
-pub(crate) struct ReceivedRequest {
+pub(crate) struct ReceivedHeadersAndBody {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
@@ -41,7 +41,7 @@ type Script = Arc<Mutex<VecDeque<(String, ScriptedAnswer)>>>;
 pub(crate) struct FakeBuilder {
     pub(crate) url: String,
     script: Script,
-    received: mpsc::UnboundedReceiver<ReceivedRequest>,
+    received: mpsc::UnboundedReceiver<ReceivedHeadersAndBody>,
 }
 
 impl ScriptedAnswer {
@@ -119,7 +119,7 @@ impl FakeBuilder {
     }
 
     /// Waits for the next request that is no probe.
-    pub(crate) async fn next_request_except_probes(&mut self) -> ReceivedRequest {
+    pub(crate) async fn next_request_except_probes(&mut self) -> ReceivedHeadersAndBody {
         self.received.recv().await.expect("the server runs")
     }
 
@@ -136,7 +136,7 @@ impl FakeBuilder {
 }
 
 async fn give_scripted_answer(
-    State((script, received)): State<(Script, mpsc::UnboundedSender<ReceivedRequest>)>,
+    State((script, received)): State<(Script, mpsc::UnboundedSender<ReceivedHeadersAndBody>)>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -152,7 +152,7 @@ async fn give_scripted_answer(
         let at = script.iter().position(|(expected, _)| *expected == request);
         at.and_then(|at| script.remove(at))
     };
-    let _ = received.send(ReceivedRequest { headers, body });
+    let _ = received.send(ReceivedHeadersAndBody { headers, body });
     let missing = || ScriptedAnswer::json(404, &json!({"status": "failed", "error": "no such build"}));
     respond(found.map_or_else(missing, |(_, answer)| answer))
 }

@@ -16,7 +16,7 @@ async fn every_shell_has_completions_of_commands() {
 }
 
 #[tokio::test]
-async fn commands_and_subcommands_have_manual_pages() {
+async fn seven_commands_and_subcommands_have_manual_pages() {
     let project = Project::empty();
     let printed = project.run(&["man", "pages/man1"]).await;
     assert_eq!(printed.code, Some(0), "{printed:?}");

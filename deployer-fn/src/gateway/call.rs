@@ -45,7 +45,7 @@ pub(crate) fn delete_request(function: &FunctionAddress) -> Result<Request<Bytes
     };
     json_body_request(
         Method::DELETE,
-        &path_with_namespace_query(FUNCTIONS_PATH, namespace.as_deref()),
+        &path_with_unencoded_namespace_query(FUNCTIONS_PATH, namespace.as_deref()),
         &body,
     )
 }
@@ -54,12 +54,15 @@ pub(crate) fn delete_request(function: &FunctionAddress) -> Result<Request<Bytes
 /// exist.
 pub(crate) fn status_request(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
     let path = format!("/system/function/{}", function.name);
-    get_json_request(&path_with_namespace_query(&path, function.namespace.as_deref()))
+    get_json_request(&path_with_unencoded_namespace_query(
+        &path,
+        function.namespace.as_deref(),
+    ))
 }
 
 /// Returns the request that lists the secrets of a namespace.
 pub(crate) fn secrets_request(namespace: Option<&str>) -> Result<Request<Bytes>, GatewayError> {
-    get_json_request(&path_with_namespace_query("/system/secrets", namespace))
+    get_json_request(&path_with_unencoded_namespace_query("/system/secrets", namespace))
 }
 
 /// Returns the request that lists the namespaces that may have functions.
@@ -130,7 +133,7 @@ fn build_request(method: Method, path: &str, body: Bytes) -> Result<Request<Byte
 }
 
 /// Returns `path` with the namespace in its query.
-fn path_with_namespace_query(path: &str, namespace: Option<&str>) -> String {
+fn path_with_unencoded_namespace_query(path: &str, namespace: Option<&str>) -> String {
     match namespace {
         Some(namespace) => format!("{path}?namespace={namespace}"),
         None => path.to_owned(),
@@ -141,7 +144,7 @@ fn path_with_namespace_query(path: &str, namespace: Option<&str>) -> String {
 mod tests {
     use super::*;
 
-    fn request_line(request: &Request<Bytes>) -> String {
+    fn method_uri_and_body(request: &Request<Bytes>) -> String {
         let body = std::str::from_utf8(request.body()).unwrap();
         format!("{} {} {body}", request.method(), request.uri())
             .trim_end()
@@ -215,12 +218,12 @@ mod tests {
                 "POST /function/hello.team/orders?dry=1 {}",
             ),
         ] {
-            assert_eq!(request_line(&request.unwrap()), expected);
+            assert_eq!(method_uri_and_body(&request.unwrap()), expected);
         }
     }
 
     #[test]
-    fn only_requests_of_the_rest_api_have_json_headers() {
+    fn an_update_has_a_json_content_type_and_a_probe_no_accept_header() {
         let request = update_request(&json!({})).unwrap();
         assert_eq!(request.headers()[CONTENT_TYPE], "application/json");
         assert!(

@@ -65,7 +65,7 @@ impl FunctionStatus {
 
     /// Returns a deployment that restores this state of the function. It lacks what the provider does not return, the
     /// labels that faas-netes adds, and the deployer's own annotations.
-    pub(crate) fn to_deployment(&self) -> Map<String, Value> {
+    pub(crate) fn to_deployment_without_own_annotations(&self) -> Map<String, Value> {
         let mut deployment = Map::new();
         deployment.insert("service".to_owned(), self.name.clone().into());
         deployment.insert("image".to_owned(), self.image.clone().into());
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_becomes_a_deployment_of_the_same_function() {
+    fn a_status_becomes_a_deployment_without_the_providers_own_labels() {
         let status: FunctionStatus = serde_json::from_value(json!({
             "name": "hello", "image": "r/hello:1", "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": 1,
             "invocationCount": 7, "createdAt": "2026-01-01T00:00:00Z", "envProcess": "cat", "secrets": ["key"],
@@ -111,7 +111,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(
-            Value::Object(status.to_deployment()),
+            Value::Object(status.to_deployment_without_own_annotations()),
             json!({"service": "hello", "image": "r/hello:1", "namespace": "openfaas-fn", "envProcess": "cat",
                 "secrets": ["key"], "labels": {"team": "a"}, "annotations": {"topic": "x"},
                 "limits": {"memory": "128Mi"}})

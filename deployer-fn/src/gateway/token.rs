@@ -66,7 +66,7 @@ impl TokenExchange {
 
     /// Returns the cached token of the gateway, or exchanges the service account's token for a new one; `None` if there
     /// is none to exchange, or the gateway rejects it or answers without a token.
-    pub(crate) async fn cached_or_new_token(
+    pub(crate) async fn cached_or_exchanged_token_if_granted(
         &self,
         gateway: &Gateway,
         limit: Duration,

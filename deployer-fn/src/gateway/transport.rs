@@ -36,7 +36,7 @@ impl<'a> HttpGatewaySender<'a> {
     }
 
     /// Adds a bearer token to a request to `/system/`, if the deployer has one.
-    async fn add_bearer_token_to_system_request(
+    async fn add_secret_or_exchanged_bearer_token_to_system_request(
         &self,
         request: &mut Request<Bytes>,
         limit: Duration,
@@ -46,7 +46,11 @@ impl<'a> HttpGatewaySender<'a> {
         }
         let token = match self.secrets.exists(BEARER_TOKEN_SECRET) {
             true => Some(self.secrets.read_secret(BEARER_TOKEN_SECRET)?),
-            false => self.exchange.cached_or_new_token(self.gateway, limit).await?,
+            false => {
+                self.exchange
+                    .cached_or_exchanged_token_if_granted(self.gateway, limit)
+                    .await?
+            }
         };
         let Some(token) = token else { return Ok(()) };
         let text = [b"Bearer ", token.expose()].concat();
@@ -65,7 +69,7 @@ impl GatewayRequestSender for HttpGatewaySender<'_> {
         mut request: Request<Bytes>,
         limit: Duration,
     ) -> Result<Response<Bytes>, GatewayError> {
-        self.add_bearer_token_to_system_request(&mut request, limit)
+        self.add_secret_or_exchanged_bearer_token_to_system_request(&mut request, limit)
             .await?;
         let response = self.gateway.send(request.map(Full::new), limit).await?;
         if response.status() == StatusCode::UNAUTHORIZED {

@@ -93,7 +93,7 @@ fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment
         return Some(assess_crash_loop(pod, container));
     }
     let ended = state.terminated.as_ref().map(|ended| (ended, false));
-    let ended = ended.or_else(|| Some((last_termination(container)?, true)));
+    let ended = ended.or_else(|| Some((termination_of_previous_run(container)?, true)));
     let (ended, has_restarted) = ended?;
     let reason = match has_restarted {
         true => format!(
@@ -129,7 +129,7 @@ fn start_failure_lasts(message: &str) -> bool {
 fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> Assessment {
     let state = container.state.as_ref();
     let now = state.and_then(|state| state.terminated.as_ref());
-    let end = match now.or_else(|| last_termination(container)) {
+    let end = match now.or_else(|| termination_of_previous_run(container)) {
         Some(ended) => describe_end(pod, container, ended),
         None => "does not stay up".to_owned(),
     };
@@ -141,7 +141,7 @@ fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> Assessment {
     Assessment::stuck(Obstacle::of_caller(reason)).with_detail(log)
 }
 
-fn last_termination(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+fn termination_of_previous_run(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
     let last: &ContainerState = container.last_state.as_ref()?;
     last.terminated.as_ref()
 }

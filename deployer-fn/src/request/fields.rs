@@ -51,7 +51,7 @@ impl<'p> JsonFields<'p> {
     }
 
     /// Reads a string field. Returns `None` if it is absent, and reports a value of another type.
-    pub(super) fn read_string(&mut self, key: &str) -> Option<String> {
+    pub(super) fn read_possibly_empty_string(&mut self, key: &str) -> Option<String> {
         match self.take_field(key)? {
             Value::String(text) => Some(text),
             other => self.report_wrong_type(key, "a string", &other),
@@ -59,11 +59,11 @@ impl<'p> JsonFields<'p> {
     }
 
     /// Reads a string field. Returns `None` and reports a problem if it is absent or has another type.
-    pub(super) fn read_required_string(&mut self, key: &str) -> Option<String> {
+    pub(super) fn read_required_possibly_empty_string(&mut self, key: &str) -> Option<String> {
         if !self.has_field(key) {
             self.add_problem(key, "is missing");
         }
-        self.read_string(key)
+        self.read_possibly_empty_string(key)
     }
 
     /// Reads a field that is `true` or `false`. Returns `None` if it is absent, and reports a value of another type.

@@ -28,7 +28,7 @@ pub(crate) fn check_namespace_name(text: &str) -> Result<(), String> {
             "is longer than {DNS_LABEL_MAX_CHARS} characters: {text:?}"
         ));
     }
-    if !is_dns_label(text) {
+    if !is_dns_label_of_any_length(text) {
         return Err(format!(
             "must be lower-case letters, digits and hyphens, with a letter or a digit at both ends: {text:?}"
         ));
@@ -38,7 +38,10 @@ pub(crate) fn check_namespace_name(text: &str) -> Result<(), String> {
 
 /// Checks the name of a secret: an RFC 1123 subdomain, which cannot be a path.
 pub(super) fn check_secret_name(text: &str) -> Result<(), String> {
-    if text.is_empty() || text.len() > DNS_SUBDOMAIN_MAX_CHARS || !text.split('.').all(is_dns_label) {
+    if text.is_empty()
+        || text.len() > DNS_SUBDOMAIN_MAX_CHARS
+        || !text.split('.').all(is_dns_label_of_any_length)
+    {
         return Err(format!(
             "must be lower-case letters, digits, hyphens and dots, with a letter or a digit at both ends, and at most \
              {DNS_SUBDOMAIN_MAX_CHARS} characters: {text:?}"
@@ -93,7 +96,7 @@ fn is_label_value(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
-fn is_dns_label(text: &str) -> bool {
+fn is_dns_label_of_any_length(text: &str) -> bool {
     text.bytes()
         .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.is_empty()

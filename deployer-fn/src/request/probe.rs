@@ -80,26 +80,26 @@ impl ReadinessProbe {
     /// Reads the object `probe` of a hand-over, and reports every problem.
     pub(super) fn read_probe(fields: &mut JsonFields<'_>) -> Self {
         let mut probe = Self::default();
-        if let Some(text) = fields.read_string("path") {
+        if let Some(text) = fields.read_possibly_empty_string("path") {
             match parse_probe_path(&text) {
                 Ok(path) => probe.path = path,
                 Err(problem) => fields.add_problem("path", problem),
             }
         }
-        if let Some(text) = fields.read_string("method") {
-            match parse_probe_method(&text) {
+        if let Some(text) = fields.read_possibly_empty_string("method") {
+            match parse_any_http_method(&text) {
                 Ok(method) => probe.method = method,
                 Err(problem) => fields.add_problem("method", problem),
             }
         }
-        probe.body = fields.read_string("body").unwrap_or_default();
+        probe.body = fields.read_possibly_empty_string("body").unwrap_or_default();
         if let Some(number) = fields.read_whole_number("expectedStatus") {
             match u16::try_from(number).map(StatusCode::from_u16) {
                 Ok(Ok(status)) => probe.expected_status = Some(status),
                 _ => fields.add_problem("expectedStatus", "must be an HTTP status from 100 to 999"),
             }
         }
-        if let Some(text) = fields.read_string("timeout") {
+        if let Some(text) = fields.read_possibly_empty_string("timeout") {
             match duration::parse_duration(&text) {
                 Ok(time) if !time.is_zero() && time <= PROBE_TIMEOUT_MAX => probe.timeout = Some(time),
                 _ => fields.add_problem("timeout", "must be a duration of at most 1m, such as \"5s\""),
@@ -161,7 +161,7 @@ impl TryFrom<StoredProbe> for ReadinessProbe {
     fn try_from(stored: StoredProbe) -> Result<Self, String> {
         Ok(Self {
             path: parse_probe_path(&stored.path)?,
-            method: parse_probe_method(&stored.method)?,
+            method: parse_any_http_method(&stored.method)?,
             body: stored.body,
             expected_status: stored
                 .expected_status
@@ -201,7 +201,7 @@ fn parse_probe_path(text: &str) -> Result<PathAndQuery, String> {
     text.parse().map_err(|_| invalid())
 }
 
-fn parse_probe_method(text: &str) -> Result<Method, String> {
+fn parse_any_http_method(text: &str) -> Result<Method, String> {
     Method::from_bytes(text.as_bytes()).map_err(|_| format!("must be an HTTP method: {text:?}"))
 }
 

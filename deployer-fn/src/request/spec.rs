@@ -119,9 +119,14 @@ impl FunctionSpec {
     /// Reads the specification from the object `deploy` of a hand-over, and reports every problem.
     ///
     /// Without an `image`, whose problem has been reported, all other fields are checked and the result is `None`.
-    pub(super) fn read_spec(fields: &mut JsonFields<'_>, image: Option<PinnedImage>) -> Option<Self> {
-        let service = fields.read_required_string("service");
-        let namespace = fields.read_string("namespace").filter(|text| !text.is_empty());
+    pub(super) fn read_spec_if_image_is_given(
+        fields: &mut JsonFields<'_>,
+        image: Option<PinnedImage>,
+    ) -> Option<Self> {
+        let service = fields.read_required_possibly_empty_string("service");
+        let namespace = fields
+            .read_possibly_empty_string("namespace")
+            .filter(|text| !text.is_empty());
         if let Some(Err(problem)) = service.as_deref().map(names::check_function_name) {
             fields.add_problem("service", problem);
         }
@@ -131,7 +136,7 @@ impl FunctionSpec {
         // Fields that earlier gateways knew.
         fields.ignore_field_with_warning("network", "gateways have not used it since Docker Swarm");
         if fields
-            .read_string("registryAuth")
+            .read_possibly_empty_string("registryAuth")
             .is_some_and(|text| !text.is_empty())
         {
             fields.add_problem(
@@ -139,7 +144,10 @@ impl FunctionSpec {
                 "is not used by gateways any more: the provider has the credentials to pull with",
             );
         }
-        if fields.read_string("image").is_some_and(|text| !text.is_empty()) {
+        if fields
+            .read_possibly_empty_string("image")
+            .is_some_and(|text| !text.is_empty())
+        {
             fields.add_problem("image", "must be left out: the image is the one that was built");
         }
         let labels = fields.read_checked_map("labels", names::check_label_or_annotation_name);
@@ -154,7 +162,9 @@ impl FunctionSpec {
         let spec = Self {
             service: service.unwrap_or_default(),
             namespace,
-            env_process: fields.read_string("envProcess").filter(|text| !text.is_empty()),
+            env_process: fields
+                .read_possibly_empty_string("envProcess")
+                .filter(|text| !text.is_empty()),
             env_vars: fields.read_checked_map("envVars", names::check_variable_name),
             constraints: fields.read_checked_strings("constraints", |_| Ok(())),
             secrets: fields.read_checked_strings("secrets", names::check_secret_name),
@@ -211,7 +221,9 @@ fn read_resources(fields: &mut JsonFields<'_>, key: &str) -> Option<ResourceAmou
     let object: Map<String, Value> = fields.read_object(key)?;
     let resources = fields.read_nested_fields(key, object, |fields| {
         let mut quantity = |key| {
-            let text = fields.read_string(key).filter(|text| !text.is_empty())?;
+            let text = fields
+                .read_possibly_empty_string(key)
+                .filter(|text| !text.is_empty())?;
             let quantity = Quantity::parse(&text);
             if quantity.is_none() {
                 fields.add_problem(

@@ -45,7 +45,7 @@ fn parse_valid_dry_run(document: &Value) -> DryRunRequest {
     }
 }
 
-fn complete_hand_over_json() -> Value {
+fn hand_over_json_with_every_deploy_field() -> Value {
     json!({
         "image": IMAGE_REFERENCE,
         "tag": "registry.example/hello:1.0",
@@ -69,7 +69,7 @@ fn complete_hand_over_json() -> Value {
 
 #[tokio::test]
 async fn a_signed_hand_over_is_parsed_in_full() {
-    let body = complete_hand_over_json().to_string();
+    let body = hand_over_json_with_every_deploy_field().to_string();
     let signature = signature::sign_body(&hmac_keys("k"), body.as_bytes());
 
     let (received, value) = receive_hand_over(
@@ -88,7 +88,7 @@ async fn a_signed_hand_over_is_parsed_in_full() {
     assert_eq!(hand_over.spec.image.as_str(), IMAGE_REFERENCE);
     assert_eq!(hand_over.call_id.as_deref(), Some("b6a8d1c2"));
     assert!(hand_over.built_at.is_some());
-    let mut expected = complete_hand_over_json()["deploy"].clone();
+    let mut expected = hand_over_json_with_every_deploy_field()["deploy"].clone();
     expected["image"] = IMAGE_REFERENCE.into();
     assert_eq!(serde_json::to_value(&hand_over.spec).unwrap(), expected);
 }
@@ -96,10 +96,10 @@ async fn a_signed_hand_over_is_parsed_in_full() {
 #[test]
 fn a_hand_over_is_found_in_the_builders_result() {
     let result = json!({"log": ["l: x"], "image": "registry.example/hello:1.0", "status": "success", "duration": 1.5,
-            "deployment": {"status": "handed_over", "function": "hello", "handOver": complete_hand_over_json()}});
+            "deployment": {"status": "handed_over", "function": "hello", "handOver": hand_over_json_with_every_deploy_field()}});
     assert_eq!(
         parse_valid_hand_over(&result),
-        parse_valid_hand_over(&complete_hand_over_json())
+        parse_valid_hand_over(&hand_over_json_with_every_deploy_field())
     );
     // A result without a hand-over is not deployed.
     let result = json!({"image": "registry.example/hello:1.0", "status": "success", "duration": 1.5});
@@ -112,7 +112,7 @@ fn a_hand_over_is_found_in_the_builders_result() {
 
 #[tokio::test]
 async fn a_hand_over_is_parsed_only_with_the_builders_signature() {
-    let body = complete_hand_over_json().to_string();
+    let body = hand_over_json_with_every_deploy_field().to_string();
     let ours = signature::sign_body(&hmac_keys("k"), body.as_bytes());
     let theirs = signature::sign_body(&hmac_keys("other"), body.as_bytes());
     let send = |signature: Option<String>, body: String| async move {
@@ -328,7 +328,7 @@ fn a_dry_run_needs_no_image_and_is_known_as_one_even_if_invalid() {
 #[test]
 fn the_delivery_digest_is_the_same_for_repeated_deliveries_of_one_hand_over_only() {
     let digest = |change: &dyn Fn(&mut Value)| {
-        let mut document = complete_hand_over_json();
+        let mut document = hand_over_json_with_every_deploy_field();
         change(&mut document);
         parse_valid_hand_over(&document).delivery_digest()
     };
@@ -367,9 +367,9 @@ fn the_delivery_digest_is_the_same_for_repeated_deliveries_of_one_hand_over_only
 }
 
 #[test]
-fn the_specification_digest_covers_the_whole_specification_and_nothing_else() {
+fn the_specification_digest_changes_with_the_specification_and_not_with_the_call() {
     let spec = |change: &dyn Fn(&mut Value)| {
-        let mut document = complete_hand_over_json();
+        let mut document = hand_over_json_with_every_deploy_field();
         change(&mut document);
         parse_valid_hand_over(&document).spec.spec_digest()
     };

@@ -32,7 +32,7 @@ const FAASD_PULL_ERROR_TEXT: &str = "unable to pull image";
 
 /// The outcome of sending a version to the provider, as far as its answer or the lack of one shows it.
 #[derive(Debug)]
-pub(super) enum ApplyOutcome {
+pub(super) enum AnswerToApply {
     /// The provider answered that it took the version. Only a later read shows whether it did.
     Accepted(String),
     /// The provider rejected the specification, for this reason.
@@ -46,23 +46,23 @@ pub(super) enum ApplyOutcome {
 ///
 /// A request that the provider may have acted on is not repeated: an unanswered update may still be in progress, and
 /// the function's state has to be read first.
-pub(super) async fn apply_version(
+pub(super) async fn update_create_or_recreate_until_deadline(
     transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
     deployment: &Value,
-    function_exists: bool,
+    recreate_if_neither_works: bool,
     deadline: &RolloutDeadline,
-) -> ApplyOutcome {
+) -> AnswerToApply {
     let applied = deadline.run_until_deadline(update_create_or_recreate(
         transport,
         function,
         deployment,
-        function_exists,
+        recreate_if_neither_works,
         deadline,
     ));
     applied.await.unwrap_or_else(|| {
         let reason = format!("{}: the provider has not answered", deadline.reason_passed());
-        ApplyOutcome::Unclear(FaultyParty::Platform, reason)
+        AnswerToApply::Unclear(FaultyParty::Platform, reason)
     })
 }
 
@@ -72,9 +72,9 @@ async fn update_create_or_recreate(
     transport: &impl GatewayRequestSender,
     function: &FunctionAddress,
     deployment: &Value,
-    function_exists: bool,
+    recreate_if_neither_works: bool,
     deadline: &RolloutDeadline,
-) -> ApplyOutcome {
+) -> AnswerToApply {
     let update = match send_change_retrying_if_without_effect(
         transport,
         || call::update_request(deployment),
@@ -93,7 +93,7 @@ async fn update_create_or_recreate(
     let created =
         send_change_retrying_if_without_effect(transport, || call::create_request(deployment), deadline)
             .await;
-    if !function_exists || !was_answered_with_server_error(&created) {
+    if !recreate_if_neither_works || !was_answered_with_server_error(&created) {
         return interpret_response("POST", created, Some(&update));
     }
     // The function cannot be updated and yet exists: a part of it is missing, on Kubernetes the Service
@@ -102,7 +102,7 @@ async fn update_create_or_recreate(
     let deleted =
         send_change_retrying_if_without_effect(transport, || call::delete_request(function), deadline).await;
     if let Err(error) = deleted {
-        return ApplyOutcome::Unclear(FaultyParty::Platform, ErrorChain(&error).to_string());
+        return AnswerToApply::Unclear(FaultyParty::Platform, ErrorChain(&error).to_string());
     }
     let mut backoff = Backoff::new();
     loop {
@@ -136,7 +136,9 @@ pub(super) async fn send_change_retrying_if_without_effect(
 ) -> Result<Response<Bytes>, GatewayError> {
     let mut backoff = Backoff::new();
     loop {
-        let response = transport.send(request()?, deadline.time_remaining()).await;
+        let response = transport
+            .send(request()?, deadline.time_remaining_ignoring_shutdown())
+            .await;
         let had_no_effect = match &response {
             Ok(response) => response.status() == StatusCode::TOO_MANY_REQUESTS,
             Err(error) => matches!(error, GatewayError::Connect { .. }),
@@ -154,22 +156,22 @@ fn interpret_response(
     method: &str,
     response: Result<Response<Bytes>, GatewayError>,
     update_summary: Option<&str>,
-) -> ApplyOutcome {
+) -> AnswerToApply {
     let response = match response {
         Ok(response) => response,
-        Err(error) => return ApplyOutcome::Unclear(FaultyParty::Platform, ErrorChain(&error).to_string()),
+        Err(error) => return AnswerToApply::Unclear(FaultyParty::Platform, ErrorChain(&error).to_string()),
     };
     let status = response.status();
     let mut text = format!("{method} with {}", summarize_response(&response));
     if status.is_success() {
         info!(response = text, "the provider accepted the specification");
-        return ApplyOutcome::Accepted(text);
+        return AnswerToApply::Accepted(text);
     }
     if let Some(update_summary) = update_summary {
         text = format!("{text} (and PUT before it with {update_summary})");
     }
     let unclear =
-        |reason: &str| ApplyOutcome::Unclear(FaultyParty::Platform, format!("{reason}: it answered {text}"));
+        |reason: &str| AnswerToApply::Unclear(FaultyParty::Platform, format!("{reason}: it answered {text}"));
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             unclear("the gateway rejected the deployer's credentials")
@@ -179,10 +181,10 @@ fn interpret_response(
             unclear("the server at gateway_url does not have the gateway's API")
         }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unclear("the gateway is busy"),
-        status if status.is_client_error() && !is_transient_pull_error(&response) => ApplyOutcome::Rejected(
+        status if status.is_client_error() && !is_transient_pull_error(&response) => AnswerToApply::Rejected(
             format!("the provider rejected the specification: it answered {text}"),
         ),
-        _ if is_permanent_pull_error(&response) => ApplyOutcome::Unclear(
+        _ if is_permanent_pull_error(&response) => AnswerToApply::Unclear(
             FaultyParty::Caller,
             format!("the image cannot be pulled: the provider answered {text}"),
         ),

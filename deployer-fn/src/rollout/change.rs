@@ -5,7 +5,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::apply::{self, ApplyOutcome};
+use super::apply::{self, AnswerToApply};
 use super::backoff::Backoff;
 use super::verdict::{Findings, Verdict};
 use super::{APPLY_ATTEMPTS_MAX, ApplyAttemptResult, RunningRollout};
@@ -93,7 +93,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     /// Reads the function's state again, and returns whether it still is the state that was checked. There may
     /// be another deployer, and the check may have taken some time. An error is the reason why it is not known.
     async fn is_state_as_checked(&self) -> Result<bool, Findings> {
-        let reading = self.read_function_status(self.context.timeouts.read_retries);
+        let reading = self.read_function_status_with_retries(self.context.timeouts.read_retries);
         let reason = match self.deadline.run_until_deadline(reading).await {
             Some(Ok(now)) => {
                 let identity = |status: &Option<FunctionStatus>| {
@@ -140,7 +140,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     async fn apply_and_watch(&mut self, deployment: &Value) -> (ApplyAttemptResult, Findings) {
         let started = Instant::now();
         let span = trace::span("apply");
-        let applying = apply::apply_version(
+        let applying = apply::update_create_or_recreate_until_deadline(
             self.context.transport,
             &self.address,
             deployment,
@@ -149,23 +149,23 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         );
         let applied = span.run(applying).await;
         self.facts.durations.apply += started.elapsed();
-        if let ApplyOutcome::Rejected(reason) | ApplyOutcome::Unclear(_, reason) = &applied {
+        if let AnswerToApply::Rejected(reason) | AnswerToApply::Unclear(_, reason) = &applied {
             span.mark_failed(reason);
         }
         drop(span);
         match applied {
-            ApplyOutcome::Accepted(answer) => {
+            AnswerToApply::Accepted(answer) => {
                 let (attempt, watched) = self.watch_with_timeout(Some(answer), WantedReplicas::All).await;
                 (
                     attempt,
                     Findings::of_fault(FaultyParty::Caller).followed_by(watched),
                 )
             }
-            ApplyOutcome::Rejected(reason) => (
+            AnswerToApply::Rejected(reason) => (
                 ApplyAttemptResult::Rejected,
                 Findings::new(FaultyParty::Caller, reason),
             ),
-            ApplyOutcome::Unclear(fault, reason) => {
+            AnswerToApply::Unclear(fault, reason) => {
                 let (attempt, found) = self.read_and_watch_after_unclear_answer().await;
                 (attempt, Findings::new(fault, reason).followed_by(found))
             }
@@ -177,7 +177,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     async fn read_and_watch_after_unclear_answer(&mut self) -> (ApplyAttemptResult, Findings) {
         let now = match self
             .deadline
-            .run_until_deadline(self.read_function_status(self.context.timeouts.read_retries))
+            .run_until_deadline(self.read_function_status_with_retries(self.context.timeouts.read_retries))
             .await
         {
             Some(now) => now,

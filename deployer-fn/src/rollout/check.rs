@@ -72,7 +72,7 @@ impl OlderBuildRejection {
     }
 
     /// Returns the verdict on the rejected hand-over, with findings about the newer version.
-    pub(super) fn into_verdict(self, findings: Findings) -> Verdict {
+    pub(super) fn into_verdict_with_only_these_findings(self, findings: Findings) -> Verdict {
         Verdict::superseded(self.newer, findings)
     }
 }
@@ -97,7 +97,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             return Ok(refusal_with(objections));
         }
         let before = self
-            .read_function_status(self.context.timeouts.read_retries)
+            .read_function_status_with_retries(self.context.timeouts.read_retries)
             .await?;
         if let Some(objection) = self.tenant_objection_to_change(before.as_ref()) {
             // The state of a function that is not the tenant's is not in the outcome.
@@ -117,7 +117,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                 match self.last_good_before_broken().await {
                     None => {
                         let findings = older.as_findings();
-                        return Ok(NextStep::End(older.into_verdict(findings)));
+                        return Ok(NextStep::End(
+                            older.into_verdict_with_only_these_findings(findings),
+                        ));
                     }
                     // The newer version does not work, and its deployer ended before it could restore the one before
                     // it.
@@ -257,12 +259,12 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             reason: format!(
                 "a newer build is deployed: {}, {}{}; this one was {}",
                 deployed.image(),
-                theirs.as_phrase(),
+                theirs.ordering_time_as_phrase(),
                 call_id
                     .as_ref()
                     .map(|call| format!(" by the call {call}"))
                     .unwrap_or_default(),
-                ours.as_phrase()
+                ours.ordering_time_as_phrase()
             ),
             newer: Successor { call_id },
         })
@@ -401,7 +403,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         request: impl Fn() -> Result<Request<Bytes>, GatewayError>,
     ) -> Result<Option<Vec<String>>, GatewayReadError> {
         let timeouts = self.context.timeouts;
-        read::read_with_retries(timeouts.read_retries, || {
+        read::read_retrying_transient_errors(timeouts.read_retries, || {
             gateway::read_names_if_provider_lists_them(self.context.transport, request(), timeouts.request)
         })
         .await

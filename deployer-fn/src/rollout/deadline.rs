@@ -24,7 +24,7 @@ impl RolloutDeadline {
     /// Creates the deadline of a rollout, at most `limit` from now, that leaves `reserve` of the request's time for
     /// restoring the previous version, but never more than half of that time.
     #[must_use]
-    pub(crate) fn with_reserve(
+    pub(crate) fn with_reserve_before_request_deadline(
         limit: Duration,
         reserve: Duration,
         request_deadline: Option<Instant>,
@@ -64,7 +64,7 @@ impl RolloutDeadline {
     }
 
     /// Returns the time that is left until the deadline, without regard to a shutdown of the process.
-    pub(super) fn time_remaining(&self) -> Duration {
+    pub(super) fn time_remaining_ignoring_shutdown(&self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }
 

@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::{RolloutContext, RolloutDeadline, RolloutTimeouts, RunningRollout};
 use crate::gateway::{GatewayReadError, GatewayRequestSender};
-use crate::outcome::{DeployedVersion, DryRunOutcome, DryRunStatus};
+use crate::outcome::{DeployedImageAndCallId, DryRunOutcome, DryRunStatus};
 use crate::request::DryRunRequest;
 use crate::version::{FunctionVersion, LastGoodVersion};
 
@@ -20,7 +20,7 @@ const DRY_RUN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// It waits in no queue: it neither changes the function nor waits for it. The order of builds is not checked, because
 /// it is not final before the newer version has been seen to work.
-pub(crate) async fn check_without_deploying<T: GatewayRequestSender>(
+pub(crate) async fn check_all_but_image_and_build_order<T: GatewayRequestSender>(
     context: &RolloutContext<'_, T>,
     dry_run: &DryRunRequest,
     mut objections: Vec<String>,
@@ -57,7 +57,7 @@ pub(crate) async fn check_without_deploying<T: GatewayRequestSender>(
         status,
         reasons: objections,
         warnings,
-        deployed: rollout.before.as_ref().map(|status| DeployedVersion {
+        deployed: rollout.before.as_ref().map(|status| DeployedImageAndCallId {
             image: status.image.clone(),
             call_id: FunctionVersion::of_deployed_function(status)
                 .call_id()
@@ -88,7 +88,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                  refused"
             )
         }));
-        let status = self.read_function_status(Duration::ZERO).await?;
+        let status = self.read_function_status_with_retries(Duration::ZERO).await?;
         if let Some(objection) = self.tenant_objection_to_change(status.as_ref()) {
             objections.push(objection);
             return Ok(());

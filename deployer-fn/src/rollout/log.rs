@@ -20,7 +20,10 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     /// Returns the last lines that the new version wrote, as part of the reason why it failed; `None` if there are none,
     /// or if another version may have written them. Records in `waiting_for` that the version has been started, if the log
     /// shows it.
-    pub(super) async fn quote_log_of_failed_version(&self, waiting_for: &mut WaitingFor) -> Option<String> {
+    pub(super) async fn quote_log_and_record_start_of_failed_version(
+        &self,
+        waiting_for: &mut WaitingFor,
+    ) -> Option<String> {
         if self.deadline.is_shutting_down() || !waiting_for.may_be_explained_by_log() {
             return None;
         }

@@ -8,7 +8,7 @@ use super::backoff::Backoff;
 use crate::gateway::GatewayReadError;
 
 /// Repeats a read from the gateway while its error is transient and `limit` has not passed.
-pub(super) async fn read_with_retries<A, F>(
+pub(super) async fn read_retrying_transient_errors<A, F>(
     limit: Duration,
     read: impl Fn() -> F,
 ) -> Result<A, GatewayReadError>

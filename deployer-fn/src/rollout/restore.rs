@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::RunningRollout;
-use super::apply::{self, ApplyOutcome};
+use super::apply::{self, AnswerToApply};
 use super::backoff::Backoff;
 use super::check::OlderBuildRejection;
 use super::deadline::RolloutDeadline;
@@ -89,15 +89,19 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         match watched {
             Some(WatchEndBeforeTimeout::Ready(ready)) => {
                 self.facts.record_function_state(Some(&ready.status));
-                return older.into_verdict(findings);
+                return older.into_verdict_with_only_these_findings(findings);
             }
             Some(WatchEndBeforeTimeout::NotTaken(_)) => {
-                return older.into_verdict(findings.with_reason("another client is deploying the function"));
+                return older.into_verdict_with_only_these_findings(
+                    findings.with_reason("another client is deploying the function"),
+                );
             }
             Some(WatchEndBeforeTimeout::Superseded(successor)) => {
                 return self.yield_to_newer_build(successor, findings);
             }
-            None if self.deadline.is_shutting_down() => return older.into_verdict(findings),
+            None if self.deadline.is_shutting_down() => {
+                return older.into_verdict_with_only_these_findings(findings);
+            }
             Some(WatchEndBeforeTimeout::Stuck(_)) | None => {}
         }
         self.facts.changed = true;
@@ -177,7 +181,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         let started = Instant::now();
         let mut waiting_for = WaitingFor::default();
         let span = trace::span("roll back");
-        let restoring = deadline.run_until_deadline(self.restore_until_done(
+        let restoring = deadline.run_until_deadline(self.restore_without_timeout(
             &deadline,
             failure.as_ref(),
             &mut waiting_for,
@@ -281,9 +285,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Restores the last good version without a timeout. Before each step it reads the function's state, and
     /// acts on that.
-    async fn restore_until_done(
+    async fn restore_without_timeout(
         &mut self,
-        deadline: &RolloutDeadline,
+        deletion_deadline: &RolloutDeadline,
         failure: Option<&FailureRecord>,
         waiting_for: &mut WaitingFor,
     ) -> StateAfterRestoration {
@@ -294,7 +298,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             if let Some(successor) = self.context.succession.current_successor() {
                 return StateAfterRestoration::Yielded(successor);
             }
-            let now = match self.read_function_status(rollback).await {
+            let now = match self.read_function_status_with_retries(rollback).await {
                 Ok(now) => now,
                 Err(error) => {
                     *waiting_for = WaitingFor::Gateway(ErrorChain(&error).to_string());
@@ -333,7 +337,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     self.apply_earlier_version(version, now.is_some(), failure, waiting_for)
                         .await;
                 }
-                (Some(_), None) => self.delete_new_function(deadline).await,
+                (Some(_), None) => self.delete_new_function(deletion_deadline).await,
             }
             backoff.wait_next().await;
         }
@@ -362,7 +366,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         let half = self
             .deadline
             .renewed_without_request_deadline(self.context.timeouts.rollback / 2);
-        let applied = apply::apply_version(
+        let applied = apply::update_create_or_recreate_until_deadline(
             self.context.transport,
             &self.address,
             &deployment,
@@ -371,11 +375,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         )
         .await;
         match applied {
-            ApplyOutcome::Accepted(_) => {
+            AnswerToApply::Accepted(_) => {
                 // Until it is ready or stuck, or the provider has not named it within its settle time.
                 self.watch_version_without_timeout(version, waiting_for).await;
             }
-            ApplyOutcome::Rejected(reason) | ApplyOutcome::Unclear(_, reason) => {
+            AnswerToApply::Rejected(reason) | AnswerToApply::Unclear(_, reason) => {
                 warn!(reason, "the previous version is not restored yet");
                 *waiting_for = WaitingFor::Gateway(reason);
             }

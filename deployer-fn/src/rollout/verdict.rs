@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_restoration_and_the_fault_decide_the_deployment_status() {
+    fn the_result_of_the_restoration_decides_the_deployment_status() {
         use DeploymentStatus::{Failed, Ready, Refused, RolledBack};
         for (restoration, of_this, of_newer) in [
             (RestorationResult::ShuttingDown, Failed, Refused),

@@ -264,7 +264,7 @@ mod tests {
 
     /// The JSON of earlier releases is in the annotations of deployed functions.
     #[test]
-    fn the_stored_names_of_a_versions_digest_and_call_id_do_not_change() {
+    fn the_json_keys_of_a_stored_versions_digest_and_call_id_do_not_change() {
         let stored = serde_json::to_value(version_with_variables(0)).unwrap();
         assert_eq!(
             (&stored["mark"], &stored["callId"]),

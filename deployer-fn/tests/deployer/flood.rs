@@ -176,7 +176,7 @@ async fn send_without_valid_signature_until_closed(
         8 => {
             let requests = "GET / HTTP/1.1\r\nhost: deployer\r\n\r\n".repeat(20_000);
             stream.write_all(requests.as_bytes()).await?;
-            return sleep_for_flood_duration().await;
+            return sleep_for_default_flood_duration().await;
         }
         // HTTP/1.0, with a body that the deployer does not read.
         _ => {
@@ -192,7 +192,7 @@ async fn send_without_valid_signature_until_closed(
 }
 
 /// Sleeps for [`DEFAULT_FLOOD_DURATION`], while the caller keeps its connection open.
-async fn sleep_for_flood_duration() -> std::io::Result<()> {
+async fn sleep_for_default_flood_duration() -> std::io::Result<()> {
     sleep(DEFAULT_FLOOD_DURATION).await;
     Ok(())
 }

@@ -58,7 +58,7 @@ impl LogLine {
     }
 
     /// Adds a field of the event or its spans to the log line.
-    pub(crate) fn add_field(&mut self, name: &str, value: &FieldValue) {
+    pub(crate) fn add_field_prefixed_if_name_is_taken(&mut self, name: &str, value: &FieldValue) {
         let prefixed;
         let name = if OWN_FIELD_NAMES.contains(&name) {
             prefixed = format!("field_{name}");
@@ -154,7 +154,7 @@ mod tests {
         let mut line = LogLine::new(format, Timestamp::UNIX_EPOCH, Level::WARN, "shop::cart");
         line.add_message(message);
         for (name, value) in fields {
-            line.add_field(name, value);
+            line.add_field_prefixed_if_name_is_taken(name, value);
         }
         String::from_utf8(line.into_finished_text()).unwrap()
     }

@@ -106,12 +106,12 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
             self.spans
                 .visit_fields_of_span_and_ancestors(&span, &mut |outer| {
                     for (name, value) in outer.iter().filter(|(name, _)| !in_event(name)) {
-                        line.add_field(name, value);
+                        line.add_field_prefixed_if_name_is_taken(name, value);
                     }
                 });
         }
         for (name, value) in fields.iter().filter(|(name, _)| *name != MESSAGE_FIELD_NAME) {
-            line.add_field(name, value);
+            line.add_field_prefixed_if_name_is_taken(name, value);
         }
         (self.write)(&line.into_finished_text());
     }

@@ -1,37 +1,37 @@
 //! A reader of the members of an object in a policy's JSON, which collects every problem with the path of its member.
 
-use super::json::Json;
+use super::json::JsonWithUniqueMembers;
 use super::quantity::Quantity;
 
 /// A reader of the members of one JSON object of a policy. Members that were not read are unknown ones.
 pub(super) struct ObjectReader<'p> {
     path: String,
-    members: Vec<(String, Json)>,
+    members: Vec<(String, JsonWithUniqueMembers)>,
     problems: &'p mut Vec<String>,
 }
 
 impl<'p> ObjectReader<'p> {
     /// Creates a reader of the policy's outermost object.
-    pub(super) fn new(json: Json, problems: &'p mut Vec<String>) -> Self {
+    pub(super) fn new(json: JsonWithUniqueMembers, problems: &'p mut Vec<String>) -> Self {
         Self::at_path(String::new(), json, problems)
     }
 
     /// Creates a reader of the object at `path`; reports a value that is not an object.
-    fn at_path(path: String, json: Json, problems: &'p mut Vec<String>) -> Self {
+    fn at_path(path: String, json: JsonWithUniqueMembers, problems: &'p mut Vec<String>) -> Self {
         let mut reader = Self {
             path,
             members: Vec::new(),
             problems,
         };
         match json {
-            Json::Object(members) => reader.members = members,
+            JsonWithUniqueMembers::Object(members) => reader.members = members,
             _ => reader.report_problem("", "should be an object"),
         }
         reader
     }
 
     /// Creates a reader of an object inside this one, at the relative path `name`.
-    pub(super) fn nested_reader(&mut self, name: &str, json: Json) -> ObjectReader<'_> {
+    pub(super) fn nested_reader(&mut self, name: &str, json: JsonWithUniqueMembers) -> ObjectReader<'_> {
         ObjectReader::at_path(self.path_of(name), json, self.problems)
     }
 
@@ -54,7 +54,7 @@ impl<'p> ObjectReader<'p> {
     }
 
     /// Removes the member `name` and returns its value.
-    pub(super) fn take_member(&mut self, name: &str) -> Option<Json> {
+    pub(super) fn take_member(&mut self, name: &str) -> Option<JsonWithUniqueMembers> {
         let at = self.members.iter().position(|(known, _)| known == name)?;
         Some(self.members.remove(at).1)
     }
@@ -68,14 +68,16 @@ impl<'p> ObjectReader<'p> {
         name: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<T>> {
-        let Json::List(items) = self.take_member(name)? else {
+        let JsonWithUniqueMembers::List(items) = self.take_member(name)? else {
             self.report_problem(name, "should be a list of texts");
             return Some(Vec::new());
         };
         let mut list = Vec::with_capacity(items.len());
         for (at, item) in items.into_iter().enumerate() {
             let parsed = match item {
-                Json::Text(text) => parse(&text).map_err(|problem| format!("{problem}, not {text:?}")),
+                JsonWithUniqueMembers::Text(text) => {
+                    parse(&text).map_err(|problem| format!("{problem}, not {text:?}"))
+                }
                 _ => Err("should be text".to_owned()),
             };
             match parsed {
@@ -93,7 +95,9 @@ impl<'p> ObjectReader<'p> {
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<T> {
         let parsed = match self.take_member(name)? {
-            Json::Text(text) => parse(&text).map_err(|problem| format!("{problem}, not {text:?}")),
+            JsonWithUniqueMembers::Text(text) => {
+                parse(&text).map_err(|problem| format!("{problem}, not {text:?}"))
+            }
             _ => Err("should be text".to_owned()),
         };
         parsed.map_err(|problem| self.report_problem(name, problem)).ok()
@@ -103,7 +107,7 @@ impl<'p> ObjectReader<'p> {
     pub(super) fn read_flag(&mut self, name: &str) -> bool {
         match self.take_member(name) {
             None => false,
-            Some(Json::Flag(flag)) => flag,
+            Some(JsonWithUniqueMembers::Flag(flag)) => flag,
             Some(_) => {
                 self.report_problem(name, "should be true or false");
                 false
@@ -114,7 +118,7 @@ impl<'p> ObjectReader<'p> {
     /// Reads the member `name`, a whole number above zero; `None` if it is absent, or wrong, which is reported.
     pub(super) fn read_positive_number(&mut self, name: &str) -> Option<u32> {
         let number = match self.take_member(name)? {
-            Json::Number(number) => u32::try_from(number).ok().filter(|number| *number > 0),
+            JsonWithUniqueMembers::Number(number) => u32::try_from(number).ok().filter(|number| *number > 0),
             _ => None,
         };
         if number.is_none() {
@@ -128,7 +132,7 @@ impl<'p> ObjectReader<'p> {
 
     /// Reads the member `name`, an amount of memory or CPU above zero; `None` if it is absent, or wrong, which is
     /// reported.
-    pub(super) fn read_quantity(&mut self, name: &str) -> Option<Quantity> {
+    pub(super) fn read_positive_quantity(&mut self, name: &str) -> Option<Quantity> {
         self.read_text(name, |text| match Quantity::parse(text) {
             Some(quantity) if quantity.is_zero() => {
                 Err("should be more than 0; without it, there is no limit".to_owned())

@@ -10,7 +10,7 @@ const DOCKER_HUB: &str = "docker.io";
 
 /// The end of a pattern: how a repository may continue after the pattern's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PatternEnd {
+pub enum AllowedContinuation {
     /// The repository is the prefix, or is below it: `registry.example/acme`.
     Segment,
     /// The repository is below the prefix, which ends with a slash: `registry.example/acme/`.
@@ -24,7 +24,7 @@ pub enum PatternEnd {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepositoryPattern {
     prefix: String,
-    end: PatternEnd,
+    end: AllowedContinuation,
 }
 
 impl RepositoryPattern {
@@ -34,9 +34,9 @@ impl RepositoryPattern {
     /// What the entry should be.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (written, end) = match text.strip_suffix('*') {
-            Some(prefix) => (prefix, PatternEnd::Any),
-            None if text.ends_with('/') => (text, PatternEnd::Below),
-            None => (text, PatternEnd::Segment),
+            Some(prefix) => (prefix, AllowedContinuation::Any),
+            None if text.ends_with('/') => (text, AllowedContinuation::Below),
+            None => (text, AllowedContinuation::Segment),
         };
         let (host, rest) = written.split_at(written.find('/').unwrap_or(written.len()));
         let host = host.to_ascii_lowercase();
@@ -56,7 +56,7 @@ impl RepositoryPattern {
                 "should begin with a registry and end at a segment of the path or with \"*\", such as \"{DOCKER_HUB}/library/\""
             ));
         }
-        if end == PatternEnd::Any && path.is_none() {
+        if end == AllowedContinuation::Any && path.is_none() {
             // `registry.example*` would allow registry.example.attacker.org.
             return Err("should have a \"/\" after its registry".to_owned());
         }
@@ -76,7 +76,11 @@ impl RepositoryPattern {
                     .to_owned(),
             );
         }
-        if registry == DOCKER_HUB && end == PatternEnd::Segment && !path.is_empty() && !path.contains('/') {
+        if registry == DOCKER_HUB
+            && end == AllowedContinuation::Segment
+            && !path.is_empty()
+            && !path.contains('/')
+        {
             return Err(format!(
                 "should be \"{DOCKER_HUB}/library/{path}\" for the image, or \"{DOCKER_HUB}/{path}/\" for all images of the user"
             ));
@@ -92,7 +96,7 @@ impl RepositoryPattern {
 
     /// Returns how a repository may continue after the prefix.
     #[must_use]
-    pub fn end(&self) -> PatternEnd {
+    pub fn allowed_continuation(&self) -> AllowedContinuation {
         self.end
     }
 
@@ -105,9 +109,9 @@ impl RepositoryPattern {
             return false;
         };
         match self.end {
-            PatternEnd::Any => true,
-            PatternEnd::Below => !rest.is_empty(),
-            PatternEnd::Segment => rest.is_empty() || rest.starts_with('/'),
+            AllowedContinuation::Any => true,
+            AllowedContinuation::Below => !rest.is_empty(),
+            AllowedContinuation::Segment => rest.is_empty() || rest.starts_with('/'),
         }
     }
 }
@@ -116,8 +120,8 @@ impl fmt::Display for RepositoryPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.prefix)?;
         match self.end {
-            PatternEnd::Any => f.write_str("*"),
-            PatternEnd::Below | PatternEnd::Segment => Ok(()),
+            AllowedContinuation::Any => f.write_str("*"),
+            AllowedContinuation::Below | AllowedContinuation::Segment => Ok(()),
         }
     }
 }

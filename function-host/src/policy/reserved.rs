@@ -67,10 +67,10 @@ impl ReservedNames {
         let mut reserved = Self::default();
         reserved
             .functions
-            .extend(read_name_list(parser, "protected_functions"));
+            .extend(read_lower_case_name_list(parser, "protected_functions"));
         reserved
             .secrets
-            .extend(read_name_list(parser, "protected_secrets"));
+            .extend(read_lower_case_name_list(parser, "protected_secrets"));
         reserved
     }
 
@@ -151,7 +151,7 @@ fn lower_case_name_without_namespace(name: &str) -> String {
 
 /// Reads a setting with names that are separated by commas or blanks, and converts them to lower case. Other
 /// characters than letters, digits, `-` and `.` in a name are a problem of the setting.
-fn read_name_list(parser: &mut SettingsParser<'_>, setting: &str) -> Vec<String> {
+fn read_lower_case_name_list(parser: &mut SettingsParser<'_>, setting: &str) -> Vec<String> {
     parser.parse_or_default(setting, Vec::new(), |text| {
         let names = text.split(|c: char| c == ',' || c.is_whitespace());
         let names: Vec<String> = names

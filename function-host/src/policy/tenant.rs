@@ -68,7 +68,7 @@ impl fmt::Display for TenantName {
 
 /// The network of a tenant's build steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StepNetwork {
+pub enum StepNetworkAccess {
     /// Steps have the daemon's network for steps.
     #[default]
     Default,
@@ -116,7 +116,7 @@ pub struct Tenant {
     read: Option<SourceRestrictions>,
     frontends: RepositoryPatterns,
     buildkit: Option<String>,
-    network: StepNetwork,
+    network: StepNetworkAccess,
     max_builds: Option<NonZeroUsize>,
     registry_config: Option<String>,
     pull_config: Option<String>,
@@ -175,11 +175,11 @@ impl Tenant {
             );
         }
         let network = reader.read_text("network", |text| match text {
-            "default" => Ok(StepNetwork::Default),
-            "none" => Ok(StepNetwork::None),
+            "default" => Ok(StepNetworkAccess::Default),
+            "none" => Ok(StepNetworkAccess::None),
             _ => Err("should be \"default\" or \"none\"".to_owned()),
         });
-        if network == Some(StepNetwork::None) && frontends.iter().next().is_some() {
+        if network == Some(StepNetworkAccess::None) && frontends.iter().next().is_some() {
             reader.report_problem(
                 "network",
                 "should be \"default\" for a tenant with frontends of its own: they do not obey it",
@@ -238,7 +238,7 @@ impl Tenant {
     /// Returns the repositories that the tenant may keep caches in: those of `push` unless the policy has others; `None`
     /// for all.
     #[must_use]
-    pub fn cache_repositories(&self) -> Option<&RepositoryPatterns> {
+    pub fn cache_or_push_repositories(&self) -> Option<&RepositoryPatterns> {
         self.cache.as_ref().or(self.push.as_ref())
     }
 
@@ -264,7 +264,7 @@ impl Tenant {
 
     /// Returns the network of the tenant's build steps.
     #[must_use]
-    pub fn step_network(&self) -> StepNetwork {
+    pub fn step_network(&self) -> StepNetworkAccess {
         self.network
     }
 
@@ -329,7 +329,7 @@ impl Tenant {
         let rule = if self.cache.is_some() { "cache" } else { "push" };
         self.check_rule(
             rule,
-            self.cache_repositories()
+            self.cache_or_push_repositories()
                 .is_none_or(|allowed| allowed.allows(repository)),
             repository,
         )

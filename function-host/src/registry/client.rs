@@ -96,7 +96,7 @@ impl RegistryClient {
                     false => Err(error),
                 },
             );
-        Ok(Self::with_http(
+        Ok(Self::with_http_client(
             http.map_err(RegistryError::Authority)?,
             insecure,
             realms,
@@ -104,10 +104,10 @@ impl RegistryClient {
     }
 
     /// Creates a registry client that sends its requests with `http`, also those to token servers.
-    pub fn with_http(http: HttpClient, insecure: bool, realms: AllowedTokenHosts) -> Self {
+    pub fn with_http_client(http: HttpClient, uses_plain_http: bool, realms: AllowedTokenHosts) -> Self {
         Self {
             http,
-            insecure,
+            insecure: uses_plain_http,
             realms,
         }
     }
@@ -232,7 +232,9 @@ impl Repository {
     /// # Errors
     /// Fails if the registry's answer is neither yes nor no.
     pub async fn has_manifest(&mut self, digest: &str) -> Result<bool, RegistryError> {
-        let response = self.request_by_digest(Method::HEAD, "manifests", digest).await?;
+        let response = self
+            .request_by_digest_or_tag(Method::HEAD, "manifests", digest)
+            .await?;
         Ok(self.body_unless_not_found(response)?.is_some())
     }
 
@@ -243,7 +245,7 @@ impl Repository {
     /// Fails if the registry's answer is neither the manifest nor that there is none.
     pub async fn fetch_manifest(&mut self, digest_or_tag: &str) -> Result<Option<Bytes>, RegistryError> {
         let response = self
-            .request_by_digest(Method::GET, "manifests", digest_or_tag)
+            .request_by_digest_or_tag(Method::GET, "manifests", digest_or_tag)
             .await?;
         self.body_unless_not_found(response)
     }
@@ -254,7 +256,9 @@ impl Repository {
     /// # Errors
     /// Fails if the registry's answer is neither the blob nor that there is none.
     pub async fn fetch_blob(&mut self, digest: &str) -> Result<Option<Bytes>, RegistryError> {
-        let response = self.request_by_digest(Method::GET, "blobs", digest).await?;
+        let response = self
+            .request_by_digest_or_tag(Method::GET, "blobs", digest)
+            .await?;
         self.body_unless_not_found(response)
     }
 
@@ -268,7 +272,7 @@ impl Repository {
     ///
     /// # Errors
     /// Fails if the registry, the repository or the path is not valid in a URL.
-    pub fn uri_of_path(&self, path: &str) -> Result<Uri, RegistryError> {
+    pub fn uri_in_repository_api(&self, path: &str) -> Result<Uri, RegistryError> {
         let scheme = if self.client.insecure { "http" } else { "https" };
         parse_uri(format!("{scheme}://{}/v2/{}/{path}", self.host, self.name))
     }
@@ -322,7 +326,7 @@ impl Repository {
 
     /// Requests the manifest with this digest or tag, or the blob with this digest (`manifests_or_blobs` is `manifests`
     /// or `blobs`), and repeats the request with authentication if the registry asks for it.
-    async fn request_by_digest(
+    async fn request_by_digest_or_tag(
         &mut self,
         method: Method,
         manifests_or_blobs: &str,
@@ -336,7 +340,7 @@ impl Repository {
                 name: digest.to_owned(),
             });
         }
-        let uri = self.uri_of_path(&format!("{manifests_or_blobs}/{digest}"))?;
+        let uri = self.uri_in_repository_api(&format!("{manifests_or_blobs}/{digest}"))?;
         let request = |authorization: Option<&HeaderValue>| {
             let mut request = Request::new(Full::default());
             *request.method_mut() = method.clone();

@@ -41,7 +41,7 @@ pub struct MalformedDockerConfig(String);
 /// The error for a registry's unusable entry in a Docker `config.json`. Its text quotes only the entry's key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{entry} should be {expected}")]
-pub struct UnusableAuthEntry {
+pub struct UnusableDockerConfigEntry {
     entry: String,
     expected: &'static str,
 }
@@ -50,9 +50,9 @@ pub struct UnusableAuthEntry {
 #[derive(Debug, Default)]
 pub struct Logins {
     /// The credentials in `auths`, by their keys in the file.
-    auths: BTreeMap<String, Result<RegistryCredentials, UnusableAuthEntry>>,
+    auths: BTreeMap<String, Result<RegistryCredentials, UnusableDockerConfigEntry>>,
     /// The names of credential helpers in `credHelpers`, by registry.
-    helpers: BTreeMap<String, Result<String, UnusableAuthEntry>>,
+    helpers: BTreeMap<String, Result<String, UnusableDockerConfigEntry>>,
     /// The name of the credential helper for all other registries (`credsStore`).
     store: String,
     /// The keys of the `config.json` that are not supported.
@@ -84,7 +84,7 @@ impl Logins {
             if json::key_matches_field(&key, "auths") {
                 logins.read_auths(value)?;
             } else if json::key_matches_field(&key, "credHelpers") {
-                logins.read_helpers(value)?;
+                logins.add_cred_helpers_by_registry(value)?;
             } else if json::key_matches_field(&key, "credsStore") {
                 let store = json::parse_json_string_or_null(value);
                 let store =
@@ -104,8 +104,10 @@ impl Logins {
             let (entry, has_registry_token) =
                 AuthEntry::parse_credentials_and_whether_registry_token(&key, value);
             if has_registry_token {
-                self.ignored
-                    .push(format!("{}.registrytoken", displayable_key("auths", &key)));
+                self.ignored.push(format!(
+                    "{}.registrytoken",
+                    key_path_without_user_info("auths", &key)
+                ));
             }
             self.auths.insert(key, entry);
         }
@@ -113,14 +115,14 @@ impl Logins {
     }
 
     /// Adds the names of credential helpers in an object `credHelpers`. A value `null` removes those of an earlier one.
-    fn read_helpers(&mut self, value: &RawValue) -> Result<(), MalformedDockerConfig> {
+    fn add_cred_helpers_by_registry(&mut self, value: &RawValue) -> Result<(), MalformedDockerConfig> {
         if value.get() == "null" {
             self.helpers.clear();
         }
         for (key, value) in object_members_or_none_if_null(value, "credHelpers")? {
             let name = json::parse_json_string_or_null(value).map(Option::unwrap_or_default);
-            let name = name.map_err(|_| UnusableAuthEntry {
-                entry: displayable_key("credHelpers", &key),
+            let name = name.map_err(|_| UnusableDockerConfigEntry {
+                entry: key_path_without_user_info("credHelpers", &key),
                 expected: "the name of a credential helper",
             });
             self.helpers.insert(key, name);
@@ -138,7 +140,7 @@ impl Logins {
     pub fn helper_and_server_name_for<'a>(
         &'a self,
         host: &'a str,
-    ) -> Result<Option<(&'a str, &'a str)>, UnusableAuthEntry> {
+    ) -> Result<Option<(&'a str, &'a str)>, UnusableDockerConfigEntry> {
         let is_hub = DOCKER_HUB_NAMES.contains(&host);
         let server = if is_hub { DOCKER_HUB_KEY } else { host };
         let hub = is_hub.then_some(DOCKER_HUB_NAMES).into_iter().flatten();
@@ -159,7 +161,10 @@ impl Logins {
     ///
     /// # Errors
     /// Fails if the entry cannot be used.
-    pub fn credentials_or_anonymous_for(&self, host: &str) -> Result<RegistryCredentials, UnusableAuthEntry> {
+    pub fn credentials_or_anonymous_for(
+        &self,
+        host: &str,
+    ) -> Result<RegistryCredentials, UnusableDockerConfigEntry> {
         let is_hub = DOCKER_HUB_NAMES.contains(&host);
         let exact = if is_hub { DOCKER_HUB_KEY } else { host };
         let is_wanted = |key: &str| {
@@ -184,7 +189,7 @@ impl Logins {
         let ignored = self.ignored.iter().map(|key| format!("{key} is not supported"));
         auths
             .chain(helpers)
-            .map(UnusableAuthEntry::to_string)
+            .map(UnusableDockerConfigEntry::to_string)
             .chain(ignored)
     }
 }
@@ -204,9 +209,9 @@ impl AuthEntry {
     fn parse_credentials_and_whether_registry_token(
         key: &str,
         value: &RawValue,
-    ) -> (Result<RegistryCredentials, UnusableAuthEntry>, bool) {
-        let unusable = |field: &str, expected| UnusableAuthEntry {
-            entry: format!("{}{field}", displayable_key("auths", key)),
+    ) -> (Result<RegistryCredentials, UnusableDockerConfigEntry>, bool) {
+        let unusable = |field: &str, expected| UnusableDockerConfigEntry {
+            entry: format!("{}{field}", key_path_without_user_info("auths", key)),
             expected,
         };
         let Ok(members) = json::parse_object_members_or_null(value) else {
@@ -235,13 +240,15 @@ impl AuthEntry {
         }
         let has_registry_token = !entry.registry_token.is_empty();
         let expected = "the base64 of a user name, a colon and a password";
-        let credentials = entry.credentials().ok_or_else(|| unusable(".auth", expected));
+        let credentials = entry
+            .credentials_unless_malformed()
+            .ok_or_else(|| unusable(".auth", expected));
         (credentials, has_registry_token)
     }
 
     /// Returns the credentials of the `auths` entry, or `None` if its `auth` is malformed. An identity token precedes a
     /// password, and `auth` the fields `username` and `password`.
-    fn credentials(self) -> Option<RegistryCredentials> {
+    fn credentials_unless_malformed(self) -> Option<RegistryCredentials> {
         let (mut username, mut secret) = (self.username, self.password);
         if !self.auth.is_empty() {
             let mut text = self.auth.into_bytes();
@@ -312,7 +319,7 @@ fn object_members_or_none_if_null<'a>(
 }
 
 /// Returns the name of an entry for error texts, without the user and password that a URL may have.
-fn displayable_key(object: &str, key: &str) -> String {
+fn key_path_without_user_info(object: &str, key: &str) -> String {
     let name = if key.contains('@') { host_of_key(key) } else { key };
     format!("{object}.{name}")
 }

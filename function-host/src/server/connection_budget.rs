@@ -93,7 +93,7 @@ impl ConnectionBudget {
         let connections = self.lock();
         let waiting = connections
             .iter()
-            .filter(|(_, state)| state.arrivals_while_waiting().is_some())
+            .filter(|(_, state)| state.connections_arrived_since_waiting_began().is_some())
             .count();
         self.displace_longest_waiting(&connections, waiting / 2);
     }
@@ -102,7 +102,7 @@ impl ConnectionBudget {
     fn displace_longest_waiting(&self, connections: &Slab<Arc<ConnectionState>>, remaining: usize) {
         let waiting = connections
             .iter()
-            .filter_map(|(_, state)| Some((state.arrivals_while_waiting()?, state)));
+            .filter_map(|(_, state)| Some((state.connections_arrived_since_waiting_began()?, state)));
         let mut waiting: Vec<_> = waiting.collect();
         let excess = waiting.len().saturating_sub(remaining);
         if excess == 0 {
@@ -119,8 +119,8 @@ impl ConnectionBudget {
     fn displace_until_buffers_fit(&self, limit: usize) {
         let connections = self.lock();
         let buffered = connections.iter().filter_map(|(_, state)| {
-            let waited = state.arrivals_while_waiting()?;
-            Some((state.buffered_bytes(), waited, state))
+            let waited = state.connections_arrived_since_waiting_began()?;
+            Some((state.buffer_capacity_bytes(), waited, state))
         });
         let mut buffered: Vec<_> = buffered.filter(|(bytes, ..)| *bytes > 0).collect();
         let mut total: usize = buffered.iter().map(|(bytes, ..)| bytes).sum();
@@ -203,8 +203,8 @@ impl AdmittedConnection {
 
     /// Records the size of the connection's buffer while it waits, in bytes. If all of them are too large together, the
     /// largest are displaced.
-    pub(crate) fn set_buffered_bytes_and_enforce_limit(&self, bytes: usize) {
-        self.state.set_buffered_bytes(bytes);
+    pub(crate) fn set_buffer_capacity_and_enforce_limit(&self, bytes: usize) {
+        self.state.set_buffer_capacity_bytes(bytes);
         if let Some(limit) = self.budget.limits.buffers {
             self.budget.displace_until_buffers_fit(limit);
         }
@@ -306,11 +306,11 @@ mod tests {
     fn the_connections_with_the_largest_buffers_are_displaced_once_all_buffers_exceed_the_limit() {
         let budget = budget_with_limits(8, 100);
         let (small, large, medium) = (budget.admit(), budget.admit(), budget.admit());
-        small.set_buffered_bytes_and_enforce_limit(10);
-        large.set_buffered_bytes_and_enforce_limit(60);
+        small.set_buffer_capacity_and_enforce_limit(10);
+        large.set_buffer_capacity_and_enforce_limit(60);
         assert!(!large.state().is_displaced_and_still_waiting());
 
-        medium.set_buffered_bytes_and_enforce_limit(40);
+        medium.set_buffer_capacity_and_enforce_limit(40);
 
         let displaced =
             [&small, &large, &medium].map(|connection| connection.state().is_displaced_and_still_waiting());
@@ -323,7 +323,7 @@ mod tests {
         let connections = [budget.admit(), budget.admit(), budget.admit()];
         connections
             .iter()
-            .for_each(|connection| connection.set_buffered_bytes_and_enforce_limit(10));
+            .for_each(|connection| connection.set_buffer_capacity_and_enforce_limit(10));
         let displaced = connections.map(|connection| connection.state().is_displaced_and_still_waiting());
         assert_eq!(displaced, [true, false, false]);
     }

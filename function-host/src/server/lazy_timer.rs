@@ -23,7 +23,7 @@ pub(super) type TimerPurpose = (ExpectedInput, u32);
 
 /// The length of a timer's wait.
 #[derive(Clone, Copy)]
-pub(super) enum TimerWait {
+pub(super) enum ExactOrMinimumWait {
     Exactly(Duration),
     /// The timer waits for up to twice this time. It need not read the clock, so it is used after every
     /// request.
@@ -41,15 +41,15 @@ impl LazyTimer {
     pub(super) fn poll_elapsed(
         &mut self,
         cx: &mut Context<'_>,
-        timeout: TimerWait,
+        timeout: ExactOrMinimumWait,
         purpose: TimerPurpose,
     ) -> Poll<()> {
-        let (TimerWait::Exactly(duration) | TimerWait::AtLeast(duration)) = timeout;
+        let (ExactOrMinimumWait::Exactly(duration) | ExactOrMinimumWait::AtLeast(duration)) = timeout;
         let mut due = match self.waiting {
             Some((before, due)) if before == purpose => due,
             _ => None,
         };
-        if due.is_none() && (matches!(timeout, TimerWait::Exactly(_)) || self.sleep.is_none()) {
+        if due.is_none() && (matches!(timeout, ExactOrMinimumWait::Exactly(_)) || self.sleep.is_none()) {
             due = Some(Instant::now() + duration);
         }
         self.waiting = Some((purpose, due));

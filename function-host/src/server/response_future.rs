@@ -23,14 +23,14 @@ pub(crate) const VERSION_HEADER: HeaderName = HeaderName::from_static("x-slipway
 
 /// The headers that the host adds to a response of the function: the call id, unless the handler has set one, and the
 /// version, if it is known.
-pub(crate) struct HeadersAddedByHost {
+pub(crate) struct CallIdAndVersionHeaders {
     /// The request's call id, for the header [`CALL_ID_HEADER`].
     pub(crate) call_id: HeaderValue,
     /// The version of the function, for the header [`VERSION_HEADER`], if it is set.
     pub(crate) version: Option<HeaderValue>,
 }
 
-impl HeadersAddedByHost {
+impl CallIdAndVersionHeaders {
     /// Returns headers without values, to take the place of those that were taken.
     fn without_values() -> Self {
         Self {
@@ -61,7 +61,7 @@ pub(crate) struct HandlerRun {
     pub(crate) future: Option<HandlerFuture>,
     pub(crate) log_span: Span,
     pub(crate) trace_context: TraceContext,
-    pub(crate) headers: HeadersAddedByHost,
+    pub(crate) headers: CallIdAndVersionHeaders,
     pub(crate) deadline: Option<RequestDeadline>,
     pub(crate) record: Option<RequestRecord>,
 }
@@ -70,7 +70,7 @@ impl ResponseFuture {
     /// Returns the future of a response that does not need the handler.
     pub(crate) fn from_response(
         response: Response,
-        headers: HeadersAddedByHost,
+        headers: CallIdAndVersionHeaders,
         record: Option<RequestRecord>,
     ) -> Self {
         Self::Ready(Some(add_headers_and_record_status(
@@ -130,7 +130,7 @@ impl HandlerRun {
         // log lines.
         self.future = None;
         drop(entered);
-        let headers = std::mem::replace(&mut self.headers, HeadersAddedByHost::without_values());
+        let headers = std::mem::replace(&mut self.headers, CallIdAndVersionHeaders::without_values());
         let log_span = std::mem::replace(&mut self.log_span, Span::none());
         let trace_context = std::mem::take(&mut self.trace_context);
         Poll::Ready(add_headers_and_record_status(
@@ -157,7 +157,7 @@ impl Drop for HandlerRun {
 /// Adds the host's headers to a response, and records the response's status.
 fn add_headers_and_record_status(
     mut response: Response,
-    headers: HeadersAddedByHost,
+    headers: CallIdAndVersionHeaders,
     mut record: Option<RequestRecord>,
     deadline: Option<RequestDeadline>,
     log_span: Span,

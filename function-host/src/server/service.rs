@@ -12,7 +12,7 @@ use super::call_id::CallIdGenerator;
 use super::deadline::RequestDeadline;
 use super::host_header;
 use super::record::{RequestCounters, RequestRecord};
-use super::response_future::{HandlerRun, HeadersAddedByHost, ResponseFuture};
+use super::response_future::{CallIdAndVersionHeaders, HandlerRun, ResponseFuture};
 use crate::acceptance::Acceptance;
 use crate::app::{App, ReadyCheck, ReadyDetail};
 use crate::connection_state::ConnectionState;
@@ -73,7 +73,7 @@ impl FunctionService {
     ) -> ResponseFuture {
         let call_id = self.call_ids.callers_id_or_new(request.headers());
         let call_id_text: Arc<str> = call_id.to_str().unwrap_or_default().into();
-        let headers = HeadersAddedByHost {
+        let headers = CallIdAndVersionHeaders {
             call_id,
             version: self.version.clone(),
         };
@@ -106,7 +106,7 @@ impl FunctionService {
         }
         let request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),
-            false => Body::incoming(body, connection.begin_body(), self.read_timeout),
+            false => Body::incoming(body, connection.guard_current_body(), self.read_timeout),
         });
         let deadline = self.exec_timeout.map(|timeout| record.arrived_at() + timeout);
         let context = Context::for_request(call_id_text, deadline, acceptance, self.shared.clone());

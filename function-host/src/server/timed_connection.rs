@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection_budget::AdmittedConnection;
-use super::lazy_timer::{LazyTimer, TimerWait};
+use super::lazy_timer::{ExactOrMinimumWait, LazyTimer};
 use crate::connection_state::{ConnectionState, ExpectedInput, SMALLEST_BUFFER_BYTES};
 
 /// The timeouts of a connection.
@@ -82,7 +82,7 @@ impl<C> TimedConnection<C> {
         admitted: AdmittedConnection,
         waited: Duration,
     ) -> Self {
-        admitted.set_buffered_bytes_and_enforce_limit(SMALLEST_BUFFER_BYTES);
+        admitted.set_buffer_capacity_and_enforce_limit(SMALLEST_BUFFER_BYTES);
         Self {
             connection,
             timeouts,
@@ -123,9 +123,9 @@ impl<C> TimedConnection<C> {
         if used > self.buffer {
             self.buffer = used;
             match expected {
-                ExpectedInput::Head => self.admitted.set_buffered_bytes_and_enforce_limit(used),
+                ExpectedInput::Head => self.admitted.set_buffer_capacity_and_enforce_limit(used),
                 // Counts when the connection waits again.
-                ExpectedInput::Body | ExpectedInput::Nothing => self.state().set_buffered_bytes(used),
+                ExpectedInput::Body | ExpectedInput::Nothing => self.state().set_buffer_capacity_bytes(used),
             }
         }
     }
@@ -155,7 +155,7 @@ impl<C> TimedConnection<C> {
         let (_, request) = self.state().expected_input_and_request_number();
         ready!(self.write_timer.poll_elapsed(
             cx,
-            TimerWait::Exactly(self.timeouts.write),
+            ExactOrMinimumWait::Exactly(self.timeouts.write),
             (ExpectedInput::Nothing, request)
         ));
         Poll::Ready(Err(io::Error::new(
@@ -175,7 +175,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
                 return Poll::Pending;
             }
             ExpectedInput::Body => (
-                TimerWait::Exactly(self.timeouts.read),
+                ExactOrMinimumWait::Exactly(self.timeouts.read),
                 "read_timeout exceeded in the body of a request",
             ),
             ExpectedInput::Head => {
@@ -188,12 +188,12 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
                 }
                 if begun {
                     (
-                        TimerWait::Exactly(self.timeouts.head.saturating_sub(self.waited)),
+                        ExactOrMinimumWait::Exactly(self.timeouts.head.saturating_sub(self.waited)),
                         "timeout exceeded in the head of a request",
                     )
                 } else {
                     (
-                        TimerWait::AtLeast(self.timeouts.idle),
+                        ExactOrMinimumWait::AtLeast(self.timeouts.idle),
                         "idle timeout exceeded between requests",
                     )
                 }
@@ -246,14 +246,19 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
             ExpectedInput::Nothing,
             self.state().expected_input_and_request_number().1,
         );
-        let idle = self
-            .read_timer
-            .poll_elapsed(cx, TimerWait::Exactly(UNREAD_BODY_CHUNK_TIMEOUT), purpose);
+        let idle = self.read_timer.poll_elapsed(
+            cx,
+            ExactOrMinimumWait::Exactly(UNREAD_BODY_CHUNK_TIMEOUT),
+            purpose,
+        );
         if idle.is_ready() {
             return Poll::Ready(());
         }
-        self.write_timer
-            .poll_elapsed(cx, TimerWait::Exactly(UNREAD_BODY_DISCARD_TIMEOUT), purpose)
+        self.write_timer.poll_elapsed(
+            cx,
+            ExactOrMinimumWait::Exactly(UNREAD_BODY_DISCARD_TIMEOUT),
+            purpose,
+        )
     }
 }
 
@@ -320,7 +325,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
             this.state().set_or_free_place(None);
             // It may take long until the buffer is freed.
             if this.state().has_unread_body() {
-                this.admitted.set_buffered_bytes_and_enforce_limit(this.buffer);
+                this.admitted.set_buffer_capacity_and_enforce_limit(this.buffer);
             }
         }
         this.poll_discard_unread_body(cx).map(Ok)

@@ -17,7 +17,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::Handle;
 
 use super::RequestTracer;
-use super::settings::{self, CollectorHeaders, ExporterSettings, Settings};
+use super::settings::{self, EnvironmentCollectorHeaders, ExporterSettings, Settings};
 use crate::connector::{self, Connector};
 use crate::error_chain::{BoxError, ErrorChain};
 use crate::secret::Secrets;
@@ -81,7 +81,7 @@ fn url_origin(endpoint: &http::Uri) -> String {
 struct CollectorClient {
     runtime: Handle,
     client: Client<Connector, Full<Bytes>>,
-    headers: CollectorHeaders,
+    headers: EnvironmentCollectorHeaders,
     secrets: Secrets,
     timeout: Duration,
     status: Arc<ExportStatus>,
@@ -128,7 +128,8 @@ impl HttpClient for CollectorClient {
         }
         let (client, timeout, status) = (self.client.clone(), self.timeout, self.status.clone());
         let sending = self.runtime.spawn(async move {
-            let sent = tokio::time::timeout(timeout, send_export(&client, request)).await;
+            let sent =
+                tokio::time::timeout(timeout, send_export_and_receive_any_status(&client, request)).await;
             match sent.unwrap_or_else(|elapsed| Err(elapsed.into())) {
                 Ok(response) => {
                     match response.status().is_success() {
@@ -150,7 +151,7 @@ impl HttpClient for CollectorClient {
 }
 
 /// Sends an export to the collector, and reads the whole response.
-async fn send_export(
+async fn send_export_and_receive_any_status(
     client: &Client<Connector, Full<Bytes>>,
     request: Request<Bytes>,
 ) -> Result<Response<Bytes>, HttpError> {

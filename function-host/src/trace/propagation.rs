@@ -22,7 +22,7 @@ pub(super) fn extract_caller_context(headers: &HeaderMap) -> Context {
         (Some(parent), None) if is_valid_traceparent(parent.as_bytes()) => {
             let headers = TraceHeaders {
                 parent: parent.to_str().unwrap_or_default(),
-                state: joined_tracestate(headers),
+                state: joined_tracestate_or_empty_if_too_long(headers),
             };
             TraceContextPropagator::new().extract_with_context(&Context::new(), &headers)
         }
@@ -63,7 +63,7 @@ impl Extractor for TraceHeaders<'_> {
 
 /// Returns the `tracestate` headers of a request, joined by commas; an empty text if they are longer than
 /// [`MAX_TRACESTATE_BYTES`] together.
-fn joined_tracestate(headers: &HeaderMap) -> String {
+fn joined_tracestate_or_empty_if_too_long(headers: &HeaderMap) -> String {
     let headers = HeaderExtractor(headers);
     let state = headers.get_all(TRACESTATE_HEADER).unwrap_or_default().join(",");
     match state.len() {

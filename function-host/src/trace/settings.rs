@@ -20,7 +20,7 @@ pub(crate) struct Settings(pub(super) Option<ExporterSettings>);
 #[derive(Debug)]
 pub(super) struct ExporterSettings {
     pub(super) endpoint: Uri,
-    pub(super) headers: CollectorHeaders,
+    pub(super) headers: EnvironmentCollectorHeaders,
     pub(super) secrets: Secrets,
     /// Certificates (PEM) that authenticate the collector, in addition to the system's.
     pub(super) authorities: Option<Vec<u8>>,
@@ -31,11 +31,11 @@ pub(super) struct ExporterSettings {
     pub(super) is_named: bool,
 }
 
-/// Headers for requests to the collector. `Debug` shows their names only.
+/// Headers for requests to the collector, from the environment. `Debug` shows their names only.
 #[derive(Clone, Default)]
-pub(super) struct CollectorHeaders(pub(super) HeaderMap);
+pub(super) struct EnvironmentCollectorHeaders(pub(super) HeaderMap);
 
-impl fmt::Debug for CollectorHeaders {
+impl fmt::Debug for EnvironmentCollectorHeaders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
@@ -174,7 +174,7 @@ fn collector_url_problem(uri: &Uri) -> Option<&'static str> {
 fn read_environment_headers_and_check_secret(
     parser: &mut SettingsParser<'_>,
     secrets: &Secrets,
-) -> CollectorHeaders {
+) -> EnvironmentCollectorHeaders {
     let name = effective_variable_name(parser, HEADERS_VARIABLES);
     let mut headers = HeaderMap::new();
     if let Some(text) = parser.optional_text(name) {
@@ -190,7 +190,7 @@ fn read_environment_headers_and_check_secret(
             format!("cannot be completed by the secret {COLLECTOR_HEADERS_SECRET}: {problem}"),
         );
     }
-    CollectorHeaders(headers)
+    EnvironmentCollectorHeaders(headers)
 }
 
 /// Reads the collector's headers from the secret [`COLLECTOR_HEADERS_SECRET`]; returns none if the secret does not exist.

@@ -34,7 +34,7 @@ fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
 }
 
 /// Polls a future until it is ready, at most twice.
-fn poll_twice(future: impl Future) {
+fn poll_at_most_twice(future: impl Future) {
     let mut future = std::pin::pin!(future);
     let _ = poll_once(future.as_mut()).is_pending() && poll_once(future).is_pending();
 }
@@ -67,7 +67,7 @@ fn body_from_channel() -> (mpsc::Sender<&'static [u8]>, Body) {
 /// Makes a sender wait for a body that does not arrive.
 async fn make_sender_wait(sender: &mut UnverifiedSender) {
     let (_pieces, mut body) = body_from_channel();
-    poll_twice(sender.next_piece(Pin::new(&mut body)));
+    poll_at_most_twice(sender.next_piece(Pin::new(&mut body)));
 }
 
 /// Sends a piece as a sender's next, after which the sender waits.
@@ -520,7 +520,7 @@ proptest! {
                 BudgetOperation::Admit => {
                     let mut sender = budget.admit();
                     let (_pieces, mut body) = body_from_channel();
-                    poll_twice(sender.next_piece(Pin::new(&mut body)));
+                    poll_at_most_twice(sender.next_piece(Pin::new(&mut body)));
                     senders.insert(number, (sender, 0));
                     let later_half = before.get(before.len().div_ceil(2)..).unwrap_or_default();
                     let after = staying(&senders);
@@ -531,7 +531,7 @@ proptest! {
                         let mut arrived = Body::from(vec![0; bytes]);
                         let _ = poll_once(sender.next_piece(Pin::new(&mut arrived)));
                         let (_pieces, mut body) = body_from_channel();
-                        poll_twice(sender.next_piece(Pin::new(&mut body)));
+                        poll_at_most_twice(sender.next_piece(Pin::new(&mut body)));
                     }
                 }
                 BudgetOperation::Reserve(index, bytes) => {

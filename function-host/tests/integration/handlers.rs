@@ -23,7 +23,7 @@ struct TestHandler {
 
 /// Sets up the function under test. Its own settings are `answer_is` and `setup`.
 pub(crate) async fn set_up_test_handler(context: SetupContext) -> Result<App, SetupError> {
-    let mut settings = context.settings_parser();
+    let mut settings = context.settings_parser_with_host_problems();
     settings.number("answer_is", 42_u8);
     let setup = settings.optional_text("setup");
     settings.fail_if_problems()?;
@@ -117,9 +117,9 @@ impl Handler for TestHandler {
                 Ok(reply::text(""))
             }
             "/panic" => panic!("panic in the handler"),
-            "/panic-in-stream" => Ok(http::Response::new(ResponseBody::stream(PanickingStream {
-                sent: false,
-            }))),
+            "/panic-in-stream" => Ok(http::Response::new(ResponseBody::stream(
+                StreamPanickingAfterFirstChunk { sent: false },
+            ))),
             "/fail" => Err("12x".parse::<u8>().map(drop).unwrap_err().into()),
             "/refuse" => Err(Error::status(StatusCode::CONFLICT, "already exists")),
             "/logged" => {
@@ -150,11 +150,11 @@ impl Drop for DropLogger {
 }
 
 /// A response stream that panics after its first chunk.
-struct PanickingStream {
+struct StreamPanickingAfterFirstChunk {
     sent: bool,
 }
 
-impl Stream for PanickingStream {
+impl Stream for StreamPanickingAfterFirstChunk {
     type Item = Result<Bytes, BoxError>;
 
     fn poll_next(mut self: Pin<&mut Self>, _cx: &mut task::Context<'_>) -> Poll<Option<Self::Item>> {

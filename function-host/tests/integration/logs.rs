@@ -57,7 +57,7 @@ async fn a_long_text_line_is_truncated_and_has_the_call_id() {
 }
 
 #[tokio::test]
-async fn requests_are_logged_at_the_level_debug() {
+async fn with_log_level_debug_a_request_is_logged_with_its_status_and_call_id() {
     let mut function = FunctionProcess::start_and_wait(&[("log_level", "info,function_host=debug")]).await;
     let request = http::Request::post("/echo")
         .header("host", "test")

@@ -112,7 +112,7 @@ impl FakeCollector {
         Self { address, exports }
     }
 
-    fn url(&self) -> String {
+    fn plain_http_url(&self) -> String {
         format!("http://{}", self.address)
     }
 
@@ -127,7 +127,7 @@ impl FakeCollector {
 }
 
 /// Returns the attribute with this key as text.
-fn attribute_text(attributes: &[KeyValue], key: &str) -> Option<String> {
+fn text_or_integer_attribute_as_text(attributes: &[KeyValue], key: &str) -> Option<String> {
     let found = attributes.iter().find(|attribute| attribute.key == key)?;
     Some(match found.value.clone()?.value? {
         Value::StringValue(text) => text,
@@ -160,7 +160,7 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
     )
     .unwrap();
     let mut function = FunctionProcess::start_and_wait(&[
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.plain_http_url()),
         ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-team=functions"),
         ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
@@ -188,9 +188,12 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
         (&headers["authorization"], &headers["x-team"]),
         (&"Bearer hunter2".parse().unwrap(), &"functions".parse().unwrap())
     );
-    assert_eq!(attribute_text(&resource, "service.name").unwrap(), "tested");
     assert_eq!(
-        attribute_text(&resource, "deployment.environment.name").unwrap(),
+        text_or_integer_attribute_as_text(&resource, "service.name").unwrap(),
+        "tested"
+    );
+    assert_eq!(
+        text_or_integer_attribute_as_text(&resource, "deployment.environment.name").unwrap(),
         "test"
     );
     assert!(!format!("{resource:?} {spans:?}").contains("hunter2"));
@@ -209,7 +212,7 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
         ("server.address", "test"),
     ] {
         assert_eq!(
-            attribute_text(&logged.attributes, key).as_deref(),
+            text_or_integer_attribute_as_text(&logged.attributes, key).as_deref(),
             Some(value),
             "{key}"
         );
@@ -222,7 +225,7 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
     assert_ne!(hex::encode(&failed.trace_id), CALLER_TRACE_ID);
     assert!(failed.parent_span_id.is_empty());
     assert_eq!(
-        attribute_text(&failed.attributes, "http.response.status_code").unwrap(),
+        text_or_integer_attribute_as_text(&failed.attributes, "http.response.status_code").unwrap(),
         "500"
     );
     assert_eq!(failed.status.clone().unwrap().code(), StatusCode::Error);
@@ -233,7 +236,7 @@ async fn a_trace_that_its_caller_does_not_sample_is_not_exported() {
     let mut collector = FakeCollector::start_plain().await;
     let mut function = FunctionProcess::start_and_wait(&[(
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-        &(collector.url() + "/v1/traces"),
+        &(collector.plain_http_url() + "/v1/traces"),
     )])
     .await;
     let caller = CALLER_TRACEPARENT.replace("-01", "-00");
@@ -337,7 +340,7 @@ async fn the_recovery_of_a_collector_is_logged_and_a_rotated_token_is_used() {
     let token = directory.path().join("otel-headers");
     std::fs::write(&token, "api-key=first").unwrap();
     let mut function = FunctionProcess::start_and_wait(&[
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.plain_http_url()),
         ("OTEL_BSP_SCHEDULE_DELAY", "20"),
         ("secret_mount_path", directory.path().to_str().unwrap()),
     ])
@@ -366,7 +369,7 @@ async fn the_recovery_of_a_collector_is_logged_and_a_rotated_token_is_used() {
     let (headers, _, spans) = collector.wait_for_export().await;
     assert_eq!(headers["api-key"], "second");
     assert_eq!(
-        attribute_text(&spans[0].attributes, "user_agent.original")
+        text_or_integer_attribute_as_text(&spans[0].attributes, "user_agent.original")
             .unwrap()
             .len(),
         512

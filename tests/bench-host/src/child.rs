@@ -35,14 +35,14 @@ impl fmt::Display for ServerKind {
 }
 
 /// The handler of the measured function on the host.
-async fn answer_hello(request: Request, _context: Context) -> Result<Response, Error> {
+async fn greet_by_name_in_body(request: Request, _context: Context) -> Result<Response, Error> {
     let name = request.into_body().text(BODY_LIMIT_BYTES).await?;
     Ok(reply::text(format!("Hello, {name}!\n")))
 }
 
 /// Serves the measured handler on the function host, until SIGTERM.
 pub(crate) fn serve_host() -> ExitCode {
-    function_host::run(answer_hello)
+    function_host::run(greet_by_name_in_body)
 }
 
 /// The processors on which the measured server and the load run.

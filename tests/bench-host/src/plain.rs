@@ -65,12 +65,14 @@ async fn accept_and_serve_connections(listener: &TcpListener) -> anyhow::Result<
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer_hello)));
+        tokio::spawn(
+            http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(greet_by_name_in_body)),
+        );
     }
 }
 
 /// The handler of the measured function on hyper alone; an unusable body counts as empty.
-async fn answer_hello(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn greet_by_name_in_body(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let body = Limited::new(request.into_body(), BODY_LIMIT_BYTES)
         .collect()
         .await;

@@ -38,13 +38,13 @@ type PathsAndAuthorizations = Arc<Mutex<Vec<(String, Option<String>)>>>;
 impl BaitServer {
     /// Starts a server on this address of this machine; port 0 selects a free one.
     pub fn start(address: impl Into<SocketAddr>) -> Result<Self> {
-        Self::serve_listener(TcpListener::bind(address.into())?)
+        Self::spawn_server_task(TcpListener::bind(address.into())?)
     }
 
     /// Starts a server on this address of a namespace.
     pub fn start_in_namespace(namespace: &NetworkNamespace, address: impl Into<SocketAddr>) -> Result<Self> {
         let address = address.into();
-        Self::serve_listener(namespace.run_inside(|| Ok(TcpListener::bind(address)?))?)
+        Self::spawn_server_task(namespace.run_inside(|| Ok(TcpListener::bind(address)?))?)
     }
 
     /// Returns the server's address.
@@ -67,7 +67,7 @@ impl BaitServer {
             .collect()
     }
 
-    fn serve_listener(listener: TcpListener) -> Result<Self> {
+    fn spawn_server_task(listener: TcpListener) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;

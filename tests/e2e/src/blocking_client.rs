@@ -13,13 +13,17 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-/// Posts a signed tar to `/build` of the builder at `url`, which has no trailing slash, and returns the whole answer,
-/// head and body.
+/// Posts a signed tar to `/build` of the builder at `builder_url`, which has no trailing slash, and returns the whole
+/// answer, head and body.
 ///
 /// # Errors
 /// Fails if the answer's status is not 200.
-pub fn post_signed_tar(url: &str, signature: &str, tar: &[u8]) -> Result<String> {
-    let (host, path) = host_and_path(url)?;
+pub fn post_signed_tar_and_read_whole_answer(
+    builder_url: &str,
+    signature: &str,
+    tar: &[u8],
+) -> Result<String> {
+    let (host, path) = host_and_path(builder_url)?;
     let head = format!(
         "POST {path}/build HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/octet-stream\r\n\
          Content-Length: {}\r\nX-Build-Signature: {signature}\r\n\r\n",
@@ -38,7 +42,7 @@ pub fn post_signed_tar(url: &str, signature: &str, tar: &[u8]) -> Result<String>
 ///
 /// # Errors
 /// Fails if the answer's status is not 200.
-pub fn get_page(url: &str) -> Result<String> {
+pub fn get_root_page(url: &str) -> Result<String> {
     let (host, path) = host_and_path(url)?;
     let mut stream = TcpStream::connect(host).with_context(|| format!("connecting to {host}"))?;
     get_with_http_1_0(&mut stream, host, &format!("{path}/"))

@@ -74,7 +74,7 @@ impl BuildContext {
     }
 
     /// Returns the tar with this config as its last entry, as the Go SDK lays it out.
-    pub fn tar_with_config(&self, config: &Value) -> Result<Vec<u8>> {
+    pub fn tar_with_config_last(&self, config: &Value) -> Result<Vec<u8>> {
         let mut builder = self.tar_of_context_entries()?;
         append_entry(
             &mut builder,

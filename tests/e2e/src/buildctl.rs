@@ -41,7 +41,7 @@ impl Buildctl {
         daemon: &BuildkitDaemon,
         docker_config_json: &str,
     ) -> Result<Self> {
-        Self::with_address_and_docker_config(testbed, daemon.url(), docker_config_json)
+        Self::with_address_and_docker_config(testbed, daemon.socket_url(), docker_config_json)
     }
 
     /// Returns a `buildctl` of the stack's own daemon, without credentials.
@@ -71,16 +71,16 @@ impl Buildctl {
     ///
     /// # Errors
     /// Fails with the output of `buildctl` if the build or the push fails.
-    pub fn build_and_push(&self, folder: &Path, image: &str, options: &[&str]) -> Result<()> {
-        self.build_and_push_with_output_options(folder, image, options, "")
+    pub fn build_uncached_and_push(&self, folder: &Path, image: &str, options: &[&str]) -> Result<()> {
+        self.build_uncached_and_push_with_output_options(folder, image, options, "")
     }
 
-    /// Builds like [`build_and_push`](Self::build_and_push); `more_output_options` is appended to the output option and
-    /// starts with a comma.
+    /// Builds like [`build_uncached_and_push`](Self::build_uncached_and_push); `more_output_options` is appended to
+    /// the output option and starts with a comma.
     ///
     /// # Errors
     /// Fails with the output of `buildctl` if the build or the push fails.
-    pub fn build_and_push_with_output_options(
+    pub fn build_uncached_and_push_with_output_options(
         &self,
         folder: &Path,
         image: &str,

@@ -45,12 +45,17 @@ impl BuilderProcess {
         docker_config_json: &str,
         settings: &[(&str, &str)],
     ) -> Result<Self> {
-        Self::start_with_secrets(testbed, settings, &[("registry-config", docker_config_json)]).await
+        Self::start_with_secrets_replacing_registry_config(
+            testbed,
+            settings,
+            &[("registry-config", docker_config_json)],
+        )
+        .await
     }
 
     /// Starts builder-fn with the stack's BuildKit, gateway and keys. `settings` and `more_secrets` override them;
     /// registry credentials are only among `more_secrets`.
-    pub async fn start_with_secrets(
+    pub async fn start_with_secrets_replacing_registry_config(
         testbed: &Testbed,
         settings: &[(&str, &str)],
         more_secrets: &[(&str, &str)],
@@ -60,7 +65,7 @@ impl BuilderProcess {
 
     /// Starts builder-fn with this file in place of the machine's `resolv.conf`, and without registry credentials.
     /// `settings` override those of [`start_with_settings`](Self::start_with_settings).
-    pub async fn start_with_resolver(
+    pub async fn start_with_resolv_conf_and_no_registry_config(
         testbed: &Testbed,
         resolv_conf: &Path,
         settings: &[(&str, &str)],
@@ -229,7 +234,7 @@ impl BuilderProcess {
     }
 
     /// Returns the files in the folder that `spool_dir` names by default, and the process's open files without a name.
-    pub fn leftover_spool_files(&self) -> Result<Vec<PathBuf>> {
+    pub fn files_in_spool_and_unlinked_open_files(&self) -> Result<Vec<PathBuf>> {
         let mut left = fs::read_dir(self.spool.path())?
             .map(|entry| Ok(entry?.path()))
             .collect::<Result<Vec<_>>>()?;

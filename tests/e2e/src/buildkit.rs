@@ -41,7 +41,7 @@ impl BuildkitDaemon {
             "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://127.0.0.1:0\"]\n{grpc_toml}\n\
              [worker.oci]\n  enabled = true\n  binary = \"{runc}\"\n\n[worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{more_toml}",
             root = dir.path().join("root").display(),
-            socket = socket_url(&dir),
+            socket = socket_url_in(&dir),
             runc = testbed.stack.tools.runc.display(),
             registry = testbed.stack.registry.host,
         );
@@ -59,13 +59,13 @@ impl BuildkitDaemon {
 
     /// Kills the daemon, as a crash does, and starts it again with its data. Its socket has the same URL, and its TCP
     /// port is another one.
-    pub async fn kill_and_restart(&mut self) -> Result<()> {
-        self.kill()?;
-        self.start_again().await
+    pub async fn kill_and_restart_on_another_port(&mut self) -> Result<()> {
+        self.kill_without_unmounting()?;
+        self.start_again_on_another_port().await
     }
 
     /// Starts a killed daemon again with its data. Its socket has the same URL, and its TCP port is another one.
-    pub async fn start_again(&mut self) -> Result<()> {
+    pub async fn start_again_on_another_port(&mut self) -> Result<()> {
         (self.process, self.port) = start_daemon_and_wait_until_listening(&self.program, &self.dir).await?;
         Ok(())
     }
@@ -76,13 +76,13 @@ impl BuildkitDaemon {
     }
 
     /// Kills the daemon, as a crash does, and waits for its exit.
-    pub fn kill(&mut self) -> Result<()> {
+    pub fn kill_without_unmounting(&mut self) -> Result<()> {
         self.process.kill()
     }
 
     /// Returns the URL of the daemon's Unix socket, which never uses TLS.
-    pub fn url(&self) -> String {
-        socket_url(&self.dir)
+    pub fn socket_url(&self) -> String {
+        socket_url_in(&self.dir)
     }
 }
 
@@ -155,6 +155,6 @@ fn listening_address_in_log_line(line: &str) -> Option<String> {
     Some(address.trim_end_matches('"').to_owned())
 }
 
-fn socket_url(dir: &tempfile::TempDir) -> String {
+fn socket_url_in(dir: &tempfile::TempDir) -> String {
     format!("unix://{}", dir.path().join("buildkitd.sock").display())
 }

@@ -26,7 +26,7 @@ pub struct HttpReply {
 impl HttpReply {
     /// Returns the answer's body as JSON. A body that is not JSON becomes a string that shows it, so that
     /// assertions print it.
-    pub fn json(&self) -> Value {
+    pub fn json_or_error_text(&self) -> Value {
         match serde_json::from_str(&self.text) {
             Ok(value) => value,
             Err(error) => Value::String(format!("not JSON ({error}): {}", self.text)),
@@ -35,7 +35,7 @@ impl HttpReply {
 
     /// Returns a text field of the answer's JSON body, or an empty text.
     pub fn text_field(&self, name: &str) -> String {
-        self.json()
+        self.json_or_error_text()
             .get(name)
             .and_then(Value::as_str)
             .unwrap_or_default()

@@ -141,7 +141,7 @@ impl SpeedComparison {
         for round in 0..rounds {
             let folder = UniqueContextFolder::of_shape(shape, self.salt ^ ((round as u64) << 32))?;
             let changed = UniqueContextFolder::of_shape(shape, self.salt ^ ((round as u64) << 32))?;
-            changed.change_one_file_and_set_all_times()?;
+            changed.change_content_and_time_of_one_file()?;
             let (first, second) = (
                 folder.tar_for_builder(self, "zstd")?,
                 changed.tar_for_builder(self, "zstd")?,
@@ -248,7 +248,7 @@ impl SpeedComparison {
     async fn start_builder(&self) -> Result<BuilderProcess> {
         let most = (4u64 << 30).to_string();
         let settings = [
-            ("buildkit_url", self.daemon.url()),
+            ("buildkit_url", self.daemon.socket_url()),
             ("max_body", most.clone()),
             ("spool_limit", most),
         ];
@@ -265,7 +265,7 @@ impl SpeedComparison {
         let key = fs::read(&self.testbed.stack.payload_secret)?;
         let signature = sign_body(key.trim_ascii(), tar)?;
         let begun = Instant::now();
-        blocking_client::post_signed_tar(builder.url(), &signature, tar)?;
+        blocking_client::post_signed_tar_and_read_whole_answer(builder.url(), &signature, tar)?;
         Ok(begun.elapsed().as_secs_f64())
     }
 
@@ -303,7 +303,7 @@ impl SpeedComparison {
         let mut command = Command::new(&self.testbed.stack.tools.buildctl);
         command
             .env("DOCKER_CONFIG", self.docker.path())
-            .args(["--addr", &self.daemon.url()]);
+            .args(["--addr", &self.daemon.socket_url()]);
         command
     }
 }

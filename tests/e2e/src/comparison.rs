@@ -38,7 +38,7 @@ impl ClientComparison {
         let testbed = Testbed::find_running_stack()?;
         let daemon = BuildkitDaemon::start(&testbed, "").await?;
         let builder =
-            BuilderProcess::start_with_settings(&testbed, &[("buildkit_url", &daemon.url())]).await?;
+            BuilderProcess::start_with_settings(&testbed, &[("buildkit_url", &daemon.socket_url())]).await?;
         let buildctl = Buildctl::new(&testbed, &daemon)?;
         Ok(Self {
             testbed,
@@ -74,7 +74,7 @@ impl ClientComparison {
         options: &[&str],
     ) -> Result<ClientOutcome> {
         let image = self.testbed.image_name(self.repository, tag);
-        match self.buildctl.build_and_push(folder, &image, options) {
+        match self.buildctl.build_uncached_and_push(folder, &image, options) {
             Ok(()) => Ok(Ok(self.files_of_image(tag).await?)),
             Err(error) => Ok(Err(error.to_string())),
         }

@@ -49,7 +49,7 @@ impl ContextTree {
     }
 
     /// Returns the tree's tar with this config as its last entry.
-    pub fn tar_with_config(&self, config: &Value) -> Result<Vec<u8>> {
+    pub fn tar_with_config_last(&self, config: &Value) -> Result<Vec<u8>> {
         let mut builder = tar::Builder::new(Vec::new());
         for (path, node) in &self.entries {
             let path = format!("context/{path}");

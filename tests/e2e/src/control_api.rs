@@ -103,7 +103,7 @@ impl ControlApi {
     }
 
     /// Returns the number of records of ended solves in the history. The daemon reads all records.
-    pub async fn record_count(&self) -> Result<usize> {
+    pub async fn ended_record_count(&self) -> Result<usize> {
         let request = BuildHistoryRequest {
             early_exit: true,
             ..BuildHistoryRequest::default()

@@ -10,7 +10,7 @@ pub struct CraftedLayerBuilder {
 }
 
 /// A finished layer, in both forms.
-pub struct CraftedLayer {
+pub struct CraftedLayerTarAndZstd {
     /// The tar, compressed with zstd.
     pub zstd: Vec<u8>,
     /// The layer's tar, not compressed.
@@ -44,10 +44,10 @@ impl CraftedLayerBuilder {
     }
 
     /// Ends the tar and compresses it.
-    pub fn finish(mut self) -> Result<CraftedLayer> {
+    pub fn finish(mut self) -> Result<CraftedLayerTarAndZstd> {
         self.tar.extend([0; 1024]);
         let zstd = zstd::encode_all(self.tar.as_slice(), 1).context("compressing the layer")?;
-        Ok(CraftedLayer { zstd, tar: self.tar })
+        Ok(CraftedLayerTarAndZstd { zstd, tar: self.tar })
     }
 
     /// Adds an entry whose names are written as they are: the tar crate would reject some of them.

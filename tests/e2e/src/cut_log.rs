@@ -69,15 +69,15 @@ impl CutLogReader {
         }
     }
 
-    /// Opens the log, reads a random number of bytes, fewer than `limit`, and closes the connection there, which may be
-    /// inside a record. Passes the lines of complete records to `see`; returns the terminal record if it was among them.
-    pub async fn read_until_cut(
+    /// Opens the log, reads a random number of bytes, fewer than `bytes_below`, and closes the connection there, which may
+    /// be inside a record. Passes the lines of complete records to `see`; returns the terminal record if it was among them.
+    pub async fn read_until_random_cut(
         &mut self,
         form: LogForm,
-        limit: u64,
+        bytes_below: u64,
         see: &mut impl FnMut(&str) -> Result<()>,
     ) -> Result<Option<Value>> {
-        let bytes = self.next_random() % limit;
+        let bytes = self.next_random() % bytes_below;
         self.read_bytes(form, bytes, see).await
     }
 
@@ -92,7 +92,7 @@ impl CutLogReader {
     }
 
     /// Returns the number of bytes of complete records so far.
-    pub fn received_bytes(&self) -> u64 {
+    pub fn complete_record_bytes(&self) -> u64 {
         self.received
     }
 

@@ -32,7 +32,7 @@ use crate::{
     client::sign_body,
     compare::{flush_disk_and_touch_memory, run_command},
     flood_benchmark::peak_memory_bytes,
-    network_namespace::{NetworkNamespace, find_process},
+    network_namespace::{NetworkNamespace, find_first_process},
     registry::RegistryClient,
     template_project::TemplateProject,
     testbed::Testbed,
@@ -88,7 +88,7 @@ impl DeployedBenchmark {
             .block_on(testbed.build_busybox_once_and_get_name())?
             .to_owned();
         let faas_cli_login = runtime.block_on(testbed.stack.login_with_faas_cli_and_return_config_dir())?;
-        let shim = find_process("containerd-shim-runc-v2", "builder-fn.")?;
+        let shim = find_first_process("containerd-shim-runc-v2", "builder-fn.")?;
         let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
         let builder_pid = children
             .split_whitespace()
@@ -184,7 +184,7 @@ impl DeployedBenchmark {
                 BuildInput::Folder { folder, hashed }
             }
             _ => {
-                let tar = context.tar_with_config(&self.build_config(scenario, &image, &function))?;
+                let tar = context.tar_with_config_last(&self.build_config(scenario, &image, &function))?;
                 let key = fs::read(&self.testbed.stack.payload_secret)?;
                 let signature = sign_body(key.trim_ascii(), &tar)?;
                 BuildInput::Tar { tar, signature }
@@ -259,7 +259,8 @@ impl DeployedBenchmark {
                 }
             }
             BuildInput::Tar { tar, signature } => {
-                let post = |url: &str| blocking_client::post_signed_tar(url, signature, tar);
+                let post =
+                    |url: &str| blocking_client::post_signed_tar_and_read_whole_answer(url, signature, tar);
                 let answer = match contender {
                     Contender::FunctionAddress => {
                         // The container's address can be reached from the stack's network only.

@@ -82,7 +82,7 @@ impl<'t> DeployedBuilder<'t> {
 
     /// Updates the function with this value of a variable that builder-fn does not read, so that the provider replaces
     /// its process. The provider sends SIGTERM to the old one.
-    pub async fn update_with_changed_variable(&mut self, updated_to: &str) -> Result<()> {
+    pub async fn request_update_with_changed_variable(&mut self, updated_to: &str) -> Result<()> {
         self.deployment["envVars"]["updated_to"] = json!(updated_to);
         let updated = self.testbed.functions.update_function(&self.deployment).await?;
         ensure!(updated < 300, "{} was not updated: {updated}", self.name);
@@ -111,7 +111,7 @@ impl<'t> DeployedBuilder<'t> {
     }
 
     /// Asks about a build until it has this state, and returns the answer.
-    pub async fn wait_for_state(&self, id: &str, state: &str) -> Result<Value> {
+    pub async fn wait_for_state_or_timeout(&self, id: &str, state: &str) -> Result<Value> {
         let end = Instant::now() + TEST_STEP_TIMEOUT;
         let questions = self.questions()?;
         loop {

@@ -66,12 +66,12 @@ impl DeployerRoute {
     }
 
     /// Returns the server's URL, for use as the gateway's.
-    pub fn url(&self) -> &str {
+    pub fn gateway_url(&self) -> &str {
         &self.url
     }
 
     /// Answers the next hand-overs with these statuses, without a deployer's JSON; dry runs are forwarded.
-    pub fn fail_next_hand_overs(&self, statuses: &[StatusCode]) {
+    pub fn fail_next_hand_overs_except_dry_runs(&self, statuses: &[StatusCode]) {
         self.inner.lock().faults.extend(statuses);
     }
 

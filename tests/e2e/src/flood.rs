@@ -179,7 +179,7 @@ impl Flood {
     }
 
     /// Returns the number of requests whose heads the senders have sent whole so far.
-    pub fn request_count(&self) -> u64 {
+    pub fn complete_head_count(&self) -> u64 {
         self.counters.requests.load(Ordering::Relaxed)
     }
 

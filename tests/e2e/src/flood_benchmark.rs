@@ -23,7 +23,7 @@ use crate::{
     client::SigningClient,
     deployer_process::DeployerProcess,
     flood::process::{FloodProcess, FloodReport, FloodedFunction, SenderOptions},
-    network_namespace::{NetworkNamespace, find_process},
+    network_namespace::{NetworkNamespace, find_first_process},
     testbed::Testbed,
 };
 use metrics::BudgetSamples;
@@ -32,7 +32,7 @@ use processors::{MeasuredProcess, ProcessorTimes};
 
 /// The functions that receive the flood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FloodReceivers {
+pub enum FloodReceiverPlacement {
     /// The stack's own functions, in their containers.
     Stack,
     /// Processes that the benchmark starts beside the stack.
@@ -77,10 +77,10 @@ const FUNCTION_AND_METRICS_PORTS: (u16, u16) = (8080, 8081);
 
 impl FloodBenchmark {
     /// Finds or starts the two functions, and builds once so that they are warm.
-    pub async fn start(receivers: FloodReceivers) -> Result<Self> {
+    pub async fn start(receivers: FloodReceiverPlacement) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         let (builder, deployer, started) = match receivers {
-            FloodReceivers::Stack => {
+            FloodReceiverPlacement::Stack => {
                 let builder = ReceivingFunction::find_in_container("builder-fn")?;
                 (
                     builder,
@@ -88,7 +88,7 @@ impl FloodBenchmark {
                     None,
                 )
             }
-            FloodReceivers::Processes => {
+            FloodReceiverPlacement::Processes => {
                 let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
                 let deployer = DeployerProcess::start(&testbed, &testbed.stack.gateway.url, &[]).await?;
                 (
@@ -229,7 +229,7 @@ impl FloodBenchmark {
         let config = json!({ "image": self.testbed.image_name("hostile/bench-flood", "1") });
         source
             .with_file("more", vec![7; 30 << 10])
-            .tar_with_config(&config)
+            .tar_with_config_last(&config)
     }
 
     async fn build_once(&self, client: &SigningClient) -> Result<()> {
@@ -248,7 +248,7 @@ async fn build_tar(client: &SigningClient, tar: Vec<u8>) -> Result<()> {
 impl ReceivingFunction {
     /// Finds the process of a function of the stack.
     fn find_in_container(name: &str) -> Result<Self> {
-        let shim = find_process("containerd-shim-runc-v2", &format!("{name}."))?;
+        let shim = find_first_process("containerd-shim-runc-v2", &format!("{name}."))?;
         let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
         let pid = children
             .split_whitespace()

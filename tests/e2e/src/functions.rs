@@ -114,7 +114,7 @@ impl FunctionsClient {
 
     /// Gets a path of a function that has just been deployed, and retries on 5xx until `limit` is over.
     /// Returns the last status and text.
-    pub async fn get_path_with_retry(
+    pub async fn get_path_retrying_5xx(
         &self,
         name: &str,
         path: &str,
@@ -132,7 +132,7 @@ impl FunctionsClient {
 
     /// Polls a function's page `/` until it is 200 with this text. Fails after `limit`. A caller has no other sign that
     /// the queue's work is done.
-    pub async fn wait_for_page(&self, name: &str, text: &str, limit: Duration) -> Result<()> {
+    pub async fn wait_until_page_equals(&self, name: &str, text: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {
             let last = self.get_function_page(name).await;
@@ -169,7 +169,7 @@ impl FunctionsClient {
     }
 
     /// Removes a secret for functions.
-    pub async fn remove_secret(&self, name: &str) -> Result<()> {
+    pub async fn remove_existing_secret(&self, name: &str) -> Result<()> {
         let body = json!({ "name": name });
         let status = self
             .call_system_api(Method::DELETE, "/system/secrets", &body)

@@ -40,15 +40,17 @@ struct ServedFiles {
 impl GitServer {
     /// Starts a server without files. BuildKit sends `token`, if it is the secret `GIT_AUTH_TOKEN` of a build, in the
     /// form that private files need.
-    pub async fn start(token: &str) -> Result<Self> {
+    pub async fn start_with_token_for_private_files(token: &str) -> Result<Self> {
         let folder = Arc::new(tempfile::tempdir()?);
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let login = STANDARD.encode(format!("x-access-token:{token}"));
-        let app = Router::new().fallback(answer_request).with_state(ServedFiles {
-            folder: Arc::clone(&folder),
-            authorization: format!("basic {login}").into(),
-        });
+        let app = Router::new()
+            .fallback(serve_file_if_public_or_authorized)
+            .with_state(ServedFiles {
+                folder: Arc::clone(&folder),
+                authorization: format!("basic {login}").into(),
+            });
         let serving = tokio::spawn(async move {
             axum::serve(listener, app).await.ok();
         });
@@ -111,7 +113,11 @@ fn run_git(folder: &Path, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-async fn answer_request(State(files): State<ServedFiles>, headers: HeaderMap, uri: Uri) -> Response {
+async fn serve_file_if_public_or_authorized(
+    State(files): State<ServedFiles>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
     let path = PathBuf::from(uri.path().trim_start_matches('/'));
     let is_inside = path.components().all(|part| matches!(part, Component::Normal(_)));
     let is_authorized = headers

@@ -126,7 +126,7 @@ impl Drop for ExtraAddresses {
 
 /// Returns the id of a process whose program's path ends with `program_suffix` and one of whose arguments contains
 /// `argument_part`. Fails if there is none.
-pub fn find_process(program_suffix: &str, argument_part: &str) -> Result<u32> {
+pub fn find_first_process(program_suffix: &str, argument_part: &str) -> Result<u32> {
     for entry in fs::read_dir("/proc")? {
         let folder = entry?.path();
         // Most entries are not processes, and a process may exit while the list is read.

@@ -2,8 +2,8 @@
 //!
 //! The steps of a rollout are requests to the gateway, so a test can use the pause to stop a deployer, or a part of the
 //! stack, exactly between two steps. The proxy forwards everything unchanged, except what a test gives a
-//! [route](PausingProxy::add_route): another function process, or an answer of a provider that this stack does not
-//! have.
+//! [route](PausingProxy::add_route_for_exact_path): another function process, or an answer of a provider that this stack
+//! does not have.
 
 use std::{
     collections::BTreeMap,
@@ -113,7 +113,7 @@ impl PausingProxy {
     }
 
     /// Gives requests for this path, without their query, a route other than the gateway.
-    pub fn add_route(&self, path: &str, route: ExtraRoute) {
+    pub fn add_route_for_exact_path(&self, path: &str, route: ExtraRoute) {
         self.inner.routes().insert(path.to_owned(), route);
     }
 
@@ -157,7 +157,7 @@ impl PausingProxy {
     }
 
     /// Returns the requests since the last reset to paths below `/system/`, other than with GET.
-    pub fn changing_requests(&self) -> Vec<String> {
+    pub fn changing_system_requests(&self) -> Vec<String> {
         let is_write = |line: &String| !line.starts_with("GET ") && line.contains(" /system/");
         self.requests().into_iter().filter(is_write).collect()
     }
@@ -225,7 +225,7 @@ impl ProxyShared {
     async fn handle_request(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let number = self.lock().record_request_and_get_number(&request);
         self.pause_if_selected(number, PausePoint::BeforeForwarding).await;
-        let answer = self.forward_request(request).await;
+        let answer = self.forward_to_route_or_gateway(request).await;
         self.pause_if_selected(number, PausePoint::AfterResponse).await;
         answer.unwrap_or_else(|error| {
             let mut response = Response::new(Full::from(format!("{error:#}")));
@@ -247,7 +247,7 @@ impl ProxyShared {
     }
 
     /// Sends a request to its route or to the gateway, and returns the answer.
-    async fn forward_request(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+    async fn forward_to_route_or_gateway(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
         let (head, body) = request.into_parts();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let route = self.routes().get(head.uri.path()).cloned();

@@ -15,19 +15,19 @@ const PREFIX: &str = "/function/builder-fn";
 
 /// A proxy on loopback that serves a builder below the path that it has at the gateway. It stops on drop.
 #[derive(Debug)]
-pub struct PrefixProxy {
+pub struct GetOnlyPrefixProxy {
     url: String,
     serving: JoinHandle<()>,
 }
 
-impl PrefixProxy {
+impl GetOnlyPrefixProxy {
     /// Starts a proxy on a free port, for the builder at this URL, which has no trailing slash.
     pub async fn start(builder_url: &str) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}{PREFIX}", listener.local_addr()?);
         let http = reqwest::Client::builder().no_proxy().build()?;
         let app = Router::new()
-            .fallback(forward)
+            .fallback(forward_as_get_without_body)
             .with_state((http, builder_url.to_owned()));
         let serving = tokio::spawn(async move {
             axum::serve(listener, app).await.ok();
@@ -41,14 +41,17 @@ impl PrefixProxy {
     }
 }
 
-impl Drop for PrefixProxy {
+impl Drop for GetOnlyPrefixProxy {
     fn drop(&mut self) {
         self.serving.abort();
     }
 }
 
 /// Forwards a request as GET, without its body, and returns the answer as it arrives.
-async fn forward(State((http, builder_url)): State<(reqwest::Client, String)>, request: Request) -> Response {
+async fn forward_as_get_without_body(
+    State((http, builder_url)): State<(reqwest::Client, String)>,
+    request: Request,
+) -> Response {
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     let Some(path) = path.strip_prefix(PREFIX) else {
         return StatusCode::NOT_FOUND.into_response();

@@ -58,7 +58,7 @@ impl FaasCliRecording {
     }
 
     /// Writes the recorded private key to `folder` and returns its path, for `build_secrets_private_key_path`.
-    pub fn write_private_key(&self, folder: &Path) -> Result<String> {
+    pub fn write_build_secrets_private_key(&self, folder: &Path) -> Result<String> {
         let path = folder.join("private-key");
         fs::write(&path, text_of_value(&self.secrets["private_key"])?)?;
         Ok(path.to_str().context("the path is not UTF-8")?.to_owned())

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use slipway_stack::Stack;
 
-use crate::crafted_layer::{CraftedLayer, CraftedLayerBuilder};
+use crate::crafted_layer::{CraftedLayerBuilder, CraftedLayerTarAndZstd};
 
 /// The value of the header `Accept` with all types of manifests and indexes.
 const ACCEPTED_MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
@@ -62,7 +62,7 @@ impl RegistryClient {
         reference: &str,
     ) -> Result<Option<ManifestWithDigest>> {
         let url = format!("http://{}/v2/{repository}/manifests/{reference}", self.host);
-        let response = self.get_authorized(&url).await?;
+        let response = self.get_with_credentials_any_status(&url).await?;
         match response.status().as_u16() {
             200 => {
                 let digest = response
@@ -92,7 +92,7 @@ impl RegistryClient {
     /// Fetches and parses the JSON blob with this digest, such as an image's configuration or an attestation.
     pub async fn get_json_blob(&self, repository: &str, digest: &str) -> Result<Value> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
-        let response = self.get_authorized(&url).await?;
+        let response = self.get_with_credentials_any_status(&url).await?;
         Ok(response.error_for_status()?.json().await?)
     }
 
@@ -105,7 +105,7 @@ impl RegistryClient {
         layer: CraftedLayerBuilder,
         config: Value,
     ) -> Result<()> {
-        let CraftedLayer { zstd: packed, tar } = layer.finish()?;
+        let CraftedLayerTarAndZstd { zstd: packed, tar } = layer.finish()?;
         let config = json!({
             "architecture": "amd64", "os": "linux", "config": config,
             "rootfs": { "type": "layers", "diff_ids": [digest(&tar)] },
@@ -181,7 +181,7 @@ impl RegistryClient {
         Ok(())
     }
 
-    async fn get_authorized(&self, url: &str) -> Result<reqwest::Response> {
+    async fn get_with_credentials_any_status(&self, url: &str) -> Result<reqwest::Response> {
         let request = self.with_credentials(self.http.get(url).header("Accept", ACCEPTED_MANIFEST_TYPES));
         request.send().await.with_context(|| format!("GET {url}"))
     }
@@ -196,7 +196,10 @@ impl RegistryClient {
     /// Fetches the content of the blob with this digest.
     pub async fn get_blob(&self, repository: &str, digest: &str) -> Result<Vec<u8>> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
-        let response = self.get_authorized(&url).await?.error_for_status()?;
+        let response = self
+            .get_with_credentials_any_status(&url)
+            .await?
+            .error_for_status()?;
         Ok(response.bytes().await?.to_vec())
     }
 

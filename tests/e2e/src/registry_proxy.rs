@@ -146,7 +146,7 @@ impl RegistryProxy {
     }
 
     /// Returns a Docker `config.json` with credentials for the proxy and for the stack's registry.
-    pub fn docker_config(&self, testbed: &Testbed) -> Result<String> {
+    pub fn docker_config_for_proxy_and_registry(&self, testbed: &Testbed) -> Result<String> {
         let registry = &testbed.stack.registry;
         let parse = |config: String| serde_json::from_str::<serde_json::Value>(&config);
         let mut config = parse(RegistryClient::docker_config(
@@ -175,7 +175,7 @@ impl RegistryProxy {
     }
 
     /// Returns the number of requests that were rejected since the last [`reject_next`](Self::reject_next).
-    pub fn rejected_count(&self) -> usize {
+    pub fn rejected_since_reject_next(&self) -> usize {
         self.shared.lock().rejected
     }
 
@@ -190,7 +190,7 @@ impl RegistryProxy {
     }
 
     /// Returns the number of revocations so far.
-    pub fn revocation_count(&self) -> usize {
+    pub fn total_revocation_count(&self) -> usize {
         self.shared.lock().revocations
     }
 
@@ -233,7 +233,7 @@ impl ProxyState {
     }
 
     /// Returns whether this is the text of a token that was not revoked.
-    fn is_valid_token(&self, token: &str) -> bool {
+    fn is_issued_and_unrevoked_token(&self, token: &str) -> bool {
         let token = token
             .parse::<usize>()
             .ok()
@@ -253,7 +253,7 @@ impl ProxyShared {
         let mut state = self.lock();
         state.revoke_tokens_if_due_before(request);
         let token = bearer_token(request.headers());
-        if token.is_some_and(|token| state.is_valid_token(token)) {
+        if token.is_some_and(|token| state.is_issued_and_unrevoked_token(token)) {
             return None;
         }
         let actions = match request.method().as_str() {
@@ -271,7 +271,7 @@ impl ProxyShared {
     }
 
     /// Answers a request for a token with the scopes in its query.
-    fn issue_token(&self, request: &Request<Body>) -> Response {
+    fn issue_token_if_credentials_match(&self, request: &Request<Body>) -> Response {
         let expected = format!(
             "Basic {}",
             STANDARD.encode(format!("{TOKEN_USER_NAME}:{TOKEN_USER_PASSWORD}"))
@@ -334,7 +334,7 @@ impl ProxyShared {
 
 async fn answer_request(State(proxy): State<Arc<ProxyShared>>, request: Request<Body>) -> Response {
     if request.uri().path() == "/token" {
-        return proxy.issue_token(&request);
+        return proxy.issue_token_if_credentials_match(&request);
     }
     let rejection = proxy.lock().take_rejection(&request);
     if let Some(rejection) = rejection {

@@ -86,7 +86,7 @@ impl SlipwayProgram {
 
 impl RunningSlipway {
     /// Reads the standard error up to a line that contains `text`, and returns the lines. Fails if there is none.
-    pub async fn read_stderr_until_line_contains(&mut self, text: &str) -> Result<String> {
+    pub async fn read_stderr_lines_until_one_contains(&mut self, text: &str) -> Result<String> {
         let mut read = String::new();
         loop {
             let before = read.len();

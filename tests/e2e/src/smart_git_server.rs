@@ -44,7 +44,7 @@ impl GitRepository {
             folder: tempfile::tempdir()?,
         };
         repository
-            .run_git(
+            .run_git_in_work_tree_or_its_parent(
                 ["init", "--quiet", "--initial-branch=main", REPOSITORY_FOLDER_NAME],
                 false,
             )
@@ -64,15 +64,20 @@ impl GitRepository {
         for (path, content) in files {
             self.write_file(path, content)?;
         }
-        self.run_git(["add", "--all"], true).await?;
-        self.run_git(["commit", "--quiet", "--message=A commit"], true)
+        self.run_git_in_work_tree_or_its_parent(["add", "--all"], true)
             .await?;
-        Ok(self.run_git(["rev-parse", "HEAD"], true).await?.trim().to_owned())
+        self.run_git_in_work_tree_or_its_parent(["commit", "--quiet", "--message=A commit"], true)
+            .await?;
+        Ok(self
+            .run_git_in_work_tree_or_its_parent(["rev-parse", "HEAD"], true)
+            .await?
+            .trim()
+            .to_owned())
     }
 
     /// Makes an annotated tag of the last commit.
     pub async fn tag_last_commit(&self, name: &str) -> Result<()> {
-        self.run_git(["tag", "--annotate", "--message=A tag", name], true)
+        self.run_git_in_work_tree_or_its_parent(["tag", "--annotate", "--message=A tag", name], true)
             .await?;
         Ok(())
     }
@@ -81,7 +86,7 @@ impl GitRepository {
         self.folder.path().join(REPOSITORY_FOLDER_NAME)
     }
 
-    async fn run_git(
+    async fn run_git_in_work_tree_or_its_parent(
         &self,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
         inside_work_tree: bool,

@@ -150,7 +150,7 @@ async fn accept_and_forward(
                 };
                 connections.fetch_add(1, Ordering::SeqCst);
                 let _connection = OpenConnectionGuard(connections);
-                forward_connection(near, far, &answered).await;
+                forward_until_both_sides_end(near, far, &answered).await;
             };
             tokio::select! {
                 biased;
@@ -162,7 +162,7 @@ async fn accept_and_forward(
 }
 
 /// Forwards the bytes of a connection in both directions, and counts those of the part, until both sides have ended.
-async fn forward_connection(near: impl ByteStream, far: impl ByteStream, answered: &AtomicU64) {
+async fn forward_until_both_sides_end(near: impl ByteStream, far: impl ByteStream, answered: &AtomicU64) {
     let ((mut from_client, mut to_client), (mut from_part, mut to_part)) = (split(near), split(far));
     let requests = async {
         copy(&mut from_client, &mut to_part).await?;

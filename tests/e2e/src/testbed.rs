@@ -198,7 +198,7 @@ pub async fn build_busybox_image(builder: &SigningClient, image: &str) -> Result
     let binary = fs::read("/bin/busybox").context("/bin/busybox (Debian package busybox-static)")?;
     let tar = BuildContext::dockerfile("FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n")
         .with_file_of_mode("busybox", binary, 0o755)
-        .tar_with_config(&json!({ "image": image }))?;
+        .tar_with_config_last(&json!({ "image": image }))?;
     let reply = builder.post_signed(tar).await?;
     anyhow::ensure!(
         reply.status == 200,

@@ -28,7 +28,7 @@ pub struct FunctionsPerDaemon {
 
 /// What a further daemon changes.
 #[derive(Clone, Copy, Debug)]
-pub struct FunctionMovement {
+pub struct FractionsOfFunctionsMoved {
     /// The part of the functions that move to the further daemon.
     pub to_added: f64,
     /// The part of the functions that move between the others.
@@ -66,7 +66,7 @@ impl Simulation {
 
     /// Returns what a further daemon would change in `placed`, the daemons of the functions. The pool itself stays the
     /// same.
-    pub fn movement_to_added_daemon(&self, placed: &[usize]) -> FunctionMovement {
+    pub fn movement_to_added_daemon(&self, placed: &[usize]) -> FractionsOfFunctionsMoved {
         let mut daemons = self.daemons.clone();
         let added = daemons.len();
         daemons.push(idle_daemon(added));
@@ -79,7 +79,7 @@ impl Simulation {
         };
         let to_added = moved().filter(|(_, after)| **after == added).count();
         let part = |count: usize| count as f64 / placed.len() as f64;
-        FunctionMovement {
+        FractionsOfFunctionsMoved {
             to_added: part(to_added),
             between_others: part(moved().count() - to_added),
         }
@@ -147,7 +147,7 @@ impl fmt::Display for FunctionsPerDaemon {
     }
 }
 
-impl fmt::Display for FunctionMovement {
+impl fmt::Display for FractionsOfFunctionsMoved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (added, others) = (self.to_added * 100.0, self.between_others * 100.0);
         write!(

@@ -57,7 +57,7 @@ pub(crate) fn create_router(functions: FunctionStore, credentials: ApiCredential
                 .put(secrets::set_secret)
                 .delete(secrets::delete_secret),
         )
-        .route("/system/logs", get(logs::answer_logs))
+        .route("/system/logs", get(logs::stream_logs_or_answer_422))
         .route("/system/namespaces", get(namespaces::list_namespaces))
         .route(
             "/system/namespace/{name}",
@@ -80,7 +80,7 @@ pub(crate) fn create_kubernetes_router(
         marks_own_answers: false,
     };
     let proxy = FunctionProxy::new(Arc::new(functions.clone()), options);
-    let (closed, open) = kubernetes::system_routes(functions);
+    let (closed, open) = kubernetes::routes_with_and_without_credentials(functions);
     open_routes(proxy)
         .merge(open)
         .merge(system_routes(closed, credentials))
@@ -90,12 +90,15 @@ pub(crate) fn create_kubernetes_router(
 /// of calls.
 fn open_routes(proxy: FunctionProxy) -> Router {
     let proxy = Router::new()
-        .route("/function/{*rest}", any(proxy::proxy_call))
+        .route(
+            "/function/{*rest}",
+            any(proxy::proxy_call_with_faas_provider_statuses),
+        )
         .layer(DefaultBodyLimit::disable())
         .with_state(proxy);
     Router::new()
         .route("/healthz", get(async || ()))
-        .route("/api/v1/query", get(invocations::answer_empty_invocations))
+        .route("/api/v1/query", get(invocations::answer_empty_prometheus_result))
         .merge(proxy)
 }
 

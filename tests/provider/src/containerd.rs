@@ -25,8 +25,8 @@ use tonic::{
 
 pub(crate) use self::{
     containers::{Container, NewContainer},
-    namespaces::LabelledNamespace,
-    tasks::{TaskExit, TaskState},
+    namespaces::NamespaceWithOpenfaasLabel,
+    tasks::{TaskExitStatus, TaskState},
     transfer::{PullSource, machine_platform},
 };
 use crate::error::{ContainerdStatus, ProviderError};

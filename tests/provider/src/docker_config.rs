@@ -43,7 +43,7 @@ struct AuthEntry {
 
 impl DockerConfig {
     /// Reads the current content of a Docker `config.json`.
-    pub(crate) async fn read_file(path: &Path) -> Result<Self, ProviderError> {
+    pub(crate) async fn read_existing_file(path: &Path) -> Result<Self, ProviderError> {
         let bytes = tokio::fs::read(path)
             .await
             .map_err(ProviderError::io_error("read", path))?;

@@ -25,10 +25,10 @@ pub(crate) use self::restore::remove_all_functions;
 use self::{
     deferred::DeferredRollout,
     deploy::{ContainerStage, REPLICAS_LABEL, STAGE_LABEL},
-    instance::{Instance, InstanceContext, InstanceStatus, StoredFunction},
+    instance::{Instance, InstanceContext, InstanceReadiness, StoredDeploymentAndEnv},
 };
 use crate::{
-    containerd::{Containerd, LabelledNamespace, NamespaceClient},
+    containerd::{Containerd, NamespaceClient, NamespaceWithOpenfaasLabel},
     error::ProviderError,
     hosts,
     image::ImagePuller,
@@ -128,8 +128,8 @@ impl FunctionStore {
     }
 
     /// Returns the names of the default namespace and of all namespaces with the label `openfaas`, whatever its value.
-    pub(crate) async fn namespaces(&self) -> Result<Vec<String>, ProviderError> {
-        let labelled = self.0.containerd.list_labelled_namespaces().await?;
+    pub(crate) async fn default_and_labelled_namespaces(&self) -> Result<Vec<String>, ProviderError> {
+        let labelled = self.0.containerd.list_namespaces_with_openfaas_label().await?;
         let default = &self.0.settings.function_namespace;
         let others = labelled
             .into_iter()
@@ -143,8 +143,8 @@ impl FunctionStore {
         if namespace == self.0.settings.function_namespace {
             return Ok(());
         }
-        let labelled = self.0.containerd.list_labelled_namespaces().await?;
-        let valid = |labelled: &LabelledNamespace| {
+        let labelled = self.0.containerd.list_namespaces_with_openfaas_label().await?;
+        let valid = |labelled: &NamespaceWithOpenfaasLabel| {
             labelled.name == namespace && matches!(labelled.label_value.as_str(), "true" | "1")
         };
         if labelled.iter().any(valid) {
@@ -280,11 +280,15 @@ impl FunctionStoreInner {
     }
 
     /// Returns the update strategy of a stored function: its annotation's, or the provider's.
-    fn strategy_of(&self, record: &StoredFunction) -> UpdateStrategy {
+    fn strategy_of(&self, record: &StoredDeploymentAndEnv) -> UpdateStrategy {
         self.settings.strategy_for(&record.deployment.annotations)
     }
 
-    fn instance_context(&self, containerd: NamespaceClient, record: &StoredFunction) -> InstanceContext {
+    fn instance_context(
+        &self,
+        containerd: NamespaceClient,
+        record: &StoredDeploymentAndEnv,
+    ) -> InstanceContext {
         InstanceContext {
             containerd,
             network: Arc::clone(&self.network),
@@ -429,16 +433,20 @@ impl FunctionStoreInner {
     fn status_of(&self, instance: &Instance) -> FunctionStatus {
         let info = instance.info();
         let (replicas, available) = match (self.strategy_of(&info.record), instance.status()) {
-            (_, InstanceStatus::Stopped) | (UpdateStrategy::Recreate, InstanceStatus::Ended(_)) => (0, 0),
+            (_, InstanceReadiness::Stopped) | (UpdateStrategy::Recreate, InstanceReadiness::Ended(_)) => {
+                (0, 0)
+            }
             (
                 UpdateStrategy::Rolling | UpdateStrategy::Deferred,
-                InstanceStatus::Starting | InstanceStatus::Ended(_),
+                InstanceReadiness::Starting | InstanceReadiness::Ended(_),
             ) => (1, 0),
-            (UpdateStrategy::Recreate, InstanceStatus::Starting) | (_, InstanceStatus::Listening) => (1, 1),
+            (UpdateStrategy::Recreate, InstanceReadiness::Starting) | (_, InstanceReadiness::Listening) => {
+                (1, 1)
+            }
         };
         let accepted = self.image_and_record_of_rollout(&info.key);
         let (image, record) = accepted.unwrap_or_else(|| (info.image.clone(), info.record.clone()));
-        let StoredFunction {
+        let StoredDeploymentAndEnv {
             deployment,
             env,
             env_process,

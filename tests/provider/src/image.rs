@@ -58,7 +58,7 @@ impl ImagePuller {
     ) -> Result<UnpackedImage, ProviderError> {
         let name = reference.whole();
         let credentials = match &self.registry_config {
-            Some(path) => DockerConfig::read_file(path).await?,
+            Some(path) => DockerConfig::read_existing_file(path).await?,
             None => DockerConfig::default(),
         };
         let plain_http = self.plain_http.iter().any(|host| host == reference.registry());

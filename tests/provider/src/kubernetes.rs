@@ -38,7 +38,7 @@ use kube::{
 };
 
 pub use self::settings::KubernetesSettings;
-use self::{cache::ClusterCache, deployment::PodOptions};
+use self::{cache::ClusterCache, deployment::ProbeAndUserOptions};
 pub(crate) use self::{logs::PodLogQuery, validation::check_deployment_request};
 use crate::{
     error::{KubernetesOperation as Operation, ProviderError},
@@ -79,10 +79,11 @@ impl std::fmt::Debug for ClusterFunctionsInner {
 
 impl ClusterFunctions {
     /// Connects to the cluster, and waits until the copies of its objects are complete.
-    pub(crate) async fn connect(settings: KubernetesSettings) -> Result<Self, ProviderError> {
+    pub(crate) async fn connect_with_retry(settings: KubernetesSettings) -> Result<Self, ProviderError> {
         let config = client_configuration(&settings).await?;
         let client = Client::try_from(config).map_err(ProviderError::kubernetes(Operation::Connect, ""))?;
-        let cache = ClusterCache::start(&client, &settings.function_namespace).await?;
+        let cache =
+            ClusterCache::start_with_retry_until_complete(&client, &settings.function_namespace).await?;
         Ok(Self(Arc::new(ClusterFunctionsInner {
             settings,
             client,
@@ -99,24 +100,24 @@ impl ClusterFunctions {
         let functions = self.0.cache.functions();
         functions
             .iter()
-            .filter_map(|deployment| status::function_status(deployment))
+            .filter_map(|deployment| status::status_of_deployment_with_containers(deployment))
             .collect()
     }
 
     /// Returns the status of a Deployment, whether or not it is a function; `None` if it does not exist.
-    pub(crate) fn get_status(&self, name: &str) -> Option<FunctionStatus> {
+    pub(crate) fn status_of_any_deployment(&self, name: &str) -> Option<FunctionStatus> {
         let deployment = self
             .0
             .cache
             .deployment(name, &self.0.settings.function_namespace)?;
-        status::function_status(&deployment)
+        status::status_of_deployment_with_containers(&deployment)
     }
 
     /// Creates the Deployment and the Service of a checked request. The Deployment stays if the Service cannot be
     /// created.
     pub(crate) async fn create_function(&self, request: &FunctionDeployment) -> Result<(), ProviderError> {
         let secrets = self.read_secrets(&request.secrets).await?;
-        let deployment = deployment::new_deployment(request, &secrets, self.pod_options())?;
+        let deployment = deployment::new_deployment(request, &secrets, self.probe_and_user_options())?;
         validation::check_profiles(&request.annotations)?;
         if self.0.cache.functions().len() >= MAX_FUNCTIONS {
             return Err(ProviderError::FunctionLimit(MAX_FUNCTIONS));
@@ -156,9 +157,9 @@ impl ClusterFunctions {
             annotations: &annotations,
             resources,
             secrets: &secrets,
-            uid: unique_label_value(),
+            uid: label_value_of_current_nanoseconds(),
         };
-        update.apply(&mut deployment, self.pod_options());
+        update.apply(&mut deployment, self.probe_and_user_options());
         validation::check_profiles(&request.annotations)?;
         deployments
             .replace(name, &PostParams::default(), &deployment)
@@ -248,8 +249,8 @@ impl ClusterFunctions {
         Api::namespaced(self.0.client.clone(), &self.0.settings.function_namespace)
     }
 
-    fn pod_options(&self) -> PodOptions {
-        PodOptions {
+    fn probe_and_user_options(&self) -> ProbeAndUserOptions {
+        ProbeAndUserOptions {
             http_probe: self.0.settings.http_probe,
             set_nonroot_user: self.0.settings.set_nonroot_user,
         }
@@ -296,7 +297,7 @@ fn is_function(deployment: &Deployment) -> bool {
 
 /// Returns the value of the label `uid`, which makes every update a new version, even one that changes nothing: the
 /// nanoseconds of the current second.
-fn unique_label_value() -> String {
+fn label_value_of_current_nanoseconds() -> String {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()

@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_containers_address_is_the_first_one_in_the_cni_result() {
+    fn a_containers_address_is_read_without_prefix_from_the_cni_result() {
         let result = json!({"cniVersion": "0.4.0", "interfaces": [{"name": "openfaas0"}],
             "ips": [{"version": "4", "interface": 2, "address": "10.62.0.7/16", "gateway": "10.62.0.1"}]});
         assert_eq!(first_address_in_result(&result), Some([10, 62, 0, 7].into()));

@@ -127,7 +127,7 @@ impl FunctionProxy {
 }
 
 /// Forwards a call to the function that its path names.
-pub(crate) async fn proxy_call(
+pub(crate) async fn proxy_call_with_faas_provider_statuses(
     State(proxy): State<FunctionProxy>,
     ConnectInfo(caller): ConnectInfo<SocketAddr>,
     request: Request,

@@ -62,7 +62,7 @@ pub async fn serve_kubernetes_until_stopped(
     let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, settings.port));
     let mut stop = std::pin::pin!(stop);
     let functions = tokio::select! {
-        connected = ClusterFunctions::connect(settings) => connected?,
+        connected = ClusterFunctions::connect_with_retry(settings) => connected?,
         () = &mut stop => return Ok(()),
     };
     let router = api::create_kubernetes_router(functions, credentials);

@@ -80,7 +80,7 @@ pub struct ProviderSettings {
     pub(crate) nameservers: Vec<IpAddr>,
 
     /// Additional lines for the functions' `/etc/hosts`: `name=address`, comma-separated.
-    #[arg(long, env = "extra_hosts", value_delimiter = ',', value_parser = parse_host_alias)]
+    #[arg(long, env = "extra_hosts", value_delimiter = ',', value_parser = parse_name_equals_address)]
     pub(crate) extra_hosts: Vec<(String, IpAddr)>,
 
     /// The parent of the functions' cgroups.
@@ -187,7 +187,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Parses a line for `/etc/hosts` that is written `name=address`.
-fn parse_host_alias(text: &str) -> Result<(String, IpAddr), String> {
+fn parse_name_equals_address(text: &str) -> Result<(String, IpAddr), String> {
     let (name, address) = text.split_once('=').ok_or("not an alias; use name=address")?;
     let address = address
         .parse()

@@ -108,12 +108,12 @@ impl StackNumber {
     }
 
     /// Returns the URL of builder-fn without the gateway, for clients on the machine.
-    pub(crate) fn builder_url(self) -> String {
+    pub(crate) fn direct_builder_url(self) -> String {
         format!("http://{}:{BUILDER_PORT}", self.stacks_end_address())
     }
 
     /// Returns the URL of the builder-fn that runs as a plain process, for clients on the machine.
-    pub(crate) fn plain_builder_url(self) -> String {
+    pub(crate) fn builder_process_url(self) -> String {
         format!("http://{}:{PLAIN_BUILDER_PORT}", self.stacks_end_address())
     }
 }

@@ -217,7 +217,7 @@ impl LauncherCommand {
             }
             LauncherCommand::Env(name) => print_shell_exports(&running_stack(&name)?),
             LauncherCommand::Status(name) => {
-                for status in running_stack(&name)?.part_statuses().await? {
+                for status in running_stack(&name)?.statuses_of_parts_ever_started().await? {
                     print_part_status(&status);
                 }
             }
@@ -230,7 +230,7 @@ impl LauncherCommand {
                 slipway_stack::install_missing_packages(&progress).await?
             }
             LauncherCommand::Packages { tests: true } => {
-                slipway_stack::install_missing_packages_for_tests(&progress).await?
+                slipway_stack::install_missing_packages_for_stack_and_tests(&progress).await?
             }
             LauncherCommand::Tool { module } => {
                 let dir =

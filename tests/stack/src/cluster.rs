@@ -23,11 +23,11 @@ pub use self::{
     up::stop_cluster,
 };
 use crate::{
-    control::{CommandAnswerEvent, ControlClient, PartStatus, SupervisorCommand},
+    control::{CommandAnswerEvent, ControlClient, PartStateAndDuration, SupervisorCommand},
     directories::{LauncherDirectories, StackDir},
     error::{LauncherError, Result},
     plan::RunningStackState,
-    stack::log_file_tail,
+    stack::current_log_file_tail_or_empty,
 };
 
 /// A running cluster.
@@ -77,7 +77,7 @@ impl Cluster {
     }
 
     /// Asks the supervisor for the state of each part of the cluster.
-    pub async fn part_statuses(&self) -> Result<Vec<PartStatus<ClusterPart>>> {
+    pub async fn statuses_of_parts_ever_started(&self) -> Result<Vec<PartStateAndDuration<ClusterPart>>> {
         let mut supervisor = ControlClient::connect_to_supervisor(&self.dir.control_socket()).await?;
         match supervisor.send_command(SupervisorCommand::Status, |_| ()).await? {
             CommandAnswerEvent::Status { parts } => Ok(parts),
@@ -89,5 +89,8 @@ impl Cluster {
 /// Returns the last lines of the log of a part of the named cluster, whether it runs or not; empty if there is no log.
 pub fn cluster_part_log_tail(name: &str, part: ClusterPart, lines: usize) -> Result<String> {
     let dir = LauncherDirectories::from_env()?.cluster_directory(name)?;
-    Ok(log_file_tail(&dir.part_log_file(&part.to_string()), lines))
+    Ok(current_log_file_tail_or_empty(
+        &dir.part_log_file(&part.to_string()),
+        lines,
+    ))
 }

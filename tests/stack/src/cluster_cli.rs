@@ -46,11 +46,13 @@ impl ClusterCommand {
     /// Runs any command but `hold` and `supervise`, which must run before the async runtime has threads.
     pub(crate) async fn run_command(self, progress: &ProgressSink) -> Result<()> {
         match self {
-            ClusterCommand::Up(name) => print_shell_exports(&Cluster::start(&name.name, progress).await?),
+            ClusterCommand::Up(name) => {
+                print_shell_exports(&Cluster::start_cluster_or_its_missing_parts(&name.name, progress).await?)
+            }
             ClusterCommand::Down(name) => slipway_stack::stop_cluster(&name.name, progress).await?,
             ClusterCommand::Env(name) => print_shell_exports(&running_cluster(&name)?),
             ClusterCommand::Status(name) => {
-                for status in running_cluster(&name)?.part_statuses().await? {
+                for status in running_cluster(&name)?.statuses_of_parts_ever_started().await? {
                     print_part_status(&status);
                 }
             }

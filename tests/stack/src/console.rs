@@ -5,7 +5,7 @@
     reason = "this is the output module of a command-line program"
 )]
 
-use slipway_stack::{PartState, PartStatus};
+use slipway_stack::{PartState, PartStateAndDuration};
 
 /// Prints a line of a command's result to standard output.
 pub(crate) fn print_line(text: &str) {
@@ -18,7 +18,7 @@ pub(crate) fn print_error(text: &str) {
 }
 
 /// Prints the state of a part of a stack or cluster.
-pub(crate) fn print_part_status<P: std::fmt::Display>(status: &PartStatus<P>) {
+pub(crate) fn print_part_status<P: std::fmt::Display>(status: &PartStateAndDuration<P>) {
     let state = match &status.state {
         PartState::Stopped => "stopped".to_owned(),
         PartState::Starting => "starting".to_owned(),

@@ -47,7 +47,7 @@ pub(crate) enum CommandAnswerEvent<P = StackPart> {
     /// A part did not become ready. This event ends the answer.
     Failed { part: P, reason: String },
     /// The state of the stack's parts. This event ends the answer.
-    Status { parts: Vec<PartStatus<P>> },
+    Status { parts: Vec<PartStateAndDuration<P>> },
     /// The command succeeded. This event ends the answer.
     Done,
     /// The supervisor rejected the command. This event ends the answer.
@@ -57,7 +57,7 @@ pub(crate) enum CommandAnswerEvent<P = StackPart> {
 
 /// The state of one part of the stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartStatus<P = StackPart> {
+pub struct PartStateAndDuration<P = StackPart> {
     /// The part whose state this is.
     pub part: P,
     /// Whether the part is starting, runs, was stopped, or ended by itself.

@@ -42,17 +42,17 @@ impl fmt::Debug for Login {
 
 /// The credentials of one stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StackCredentials {
+pub(crate) struct GatewayAndRegistryLogins {
     pub(crate) gateway: Login,
     /// The login for the stack's registry; `None` if the registry requires no password.
     pub(crate) registry: Option<Login>,
 }
 
-impl StackCredentials {
+impl GatewayAndRegistryLogins {
     /// Reads the stack's credentials, and generates and stores those that are missing.
     ///
     /// `registry_host` is the registry's host and port; `registry_requires_password` is whether it requires a password.
-    pub(crate) fn read_or_generate(
+    pub(crate) fn read_or_generate_also_signing_keys(
         dir: &StackDir,
         registry_host: &str,
         registry_requires_password: bool,
@@ -162,12 +162,18 @@ mod tests {
     #[test]
     fn credentials_are_generated_once_and_kept() {
         let (_temp, dir) = temporary_stack_dir();
-        let first = StackCredentials::read_or_generate(&dir, "10.63.1.2:5000", true).unwrap();
+        let first =
+            GatewayAndRegistryLogins::read_or_generate_also_signing_keys(&dir, "10.63.1.2:5000", true)
+                .unwrap();
         assert_eq!(
-            StackCredentials::read_or_generate(&dir, "10.63.1.2:5000", true).unwrap(),
+            GatewayAndRegistryLogins::read_or_generate_also_signing_keys(&dir, "10.63.1.2:5000", true)
+                .unwrap(),
             first
         );
-        assert_eq!(StackCredentials::read_existing(&dir, true).unwrap(), first);
+        assert_eq!(
+            GatewayAndRegistryLogins::read_existing(&dir, true).unwrap(),
+            first
+        );
         for name in FUNCTION_SECRET_NAMES {
             assert!(
                 fs::metadata(dir.secrets_directory().join(name)).unwrap().len() > 0,
@@ -179,10 +185,10 @@ mod tests {
     #[test]
     fn gateway_passwords_differ_between_stacks_and_from_the_registrys_password() {
         let ((_one, first), (_two, second)) = (temporary_stack_dir(), temporary_stack_dir());
-        let first = StackCredentials::read_or_generate(&first, "r", true).unwrap();
+        let first = GatewayAndRegistryLogins::read_or_generate_also_signing_keys(&first, "r", true).unwrap();
         assert_ne!(
             first.gateway.password,
-            StackCredentials::read_or_generate(&second, "r", true)
+            GatewayAndRegistryLogins::read_or_generate_also_signing_keys(&second, "r", true)
                 .unwrap()
                 .gateway
                 .password
@@ -194,7 +200,7 @@ mod tests {
     fn a_registry_without_a_password_has_no_login() {
         let (_temp, dir) = temporary_stack_dir();
         assert_eq!(
-            StackCredentials::read_or_generate(&dir, "r", false)
+            GatewayAndRegistryLogins::read_or_generate_also_signing_keys(&dir, "r", false)
                 .unwrap()
                 .registry,
             None

@@ -133,7 +133,7 @@ impl PlannedFunction {
     }
 
     /// Returns the values of the variables in `stack.yml` for this function.
-    fn stack_yml_variables(&self, stack: &Stack) -> Vec<(&'static str, String)> {
+    fn all_stack_yml_variables(&self, stack: &Stack) -> Vec<(&'static str, String)> {
         let mut values = shared_stack_yml_variables(stack);
         values.push(("TAG", self.tag.clone()));
         values
@@ -155,7 +155,7 @@ impl PlannedFunction {
             .function_status(self.name)
             .await?
             .is_some_and(|status| same(&status));
-        if up_to_date && gateway.function_is_ready(self.name).await {
+        if up_to_date && gateway.readiness_probe_succeeds(self.name).await {
             return Ok(());
         }
         progress.emit_step(self.name, "deploying");
@@ -181,12 +181,12 @@ impl PlannedFunction {
             );
         }
         faas_cli
-            .run_faas_cli(stack, &arguments, self.stack_yml_variables(stack))
+            .run_faas_cli(stack, &arguments, self.all_stack_yml_variables(stack))
             .await?;
         let began = Instant::now();
-        while !gateway.function_is_ready(self.name).await {
+        while !gateway.readiness_probe_succeeds(self.name).await {
             if began.elapsed() > FUNCTION_READY_TIMEOUT {
-                let log = gateway.function_log_tail(self.name).await;
+                let log = gateway.function_log_tail_or_empty(self.name).await;
                 return Err(LauncherError::Timeout {
                     operation: format!("the start of {}", self.name),
                     seconds: FUNCTION_READY_TIMEOUT.as_secs(),
@@ -245,7 +245,7 @@ async fn build_missing_images(
     stack.start_part(StackPart::Builder).await?;
     let builder = BuilderClient::new(
         http::http_client_without_proxy()?,
-        stack.plain_builder_url()?,
+        stack.builder_process_url()?,
         &stack.payload_secret,
     );
     let builds = missing.iter().map(|function| async {

@@ -89,7 +89,11 @@ pub(crate) async fn stop_and_clean_up<P: SupervisedPart>(
     if running.holder_is_alive() {
         progress.emit_step(P::WHOLE, "stopping");
         // A supervisor that fails or does not answer in time is killed below, with the holder.
-        let _ = tokio::time::timeout(PARTS_STOP_TIMEOUT, shut_down_supervisor::<P>(dir, progress)).await;
+        let _ = tokio::time::timeout(
+            PARTS_STOP_TIMEOUT,
+            ask_supervisor_to_shut_down::<P>(dir, progress),
+        )
+        .await;
         if wait_until_condition(Duration::from_secs(5), || !running.holder_is_alive())
             .await
             .is_err()
@@ -118,7 +122,10 @@ pub(crate) async fn stop_and_clean_up<P: SupervisedPart>(
 }
 
 /// Lets the supervisor stop all parts, in order, and end itself.
-async fn shut_down_supervisor<P: SupervisedPart>(dir: &StackDir, progress: &ProgressSink) -> Result<()> {
+async fn ask_supervisor_to_shut_down<P: SupervisedPart>(
+    dir: &StackDir,
+    progress: &ProgressSink,
+) -> Result<()> {
     let on_event = |event: CommandAnswerEvent<P>| {
         if let CommandAnswerEvent::Stopped { part } = event {
             progress.emit_step(part, "stopped");

@@ -15,7 +15,7 @@ use crate::{
     part::SupervisedPart,
     plan::{RunningStackState, process_start_ticks},
     progress::ProgressSink,
-    stack::{log_file_tail, part_failure_as_error},
+    stack::{current_log_file_tail_or_empty, part_failure_as_error},
 };
 
 /// The longest time until the stack's supervisor accepts connections.
@@ -95,7 +95,7 @@ impl HolderProcess {
                 let log = dir.part_log_file("supervisor");
                 Err(LauncherError::Supervisor {
                     reason,
-                    tail: log_file_tail(&log, 30),
+                    tail: current_log_file_tail_or_empty(&log, 30),
                     log,
                 })
             };

@@ -15,7 +15,7 @@ use serde_json::json;
 use self::blob::{ImageBlob, bytes_digest};
 pub(crate) use self::{
     archive::{ArchivedImage, write_archive},
-    layer::{Layer, LayerEntry, LayerEntryContent, layer_from_entries},
+    layer::{Layer, LayerEntry, LayerEntryContent, layer_from_entries_in_memory},
     registry::RegistryClient,
 };
 use crate::{

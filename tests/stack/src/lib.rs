@@ -41,14 +41,16 @@ pub use self::{
     cluster::{
         Cluster, ClusterPart, cluster_part_log_tail, exec_as_cluster_holder, stop_cluster, supervise_cluster,
     },
-    control::{PartState, PartStatus},
+    control::{PartState, PartStateAndDuration},
     directories::{LauncherDirectories, StackDir},
     down::stop_named_stack,
     egress::{BuildPublicAccess, TenantStepNetworkRule},
     error::{LauncherError, Result},
     hold::exec_as_holder,
     limits::{StepLimits, parse_size},
-    packages::{install_missing_packages, install_missing_packages_for_tests, unpack_promtool_if_missing},
+    packages::{
+        install_missing_packages, install_missing_packages_for_stack_and_tests, unpack_promtool_if_missing,
+    },
     part::StackPart,
     plan::StackOptions,
     progress::ProgressSink,

@@ -61,7 +61,7 @@ pub async fn install_missing_packages(progress: &ProgressSink) -> Result<()> {
 }
 
 /// Installs the missing packages that the stack and the end-to-end tests need.
-pub async fn install_missing_packages_for_tests(progress: &ProgressSink) -> Result<()> {
+pub async fn install_missing_packages_for_stack_and_tests(progress: &ProgressSink) -> Result<()> {
     install_packages_if_missing(&[STACK_PACKAGES, TEST_PACKAGES].concat(), progress).await
 }
 

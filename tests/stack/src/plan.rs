@@ -160,7 +160,7 @@ impl StackPlan {
     }
 
     /// Returns the limits of build steps: the plan's, or those of this machine if the plan has none.
-    pub(crate) fn step_limits(&self) -> Result<StepLimits> {
+    pub(crate) fn step_limits_or_this_machines(&self) -> Result<StepLimits> {
         self.limits.map_or_else(StepLimits::for_this_machine, Ok)
     }
 

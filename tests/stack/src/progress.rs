@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn every_progress_step_is_one_line() {
+    fn each_progress_step_writes_one_line_with_subject_and_message() {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let written = lines.clone();
         let progress = ProgressSink::new(move |line| written.lock().unwrap().push(line.to_owned()));

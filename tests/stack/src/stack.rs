@@ -15,8 +15,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use crate::{
     address::{BRIDGE_ADDRESS, NATS_MONITOR_PORT, PROVIDER_PORT},
     command::{last_lines_each_cut, new_command, run_program_with_input},
-    control::{self, CommandAnswerEvent, ControlClient, PartStatus, SupervisorCommand},
-    credentials::StackCredentials,
+    control::{self, CommandAnswerEvent, ControlClient, PartStateAndDuration, SupervisorCommand},
+    credentials::GatewayAndRegistryLogins,
     directories::{LauncherDirectories, StackDir},
     error::{LauncherError, Result},
     image,
@@ -152,7 +152,8 @@ impl Stack {
 
     /// Creates the handle of the stack with this plan, and reads the stack's credentials.
     pub(crate) fn from_plan(dir: StackDir, plan: StackPlan) -> Result<Self> {
-        let credentials = StackCredentials::read_existing(&dir, plan.provider.registry_requires_password())?;
+        let credentials =
+            GatewayAndRegistryLogins::read_existing(&dir, plan.provider.registry_requires_password())?;
         let (user, password) = credentials
             .registry
             .map(|login| (login.user, login.password))
@@ -164,7 +165,7 @@ impl Stack {
                 user: credentials.gateway.user,
                 password: credentials.gateway.password,
             },
-            builder_url: number.builder_url(),
+            builder_url: number.direct_builder_url(),
             registry: RegistryAccess {
                 host: plan.registry_host_and_port(),
                 user,
@@ -254,8 +255,8 @@ impl Stack {
     }
 
     /// Returns the URL of the builder-fn that runs as a plain process.
-    pub(crate) fn plain_builder_url(&self) -> Result<String> {
-        Ok(self.plan()?.number.plain_builder_url())
+    pub(crate) fn builder_process_url(&self) -> Result<String> {
+        Ok(self.plan()?.number.builder_process_url())
     }
 
     /// Logs in to the gateway with faas-cli, unless this login is stored already, and returns the directory for
@@ -298,7 +299,7 @@ impl Stack {
     }
 
     /// Asks the supervisor for the state of each part of the stack that was started at least once.
-    pub async fn part_statuses(&self) -> Result<Vec<PartStatus>> {
+    pub async fn statuses_of_parts_ever_started(&self) -> Result<Vec<PartStateAndDuration>> {
         match self.send_command(SupervisorCommand::Status).await? {
             CommandAnswerEvent::Status { parts } => Ok(parts),
             other => Err(LauncherError::UnexpectedAnswer(format!("{other:?}"))),
@@ -321,7 +322,7 @@ impl Stack {
 
     /// Returns the last lines of a part's current log file, without the rotated file before it.
     pub fn part_log_tail_of(&self, part: StackPart, lines: usize) -> String {
-        log_file_tail(&self.dir.part_log_file(part.name()), lines)
+        current_log_file_tail_or_empty(&self.dir.part_log_file(part.name()), lines)
     }
 
     /// Sends a command to the stack's supervisor, and returns the final event of its answer; fails for an external
@@ -336,8 +337,8 @@ impl Stack {
     }
 
     /// Reads the credentials of the stack from its directory.
-    pub(crate) fn credentials(&self) -> Result<StackCredentials> {
-        StackCredentials::read_existing(&self.dir, self.plan()?.provider.registry_requires_password())
+    pub(crate) fn credentials(&self) -> Result<GatewayAndRegistryLogins> {
+        GatewayAndRegistryLogins::read_existing(&self.dir, self.plan()?.provider.registry_requires_password())
     }
 
     /// Returns the stack's plan; fails for an external stack.
@@ -358,7 +359,7 @@ pub(crate) fn part_failure_as_error<P: SupervisedPart>(
             Err(LauncherError::NotReady {
                 part,
                 reason,
-                tail: log_file_tail(&log, PART_LOG_TAIL_LINES),
+                tail: current_log_file_tail_or_empty(&log, PART_LOG_TAIL_LINES),
                 log,
             })
         }
@@ -380,7 +381,7 @@ pub fn part_log_tail(stack_name: &str, part: StackPart, lines: usize) -> Result<
 }
 
 /// Returns the last lines of a log file; empty if it cannot be read.
-pub(crate) fn log_file_tail(log: &Path, lines: usize) -> String {
+pub(crate) fn current_log_file_tail_or_empty(log: &Path, lines: usize) -> String {
     last_lines_each_cut(
         &String::from_utf8_lossy(&fs::read(log).unwrap_or_default()),
         lines,

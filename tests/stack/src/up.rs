@@ -9,7 +9,7 @@ use std::{
 use crate::{
     address::StackNumber,
     buildkit_disk, certificates,
-    credentials::StackCredentials,
+    credentials::GatewayAndRegistryLogins,
     deploy,
     directories::{self, LauncherDirectories, StackDir, write_private_file},
     down, egress,
@@ -51,7 +51,7 @@ impl Stack {
         packages::install_missing_packages(progress).await?;
         let (mut plan, images) = build_programs_and_make_plan(options, &directories, progress).await?;
         let _one = dir.lock_stack().await?;
-        plan.number = choose_stack_number(&directories, &dir)?;
+        plan.number = earlier_or_lowest_free_stack_number(&directories, &dir)?;
         dir.create_directories()?;
         plan.certificates_expire = certificates::ensure_certificates_and_read_expiry_seconds(&dir)?;
         let stack = start_or_restart(&dir, plan, progress).await?;
@@ -104,14 +104,16 @@ async fn build_programs_and_make_plan(
         egress::resolve_tenant_rules(&options.tenant_networks),
     )?;
     let provider = match &options.faasd {
-        Some(faasd) => ProviderChoice::Faasd(ProgramFileStamp::read_stamp(&absolute_path(faasd)?)?),
+        Some(faasd) => ProviderChoice::Faasd(ProgramFileStamp::read_stamp(
+            &canonical_path_of_existing_file(faasd)?,
+        )?),
         None => ProviderChoice::Embedded(ProgramFileStamp::read_stamp(&provider)?),
     };
     if let Some(gateway) = &options.gateway {
-        tools.gateway = absolute_path(gateway)?;
+        tools.gateway = canonical_path_of_existing_file(gateway)?;
     }
     if let Some(faas_cli) = &options.faas_cli {
-        tools.faas_cli = absolute_path(faas_cli)?;
+        tools.faas_cli = canonical_path_of_existing_file(faas_cli)?;
     }
     let ack_wait_seconds = options.ack_wait.as_secs();
     // A placeholder: the number is chosen once the stack is locked.
@@ -133,12 +135,15 @@ async fn build_programs_and_make_plan(
 }
 
 /// Returns the absolute path of an existing file, with symbolic links resolved.
-fn absolute_path(path: &Path) -> Result<PathBuf> {
+fn canonical_path_of_existing_file(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).with_operation("find", path)
 }
 
 /// Returns the stack's number from an earlier start, or a number that no other stack has.
-fn choose_stack_number(directories: &LauncherDirectories, dir: &StackDir) -> Result<StackNumber> {
+fn earlier_or_lowest_free_stack_number(
+    directories: &LauncherDirectories,
+    dir: &StackDir,
+) -> Result<StackNumber> {
     if let Some(plan) = StackPlan::read_earlier_plan_if_parsable(dir) {
         return Ok(plan.number);
     }
@@ -187,10 +192,11 @@ async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSi
         );
     }
     down::stop_and_clean_up::<StackPart>(dir, progress).await?;
-    write_stack_files(dir, &plan).await?;
+    write_credentials_program_links_and_step_plugins(dir, &plan).await?;
     plan.write_plan(dir)?;
     // Before the supervisor starts, because this can take longer than a supervisor's start.
-    buildkit_disk::make_or_repair_disk_image(dir, plan.step_limits()?.disk, progress).await?;
+    buildkit_disk::make_or_repair_disk_image(dir, plan.step_limits_or_this_machines()?.disk, progress)
+        .await?;
     let stack = Stack::from_plan(dir.clone(), plan)?;
     let holder = HolderProcess::start_holder(dir, &stack.plan()?.launcher.program, &["hold"])?;
     holder.wait_for_supervisor_and_move_holder(dir).await?;
@@ -206,8 +212,8 @@ async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSi
 
 /// Writes the stack's credentials, links its programs for a user's `PATH`, and writes the runtime and the CNI plugins
 /// of build steps.
-async fn write_stack_files(dir: &StackDir, plan: &StackPlan) -> Result<()> {
-    let credentials = StackCredentials::read_or_generate(
+async fn write_credentials_program_links_and_step_plugins(dir: &StackDir, plan: &StackPlan) -> Result<()> {
+    let credentials = GatewayAndRegistryLogins::read_or_generate_also_signing_keys(
         dir,
         &plan.registry_host_and_port(),
         plan.provider.registry_requires_password(),
@@ -215,7 +221,7 @@ async fn write_stack_files(dir: &StackDir, plan: &StackPlan) -> Result<()> {
     if let Some(login) = &credentials.registry {
         write_private_file(
             &dir.config_directory().join("htpasswd"),
-            &StackCredentials::generate_htpasswd(login).await?,
+            &GatewayAndRegistryLogins::generate_htpasswd(login).await?,
         )?;
     }
     for (name, program) in [
@@ -253,7 +259,7 @@ fn write_step_runtime(dir: &StackDir, plan: &StackPlan) -> Result<()> {
     )?;
     let runtime = StepRuntimeConfiguration {
         runc: plan.tools.runc.clone(),
-        limits: plan.step_limits()?,
+        limits: plan.step_limits_or_this_machines()?,
     };
     let path = dir
         .config_directory()

@@ -33,7 +33,7 @@ struct SourceLineNumber {
 }
 
 /// Returns the line of the Dockerfile that an error names; the innermost one of several.
-pub(super) fn find_dockerfile_line(status: &Status) -> Option<u32> {
+pub(super) fn find_innermost_dockerfile_line(status: &Status) -> Option<u32> {
     let details = rpc::Status::decode(status.details()).ok()?.details;
     let sources = details
         .iter()
@@ -74,7 +74,10 @@ mod tests {
     fn the_first_line_of_a_source_detail_is_found_and_none_in_other_or_malformed_details() {
         let url = "github.com/moby/buildkit/errdefs.Source+json";
         let json = r#"{"info":{"filename":"Dockerfile","data":"RlJPTQ=="},"ranges":[{"start":{"line":3},"end":{"line":5}}]}"#;
-        assert_eq!(find_dockerfile_line(&status_with_detail(url, json)), Some(3));
+        assert_eq!(
+            find_innermost_dockerfile_line(&status_with_detail(url, json)),
+            Some(3)
+        );
         for (url, json) in [
             ("github.com/moby/buildkit/stack.Stack+json", json),
             (url, "{}"),
@@ -83,11 +86,14 @@ mod tests {
             (url, r#"{"ranges":[{"start":{"line":-1}}]}"#),
         ] {
             assert_eq!(
-                find_dockerfile_line(&status_with_detail(url, json)),
+                find_innermost_dockerfile_line(&status_with_detail(url, json)),
                 None,
                 "{json}"
             );
         }
-        assert_eq!(find_dockerfile_line(&Status::unknown("no details")), None);
+        assert_eq!(
+            find_innermost_dockerfile_line(&Status::unknown("no details")),
+            None
+        );
     }
 }

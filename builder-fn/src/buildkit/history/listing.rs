@@ -161,7 +161,8 @@ impl Connection {
             // In this order, a build that ends meanwhile is listed.
             let mut listing = self.list_history(request_for_running_solves(), |_| true).await?;
             for record in lookup::read_records(self, &references).await? {
-                listing.add_record(BuildHistoryEventType::Complete, record, self.daemon(), |_| true);
+                listing
+                    .append_record_if_kept(BuildHistoryEventType::Complete, record, self.daemon(), |_| true);
             }
             Ok(listing)
         };
@@ -193,7 +194,7 @@ impl Connection {
     ///
     /// # Errors
     /// Fails if the daemon has no history, or the connection breaks.
-    pub async fn list_builds_of_call_and_cancellations(
+    pub async fn list_builds_of_call_and_all_cancellations(
         &self,
         call_id: &str,
     ) -> Result<HistoryListing, Status> {
@@ -217,7 +218,7 @@ impl Connection {
         while let Some(event) = events.try_next().await? {
             let kind = event.r#type();
             if let Some(record) = event.record {
-                listing.add_record(kind, record, self.daemon(), &keeps);
+                listing.append_record_if_kept(kind, record, self.daemon(), &keeps);
             }
         }
         Ok(listing)
@@ -229,7 +230,7 @@ impl Connection {
     }
 
     /// Returns whether the history has the request to cancel a call's build. A request whose marker is just being made
-    /// is an event of [`watch_cancellations`](Connection::watch_cancellations).
+    /// is an event of [`subscribe_to_new_cancellations`](Connection::subscribe_to_new_cancellations).
     ///
     /// # Errors
     /// Fails if the history cannot be read, or not in time.
@@ -251,7 +252,7 @@ impl Connection {
 
 impl HistoryListing {
     /// Adds a record of a daemon's history: a build that `keeps` returns `true` for, or a request to cancel a build.
-    fn add_record(
+    fn append_record_if_kept(
         &mut self,
         kind: BuildHistoryEventType,
         record: BuildHistoryRecord,
@@ -331,7 +332,7 @@ impl ListedBuild {
                 completed: count(record.num_completed_steps),
                 cached: count(record.num_cached_steps),
             },
-            secrets: SealedSecrets::from_attribute(secrets.map(String::as_str)),
+            secrets: SealedSecrets::from_attribute_none_if_absent(secrets.map(String::as_str)),
             reference: record.r#ref,
             attributes,
         })
@@ -340,7 +341,7 @@ impl ListedBuild {
 
 impl SealedSecrets {
     /// Parses the attribute with a build's sealed secrets. One that is not base64 counts as omitted.
-    fn from_attribute(value: Option<&str>) -> Self {
+    fn from_attribute_none_if_absent(value: Option<&str>) -> Self {
         match value {
             None => Self::None,
             Some(OMITTED_SEALED_SECRETS_VALUE) => Self::Omitted,
@@ -452,7 +453,11 @@ mod tests {
             (Some(OMITTED_SEALED_SECRETS_VALUE), SealedSecrets::Omitted),
             (Some("%"), SealedSecrets::Omitted),
         ] {
-            assert_eq!(SealedSecrets::from_attribute(value), expected, "{value:?}");
+            assert_eq!(
+                SealedSecrets::from_attribute_none_if_absent(value),
+                expected,
+                "{value:?}"
+            );
         }
     }
 }

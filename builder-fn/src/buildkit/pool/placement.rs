@@ -72,7 +72,7 @@ impl DaemonPool {
         let mut patience = Patience::Short;
         loop {
             let members = self.current_members().await;
-            let asked = daemons_to_ask(&members, build.image, patience);
+            let asked = highest_scored_daemons_to_ask(&members, build.image, patience);
             let asking = asked
                 .iter()
                 .map(|member| ask_about_build((*member).clone(), build.reference, build.call, patience));
@@ -152,7 +152,7 @@ impl DaemonPool {
             Some((number, attempt)) => (number, attempt),
             None => (
                 placement.chosen,
-                attempt_after_failures(&answers, placement.chosen),
+                attempt_after_those_on_other_daemons(&answers, placement.chosen),
             ),
         };
         let is_cancelled = answers.iter().any(|answer| answer.is_cancelled);
@@ -187,7 +187,10 @@ impl PlacedBuild {
     /// Waits until a daemon that the reference scores higher is found to run the same build, and returns the daemon's
     /// name: this build is to give way. Waits for ever if none is found in half a minute. The other builder does not
     /// see it the other way round, so that one build is left.
-    pub(crate) async fn wait_until_built_elsewhere(&self, reference: &BuildReference) -> String {
+    pub(crate) async fn wait_until_run_by_daemon_with_precedence(
+        &self,
+        reference: &BuildReference,
+    ) -> String {
         let build = PlacementHash::of(&[&reference.to_string()]);
         let score = |connection: &Connection| {
             let name = connection.daemon().address_for_messages();
@@ -212,7 +215,11 @@ impl PlacedBuild {
 
 /// Returns up to 16 daemons to ask about a build, the preferred one first. Those that are left out are asked only if
 /// all are, or with [`Patience::Long`].
-fn daemons_to_ask(members: &Members, image: PlacementHash, patience: Patience) -> Vec<Arc<PoolMember>> {
+fn highest_scored_daemons_to_ask(
+    members: &Members,
+    image: PlacementHash,
+    patience: Patience,
+) -> Vec<Arc<PoolMember>> {
     let mut ranked: Vec<_> = members.to_vec();
     ranked.sort_by_key(|member| std::cmp::Reverse(member.hash.score(image)));
     let mut asked: Vec<_> = ranked
@@ -263,7 +270,7 @@ fn find_holder_index_and_attempt(
 }
 
 /// Returns the number of the attempt that may begin on the daemon `chosen`: the next one after all that failed on others.
-fn attempt_after_failures(answers: &[DaemonAnswer], chosen: usize) -> u32 {
+fn attempt_after_those_on_other_daemons(answers: &[DaemonAnswer], chosen: usize) -> u32 {
     let others = answers.iter().enumerate().filter(|(number, _)| *number != chosen);
     let failed = others.flat_map(|(_, answer)| &answer.attempts);
     let last = failed.map(|KnownAttempt { number, .. }| *number).max();

@@ -86,7 +86,7 @@ async fn ask_once(
     patience: Patience,
 ) -> Result<DaemonAnswer, ConnectError> {
     let connection = match patience {
-        Patience::Short => member.daemon.connect_quickly().await?,
+        Patience::Short => member.daemon.connect_if_host_accepts_quickly().await?,
         Patience::Long => member.daemon.connect().await?,
     };
     let running = match tokio::time::timeout(ANSWER_TIMEOUT, connection.list_running_builds()).await {

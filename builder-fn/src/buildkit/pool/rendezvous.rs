@@ -31,7 +31,7 @@ pub struct DaemonLoad {
 
 /// The daemon that a build goes to, and the one that its image prefers, as numbers of the daemons that were given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placement {
+pub struct ChosenAndPreferredDaemon {
     /// The number of the daemon that the build goes to.
     pub chosen: usize,
     /// The number of the daemon whose cache has the image's earlier builds.
@@ -79,7 +79,7 @@ pub fn choose_daemon(
     daemons: &[DaemonLoad],
     image: PlacementHash,
     busy_threshold: usize,
-) -> Option<Placement> {
+) -> Option<ChosenAndPreferredDaemon> {
     let preferred = find_highest_scored(daemons, image, |_| true)?;
     let chosen = match daemons.get(preferred) {
         Some(daemon) if daemon.running >= busy_threshold => {
@@ -87,7 +87,7 @@ pub fn choose_daemon(
         }
         _ => preferred,
     };
-    Some(Placement { chosen, preferred })
+    Some(ChosenAndPreferredDaemon { chosen, preferred })
 }
 
 /// Returns the number of the daemon with the highest score for `image` among those that `counts` is true for.
@@ -205,7 +205,7 @@ mod tests {
             Some(by_score[0])
         );
         daemons[by_score[0]].running = 4;
-        let overflowed = Placement {
+        let overflowed = ChosenAndPreferredDaemon {
             chosen: by_score[1],
             preferred: by_score[0],
         };

@@ -60,7 +60,10 @@ pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the token server is not allowed, or gives no token.
-    async fn fetch_token(&self, request: &TokenRequest) -> Result<Option<RegistryToken>, RegistryError> {
+    async fn fetch_token_if_permitted(
+        &self,
+        request: &TokenRequest,
+    ) -> Result<Option<RegistryToken>, RegistryError> {
         let _ = request;
         Ok(None)
     }
@@ -94,7 +97,7 @@ impl AuthService {
 
     /// Returns the key that makes the session a token authority; fails with `Unimplemented` if it has none, or the
     /// store does not fetch tokens for the registry `host`.
-    async fn token_authority_key(&self, host: &str) -> Result<&Ed25519KeyPair, Status> {
+    async fn session_key_if_store_fetches_tokens(&self, host: &str) -> Result<&Ed25519KeyPair, Status> {
         match &self.authority {
             Some(key) if self.store.fetches_tokens(host).await => Ok(key),
             _ => Err(Status::unimplemented(TOKENS_UNSUPPORTED_MESSAGE)),
@@ -139,7 +142,7 @@ impl auth_server::Auth for AuthService {
             service,
             scopes,
         };
-        match self.store.fetch_token(&request).await {
+        match self.store.fetch_token_if_permitted(&request).await {
             Ok(Some(token)) => Ok(Response::new(FetchTokenResponse {
                 token: token.token,
                 expires_in: token.expires_in.unwrap_or(TOKEN_LIFETIME_DEFAULT_SECONDS),
@@ -162,7 +165,9 @@ impl auth_server::Auth for AuthService {
         &self,
         request: Request<GetTokenAuthorityRequest>,
     ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
-        let key = self.token_authority_key(&request.into_inner().host).await?;
+        let key = self
+            .session_key_if_store_fetches_tokens(&request.into_inner().host)
+            .await?;
         Ok(Response::new(GetTokenAuthorityResponse {
             public_key: key.public_key().as_ref().to_vec(),
         }))
@@ -173,7 +178,7 @@ impl auth_server::Auth for AuthService {
         request: Request<VerifyTokenAuthorityRequest>,
     ) -> Result<Response<VerifyTokenAuthorityResponse>, Status> {
         let request = request.into_inner();
-        let key = self.token_authority_key(&request.host).await?;
+        let key = self.session_key_if_store_fetches_tokens(&request.host).await?;
         // NaCl's form of a signed message: the signature before the message.
         let signed = [key.sign(&request.payload).as_ref(), &*request.payload].concat();
         Ok(Response::new(VerifyTokenAuthorityResponse { signed }))

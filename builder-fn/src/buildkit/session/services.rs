@@ -114,7 +114,7 @@ impl SessionServices {
 
     /// Adds the secrets service, unless `store` is empty: the daemon learns from its absence that there are no secrets.
     #[must_use]
-    pub fn with_secrets(self, store: Arc<dyn SecretStore>) -> Self {
+    pub fn with_secrets_unless_empty(self, store: Arc<dyn SecretStore>) -> Self {
         if store.is_empty() {
             return self;
         }
@@ -150,8 +150,8 @@ impl SessionServices {
     }
 
     /// Returns the denial of a source that a daemon's error `message` is about.
-    pub(in crate::buildkit) fn denial_in_error(&self, message: &str) -> Option<Denial> {
-        self.gate.as_ref()?.denial_in_error(message)
+    pub(in crate::buildkit) fn denial_named_in_error_or_first_denial(&self, message: &str) -> Option<Denial> {
+        self.gate.as_ref()?.denial_named_in_error_or_first_denial(message)
     }
 
     /// Returns the paths of the announced gRPC methods, such as `/moby.filesync.v1.FileSync/DiffCopy`.
@@ -255,7 +255,7 @@ mod tests {
             .with_health()
             .with_files(Arc::new(context), Arc::new(keys.lease_single_use()))
             .with_credentials(Arc::new(EmptyCredentialStore))
-            .with_secrets(Arc::new(SameSecretForEveryIdStore))
+            .with_secrets_unless_empty(Arc::new(SameSecretForEveryIdStore))
     }
 
     /// Serves `services` over a pipe in memory, and returns a client at its other end.

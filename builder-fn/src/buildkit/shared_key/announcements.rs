@@ -64,7 +64,7 @@ struct EntryFingerprint {
 impl AnnouncedEntries {
     /// Creates an empty set of announcements with the number of lists that suits `entries`. It reserves no memory for
     /// them.
-    pub(super) fn with_expected_entries(entries: usize) -> Self {
+    pub(super) fn with_lists_for_expected_entries(entries: usize) -> Self {
         let lists = (entries / INTENDED_FINGERPRINTS_PER_LIST).next_power_of_two();
         Self {
             lists: vec![Vec::new(); lists],
@@ -94,7 +94,7 @@ impl AnnouncedEntries {
         entry: &Entry<'_>,
         hash_content: impl FnOnce() -> Option<ContentHash>,
     ) -> CopyComparison {
-        let Some(identity) = self.hash_of_path_and_stat(path, entry) else {
+        let Some(identity) = self.hash_of_path_and_stat_unless_symlink(path, entry) else {
             return CopyComparison::Same;
         };
         let list = &self.lists[self.list_index(identity)];
@@ -129,7 +129,7 @@ impl AnnouncedEntries {
         // Counts the new entries first, so that the lists grow by no more than those.
         let mut new = vec![0; self.lists.len()];
         for_each_entry(&mut |path, entry, sent| {
-            let Some(identity) = self.hash_of_path_and_stat(path, entry) else {
+            let Some(identity) = self.hash_of_path_and_stat_unless_symlink(path, entry) else {
                 return receive_known_content(ContentHash::default());
             };
             let list = self.list_index(identity);
@@ -157,7 +157,7 @@ impl AnnouncedEntries {
             list.reserve_exact(new);
         }
         for_each_entry(&mut |path, entry, sent| {
-            if let Some(identity) = self.hash_of_path_and_stat(path, entry) {
+            if let Some(identity) = self.hash_of_path_and_stat_unless_symlink(path, entry) {
                 let list = self.list_index(identity);
                 if find_fingerprint(&self.lists[list][..lengths[list]], identity).is_err() {
                     let content =
@@ -191,7 +191,7 @@ impl AnnouncedEntries {
     /// extended attributes. Of a folder it compares everything but attributes and time; but a folder that was changed
     /// keeps its old checksum (fsutil `DiskWriter.HandleChange` reports it to nothing), so nothing of a folder may
     /// change.
-    fn hash_of_path_and_stat(&self, path: &str, entry: &Entry<'_>) -> Option<IdentityHash> {
+    fn hash_of_path_and_stat_unless_symlink(&self, path: &str, entry: &Entry<'_>) -> Option<IdentityHash> {
         let mut identity = self.hasher.build_hasher();
         identity.write(path.as_bytes());
         match entry.kind {
@@ -294,7 +294,7 @@ mod tests {
 
     /// Announces the entries in `announced` one after another, and compares another entry with them.
     fn compare_after(announced: &[EntryAtPath], (path, entry, content): EntryAtPath) -> CopyComparison {
-        let mut announcements = AnnouncedEntries::with_expected_entries(0);
+        let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
         for (path, entry, content) in announced {
             announcements.add_announcement(|visit| visit(path, entry, Some(*content)), |_| {});
         }
@@ -371,7 +371,7 @@ mod tests {
                 ..file_with_content(1).1
             }
         }
-        let mut announcements = AnnouncedEntries::with_expected_entries(0);
+        let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
         let content = Some(file_with_content(1).2);
         announcements.add_announcement(
             |visit| visit("a/b", &file_with_attributes(&packed[0]), content),
@@ -395,7 +395,7 @@ mod tests {
         let content = |at: u32| Some(ContentHash::of(&at.to_le_bytes()));
         let entry = file_with_content(0).1;
         for expected in [0, 5000] {
-            let mut announcements = AnnouncedEntries::with_expected_entries(expected);
+            let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(expected);
             for range in [0..5000, 4000..6000, 0..6000] {
                 announcements.add_announcement(
                     |visit| range.clone().for_each(|at| visit(&path(at), &entry, content(at))),
@@ -447,7 +447,7 @@ mod tests {
 
     #[test]
     fn an_entry_that_one_announcement_has_with_two_contents_counts_as_different_forever() {
-        let mut announcements = AnnouncedEntries::with_expected_entries(0);
+        let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
         announcements.add_announcement(
             |visit| {
                 [1, 2]
@@ -467,7 +467,7 @@ mod tests {
     #[test]
     fn a_content_that_was_never_sent_or_cannot_be_read_may_differ() {
         let (path, entry, content) = file_with_content(1);
-        let mut announcements = AnnouncedEntries::with_expected_entries(0);
+        let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
         announcements.add_announcement(|visit| visit(path, &entry, None), |_| {});
         assert_eq!(
             announcements.compare_with_announced(path, &entry, || Some(content)),
@@ -477,7 +477,7 @@ mod tests {
             compare_after(&[file_with_content(1)], file_with_content(1)),
             CopyComparison::Same
         );
-        let mut announcements = AnnouncedEntries::with_expected_entries(0);
+        let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
         announcements.add_announcement(|visit| visit(path, &entry, Some(content)), |_| {});
         assert_eq!(
             announcements.compare_with_announced(path, &entry, || None),

@@ -131,7 +131,7 @@ impl KeyRecord {
         Self {
             image: image.to_owned(),
             key: random_shared_key(),
-            announcements: AnnouncedEntries::with_expected_entries(entries),
+            announcements: AnnouncedEntries::with_lists_for_expected_entries(entries),
             forced_bytes: 0,
         }
     }

@@ -29,7 +29,7 @@ use tonic::Status;
 
 use super::reader::{time_or_epoch, to_system_time};
 use super::seen_warnings::SeenWarnings;
-use super::{AttemptFacts, BuildEvent, StatusResponseStream, follow_build_status, without_rpc_prefix};
+use super::{AttemptFacts, BuildEvent, StatusResponseStream, open_build_status_stream, without_rpc_prefix};
 use crate::buildkit::Connection;
 use crate::redact::SecretMask;
 
@@ -96,7 +96,7 @@ impl Connection {
     /// Opens the log of the running or finished attempt `reference`, from its beginning.
     pub fn open_log(&self, reference: &str) -> OrderedLog {
         OrderedLog {
-            responses: follow_build_status(self, reference.to_owned()),
+            responses: open_build_status_stream(self, reference.to_owned()),
             order: EventSorter::default(),
             facts: None,
             is_recorded: false,

@@ -171,7 +171,7 @@ async fn a_copy_is_kept_for_a_while_without_readers_and_longer_if_one_comes() {
 
     let evicted = copy.clone();
     let unneeded = tokio::spawn(async move { evicted.wait_until_unneeded().await });
-    copy.evict();
+    copy.stop_copying_and_keeping();
     tokio::time::timeout(KEPT_UNREAD / 2, unneeded)
         .await
         .expect("in time")

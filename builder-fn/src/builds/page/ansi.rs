@@ -11,14 +11,14 @@ pub(super) const LINE_CHARS_MAX: usize = 1000;
 
 /// The style of a part of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Style {
+pub(super) struct ColourAndBold {
     /// The colour of the text, from 0 (black) to 7 (white); `None` for that of the page.
     pub(super) colour: Option<u8>,
     /// Whether the text is bold.
     pub(super) is_bold: bool,
 }
 
-impl Style {
+impl ColourAndBold {
     /// Returns the classes for the style; `None` for plain text.
     pub(super) fn classes(self) -> Option<String> {
         match (self.colour, self.is_bold) {
@@ -93,7 +93,7 @@ fn nearest_of_eight_colours(red: u32, green: u32, blue: u32) -> u8 {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct StyledLine {
     /// The parts.
-    pub(super) parts: Vec<(Style, String)>,
+    pub(super) parts: Vec<(ColourAndBold, String)>,
     /// The number of characters at the end that are not shown.
     pub(super) left_out: usize,
 }
@@ -109,7 +109,7 @@ pub(super) fn style_line(line: &str) -> StyledLine {
         parts: Vec::new(),
         left_out: rest.chars().count(),
     };
-    let (mut style, mut text) = (Style::default(), String::new());
+    let (mut style, mut text) = (ColourAndBold::default(), String::new());
     let mut characters = shown.chars().peekable();
     while let Some(character) = characters.next() {
         match (character, characters.peek()) {
@@ -207,7 +207,7 @@ fn visible_control(character: char) -> char {
 
 /// Returns a text in which a symbol or a number stands for each control character, but tabs and line ends, and for each
 /// invisible one: for names and errors. Control sequences for colours are shown, not applied.
-pub(super) fn with_visible_controls(text: &str) -> String {
+pub(super) fn show_controls_keeping_tabs_and_newlines(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
@@ -286,7 +286,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_line_leaves_a_control_character(line in "(\\x1b|[\\[\\];m0-9]|\\PC|\\p{C}){0,60}") {
+        fn a_styled_line_has_no_control_character_but_tabs(line in "(\\x1b|[\\[\\];m0-9]|\\PC|\\p{C}){0,60}") {
             for (_, text) in style_line(&line).parts {
                 let is_control = |character: char| character.is_control() && character != '\t';
                 prop_assert!(!text.contains(is_control), "{text:?}");

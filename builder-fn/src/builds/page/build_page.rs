@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime};
 use maud::{Markup, PreEscaped, html};
 use serde_json::Value;
 
-use super::ansi::with_visible_controls;
-use super::layout::{Assets, Reload, document};
-use super::log_view::{LogAddresses, LogSpace, log_section};
+use super::ansi::show_controls_keeping_tabs_and_newlines;
+use super::layout::{EmbeddedAssets, NoscriptReload, document};
+use super::log_view::{LogSpace, PageQueryAndLogAddress, log_section};
 use super::{PageAccess, state_badge, waterfall, words};
-use crate::buildkit::ImageLayer;
+use crate::buildkit::ImageLayerSize;
 use crate::builds::log_excerpt::LogExcerpt;
 use crate::builds::page_link::encode_id;
-use crate::builds::page_query::{PageForm, PageQuery};
+use crate::builds::page_query::{BuildPageParts, PageQuery};
 use crate::builds::{BuildPhase, BuildRecord};
 
 /// The most bytes of a visit to the page over the wire, with what the page loads by itself, in one answer or two.
@@ -54,8 +54,8 @@ const WARNINGS_MAX: usize = 10;
 /// A page without its log.
 struct Frame<'a> {
     page: &'a BuildPage<'a>,
-    assets: Assets,
-    reload: Reload,
+    assets: EmbeddedAssets,
+    reload: NoscriptReload,
     title: String,
     top: Markup,
     /// What follows the log; `None` if the page has only the steps and the log.
@@ -71,12 +71,12 @@ impl Frame<'_> {
     /// Returns the page with the log, if there is space for it.
     fn with_log(&self, space: Option<LogSpace>) -> Markup {
         let BuildPage { record, access, .. } = self.page;
-        let addresses = LogAddresses {
+        let addresses = PageQueryAndLogAddress {
             page: access.link_query_before_parameter("?"),
             log: format!("{}/log{}", encode_id(&record.id), access.link_query_or_empty("?")),
         };
         let main = html! {
-            @if access.sees_all() && self.assets != Assets::Nothing {
+            @if access.sees_all() && self.assets != EmbeddedAssets::Nothing {
                 nav { a href={ "../builds" (access.link_query_or_empty("?")) } { "All builds" } }
             }
             div #build data-state=(record.phase.as_str()) data-live[self.page.is_running()] data-log=(addresses.log)
@@ -101,7 +101,7 @@ pub(in crate::builds) struct BuildPage<'a> {
     /// The last builds of the same function or image, the newest first.
     pub(in crate::builds) others: &'a [BuildRecord],
     /// The layers of the image, if they are known.
-    pub(in crate::builds) layers: &'a [ImageLayer],
+    pub(in crate::builds) layers: &'a [ImageLayerSize],
     /// What the reader may see besides.
     pub(in crate::builds) access: &'a PageAccess,
     /// The part of the log and the form that the reader asks for.
@@ -114,7 +114,7 @@ impl BuildPage<'_> {
     /// Returns the page in the form that the reader asks for.
     ///
     /// Of a build that has ended, a page that was sent before the log was read is followed by another one without being
-    /// asked for: by its script with [`PageForm::Log`], and without scripts with [`PageForm::WithoutScript`]. Both
+    /// asked for: by its script with [`BuildPageParts::StepsAndLog`], and without scripts with [`BuildPageParts::WithoutScript`]. Both
     /// together take no more than one page.
     pub(in crate::builds) fn render(&self) -> Markup {
         let visit = |frames: &[&Frame<'_>]| {
@@ -135,16 +135,18 @@ impl BuildPage<'_> {
             self.frame(form, steps, None)
         };
         match self.query.form {
-            PageForm::State => self.frame(PageForm::State, STEPS_BYTES_MAX, None).with_log(None),
-            PageForm::Whole if self.is_followed_by_another() => {
+            BuildPageParts::AllButLog => self
+                .frame(BuildPageParts::AllButLog, STEPS_BYTES_MAX, None)
+                .with_log(None),
+            BuildPageParts::Whole if self.is_followed_by_page_with_unread_lines() => {
                 let part = self.excerpt.unread.map(|part| format!("from={part}&"));
-                let address = self.address_of_form(&part.unwrap_or_default(), PageForm::WithoutScript);
-                let reload = Reload::WithoutScript { seconds: 0, address };
-                let mut first = self.frame(PageForm::Whole, FIRST_STEPS_BYTES_MAX, Some(reload));
-                let second = following(PageForm::WithoutScript, &first);
+                let address = self.address_of_form(&part.unwrap_or_default(), BuildPageParts::WithoutScript);
+                let reload = NoscriptReload::After { seconds: 0, address };
+                let mut first = self.frame(BuildPageParts::Whole, FIRST_STEPS_BYTES_MAX, Some(reload));
+                let second = following(BuildPageParts::WithoutScript, &first);
                 // What does not fit is left to the link to the lines.
                 if visit(&[&first, &second]) + LINES_BYTES_MIN > VISIT_BYTES_MAX {
-                    first.reload = Reload::Never;
+                    first.reload = NoscriptReload::Never;
                 }
                 let taken = visit(&[&first, &second]) + LINES_BYTES_MIN;
                 let space = LogSpace {
@@ -153,13 +155,13 @@ impl BuildPage<'_> {
                 };
                 first.with_log(Some(space))
             }
-            PageForm::Whole => {
-                let page = self.frame(PageForm::Whole, STEPS_BYTES_MAX, None);
+            BuildPageParts::Whole => {
+                let page = self.frame(BuildPageParts::Whole, STEPS_BYTES_MAX, None);
                 let space = lines(visit(&[&page]));
                 page.with_log(Some(space))
             }
-            form @ (PageForm::WithoutScript | PageForm::Log) => {
-                let first = self.frame(PageForm::Whole, FIRST_STEPS_BYTES_MAX, None);
+            form @ (BuildPageParts::WithoutScript | BuildPageParts::StepsAndLog) => {
+                let first = self.frame(BuildPageParts::Whole, FIRST_STEPS_BYTES_MAX, None);
                 let second = following(form, &first);
                 let space = lines(visit(&[&first, &second]) + FIRST_LINES_BYTES_MAX);
                 second.with_log(Some(space))
@@ -169,7 +171,7 @@ impl BuildPage<'_> {
 
     /// Returns whether the page is followed by another one with the lines that the builder had no time for. It waits
     /// longer for those that an address names.
-    fn is_followed_by_another(&self) -> bool {
+    fn is_followed_by_page_with_unread_lines(&self) -> bool {
         !self.is_running() && self.query.part.is_none() && self.excerpt.unread.is_some()
     }
 
@@ -179,41 +181,46 @@ impl BuildPage<'_> {
     }
 
     /// Returns the address of the page in another form; `parameters` precede it.
-    fn address_of_form(&self, parameters: &str, form: PageForm) -> String {
+    fn address_of_form(&self, parameters: &str, form: BuildPageParts) -> String {
         let page = self.access.link_query_before_parameter("?");
-        format!("{page}{parameters}{}", form.as_parameter())
+        format!("{page}{parameters}{}", form.query_parameter_or_empty())
     }
 
     /// Returns the page without its log.
-    fn frame(&self, form: PageForm, steps_bytes_max: usize, reload: Option<Reload>) -> Frame<'_> {
+    fn frame(
+        &self,
+        form: BuildPageParts,
+        steps_bytes_max: usize,
+        reload: Option<NoscriptReload>,
+    ) -> Frame<'_> {
         let name = self.name();
         let steps = waterfall::render_waterfall(self.record, self.excerpt, steps_bytes_max, self.now);
         let reload_running = || {
             let part = self.query.part.map(|part| format!("from={part}&"));
-            Reload::WithoutScript {
+            NoscriptReload::After {
                 seconds: RELOAD_SECONDS,
-                address: self.address_of_form(&part.unwrap_or_default(), PageForm::WithoutScript),
+                address: self.address_of_form(&part.unwrap_or_default(), BuildPageParts::WithoutScript),
             }
         };
         let reload = match self.is_running() {
             true => reload_running(),
-            false => reload.unwrap_or(Reload::Never),
+            false => reload.unwrap_or(NoscriptReload::Never),
         };
         Frame {
             page: self,
             assets: match form {
-                PageForm::Whole => Assets::StyleAndScript,
-                PageForm::WithoutScript => Assets::Style,
-                PageForm::Log | PageForm::State => Assets::Nothing,
+                BuildPageParts::Whole => EmbeddedAssets::StyleAndScript,
+                BuildPageParts::WithoutScript => EmbeddedAssets::Style,
+                BuildPageParts::StepsAndLog | BuildPageParts::AllButLog => EmbeddedAssets::Nothing,
             },
             reload,
             title: format!("{}: {name} – Slipway", self.record.phase.as_str()),
             top: match form {
-                PageForm::Log => html! { div #steps { (steps) } },
+                BuildPageParts::StepsAndLog => html! { div #steps { (steps) } },
                 _ => self.render_top(&name, &steps),
             },
             rest: match form {
-                PageForm::Log => None,
+                BuildPageParts::StepsAndLog => None,
                 _ => Some(self.render_image_deployment_warnings_and_chart()),
             },
         }
@@ -227,18 +234,21 @@ impl BuildPage<'_> {
             .as_ref()
             .or(record.image.as_ref())
             .unwrap_or(&record.id);
-        words::cut(&with_visible_controls(name), 120)
+        words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(name), 120)
     }
 
     fn outcome_text(&self, key: &str, limit: usize) -> Option<String> {
         let text = self.record.outcome.get(key)?.as_str()?;
-        Some(words::cut(&with_visible_controls(text), limit))
+        Some(words::cut_to_chars_and_html_bytes(
+            &show_controls_keeping_tabs_and_newlines(text),
+            limit,
+        ))
     }
 
     /// Returns the state, what failed and why, and the steps.
     fn render_top(&self, name: &str, steps: &Markup) -> Markup {
         let record = self.record;
-        let took = record.time_taken(self.now);
+        let took = record.time_since_first_attempt_began(self.now);
         html! {
             header {
                 h1 { (name) }
@@ -247,7 +257,7 @@ impl BuildPage<'_> {
                     @if let Some(took) = took { " " span.took { (words::duration(took)) } }
                     @if record.attempts > 1 { " in attempt " (record.attempts) }
                 }
-                @if let Some(text) = &self.incomplete { p.note { (words::cut(&with_visible_controls(text), 500)) } }
+                @if let Some(text) = &self.incomplete { p.note { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(text), 500)) } }
             }
             (self.render_failure())
             section aria-labelledby="steps-title" {
@@ -311,7 +321,7 @@ impl BuildPage<'_> {
                     h2 #warnings-title { "Warnings" }
                     ul {
                         @for warning in warnings.iter().take(WARNINGS_MAX).filter_map(Value::as_str) {
-                            li { (words::cut(&with_visible_controls(warning), 300)) }
+                            li { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(warning), 300)) }
                         }
                         @if warnings.len() > WARNINGS_MAX { li { "and " (warnings.len() - WARNINGS_MAX) " more" } }
                     }
@@ -336,7 +346,7 @@ impl BuildPage<'_> {
         html! {
             dl {
                 @if let Some(image) = &record.image {
-                    div { dt { "Image" } dd { code { (words::cut(&with_visible_controls(image), 300)) } } }
+                    div { dt { "Image" } dd { code { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(image), 300)) } } }
                 }
                 @if let Some(digest) = self.outcome_text("digest", 100) { div { dt { "Digest" } dd { code { (digest) } } } }
                 @if let Some(commit) = self.outcome_text("commit", 100) { div { dt { "Commit" } dd { code { (commit) } } } }
@@ -358,7 +368,7 @@ impl BuildPage<'_> {
                 @if let Some(steps) = record.steps {
                     div { dt { "Steps" } dd { (steps.completed) " of " (steps.total) ", " (steps.cached) " cached" } }
                 }
-                div { dt { "ID" } dd { code { (words::cut(&with_visible_controls(&record.id), 128)) } } }
+                div { dt { "ID" } dd { code { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(&record.id), 128)) } } }
             }
         }
     }
@@ -431,9 +441,9 @@ fn bar_class(phase: BuildPhase) -> &'static str {
 /// Returns the cause, the place and the next step of a failure.
 fn render_hint(hint: &Value) -> Markup {
     let text = |value: &Value, limit| {
-        value
-            .as_str()
-            .map(|text| words::cut(&with_visible_controls(text), limit))
+        value.as_str().map(|text| {
+            words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(text), limit)
+        })
     };
     let place = |value: &Value| {
         let file = text(&value["file"], 300)?;
@@ -464,7 +474,7 @@ fn render_hint(hint: &Value) -> Markup {
 }
 
 /// Returns the sizes of an image's layers.
-fn render_layers(layers: &[ImageLayer]) -> Markup {
+fn render_layers(layers: &[ImageLayerSize]) -> Markup {
     let total = layers
         .iter()
         .fold(0_u64, |total, layer| total.saturating_add(layer.bytes));
@@ -473,7 +483,7 @@ fn render_layers(layers: &[ImageLayer]) -> Markup {
             summary { (layers.len()) " layers, " (words::bytes(total)) }
             ol {
                 @for layer in layers.iter().take(LAYERS_MAX) {
-                    li { (words::bytes(layer.bytes)) " " code { (words::cut(&with_visible_controls(&layer.digest), 19)) } }
+                    li { (words::bytes(layer.bytes)) " " code { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(&layer.digest), 19)) } }
                 }
                 @if layers.len() > LAYERS_MAX { li { "and " (layers.len() - LAYERS_MAX) " more" } }
             }

@@ -42,11 +42,11 @@ const ANSWER_CONTENT_SECURITY_POLICY: HeaderValue =
 
 /// Whether a page is loaded again by itself in browsers without scripts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Reload {
+pub(super) enum NoscriptReload {
     /// The page stays as it is.
     Never,
     /// A page at the address `address` follows after `seconds`.
-    WithoutScript {
+    After {
         /// The time for which the page is shown.
         seconds: u32,
         /// The address, relative to the page.
@@ -56,7 +56,7 @@ pub(super) enum Reload {
 
 /// What a page has besides its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Assets {
+pub(super) enum EmbeddedAssets {
     /// The style sheet and the script: the page of a build.
     StyleAndScript,
     /// The style sheet only.
@@ -66,8 +66,13 @@ pub(super) enum Assets {
 }
 
 /// Returns the document with this title and this content of its `main` element.
-pub(super) fn document(title: &str, reload: &Reload, assets: Assets, main: &Markup) -> Markup {
-    if assets == Assets::Nothing {
+pub(super) fn document(
+    title: &str,
+    reload: &NoscriptReload,
+    assets: EmbeddedAssets,
+    main: &Markup,
+) -> Markup {
+    if assets == EmbeddedAssets::Nothing {
         return html! {
             (DOCTYPE)
             title { (title) }
@@ -86,7 +91,7 @@ pub(super) fn document(title: &str, reload: &Reload, assets: Assets, main: &Mark
                 title { (title) }
                 // No request for an icon, which would go to whatever answers at the root of the address.
                 link rel="icon" href="data:,";
-                @if let Reload::WithoutScript { seconds, address } = reload {
+                @if let NoscriptReload::After { seconds, address } = reload {
                     noscript { meta http-equiv="refresh" content={ (seconds) "; url=" (address) }; }
                 }
                 style { (PreEscaped(STYLE)) }
@@ -94,7 +99,7 @@ pub(super) fn document(title: &str, reload: &Reload, assets: Assets, main: &Mark
             body {
                 a.skip href="#main" { "Skip to the content" }
                 main #main tabindex="-1" { (main) }
-                @if assets == Assets::StyleAndScript { script { (PreEscaped(SCRIPT.as_str())) } }
+                @if assets == EmbeddedAssets::StyleAndScript { script { (PreEscaped(SCRIPT.as_str())) } }
             }
         }
     }

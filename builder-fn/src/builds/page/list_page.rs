@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use maud::{Markup, html};
 
-use super::ansi::with_visible_controls;
-use super::layout::{Assets, Reload, document};
+use super::ansi::show_controls_keeping_tabs_and_newlines;
+use super::layout::{EmbeddedAssets, NoscriptReload, document};
 use super::{PageAccess, state_badge, words};
 use crate::builds::BuildRecord;
 use crate::builds::filter::{BUILD_STATES, BuildFilter};
@@ -38,7 +38,7 @@ impl ListPage<'_> {
     pub(in crate::builds) fn render(&self) -> Markup {
         let main = html! {
             header { h1 { "Builds" } }
-            @if let Some(text) = &self.incomplete { p.note { (words::cut(&with_visible_controls(text), 500)) } }
+            @if let Some(text) = &self.incomplete { p.note { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(text), 500)) } }
             (self.render_filter())
             @if self.builds.is_empty() {
                 p { "There are no builds like this." }
@@ -52,7 +52,12 @@ impl ListPage<'_> {
                 }
             }
         };
-        document("Builds – Slipway", &Reload::Never, Assets::Style, &main)
+        document(
+            "Builds – Slipway",
+            &NoscriptReload::Never,
+            EmbeddedAssets::Style,
+            &main,
+        )
     }
 
     fn render_filter(&self) -> Markup {
@@ -73,12 +78,17 @@ impl ListPage<'_> {
 
     fn render_row(&self, build: &BuildRecord) -> Markup {
         let when = build.submitted_at.map(words::time);
-        let when = when.unwrap_or_else(|| words::cut(&with_visible_controls(&build.id), 40));
-        let took = build.time_taken(self.now);
+        let when = when.unwrap_or_else(|| {
+            words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(&build.id), 40)
+        });
+        let took = build.time_since_first_attempt_began(self.now);
         let name = |name: &Option<String>| {
-            let name = name
-                .as_deref()
-                .map(|name| words::cut(&with_visible_controls(name), NAME_CHARS_MAX));
+            let name = name.as_deref().map(|name| {
+                words::cut_to_chars_and_html_bytes(
+                    &show_controls_keeping_tabs_and_newlines(name),
+                    NAME_CHARS_MAX,
+                )
+            });
             name.unwrap_or_else(|| "–".to_owned())
         };
         html! {

@@ -2,7 +2,7 @@
 
 use maud::{Markup, PreEscaped, html};
 
-use super::ansi::{LINE_CHARS_MAX, StyledLine, style_line, with_visible_controls};
+use super::ansi::{LINE_CHARS_MAX, StyledLine, show_controls_keeping_tabs_and_newlines, style_line};
 use super::words;
 use crate::builds::log_excerpt::{LogExcerpt, LogPart, PAGE_LINES_MAX};
 use crate::builds::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine};
@@ -27,7 +27,7 @@ pub(super) struct LogSpace {
 
 /// The address of the page and of its log, relative to the page, for the links on it.
 #[derive(Clone, Debug)]
-pub(super) struct LogAddresses {
+pub(super) struct PageQueryAndLogAddress {
     /// The query of the page, which the number of a line follows: `?link=…&` or `?`.
     pub(super) page: String,
     /// The address of the log, which the number of a line follows.
@@ -139,15 +139,22 @@ fn first_line_of_page_before(first: u64) -> Option<u64> {
 }
 
 /// Returns the section with the log, whose lines take the `space`.
-pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, space: LogSpace) -> Markup {
+pub(super) fn log_section(
+    excerpt: &LogExcerpt,
+    addresses: &PageQueryAndLogAddress,
+    space: LogSpace,
+) -> Markup {
     let name = |step: Option<u32>| {
         let step = step?;
         let found = excerpt.steps.iter().find(|(number, _)| *number == Some(step));
         let name = found.map_or_else(
             || format!("step {step}"),
-            |(_, facts)| with_visible_controls(&facts.name),
+            |(_, facts)| show_controls_keeping_tabs_and_newlines(&facts.name),
         );
-        Some(words::cut(&name.replace('\n', " "), STEP_NAME_CHARS_MAX))
+        Some(words::cut_to_chars_and_html_bytes(
+            &name.replace('\n', " "),
+            STEP_NAME_CHARS_MAX,
+        ))
     };
     let block_bytes =
         |step| BLOCK_FRAME_BYTES + name(step).map_or(0, |name| html! { (name) }.into_string().len());
@@ -182,7 +189,7 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, space:
                 output #found aria-live="polite" {}
             }
             ol #hits hidden aria-label="Lines found" {}
-            @if let Some(problem) = &excerpt.problem { p.note { (words::cut(&with_visible_controls(problem), 1000)) } }
+            @if let Some(problem) = &excerpt.problem { p.note { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(problem), 1000)) } }
             @if let Some(part) = excerpt.unread {
                 p.note {
                     @if rendered.is_empty() { "The log is not read yet. " }
@@ -246,8 +253,8 @@ mod tests {
         }
     }
 
-    fn addresses() -> LogAddresses {
-        LogAddresses {
+    fn addresses() -> PageQueryAndLogAddress {
+        PageQueryAndLogAddress {
             page: "?".to_owned(),
             log: "a/log".to_owned(),
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use maud::{Markup, PreEscaped, html};
 use serde_json::Value;
 
-use super::ansi::with_visible_controls;
+use super::ansi::show_controls_keeping_tabs_and_newlines;
 use super::words;
 use crate::buildkit::StepFacts;
 use crate::builds::log_excerpt::LogExcerpt;
@@ -249,7 +249,7 @@ fn keep_most_telling_rows(rows: Vec<Row>, max: usize, now: SystemTime) -> Vec<Ro
 fn render_row(row: &Row, axis: Option<&Axis>, now: SystemTime) -> Markup {
     html! {
         li data-step=[row.number] {
-            span.name { (words::cut(&with_visible_controls(&row.name).replace('\n', " "), NAME_CHARS_MAX)) }
+            span.name { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(&row.name).replace('\n', " "), NAME_CHARS_MAX)) }
             " "
             span.time { (row.duration_text(now)) }
             @if let (Some(axis), Some(began)) = (axis, row.began) {
@@ -299,9 +299,9 @@ pub(super) fn render_waterfall(
 /// Returns the outcome of a deployment, and what runs now.
 pub(super) fn render_deployment_outcome(outcome: &Value) -> Markup {
     let text = |key: &str| {
-        outcome[key]
-            .as_str()
-            .map(|text| words::cut(&with_visible_controls(text), 300))
+        outcome[key].as_str().map(|text| {
+            words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(text), 300)
+        })
     };
     let url = outcome["url"].as_str().filter(|url| {
         let is_web = url.starts_with("http://") || url.starts_with("https://");
@@ -320,13 +320,13 @@ pub(super) fn render_deployment_outcome(outcome: &Value) -> Markup {
                 @if let Some(text) = text(key) { div { dt { (name) } dd { code { (text) } } } }
             }
             @if let Some(url) = url {
-                div { dt { "Address" } dd { a href=(url) rel="noopener noreferrer nofollow" { (words::cut(url, 300)) } } }
+                div { dt { "Address" } dd { a href=(url) rel="noopener noreferrer nofollow" { (words::cut_to_chars_and_html_bytes(url, 300)) } } }
             }
         }
         @if !reasons.is_empty() {
             ul.reasons {
                 @for reason in reasons.iter().take(20).filter_map(Value::as_str) {
-                    li { (words::cut(&with_visible_controls(reason), 1000)) }
+                    li { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(reason), 1000)) }
                 }
             }
         }

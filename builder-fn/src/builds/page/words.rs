@@ -39,7 +39,7 @@ pub(super) fn time(time: SystemTime) -> String {
 
 /// Returns a text of at most `max_chars` characters, and of at most twice as many bytes as HTML, with `…` in place of
 /// the rest.
-pub(super) fn cut(text: &str, max_chars: usize) -> String {
+pub(super) fn cut_to_chars_and_html_bytes(text: &str, max_chars: usize) -> String {
     let mut html_bytes = 0;
     let end = text
         .char_indices()
@@ -92,14 +92,14 @@ mod tests {
 
     #[test]
     fn a_long_text_is_cut_between_characters() {
-        assert_eq!(cut("ééé", 2), "éé…");
-        assert_eq!(cut("ééé", 3), "ééé");
+        assert_eq!(cut_to_chars_and_html_bytes("ééé", 2), "éé…");
+        assert_eq!(cut_to_chars_and_html_bytes("ééé", 3), "ééé");
     }
 
     #[test]
     fn a_text_takes_at_most_twice_its_limit_as_html() {
         for character in ["a", "é", "&", "<", ">", "\"", "'", "語", "🦀"] {
-            let cut = cut(&character.repeat(200), 100);
+            let cut = cut_to_chars_and_html_bytes(&character.repeat(200), 100);
             let html = maud::html! { (cut) }.into_string();
             assert!(html.len() <= 200 + '…'.len_utf8(), "{character}: {}", html.len());
             assert!(cut.chars().count() >= 34, "{character}: {cut}");

@@ -196,7 +196,7 @@ impl RecordStore {
         claims: &mut Vec<UnconfirmedClaim>,
         limit: usize,
     ) -> Result<(), StoreError> {
-        let tags = self.list_unexpired_index_tags(tenant).await?;
+        let tags = self.list_unexpired_and_maybe_older_index_tags(tenant).await?;
         let mut of_owners: HashMap<String, Vec<IndexTag>> = HashMap::new();
         // First the one that was accepted, claimed or handed back first.
         for entry in index_tag::newest_entry_of_each_build(&tags, RECORDS_MAX_PER_TENANT)
@@ -267,7 +267,7 @@ impl RecordStore {
             let is_settled = match &record {
                 Some((record, _)) => record.build.phase.is_terminal(),
                 None => SystemTime::now()
-                    .duration_since(entry.accepted_at())
+                    .duration_since(entry.accepted_claimed_or_handed_back_at())
                     .is_ok_and(|age| age > MISSING_RECORD_SETTLED_AGE),
             };
             if is_settled {
@@ -439,7 +439,7 @@ impl ClaimSearchState {
         let now = SystemTime::now();
         self.owners.forget_older_than(RESUMED_AGE_MAX);
         self.settled.retain(|(_, entry)| {
-            now.duration_since(entry.accepted_at())
+            now.duration_since(entry.accepted_claimed_or_handed_back_at())
                 .is_ok_and(|age| age < RECORD_AGE_MAX)
         });
     }

@@ -99,7 +99,7 @@ impl IndexTag {
     }
 
     /// Returns the time at which the build was accepted, claimed or handed back.
-    pub(super) fn accepted_at(&self) -> SystemTime {
+    pub(super) fn accepted_claimed_or_handed_back_at(&self) -> SystemTime {
         let since = Duration::from_millis(self.milliseconds);
         SystemTime::UNIX_EPOCH
             .checked_add(since)

@@ -162,7 +162,7 @@ impl RecordRepository {
     ) -> Result<StatusCode, StoreError> {
         let handle = self.create_handle(tenant).await?;
         let mut repository = handle.with_token_actions("delete,pull");
-        let address = repository.uri_of_path(&format!("manifests/{digest}"))?;
+        let address = repository.uri_in_repository_api(&format!("manifests/{digest}"))?;
         let request = || request_to(Method::DELETE, &address, empty_body());
         Ok(repository.send(request, RESPONSE_TIMEOUT).await?.status())
     }
@@ -171,7 +171,7 @@ impl RecordRepository {
     ///
     /// A registry that has its tags in another order returns others as well, and all of these if there are not too
     /// many. One that lists only after tags that exist returns tags before `after` as well.
-    pub(super) async fn list_tags(
+    pub(super) async fn list_tags_after_and_maybe_earlier(
         &self,
         tenant: &Option<String>,
         prefix: &str,
@@ -184,7 +184,7 @@ impl RecordRepository {
             .is_none_or(|seen| seen.elapsed() > LISTS_AFTER_MISSING_TAG_RECHECK_TIME);
         let mut last = lists_after_missing_tags.then(|| after.to_owned());
         for _ in 0..TAG_PAGES_MAX {
-            let Some(page) = request_tags(&mut repository, last.as_deref()).await? else {
+            let Some(page) = request_tags_unless_not_found(&mut repository, last.as_deref()).await? else {
                 match last.take() {
                     // A repository exists from its first manifest on.
                     None => break,
@@ -246,7 +246,7 @@ impl RecordRepository {
 
 /// Requests the tags of a repository after the tag `last`; `None` if the registry knows no such repository, or no such
 /// tag.
-async fn request_tags(
+async fn request_tags_unless_not_found(
     repository: &mut Repository,
     last: Option<&str>,
 ) -> Result<Option<TagsPage>, StoreError> {
@@ -256,7 +256,7 @@ async fn request_tags(
         tags: Option<Vec<String>>,
     }
     let after = last.map(|last| format!("&last={last}")).unwrap_or_default();
-    let address: Uri = repository.uri_of_path(&format!("tags/list?n={TAGS_PER_PAGE}{after}"))?;
+    let address: Uri = repository.uri_in_repository_api(&format!("tags/list?n={TAGS_PER_PAGE}{after}"))?;
     let request = || request_to(Method::GET, &address, empty_body());
     let response = repository.send(request, RESPONSE_TIMEOUT).await?;
     match response.status() {

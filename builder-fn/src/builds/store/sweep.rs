@@ -56,9 +56,15 @@ impl RecordStore {
         // Before the index: what is recorded meanwhile has its entry there.
         let mut parts = Vec::new();
         for prefix in [BODY_PREFIX, INPUTS_PREFIX] {
-            parts.extend(repository.list_tags(tenant, prefix, prefix).await?);
+            parts.extend(
+                repository
+                    .list_tags_after_and_maybe_earlier(tenant, prefix, prefix)
+                    .await?,
+            );
         }
-        let tags = repository.list_tags(tenant, INDEX_PREFIX, INDEX_PREFIX).await?;
+        let tags = repository
+            .list_tags_after_and_maybe_earlier(tenant, INDEX_PREFIX, INDEX_PREFIX)
+            .await?;
         let orphans = parts_without_entries(&parts, &tags);
         let ExcessEntries { entries, kept_builds } = excess_entries(&tags, now);
         for entry in entries.into_iter().take(DELETIONS_MAX_PER_SWEEP) {
@@ -105,14 +111,14 @@ fn age_at(now: SystemTime, then: SystemTime) -> Duration {
 
 /// Something that belongs to a build: the body of its request, or what it was made from.
 #[derive(Debug, PartialEq, Eq)]
-struct BuildPart {
+struct BodyOrInputsTag {
     tag: String,
     /// The tag that the current record of the same build would have.
     record_tag: String,
 }
 
 /// Returns those among the tags `parts` whose builds have no entry among the tags of the index.
-fn parts_without_entries(parts: &[String], index: &[String]) -> Vec<BuildPart> {
+fn parts_without_entries(parts: &[String], index: &[String]) -> Vec<BodyOrInputsTag> {
     let entries = index.iter().filter_map(|tag| IndexTag::parse(tag));
     let recorded: HashSet<_> = entries.map(|entry| entry.hash().to_owned()).collect();
     let hash_of = |tag: &str| {
@@ -122,7 +128,7 @@ fn parts_without_entries(parts: &[String], index: &[String]) -> Vec<BuildPart> {
         (!recorded.contains(hash)).then(|| hash.to_owned())
     };
     let orphans = parts.iter().filter_map(|tag| {
-        Some(BuildPart {
+        Some(BodyOrInputsTag {
             record_tag: format!("{RECORD_PREFIX}{}", hash_of(tag)?),
             tag: tag.clone(),
         })
@@ -143,7 +149,7 @@ fn excess_entries(tags: &[String], now: SystemTime) -> ExcessEntries {
     let mut entries: Vec<_> = tags.iter().filter_map(|tag| IndexTag::parse(tag)).collect();
     entries.sort_unstable_by(|one, other| other.cmp(one));
     let is_old = |entry: &IndexTag| {
-        now.duration_since(entry.accepted_at())
+        now.duration_since(entry.accepted_claimed_or_handed_back_at())
             .is_ok_and(|age| age > RECORD_AGE_MAX)
     };
     let kept = entries
@@ -183,7 +189,7 @@ mod tests {
             orphan.inputs_tag(),
         ];
         let found = parts_without_entries(&parts, &[entry.to_string(), "i-broken".to_owned()]);
-        let expected = [orphan.body_tag(), orphan.inputs_tag()].map(|tag| BuildPart {
+        let expected = [orphan.body_tag(), orphan.inputs_tag()].map(|tag| BodyOrInputsTag {
             tag,
             record_tag: orphan.record_tag(),
         });

@@ -121,7 +121,7 @@ impl RecordStore {
             _ => {}
         }
         for attempt in 1..=VERSION_WRITE_ATTEMPTS {
-            match self.write_version(tenant, &version).await {
+            match self.write_version_and_return_digest(tenant, &version).await {
                 Ok(_) => {
                     self.0.writes.count(true);
                     if let BegunVersion::Written(digest) = &begun {
@@ -144,7 +144,12 @@ impl RecordStore {
     ) -> Result<BegunVersion, StoreError> {
         let limit = WRITE_ATTEMPT_TIMEOUT;
         let tag = VersionTag::new(tenant, version).to_string();
-        let earlier = match tokio::time::timeout(limit, self.read_version(tenant, &tag)).await {
+        let earlier = match tokio::time::timeout(
+            limit,
+            self.read_version_unless_missing_or_unreadable(tenant, &tag),
+        )
+        .await
+        {
             Ok(earlier) => earlier?,
             Err(_) => return Err(StoreError::Timeout { limit }),
         };
@@ -152,14 +157,14 @@ impl RecordStore {
             Some(VersionState::Ready | VersionState::Unverified | VersionState::Sent) => {
                 Ok(BegunVersion::DeployedBefore)
             }
-            Some(VersionState::Deploying | VersionState::Failed) | None => {
-                Ok(BegunVersion::Written(self.write_version(tenant, version).await?))
-            }
+            Some(VersionState::Deploying | VersionState::Failed) | None => Ok(BegunVersion::Written(
+                self.write_version_and_return_digest(tenant, version).await?,
+            )),
         }
     }
 
     /// Writes a version, and returns the digest of its manifest.
-    async fn write_version(
+    async fn write_version_and_return_digest(
         &self,
         tenant: &Option<String>,
         version: &FunctionVersion,
@@ -185,7 +190,7 @@ impl RecordStore {
     ///
     /// # Errors
     /// Fails if the registry does not answer in a short time.
-    pub(crate) async fn list_versions(
+    pub(crate) async fn list_versions_for_rollback(
         &self,
         tenant: &Option<String>,
         function: &str,
@@ -194,7 +199,7 @@ impl RecordStore {
         let listing = async {
             let tags = self.list_version_tags(tenant, function).await?;
             let mut versions = futures_util::stream::iter(tags)
-                .map(|tag| async move { self.read_version(tenant, &tag).await })
+                .map(|tag| async move { self.read_version_unless_missing_or_unreadable(tenant, &tag).await })
                 .buffered(CONCURRENT_READS);
             let mut found = Vec::new();
             while let Some(version) = versions.next().await {
@@ -219,7 +224,7 @@ impl RecordStore {
     }
 
     /// Reads the version with this tag; `None` if the tag is missing or the version cannot be opened.
-    pub(super) async fn read_version(
+    pub(super) async fn read_version_unless_missing_or_unreadable(
         &self,
         tenant: &Option<String>,
         tag: &str,
@@ -244,7 +249,11 @@ impl RecordStore {
         function: &str,
     ) -> Result<Vec<String>, StoreError> {
         let prefix = version_tag_prefix(tenant, function);
-        let mut tags = self.0.repository.list_tags(tenant, &prefix, &prefix).await?;
+        let mut tags = self
+            .0
+            .repository
+            .list_tags_after_and_maybe_earlier(tenant, &prefix, &prefix)
+            .await?;
         tags.sort_unstable();
         tags.dedup();
         Ok(tags)
@@ -258,7 +267,7 @@ impl RecordStore {
             return;
         }
         let deleting = async {
-            let kept = self.list_versions(tenant, function).await?;
+            let kept = self.list_versions_for_rollback(tenant, function).await?;
             let mut keeps_good_one = kept.iter().any(|version| version.state == VersionState::Ready);
             let tags = self.list_version_tags(tenant, function).await?;
             for tag in tags
@@ -267,7 +276,9 @@ impl RecordStore {
                 .take(DELETIONS_MAX)
             {
                 if !keeps_good_one {
-                    let version = self.read_version(tenant, tag).await?;
+                    let version = self
+                        .read_version_unless_missing_or_unreadable(tenant, tag)
+                        .await?;
                     keeps_good_one = version.is_some_and(|version| version.state == VersionState::Ready);
                     if keeps_good_one {
                         continue;

@@ -20,7 +20,7 @@ impl Arena {
     pub(super) const MAX_BYTES: usize = 1 << 30;
 
     /// Returns the total length of the byte strings, in bytes.
-    pub(super) fn bytes(&self) -> usize {
+    pub(super) fn total_string_bytes(&self) -> usize {
         self.bytes
     }
 
@@ -87,7 +87,7 @@ mod tests {
         for (text, position) in given.iter().zip(positions) {
             assert!(texts.chunk_bytes_from(position).starts_with(text), "{position}");
         }
-        assert_eq!(texts.bytes(), lengths.iter().sum::<usize>());
+        assert_eq!(texts.total_string_bytes(), lengths.iter().sum::<usize>());
         assert!(texts.chunk_bytes_from(u32::MAX).is_empty());
     }
 }

@@ -105,10 +105,11 @@ impl PackedEntry {
             0 => Kind::Folder,
             FILE_FLAG => Kind::File {
                 offset: self.content_offset_or_first_child(),
-                size: self.content_length_or_child_count(),
+                size: self.content_or_target_length_or_child_count(),
             },
             _ => {
-                let length = usize::try_from(self.content_length_or_child_count()).unwrap_or(usize::MAX);
+                let length =
+                    usize::try_from(self.content_or_target_length_or_child_count()).unwrap_or(usize::MAX);
                 let (target, after) = rest.split_at_checked(length).unwrap_or_default();
                 rest = after;
                 Kind::Symlink {
@@ -157,7 +158,7 @@ impl PackedEntry {
     }
 
     /// Returns the length of a file's content or of a link's target, or the number of entries in a folder.
-    pub(super) fn content_length_or_child_count(&self) -> u64 {
+    pub(super) fn content_or_target_length_or_child_count(&self) -> u64 {
         unpack_uint48(self.size)
     }
 

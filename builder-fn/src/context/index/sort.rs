@@ -13,9 +13,10 @@ impl Index {
         for at in 0..self.len() {
             let folder = self.entries[at];
             if folder.is_folder() {
-                let start = to_usize(folder.content_offset_or_first_child());
+                let start = to_usize_saturating(folder.content_offset_or_first_child());
                 self.sort_by_name(
-                    &mut sorted[start..start + to_usize(folder.content_length_or_child_count())],
+                    &mut sorted[start
+                        ..start + to_usize_saturating(folder.content_or_target_length_or_child_count())],
                 );
             }
         }
@@ -28,7 +29,7 @@ impl Index {
         let mut next = u64::from(self.top_level);
         for folder in self.entries.iter_mut().filter(|entry| entry.is_folder()) {
             folder.set_first_child(next);
-            next += folder.content_length_or_child_count();
+            next += folder.content_or_target_length_or_child_count();
         }
         let mut sorted = vec![0; self.len()];
         let mut top = 0;
@@ -45,11 +46,11 @@ impl Index {
                     folder.content_offset_or_first_child() - 1
                 }
             };
-            sorted[to_usize(position)] = number;
+            sorted[to_usize_saturating(position)] = number;
         }
         for folder in self.entries.iter_mut().filter(|entry| entry.is_folder()) {
             folder.set_first_child(
-                folder.content_offset_or_first_child() - folder.content_length_or_child_count(),
+                folder.content_offset_or_first_child() - folder.content_or_target_length_or_child_count(),
             );
         }
         sorted
@@ -81,6 +82,6 @@ impl Index {
     }
 }
 
-fn to_usize(number: u64) -> usize {
+fn to_usize_saturating(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -27,11 +27,11 @@ impl Index {
     }
 }
 
-/// Returns a file of one byte at the offset 512 × `number`.
-fn file_entry(number: u64) -> Entry<'static> {
+/// Returns a file of one byte at the offset 512 × `block`.
+fn file_entry_at_block(block: u64) -> Entry<'static> {
     Entry {
         kind: Kind::File {
-            offset: 512 * number,
+            offset: 512 * block,
             size: 1,
         },
         mode: 0o644,
@@ -63,7 +63,11 @@ fn a_folders_entries_come_before_siblings_whose_names_are_longer() {
     ];
     let folders = ["a", "a/b", "ä"];
     let files = sorted.iter().rev().filter(|path| !folders.contains(path));
-    let index = Index::of(files.zip(0..).map(|(path, number)| (path, file_entry(number))));
+    let index = Index::of(
+        files
+            .zip(0..)
+            .map(|(path, number)| (path, file_entry_at_block(number))),
+    );
     assert_eq!(walked_paths(&index), sorted);
 }
 
@@ -74,7 +78,7 @@ fn a_folder_whose_children_are_skipped_is_walked_without_them() {
         files
             .iter()
             .zip(0..)
-            .map(|(path, number)| (path, file_entry(number))),
+            .map(|(path, number)| (path, file_entry_at_block(number))),
     );
     let mut walk = index.walk();
     let mut seen = Vec::new();
@@ -89,7 +93,7 @@ fn a_folder_whose_children_are_skipped_is_walked_without_them() {
 
 #[test]
 fn paths_that_do_not_exist_are_not_found() {
-    let index = Index::of([("a/b", file_entry(1)), ("c", file_entry(2))]);
+    let index = Index::of([("a/b", file_entry_at_block(1)), ("c", file_entry_at_block(2))]);
     for path in [
         "", ".", "/", "a/", "/a", "a//b", "a/b/", "a/b/c", "b", "c/b", "a/c", "aa", "a/./b",
     ] {
@@ -101,18 +105,23 @@ fn paths_that_do_not_exist_are_not_found() {
 
 #[test]
 fn two_indexes_are_equal_only_if_all_their_entries_are() {
-    let index = |path: &str, number| Index::of([("a/b", file_entry(9)), (path, file_entry(number))]);
+    let index = |path: &str, number| {
+        Index::of([
+            ("a/b", file_entry_at_block(9)),
+            (path, file_entry_at_block(number)),
+        ])
+    };
     assert_eq!(index("a/c", 1), index("a/c", 1));
     assert_ne!(index("a/c", 1), index("a/c", 2));
     assert_ne!(index("a/c", 1), index("a/d", 1));
-    assert_ne!(index("a/c", 1), Index::of([("a/b", file_entry(9))]));
+    assert_ne!(index("a/c", 1), Index::of([("a/b", file_entry_at_block(9))]));
     assert_eq!(format!("{:?}", index("x", 1)).matches("offset").count(), 2);
 }
 
 #[test]
 fn folders_may_be_as_deep_as_the_longest_path() {
     let deep = "d/".repeat(2000);
-    let files = (0..3000).map(|at| (format!("{deep}{at}"), file_entry(at)));
+    let files = (0..3000).map(|at| (format!("{deep}{at}"), file_entry_at_block(at)));
     let index = Index::of(files);
     assert_eq!(index.len(), 5000);
     for (at, path) in walked_numbers_and_paths(&index) {
@@ -132,7 +141,7 @@ proptest! {
         let mut tree = ContextTree::default();
         let mut expected = BTreeMap::new();
         for (path, number) in &entries {
-            let entry = file_entry(u64::from(*number));
+            let entry = file_entry_at_block(u64::from(*number));
             if tree.insert(path, &entry).is_ok() {
                 expected.insert(path.split('/').collect::<Vec<_>>(), Some(entry));
             }

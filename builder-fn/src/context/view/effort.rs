@@ -28,7 +28,7 @@ impl<'a> MatchingEffort<'a> {
     ///
     /// # Errors
     /// With the reason, when there is not as much left.
-    pub(super) fn spend(&mut self, bytes: usize) -> Result<(), &'static str> {
+    pub(super) fn spend_within_limit(&mut self, bytes: usize) -> Result<(), &'static str> {
         self.left = self.left.checked_sub(bytes).ok_or(self.exceeded_error)?;
         Ok(())
     }

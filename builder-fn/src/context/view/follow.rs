@@ -55,7 +55,7 @@ fn follow_links_with_effort(
             })?;
         pending.extend(targets.into_iter().rev());
     }
-    Ok(without_nested_or_none_for_root(follower.resolved))
+    Ok(without_paths_below_previous_or_none_for_root(follower.resolved))
 }
 
 /// The state of following the links in one context.
@@ -90,10 +90,10 @@ impl LinkFollower<'_> {
     /// targets of all matching links.
     fn targets_of_matching_links(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         self.effort.check_wanted()?;
-        self.effort.spend(path.len())?;
-        let (folder, name) = glob::split_folder_and_name(path);
+        self.effort.spend_within_limit(path.len())?;
+        let (folder, name) = glob::split_folder_or_dot_and_name(path);
         if !glob::has_wildcards(name) {
-            return Ok(self.link_target(path).into_iter().collect());
+            return Ok(self.rooted_link_target(path).into_iter().collect());
         }
         let Some(pattern) = Glob::parse(name) else {
             return Ok(Vec::new());
@@ -109,23 +109,23 @@ impl LinkFollower<'_> {
         let mut targets = Vec::new();
         for at in index.children(within) {
             let name = index.name(at);
-            self.effort.spend(4 * name.len())?;
+            self.effort.spend_within_limit(4 * name.len())?;
             if pattern.matches(name) {
-                targets.extend(self.target_of_entry(at, folder));
+                targets.extend(self.rooted_target_of_entry(at, folder));
             }
         }
         Ok(targets)
     }
 
     /// Returns the target of the symbolic link at `path`, without resolving patterns.
-    fn link_target(&self, path: &str) -> Option<String> {
-        let (folder, _) = glob::split_folder_and_name(path);
-        self.target_of_entry(self.context.index().find(path)?, folder)
+    fn rooted_link_target(&self, path: &str) -> Option<String> {
+        let (folder, _) = glob::split_folder_or_dot_and_name(path);
+        self.rooted_target_of_entry(self.context.index().find(path)?, folder)
     }
 
     /// Returns the target of the symbolic link `entry_number`, which is in `folder`, as an absolute path whose
     /// root is the context; `None` for another entry.
-    fn target_of_entry(&self, entry_number: u32, folder: &str) -> Option<String> {
+    fn rooted_target_of_entry(&self, entry_number: u32, folder: &str) -> Option<String> {
         let Kind::Symlink { target } = self.context.index().entry_by_number(entry_number).kind else {
             return None;
         };
@@ -139,7 +139,7 @@ impl LinkFollower<'_> {
 
 /// Removes each path that is below the last path kept before it, so that sorted paths keep no nested ones. Returns
 /// `None` if the root is among the paths.
-pub(super) fn without_nested_or_none_for_root(
+pub(super) fn without_paths_below_previous_or_none_for_root(
     paths: impl IntoIterator<Item = String>,
 ) -> Option<Vec<String>> {
     let mut kept: Vec<String> = Vec::new();

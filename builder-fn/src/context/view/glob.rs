@@ -36,7 +36,7 @@ pub(super) fn join_paths(left: &str, right: &str) -> String {
 }
 
 /// Splits a clean relative path into its folder and its last component.
-pub(super) fn split_folder_and_name(path: &str) -> (&str, &str) {
+pub(super) fn split_folder_or_dot_and_name(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or((".", path))
 }
 

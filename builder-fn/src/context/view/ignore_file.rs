@@ -44,10 +44,10 @@ pub(super) fn line_numbers_and_pattern_texts(content: &[u8]) -> impl Iterator<It
     lines.filter_map(|(line, text)| Some((line, pattern_text_in_line(&String::from_utf8_lossy(text))?)))
 }
 
-/// The limit on the patterns of an ignore file that are tried for [`excluding_pattern`].
+/// The limit on the patterns of an ignore file that are tried for [`excluding_pattern_if_found`].
 const TRIED_PATTERNS_MAX: usize = 2_000;
 
-/// The limit on the length of the patterns with wildcards that are tried for [`excluding_pattern`], in bytes: each is
+/// The limit on the length of the patterns with wildcards that are tried for [`excluding_pattern_if_found`], in bytes: each is
 /// compiled.
 const TRIED_WILDCARDS_MAX_BYTES: usize = 2 << 10;
 
@@ -55,7 +55,7 @@ const TRIED_WILDCARDS_MAX_BYTES: usize = 2 << 10;
 /// none does, a pattern is malformed, or there are too many patterns to find out.
 ///
 /// The last pattern that matches decides, so the search goes from the end.
-pub fn excluding_pattern(content: &[u8], path: &str) -> Option<(usize, String)> {
+pub fn excluding_pattern_if_found(content: &[u8], path: &str) -> Option<(usize, String)> {
     let mut patterns: Vec<_> = line_numbers_and_pattern_texts(content)
         .take(TRIED_PATTERNS_MAX + 1)
         .collect();
@@ -119,19 +119,22 @@ mod tests {
             ("src/keep.log", None),
             ("target/debug/a", Some((6, "target"))),
         ] {
-            let found = excluding_pattern(content, path);
+            let found = excluding_pattern_if_found(content, path);
             assert_eq!(
                 found,
                 expected.map(|(line, text)| (line, text.to_owned())),
                 "{path}"
             );
         }
-        assert_eq!(excluding_pattern(b"[z-a]\n", "z"), None);
+        assert_eq!(excluding_pattern_if_found(b"[z-a]\n", "z"), None);
         assert_eq!(
-            excluding_pattern("*a*b\n".repeat(2_000).as_bytes(), "ab"),
+            excluding_pattern_if_found("*a*b\n".repeat(2_000).as_bytes(), "ab"),
             Some((2_000, "*a*b".to_owned()))
         );
-        assert_eq!(excluding_pattern("*a*b\n".repeat(2_001).as_bytes(), "c"), None);
+        assert_eq!(
+            excluding_pattern_if_found("*a*b\n".repeat(2_001).as_bytes(), "c"),
+            None
+        );
     }
 
     #[test]

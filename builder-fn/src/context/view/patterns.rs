@@ -73,7 +73,7 @@ impl Patterns {
         let mut length = 0;
         let parsed = present.map(|text| {
             let pattern = Pattern::parse(text)?;
-            length += pattern.rule.counted_bytes();
+            length += pattern.rule.bytes_counted_against_expressions_limit();
             match length <= EXPRESSIONS_TOTAL_MAX_BYTES {
                 true => Ok(pattern),
                 false => Err(PatternError {
@@ -180,7 +180,7 @@ impl Pattern {
 
     /// Returns whether the pattern, without the `!` of an exception, matches the whole of `path`.
     pub(super) fn matches(&self, path: &str, effort: &mut MatchingEffort<'_>) -> Result<bool, &'static str> {
-        effort.spend(PATTERN_EFFORT_BYTES)?;
+        effort.spend_within_limit(PATTERN_EFFORT_BYTES)?;
         Ok(match &self.rule {
             MatchRule::Malformed(reason) => return Err(reason),
             MatchRule::Exact => path == self.text,
@@ -188,7 +188,7 @@ impl Pattern {
             // `**/a` also matches `a`.
             MatchRule::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix('/') == Some(path),
             MatchRule::Regex(regex) => {
-                effort.spend(path.len())?;
+                effort.spend_within_limit(path.len())?;
                 regex.is_match(path)
             }
         })
@@ -197,7 +197,7 @@ impl Pattern {
 
 impl MatchRule {
     /// Returns the bytes that the rule takes of [`EXPRESSIONS_TOTAL_MAX_BYTES`].
-    fn counted_bytes(&self) -> usize {
+    fn bytes_counted_against_expressions_limit(&self) -> usize {
         match self {
             Self::Regex(regex) => EXPRESSION_OVERHEAD_BYTES + regex.as_str().len(),
             _ => 0,
@@ -244,7 +244,7 @@ impl MatchRule {
                 }
                 '\\' => {
                     match rest.next() {
-                        Some(escaped) => expression.push_escaped(escaped)?,
+                        Some(escaped) => expression.push_go_escape(escaped)?,
                         // The original leaves it there, so that it escapes the end of the expression.
                         None => expression.text.push('\\'),
                     }
@@ -254,7 +254,7 @@ impl MatchRule {
                     expression.push(character.encode_utf8(&mut [0; 4]));
                     shape = Shape::Regex;
                 }
-                '.' | '+' | '(' | ')' | '|' | '{' | '}' | '$' => expression.push_escaped(character)?,
+                '.' | '+' | '(' | ')' | '|' | '{' | '}' | '$' => expression.push_go_escape(character)?,
                 _ => expression.push(character.encode_utf8(&mut [0; 4])),
             }
             is_first = false;
@@ -323,7 +323,7 @@ impl GoRegex {
     }
 
     /// Appends an escaped character to a regular expression; after `\`, some letters have a special meaning.
-    fn push_escaped(&mut self, character: char) -> Result<(), &'static str> {
+    fn push_go_escape(&mut self, character: char) -> Result<(), &'static str> {
         let inside = !matches!(self.class, ClassState::Outside);
         match character {
             'd' => self.text.push_str("[0-9]"),

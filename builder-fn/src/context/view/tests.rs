@@ -39,7 +39,7 @@ fn to_strings(list: &[&str]) -> Vec<String> {
 }
 
 /// Returns the paths in the view of a context; a hard link as `path = first path`.
-fn selected_paths(context: &SourceContext, filter: &ViewFilter) -> Vec<String> {
+fn selected_paths_with_hard_links(context: &SourceContext, filter: &ViewFilter) -> Vec<String> {
     let view = view(context, filter).unwrap_or_else(|error| panic!("{error}"));
     let path = |at: u32| context.index().path(at);
     let line = |seen: ViewEntry| match seen.link {
@@ -50,7 +50,7 @@ fn selected_paths(context: &SourceContext, filter: &ViewFilter) -> Vec<String> {
 }
 
 fn paths_excluding(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
-    selected_paths(
+    selected_paths_with_hard_links(
         context,
         &ViewFilter {
             exclude: to_strings(patterns),
@@ -60,7 +60,7 @@ fn paths_excluding(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
 }
 
 fn paths_including(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
-    selected_paths(
+    selected_paths_with_hard_links(
         context,
         &ViewFilter {
             include: to_strings(patterns),
@@ -70,7 +70,7 @@ fn paths_including(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
 }
 
 fn paths_following(context: &SourceContext, paths: &[&str]) -> Vec<String> {
-    selected_paths(
+    selected_paths_with_hard_links(
         context,
         &ViewFilter {
             follow: to_strings(paths),
@@ -234,7 +234,10 @@ fn exclude_patterns_override_include_patterns() {
         exclude: to_strings(&["**/*.txt", "Dockerfile"]),
         follow: Vec::new(),
     };
-    assert_eq!(selected_paths(&context, &filter), ["src", "src/a.rs"]);
+    assert_eq!(
+        selected_paths_with_hard_links(&context, &filter),
+        ["src", "src/a.rs"]
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub(super) fn output_lines(mask: &SecretMask, at: SystemTime, text: &[u8]) -> Ve
     if text.is_empty() {
         return Vec::new();
     }
-    let at = format_time(at);
+    let at = format_rfc3339_in_whole_seconds(at);
     // Masking before splitting is safe: no masked string contains a line end.
     let text = mask.mask_bytes(text);
     let text = String::from_utf8_lossy(&text);
@@ -60,7 +60,7 @@ pub(super) fn to_one_cut_line(text: &str) -> String {
 }
 
 /// Formats a time as RFC 3339, in UTC and whole seconds. Times that RFC 3339 cannot express become 1970.
-pub(super) fn format_time(time: SystemTime) -> String {
+pub(super) fn format_rfc3339_in_whole_seconds(time: SystemTime) -> String {
     let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
     format!("{time:.0}")
 }

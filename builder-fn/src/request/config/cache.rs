@@ -20,7 +20,7 @@ pub struct CacheToItem {
 /// Reads the config's key `cacheFrom`. Images that are given twice are imported once.
 pub(super) fn read_cache_from(fields: &mut ConfigFields) -> Vec<ImageRef> {
     let mut images = Vec::new();
-    for (at, text) in without_blank_items(fields.read_strings("cacheFrom")) {
+    for (at, text) in trimmed_without_blank_items(fields.read_strings("cacheFrom")) {
         match parse_cache_item(&text, &["type", "ref"]) {
             Ok(cache) if images.contains(&cache.image) => {}
             Ok(cache) => images.push(cache.image),
@@ -33,7 +33,7 @@ pub(super) fn read_cache_from(fields: &mut ConfigFields) -> Vec<ImageRef> {
 /// Reads the config's key `cacheTo`. An image that is given twice is an error.
 pub(super) fn read_cache_to(fields: &mut ConfigFields) -> Vec<CacheToItem> {
     let mut caches: Vec<CacheToItem> = Vec::new();
-    for (at, text) in without_blank_items(fields.read_strings("cacheTo")) {
+    for (at, text) in trimmed_without_blank_items(fields.read_strings("cacheTo")) {
         let problem = match parse_cache_item(&text, &["type", "ref", "mode", "ignore-error"]) {
             // BuildKit rejects this too, but only once the build runs.
             Ok(cache) if caches.iter().any(|other| other.image == cache.image) => {
@@ -52,7 +52,7 @@ pub(super) fn read_cache_to(fields: &mut ConfigFields) -> Vec<CacheToItem> {
 
 /// Leaves out the blank items of a list, and trims the others: clients split an empty option into a list of one empty
 /// string.
-fn without_blank_items(indexed_items: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)> {
+fn trimmed_without_blank_items(indexed_items: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)> {
     let trimmed = indexed_items
         .into_iter()
         .map(|(at, text)| (at, text.trim().to_owned()));

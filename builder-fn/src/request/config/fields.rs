@@ -59,14 +59,14 @@ impl ConfigFields {
 
     /// Removes every spelling of a key and returns its value, of any type. `null` and the empty string count as absent:
     /// Go clients write them for what they leave out.
-    pub(super) fn take(&mut self, key: &str) -> Option<Value> {
+    pub(super) fn take_unless_null_or_empty(&mut self, key: &str) -> Option<Value> {
         let read = take_every_spelling(&mut self.unread, key, key, &mut self.respelled, &mut self.errors);
         read.filter(|value| !counts_as_absent(value))
     }
 
     /// Reads a key with a string, and records a value of another type as an error.
     pub(super) fn read_string(&mut self, key: &str) -> Option<String> {
-        match self.take(key)? {
+        match self.take_unless_null_or_empty(key)? {
             Value::String(text) => Some(text),
             _ => {
                 self.record_wrong_key(key, "should be a string");
@@ -77,7 +77,7 @@ impl ConfigFields {
 
     /// Reads a key with a boolean, which is `default` if absent. A value of another type is recorded as an error.
     pub(super) fn read_flag(&mut self, key: &str, default: bool) -> bool {
-        match self.take(key) {
+        match self.take_unless_null_or_empty(key) {
             None => default,
             Some(Value::Bool(flag)) => flag,
             Some(_) => {
@@ -89,7 +89,7 @@ impl ConfigFields {
 
     /// Reads a key with an object, and records a value of another type as an error.
     pub(super) fn read_object(&mut self, key: &str) -> Option<Map<String, Value>> {
-        match self.take(key)? {
+        match self.take_unless_null_or_empty(key)? {
             Value::Object(map) => Some(map),
             _ => {
                 self.record_wrong_key(key, "should be an object");
@@ -122,7 +122,7 @@ impl ConfigFields {
 
     /// Reads a key with a list of strings, and returns each string with its index.
     pub(super) fn read_strings(&mut self, key: &str) -> Vec<(usize, String)> {
-        let items = match self.take(key) {
+        let items = match self.take_unless_null_or_empty(key) {
             None => return Vec::new(),
             Some(Value::Array(items)) => items,
             Some(_) => {

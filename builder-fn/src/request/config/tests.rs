@@ -71,7 +71,7 @@ fn a_config_with_only_the_image_and_one_with_most_keys_are_parsed() {
     );
     assert_eq!(
         (largest.provenance, largest.sbom),
-        (Some(ProvenanceMode::Max), true)
+        (Some(ProvenanceMinOrMax::Max), true)
     );
     assert!(largest.unknown.is_empty());
 }
@@ -108,9 +108,9 @@ fn blank_platforms_are_left_out_and_repeated_ones_merged() {
 fn provenance_accepts_booleans_and_modes() {
     for (value, expected) in [
         (json!(false), None),
-        (json!(true), Some(ProvenanceMode::Min)),
-        (json!("min"), Some(ProvenanceMode::Min)),
-        (json!("mode=max"), Some(ProvenanceMode::Max)),
+        (json!(true), Some(ProvenanceMinOrMax::Min)),
+        (json!("min"), Some(ProvenanceMinOrMax::Min)),
+        (json!("mode=max"), Some(ProvenanceMinOrMax::Max)),
     ] {
         assert_eq!(
             parse_config(&config_with("provenance", value))
@@ -527,7 +527,7 @@ fn a_json_syntax_error_in_a_config_is_reported_with_its_position_and_without_con
 }
 
 #[test]
-fn the_debug_output_of_a_config_has_no_values() {
+fn the_debug_output_of_a_config_has_no_values_of_build_arguments_or_deploy() {
     let mut config = config_with("buildArgs", json!({"TOKEN": "hunter2"}));
     config["deploy"] = json!({"service": "hello", "envVars": {"PASSWORD": "hunter2"}});
     let shown = format!("{:?}", parse_config(&config).unwrap());

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 
-use super::ProvenanceMode;
+use super::ProvenanceMinOrMax;
 use super::error::escape_and_shorten_key;
 use super::fields::ConfigFields;
 use crate::compression::LayerCompression;
@@ -155,12 +155,12 @@ pub(super) fn read_target(fields: &mut ConfigFields) -> Option<String> {
 
 /// Reads the config's key `provenance`. `true` means the minimum, as elsewhere by default: build arguments
 /// often hold secrets.
-pub(super) fn read_provenance(fields: &mut ConfigFields) -> Option<ProvenanceMode> {
-    match fields.take("provenance")? {
+pub(super) fn read_provenance(fields: &mut ConfigFields) -> Option<ProvenanceMinOrMax> {
+    match fields.take_unless_null_or_empty("provenance")? {
         Value::Bool(false) => None,
-        Value::Bool(true) => Some(ProvenanceMode::Min),
-        Value::String(text) if matches!(text.as_str(), "min" | "mode=min") => Some(ProvenanceMode::Min),
-        Value::String(text) if matches!(text.as_str(), "max" | "mode=max") => Some(ProvenanceMode::Max),
+        Value::Bool(true) => Some(ProvenanceMinOrMax::Min),
+        Value::String(text) if matches!(text.as_str(), "min" | "mode=min") => Some(ProvenanceMinOrMax::Min),
+        Value::String(text) if matches!(text.as_str(), "max" | "mode=max") => Some(ProvenanceMinOrMax::Max),
         _ => {
             fields.record_wrong_key("provenance", "should be true, false, \"min\" or \"max\"");
             None
@@ -172,7 +172,7 @@ pub(super) fn read_provenance(fields: &mut ConfigFields) -> Option<ProvenanceMod
 pub(super) fn read_compression(fields: &mut ConfigFields) -> Option<LayerCompression> {
     let has_format = fields.has_unread_key("compression");
     let format = fields.read_string("compression");
-    let level = fields.take("compressionLevel");
+    let level = fields.take_unless_null_or_empty("compressionLevel");
     if level.is_some() && !has_format {
         fields.record_wrong_key(
             "compressionLevel",
@@ -213,7 +213,7 @@ pub(super) fn read_dockerfile_path(fields: &mut ConfigFields) -> Option<String> 
 
 /// Reads the config's key `timeout`: a Go duration, or a whole number of seconds.
 pub(super) fn read_timeout(fields: &mut ConfigFields) -> Option<Duration> {
-    let timeout = match fields.take("timeout")? {
+    let timeout = match fields.take_unless_null_or_empty("timeout")? {
         Value::String(text) => function_host::duration::parse_duration(&text).ok(),
         Value::Number(seconds) => seconds.as_u64().map(Duration::from_secs),
         _ => None,

@@ -73,7 +73,7 @@ fn finish_member(mut member: Box<GzDecoder<LimitedTarWriter>>) -> Result<Limited
     match member.try_finish() {
         Ok(()) => member
             .finish()
-            .map_err(|source| super::damaged_body_error(FORMAT_NAME, source)),
+            .map_err(|source| super::decoder_rejection_error(FORMAT_NAME, source)),
         Err(error) => Err(member.get_mut().take_write_error(FORMAT_NAME, error)),
     }
 }

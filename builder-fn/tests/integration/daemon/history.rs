@@ -172,7 +172,7 @@ impl FakeHistory {
     }
 
     /// Answers a request to change a record as BuildKit's `UpdateRef` does. Every request leaves the record as it is.
-    pub(super) async fn answer_update_request(
+    pub(super) async fn answer_update_request_without_change(
         &self,
         request: &UpdateBuildHistoryRequest,
     ) -> Result<(), Status> {

@@ -1,7 +1,8 @@
 //! Checks of hints for any texts of programs, Dockerfiles and ignore files.
 
 use builder_fn::hint::{
-    ContextFiles, FailedStepOutput, Failure, Hint, explain, explain_deployment, registry_refusing_credentials,
+    ContextFiles, FailedStepNameAndOutput, Failure, Hint, explain, explain_deployment,
+    registry_refusing_credentials,
 };
 use serde_json::json;
 
@@ -19,7 +20,7 @@ impl ContextFiles for FuzzedContextFiles<'_> {
         path.len().is_multiple_of(2)
     }
 
-    fn find_name_in_other_case(&self, _: &str, name: &str) -> Option<String> {
+    fn find_only_name_in_other_case(&self, _: &str, name: &str) -> Option<String> {
         Some(name.to_uppercase())
     }
 
@@ -49,7 +50,7 @@ pub(crate) fn check_hint(line_and_parts: &[u8]) {
     };
     let failure = Failure {
         error: &error,
-        step: Some(FailedStepOutput {
+        step: Some(FailedStepNameAndOutput {
             name: &step,
             output: &output,
         }),

@@ -18,7 +18,8 @@ const HARNESS_LIMITS: ArchiveLimits = ArchiveLimits {
 };
 
 /// The comparable content of a tar, or the text of the error that rejects it.
-type ReadResult = Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), String>;
+type IndexConfigSecretsAndWarningsOrError =
+    Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), String>;
 
 /// Reads a tar, whose bytes may be any, and checks the invariants of its index and the content of every file.
 ///
@@ -61,7 +62,7 @@ pub(crate) fn check_index(mode_piece_and_tar: &[u8]) {
     check_contents_of_files(index, tar);
 }
 
-fn read_in_pieces(tar: &[u8], piece_bytes: usize) -> ReadResult {
+fn read_in_pieces(tar: &[u8], piece_bytes: usize) -> IndexConfigSecretsAndWarningsOrError {
     let mut reader = ArchiveReader::new(HARNESS_LIMITS);
     for piece in tar.chunks(piece_bytes.max(1)) {
         reader.parse_piece(piece).map_err(|error| error.to_string())?;
@@ -70,7 +71,7 @@ fn read_in_pieces(tar: &[u8], piece_bytes: usize) -> ReadResult {
 }
 
 /// Reads a tar in pieces, without the contents that the reader does not need.
-fn read_in_pieces_skipping_contents(tar: &[u8], piece_bytes: usize) -> ReadResult {
+fn read_in_pieces_skipping_contents(tar: &[u8], piece_bytes: usize) -> IndexConfigSecretsAndWarningsOrError {
     let mut reader = ArchiveReader::new(HARNESS_LIMITS);
     let mut rest = tar;
     while !rest.is_empty() {
@@ -83,12 +84,12 @@ fn read_in_pieces_skipping_contents(tar: &[u8], piece_bytes: usize) -> ReadResul
     comparable_contents(reader.finish().map_err(|error| error.to_string())?)
 }
 
-fn read_stored(tar: &[u8]) -> ReadResult {
+fn read_stored(tar: &[u8]) -> IndexConfigSecretsAndWarningsOrError {
     let contents = ArchiveReader::new(HARNESS_LIMITS).read(&Spool::in_memory(tar.to_vec()));
     comparable_contents(contents.map_err(|error| error.to_string())?)
 }
 
-fn comparable_contents(contents: ArchiveContents) -> ReadResult {
+fn comparable_contents(contents: ArchiveContents) -> IndexConfigSecretsAndWarningsOrError {
     Ok((
         contents.entries,
         contents.config,

@@ -103,7 +103,7 @@ async fn the_page_of_a_running_build_reloads_itself_in_browsers_without_scripts(
 }
 
 /// Returns the statuses of a build of 30 steps that run at the same time and print lines in turn.
-fn statuses_of_many_steps() -> Vec<StatusResponse> {
+fn statuses_of_30_steps() -> Vec<StatusResponse> {
     let digest = |step: i64| format!("sha256:{step}");
     let step = |step: i64, completed| Vertex {
         digest: digest(step),
@@ -144,7 +144,7 @@ fn bytes_over_the_wire(answer: &ResponseToUnsignedRequest) -> usize {
 }
 
 /// Returns the address of the page that follows `page` at once in browsers without scripts.
-fn following_address(page: &str) -> String {
+fn noscript_refresh_address(page: &str) -> String {
     let (_, rest) = page
         .split_once(r#"<noscript><meta http-equiv="refresh" content="0; url="#)
         .unwrap_or_else(|| panic!("no page follows: {page}"));
@@ -153,14 +153,14 @@ fn following_address(page: &str) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_page_whose_log_was_not_read_in_time_and_what_it_loads_take_no_more_than_one_page() {
+async fn a_page_whose_log_was_not_read_in_time_and_what_it_loads_take_at_most_60_kilobytes() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
     let address =
-        page_address_of_failed_build_without_log_end(&builder, &mut calls, statuses_of_many_steps()).await;
+        page_address_of_failed_build_without_log_end(&builder, &mut calls, statuses_of_30_steps()).await;
     let first = open_in_browser(&builder, &address).await;
     assert!(first.body.contains(r#"id="load""#), "{}", first.body);
-    let following = following_address(&first.body);
+    let following = noscript_refresh_address(&first.body);
     assert!(following.contains("from=end&form=plain"), "{following}");
     for form in ["log", "plain"] {
         let following = following.replace("form=plain", &format!("form={form}"));
@@ -181,7 +181,7 @@ async fn a_page_whose_log_was_not_read_in_time_and_what_it_loads_take_no_more_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_browser_without_scripts_gets_the_last_lines_of_a_finished_build_without_asking_for_them() {
+async fn a_browser_without_scripts_is_refreshed_to_the_last_lines_of_a_finished_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
     let ended = answer_statuses_holding_back_the_last(
@@ -196,7 +196,9 @@ async fn a_browser_without_scripts_gets_the_last_lines_of_a_finished_build_witho
         .await
         .body;
     assert!(!first.contains(">done<"), "{first}");
-    let second = open_in_browser(&builder, &following_address(&first)).await.body;
+    let second = open_in_browser(&builder, &noscript_refresh_address(&first))
+        .await
+        .body;
     assert!(
         second.contains(">done<") && second.contains(">success<"),
         "{second}"

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use builder_fn::context::{IgnoreRules, PatternError, PatternsMatchingFolder};
 
-use super::{drop_dot_components, unreadable};
+use super::{drop_dot_and_dot_dot_components, unreadable};
 use crate::failure::Failure;
 use crate::function::Function;
 
@@ -41,10 +41,13 @@ impl ContextIgnoreRules {
     /// Fails if the file cannot be read or is malformed.
     pub(super) fn of_function(function: &Function) -> Result<Self, Failure> {
         let template = function.template.as_ref();
-        let is_handler_at_root =
-            template.is_none_or(|template| drop_dot_components(&template.handler_folder).is_empty());
+        let is_handler_at_root = template
+            .is_none_or(|template| drop_dot_and_dot_dot_components(&template.handler_folder).is_empty());
         let found = IGNORE_FILES.iter().find_map(|name| {
-            let copied = function.copied_paths.iter().map(|path| drop_dot_components(path));
+            let copied = function
+                .copied_paths
+                .iter()
+                .map(|path| drop_dot_and_dot_dot_components(path));
             let copied = copied.filter(|path| path == name).map(PathBuf::from);
             let handler = copied.chain([function.handler.join(name)]);
             let at_root = handler.filter(|_| is_handler_at_root);

@@ -196,7 +196,7 @@ async fn only_an_accepted_request_keeps_its_connection() {
 
 // In real time, because a test cannot observe that the server has stopped reading.
 #[tokio::test]
-async fn a_client_that_reads_no_answers_cannot_fill_memory_with_them() {
+async fn the_server_stops_reading_from_a_client_that_reads_no_answers() {
     const HEAD_REQUEST: &[u8] = b"HEAD / HTTP/1.1\r\nhost:\r\n\r\n";
     let calls = Arc::new(AtomicUsize::new(0));
     let handler = {

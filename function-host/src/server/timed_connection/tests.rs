@@ -149,12 +149,12 @@ async fn early_408_and_429_responses_have_their_content_length() {
 #[tokio::test(start_paused = true)]
 async fn the_largest_buffer_of_a_connection_counts() {
     let (mut server, mut client, state) = connected_pair(LARGE_BUFFER_BYTES);
-    assert_eq!(state.buffered_bytes(), SMALLEST_BUFFER_BYTES);
+    assert_eq!(state.buffer_capacity_bytes(), SMALLEST_BUFFER_BYTES);
     for size in [LARGE_BUFFER_BYTES, 64] {
         let mut buffer = Vec::with_capacity(size);
         client.write_u8(b'x').await.unwrap();
         server.read_buf(&mut buffer).await.unwrap();
-        assert_eq!(state.buffered_bytes(), LARGE_BUFFER_BYTES);
+        assert_eq!(state.buffer_capacity_bytes(), LARGE_BUFFER_BYTES);
     }
 }
 
@@ -174,7 +174,7 @@ async fn a_head_larger_than_all_buffers_may_be_is_displaced() {
 async fn the_timeout_of_a_body_starts_anew_with_each_chunk() {
     let (mut server, mut client, state) = connected_pair(64);
     let _request = state.begin_request(true, true);
-    let _body = state.begin_body();
+    let _body = state.guard_current_body();
     tokio::spawn(async move {
         for _ in 0..10 {
             tokio::time::sleep(Duration::from_secs(9)).await;

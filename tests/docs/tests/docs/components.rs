@@ -36,7 +36,7 @@ fn files_and_texts_that_pin_version(component: &Value) -> Vec<(&str, String)> {
 }
 
 /// Returns the numbers of a release. A commit without a release (`0.0.0-TIME-COMMIT`) compares by its time.
-fn version_numbers(version: &str) -> Vec<u64> {
+fn release_numbers_and_commit_time(version: &str) -> Vec<u64> {
     let (release, commit) = version.split_once('-').unwrap_or((version, "0"));
     let time = commit.split('-').next().unwrap();
     release
@@ -56,7 +56,7 @@ fn no_component_is_older_than_the_lowest_version_without_known_advisories() {
             text_field(&component, "lowest"),
         );
         assert!(
-            version_numbers(version) >= version_numbers(lowest),
+            release_numbers_and_commit_time(version) >= release_numbers_and_commit_time(lowest),
             "{name} {version} has known advisories; the lowest version without is {lowest}"
         );
         assert!(!text_field(&component, "source").is_empty(), "{name}");
@@ -147,7 +147,10 @@ fn every_pinned_program_and_image_is_a_component() {
 
 #[test]
 fn releases_compare_by_number_and_commits_by_time() {
-    assert!(version_numbers("0.34.2") > version_numbers("0.9.10"));
-    assert!(version_numbers("0.0.0-20250415083406-ed") > version_numbers("0.0.0-20231102155424-02"));
-    assert!(version_numbers("1.95") < version_numbers("1.95.1"));
+    assert!(release_numbers_and_commit_time("0.34.2") > release_numbers_and_commit_time("0.9.10"));
+    assert!(
+        release_numbers_and_commit_time("0.0.0-20250415083406-ed")
+            > release_numbers_and_commit_time("0.0.0-20231102155424-02")
+    );
+    assert!(release_numbers_and_commit_time("1.95") < release_numbers_and_commit_time("1.95.1"));
 }

@@ -12,7 +12,7 @@ const VARIABLE_READ_BY_C_LIBRARY: &str = "MALLOC_ARENA_MAX";
 
 /// The environment and labels of an installed function.
 #[derive(Debug, Default)]
-struct Installation {
+struct EnvironmentAndLabels {
     environment: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
 }
@@ -32,7 +32,7 @@ fn yaml_map_or_empty(function_text: &str, key: &str) -> BTreeMap<String, String>
 }
 
 /// Returns the environment and labels of a function in `stack.yml`.
-fn installation_in_stack_yml(name: &str) -> Installation {
+fn installation_in_stack_yml(name: &str) -> EnvironmentAndLabels {
     let text = repository::read("stack.yml");
     let (_, function) = text.split_once(&format!("\n  {name}:\n")).unwrap();
     // The next function begins with a line that is indented by two spaces.
@@ -40,14 +40,14 @@ fn installation_in_stack_yml(name: &str) -> Installation {
         .lines()
         .take_while(|line| line.is_empty() || line.starts_with("    "));
     let function = format!("\n{}\n", lines.collect::<Vec<_>>().join("\n"));
-    Installation {
+    EnvironmentAndLabels {
         environment: yaml_map_or_empty(&function, "environment"),
         labels: yaml_map_or_empty(&function, "labels"),
     }
 }
 
 /// Returns the environment and labels of a function in `store.json`.
-fn installation_in_store_json(name: &str) -> Installation {
+fn installation_in_store_json(name: &str) -> EnvironmentAndLabels {
     let store: Value = serde_json::from_str(&repository::read("store.json")).unwrap();
     let functions = store["functions"].as_array().unwrap();
     let function = functions
@@ -55,7 +55,7 @@ fn installation_in_store_json(name: &str) -> Installation {
         .find(|function| function["name"] == name)
         .unwrap();
     let map = |key: &str| serde_json::from_value(function[key].clone()).unwrap();
-    Installation {
+    EnvironmentAndLabels {
         environment: map("environment"),
         labels: map("labels"),
     }

@@ -16,7 +16,7 @@ fn document_paths() -> Vec<String> {
 }
 
 /// Returns what is wrong with a link to `target` in the document or source `from`, if anything is.
-fn link_fault(from: &str, target: &str) -> Option<String> {
+fn relative_link_fault(from: &str, target: &str) -> Option<String> {
     let (path, anchor) = match target.split_once('#') {
         Some((path, anchor)) => (path, Some(anchor)),
         None => (target, None),
@@ -49,7 +49,7 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
             if target.contains("://") {
                 continue;
             }
-            faults.extend(link_fault(&path, &target).map(|fault| format!("line {number}: {fault}")));
+            faults.extend(relative_link_fault(&path, &target).map(|fault| format!("line {number}: {fault}")));
         }
     }
     assert_no_faults(&faults);
@@ -128,7 +128,8 @@ fn every_reference_from_the_code_to_a_document_leads_somewhere() {
             continue;
         }
         for found in reference.captures_iter(&repository::read(&path)) {
-            faults.extend(link_fault("README.md", &found[1]).map(|fault| format!("{path}: {fault}")));
+            faults
+                .extend(relative_link_fault("README.md", &found[1]).map(|fault| format!("{path}: {fault}")));
         }
     }
     assert_no_faults(&faults);

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use slipway_e2e::{
     flood::process::{SENDERS_COMMAND, SenderOptions, run_senders_until_stdin_ends},
-    flood_benchmark::{FloodBenchmark, FloodReceivers},
+    flood_benchmark::{FloodBenchmark, FloodReceiverPlacement},
 };
 
 #[derive(Parser)]
@@ -26,11 +26,11 @@ struct FloodBenchmarkOptions {
     #[arg(long)]
     processes: bool,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<HiddenCommand>,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum HiddenCommand {
     /// Run as the process of a flood, which the benchmark starts
     #[command(name = SENDERS_COMMAND, hide = true)]
     Senders(SenderOptions),
@@ -38,13 +38,13 @@ enum Command {
 
 fn main() -> Result<()> {
     let options = FloodBenchmarkOptions::parse();
-    if let Some(Command::Senders(senders)) = &options.command {
+    if let Some(HiddenCommand::Senders(senders)) = &options.command {
         println!("{}", run_senders_until_stdin_ends(senders)?);
         return Ok(());
     }
     let receivers = match options.processes {
-        true => FloodReceivers::Processes,
-        false => FloodReceivers::Stack,
+        true => FloodReceiverPlacement::Processes,
+        false => FloodReceiverPlacement::Stack,
     };
     let runtime = tokio::runtime::Runtime::new()?;
     let benchmark = runtime.block_on(FloodBenchmark::start(receivers))?;

@@ -68,7 +68,7 @@ impl UniqueContextFolder {
     }
 
     /// Replaces the content of the file `0/0`, and sets all modification times: this file's, and one for all others.
-    pub(super) fn change_one_file_and_set_all_times(&self) -> Result<()> {
+    pub(super) fn change_content_and_time_of_one_file(&self) -> Result<()> {
         let path = self.context_path().join("0/0");
         let bytes = fs::metadata(&path)?.len() as usize;
         fs::write(&path, pseudorandom_content(bytes, !self.salt))?;

@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 pub(super) fn wait_for_page(url: &str, text: &str, stop: &AtomicBool) -> Result<Instant> {
     let end = Instant::now() + LIMIT;
     loop {
-        let answer = blocking_client::get_page(url);
+        let answer = blocking_client::get_root_page(url);
         if answer.as_ref().is_ok_and(|page| page.contains(text)) {
             return Ok(Instant::now());
         }

@@ -19,7 +19,7 @@ pub struct ScenarioMeasurements {
 
 impl ScenarioMeasurements {
     /// Returns the median of the ratios to the reference of the same round; `None` without a reference.
-    fn ratio_to_reference(&self, contender: Contender) -> Option<f64> {
+    fn median_ratio_if_reference_measured(&self, contender: Contender) -> Option<f64> {
         let reference = self.seconds.get(&Contender::Reference)?;
         let ratios = self.seconds.get(&contender)?.iter().zip(reference);
         Some(quantile(
@@ -42,7 +42,7 @@ impl fmt::Display for ScenarioMeasurements {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, (contender, seconds)) in self.seconds.iter().enumerate() {
             let separator = if number == 0 { "" } else { "\n" };
-            let ratio = match (contender, self.ratio_to_reference(*contender)) {
+            let ratio = match (contender, self.median_ratio_if_reference_measured(*contender)) {
                 (Contender::Reference, _) | (_, None) => String::new(),
                 (_, Some(ratio)) => format!("{ratio:.2}"),
             };

@@ -184,7 +184,7 @@ pub fn run_senders_until_stdin_ends(options: &SenderOptions) -> Result<String> {
     );
     Ok(json!({
         "connections": flood.connection_count(),
-        "requests": flood.request_count(),
+        "requests": flood.complete_head_count(),
         "bytes": flood.sent_bytes_without_trickle(),
         "answers": answers.collect::<Vec<_>>(),
     })

@@ -18,16 +18,16 @@ pub(super) struct HeaderFields<'a> {
     pub(super) owner: &'a EntryOwner<'a>,
 }
 
-/// Appends an entry as Go's `archive/tar` writes it. `long_name_encoding` is the encoding of a name that is over 100
+/// Appends an entry as Go's `archive/tar` writes it. `prefix_or_pax_encoding` is the encoding of a name that is over 100
 /// bytes long or not ASCII.
 pub(super) fn append_entry(
     tar: &mut Vec<u8>,
     path: &str,
-    long_name_encoding: Option<&str>,
+    prefix_or_pax_encoding: Option<&str>,
     header: &HeaderFields<'_>,
     content: &[u8],
 ) -> Result<()> {
-    match long_name_encoding {
+    match prefix_or_pax_encoding {
         None => append_header_block(tar, "", path, header, content.len(), true)?,
         Some("prefix") => {
             let end = path.len().min(156);

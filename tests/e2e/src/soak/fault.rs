@@ -119,7 +119,7 @@ async fn kill_and_start_buildkit(platform: &SoakPlatform) -> Result<()> {
     kill_process(id, Signal::KILL).context("killing BuildKit")?;
     let statuses = async {
         loop {
-            let statuses = platform.stack().part_statuses().await?;
+            let statuses = platform.stack().statuses_of_parts_ever_started().await?;
             let state = statuses
                 .iter()
                 .find(|status| status.part == StackPart::Buildkit)

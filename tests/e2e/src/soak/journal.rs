@@ -8,7 +8,7 @@ pub(super) struct RoutedTraffic {
     /// The deliveries of queued calls, also those that no builder received.
     pub(super) deliveries: Vec<Delivery>,
     /// The requests to create or update a function that the router forwarded to the provider.
-    pub(super) changes: Vec<FunctionChange>,
+    pub(super) changes: Vec<FunctionCreationOrUpdate>,
     /// The results that the queue posted to the callback address.
     pub(super) callbacks: Vec<Callback>,
 }
@@ -37,7 +37,7 @@ pub(super) enum DeliveryEnd {
 
 /// A request to create or to update a function.
 #[derive(Debug, Clone)]
-pub(super) struct FunctionChange {
+pub(super) struct FunctionCreationOrUpdate {
     /// The image in the request, by digest.
     pub(super) image: String,
     /// The time of the request; once it is answered, that of the answer.
@@ -46,7 +46,7 @@ pub(super) struct FunctionChange {
     pub(super) status: Option<u16>,
 }
 
-impl FunctionChange {
+impl FunctionCreationOrUpdate {
     /// Returns whether the provider may have changed the function: it reported success, or has not answered yet.
     pub(super) fn may_have_happened(&self) -> bool {
         self.status.is_none_or(|status| (200..300).contains(&status))
@@ -98,7 +98,7 @@ impl RoutedTraffic {
     pub(super) fn possible_changes_to<'a>(
         &'a self,
         image: &'a str,
-    ) -> impl Iterator<Item = &'a FunctionChange> {
+    ) -> impl Iterator<Item = &'a FunctionCreationOrUpdate> {
         self.changes
             .iter()
             .filter(move |change| change.image == image && change.may_have_happened())

@@ -200,7 +200,7 @@ impl SoakPlatform {
     }
 
     /// Writes the logs of the builders and of the deployer to this folder.
-    pub(super) fn write_logs(&self, folder: &Path) -> Result<()> {
+    pub(super) fn write_builder_and_deployer_logs(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder)?;
         for (number, log) in self.logs_of_killed.iter().enumerate() {
             fs::write(folder.join(format!("killed-builder-{number}.log")), log)?;

@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_fault_every_build_has_to_be_delivered_twice() {
+    fn without_a_fault_a_build_that_was_delivered_only_once_is_a_violation() {
         let delivered_once = SubmissionEvidence {
             deliveries: 1,
             ..finished()

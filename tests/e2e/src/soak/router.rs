@@ -30,7 +30,7 @@ use axum::{
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
-use super::journal::{Callback, Delivery, DeliveryEnd, FunctionChange, RoutedTraffic};
+use super::journal::{Callback, Delivery, DeliveryEnd, FunctionCreationOrUpdate, RoutedTraffic};
 use crate::network_namespace::NetworkNamespace;
 
 /// The path to which the queue posts results.
@@ -228,9 +228,9 @@ impl RouterShared {
     /// Forwards a request to the provider, and records a change of a function.
     async fn forward_to_provider_and_record_change(&self, head: &Parts, body: Bytes) -> Response {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-        let change = image_in_function_change(head, &body).map(|image| {
+        let change = image_in_function_creation_or_update(head, &body).map(|image| {
             let mut traffic = lock(&self.traffic);
-            traffic.changes.push(FunctionChange {
+            traffic.changes.push(FunctionCreationOrUpdate {
                 image,
                 at: Instant::now(),
                 status: None,
@@ -355,7 +355,7 @@ fn path_within_function<'a>(path: &'a str, function: &str) -> Option<&'a str> {
 }
 
 /// Returns the image that a request creates a function with, or updates a function to.
-fn image_in_function_change(head: &Parts, body: &[u8]) -> Option<String> {
+fn image_in_function_creation_or_update(head: &Parts, body: &[u8]) -> Option<String> {
     let is_change =
         matches!(head.method, Method::POST | Method::PUT) && head.uri.path() == "/system/functions";
     let body: Value = serde_json::from_slice(body).ok().filter(|_| is_change)?;

@@ -41,7 +41,7 @@ pub async fn run_soak(
 ) -> Result<SoakReport> {
     let mut platform = SoakPlatform::start(options).await?;
     let report = run_phases(&mut platform, options, &progress).await;
-    let written = logs_folder.map_or(Ok(()), |folder| platform.write_logs(folder));
+    let written = logs_folder.map_or(Ok(()), |folder| platform.write_builder_and_deployer_logs(folder));
     platform.stop_all_and_remove_stack().await?;
     written.context("writing the logs")?;
     report
@@ -115,7 +115,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
 
     /// Disturbs the builds, waits until all of them have ended, and reports what became of them.
     async fn disturb_and_report(mut self) -> Result<PhaseReport> {
-        let has_stalled = self.disturb_until_ended_or_stalled().await?;
+        let has_stalled = self.disturb_until_ended_and_get_has_stalled().await?;
         if let Some(submitting) = self.submitting.take() {
             submitting.abort();
         }
@@ -135,7 +135,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
 
     /// Kills queue-workers and lets the fault happen as builds end, and returns once all builds have ended. Returns
     /// whether it gave up because nothing happened any more.
-    async fn disturb_until_ended_or_stalled(&mut self) -> Result<bool> {
+    async fn disturb_until_ended_and_get_has_stalled(&mut self) -> Result<bool> {
         let (mut idle_polls, mut last_progress, mut progressed_at) = (0, 0, Instant::now());
         loop {
             self.join_submitting_if_finished().await?;
@@ -150,7 +150,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
                 false => 0,
             };
             if idle_polls >= IDLE_POLLS_UNTIL_ENDED {
-                if self.have_all_builds_ended().await {
+                if self.are_all_builds_ended_or_unknown().await {
                     return Ok(false);
                 }
                 idle_polls = 0;
@@ -220,7 +220,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
 
     /// Returns whether each submission's build has ended, or is unknown, according to the first builder that runs.
     /// Without an answer, a build has not ended.
-    async fn have_all_builds_ended(&self) -> bool {
+    async fn are_all_builds_ended_or_unknown(&self) -> bool {
         for submission in self.submissions {
             let answer = self.platform.ask_about_build(&submission.call_id).await;
             let has_ended = match &answer {

@@ -50,7 +50,7 @@ pub(super) fn submissions_of_phase(
             let page = format!("version {version} of {function} in {run_id}");
             let config = json!({ "image": image, "deploy": { "service": function } });
             let tar = slow_page_function(&platform.base_image, &page, options.build_time)
-                .tar_with_config(&config)?;
+                .tar_with_config_last(&config)?;
             Ok(Submission {
                 call_id,
                 function,

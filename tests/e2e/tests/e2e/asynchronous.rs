@@ -27,7 +27,7 @@ async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() 
     let name = "queued";
     testbed.functions.remove_function(name).await?;
     let config = json!({ "image": testbed.image_name("e2e/queued", "1"), "deploy": { "service": name } });
-    let tar = BuildContext::static_page_function(base, "by the queue").tar_with_config(&config)?;
+    let tar = BuildContext::static_page_function(base, "by the queue").tar_with_config_last(&config)?;
     assert!(tar.len() < COMMUNITY_EDITION_QUEUED_BODY_MAX_BYTES);
 
     let reply = testbed.queued.post_signed(tar).await?;
@@ -36,7 +36,7 @@ async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() 
 
     testbed
         .functions
-        .wait_for_page(name, "by the queue", QUEUED_DEPLOYMENT_TIMEOUT)
+        .wait_until_page_equals(name, "by the queue", QUEUED_DEPLOYMENT_TIMEOUT)
         .await?;
     assert!(testbed.registry.get_manifest("e2e/queued", "1").await?.is_some());
     testbed.functions.remove_function(name).await
@@ -55,14 +55,16 @@ async fn with_rolling_updates_a_second_version_replaces_the_first_without_a_fail
     assert_eq!(
         testbed
             .queued
-            .post_signed(BuildContext::static_page_function(base, "first").tar_with_config(&config("1"))?)
+            .post_signed(
+                BuildContext::static_page_function(base, "first").tar_with_config_last(&config("1"))?
+            )
             .await?
             .status,
         202
     );
     testbed
         .functions
-        .wait_for_page(name, "first", QUEUED_DEPLOYMENT_TIMEOUT)
+        .wait_until_page_equals(name, "first", QUEUED_DEPLOYMENT_TIMEOUT)
         .await?;
 
     let done = Arc::new(AtomicBool::new(false));
@@ -74,14 +76,16 @@ async fn with_rolling_updates_a_second_version_replaces_the_first_without_a_fail
     assert_eq!(
         testbed
             .queued
-            .post_signed(BuildContext::static_page_function(base, "second").tar_with_config(&config("2"))?)
+            .post_signed(
+                BuildContext::static_page_function(base, "second").tar_with_config_last(&config("2"))?
+            )
             .await?
             .status,
         202
     );
     let replaced = testbed
         .functions
-        .wait_for_page(name, "second", QUEUED_DEPLOYMENT_TIMEOUT)
+        .wait_until_page_equals(name, "second", QUEUED_DEPLOYMENT_TIMEOUT)
         .await;
     // Also request the page after the switch, while the first version is being stopped.
     for _ in 0..50 {

@@ -100,7 +100,7 @@ fn create_git_repository(folder: &Path) -> Result<()> {
 }
 
 /// Returns failures that the Dockerfile or the config causes before any step runs.
-fn failing_dockerfiles(base: &str) -> Vec<FailingBuild> {
+fn failing_dockerfiles_and_configs(base: &str) -> Vec<FailingBuild> {
     let scratch = |instruction: &str| format!("FROM scratch\n{instruction}\nCOPY a /\n");
     let failed = |name, error: &str, instruction: &str| {
         FailingBuild::new(name, STATUS_BUILD_FAILED, error, &scratch(instruction))
@@ -457,7 +457,9 @@ async fn build_and_list_differences(
         for (key, value) in case.config.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }
-        let reply = client.post_signed(case.source.tar_with_config(&config)?).await?;
+        let reply = client
+            .post_signed(case.source.tar_with_config_last(&config)?)
+            .await?;
         let is_expected = reply.status == case.status
             && reply.text_field("status") == "failed"
             && reply.text_field("error").contains(&case.error)
@@ -491,14 +493,14 @@ async fn every_failing_build_has_the_status_of_the_party_at_fault_and_names_the_
     let web_host = web.url.strip_prefix("http://").unwrap_or(&web.url).to_owned();
     let settings = [
         ("allowed_sources", web_host),
-        ("buildkit_url", daemon.url()),
+        ("buildkit_url", daemon.socket_url()),
         ("max_inflight", CONCURRENT_BUILDS.to_string()),
     ];
     let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
 
     let cases: Vec<FailingBuild> = [
-        failing_dockerfiles(base),
+        failing_dockerfiles_and_configs(base),
         failing_steps(base),
         failing_contexts(),
         failing_transfers(&testbed.stack.registry.host, &web.url),
@@ -528,7 +530,7 @@ async fn a_private_base_image_without_credentials_is_the_platforms_fault() -> Re
 
     let reply = builder
         .client()?
-        .post_signed(source.tar_with_config(&config)?)
+        .post_signed(source.tar_with_config_last(&config)?)
         .await?;
 
     assert_eq!(reply.status, STATUS_PLATFORM_FAULT, "{}", reply.text);

@@ -37,10 +37,10 @@ const BYTES_FROM_BUILDKIT_MAX: u64 = 200 << 20;
 const BUILDER_MEMORY_MAX: usize = 96 << 20;
 
 /// Returns a command that writes the lines with these numbers.
-fn command_writing_lines(from: u64, to: u64) -> String {
+fn command_writing_lines(from: u64, end: u64) -> String {
     // "a line ", the number, and a space come before the rest of the line.
     let rest = "x".repeat(LINE_BYTES - "a line 000000 \n".len());
-    format!("awk 'BEGIN {{ for (i = {from}; i < {to}; i++) printf \"a line %06d {rest}\\n\", i }}'")
+    format!("awk 'BEGIN {{ for (i = {from}; i < {end}; i++) printf \"a line %06d {rest}\\n\", i }}'")
 }
 
 /// Returns the number that the build wrote into a line of its output.
@@ -69,7 +69,7 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
-    let proxy = TcpProxy::start_to(&daemon.url()).await?;
+    let proxy = TcpProxy::start_to(&daemon.socket_url()).await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[("buildkit_url", proxy.url())]).await?;
     let now = Timestamp::now().as_nanosecond();
     // Of this run: a step that an ended run has left behind waits for a gate too.
@@ -89,7 +89,7 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
         command_writing_lines(thirds[2], thirds[3]),
     );
     let config = json!({ "image": testbed.image_name("e2e/long-log", "1"), "skipPush": true });
-    let tar = BuildContext::dockerfile(dockerfile).tar_with_config(&config)?;
+    let tar = BuildContext::dockerfile(dockerfile).tar_with_config_last(&config)?;
     let id = format!("long-log-{now}");
     // A call that came from the queue has two times.
     let (client, call_id, times) = (builder.client()?, id.clone(), format!("{now}, {now}"));
@@ -122,7 +122,9 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
     };
     let forms = [LogForm::Records, LogForm::Events];
     for form in forms.into_iter().cycle().take(CUTS) {
-        let end = reader.read_until_cut(form, CUT_BYTES_MAX, &mut see).await?;
+        let end = reader
+            .read_until_random_cut(form, CUT_BYTES_MAX, &mut see)
+            .await?;
         ensure!(end.is_none(), "the log ended before the last cut: {end:?}");
     }
     let terminal: Value = reader.read_to_end(LogForm::Records, &mut see).await?;
@@ -134,7 +136,7 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
     let memory = builder.peak_memory_bytes_without_file_pages()?;
     eprintln!(
         "read {} bytes of records in {took:?}, and {} of cut off ones; the builder used {memory} bytes of memory",
-        reader.received_bytes(),
+        reader.complete_record_bytes(),
         reader.discarded_bytes()
     );
     assert!(memory < BUILDER_MEMORY_MAX, "{memory}");

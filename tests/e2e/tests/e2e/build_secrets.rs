@@ -42,7 +42,7 @@ async fn sealed_secrets_reach_the_steps_and_neither_answer_nor_image_and_those_f
     let reply = builder.client()?.post_signed(tar).await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let log: Vec<String> = serde_json::from_value(reply.json()["log"].clone())?;
+    let log: Vec<String> = serde_json::from_value(reply.json_or_error_text()["log"].clone())?;
     let output: Vec<_> = log
         .iter()
         .filter_map(|line| line.strip_prefix("l: ")?.split_once(' '))

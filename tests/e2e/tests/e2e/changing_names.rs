@@ -99,10 +99,14 @@ async fn assert_no_private_server_is_reached(
     ];
     let names: Vec<_> = fixed.into_iter().chain(changing).collect();
     let _dns = ChangingDns::start_in_namespace(extra.namespace(), Ipv4Addr::LOCALHOST, &names)?;
-    let daemon = daemon.url();
+    let daemon = daemon.socket_url();
     let settings = [("buildkit_url", daemon.as_str())];
-    let builder =
-        BuilderProcess::start_with_resolver(testbed, &network.resolv_conf_path(), &settings).await?;
+    let builder = BuilderProcess::start_with_resolv_conf_and_no_registry_config(
+        testbed,
+        &network.resolv_conf_path(),
+        &settings,
+    )
+    .await?;
 
     let image = testbed.image_name("e2e/changing-names", "1");
     let from_url = async |url: String| {
@@ -141,7 +145,8 @@ async fn assert_no_private_server_is_reached(
         PRIVATE_NAMES_ADDRESSES_AND_KINDS[0].2,
     )]) {
         let config = json!({ "image": image, "skipPush": true, "notify": url });
-        let tar = BuildContext::dockerfile("FROM scratch\nLABEL by=notify\n").tar_with_config(&config)?;
+        let tar =
+            BuildContext::dockerfile("FROM scratch\nLABEL by=notify\n").tar_with_config_last(&config)?;
         let reply = builder.client()?.post_signed(tar).await?;
         assert_eq!(reply.status, 200, "{}", reply.text);
         failed += 1.0;

@@ -19,16 +19,16 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const PLATFORM_FAILED_STATUS: i32 = 4;
 
 /// A project with one function, and the command that builds it with a builder that keeps records.
-struct Setting {
+struct ProjectWithBuilder {
     folder: ClientFolder,
     slipway: SlipwayProgram,
     /// Ends with the setting.
     builder: BuilderProcess,
 }
 
-impl Setting {
+impl ProjectWithBuilder {
     /// Starts a builder whose records no earlier run has written, and creates a project with the function `name`.
-    async fn start(testbed: &Testbed, name: &str) -> Result<Self> {
+    async fn start_builder_and_create_project(testbed: &Testbed, name: &str) -> Result<Self> {
         testbed.functions.remove_function(name).await?;
         let run = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)?
@@ -55,7 +55,7 @@ impl Setting {
 
     /// Runs the command, which must end with 0, and returns its standard output. It is run again while it says that the
     /// platform fails: the builder waits a few seconds for the registry, which a busy machine may not keep.
-    async fn run(&self, arguments: &[&str]) -> Result<String> {
+    async fn run_retrying_platform_failures(&self, arguments: &[&str]) -> Result<String> {
         let end = Instant::now() + BACKGROUND_TIMEOUT;
         loop {
             let output = self.slipway.run(self.folder.path(), arguments).await?;
@@ -104,7 +104,7 @@ async fn a_rollback_brings_the_version_before_back_and_is_known_as_a_build() -> 
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-rollback";
-    let setting = Setting::start(&testbed, name).await?;
+    let setting = ProjectWithBuilder::start_builder_and_create_project(&testbed, name).await?;
     let first = setting.deploy(name, "one").await?;
     let second = setting.deploy(name, "two").await?;
     let list = ["rollback", name, "--list", "--json"];
@@ -129,32 +129,46 @@ async fn a_rollback_brings_the_version_before_back_and_is_known_as_a_build() -> 
     );
     let arguments = ["rollback", name, "--id"];
     let id = format!("{name}-{first}");
-    let printed = setting.run(&[&arguments[..], &[&id]].concat()).await?;
+    let printed = setting
+        .run_retrying_platform_failures(&[&arguments[..], &[&id]].concat())
+        .await?;
     assert_eq!(printed, url);
     assert_eq!(
         testbed.functions.get_function_page(name).await?,
         (200, "one".to_owned())
     );
 
-    let status: Value = serde_json::from_str(&setting.run(&["status", &id, "--json"]).await?)?;
+    let status: Value = serde_json::from_str(
+        &setting
+            .run_retrying_platform_failures(&["status", &id, "--json"])
+            .await?,
+    )?;
     assert_eq!(status["state"], "success", "{status}");
     assert_eq!(status["deployment"]["status"], "ready", "{status}");
     assert_eq!(
         (&status["rollback"]["to"], &status["rollback"]["from"]),
         (&Value::from(first.as_str()), &Value::from(second.as_str()))
     );
-    let log = setting.run(&["logs", &id]).await?;
+    let log = setting.run_retrying_platform_failures(&["logs", &id]).await?;
     assert!(log.contains("[rollback]") && log.contains("[deploy]"), "{log}");
-    let builds: Value = serde_json::from_str(&setting.run(&["builds", "--function", name, "--json"]).await?)?;
+    let builds: Value = serde_json::from_str(
+        &setting
+            .run_retrying_platform_failures(&["builds", "--function", name, "--json"])
+            .await?,
+    )?;
     assert_eq!(builds["builds"][0]["id"], id.as_str(), "{builds}");
 
     // Requested again, it changes nothing; by its ID, the newer version comes back.
-    setting.run(&[&arguments[..], &[&id]].concat()).await?;
+    setting
+        .run_retrying_platform_failures(&[&arguments[..], &[&id]].concat())
+        .await?;
     assert_eq!(
         testbed.functions.get_function_page(name).await?,
         (200, "one".to_owned())
     );
-    setting.run(&["rollback", name, &second]).await?;
+    setting
+        .run_retrying_platform_failures(&["rollback", name, &second])
+        .await?;
     assert_eq!(
         testbed.functions.get_function_page(name).await?,
         (200, "two".to_owned())
@@ -172,7 +186,7 @@ async fn a_difference_names_the_first_step_without_its_cache_and_the_file_that_c
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let name = "cmd-diff";
-    let setting = Setting::start(&testbed, name).await?;
+    let setting = ProjectWithBuilder::start_builder_and_create_project(&testbed, name).await?;
     setting.folder.write_file(&format!("{name}/kept.txt"), "stays")?;
     // The pages of each run are new, so that no step is cached from another one.
     let run = format!("of {:?}", SystemTime::now());
@@ -208,7 +222,9 @@ async fn a_difference_names_the_first_step_without_its_cache_and_the_file_that_c
             "{difference}"
         );
     }
-    let text = setting.run(&["diff", &first, &second]).await?;
+    let text = setting
+        .run_retrying_platform_failures(&["diff", &first, &second])
+        .await?;
     assert!(
         text.contains("function/index.html") && text.contains("COPY function"),
         "{text}"

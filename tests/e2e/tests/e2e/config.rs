@@ -48,7 +48,7 @@ async fn several_platforms_make_one_index_under_every_tag_and_a_target_alone_a_m
     });
     let reply = builder
         .client()?
-        .post_signed(source.tar_with_config(&config)?)
+        .post_signed(source.tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
@@ -84,7 +84,7 @@ async fn several_platforms_make_one_index_under_every_tag_and_a_target_alone_a_m
     });
     let reply = builder
         .client()?
-        .post_signed(source.tar_with_config(&config)?)
+        .post_signed(source.tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let first = manifest_of_image(&testbed, repository, "first").await?;
@@ -127,7 +127,7 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
     let to = json!({ "cacheTo": [format!("type=registry,ref={cache},mode=max")] });
     let reply = builder
         .client()?
-        .post_signed(source.tar_with_config(&config("1", to))?)
+        .post_signed(source.tar_with_config_last(&config("1", to))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let kept = manifest_of_image(&testbed, repository, "cache").await?;
@@ -138,11 +138,12 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
     );
 
     let other = BuildkitDaemon::start(&testbed, "").await?;
-    let builder = BuilderProcess::start_with_settings(&testbed, &[("buildkit_url", &other.url())]).await?;
+    let builder =
+        BuilderProcess::start_with_settings(&testbed, &[("buildkit_url", &other.socket_url())]).await?;
     let from = json!({ "cacheFrom": [cache] });
     let reply = builder
         .client()?
-        .post_signed(source.tar_with_config(&config("2", from))?)
+        .post_signed(source.tar_with_config_last(&config("2", from))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(
@@ -179,7 +180,7 @@ async fn the_index_has_sbom_and_provenance_without_build_arguments_and_an_sbom_n
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let reply = builder
         .client()?
-        .post_signed(small.tar_with_config(&config)?)
+        .post_signed(small.tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 400, "{}", reply.text);
     assert!(
@@ -195,14 +196,14 @@ async fn the_index_has_sbom_and_provenance_without_build_arguments_and_an_sbom_n
         .with_file_of_mode("scan", scan, 0o755);
     let reply = builder
         .client()?
-        .post_signed(source.tar_with_config(&json!({ "image": generator }))?)
+        .post_signed(source.tar_with_config_last(&json!({ "image": generator }))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
     let builder = BuilderProcess::start_with_settings(&testbed, &[("sbom_generator", &generator)]).await?;
     let reply = builder
         .client()?
-        .post_signed(small.tar_with_config(&config)?)
+        .post_signed(small.tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let index = manifest_of_image(&testbed, repository, "1").await?;
@@ -240,8 +241,7 @@ async fn the_index_has_sbom_and_provenance_without_build_arguments_and_an_sbom_n
 
 /// The frontends' names do not resolve here: if BuildKit tried to pull them, the build would fail.
 #[tokio::test]
-async fn foreign_syntax_lines_are_rejected_or_ignored_and_the_built_in_frontend_reads_dockerfiles()
--> Result<()> {
+async fn a_foreign_syntax_line_is_rejected_and_one_of_docker_or_behind_a_link_is_ignored() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
@@ -250,7 +250,7 @@ async fn foreign_syntax_lines_are_rejected_or_ignored_and_the_built_in_frontend_
     let post = async |source: BuildContext| {
         builder
             .client()?
-            .post_signed(source.with_file("a", "a").tar_with_config(&config)?)
+            .post_signed(source.with_file("a", "a").tar_with_config_last(&config)?)
             .await
     };
 
@@ -292,7 +292,7 @@ async fn a_build_and_its_step_end_at_the_time_limit_and_an_expired_request_is_re
         }
         builder
             .client()?
-            .post_signed(source.tar_with_config(&config)?)
+            .post_signed(source.tar_with_config_last(&config)?)
             .await
     };
 
@@ -314,7 +314,9 @@ async fn a_build_and_its_step_end_at_the_time_limit_and_an_expired_request_is_re
         reply.text
     );
     assert!(
-        reply.json()["log"].to_string().contains("sleep 312"),
+        reply.json_or_error_text()["log"]
+            .to_string()
+            .contains("sleep 312"),
         "{}",
         reply.text
     );

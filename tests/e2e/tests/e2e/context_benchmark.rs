@@ -7,7 +7,7 @@ use slipway_e2e::{
 };
 
 #[tokio::test]
-async fn both_clients_build_every_shape_of_the_benchmark() -> Result<()> {
+async fn both_clients_build_every_reduced_shape_of_the_benchmark() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let comparison = SpeedComparison::start().await?;

@@ -31,7 +31,7 @@ async fn build_and_compare(
     let image = testbed.image_name(repository, tag);
     let reply = builder
         .client()?
-        .post_signed(tree.tar_with_config(&json!({ "image": image }))?)
+        .post_signed(tree.tar_with_config_last(&json!({ "image": image }))?)
         .await?;
     ensure!(reply.status == 200, "{}", reply.text);
     let files = context_tree::read_image_files(&testbed.registry, repository, tag).await?;
@@ -125,7 +125,7 @@ async fn an_aborted_transfer_does_not_affect_later_builds() -> Result<()> {
     build_and_compare(&testbed, &builder, "e2e/broken", "1", &tree(1)).await?;
 
     let sent = builder.metric_value("slipway_context_sent_bytes_total").await?;
-    let tar = tree(2).tar_with_config(&json!({ "image": testbed.image_name("e2e/broken", "2") }))?;
+    let tar = tree(2).tar_with_config_last(&json!({ "image": testbed.image_name("e2e/broken", "2") }))?;
     let client = builder.client()?;
     let posting = tokio::spawn(async move { client.post_signed(tar).await });
     while builder.metric_value("slipway_context_sent_bytes_total").await? < sent + 1e5 {
@@ -216,7 +216,7 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
         let image = testbed.image_name("e2e/random", &tag);
         let reply = builder
             .client()?
-            .post_signed(posted.tar_with_config(&json!({ "image": image }))?)
+            .post_signed(posted.tar_with_config_last(&json!({ "image": image }))?)
             .await?;
         ensure!(
             reply.status == if fails { 422 } else { 200 },

@@ -45,10 +45,10 @@ async fn every_form_of_the_credentials_file_gets_a_token_and_wrong_credentials_f
     );
     let helpers = folder.path().to_str().context("the path is not UTF-8")?;
 
-    let builder = BuilderProcess::start_with_secrets(
+    let builder = BuilderProcess::start_with_secrets_replacing_registry_config(
         &testbed,
         &[
-            ("buildkit_url", &daemon.url()),
+            ("buildkit_url", &daemon.socket_url()),
             ("insecure", "false"),
             ("credential_helpers", helpers),
         ],
@@ -63,7 +63,7 @@ async fn every_form_of_the_credentials_file_gets_a_token_and_wrong_credentials_f
         let config = json!({ "image": format!("{host}/team/app:{tag}") });
         builder
             .client()?
-            .post_signed(source.tar_with_config(&config)?)
+            .post_signed(source.tar_with_config_last(&config)?)
             .await
     };
 
@@ -133,9 +133,9 @@ async fn credentials_are_not_sent_to_a_registry_with_an_untrusted_certificate() 
     let host = &registry.host;
     let daemon =
         BuildkitDaemon::start(&testbed, &format!("\n[registry.\"{host}\"]\n  http = false\n")).await?;
-    let builder = BuilderProcess::start_with_secrets(
+    let builder = BuilderProcess::start_with_secrets_replacing_registry_config(
         &testbed,
-        &[("buildkit_url", &daemon.url()), ("insecure", "false")],
+        &[("buildkit_url", &daemon.socket_url()), ("insecure", "false")],
         &[(
             "registry-config",
             &RegistryClient::docker_config(host, TOKEN_USER, TOKEN_USER_PASSWORD),
@@ -147,7 +147,7 @@ async fn credentials_are_not_sent_to_a_registry_with_an_untrusted_certificate() 
 
     let reply = builder
         .client()?
-        .post_signed(source.tar_with_config(&config)?)
+        .post_signed(source.tar_with_config_last(&config)?)
         .await?;
 
     assert_eq!(reply.status, 502, "{}", reply.text);

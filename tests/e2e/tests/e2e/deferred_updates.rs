@@ -11,7 +11,8 @@ use slipway_e2e::{build_context::BuildContext, testbed::Testbed};
 const FUNCTION_START_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn a_deferred_update_is_accepted_and_reported_before_it_replaces_the_old_version() -> Result<()> {
+async fn the_provider_accepts_and_reports_a_deferred_update_before_it_replaces_the_old_version() -> Result<()>
+{
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     if !testbed.stack.has_rolling_updates() {
@@ -23,7 +24,7 @@ async fn a_deferred_update_is_accepted_and_reported_before_it_replaces_the_old_v
         let image = testbed.image_name(&format!("e2e/deferred-{name}"), "1");
         let reply = testbed
             .builder
-            .post_signed(context.tar_with_config(&json!({ "image": image }))?)
+            .post_signed(context.tar_with_config_last(&json!({ "image": image }))?)
             .await?;
         ensure!(reply.status == 200, "{name}: {} {}", reply.status, reply.text);
         Ok(image)
@@ -48,7 +49,7 @@ async fn a_deferred_update_is_accepted_and_reported_before_it_replaces_the_old_v
         .wait_until_available(name, FUNCTION_START_TIMEOUT)
         .await?;
     functions
-        .wait_for_page(name, "first", FUNCTION_START_TIMEOUT)
+        .wait_until_page_equals(name, "first", FUNCTION_START_TIMEOUT)
         .await?;
 
     for image in [&crash, &absent] {
@@ -74,7 +75,7 @@ async fn a_deferred_update_is_accepted_and_reported_before_it_replaces_the_old_v
     // A later update replaces one that cannot complete.
     assert_eq!(functions.update_function(&deployment(&second)).await?, 202);
     functions
-        .wait_for_page(name, "second", FUNCTION_START_TIMEOUT)
+        .wait_until_page_equals(name, "second", FUNCTION_START_TIMEOUT)
         .await?;
     let status: Value = functions.function_status(name).await?.unwrap_or_default();
     assert_eq!(status["image"], second, "{status:#}");

@@ -71,7 +71,7 @@ impl DeployedImages {
         };
         let repository = |name: &str| format!("{}/e2e/deployed/{name}", testbed.stack.registry.host);
         let pushed = async |name: &str, source: BuildContext| {
-            let tar = source.tar_with_config(&json!({ "image": format!("{}:1", repository(name)) }))?;
+            let tar = source.tar_with_config_last(&json!({ "image": format!("{}:1", repository(name)) }))?;
             let reply = testbed.builder.post_signed(tar).await?;
             anyhow::ensure!(reply.status == 200, "{name}: {} {}", reply.status, reply.text);
             anyhow::Ok(format!("{}@{}", repository(name), reply.text_field("digest")))
@@ -212,7 +212,7 @@ impl DeployerFixture {
     async fn deploy_and_assert_ready(&self, image: &str, number: usize) -> Result<Value> {
         let reply = self.deploy_image(image, number).await?;
         anyhow::ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
-        let report = reply.json();
+        let report = reply.json_or_error_text();
         assert_eq!(report["status"], "ready", "{report:#}");
         assert_eq!(report["image"], image, "{report:#}");
         assert_eq!(report["running"]["image"], image, "{report:#}");
@@ -250,7 +250,7 @@ impl DeployerFixture {
     }
 
     /// Starts another deployer, without the memory of the first, and kills the first.
-    async fn restart_deployer(mut self) -> Result<Self> {
+    async fn start_new_deployer_then_kill_old(mut self) -> Result<Self> {
         let deployer = DeployerProcess::start(&self.testbed, self.proxy.url(), &self.settings).await?;
         std::mem::replace(&mut self.deployer, deployer).kill()?;
         Ok(self)
@@ -265,7 +265,7 @@ impl DeployerFixture {
 /// `rolling`, the embedded provider detects that a version does not start and rejects the update, so that nothing
 /// changes.
 fn assert_rolled_back_or_refused(reply: &HttpReply, image_before: &str) {
-    let report = reply.json();
+    let report = reply.json_or_error_text();
     assert_eq!(reply.status, 422, "{report:#}");
     let status = match report["changed"].as_bool() {
         Some(true) => "rolled_back",

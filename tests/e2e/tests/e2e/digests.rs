@@ -132,7 +132,7 @@ impl DigestComparison {
         let registry = &testbed.stack.registry;
         let credentials = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
         let daemon = BuildkitDaemon::start(&testbed, "").await?;
-        let settings = [("buildkit_url", daemon.url())];
+        let settings = [("buildkit_url", daemon.socket_url())];
         let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
         let builder = BuilderProcess::start_with_docker_config(&testbed, &credentials, &settings).await?;
         Ok(Self {
@@ -199,7 +199,7 @@ impl DigestComparison {
             format!("build-arg:SOURCE_DATE_EPOCH={SOURCE_DATE_EPOCH_TEXT}"),
         ];
         let output = format!(",rewrite-timestamp=true,oci-mediatypes=true,compression={compression}");
-        self.buildctl.build_and_push_with_output_options(
+        self.buildctl.build_uncached_and_push_with_output_options(
             folder,
             &self.testbed.image_name(DIGESTS_REPOSITORY, tag),
             &options.each_ref().map(String::as_str),

@@ -94,7 +94,7 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
     for odd in odd_configs(&registry.host, &registry.user, &registry.password) {
         let OddDockerConfig { name, text, .. } = &odd;
         let buildctl = Buildctl::with_docker_config(&testbed, &daemon, text)?;
-        let pushed = buildctl.build_and_push(
+        let pushed = buildctl.build_uncached_and_push(
             &folder,
             &testbed.image_name(repository, &format!("{name}-buildctl")),
             &[],
@@ -105,14 +105,17 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
         }
 
         // The base image is private, so the build pulls with the same credentials.
-        let builder =
-            BuilderProcess::start_with_docker_config(&testbed, text, &[("buildkit_url", &daemon.url())])
-                .await
-                .with_context(|| format!("builder-fn with {name}"))?;
+        let builder = BuilderProcess::start_with_docker_config(
+            &testbed,
+            text,
+            &[("buildkit_url", &daemon.socket_url())],
+        )
+        .await
+        .with_context(|| format!("builder-fn with {name}"))?;
         let image = testbed.image_name(repository, name);
         let reply = builder
             .client()?
-            .post_signed(source.tar_with_config(&json!({ "image": image, "noCache": true }))?)
+            .post_signed(source.tar_with_config_last(&json!({ "image": image, "noCache": true }))?)
             .await?;
         assert_eq!(reply.status, 200, "{name}: {}", reply.text);
         let digest = reply.text_field("digest");

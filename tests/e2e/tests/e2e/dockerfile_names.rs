@@ -59,7 +59,7 @@ async fn every_dockerfile_name_builds_the_same_image_or_fails_as_with_buildctl()
                 config["dockerfile"] = json!(name);
             }
             let (reply, ours) = comparison
-                .build_with_builder(source.tar_with_config(&config)?, &tag)
+                .build_with_builder(source.tar_with_config_last(&config)?, &tag)
                 .await?;
             match theirs {
                 Ok(theirs) => {
@@ -96,7 +96,7 @@ async fn a_foreign_syntax_line_is_rejected_also_in_a_lower_case_dockerfile() -> 
         config["dockerfile"] = json!(name);
         let source = context_with_dockerfiles(&[path], "# syntax=registry.invalid/frontend:1\n");
         let (reply, _) = comparison
-            .build_with_builder(source.tar_with_config(&config)?, "syntax")
+            .build_with_builder(source.tar_with_config_last(&config)?, "syntax")
             .await?;
         assert_eq!(reply.status, 400, "{name}: {}", reply.text);
         assert!(

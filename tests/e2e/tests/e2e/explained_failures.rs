@@ -58,9 +58,9 @@ async fn build_case_and_describe_wrong_hint(
     }
     let reply = builder
         .client()?
-        .post_signed(source.tar_with_config(&config)?)
+        .post_signed(source.tar_with_config_last(&config)?)
         .await?;
-    let hint = &reply.json()["hint"];
+    let hint = &reply.json_or_error_text()["hint"];
     let expected = &case["expected"];
     let step_line = &hint["step"]["line"];
     let is_expected = hint["kind"] == expected["kind"]
@@ -109,7 +109,8 @@ async fn the_last_lines_of_a_function_that_does_not_run_are_in_the_answer_and_it
     let deployer =
         DeployerProcess::start(&testbed, &testbed.stack.gateway.url, &[READY_TIMEOUT_SETTING]).await?;
     let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
-    let builder = BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.url())]).await?;
+    let builder =
+        BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.gateway_url())]).await?;
     for (name, command, line) in [
         (
             "exits-with-a-message",
@@ -130,9 +131,9 @@ async fn the_last_lines_of_a_function_that_does_not_run_are_in_the_answer_and_it
         let config = json!({"image": image, "deploy": {"service": name}});
         let reply = builder
             .client()?
-            .post_signed(source.tar_with_config(&config)?)
+            .post_signed(source.tar_with_config_last(&config)?)
             .await?;
-        let answer = reply.json();
+        let answer = reply.json_or_error_text();
         assert_eq!(answer["deployment"]["status"], "rolled_back", "{answer:#}");
         let reasons = answer["deployment"]["reasons"].to_string();
         assert!(

@@ -376,7 +376,7 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
         FaasCliRecording::read_recording()?,
     );
     let keys = tempfile::tempdir()?;
-    let key = recorded.write_private_key(keys.path())?;
+    let key = recorded.write_build_secrets_private_key(keys.path())?;
     let settings = [("build_secrets_private_key_path", key.as_str())];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let mut steps = String::new();
@@ -458,7 +458,7 @@ async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()
             assert_eq!(
                 testbed
                     .functions
-                    .get_path_with_retry(&name, PAGE_PATH_AND_TEXT.0, FUNCTION_START_LIMIT)
+                    .get_path_retrying_5xx(&name, PAGE_PATH_AND_TEXT.0, FUNCTION_START_LIMIT)
                     .await?,
                 (200, PAGE_PATH_AND_TEXT.1.to_owned()),
                 "{command}"

@@ -97,14 +97,17 @@ async fn an_operators_git_token_reads_a_context_that_its_tenants_rules_allow_and
         }
         let path = folder.path().join(name);
         std::fs::write(&path, policy.to_string())?;
-        let (url, tokens) = (daemon.url(), format!("http://{}/=git-token", server.host()));
+        let (url, tokens) = (
+            daemon.socket_url(),
+            format!("http://{}/=git-token", server.host()),
+        );
         let settings = [
             ("allowed_sources", server.host()),
             ("buildkit_url", &url),
             ("git_tokens", &tokens),
             ("policy_file", path.to_str().context("the path is not UTF-8")?),
         ];
-        BuilderProcess::start_with_secrets(&testbed, &settings, &secrets).await
+        BuilderProcess::start_with_secrets_replacing_registry_config(&testbed, &settings, &secrets).await
     };
     let images = format!("{}/", testbed.stack.registry.host);
     let rules = json!({"git": [format!("http://{}/", server.host())], "images": [images]});
@@ -169,7 +172,7 @@ async fn a_private_git_subdir_is_built_at_the_refs_commit_and_its_token_is_in_no
     let policy_path = keys.path().join("policy.json");
     std::fs::write(&policy_path, policy.to_string())?;
     let policy_path = policy_path.to_str().context("the path is not UTF-8")?;
-    let daemon_url = daemon.url();
+    let daemon_url = daemon.socket_url();
     let settings = [
         ("allowed_sources", server.host()),
         ("buildkit_url", &daemon_url),

@@ -35,7 +35,8 @@ impl BuilderWithDeployer {
         let gateway = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
         let deployer = DeployerProcess::start(&testbed, gateway.url(), &[]).await?;
         let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
-        let builder = BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.url())]).await?;
+        let builder =
+            BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.gateway_url())]).await?;
         Ok(Self {
             testbed,
             builder,
@@ -52,7 +53,7 @@ impl BuilderWithDeployer {
             BuildContext::static_page_function(self.testbed.build_busybox_once_and_get_name().await?, text);
         self.builder
             .client()?
-            .post_signed(source.tar_with_config(&config)?)
+            .post_signed(source.tar_with_config_last(&config)?)
             .await
     }
 
@@ -105,7 +106,7 @@ async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
         fixture.gateway.clear_requests();
         let image = fixture.testbed.image_name("e2e/hand-over", &tag);
         let source = BuildContext::dockerfile(format!("FROM {base}\nRUN sleep 317\n"));
-        let tar = source.tar_with_config(
+        let tar = source.tar_with_config_last(
             &json!({ "image": image, "deploy": deploy, "noCache": true, "timeout": format!("{TIME_LIMIT_OF_REFUSED_BUILD:?}") }),
         )?;
         let started = Instant::now();
@@ -119,7 +120,7 @@ async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
         assert!(!reply.text.contains("sleep 317"), "{what}: built: {}", reply.text);
         assert!(!fixture.registry_has_tag(&tag).await?, "{what}: pushed");
         assert_eq!(
-            fixture.gateway.changing_requests(),
+            fixture.gateway.changing_system_requests(),
             Vec::<String>::new(),
             "{what}"
         );
@@ -161,12 +162,12 @@ async fn a_build_sends_a_dry_run_that_changes_nothing_before_it_hands_its_image_
     let page = fixture.testbed.functions.get_function_page(name).await?;
     assert_eq!(page, (200, "after a dry run".to_owned()));
     // One creation, by the hand-over: the dry run wrote nothing.
-    let creations = fixture.gateway.changing_requests();
+    let creations = fixture.gateway.changing_system_requests();
     let creations = creations
         .iter()
         .filter(|write| write.starts_with("POST "))
         .count();
-    assert_eq!(creations, 1, "{:?}", fixture.gateway.changing_requests());
+    assert_eq!(creations, 1, "{:?}", fixture.gateway.changing_system_requests());
     fixture.testbed.functions.remove_function(name).await
 }
 
@@ -184,14 +185,19 @@ async fn a_hand_over_is_retried_until_the_deployer_answers() -> Result<()> {
         StatusCode::BAD_GATEWAY,
         StatusCode::GATEWAY_TIMEOUT,
     ];
-    fixture.route.fail_next_hand_overs(&faults);
+    fixture.route.fail_next_hand_overs_except_dry_runs(&faults);
 
     let reply = fixture
         .build_and_deploy_page("retried", "retried", json!({ "service": name }))
         .await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert_eq!(reply.json()["deployment"]["status"], "ready", "{}", reply.text);
+    assert_eq!(
+        reply.json_or_error_text()["deployment"]["status"],
+        "ready",
+        "{}",
+        reply.text
+    );
     assert_eq!(
         fixture.testbed.functions.get_function_page(name).await?,
         (200, "retried".to_owned())
@@ -200,7 +206,7 @@ async fn a_hand_over_is_retried_until_the_deployer_answers() -> Result<()> {
     let real: Vec<&Value> = all.iter().filter(|one| one["dryRun"] != true).collect();
     assert_eq!(real.len(), faults.len() + 1, "{all:#?}");
     assert!(real.iter().all(|one| *one == real[0]), "{real:#?}");
-    let log = reply.json()["log"].to_string();
+    let log = reply.json_or_error_text()["log"].to_string();
     assert!(log.contains("503"), "the log does not show the retries: {log}");
     fixture.testbed.functions.remove_function(name).await
 }
@@ -219,19 +225,19 @@ async fn a_deployers_own_refusal_is_not_retried() -> Result<()> {
         "FROM {base}\nRUN {}\nCOPY www /www\n",
         gated_command(gate)
     ));
-    let tar = source.tar_with_config(&json!({
+    let tar = source.tar_with_config_last(&json!({
         "image": fixture.testbed.image_name("e2e/hand-over", "refused"),
         "deploy": { "service": name, "secrets": [name] },
     }))?;
     let client = fixture.builder.client()?;
     let building = tokio::spawn(async move { client.post_signed(tar).await });
     fixture.testbed.wait_for_step(gate, true).await?;
-    functions.remove_secret(name).await?;
+    functions.remove_existing_secret(name).await?;
     fixture.testbed.open_gate_of_step(gate)?;
     let reply = building.await??;
 
     assert_eq!(reply.status, 422, "{}", reply.text);
-    let deployment = &reply.json()["deployment"];
+    let deployment = &reply.json_or_error_text()["deployment"];
     assert_eq!(deployment["status"], "refused", "{}", reply.text);
     assert!(deployment["reasons"].to_string().contains(name), "{}", reply.text);
     let all = fixture.route.recorded_hand_overs();
@@ -246,7 +252,9 @@ async fn a_deployers_own_refusal_is_not_retried() -> Result<()> {
 async fn a_hand_over_that_is_answered_with_400_is_not_retried() -> Result<()> {
     let fixture = BuilderWithDeployer::start().await?;
     let _parts = fixture.testbed.share_parts().await;
-    fixture.route.fail_next_hand_overs(&[StatusCode::BAD_REQUEST]);
+    fixture
+        .route
+        .fail_next_hand_overs_except_dry_runs(&[StatusCode::BAD_REQUEST]);
 
     let reply = fixture
         .build_and_deploy_page("not-retried", "x", json!({ "service": "not-retried" }))

@@ -99,7 +99,7 @@ async fn every_ignore_pattern_has_the_effect_that_it_has_for_buildctl() -> Resul
         let tag = number.to_string();
         let (reply, ours) = comparison
             .build_with_builder(
-                source.tar_with_config(&comparison.config_without_cache(&tag))?,
+                source.tar_with_config_last(&comparison.config_without_cache(&tag))?,
                 &tag,
             )
             .await?;
@@ -133,12 +133,12 @@ async fn a_malformed_ignore_pattern_without_effect_is_a_warning_with_its_line() 
         let source = context_with_dockerignore(&format!("{pattern}\n"));
         let (reply, _) = comparison
             .build_with_builder(
-                source.tar_with_config(&comparison.config_without_cache("warned"))?,
+                source.tar_with_config_last(&comparison.config_without_cache("warned"))?,
                 "warned",
             )
             .await?;
         assert_eq!(reply.status, 200, "{pattern}: {}", reply.text);
-        let log = reply.json()["log"].to_string();
+        let log = reply.json_or_error_text()["log"].to_string();
         assert!(log.contains("warning: context/.dockerignore, line 1: "), "{log}");
     }
     Ok(())

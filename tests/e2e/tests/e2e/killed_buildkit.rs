@@ -144,7 +144,7 @@ async fn readers_at_every_builder_get_each_line_once_although_buildkit_is_killed
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;
     let mut daemon = BuildkitDaemon::start(&testbed, "").await?;
-    let settings = [("buildkit_url", daemon.url())];
+    let settings = [("buildkit_url", daemon.socket_url())];
     let settings: Vec<_> = settings
         .iter()
         .map(|(name, value)| (*name, value.as_str()))
@@ -160,7 +160,7 @@ async fn readers_at_every_builder_get_each_line_once_although_buildkit_is_killed
         command_writing_lines(LINES_BEFORE_GATE, LINES),
     );
     let config = json!({ "image": testbed.image_name("e2e/killed-buildkit", "1") });
-    let tar = BuildContext::dockerfile(dockerfile).tar_with_config(&config)?;
+    let tar = BuildContext::dockerfile(dockerfile).tar_with_config_last(&config)?;
     let id = format!("killed-buildkit-{now}");
     // A call that came from the queue has two times.
     let (client, call_id, times) = (running.client()?, id.clone(), format!("{now}, {now}"));
@@ -176,7 +176,7 @@ async fn readers_at_every_builder_get_each_line_once_although_buildkit_is_killed
         following.push(reader);
     }
 
-    daemon.kill()?;
+    daemon.kill_without_unmounting()?;
     // The step of the killed daemon may have outlived it.
     if testbed.open_gate_of_step(&gate).is_ok() {
         testbed.wait_for_step(&gate, false).await?;
@@ -190,7 +190,7 @@ async fn readers_at_every_builder_get_each_line_once_although_buildkit_is_killed
         ));
     }
     tokio::time::sleep(OUTAGE).await;
-    daemon.start_again().await?;
+    daemon.start_again_on_another_port().await?;
     testbed.wait_for_step(&gate, true).await?;
     // The rerun goes on once a reader has its first lines.
     for reader in &mut following {

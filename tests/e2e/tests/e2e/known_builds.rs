@@ -37,7 +37,10 @@ impl<'t> BuilderReplicas<'t> {
         let records = format!("{}/e2e/records/{records_name}", testbed.stack.registry.host);
         let mut replicas = Self {
             testbed,
-            settings: vec![("buildkit_url", daemon.url()), ("records_repository", records)],
+            settings: vec![
+                ("buildkit_url", daemon.socket_url()),
+                ("records_repository", records),
+            ],
             builders: Vec::new(),
         };
         replicas.kill_all_and_start_two().await?;
@@ -131,7 +134,7 @@ async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildki
         gated_command(gate)
     );
     let image = testbed.image_name("e2e/known-build", "1");
-    let tar = BuildContext::dockerfile(dockerfile).tar_with_config(&json!({ "image": image }))?;
+    let tar = BuildContext::dockerfile(dockerfile).tar_with_config_last(&json!({ "image": image }))?;
     // A call that came from the queue has two times.
     let times = format!("{now}, {}", now + 1);
     let (client, call_id) = (replicas.builders[0].client()?, id.clone());
@@ -189,7 +192,7 @@ async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildki
     replicas
         .wait_and_assert_success_and_log_at_every_builder(&id, &end, &log)
         .await?;
-    daemon.kill_and_restart().await?;
+    daemon.kill_and_restart_on_another_port().await?;
     replicas
         .wait_and_assert_success_and_log_at_every_builder(&id, &end, &log)
         .await?;

@@ -13,7 +13,7 @@ use slipway_e2e::{
     context_tree::decompress_layer,
     deployed_builder::DeployedBuilder,
     file_server::FileServer,
-    incompressible::incompressible_bytes,
+    incompressible::incompressible_bytes_rounded_down_to_8,
     smart_git_server::{GitRepository, SmartGitServer},
     tcp_proxy::TcpProxy,
     testbed::Testbed,
@@ -42,7 +42,7 @@ struct LargeContext {
 
 impl LargeContext {
     async fn generate(base: &str) -> Result<Self> {
-        let file = incompressible_bytes(LARGE_FILE_BYTES);
+        let file = incompressible_bytes_rounded_down_to_8(LARGE_FILE_BYTES);
         let hash = hex::encode(Sha256::digest(&file));
         let dockerfile = format!("FROM {base}\nCOPY large /large\nRUN sha256sum </large >/digest\n");
         let repository = GitRepository::create().await?;
@@ -122,7 +122,7 @@ async fn build_through_queue_and_assert_image(
         "{reference_kind}: {log:?}"
     );
     let build = builder
-        .wait_for_state(&id, "success")
+        .wait_for_state_or_timeout(&id, "success")
         .await
         .context(reference_kind.to_owned())?;
 
@@ -222,7 +222,7 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
         .post_signed(context.tar.clone())
         .await?;
     assert_eq!(stored.status, 201, "{}", stored.text);
-    let stored = stored.json();
+    let stored = stored.json_or_error_text();
     assert_eq!(stored["bytes"], json!(context.tar.len()));
     let digest = stored["context"]["oci"]
         .as_str()
@@ -247,7 +247,7 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
 
     let server = SmartGitServer::start_public_at(IpAddr::from([127, 0, 0, 1]), &context.repository).await?;
     let mut daemon = BuildkitDaemon::start(&testbed, "").await?;
-    let proxy = TcpProxy::start_at(machine, &daemon.url()).await?;
+    let proxy = TcpProxy::start_at(machine, &daemon.socket_url()).await?;
     let settings = [
         ("allowed_sources", server.host()),
         ("buildkit_plaintext", "true"),
@@ -259,7 +259,7 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
     assert_eq!(build.state["commit"], context.commit, "{:#}", build.state);
     assert_little_memory_and_no_stored_context(&builder)?;
     builder.kill_and_wait_for_restart().await?;
-    daemon.kill_and_restart().await?;
+    daemon.kill_and_restart_on_another_port().await?;
     build.assert_same_at(&builder).await?;
     builder.remove().await
 }

@@ -32,7 +32,7 @@ async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
     let config = json!({
         "image": testbed.image_name("e2e/metrics", "1"), "buildArgs": { "AT": at }, "skipPush": true,
     });
-    let tar = source.tar_with_config(&config)?;
+    let tar = source.tar_with_config_last(&config)?;
     let reply = builder.client()?.post_signed(tar.clone()).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let executed = value("slipway_build_steps_total{result=\"executed\"}").await?;
@@ -45,7 +45,8 @@ async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
     let reply = builder.client()?.post_signed(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(value("slipway_build_steps_total{result=\"cached\"}").await? >= cached + 2.0);
-    let failing = BuildContext::dockerfile(format!("FROM {base}\nRUN exit 3\n")).tar_with_config(&config)?;
+    let failing =
+        BuildContext::dockerfile(format!("FROM {base}\nRUN exit 3\n")).tar_with_config_last(&config)?;
     assert_eq!(builder.client()?.post_signed(failing).await?.status, 422);
     assert_eq!((value(success).await?, value(failed).await?), (2.0, 1.0));
     assert_eq!(value("slipway_builds_in_flight").await?, 0.0);

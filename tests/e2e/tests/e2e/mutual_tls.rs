@@ -35,7 +35,7 @@ async fn builds_run_over_mutual_tls_and_the_builder_uses_rotated_certificates_wi
 
     let good = ours.issue_certificate("builder")?;
     let registry = &testbed.stack.registry;
-    let builder = BuilderProcess::start_with_secrets(
+    let builder = BuilderProcess::start_with_secrets_replacing_registry_config(
         &testbed,
         &[
             ("buildkit_url", &format!("tcp://127.0.0.1:{}", daemon.port)),
@@ -55,7 +55,7 @@ async fn builds_run_over_mutual_tls_and_the_builder_uses_rotated_certificates_wi
     .await?;
     let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
         .with_file("a", "a")
-        .tar_with_config(&json!({ "image": testbed.image_name("e2e/secured", "1") }))?;
+        .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/secured", "1") }))?;
     let post = async || builder.client()?.post_signed(tar.clone()).await;
     let assert_fails = async |reason: &str| -> Result<()> {
         let reply = post().await?;

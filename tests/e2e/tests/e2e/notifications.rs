@@ -60,8 +60,9 @@ async fn a_result_is_sent_over_tls_until_the_receiver_accepts_it() -> Result<()>
     let host = proxy.url().strip_prefix("https://").context("an https URL")?;
     let settings = [("allowed_sources", host), ("insecure", "false")];
     let secrets = [("gateway-ca", &*authority.certificate_pem())];
-    let builder = BuilderProcess::start_with_secrets(&testbed, &settings, &secrets).await?;
-    let tar = BuildContext::dockerfile("FROM scratch\nLABEL by=notify\n").tar_with_config(&json!({
+    let builder =
+        BuilderProcess::start_with_secrets_replacing_registry_config(&testbed, &settings, &secrets).await?;
+    let tar = BuildContext::dockerfile("FROM scratch\nLABEL by=notify\n").tar_with_config_last(&json!({
         "image": testbed.image_name("e2e/notified", "1"),
         "skipPush": true,
         "notify": format!("{}/results?of=e2e", proxy.url()),
@@ -74,7 +75,10 @@ async fn a_result_is_sent_over_tls_until_the_receiver_accepts_it() -> Result<()>
     for _ in 0..2 {
         let next = tokio::time::timeout(RECEIPT_TIMEOUT, received.recv()).await;
         let (headers, body) = next.context("no result arrived")?.context("the receiver runs")?;
-        assert_eq!(serde_json::from_slice::<serde_json::Value>(&body)?, reply.json());
+        assert_eq!(
+            serde_json::from_slice::<serde_json::Value>(&body)?,
+            reply.json_or_error_text()
+        );
         let mut mac = Hmac::<Sha256>::new_from_slice(key.trim().as_bytes())?;
         mac.update(&body);
         let expected = format!("sha256={}", hex::encode(mac.finalize().into_bytes()));
@@ -103,7 +107,7 @@ async fn the_queue_posts_the_result_of_a_success_and_of_a_failure_to_the_callbac
         ("FROM scratch\nLABEL by=callback\n", "200", "success"),
         ("FROM scratch\nCOPY missing /\n", "422", "failed"),
     ] {
-        let tar = BuildContext::dockerfile(dockerfile).tar_with_config(&json!({
+        let tar = BuildContext::dockerfile(dockerfile).tar_with_config_last(&json!({
             "image": testbed.image_name("e2e/called-back", "1"),
             "skipPush": true,
         }))?;

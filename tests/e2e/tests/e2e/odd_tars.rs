@@ -468,7 +468,7 @@ async fn a_tar_without_its_end_builds_with_a_warning() -> Result<()> {
         build_with_builder_and_buildctl(&comparison, "no-end", tar, &[]).await?;
 
     assert_eq!(ours, theirs, "{}", reply.text);
-    let log = reply.json()["log"].to_string();
+    let log = reply.json_or_error_text()["log"].to_string();
     assert!(
         log.contains("warning: the tar has no end-of-archive block"),
         "{log}"

@@ -59,7 +59,7 @@ async fn answers_to_generated_requests_match_the_openapi_description() -> Result
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let keys = tempfile::tempdir()?;
-    let key = FaasCliRecording::read_recording()?.write_private_key(keys.path())?;
+    let key = FaasCliRecording::read_recording()?.write_build_secrets_private_key(keys.path())?;
     let contexts = format!("{}/e2e/openapi-contexts", testbed.stack.registry.host);
     let records = format!("{}/e2e/openapi-records", testbed.stack.registry.host);
     let settings = [

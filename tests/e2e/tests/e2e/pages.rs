@@ -14,7 +14,7 @@ use slipway_e2e::{
     buildkit::BuildkitDaemon,
 };
 
-use accessibility::assert_accessible;
+use accessibility::assert_no_accessibility_faults_in_all_views;
 use setting::{PageSetting, fresh_id};
 
 /// The most bytes of a page over the wire, with everything that it loads by itself.
@@ -84,7 +84,7 @@ async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
         let coloured = "document.querySelector('#lines .a2')?.textContent";
         assert_eq!(browser.evaluate(coloured).await?, "green");
         browser.store_screenshot("running").await?;
-        assert_accessible(&browser).await?;
+        assert_no_accessibility_faults_in_all_views(&browser).await?;
         setting.testbed.open_gate_of_step(&gate)?;
         browser.wait_until(&has_line("\\bthrough$")).await?;
         wait_for_state(&browser, "success").await?;
@@ -116,7 +116,7 @@ async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
         true,
         "each line once: {text}"
     );
-    assert_accessible(&browser).await?;
+    assert_no_accessibility_faults_in_all_views(&browser).await?;
     assert_nothing_reported(&browser).await
 }
 
@@ -128,7 +128,7 @@ async fn the_page_of_a_failed_build_says_why_first_and_is_used_with_the_keyboard
     let reply = setting.build(&fresh_id("page-failed")?, &context, &image).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
     let browser = Browser::start(true).await?;
-    let url = setting.page_url(&reply.json())?;
+    let url = setting.page_url(&reply.json_or_error_text())?;
     browser
         .open_until(&url, &has_line("could not compile `shop`"))
         .await?;
@@ -162,7 +162,7 @@ async fn the_page_of_a_failed_build_says_why_first_and_is_used_with_the_keyboard
         browser.show_as(view).await?;
         browser.store_screenshot(name).await?;
     }
-    assert_accessible(&browser).await?;
+    assert_no_accessibility_faults_in_all_views(&browser).await?;
 
     // The first stop leads past everything before the content, and the controls of the log are stops too.
     browser.press(TAB_KEY).await?;
@@ -223,7 +223,7 @@ async fn pages_are_readable_without_scripts() -> Result<()> {
         let id = fresh_id("page-without-scripts")?;
         let reply = setting.build(&id, &context, &setting.image_name("shop")).await?;
         assert_eq!(reply.status, status, "{}", reply.text);
-        let url = setting.page_url(&reply.json())?;
+        let url = setting.page_url(&reply.json_or_error_text())?;
         // A page that was sent before the log was read is followed by one with the lines.
         let expected_line = format!(
             "document.getElementById('lines')?.textContent.includes({}) === true",
@@ -241,7 +241,7 @@ async fn pages_are_readable_without_scripts() -> Result<()> {
         browser
             .store_screenshot(&format!("{name}-without-scripts"))
             .await?;
-        assert_accessible(&browser).await?;
+        assert_no_accessibility_faults_in_all_views(&browser).await?;
     }
     assert_nothing_reported(&browser).await
 }
@@ -340,7 +340,7 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     let testbed = slipway_e2e::testbed::Testbed::find_running_stack()?;
     // The stack's own daemon would keep the log in its history.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
-    let url = daemon.url();
+    let url = daemon.socket_url();
     let setting = PageSetting::start(&[("buildkit_url", &url)]).await?;
     let filler = "x".repeat(88);
     let steps = format!("RUN seq 1 {LINES_WRITTEN_BY_STEP} | sed 's/.*/line & {filler}/'");
@@ -349,7 +349,7 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     let reply = setting.build(&fresh_id("page-long")?, &context, &image).await?;
     assert_eq!(reply.status, 200, "{:.1000}", reply.text);
     let browser = Browser::start(true).await?;
-    let url = setting.page_url(&reply.json())?;
+    let url = setting.page_url(&reply.json_or_error_text())?;
     browser.open_until(&url, &has_line("\\bline 1 x")).await?;
     let count = browser
         .evaluate("document.querySelectorAll('#lines li').length")
@@ -417,7 +417,7 @@ async fn the_list_leads_to_the_builds_of_a_function_and_back() -> Result<()> {
     let browser = Browser::start(true).await?;
     browser.open(&setting.page_url(&list)?).await?;
     browser.store_screenshot("list").await?;
-    assert_accessible(&browser).await?;
+    assert_no_accessibility_faults_in_all_views(&browser).await?;
     browser.type_into("input[name=image]", &image).await?;
     browser.type_into("input[name=function]", name).await?;
     browser.click(".filter button").await?;
@@ -436,7 +436,7 @@ async fn the_list_leads_to_the_builds_of_a_function_and_back() -> Result<()> {
         .wait_until("document.querySelectorAll('.chart li').length >= 2")
         .await?;
     browser.store_screenshot("finished").await?;
-    assert_accessible(&browser).await?;
+    assert_no_accessibility_faults_in_all_views(&browser).await?;
     browser.click("nav a").await?;
     browser
         .wait_until("document.querySelector('h1').textContent === 'Builds'")

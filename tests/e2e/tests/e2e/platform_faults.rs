@@ -28,7 +28,7 @@ async fn a_wrong_registry_password_is_a_502_and_pushes_nothing() -> Result<()> {
     let config = json!({ "image": image, "deploy": { "service": "wrong-password" } });
     let reply = builder
         .client()?
-        .post_signed(small_context().tar_with_config(&config)?)
+        .post_signed(small_context().tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 502, "{}", reply.text);
     assert_eq!(reply.text_field("status"), "failed", "{}", reply.text);
@@ -56,7 +56,10 @@ async fn a_wrong_registry_password_is_a_502_and_pushes_nothing() -> Result<()> {
             .await?
             .is_none()
     );
-    assert_eq!(builder.leftover_spool_files()?, Vec::<std::path::PathBuf>::new());
+    assert_eq!(
+        builder.files_in_spool_and_unlinked_open_files()?,
+        Vec::<std::path::PathBuf>::new()
+    );
     Ok(())
 }
 
@@ -74,7 +77,7 @@ async fn a_caller_that_disconnects_leaves_no_spooled_file_no_running_step_and_no
         "FROM {base}\nARG AT\nCOPY pad /pad\nRUN sleep 300; echo $AT\n"
     ))
     .with_file("pad", vec![1; 12 << 20]);
-    let tar = source.tar_with_config(&json!({ "image": image, "buildArgs": { "AT": at } }))?;
+    let tar = source.tar_with_config_last(&json!({ "image": image, "buildArgs": { "AT": at } }))?;
     let client = builder.client()?;
     let running = tokio::spawn(async move { client.post_signed(tar).await });
     testbed.wait_for_step("sleep 300", true).await?;
@@ -82,7 +85,7 @@ async fn a_caller_that_disconnects_leaves_no_spooled_file_no_running_step_and_no
     testbed.wait_for_step("sleep 300", false).await?;
     testbed
         .wait_until_condition("the spool is free", || {
-            Ok(builder.leftover_spool_files()?.is_empty())
+            Ok(builder.files_in_spool_and_unlinked_open_files()?.is_empty())
         })
         .await?;
     assert!(testbed.registry.get_manifest("e2e/dropped", "1").await?.is_none());
@@ -93,7 +96,7 @@ async fn a_caller_that_disconnects_leaves_no_spooled_file_no_running_step_and_no
 async fn without_buildkit_a_build_is_a_502_and_afterwards_builds_work_again() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _alone = testbed.lock_parts().await;
-    let tar = small_context().tar_with_config(
+    let tar = small_context().tar_with_config_last(
         &json!({ "image": testbed.image_name("e2e/no-buildkit", "1"), "deploy": { "service": "no-buildkit" } }),
     )?;
     let buildkit = PartOutage::prepare(&testbed, StackPart::Buildkit).await?;
@@ -116,7 +119,7 @@ async fn without_buildkit_a_build_is_a_502_and_afterwards_builds_work_again() ->
         .builder_client()?
         .post_signed(
             small_context()
-                .tar_with_config(&json!({ "image": testbed.image_name("e2e/no-buildkit", "2") }))?,
+                .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/no-buildkit", "2") }))?,
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -132,7 +135,7 @@ async fn buildkit_lost_during_a_build_is_a_502_and_leaves_no_session() -> Result
     let source = BuildContext::dockerfile(format!("FROM {base}\nARG AT\nRUN sleep 301; echo $AT\n"));
     // The tag is new in every run, so an image of an earlier run cannot be mistaken for this one's.
     let tag = std::process::id().to_string();
-    let tar = source.tar_with_config(
+    let tar = source.tar_with_config_last(
         &json!({ "image": testbed.image_name("e2e/lost", &tag), "buildArgs": { "AT": at } }),
     )?;
     let buildkit = PartOutage::prepare(&testbed, StackPart::Buildkit).await?;
@@ -158,7 +161,7 @@ async fn without_the_gateway_a_build_with_a_deployment_is_a_502_and_leaves_no_se
     let testbed = Testbed::find_running_stack()?;
     let _alone = testbed.lock_parts().await;
     let name = "no-gateway";
-    let tar = small_context().tar_with_config(
+    let tar = small_context().tar_with_config_last(
         &json!({ "image": testbed.image_name("e2e/no-gateway", "1"), "deploy": { "service": name } }),
     )?;
     let gateway = PartOutage::prepare(&testbed, StackPart::Gateway).await?;
@@ -167,7 +170,7 @@ async fn without_the_gateway_a_build_with_a_deployment_is_a_502_and_leaves_no_se
     gateway.make_available().await?;
     let reply = reply?;
     assert_eq!(reply.status, 502, "{}", reply.text);
-    let result = reply.json();
+    let result = reply.json_or_error_text();
     assert_eq!(result["status"], "failed", "{result}");
     assert_eq!(result["deployment"]["status"], "failed", "{result}");
     assert!(reply.text_field("error").contains("gateway"), "{result}");
@@ -185,7 +188,7 @@ async fn a_successful_build_leaves_no_connection_to_buildkit_open() -> Result<()
     let _alone = testbed.lock_parts().await;
     let tar = small_context()
         .with_file("pad", vec![3; 12 << 20])
-        .tar_with_config(&json!({ "image": testbed.image_name("e2e/tidy", "1") }))?;
+        .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/tidy", "1") }))?;
     let buildkit = PartOutage::prepare(&testbed, StackPart::Buildkit).await?;
     let reply = buildkit.builder_client()?.post_signed(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);

@@ -56,7 +56,7 @@ impl DaemonPool {
     ) -> Result<BuilderProcess> {
         let urls: Vec<_> = self.daemons[..daemon_count]
             .iter()
-            .map(BuildkitDaemon::url)
+            .map(BuildkitDaemon::socket_url)
             .collect();
         let urls = urls.join(",");
         let mut all = vec![("buildkit_url", urls.as_str())];
@@ -77,14 +77,14 @@ impl DaemonPool {
         let config = json!({ "image": self.image_name(name), "skipPush": true });
         BuildContext::dockerfile("FROM scratch\nCOPY file /file\n")
             .with_file("file", name)
-            .tar_with_config(&config)
+            .tar_with_config_last(&config)
     }
 
     /// Returns the tar of a function whose build runs until the gate is opened.
     async fn gated_tar(&self, name: &str, gate: &str) -> Result<Vec<u8>> {
         let config = json!({ "image": self.image_name(name), "skipPush": true });
         let base = self.testbed.build_busybox_once_and_get_name().await?;
-        BuildContext::with_gated_step(base, gate).tar_with_config(&config)
+        BuildContext::with_gated_step(base, gate).tar_with_config_last(&config)
     }
 
     /// Reads the history of every daemon.
@@ -109,7 +109,7 @@ impl DaemonPool {
 
 fn assert_built(reply: &HttpReply) -> Result<Value> {
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
-    Ok(reply.json())
+    Ok(reply.json_or_error_text())
 }
 
 /// Sends a build to the builder itself, with the headers of the gateway's queue.
@@ -128,7 +128,7 @@ async fn post_with_headers_of_queue(
 }
 
 #[tokio::test]
-async fn rebuilds_land_on_the_daemon_that_has_their_cache() -> Result<()> {
+async fn at_least_95_percent_of_rebuilds_land_on_the_daemon_that_has_their_cache() -> Result<()> {
     let pool = DaemonPool::start(3).await?;
     let names: Vec<_> = (0..FUNCTION_COUNT)
         .map(|number| format!("function-{number}"))
@@ -246,7 +246,7 @@ async fn builds_go_on_after_the_loss_of_a_daemon_whose_running_build_is_retried_
             .iter()
             .position(|history| history.iter().any(|build| build.call_id == call_id));
         let lost = lost.context("no daemon runs the build")?;
-        pool.daemons[lost].kill()?;
+        pool.daemons[lost].kill_without_unmounting()?;
         let start = Instant::now();
         for number in 0..12 {
             let tar = pool.small_tar(&format!("after-loss-{number}"))?;
@@ -283,7 +283,7 @@ async fn builds_go_on_after_the_loss_of_a_daemon_whose_running_build_is_retried_
     let text = builder.metrics_text().await?;
     let counted = format!(
         "slipway_buildkit_builds_total{{daemon=\"{}\"}} ",
-        pool.daemons[lost].url()
+        pool.daemons[lost].socket_url()
     );
     ensure!(text.contains(&counted), "no {counted} in {text}");
     let answering = "slipway_buildkit_daemons{state=\"answering\"} 2";

@@ -22,7 +22,8 @@ async fn build_and_push_page(testbed: &Testbed, text: &str) -> Result<String> {
     let reply = testbed
         .builder
         .post_signed(
-            BuildContext::static_page_function(base, text).tar_with_config(&json!({ "image": image }))?,
+            BuildContext::static_page_function(base, text)
+                .tar_with_config_last(&json!({ "image": image }))?,
         )
         .await?;
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
@@ -76,7 +77,7 @@ async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() ->
     let deployment = |image: &str| json!({ "service": name, "image": image });
     ensure!(functions.create_function(&deployment(&images[0])).await? < 300);
     functions
-        .wait_for_page(name, "one", FUNCTION_START_TIMEOUT)
+        .wait_until_page_equals(name, "one", FUNCTION_START_TIMEOUT)
         .await?;
     let (stop, stopped) = watch::channel(false);
     let calling = tokio::spawn(call_until_stopped_and_collect_failures(
@@ -120,7 +121,7 @@ async fn a_function_cannot_be_created_twice_or_updated_after_its_removal() -> Re
     let deployment = json!({ "service": name, "image": image });
     ensure!(functions.create_function(&deployment).await? < 300);
     functions
-        .wait_for_page(name, "life", FUNCTION_START_TIMEOUT)
+        .wait_until_page_equals(name, "life", FUNCTION_START_TIMEOUT)
         .await?;
     assert_eq!(
         functions.create_function(&deployment).await?,

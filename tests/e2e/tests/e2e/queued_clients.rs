@@ -151,7 +151,7 @@ async fn clients_of_all_languages_build_through_the_queue_and_report_how_the_bui
 
         let built = client.build(&fixture, &image, &good, builder)?;
         assert_eq!(built.code, 0, "{name}: {built:?}");
-        let found = built.json();
+        let found = built.json_or_error_text();
         assert_eq!(found["image"], image.as_str(), "{name}: {built:?}");
         let line = format!("to {name} by /bin/sh");
         assert!(built.stderr.contains(&line), "{name} follows the log: {built:?}");
@@ -160,7 +160,7 @@ async fn clients_of_all_languages_build_through_the_queue_and_report_how_the_bui
         let failed = fixture.image_name_with_tag_of_run(&format!("e2e/queued-{name}-bad"));
         let failed = client.build(&fixture, &failed, &bad, builder)?;
         assert_eq!(failed.code, 1, "{name}: {failed:?}");
-        let error = failed.json()["error"].as_str().map(str::to_owned);
+        let error = failed.json_or_error_text()["error"].as_str().map(str::to_owned);
         assert!(
             error.is_some_and(|error| error.contains("exit code: 3")),
             "{name}: {failed:?}"
@@ -207,7 +207,7 @@ async fn clients_of_all_languages_cancel_a_queued_build() -> Result<()> {
         let gate = format!("gate-of-cancelled-{name}");
         let dockerfile = format!("FROM {}\nRUN {}\n", fixture.base, gated_command(&gate));
         let image = fixture.image_name_with_tag_of_run(&format!("e2e/queued-cancelled-{name}"));
-        let tar = BuildContext::dockerfile(dockerfile).tar_with_config(&json!({ "image": image }))?;
+        let tar = BuildContext::dockerfile(dockerfile).tar_with_config_last(&json!({ "image": image }))?;
         let queued = testbed.queued.post_signed(tar).await?;
         let id = queued.call_id.context("the 202 has no call ID")?;
         testbed.wait_for_step(&gate, true).await?;
@@ -218,7 +218,11 @@ async fn clients_of_all_languages_cancel_a_queued_build() -> Result<()> {
         let log = shell.run(&fixture, &["log", &id], &testbed.stack.builder_url)?;
         assert_eq!(log.code, 0, "{name}: {log:?}");
         let found = shell.run(&fixture, &["status", &id], &testbed.stack.builder_url)?;
-        assert_eq!(found.json()["state"], "cancelled", "{name}: {found:?}");
+        assert_eq!(
+            found.json_or_error_text()["state"],
+            "cancelled",
+            "{name}: {found:?}"
+        );
     }
     Ok(())
 }
@@ -251,7 +255,7 @@ async fn faas_cli_builds_through_the_queue_and_its_build_is_found_by_its_id() ->
         b"",
     )?;
     ensure!(built.code == 0, "{built:?}");
-    let found = built.json();
+    let found = built.json_or_error_text();
     assert_eq!(
         (&found["state"], &found["image"]),
         (&Value::from("success"), &Value::from(image.as_str())),

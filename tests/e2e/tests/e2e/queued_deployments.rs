@@ -16,7 +16,7 @@ use slipway_e2e::{
 const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A second builder-fn on the stack, with another value of `deploy_via`.
-struct BuilderWithDeployVia<'b> {
+struct BuilderCopyWithDeployVia<'b> {
     testbed: &'b Testbed,
     name: String,
     /// A client through the gateway, which waits for the answer.
@@ -25,9 +25,9 @@ struct BuilderWithDeployVia<'b> {
     queued: SigningClient,
 }
 
-impl<'b> BuilderWithDeployVia<'b> {
+impl<'b> BuilderCopyWithDeployVia<'b> {
     /// Deploys a copy of the stack's builder-fn as `builder-VIA`, with this `deploy_via`, and waits until it is ready.
-    async fn start_with_deploy_via(testbed: &'b Testbed, via: &str) -> Result<Self> {
+    async fn deploy_builder_copy_with_deploy_via(testbed: &'b Testbed, via: &str) -> Result<Self> {
         let functions = &testbed.functions;
         let name = format!("builder-{via}");
         functions.remove_function(&name).await?;
@@ -63,11 +63,11 @@ impl<'b> BuilderWithDeployVia<'b> {
             "probe": { "path": "/index.html", "successes": 2 },
         });
         BuildContext::static_page_function(self.testbed.build_busybox_once_and_get_name().await?, text)
-            .tar_with_config(&config)
+            .tar_with_config_last(&config)
     }
 
     /// Removes the built function, and the builder itself.
-    async fn remove_both_functions(self, function: &str) -> Result<()> {
+    async fn remove_built_function_and_builder_copy(self, function: &str) -> Result<()> {
         self.testbed.functions.remove_function(function).await?;
         self.testbed.functions.remove_function(&self.name).await
     }
@@ -77,7 +77,8 @@ impl<'b> BuilderWithDeployVia<'b> {
 async fn a_queued_hand_over_is_reported_as_queued_and_deployed() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = BuilderWithDeployVia::start_with_deploy_via(&testbed, "async-function").await?;
+    let builder =
+        BuilderCopyWithDeployVia::deploy_builder_copy_with_deploy_via(&testbed, "async-function").await?;
     let name = "handed-over-queued";
     testbed.functions.remove_function(name).await?;
     let reply = builder
@@ -85,15 +86,15 @@ async fn a_queued_hand_over_is_reported_as_queued_and_deployed() -> Result<()> {
         .post_signed(builder.page_tar(name, "queued hand-over").await?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let result = reply.json();
+    let result = reply.json_or_error_text();
     assert_eq!(result["status"], "success", "{result}");
     assert_eq!(result["deployment"]["status"], "queued", "{result}");
     assert_eq!(result["deployment"]["function"], name, "{result}");
     testbed
         .functions
-        .wait_for_page(name, "queued hand-over", QUEUED_DEPLOYMENT_TIMEOUT)
+        .wait_until_page_equals(name, "queued hand-over", QUEUED_DEPLOYMENT_TIMEOUT)
         .await?;
-    builder.remove_both_functions(name).await
+    builder.remove_built_function_and_builder_copy(name).await
 }
 
 /// The queue-worker forwards headers and body of the builder's answer unchanged, so the signature stays valid.
@@ -101,7 +102,7 @@ async fn a_queued_hand_over_is_reported_as_queued_and_deployed() -> Result<()> {
 async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = BuilderWithDeployVia::start_with_deploy_via(&testbed, "callback").await?;
+    let builder = BuilderCopyWithDeployVia::deploy_builder_copy_with_deploy_via(&testbed, "callback").await?;
     let name = "called-back";
     testbed.functions.remove_function(name).await?;
     let tar = builder.page_tar(name, "called back").await?;
@@ -114,7 +115,7 @@ async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
     let call_id = reply.call_id.context("the answer has no call id")?;
     testbed
         .functions
-        .wait_for_page(name, "called back", QUEUED_DEPLOYMENT_TIMEOUT)
+        .wait_until_page_equals(name, "called back", QUEUED_DEPLOYMENT_TIMEOUT)
         .await?;
     let status = testbed
         .functions
@@ -127,7 +128,7 @@ async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
     testbed.functions.remove_function(name).await?;
     let answer: HttpReply = builder.waiting.post_signed(tar).await?;
     assert_eq!(answer.status, 200, "{}", answer.text);
-    let deployment: Value = answer.json()["deployment"].clone();
+    let deployment: Value = answer.json_or_error_text()["deployment"].clone();
     assert_eq!(deployment["status"], "handed_over", "{deployment}");
     assert!(testbed.functions.function_status(name).await?.is_none());
 
@@ -136,5 +137,5 @@ async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
     let forged = http.post(&callback).body(answer.text).send().await?;
     assert_eq!(forged.status().as_u16(), 401);
     assert!(testbed.functions.function_status(name).await?.is_none());
-    builder.remove_both_functions(name).await
+    builder.remove_built_function_and_builder_copy(name).await
 }

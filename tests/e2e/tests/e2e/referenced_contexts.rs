@@ -56,7 +56,7 @@ async fn an_artifact_as_oras_pushes_it_is_built_and_pushed() -> Result<()> {
         "{}",
         reply.text
     );
-    assert!(builder.leftover_spool_files()?.is_empty());
+    assert!(builder.files_in_spool_and_unlinked_open_files()?.is_empty());
     Ok(())
 }
 
@@ -126,11 +126,12 @@ async fn the_shell_client_builds_a_compressed_context_from_a_web_server_over_tls
     let image = testbed.image_name("e2e/referenced-by-url", "1");
     let url = format!("{}/fn.tar.gz", server.url());
     let build = async |settings: &[(&str, &str)], secrets: &[(&str, &str)]| -> Result<_> {
-        let builder = BuilderProcess::start_with_secrets(&testbed, settings, secrets).await?;
+        let builder =
+            BuilderProcess::start_with_secrets_replacing_registry_config(&testbed, settings, secrets).await?;
         let environment = [("BUILDER_URL", builder.url()), ("PAYLOAD_SECRET", key.as_str())];
         let arguments = [image.as_str(), url.as_str(), tar.as_str()];
         let output = work_dir.run_program(&client, &arguments, &environment, b"")?;
-        anyhow::ensure!(builder.leftover_spool_files()?.is_empty());
+        anyhow::ensure!(builder.files_in_spool_and_unlinked_open_files()?.is_empty());
         Ok(output)
     };
 

@@ -48,8 +48,8 @@ impl FaultyPlatform {
 
     async fn start_with_registry(testbed: &Testbed, registry: RegistryProxy) -> Result<Self> {
         let daemon = BuildkitDaemon::start(testbed, "").await?;
-        let config = registry.docker_config(testbed)?;
-        let url = daemon.url();
+        let config = registry.docker_config_for_proxy_and_registry(testbed)?;
+        let url = daemon.socket_url();
         let settings = [("buildkit_url", url.as_str())];
         let builder = BuilderProcess::start_with_docker_config(testbed, &config, &settings).await?;
         Ok(Self {
@@ -85,7 +85,7 @@ impl FaultyPlatform {
         // A call that came from the queue has two times.
         let times = format!("{0}, {0}", self.run);
         let headers = [("X-Call-Id", id.as_str()), ("X-Start-Time", times.as_str())];
-        let tar = small_context().tar_with_config(&config)?;
+        let tar = small_context().tar_with_config_last(&config)?;
         let reply = self
             .builder
             .client()?
@@ -134,9 +134,13 @@ async fn a_push_that_the_registry_limits_is_retried_until_it_succeeds_and_each_a
             .await?;
 
         assert_eq!(reply.status, 200, "{repository}: {}", reply.text);
-        let result = reply.json();
+        let result = reply.json_or_error_text();
         assert_eq!(result["status"], "success", "{result:#}");
-        assert_eq!(platform.registry.rejected_count(), times, "{result:#}");
+        assert_eq!(
+            platform.registry.rejected_since_reject_next(),
+            times,
+            "{result:#}"
+        );
         let retries = retry_lines(&result);
         for (number, line) in (1..).zip(&retries) {
             assert!(
@@ -202,7 +206,7 @@ async fn a_push_that_the_registry_fails_with_500_502_503_or_504_is_retried_until
         let ((_, reply), ()) = tokio::try_join!(delivery, recovery)?;
 
         assert_eq!(reply.status, 200, "{repository}: {}", reply.text);
-        let result = reply.json();
+        let result = reply.json_or_error_text();
         let retries = retry_lines(&result);
         assert!(!retries.is_empty(), "{repository}: {result:#}");
         assert!(
@@ -237,7 +241,7 @@ async fn a_push_that_stays_limited_ends_at_the_timeout_of_the_build() -> Result<
         .deliver_small_build_as_queue("e2e/always-limited", &[("timeout", json!("40s"))])
         .await?;
 
-    let result = reply.json();
+    let result = reply.json_or_error_text();
     assert!(
         reply.text_field("error").contains("time limit"),
         "{} {result:#}",
@@ -279,7 +283,7 @@ async fn a_push_that_the_registry_refuses_with_403_404_412_or_413_is_not_retried
 
         let (id, reply) = platform.deliver_small_build_as_queue(repository, &[]).await?;
 
-        let result = reply.json();
+        let result = reply.json_or_error_text();
         assert_eq!(reply.status, answer, "{repository}: {result:#}");
         assert_eq!(
             retry_lines(&result),
@@ -290,7 +294,7 @@ async fn a_push_that_the_registry_refuses_with_403_404_412_or_413_is_not_retried
         assert_eq!(build["attempts"], 1, "{repository}: {build:#}");
         // The requests of all blobs may be rejected, each once.
         assert!(
-            (1..=2).contains(&platform.registry.rejected_count()),
+            (1..=2).contains(&platform.registry.rejected_since_reject_next()),
             "{repository}"
         );
     }
@@ -299,7 +303,7 @@ async fn a_push_that_the_registry_refuses_with_403_404_412_or_413_is_not_retried
 
 /// The callers whose builds push with tokens.
 #[derive(Debug, Clone, Copy)]
-enum TokenUser {
+enum OperatorOrTenant {
     /// BuildKit fetches the tokens itself, with the operator's password.
     Operator,
     /// The builder fetches the tokens for BuildKit, with the tenant's password.
@@ -316,11 +320,11 @@ struct TokenPlatform {
 }
 
 impl TokenPlatform {
-    async fn start(testbed: &Testbed, user: TokenUser, expires_in_seconds: u32) -> Result<Self> {
+    async fn start(testbed: &Testbed, user: OperatorOrTenant, expires_in_seconds: u32) -> Result<Self> {
         let registry = RegistryProxy::start_with_tokens(testbed, expires_in_seconds).await?;
         let daemon = BuildkitDaemon::start(testbed, "").await?;
         let folder = tempfile::tempdir()?;
-        let config = registry.docker_config(testbed)?;
+        let config = registry.docker_config_for_proxy_and_registry(testbed)?;
         let key = "the payload key of the tenant";
         let prefix = format!("{}/e2e/", registry.host);
         let rules = json!({
@@ -329,16 +333,20 @@ impl TokenPlatform {
         let policy = folder.path().join("policy.json");
         fs::write(&policy, json!({ "tenants": { "acme": rules } }).to_string())?;
         let policy = policy.to_str().context("the path is not UTF-8")?;
-        let url = daemon.url();
+        let url = daemon.socket_url();
         let mut settings = vec![("buildkit_url", url.as_str())];
-        if let TokenUser::Tenant = user {
+        if let OperatorOrTenant::Tenant = user {
             settings.push(("policy_file", policy));
         }
         let secrets = [("registry-config", config.as_str()), ("tenant-payload", key)];
-        let builder = BuilderProcess::start_with_secrets(testbed, &settings, &secrets).await?;
+        let builder =
+            BuilderProcess::start_with_secrets_replacing_registry_config(testbed, &settings, &secrets)
+                .await?;
         let client = match user {
-            TokenUser::Operator => builder.client()?,
-            TokenUser::Tenant => SigningClient::new(format!("{}/build", builder.url()), key.as_bytes())?,
+            OperatorOrTenant::Operator => builder.client()?,
+            OperatorOrTenant::Tenant => {
+                SigningClient::new(format!("{}/build", builder.url()), key.as_bytes())?
+            }
         };
         Ok(Self {
             registry,
@@ -360,10 +368,10 @@ async fn a_token_that_expires_during_a_long_build_is_renewed_for_its_push() -> R
     let (_, base) = base.split_once('/').context("no registry in the image's name")?;
     let run = Timestamp::now().as_nanosecond().to_string();
     for (user, expires_in) in [
-        (TokenUser::Operator, 1),
-        (TokenUser::Operator, 3600),
-        (TokenUser::Tenant, 1),
-        (TokenUser::Tenant, 3600),
+        (OperatorOrTenant::Operator, 1),
+        (OperatorOrTenant::Operator, 3600),
+        (OperatorOrTenant::Tenant, 1),
+        (OperatorOrTenant::Tenant, 3600),
     ] {
         let platform = TokenPlatform::start(&testbed, user, expires_in).await?;
         let what = format!("{user:?} {expires_in}").to_lowercase().replace(' ', "-");
@@ -371,7 +379,7 @@ async fn a_token_that_expires_during_a_long_build_is_renewed_for_its_push() -> R
         let repository = format!("e2e/renewed/{what}");
         let host = &platform.registry.host;
         let source = BuildContext::dockerfile(format!("FROM {host}/{base}\nRUN {}\n", gated_command(&gate)));
-        let tar = source.tar_with_config(&json!({ "image": format!("{host}/{repository}:{run}") }))?;
+        let tar = source.tar_with_config_last(&json!({ "image": format!("{host}/{repository}:{run}") }))?;
         let client = platform.client.clone();
         let build = tokio::spawn(async move { client.post_signed(tar).await });
         testbed.wait_for_step(&gate, true).await?;
@@ -391,7 +399,11 @@ async fn a_token_that_expires_during_a_long_build_is_renewed_for_its_push() -> R
             reply.text,
             platform.builder.log_text()
         );
-        assert_eq!(retry_lines(&reply.json()), Vec::<&str>::new(), "{what}");
+        assert_eq!(
+            retry_lines(&reply.json_or_error_text()),
+            Vec::<&str>::new(),
+            "{what}"
+        );
         assert!(
             testbed.registry.get_manifest(&repository, &run).await?.is_some(),
             "{what}"
@@ -413,7 +425,7 @@ async fn a_token_that_expires_in_the_middle_of_a_push_is_renewed() -> Result<()>
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let run = Timestamp::now().as_nanosecond().to_string();
-    for user in [TokenUser::Operator, TokenUser::Tenant] {
+    for user in [OperatorOrTenant::Operator, OperatorOrTenant::Tenant] {
         let platform = TokenPlatform::start(&testbed, user, 3600).await?;
         let host = &platform.registry.host;
         for (number, (method, path_part)) in [
@@ -428,7 +440,7 @@ async fn a_token_that_expires_in_the_middle_of_a_push_is_renewed() -> Result<()>
         {
             let what = format!("{user:?} before {method} {path_part}");
             let repository = format!("e2e/expired/{}-{number}", format!("{user:?}").to_lowercase());
-            let revocations = platform.registry.revocation_count();
+            let revocations = platform.registry.total_revocation_count();
             platform
                 .registry
                 .revoke_tokens_before_next(RequestPattern { method, path_part });
@@ -439,11 +451,15 @@ async fn a_token_that_expires_in_the_middle_of_a_push_is_renewed() -> Result<()>
 
             let reply = platform
                 .client
-                .post_signed(source.tar_with_config(&config)?)
+                .post_signed(source.tar_with_config_last(&config)?)
                 .await?;
 
             assert_eq!(reply.status, 200, "{what}: {}", reply.text);
-            assert_eq!(platform.registry.revocation_count(), revocations + 1, "{what}");
+            assert_eq!(
+                platform.registry.total_revocation_count(),
+                revocations + 1,
+                "{what}"
+            );
             assert!(
                 testbed.registry.get_manifest(&repository, &run).await?.is_some(),
                 "{what}"

@@ -68,7 +68,7 @@ async fn a_wrong_signature_is_rejected() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let tar =
-        valid_context().tar_with_config(&valid_config_of_rejection_case(&testbed, "wrong-signature"))?;
+        valid_context().tar_with_config_last(&valid_config_of_rejection_case(&testbed, "wrong-signature"))?;
     let signature = slipway_e2e::client::sign_body(b"another key", &tar)?;
     let expected = ExpectedRejection {
         what: "wrong signature",
@@ -86,7 +86,8 @@ async fn a_wrong_signature_is_rejected() -> Result<()> {
 async fn a_body_without_a_signature_is_rejected() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let tar = valid_context().tar_with_config(&valid_config_of_rejection_case(&testbed, "no-signature"))?;
+    let tar =
+        valid_context().tar_with_config_last(&valid_config_of_rejection_case(&testbed, "no-signature"))?;
     let expected = ExpectedRejection {
         what: "no signature",
         status: 401,
@@ -102,7 +103,7 @@ async fn a_truncated_tar_is_rejected() -> Result<()> {
     let _parts = testbed.share_parts().await;
     let mut tar = valid_context()
         .with_file("b", vec![7; 4096])
-        .tar_with_config(&valid_config_of_rejection_case(&testbed, "truncated"))?;
+        .tar_with_config_last(&valid_config_of_rejection_case(&testbed, "truncated"))?;
     tar.truncate(512 * 6 + 100);
     let expected = ExpectedRejection {
         what: "truncated tar",
@@ -148,7 +149,7 @@ async fn an_invalid_image_name_is_rejected() -> Result<()> {
         };
         let reply = testbed
             .builder
-            .post_signed(valid_context().tar_with_config(&config)?)
+            .post_signed(valid_context().tar_with_config_last(&config)?)
             .await?;
         assert_rejected_without_effects(&testbed, "bad-image", expected, reply).await?;
     }
@@ -163,9 +164,9 @@ async fn a_failing_step_is_reported_with_its_log_and_nothing_is_deployed() -> Re
     let source = BuildContext::dockerfile(format!("FROM {base}\nRUN echo this is said before; exit 3\n"));
     let reply = testbed
         .builder
-        .post_signed(source.tar_with_config(&valid_config_of_rejection_case(&testbed, "failing-step"))?)
+        .post_signed(source.tar_with_config_last(&valid_config_of_rejection_case(&testbed, "failing-step"))?)
         .await?;
-    let log = reply.json()["log"].to_string();
+    let log = reply.json_or_error_text()["log"].to_string();
     assert!(log.contains("this is said before"), "{}", reply.text);
     let expected = ExpectedRejection {
         what: "failing step",
@@ -182,7 +183,7 @@ async fn a_syntax_error_in_the_dockerfile_is_reported_with_the_instruction() -> 
     let source = BuildContext::dockerfile("FROM scratch\nNONSENSE here\n");
     let reply = testbed
         .builder
-        .post_signed(source.tar_with_config(&valid_config_of_rejection_case(&testbed, "no-parse"))?)
+        .post_signed(source.tar_with_config_last(&valid_config_of_rejection_case(&testbed, "no-parse"))?)
         .await?;
     let expected = ExpectedRejection {
         what: "unknown instruction",
@@ -201,7 +202,7 @@ async fn a_context_without_a_dockerfile_is_rejected_before_the_build() -> Result
         .post_signed(
             BuildContext::new()
                 .with_file("a", "a")
-                .tar_with_config(&valid_config_of_rejection_case(&testbed, "no-dockerfile"))?,
+                .tar_with_config_last(&valid_config_of_rejection_case(&testbed, "no-dockerfile"))?,
         )
         .await?;
     let expected = ExpectedRejection {

@@ -74,7 +74,7 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
     // The build can be asked about afterwards, by its ID and by the function's name.
     let id = submitted["id"].as_str().context("no ID")?;
     let status = slipway.run(folder.path(), &["status", id, "--json"]).await?;
-    assert_eq!(status.json()["state"], "success", "{status:?}");
+    assert_eq!(status.json_or_error_text()["state"], "success", "{status:?}");
     let log = slipway.run(folder.path(), &["logs", id]).await?;
     assert!(
         log.code == 0 && log.stdout.contains("COPY function /www"),
@@ -83,7 +83,7 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
     let list = slipway
         .run(folder.path(), &["builds", "--function", name, "--json"])
         .await?;
-    assert_eq!(list.json()["builds"][0]["id"], id, "{list:?}");
+    assert_eq!(list.json_or_error_text()["builds"][0]["id"], id, "{list:?}");
     testbed.functions.remove_function(name).await
 }
 
@@ -162,7 +162,7 @@ async fn a_build_is_cancelled_by_its_id_and_up_exits_with_5() -> Result<()> {
     folder.write_file("template/small/Dockerfile", waiting)?;
     let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let mut up = slipway.start(folder.path(), &["up", "--via", "builder", "--progress", "json"])?;
-    let printed = up.read_stderr_until_line_contains("\"submitted\"").await?;
+    let printed = up.read_stderr_lines_until_one_contains("\"submitted\"").await?;
     let submitted: Value = serde_json::from_str(printed.lines().last().unwrap_or_default())?;
     testbed.wait_for_step(gate, true).await?;
 
@@ -183,25 +183,25 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
     let folder = create_project(&testbed, name, "one").await?;
     let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let mut dev = slipway.start(folder.path(), &["dev", "--via", "builder"])?;
-    dev.read_stderr_until_line_contains("watching for changes")
+    dev.read_stderr_lines_until_one_contains("watching for changes")
         .await?;
     testbed
         .functions
-        .wait_for_page(name, "one", CHANGE_TIMEOUT)
+        .wait_until_page_equals(name, "one", CHANGE_TIMEOUT)
         .await?;
 
     folder.write_file(&format!("{name}/index.html"), "two")?;
-    dev.read_stderr_until_line_contains("watching for changes")
+    dev.read_stderr_lines_until_one_contains("watching for changes")
         .await?;
     testbed
         .functions
-        .wait_for_page(name, "two", CHANGE_TIMEOUT)
+        .wait_until_page_equals(name, "two", CHANGE_TIMEOUT)
         .await?;
 
     let dockerfile = fs::read_to_string(folder.path().join("template/small/Dockerfile"))?;
     folder.write_file("template/small/Dockerfile", format!("{dockerfile}RUN exit 4\n"))?;
-    dev.read_stderr_until_line_contains("exit code: 4").await?;
-    dev.read_stderr_until_line_contains("watching for changes")
+    dev.read_stderr_lines_until_one_contains("exit code: 4").await?;
+    dev.read_stderr_lines_until_one_contains("watching for changes")
         .await?;
     assert_eq!(
         testbed.functions.get_function_page(name).await?,
@@ -212,7 +212,7 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
         "template/small/Dockerfile",
         format!("{dockerfile}LABEL changed=1\n"),
     )?;
-    dev.read_stderr_until_line_contains(&format!("/function/{name}"))
+    dev.read_stderr_lines_until_one_contains(&format!("/function/{name}"))
         .await?;
     dev.interrupt()?;
     let output = dev.wait_for_end().await?;

@@ -17,7 +17,7 @@ async fn start_gated_build_and_wait_for_its_step(
 ) -> Result<tokio::task::JoinHandle<Result<HttpReply>>> {
     let context = BuildContext::with_gated_step(testbed.build_busybox_once_and_get_name().await?, gate);
     let config = json!({ "image": testbed.image_name("e2e/slots", "1"), "skipPush": true });
-    let (client, tar) = (builder.client()?, context.tar_with_config(&config)?);
+    let (client, tar) = (builder.client()?, context.tar_with_config_last(&config)?);
     let build = tokio::spawn(async move { client.post_signed(tar).await });
     testbed.wait_for_step(gate, true).await?;
     Ok(build)
@@ -27,7 +27,7 @@ async fn start_gated_build_and_wait_for_its_step(
 fn small_tar(testbed: &Testbed) -> Result<Vec<u8>> {
     BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
         .with_file("a", "a")
-        .tar_with_config(&json!({ "image": testbed.image_name("e2e/slots", "2"), "skipPush": true }))
+        .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/slots", "2"), "skipPush": true }))
 }
 
 /// Asserts that a call was rejected with 429, the text of the limit, and a time after which to retry.
@@ -122,7 +122,7 @@ async fn a_stream_that_gets_no_slot_before_its_deadline_ends_with_a_terminal_rec
 
     let waiting = builder
         .client()?
-        .post_and_stream_records(context.tar_with_config(&config)?, "application/x-ndjson")
+        .post_and_stream_records(context.tar_with_config_last(&config)?, "application/x-ndjson")
         .await?;
     let (_, last) = waiting.read_to_terminal_record().await?;
 

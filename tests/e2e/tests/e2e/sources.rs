@@ -10,12 +10,12 @@ use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
 
 /// A server on the loopback address that counts its connections and answers every request with the text `content`.
-pub(crate) struct CountingServer {
+pub(crate) struct CountingHttpServer {
     pub(crate) port: u16,
     connections: Arc<AtomicUsize>,
 }
 
-impl CountingServer {
+impl CountingHttpServer {
     pub(crate) fn start() -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let port = listener.local_addr()?.port();
@@ -44,7 +44,7 @@ impl CountingServer {
 async fn no_spelling_of_a_private_address_is_read_and_no_connection_is_made() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let server = CountingServer::start()?;
+    let server = CountingHttpServer::start()?;
     let port = server.port;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     for (source, expected) in [
@@ -99,8 +99,9 @@ async fn no_spelling_of_a_private_address_is_read_and_no_connection_is_made() ->
         ("COPY --from=169.254.169.254/a/b:1 / /a".to_owned(), "metadata"),
     ] {
         let context = BuildContext::dockerfile(format!("FROM scratch\n{source}\n"));
-        let tar = context
-            .tar_with_config(&json!({ "image": testbed.image_name("e2e/sources", "1"), "skipPush": true }))?;
+        let tar = context.tar_with_config_last(
+            &json!({ "image": testbed.image_name("e2e/sources", "1"), "skipPush": true }),
+        )?;
 
         let reply = builder.client()?.post_signed(tar).await?;
 
@@ -123,15 +124,19 @@ async fn no_spelling_of_a_private_address_is_read_and_no_connection_is_made() ->
 async fn allowed_sources_let_a_build_read_from_a_private_host() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let server = CountingServer::start()?;
+    let server = CountingHttpServer::start()?;
     let allowed = format!("127.0.0.1:{}", server.port);
     // A daemon of its own: the stack's may be in another network.
     let daemon = slipway_e2e::buildkit::BuildkitDaemon::start(&testbed, "").await?;
-    let settings = [("allowed_sources", &*allowed), ("buildkit_url", &daemon.url())];
+    let settings = [
+        ("allowed_sources", &*allowed),
+        ("buildkit_url", &daemon.socket_url()),
+    ];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let dockerfile = format!("FROM scratch\nADD http://{allowed}/a /a\n");
-    let tar = BuildContext::dockerfile(dockerfile)
-        .tar_with_config(&json!({ "image": testbed.image_name("e2e/sources", "2"), "skipPush": true }))?;
+    let tar = BuildContext::dockerfile(dockerfile).tar_with_config_last(
+        &json!({ "image": testbed.image_name("e2e/sources", "2"), "skipPush": true }),
+    )?;
 
     let reply = builder.client()?.post_signed(tar).await?;
 

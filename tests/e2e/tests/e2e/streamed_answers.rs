@@ -33,7 +33,7 @@ async fn assert_output_arrives_during_the_build(
     let gate = format!("gate-of-{}", repository.replace('/', "-"));
     let steps = format!("RUN echo waiting; {}; echo through", gated_command(&gate));
     let tar = uncached_context(base, &steps)
-        .tar_with_config(&json!({ "image": testbed.image_name(repository, "1") }))?;
+        .tar_with_config_last(&json!({ "image": testbed.image_name(repository, "1") }))?;
     let mut records = client.post_and_stream_records(tar, accept).await?;
 
     let first = records.next_record().await?.context("the stream has no record")?;
@@ -86,7 +86,7 @@ async fn events_of_a_build_pass_the_gateway_up_to_the_terminal_record() -> Resul
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;
     let config = json!({ "image": testbed.image_name("e2e/stream-gateway", "1"), "skipPush": true });
-    let tar = uncached_context(base, "RUN echo through the gateway").tar_with_config(&config)?;
+    let tar = uncached_context(base, "RUN echo through the gateway").tar_with_config_last(&config)?;
     let (lines, last) = testbed
         .through_gateway
         .post_and_stream_records(tar, EVENT_STREAM_MEDIA_TYPE)
@@ -111,7 +111,7 @@ async fn every_failure_of_a_signed_request_ends_with_a_terminal_record() -> Resu
     let image = testbed.image_name("e2e/stream-failed", "1");
 
     let tar = uncached_context(base, "RUN echo this is said before; exit 3")
-        .tar_with_config(&json!({ "image": image }))?;
+        .tar_with_config_last(&json!({ "image": image }))?;
     let (lines, last) = client
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
         .await?
@@ -130,7 +130,7 @@ async fn every_failure_of_a_signed_request_ends_with_a_terminal_record() -> Resu
     );
 
     let tar = uncached_context(base, "RUN sleep 302; echo over")
-        .tar_with_config(&json!({ "image": image, "timeout": "3s" }))?;
+        .tar_with_config_last(&json!({ "image": image, "timeout": "3s" }))?;
     let (_, last) = client
         .post_and_stream_records(tar, EVENT_STREAM_MEDIA_TYPE)
         .await?
@@ -180,7 +180,7 @@ async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
     let printed = r"a\342\200\250b\342\200\251c\302\205d";
     let step = format!("RUN printf '{printed}\\n'; exit 3");
     let tar = uncached_context(base, &step)
-        .tar_with_config(&json!({ "image": testbed.image_name("e2e/stream-unicode", "1") }))?;
+        .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/stream-unicode", "1") }))?;
     for accept in [JSON_LINES_MEDIA_TYPE, EVENT_STREAM_MEDIA_TYPE, "application/json"] {
         let reply = builder
             .client()?
@@ -217,7 +217,7 @@ async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result
     ];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
     let tar = uncached_context(base, "RUN echo begun; sleep 303; echo over")
-        .tar_with_config(&json!({ "image": testbed.image_name("e2e/stream-ended", "1") }))?;
+        .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/stream-ended", "1") }))?;
     let mut records = builder
         .client()?
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
@@ -244,7 +244,7 @@ async fn a_client_that_disconnects_cancels_its_build() -> Result<()> {
     let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let tar = uncached_context(base, "RUN echo begun; sleep 304; echo over")
-        .tar_with_config(&json!({ "image": testbed.image_name("e2e/stream-gone", "1") }))?;
+        .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/stream-gone", "1") }))?;
     let mut records = builder
         .client()?
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
@@ -268,7 +268,7 @@ async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_s
     // More output than the buffers between builder and client hold.
     let steps = "RUN seq 1000000 1999999; sleep 305; echo over";
     let config = json!({ "image": testbed.image_name("e2e/stream-unread", "1"), "skipPush": true });
-    let tar = uncached_context(base, steps).tar_with_config(&config)?;
+    let tar = uncached_context(base, steps).tar_with_config_last(&config)?;
     let key = std::fs::read(&testbed.stack.payload_secret)?;
     let signature = sign_body(key.trim_ascii(), &tar)?;
     let head = format!(
@@ -288,7 +288,7 @@ async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_s
     testbed.wait_for_step("sleep 305", false).await?;
 
     builder.wait_until_ready().await?;
-    let tar = uncached_context(base, "RUN echo next").tar_with_config(&config)?;
+    let tar = uncached_context(base, "RUN echo next").tar_with_config_last(&config)?;
     let (_, last) = builder
         .client()?
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
@@ -313,7 +313,7 @@ const UNREAD_OUTPUT_MEMORY_MAX_BYTES: usize = 24 << 20;
 const MAX_MEASUREMENTS: usize = 3;
 
 #[tokio::test]
-async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> Result<()> {
+async fn long_lines_arrive_complete_and_unread_output_takes_one_of_3_builders_little_memory() -> Result<()> {
     const LONG_LINE_BYTES: usize = 200_000;
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
@@ -325,7 +325,7 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
     let config = json!({ "image": testbed.image_name("e2e/stream-long", "1"), "skipPush": true });
     let (lines, last) = client
         .post_and_stream_records(
-            uncached_context(base, &steps).tar_with_config(&config)?,
+            uncached_context(base, &steps).tar_with_config_last(&config)?,
             JSON_LINES_MEDIA_TYPE,
         )
         .await?
@@ -367,7 +367,7 @@ async fn memory_bytes_for_unread_output(testbed: &Testbed, measurement_number: u
     let before = builder.peak_memory_bytes()?;
     let mut records = client
         .post_and_stream_records(
-            uncached_context(base, &many_lines).tar_with_config(&config)?,
+            uncached_context(base, &many_lines).tar_with_config_last(&config)?,
             JSON_LINES_MEDIA_TYPE,
         )
         .await?;

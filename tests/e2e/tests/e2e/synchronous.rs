@@ -15,11 +15,11 @@ async fn assert_page_is_built_and_deployed_and_remove_it(
     let image = testbed.image_name(&format!("e2e/{name}"), "1");
     let config = json!({ "image": image, "deploy": { "service": name } });
     let reply = client
-        .post_signed(BuildContext::static_page_function(base, "first").tar_with_config(&config)?)
+        .post_signed(BuildContext::static_page_function(base, "first").tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
-    let result = reply.json();
+    let result = reply.json_or_error_text();
     assert_eq!(result["status"], "success", "{result}");
     assert_eq!(result["image"], image.as_str(), "{result}");
     assert!(
@@ -76,7 +76,7 @@ async fn the_root_path_builds_because_the_gateway_strips_the_functions_path() ->
     let reply = root.post_signed(
         BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
             .with_file("a", "a")
-            .tar_with_config(&json!({ "image": image }))?,
+            .tar_with_config_last(&json!({ "image": image }))?,
     );
     assert_eq!(reply.await?.status, 200);
     assert!(
@@ -106,12 +106,12 @@ async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
         .post_signed(
             BuildContext::dockerfile(dockerfile)
                 .with_file("late", "late")
-                .tar_with_config(&config)?,
+                .tar_with_config_last(&config)?,
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(
-        reply.json()["duration"]
+        reply.json_or_error_text()["duration"]
             .as_f64()
             .is_some_and(|seconds| seconds > 20.0),
         "{}",
@@ -131,7 +131,7 @@ async fn a_context_may_be_larger_than_the_builders_memory_limit() -> Result<()> 
     let config = json!({ "image": testbed.image_name("e2e/large", "1"), "skipPush": true });
     let tar = BuildContext::dockerfile("FROM scratch\nCOPY Dockerfile /\n")
         .with_file("pad", vec![7; BUILDER_MEMORY_LIMIT_BYTES + (8 << 20)])
-        .tar_with_config(&config)?;
+        .tar_with_config_last(&config)?;
     let reply = testbed.builder.post_signed(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
@@ -155,7 +155,7 @@ async fn files_matched_by_dockerignore_do_not_reach_the_image() -> Result<()> {
         json!({ "image": testbed.image_name("e2e/dockerignored", "1"), "deploy": { "service": name } });
     let reply = testbed
         .builder
-        .post_signed(source.tar_with_config(&config)?)
+        .post_signed(source.tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let call = |path: &'static str| testbed.functions.get_path(name, path);
@@ -177,7 +177,7 @@ async fn skip_push_leaves_no_manifest_under_the_images_tag() -> Result<()> {
         .post_signed(
             BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
                 .with_file("a", "a")
-                .tar_with_config(&config)?,
+                .tar_with_config_last(&config)?,
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);

@@ -20,7 +20,7 @@ async fn build_and_deploy_or_fail(
         "buildArgs": { "RUST_IMAGE": testbed.stack.rust_image() },
         "deploy": { "service": name },
     });
-    let tar = project.shrinkwrap_function(name)?.tar_with_config(&config)?;
+    let tar = project.shrinkwrap_function(name)?.tar_with_config_last(&config)?;
     let reply = testbed.builder.post_signed(tar).await?;
     anyhow::ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
     Ok(reply)
@@ -39,7 +39,7 @@ async fn build_and_call(
 
 /// Returns the names of the crates that a build compiled, from cargo's output. Cached steps have no output.
 fn compiled_crates(reply: &HttpReply) -> Result<Vec<String>> {
-    let record = reply.json();
+    let record = reply.json_or_error_text();
     let log = record["log"].as_array().context("the answer has no log")?;
     let words = log.iter().map(|line| {
         let mut words = line.as_str().unwrap_or_default().split_whitespace();
@@ -59,7 +59,9 @@ async fn a_changed_handler_changes_the_answer_of_a_function_from_the_template() 
     let name = "from-template";
     project.create_function(name)?;
 
-    let plain_tar = project.shrinkwrap_function(name)?.tar_with_config(&json!({}))?;
+    let plain_tar = project
+        .shrinkwrap_function(name)?
+        .tar_with_config_last(&json!({}))?;
     assert!(
         plain_tar.len() < 200_000,
         "a plain tar has {} bytes",

@@ -48,7 +48,12 @@ impl BuilderWithTenants {
         let mut all_settings = vec![("policy_file", path)];
         all_settings.extend(settings);
         Ok(Self {
-            builder: BuilderProcess::start_with_secrets(testbed, &all_settings, &all_secrets).await?,
+            builder: BuilderProcess::start_with_secrets_replacing_registry_config(
+                testbed,
+                &all_settings,
+                &all_secrets,
+            )
+            .await?,
             _folder: folder,
         })
     }
@@ -58,7 +63,7 @@ impl BuilderWithTenants {
         let key = format!("the payload key of {tenant}");
         let client = SigningClient::new(format!("{}/build", self.builder.url()), key.as_bytes())?;
         let context = BuildContext::dockerfile(dockerfile).with_file("a", "the same file for all");
-        client.post_signed(context.tar_with_config(config)?).await
+        client.post_signed(context.tar_with_config_last(config)?).await
     }
 }
 
@@ -124,7 +129,7 @@ async fn the_tokens_of_a_tenants_build_are_for_its_own_repositories_and_actions_
             ("globex", json!({ "push": push(&["globex"]) })),
         ],
         &[
-            ("buildkit_url", &daemon.url()),
+            ("buildkit_url", &daemon.socket_url()),
             ("insecure", "false"),
             ("token_realms", "localhost"),
         ],
@@ -218,7 +223,7 @@ async fn a_tenant_with_a_daemon_of_its_own_builds_there_and_nowhere_else() -> Re
     let tenants = BuilderWithTenants::start(
         &testbed,
         &[("acme", acme), ("globex", rules("globex"))],
-        &[("buildkit_url", &shared.url())],
+        &[("buildkit_url", &shared.socket_url())],
         &[("login", &login)],
     )
     .await?;

@@ -51,7 +51,7 @@ impl BuilderWithTwoTenants {
             .into_iter()
             .chain(settings.iter().copied())
             .collect();
-        let builder = BuilderProcess::start_with_secrets(
+        let builder = BuilderProcess::start_with_secrets_replacing_registry_config(
             testbed,
             &settings,
             &[
@@ -75,7 +75,7 @@ impl BuilderWithTwoTenants {
     async fn build(&self, tenant_key: &str, dockerfile: &str, config: Value) -> Result<HttpReply> {
         let client = SigningClient::new(format!("{}/build", self.builder.url()), tenant_key.as_bytes())?;
         let context = BuildContext::dockerfile(dockerfile).with_file("a", "the file of acme");
-        client.post_signed(context.tar_with_config(&config)?).await
+        client.post_signed(context.tar_with_config_last(&config)?).await
     }
 }
 

@@ -113,7 +113,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     );
     let mut builder_settings = settings.to_vec();
     builder_settings.push(("gateway_url", &gateway.url));
-    let builder = BuilderProcess::start_with_secrets(
+    let builder = BuilderProcess::start_with_secrets_replacing_registry_config(
         &testbed,
         &builder_settings,
         &[("otel-headers", &headers), ("registry-config", &docker_config)],
@@ -132,7 +132,9 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
          CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
     );
     let source = BuildContext::static_page_function(base, SECRET_FILE_CONTENT);
-    let tar = source.with_dockerfile(&dockerfile).tar_with_config(&config)?;
+    let tar = source
+        .with_dockerfile(&dockerfile)
+        .tar_with_config_last(&config)?;
     let parent = format!("00-{CALLER_TRACE_ID}-{CALLER_SPAN_ID}-01");
     let reply = builder
         .client()?
@@ -215,7 +217,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     trace.descendant_of(deployment, &["watch", "probe", "GET /function"])?;
 
     // A failed build has the error in its spans.
-    let failing = BuildContext::dockerfile(format!("FROM {base}\nARG SHOWN\nRUN echo $SHOWN $AT; exit 3\n")).tar_with_config(&json!({
+    let failing = BuildContext::dockerfile(format!("FROM {base}\nARG SHOWN\nRUN echo $SHOWN $AT; exit 3\n")).tar_with_config_last(&json!({
         "image": testbed.image_name(&format!("e2e/{name}"), "1"), "buildArgs": { "SHOWN": SECRET_BUILD_ARGUMENT }, "skipPush": true,
     }))?;
     assert_eq!(builder.client()?.post_signed(failing).await?.status, 422);
@@ -300,7 +302,7 @@ async fn a_collector_that_refuses_connections_or_hangs_affects_neither_builds_no
                 .with_file("a", format!("{number} {address}"));
             let reply = builder
                 .client()?
-                .post_signed(source.tar_with_config(&config)?)
+                .post_signed(source.tar_with_config_last(&config)?)
                 .await?;
             assert_eq!(reply.status, 200, "{}", reply.text);
         }

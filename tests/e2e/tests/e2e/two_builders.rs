@@ -30,7 +30,7 @@ type SettingNameAndValue = (&'static str, &'static str);
 const DEPLOYER_SETTINGS: &[SettingNameAndValue] = &[("ready_timeout", "20s")];
 
 /// Two builders, a deployer, and one function that they build and deploy.
-struct TwoBuilders {
+struct TwoBuildersAndOneDeployer {
     testbed: Testbed,
     builders: [BuilderProcess; 2],
     deployer: DeployerProcess,
@@ -43,7 +43,7 @@ struct TwoBuilders {
     _parts: RwLockReadGuard<'static, ()>,
 }
 
-impl TwoBuilders {
+impl TwoBuildersAndOneDeployer {
     /// Removes the function, and starts the builders and the deployer.
     async fn remove_function_and_start(function: &str, settings: &[SettingNameAndValue]) -> Result<Self> {
         Self::remove_function_and_start_all(function, settings, None).await
@@ -70,7 +70,7 @@ impl TwoBuilders {
         let proxy = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
         let deployer = DeployerProcess::start(&testbed, proxy.url(), DEPLOYER_SETTINGS).await?;
         let to_deployer = ExtraRoute::Server(deployer.url().to_owned());
-        proxy.add_route("/function/deployer-fn", to_deployer);
+        proxy.add_route_for_exact_path("/function/deployer-fn", to_deployer);
         let records = records_repository.map(|name| format!("{}/{name}", testbed.stack.registry.host));
         let builders = [
             start_builder(&testbed, &proxy, settings, records.as_deref()).await?,
@@ -89,16 +89,16 @@ impl TwoBuilders {
     }
 
     /// Starts another builder, and then kills the one whose place it takes.
-    async fn kill_and_replace_builder(&mut self, index: usize) -> Result<()> {
+    async fn start_new_builder_then_kill_old(&mut self, index: usize) -> Result<()> {
         let records = self.records.as_deref();
         let started = start_builder(&self.testbed, &self.proxy, &self.settings, records).await?;
         std::mem::replace(&mut self.builders[index], started).kill()
     }
 
     /// Replaces the first builder and then the second: the new one starts before the old one is killed.
-    async fn kill_and_replace_both_builders(&mut self) -> Result<()> {
-        self.kill_and_replace_builder(0).await?;
-        self.kill_and_replace_builder(1).await
+    async fn replace_builders_one_after_the_other(&mut self) -> Result<()> {
+        self.start_new_builder_then_kill_old(0).await?;
+        self.start_new_builder_then_kill_old(1).await
     }
 
     /// Returns the path of the repository of the function's images, without the registry's host.
@@ -122,7 +122,7 @@ impl TwoBuilders {
     /// Returns a tar of a function whose page is this text.
     async fn page_tar(&self, page: &str, config: &Value) -> Result<Vec<u8>> {
         BuildContext::static_page_function(self.testbed.build_busybox_once_and_get_name().await?, page)
-            .tar_with_config(config)
+            .tar_with_config_last(config)
     }
 
     /// Returns a tar of a function whose page is this text, and whose build runs until the gate is opened.
@@ -135,7 +135,7 @@ impl TwoBuilders {
         );
         BuildContext::static_page_function(base, page)
             .with_dockerfile(&dockerfile)
-            .tar_with_config(config)
+            .tar_with_config_last(config)
     }
 
     /// Sends a build to one of the builders and waits for its answer.
@@ -241,7 +241,7 @@ async fn start_builder(
 /// Asserts that a build was successful and its version runs; returns the result.
 fn assert_built_and_ready(reply: &HttpReply) -> Result<Value> {
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
-    let result = reply.json();
+    let result = reply.json_or_error_text();
     assert_eq!(result["status"], "success", "{result:#}");
     assert_eq!(result["deployment"]["status"], "ready", "{result:#}");
     Ok(result)
@@ -250,7 +250,7 @@ fn assert_built_and_ready(reply: &HttpReply) -> Result<Value> {
 /// Asserts that a build ended because the build with this call ID is newer.
 fn assert_superseded(reply: &HttpReply, newer_call_id: &str) -> Result<()> {
     ensure!(reply.status == 409, "{} {}", reply.status, reply.text);
-    let result = reply.json();
+    let result = reply.json_or_error_text();
     assert_eq!(result["status"], "failed", "{result:#}");
     assert_eq!(result["supersededBy"], newer_call_id, "{result:#}");
     Ok(())

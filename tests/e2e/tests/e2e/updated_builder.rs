@@ -39,7 +39,8 @@ async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_
     }
     let [running, waiting] = ["running", "waiting"].map(|name| format!("{name}-{run}"));
     let dockerfile = format!("FROM {base}\nRUN {}\n", gated_command(gate));
-    let tar = BuildContext::dockerfile(dockerfile).tar_with_config(&json!({"image": image("running")}))?;
+    let tar =
+        BuildContext::dockerfile(dockerfile).tar_with_config_last(&json!({"image": image("running")}))?;
     let queued = builder.queued_client()?;
     let reply = queued
         .post_signed_with_headers(tar, &[("X-Call-Id", &running)])
@@ -48,18 +49,18 @@ async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_
     testbed.wait_for_step(gate, true).await?;
     // The queue-worker delivers one call after the other: this one comes as a second worker's would.
     let tar = BuildContext::dockerfile(format!("FROM {base}\nRUN : {run}\n"))
-        .tar_with_config(&json!({"image": image("waiting")}))?;
+        .tar_with_config_last(&json!({"image": image("waiting")}))?;
     let direct = builder.gateway_client()?;
     let (id, submitted) = (waiting.clone(), run.to_string());
     let delivery = tokio::spawn(async move {
         let headers = [("X-Call-Id", id.as_str()), ("X-Start-Time", submitted.as_str())];
         direct.post_signed_with_headers(tar, &headers).await
     });
-    builder.wait_for_state(&waiting, "waiting").await?;
+    builder.wait_for_state_or_timeout(&waiting, "waiting").await?;
 
     // The first update ends a builder with a running and a waiting build, and the second one a builder with resumed ones.
     for version in ["2", "3"] {
-        builder.update_with_changed_variable(version).await?;
+        builder.request_update_with_changed_variable(version).await?;
         testbed.wait_for_step(gate, false).await?;
         testbed.wait_for_step(gate, true).await?;
     }
@@ -67,7 +68,7 @@ async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_
     assert_eq!(answer.status, 429, "{}", answer.text);
     testbed.open_gate_of_step(gate)?;
     for (id, tag) in [(&running, "running"), (&waiting, "waiting")] {
-        let built = builder.wait_for_state(id, "success").await?;
+        let built = builder.wait_for_state_or_timeout(id, "success").await?;
         let pushed = testbed.registry.get_manifest(repository, tag).await?;
         assert_eq!(pushed.context("the image")?.digest, built["digest"], "{built:#}");
     }

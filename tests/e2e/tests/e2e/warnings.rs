@@ -33,10 +33,10 @@ async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record(
             "SkipPush",
         ),
     ] {
-        let tar = source.tar_with_config(&config)?;
+        let tar = source.tar_with_config_last(&config)?;
         let reply = client.post_signed(tar.clone()).await?;
         assert_eq!(reply.status, 200, "{what}: {}", reply.text);
-        let result = reply.json();
+        let result = reply.json_or_error_text();
         assert!(
             warnings_in_answer(&result).iter().any(|one| one.contains(part)),
             "{what}: {result}"
@@ -57,10 +57,10 @@ async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record(
     }
 
     let reply = client
-        .post_signed(source.tar_with_config(&json!({ "image": image, "skipPush": true }))?)
+        .post_signed(source.tar_with_config_last(&json!({ "image": image, "skipPush": true }))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert_eq!(reply.json().get("warnings"), None, "{}", reply.text);
+    assert_eq!(reply.json_or_error_text().get("warnings"), None, "{}", reply.text);
     Ok(())
 }
 
@@ -74,11 +74,11 @@ async fn a_failed_build_has_its_warnings_too() -> Result<()> {
 
     let reply = builder
         .client()?
-        .post_signed(source.tar_with_config(&config)?)
+        .post_signed(source.tar_with_config_last(&config)?)
         .await?;
 
     assert_eq!(reply.status, 422, "{}", reply.text);
-    let result = reply.json();
+    let result = reply.json_or_error_text();
     assert!(
         warnings_in_answer(&result)
             .iter()

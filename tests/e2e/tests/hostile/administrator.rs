@@ -15,7 +15,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error},
     world::AttackWorld,
 };
 
@@ -58,7 +58,7 @@ async fn no_build_without_a_policy_gets_platform_secrets_or_replaces_slipways_fu
     let world = AttackWorld::start().await?;
     let testbed = &world.testbed;
     let _parts = testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "administrator").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "administrator").await?;
     let mut outcomes = Outcomes::default();
 
     require_that_an_allowed_secret_is_printed(testbed).await?;
@@ -74,16 +74,17 @@ async fn no_build_without_a_policy_gets_platform_secrets_or_replaces_slipways_fu
 
     // Behind a gateway that records changes and makes none.
     let gateway = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
-    gateway.add_route("/system/functions", ExtraRoute::Answer(json!({})));
+    gateway.add_route_for_exact_path("/system/functions", ExtraRoute::Answer(json!({})));
     let settings = [("ready_timeout", "2s"), ("rollback_timeout", "2s")];
     let deployer = DeployerProcess::start(testbed, gateway.url(), &settings).await?;
     let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
-    let builder = BuilderProcess::start_with_settings(testbed, &[("gateway_url", route.url())]).await?;
+    let builder =
+        BuilderProcess::start_with_settings(testbed, &[("gateway_url", route.gateway_url())]).await?;
     // An ordinary function is written to the gateway in the same way.
     let tar = tar_of_secret_printer(testbed, "control", json!({ "service": "hostile-control" })).await?;
     let reply = builder.client()?.post_signed(tar).await?;
     ensure!(
-        !gateway.changing_requests().is_empty(),
+        !gateway.changing_system_requests().is_empty(),
         "an ordinary function was not deployed: {}",
         reply.text
     );
@@ -98,26 +99,33 @@ async fn no_build_without_a_policy_gets_platform_secrets_or_replaces_slipways_fu
         gateway.clear_requests();
         let tar = tar_of_secret_printer(testbed, name, deploy).await?;
         let reply = builder.client()?.post_signed(tar).await?;
-        let writes = gateway.changing_requests();
+        let writes = gateway.changing_system_requests();
         outcomes.add_outcome(
             name,
             Outcome::succeeded_or_stopped(
                 !writes.is_empty(),
-                format!("{}; {writes:?}", summarize_reply(&reply)),
+                format!("{}; {writes:?}", describe_reply_status_and_error(&reply)),
             ),
         );
     }
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(ATTACKS)
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
 /// Returns the tar of a function that prints its secrets.
-async fn tar_of_secret_printer(testbed: &Testbed, name: &str, deploy: Value) -> Result<Vec<u8>> {
+async fn tar_of_secret_printer(
+    testbed: &Testbed,
+    page_and_image_tag: &str,
+    deploy: Value,
+) -> Result<Vec<u8>> {
     let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; cat /var/openfaas/secrets/*\n";
-    let source = BuildContext::static_page_function(testbed.build_busybox_once_and_get_name().await?, name);
+    let source = BuildContext::static_page_function(
+        testbed.build_busybox_once_and_get_name().await?,
+        page_and_image_tag,
+    );
     let source = source.with_file_of_mode("www/cgi-bin/secrets", script, 0o755);
-    source.tar_with_config(
-        &json!({ "image": testbed.image_name("hostile/administrator", name), "deploy": deploy }),
+    source.tar_with_config_last(
+        &json!({ "image": testbed.image_name("hostile/administrator", page_and_image_tag), "deploy": deploy }),
     )
 }
 
@@ -135,7 +143,7 @@ async fn require_that_an_allowed_secret_is_printed(testbed: &Testbed) -> Result<
     let reply = testbed.builder.post_signed(tar).await?;
     let answer = testbed
         .functions
-        .get_path_with_retry(service, "/cgi-bin/secrets", NEW_FUNCTION_ANSWER_TIMEOUT)
+        .get_path_retrying_5xx(service, "/cgi-bin/secrets", NEW_FUNCTION_ANSWER_TIMEOUT)
         .await?;
     testbed.functions.remove_function(service).await?;
     ensure!(

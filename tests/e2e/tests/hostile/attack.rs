@@ -75,7 +75,7 @@ impl Outcome {
     /// Returns the outcome of an attack by a build with this answer: `Succeeded` if `succeeded` is true. Otherwise the
     /// attack was stopped only if the answer is about the request: a busy or failing platform stops every request.
     pub(crate) fn succeeded_stopped_or_not_proven(succeeded: bool, reply: &HttpReply) -> Self {
-        let evidence = summarize_reply(reply);
+        let evidence = describe_reply_status_and_error(reply);
         match reply.status {
             _ if succeeded => Self::Succeeded(evidence),
             429 | 500.. => Self::NotProven(evidence),
@@ -101,8 +101,8 @@ impl Outcome {
 }
 
 /// Returns the HTTP status of an answer with its error, or its build's status, or its whole text.
-pub(crate) fn summarize_reply(reply: &HttpReply) -> String {
-    let json = reply.json();
+pub(crate) fn describe_reply_status_and_error(reply: &HttpReply) -> String {
+    let json = reply.json_or_error_text();
     let text = match json["error"].as_str() {
         Some(error) => error.to_owned(),
         None if json["status"].is_string() => json["status"].to_string(),
@@ -128,7 +128,10 @@ impl Outcomes {
 
     /// Asserts that every attack of the group ran once and was stopped. Appends all outcomes to the report file, if the
     /// environment names one.
-    pub(crate) fn report_and_assert_all_stopped(self, group: &[AttackDescription]) -> Result<()> {
+    pub(crate) fn append_to_report_file_and_assert_all_stopped(
+        self,
+        group: &[AttackDescription],
+    ) -> Result<()> {
         let (report, not_stopped) = self.table_rows_and_not_stopped(group)?;
         if let Some(path) = env::var_os(REPORT_FILE_VARIABLE_NAME) {
             let mut file = OpenOptions::new().create(true).append(true).open(path)?;
@@ -178,7 +181,7 @@ pub(crate) struct HonestNeighbour {
 
 impl HonestNeighbour {
     /// Starts to build as the victim of this world; `group` distinguishes the images.
-    pub(crate) async fn start(world: &AttackWorld, group: &'static str) -> Result<Self> {
+    pub(crate) async fn start_building_repeatedly(world: &AttackWorld, group: &'static str) -> Result<Self> {
         let victim = world.victim.clone();
         let base = world.testbed.build_busybox_once_and_get_name().await?;
         let (stop, stopped) = watch::channel(false);
@@ -194,7 +197,7 @@ impl HonestNeighbour {
     }
 
     /// Ends the builds, and asserts that each was correct and on time.
-    pub(crate) async fn stop_and_assert_unharmed(self) -> Result<()> {
+    pub(crate) async fn stop_and_assert_builds_correct_and_on_time(self) -> Result<()> {
         self.stop.send_replace(true);
         let durations = self.building.await??;
         let longest = durations.iter().max().copied().unwrap_or_default();
@@ -221,7 +224,7 @@ async fn time_honest_build(victim: &Tenant, base: &str, group: &str, round: usiz
     let started = Instant::now();
     let reply = victim
         .client
-        .post_signed(source.tar_with_config(&config)?)
+        .post_signed(source.tar_with_config_last(&config)?)
         .await?;
     ensure!(
         reply.status == 200 && reply.text.contains(&format!("right: {page}")),

@@ -10,12 +10,12 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
     client::HttpReply, crafted_layer::CraftedLayerBuilder, flood_benchmark::peak_memory_bytes,
-    network_namespace::find_process,
+    network_namespace::find_first_process,
 };
 use tar::EntryType;
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error},
     daemon::disk_device_major_and_minor,
     world::AttackWorld,
 };
@@ -83,12 +83,12 @@ const MAX_USER_DATABASE_BUILD_TIME: Duration = Duration::from_secs(20);
 async fn no_base_image_reaches_the_machine() -> Result<()> {
     let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "base-images").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "base-images").await?;
     let mut outcomes = Outcomes::default();
     let images = BaseImageAttacks::prepare(&world)?;
     images.reach_the_machine(&mut outcomes).await?;
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(&ATTACKS[..MACHINE_ATTACK_COUNT])
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(&ATTACKS[..MACHINE_ATTACK_COUNT])
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,13 +96,13 @@ async fn no_user_database_of_a_base_image_exhausts_the_daemon() -> Result<()> {
     let world = AttackWorld::start().await?;
     // The memory of the daemon is measured, so no other attack may run beside these.
     let _alone = world.testbed.lock_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "user-databases").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "user-databases").await?;
     let mut outcomes = Outcomes::default();
     BaseImageAttacks::prepare(&world)?
         .exhaust_the_daemon(&mut outcomes)
         .await?;
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(&ATTACKS[MACHINE_ATTACK_COUNT..])
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(&ATTACKS[MACHINE_ATTACK_COUNT..])
 }
 
 /// Attacks by base images, and a folder of this machine that they try to reach.
@@ -290,7 +290,7 @@ impl<'a> BaseImageAttacks<'a> {
 
     /// Builds upon base images with huge or endless user databases, and measures the daemon's memory and time.
     async fn exhaust_the_daemon(&self, outcomes: &mut Outcomes) -> Result<()> {
-        let daemon = find_process("buildkitd", &self.world.testbed.stack.dir.root.to_string_lossy())?;
+        let daemon = find_first_process("buildkitd", &self.world.testbed.stack.dir.root.to_string_lossy())?;
         let lines = b"user:x:1000:1000:a name:/home/user:/bin/sh\n".repeat((256 << 20) / 43);
         let group: Vec<u8> = [b"staff:x:50:".to_vec(), b"member,".repeat((256 << 20) / 7)].concat();
         for (name, file, content, steps) in [
@@ -323,7 +323,7 @@ impl<'a> BaseImageAttacks<'a> {
                 evidence.push(format!(
                     "{} MiB more, {took:.1?}; {}",
                     more >> 20,
-                    summarize_reply(&reply)
+                    describe_reply_status_and_error(&reply)
                 ));
                 if !is_exhausting {
                     break;

@@ -55,12 +55,12 @@ const BAIT_FILE_CONTENT: &str = "content-of-a-file-of-the-machine";
 async fn no_context_reads_or_writes_outside_of_itself() -> Result<()> {
     let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "contexts").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "contexts").await?;
     let attacks = ContextAttacks::prepare(&world)?;
     let mut outcomes = Outcomes::default();
     attacks.run_attacks(&mut outcomes).await?;
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(ATTACKS)
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
 /// Attacks by contexts, and a folder of this machine that builder-fn, BuildKit and the test can all see.

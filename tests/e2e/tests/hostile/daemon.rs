@@ -14,7 +14,7 @@ use slipway_e2e::{
     bait_server::BaitServer,
     build_context::{BuildContext, gated_command},
     certificates::CertificateAuthority,
-    network_namespace::{NetworkNamespace, find_process},
+    network_namespace::{NetworkNamespace, find_first_process},
     testbed::step_process_id,
 };
 
@@ -171,7 +171,7 @@ pub(crate) const ATTACKS: &[AttackDescription] = &ALL_ATTACKS;
 async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_processes() -> Result<()> {
     let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "daemon").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "daemon").await?;
 
     // A build of the victim runs all the while, with a service in its step.
     let gate = "gate-of-the-victim";
@@ -184,13 +184,16 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     let config = json!({
         "image": world.victim.image("gated", "1"), "skipPush": true, "buildArgs": { "TOKEN": VICTIM_BUILD_ARGUMENT_VALUE },
     });
-    let (client, tar) = (world.victim.client.clone(), gated.tar_with_config(&config)?);
+    let (client, tar) = (world.victim.client.clone(), gated.tar_with_config_last(&config)?);
     let running = tokio::spawn(async move { client.post_signed(tar).await });
     world.testbed.wait_for_step(gate, true).await?;
 
     let stack = &world.testbed.stack;
     let own = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
-    let daemon = NetworkNamespace::of_process(find_process("buildkitd", &stack.dir.root.to_string_lossy())?)?;
+    let daemon = NetworkNamespace::of_process(find_first_process(
+        "buildkitd",
+        &stack.dir.root.to_string_lossy(),
+    )?)?;
     let step = NetworkNamespace::of_process(step_process_id(gate)?.context("the step has ended")?)?;
     let machine = BaitServer::start((machine_address_on_stack_network(&own)?, 0))?;
     // What the probes look for is there: each would be found from where it may be reached.
@@ -249,8 +252,8 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     world.testbed.open_gate_of_step(gate)?;
     let reply = running.await??;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(ATTACKS)
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
 /// Tries to list the daemon's workers from the stack's network, without a certificate and with one of another

@@ -12,12 +12,12 @@ use slipway_e2e::{
     build_context::{BuildContext, gated_command},
     crafted_layer::CraftedLayerBuilder,
     flood::tar_of_large_attributes,
-    network_namespace::find_process,
+    network_namespace::find_first_process,
     testbed::step_process_id,
 };
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error},
     world::AttackWorld,
 };
 
@@ -59,25 +59,25 @@ const BUILDER_MEMORY_LIMIT_BYTES: usize = 256 << 20;
 async fn no_build_exhausts_the_machine_or_a_function() -> Result<()> {
     let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "exhaustion").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "exhaustion").await?;
     let mut outcomes = Outcomes::default();
     check_and_exceed_limits_of_step(&world, &mut outcomes).await?;
-    outcomes.add_outcome("log-flood", flood_log(&world).await?);
+    outcomes.add_outcome("log-flood", print_256_mib_and_measure_builder(&world).await?);
     outcomes.add_outcome("endless-step", run_endless_step().await?);
     outcomes.add_outcome("builder-memory", fill_builder_memory().await?);
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(ATTACKS)
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
 /// The limits of a step, as the kernel enforces them; `None` means that there is none.
 #[derive(Debug, Default)]
-struct EnforcedLimits {
+struct StackCgroupLimits {
     processes: Option<u64>,
     memory: Option<u64>,
     processor: Option<String>,
 }
 
-impl EnforcedLimits {
+impl StackCgroupLimits {
     /// Reads the limits of a process from its control groups, up to those of the stack.
     fn of_process(pid: u32) -> Result<Self> {
         let machine = fs::read_to_string("/proc/meminfo")?;
@@ -152,11 +152,14 @@ async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Out
     let gate = "gate-of-the-limits";
     let source = BuildContext::dockerfile(format!("FROM {base}\nRUN {}\n", gated_command(gate)));
     let config = json!({ "image": world.mallory.image("limits", "1"), "skipPush": true });
-    let (client, tar) = (world.mallory.client.clone(), source.tar_with_config(&config)?);
+    let (client, tar) = (
+        world.mallory.client.clone(),
+        source.tar_with_config_last(&config)?,
+    );
     let running = tokio::spawn(async move { client.post_signed(tar).await });
     world.testbed.wait_for_step(gate, true).await?;
     let pid = step_process_id(gate)?.context("the step has ended")?;
-    let limits = EnforcedLimits::of_process(pid)?;
+    let limits = StackCgroupLimits::of_process(pid)?;
     let (step, machine) = (
         rustix::fs::statvfs(format!("/proc/{pid}/root"))?,
         rustix::fs::statvfs("/")?,
@@ -186,7 +189,10 @@ async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Out
             );
             let reply = step_of(bomb(count)).await?;
             let all = reply.text.contains(&format!("started {count} of all"));
-            Outcome::succeeded_or_stopped(all, format!("a limit of {most}; {}", summarize_reply(&reply)))
+            Outcome::succeeded_or_stopped(
+                all,
+                format!("a limit of {most}; {}", describe_reply_status_and_error(&reply)),
+            )
         }
         other => Outcome::Succeeded(format!("the limit is {other:?} processes")),
     };
@@ -200,7 +206,10 @@ async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Out
             let reply = step_of(take(most + (64 << 20))).await?;
             Outcome::succeeded_or_stopped(
                 reply.text.contains("code 0"),
-                format!("a limit of {most} bytes; {}", summarize_reply(&reply)),
+                format!(
+                    "a limit of {most} bytes; {}",
+                    describe_reply_status_and_error(&reply)
+                ),
             )
         }
         // This machine has other users, who need the memory.
@@ -231,7 +240,7 @@ async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Out
 const MAX_LOG_FLOOD_TIME: Duration = Duration::from_secs(120);
 
 /// Prints 256 MiB in a step. The attack succeeded if the answer, the builder's memory or the time is over its limit.
-async fn flood_log(world: &AttackWorld) -> Result<Outcome> {
+async fn print_256_mib_and_measure_builder(world: &AttackWorld) -> Result<Outcome> {
     let base = world.testbed.build_busybox_once_and_get_name().await?;
     let before = world.builder.peak_memory_bytes()?;
     let started = Instant::now();
@@ -248,7 +257,7 @@ async fn flood_log(world: &AttackWorld) -> Result<Outcome> {
     ensure!(
         reply.status == 200,
         "the step did not print all: {}",
-        summarize_reply(&reply)
+        describe_reply_status_and_error(&reply)
     );
     let size = reply.text.len();
     let evidence = format!(
@@ -284,12 +293,15 @@ async fn run_endless_step() -> Result<Outcome> {
     );
     world.testbed.wait_for_step(marker, false).await?;
     // The kernel ends the processes of a container after its first one.
-    let no_sleep_is_left = || Ok(find_process("sleep", marker).is_err());
+    let no_sleep_is_left = || Ok(find_first_process("sleep", marker).is_err());
     let ending = world
         .testbed
         .wait_until_condition("no process of the step is left", no_sleep_is_left);
     let ended = ending.await.is_ok();
-    let evidence = format!("ended after {took:.1?}: {}", summarize_reply(&reply));
+    let evidence = format!(
+        "ended after {took:.1?}: {}",
+        describe_reply_status_and_error(&reply)
+    );
     Ok(Outcome::succeeded_or_stopped(
         !ended || took > 3 * STEP_TIME_LIMIT,
         evidence,

@@ -46,7 +46,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     let key = keys.path().join("key");
     fs::write(&key, text("private_key")?)?;
 
-    let server = GitServer::start(token).await?;
+    let server = GitServer::start_with_token_for_private_files(token).await?;
     let host = server.host();
     let commit = server.add_repository("private/app.git", "secret", PRIVATE_GIT_FILE_CONTENT)?;
     server.add_repository("public/app.git", "other", "public")?;
@@ -57,7 +57,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let settings = [
         ("allowed_sources", host.as_str()),
-        ("buildkit_url", &daemon.url()),
+        ("buildkit_url", &daemon.socket_url()),
         (
             "build_secrets_private_key_path",
             key.to_str().context("the path is not UTF-8")?,
@@ -70,7 +70,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
     };
     let world = AttackWorld::start_with_readable_addresses(&settings, &readable).await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "fetched").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "fetched").await?;
 
     let private = format!("http://{host}/private/app.git");
     let victims_source = format!("ADD {private}#main /got\nADD http://{host}/victim/secret /got/file\n");
@@ -126,8 +126,8 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
         "the victim's second build: {}",
         reply.text
     );
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(ATTACKS)?;
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)?;
     ensure!(
         !users.is_empty(),
         "no repository of the daemon has a user name in its address, so the attacks did not try one"
@@ -148,7 +148,7 @@ async fn build_sources_as_tenant(
     let config = json!({ "image": tenant.image("fetched", "1"), "skipPush": true });
     let tar = match envelope {
         Some(envelope) => source.tar_with_secrets(&config, envelope)?,
-        None => source.tar_with_config(&config)?,
+        None => source.tar_with_config_last(&config)?,
     };
     tenant.client.post_signed(tar).await
 }

@@ -61,7 +61,7 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(120);
 async fn no_forged_or_repeated_message_builds_or_deploys() -> Result<()> {
     let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "forged").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "forged").await?;
     let mut outcomes = Outcomes::default();
     let attacks = ForgedMessageAttacks {
         http: reqwest::Client::builder()
@@ -74,8 +74,8 @@ async fn no_forged_or_repeated_message_builds_or_deploys() -> Result<()> {
     attacks.forge_hand_overs(&mut outcomes).await?;
     attacks.forge_callbacks(&mut outcomes).await?;
     attacks.replay_messages(&mut outcomes).await?;
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(ATTACKS)
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
 /// Attacks by messages that a tenant did not sign, or that were sent before.
@@ -127,7 +127,7 @@ impl ForgedMessageAttacks<'_> {
         let image = testbed.image_name("hostile/forged/queued", "1");
         let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
             .with_file("a", "a")
-            .tar_with_config(&json!({ "image": image }))?;
+            .tar_with_config_last(&json!({ "image": image }))?;
         let other = sign_body(MALLORY_KEY.as_bytes(), b"another body")?;
         self.send_through_queue_and_return_evidence("builder-fn", tar.clone(), None)
             .await?;
@@ -147,7 +147,7 @@ impl ForgedMessageAttacks<'_> {
         let image = testbed.image_name("hostile/forged/genuine", "1");
         let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
             .with_file("a", "a")
-            .tar_with_config(&json!({ "image": image }))?;
+            .tar_with_config_last(&json!({ "image": image }))?;
         let signed = sign_body(payload_key.trim_ascii(), &tar)?;
         let evidence = self
             .send_through_queue_and_return_evidence("builder-fn", tar, Some(("X-Build-Signature", signed)))
@@ -227,7 +227,7 @@ impl ForgedMessageAttacks<'_> {
         );
         world.gateway.clear_requests();
         let (status, text) = self.post_json(world.deployer.url(), body, Some(signed)).await?;
-        let accepted = status != 401 || !world.gateway.changing_requests().is_empty();
+        let accepted = status != 401 || !world.gateway.changing_system_requests().is_empty();
         outcomes.add_outcome(
             "forged-tenant",
             Outcome::succeeded_or_stopped(accepted, format!("{status} {text}")),
@@ -253,7 +253,7 @@ impl ForgedMessageAttacks<'_> {
         let config = json!({
             "image": testbed.image_name("hostile/forged/callback", "1"), "deploy": { "service": "mallory-callback" },
         });
-        let tar = source.tar_with_config(&config)?;
+        let tar = source.tar_with_config_last(&config)?;
         let key = std::fs::read(&testbed.stack.payload_secret)?;
         let request = self.http.post(format!("{}/build", builder.url()));
         let request = request
@@ -310,7 +310,7 @@ impl ForgedMessageAttacks<'_> {
         let functions = &world.testbed.functions;
         let build = |page: &str, seconds: u64| -> Result<Vec<u8>> {
             let submitted = Timestamp::now() - Duration::from_secs(60 - seconds);
-            BuildContext::static_page_function(base, page).tar_with_config(&json!({
+            BuildContext::static_page_function(base, page).tar_with_config_last(&json!({
                 "image": world.victim.image("replayed", page), "submittedAt": submitted.to_string(),
                 "deploy": { "service": "victim-replayed" },
             }))
@@ -323,7 +323,7 @@ impl ForgedMessageAttacks<'_> {
         let reply = world.victim.client.post_signed(new).await?;
         ensure!(reply.status == 200, "{}", reply.text);
         functions
-            .wait_for_page("victim-replayed", "new", HTTP_TIMEOUT)
+            .wait_until_page_equals("victim-replayed", "new", HTTP_TIMEOUT)
             .await?;
 
         // The recorded request, as it was, from anybody.
@@ -341,7 +341,7 @@ impl ForgedMessageAttacks<'_> {
             reply.text
         );
         let page = functions
-            .get_path_with_retry("victim-replayed", "/", HTTP_TIMEOUT)
+            .get_path_retrying_5xx("victim-replayed", "/", HTTP_TIMEOUT)
             .await?;
         outcomes.add_outcome(
             "replayed-hand-over",

@@ -9,7 +9,7 @@ use slipway_e2e::{
     bait_server::BaitServer,
     build_context::BuildContext,
     builder_process::BuilderProcess,
-    network_namespace::{NetworkNamespace, find_process},
+    network_namespace::{NetworkNamespace, find_first_process},
 };
 
 use crate::{
@@ -72,9 +72,9 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
 async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
     let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "frontends").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "frontends").await?;
     // A registry that the daemon asks for the frontend, if it asks at all. The stack's own would be asked too.
-    let daemon = find_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
+    let daemon = find_first_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
     let namespace = NetworkNamespace::of_process(daemon)?;
     // BuildKit speaks plain HTTP with registries on loopback addresses.
     let registry = BaitServer::start_in_namespace(&namespace, (Ipv4Addr::new(127, 0, 0, 88), 0))?;
@@ -87,8 +87,8 @@ async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
     let mut outcomes = Outcomes::default();
     attacks.attack_by_named_frontends(&mut outcomes).await?;
     attacks.ask_for_rights(&mut outcomes).await?;
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(ATTACKS)
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
 /// Attacks by frontends and rights, and the registry that a frontend of the attacker's would come from.
@@ -253,7 +253,7 @@ impl FrontendAttacks<'_> {
         let config = json!({ "image": image, "skipPush": true, "noCache": true });
         let reply = builder
             .client()?
-            .post_signed(source.tar_with_config(&config)?)
+            .post_signed(source.tar_with_config_last(&config)?)
             .await?;
         ensure!(
             !self.registry.request_paths().is_empty(),
@@ -338,7 +338,7 @@ impl FrontendAttacks<'_> {
             "the step has printed no interfaces: {}",
             reply.text
         );
-        let daemon = find_process("buildkitd", &self.world.testbed.stack.dir.root.to_string_lossy())?;
+        let daemon = find_first_process("buildkitd", &self.world.testbed.stack.dir.root.to_string_lossy())?;
         let listed = NetworkNamespace::of_process(daemon)?.program_output("ip", &["-o", "link", "show"])?;
         let mut names = listed.lines().filter_map(|line| {
             let name = line.split_whitespace().nth(1)?.trim_end_matches(':');

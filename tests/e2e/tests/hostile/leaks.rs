@@ -14,7 +14,7 @@ const MIN_SECRET_LINE_BYTES: usize = 4;
 
 /// A form in which a secret was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LeakedForm {
+pub(crate) enum PlainOrBase64Form {
     /// A line of the secret, or a part of one.
     Plain,
     /// A part of the secret's base64 that both alphabets have.
@@ -29,7 +29,7 @@ pub(crate) enum LeakedForm {
 /// more, in either alphabet, whatever was encoded before the secret, and from every line of a secret.
 #[derive(Debug)]
 pub(crate) struct LeakDetector {
-    parts: Vec<(LeakedForm, String)>,
+    parts: Vec<(PlainOrBase64Form, String)>,
 }
 
 impl LeakDetector {
@@ -39,7 +39,9 @@ impl LeakDetector {
         for value in secrets {
             for line in value.lines().map(str::trim) {
                 if line.len() >= MIN_SECRET_LINE_BYTES {
-                    parts.extend(all_leak_parts_of(line).map(|part| (LeakedForm::Plain, part)));
+                    parts.extend(
+                        all_substrings_of_leak_length(line).map(|part| (PlainOrBase64Form::Plain, part)),
+                    );
                 }
             }
             for skipped in 0..3 {
@@ -50,9 +52,12 @@ impl LeakDetector {
                 if standard.len() < LEAK_PART_CHARACTERS {
                     continue;
                 }
-                parts.extend(all_leak_parts_of(&standard).map(|part| (LeakedForm::Base64, part)));
-                let only_url_safe = all_leak_parts_of(&url_safe).filter(|part| part.contains(['-', '_']));
-                parts.extend(only_url_safe.map(|part| (LeakedForm::UrlSafeBase64, part)));
+                parts.extend(
+                    all_substrings_of_leak_length(&standard).map(|part| (PlainOrBase64Form::Base64, part)),
+                );
+                let only_url_safe =
+                    all_substrings_of_leak_length(&url_safe).filter(|part| part.contains(['-', '_']));
+                parts.extend(only_url_safe.map(|part| (PlainOrBase64Form::UrlSafeBase64, part)));
             }
         }
         Self { parts }
@@ -60,20 +65,20 @@ impl LeakDetector {
 
     /// Returns a form in which a text has a secret, and what was found; `None` if it has none. The strings of a text
     /// that is JSON, or has one JSON value on each line, are read too.
-    pub(crate) fn find_leak(&self, text: &str) -> Option<(LeakedForm, &str)> {
-        self.leaks_of(text).next()
+    pub(crate) fn find_leaked_part(&self, text: &str) -> Option<(PlainOrBase64Form, &str)> {
+        self.leaked_parts_in(text).next()
     }
 
     /// Returns whether a text has a secret in this form.
-    pub(crate) fn finds_form(&self, text: &str, form: LeakedForm) -> bool {
-        self.leaks_of(text).any(|(found, _)| found == form)
+    pub(crate) fn finds_form(&self, text: &str, form: PlainOrBase64Form) -> bool {
+        self.leaked_parts_in(text).any(|(found, _)| found == form)
     }
 
-    fn leaks_of(&self, text: &str) -> impl Iterator<Item = (LeakedForm, &str)> {
+    fn leaked_parts_in(&self, text: &str) -> impl Iterator<Item = (PlainOrBase64Form, &str)> {
         let mut texts = vec![text.to_owned()];
         for line in text.lines().chain([text]) {
             if let Ok(value) = serde_json::from_str(line) {
-                collect_strings(&value, &mut texts);
+                collect_strings_and_field_names(&value, &mut texts);
             }
         }
         // A step can print each line backwards, so that no mask applies.
@@ -89,20 +94,22 @@ impl LeakDetector {
 }
 
 /// Returns all parts of [`LEAK_PART_CHARACTERS`] characters of a text; the text itself if it is shorter.
-fn all_leak_parts_of(text: &str) -> impl Iterator<Item = String> {
+fn all_substrings_of_leak_length(text: &str) -> impl Iterator<Item = String> {
     let characters: Vec<char> = text.chars().collect();
     let length = characters.len().min(LEAK_PART_CHARACTERS);
     (0..=characters.len() - length).map(move |at| characters[at..at + length].iter().collect())
 }
 
 /// Adds all strings of a JSON value, and the names of its objects' fields, to `strings`.
-fn collect_strings(value: &Value, strings: &mut Vec<String>) {
+fn collect_strings_and_field_names(value: &Value, strings: &mut Vec<String>) {
     match value {
         Value::String(text) => strings.push(text.clone()),
-        Value::Array(items) => items.iter().for_each(|item| collect_strings(item, strings)),
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| collect_strings_and_field_names(item, strings)),
         Value::Object(fields) => fields.iter().for_each(|(name, item)| {
             strings.push(name.clone());
-            collect_strings(item, strings);
+            collect_strings_and_field_names(item, strings);
         }),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
@@ -139,8 +146,10 @@ mod tests {
                 format!("{json}\n{{}}\n"),
                 backwards,
             ] {
-                let found = detector_of_two_secrets().find_leak(&text).map(|(form, _)| form);
-                assert_eq!(found, Some(LeakedForm::Plain), "{text}");
+                let found = detector_of_two_secrets()
+                    .find_leaked_part(&text)
+                    .map(|(form, _)| form);
+                assert_eq!(found, Some(PlainOrBase64Form::Plain), "{text}");
             }
         }
     }
@@ -152,11 +161,13 @@ mod tests {
             let (standard, url_safe) = (STANDARD.encode(&whole), URL_SAFE.encode(&whole));
             for length in [8, 9, 12, 64, 76, 1000] {
                 let found = detector_of_two_secrets()
-                    .finds_form(&log_json_wrapped_at(&standard, length), LeakedForm::Base64);
+                    .finds_form(&log_json_wrapped_at(&standard, length), PlainOrBase64Form::Base64);
                 assert!(found, "{before:?} wrapped at {length}");
             }
-            let found = detector_of_two_secrets()
-                .finds_form(&log_json_wrapped_at(&url_safe, 1000), LeakedForm::UrlSafeBase64);
+            let found = detector_of_two_secrets().finds_form(
+                &log_json_wrapped_at(&url_safe, 1000),
+                PlainOrBase64Form::UrlSafeBase64,
+            );
             assert!(found, "{before:?}, URL-safe");
         }
     }
@@ -165,11 +176,14 @@ mod tests {
     fn the_base64_of_each_line_alone_is_found() {
         for line in SECRET_WITH_SEVERAL_LINES.lines() {
             let encoded = STANDARD.encode(line);
-            assert!(detector_of_two_secrets().find_leak(&encoded).is_some(), "{line}");
+            assert!(
+                detector_of_two_secrets().find_leaked_part(&encoded).is_some(),
+                "{line}"
+            );
         }
         assert!(
             detector_of_two_secrets()
-                .find_leak(&STANDARD.encode("s3cr3t\n"))
+                .find_leaked_part(&STANDARD.encode("s3cr3t\n"))
                 .is_some()
         );
     }
@@ -181,7 +195,7 @@ mod tests {
             "RUN --mount=type=secret,id=pip_token cat /run/secrets/pip_token | base64",
             "",
         ] {
-            assert_eq!(detector_of_two_secrets().find_leak(text), None, "{text}");
+            assert_eq!(detector_of_two_secrets().find_leaked_part(text), None, "{text}");
         }
     }
 }

@@ -16,11 +16,14 @@ use slipway_e2e::{
     build_context::BuildContext,
     changing_dns::{ChangingDns, ChangingName},
     crafted_layer::CraftedLayerBuilder,
-    network_namespace::{NetworkNamespace, find_process},
+    network_namespace::{NetworkNamespace, find_first_process},
 };
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, concat_attacks, summarize_reply},
+    attack::{
+        AttackDescription, HonestNeighbour, Outcome, Outcomes, concat_attacks,
+        describe_reply_status_and_error,
+    },
     probe::{self, ScriptAttack},
     world::AttackWorld,
 };
@@ -204,9 +207,9 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
     ];
     let world = AttackWorld::start_with_settings(&[("allowed_sources", &opened)], &readable).await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "metadata").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "metadata").await?;
 
-    let daemon = find_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
+    let daemon = find_first_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
     let name = |name, first, answers, then| ChangingName {
         name,
         first,
@@ -254,8 +257,8 @@ async fn no_build_reaches_a_metadata_service_or_a_private_address() -> Result<()
         metadata: &metadata,
     };
     attacks.run_attacks(&mut outcomes, &server).await?;
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(ATTACKS)
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
 /// Attacks by sources that the daemon fetches.
@@ -335,7 +338,7 @@ impl SourceAttacks<'_> {
             let was_reached = from.text.contains("server gave HTTP response to HTTPS client");
             Outcome::succeeded_or_stopped(
                 was_reached || self.metadata_request_count_of_path("/v2/") > before,
-                summarize_reply(&from),
+                describe_reply_status_and_error(&from),
             )
         });
         let before = self.metadata_request_count_of_path("/v2/");
@@ -349,7 +352,7 @@ impl SourceAttacks<'_> {
             "cache-from-metadata",
             Outcome::succeeded_or_stopped(
                 self.metadata_request_count_of_path("/v2/") > before,
-                summarize_reply(&cached),
+                describe_reply_status_and_error(&cached),
             ),
         );
 
@@ -370,7 +373,7 @@ impl SourceAttacks<'_> {
             "add-by-onbuild",
             Outcome::succeeded_or_stopped(
                 self.metadata_request_count_of_path("/onbuild") > 0,
-                summarize_reply(&reply),
+                describe_reply_status_and_error(&reply),
             ),
         );
         Ok(())

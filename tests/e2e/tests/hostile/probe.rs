@@ -112,7 +112,10 @@ pub(crate) async fn run_probes_and_controls(
         reply.text
     );
 
-    let log = reply.json()["log"].as_array().cloned().unwrap_or_default();
+    let log = reply.json_or_error_text()["log"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let lines: Vec<_> = log.iter().filter_map(|line| line.as_str()).collect();
     for (name, _) in controls {
         let (code, output) = exit_code_and_output_of_script(&lines, name)?;

@@ -10,13 +10,13 @@ use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
     client::HttpReply,
-    network_namespace::{NetworkNamespace, find_process},
+    network_namespace::{NetworkNamespace, find_first_process},
     sealed_secrets::SealingKey,
 };
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, summarize_reply},
-    leaks::{LeakDetector, LeakedForm},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error},
+    leaks::{LeakDetector, PlainOrBase64Form},
     world::{AttackWorld, MALLORY_KEY, VICTIM_KEY},
 };
 
@@ -77,14 +77,14 @@ const DECOY_SECRET_VALUES: [&str; 2] = [
 
 /// The commands that print the secrets in the file `$TOKEN` and the variable `$NPMRC`, each with the forms that it
 /// prints.
-const ENCODING_COMMANDS: [(&str, &[LeakedForm]); 5] = [
-    ("base64 $TOKEN", &[LeakedForm::Base64]),
-    ("echo -n \"$NPMRC\" | base64", &[LeakedForm::Base64]),
-    ("echo \"user:$NPMRC\" | base64", &[LeakedForm::Base64]),
-    ("echo -n \"$NPMRC\" | base64 -w 8", &[LeakedForm::Base64]),
+const ENCODING_COMMANDS: [(&str, &[PlainOrBase64Form]); 5] = [
+    ("base64 $TOKEN", &[PlainOrBase64Form::Base64]),
+    ("echo -n \"$NPMRC\" | base64", &[PlainOrBase64Form::Base64]),
+    ("echo \"user:$NPMRC\" | base64", &[PlainOrBase64Form::Base64]),
+    ("echo -n \"$NPMRC\" | base64 -w 8", &[PlainOrBase64Form::Base64]),
     (
         "(cat $TOKEN; echo -n \"$NPMRC\") | base64 | tr '+/' '-_'",
-        &[LeakedForm::Base64, LeakedForm::UrlSafeBase64],
+        &[PlainOrBase64Form::Base64, PlainOrBase64Form::UrlSafeBase64],
     ),
 ];
 
@@ -97,7 +97,7 @@ async fn no_secret_leaves_its_build() -> Result<()> {
     let path = key_file.to_str().context("the path is not UTF-8")?;
     let world = AttackWorld::start_with_settings(&[("build_secrets_private_key_path", path)], &[]).await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "secrets").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "secrets").await?;
     let mut outcomes = Outcomes::default();
     let attacks = SecretAttacks {
         envelope: key.seal_secrets(&[("pip_token", PIP_TOKEN), ("npmrc", NPMRC)])?,
@@ -110,8 +110,8 @@ async fn no_secret_leaves_its_build() -> Result<()> {
     attacks.look_for_secrets_in_image(&mut outcomes).await?;
     attacks.mount_other_secrets(&mut outcomes).await?;
     attacks.steal_registry_login(&mut outcomes).await?;
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.report_and_assert_all_stopped(ATTACKS)
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
 /// Attacks on build secrets: their sealed envelope, detectors of them and of the decoys, and the base image of the steps.
@@ -165,7 +165,11 @@ impl SecretAttacks<'_> {
 
     /// Tries to print the secrets by a command that prints the decoys in all of `forms`, which is checked: a build that
     /// ends early, or a form that is not looked for, proves nothing.
-    async fn outcome_of_printing_by_command(&self, command: &str, forms: &[LeakedForm]) -> Result<Outcome> {
+    async fn outcome_of_printing_by_command(
+        &self,
+        command: &str,
+        forms: &[PlainOrBase64Form],
+    ) -> Result<Outcome> {
         let control = self.run_with_decoys(command).await?;
         for form in forms {
             ensure!(
@@ -187,7 +191,7 @@ impl SecretAttacks<'_> {
 
     /// Returns the outcome of an attack by a build: the attack succeeded if the answer has a secret.
     fn outcome_of_leak(&self, reply: &HttpReply, evidence_label: &str) -> Outcome {
-        match self.secrets.find_leak(&reply.text) {
+        match self.secrets.find_leaked_part(&reply.text) {
             Some((form, part)) => Outcome::Succeeded(format!("{evidence_label}: {form:?} {part}")),
             None => Outcome::succeeded_stopped_or_not_proven(false, reply),
         }
@@ -198,7 +202,7 @@ impl SecretAttacks<'_> {
         let echo = "cat $TOKEN; echo \"with $NPMRC\"; echo \"$NPMRC\" >&2; env";
         outcomes.add_outcome(
             "secret-by-echo",
-            self.outcome_of_printing_by_command(echo, &[LeakedForm::Plain])
+            self.outcome_of_printing_by_command(echo, &[PlainOrBase64Form::Plain])
                 .await?,
         );
         let mut encoded = Outcome::Stopped(String::new());
@@ -213,7 +217,7 @@ impl SecretAttacks<'_> {
             "${NPMRC}",
         ] {
             let outcome = self
-                .outcome_of_printing_by_command(command, &[LeakedForm::Plain])
+                .outcome_of_printing_by_command(command, &[PlainOrBase64Form::Plain])
                 .await?;
             in_errors = in_errors.or_worse(outcome);
         }
@@ -258,7 +262,7 @@ impl SecretAttacks<'_> {
             texts.push_str(&manifest.body.to_string());
             for blob in manifest.layer_digests().into_iter().chain([config]) {
                 let content = registry.get_blob(repository, &blob).await?;
-                texts.push_str(&unpack_to_text(&content)?);
+                texts.push_str(&decompress_zstd_or_gzip_to_text(&content)?);
             }
         }
         ensure!(
@@ -270,14 +274,14 @@ impl SecretAttacks<'_> {
         outcomes.add_outcome(
             "secret-in-the-history",
             Outcome::succeeded_or_stopped(
-                self.secrets.find_leak(&image).is_some(),
+                self.secrets.find_leaked_part(&image).is_some(),
                 "read the image's configuration and layers",
             ),
         );
         outcomes.add_outcome(
             "secret-in-the-provenance",
             Outcome::succeeded_or_stopped(
-                self.secrets.find_leak(&attestations).is_some(),
+                self.secrets.find_leaked_part(&attestations).is_some(),
                 "read the attestations",
             ),
         );
@@ -324,7 +328,7 @@ impl SecretAttacks<'_> {
             .build_with_secrets("mounted", &own, &json!({ "skipPush": true }))
             .await?;
         ensure!(
-            self.secrets.finds_form(&reply.text, LeakedForm::Plain),
+            self.secrets.finds_form(&reply.text, PlainOrBase64Form::Plain),
             "a build does not see its own secrets: {}",
             reply.text
         );
@@ -351,7 +355,10 @@ impl SecretAttacks<'_> {
         ]);
         outcomes.add_outcome(
             "secrets-of-the-builder",
-            Outcome::succeeded_stopped_or_not_proven(of_builder.find_leak(&reply.text).is_some(), &reply),
+            Outcome::succeeded_stopped_or_not_proven(
+                of_builder.find_leaked_part(&reply.text).is_some(),
+                &reply,
+            ),
         );
         let agent = format!(
             "FROM {}\nRUN --mount=type=ssh [ -S \"$SSH_AUTH_SOCK\" ] && echo got $((1000 + 234))\n",
@@ -395,7 +402,7 @@ impl SecretAttacks<'_> {
             .build_dockerfile_without_push_or_cache("login", search(""))
             .await?;
         let found = LeakDetector::new([password.as_str()])
-            .find_leak(&reply.text)
+            .find_leaked_part(&reply.text)
             .is_some();
         outcomes.add_outcome(
             "registry-login-in-a-step",
@@ -403,7 +410,7 @@ impl SecretAttacks<'_> {
         );
 
         // A builder without a policy, which lets everybody read from every registry.
-        let daemon = find_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
+        let daemon = find_first_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
         let namespace = NetworkNamespace::of_process(daemon)?;
         // BuildKit speaks plain HTTP with registries on loopback addresses.
         let registry = BaitServer::start_in_namespace(&namespace, (Ipv4Addr::new(127, 0, 0, 88), 0))?;
@@ -412,7 +419,7 @@ impl SecretAttacks<'_> {
         let config = json!({ "image": world.testbed.image_name("hostile/login", "1"), "skipPush": true });
         let reply = builder
             .client()?
-            .post_signed(source.tar_with_config(&config)?)
+            .post_signed(source.tar_with_config_last(&config)?)
             .await?;
         ensure!(
             !registry.request_paths().is_empty(),
@@ -422,14 +429,14 @@ impl SecretAttacks<'_> {
         let given = registry.received_credentials();
         outcomes.add_outcome(
             "registry-login-for-another-registry",
-            Outcome::succeeded_or_stopped(!given.is_empty(), summarize_reply(&reply)),
+            Outcome::succeeded_or_stopped(!given.is_empty(), describe_reply_status_and_error(&reply)),
         );
         Ok(())
     }
 }
 
 /// Decompresses the content of a layer or a document with zstd or gzip, if it is compressed, and returns it as text.
-fn unpack_to_text(content: &[u8]) -> Result<String> {
+fn decompress_zstd_or_gzip_to_text(content: &[u8]) -> Result<String> {
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), content)?;
     // zstd decompresses gzip too, and with -f copies input that is not compressed.

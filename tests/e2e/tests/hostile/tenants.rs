@@ -10,7 +10,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, summarize_reply},
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error},
     world::{AttackWorld, Tenant},
 };
 
@@ -104,20 +104,23 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
 async fn no_tenant_reads_or_changes_what_is_anothers() -> Result<()> {
     let world = AttackWorld::start().await?;
     let _parts = world.testbed.share_parts().await;
-    let neighbour = HonestNeighbour::start(&world, "tenants").await?;
+    let neighbour = HonestNeighbour::start_building_repeatedly(&world, "tenants").await?;
     let mut outcomes = Outcomes::default();
     read_from_victim(&world, &mut outcomes).await?;
     write_to_victim(&world, &mut outcomes).await?;
     share_cache_mounts(&world, &mut outcomes).await?;
-    replace_functions(&world, &mut outcomes).await?;
+    replace_victims_function_and_read_its_secret(&world, &mut outcomes).await?;
     imitate_builds(&world, &mut outcomes).await?;
-    neighbour.stop_and_assert_unharmed().await?;
-    outcomes.add_outcome("slots-of-another-tenant", fill_slots_of_builder().await?);
-    outcomes.report_and_assert_all_stopped(ATTACKS)
+    neighbour.stop_and_assert_builds_correct_and_on_time().await?;
+    outcomes.add_outcome(
+        "slots-of-another-tenant",
+        queue_many_builds_before_one_of_the_victim().await?,
+    );
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
 /// Builds and pushes the victim's private image with a cache, and returns its digest.
-async fn build_and_push_private_image(world: &AttackWorld) -> Result<String> {
+async fn push_private_image_and_return_digest(world: &AttackWorld) -> Result<String> {
     let base = world.testbed.build_busybox_once_and_get_name().await?;
     let source = BuildContext::dockerfile(format!(
         "FROM {base}\nCOPY private /private\nRUN cat /private > /step\n"
@@ -136,7 +139,7 @@ async fn build_and_push_private_image(world: &AttackWorld) -> Result<String> {
 
 /// Builds with the victim's private image or cache as the attacker, and looks for its content in the answers.
 async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
-    let digest = build_and_push_private_image(world).await?;
+    let digest = push_private_image_and_return_digest(world).await?;
     let base = world.testbed.build_busybox_once_and_get_name().await?;
     let private = world.victim.image("private", "1");
     let repository = private.trim_end_matches(":1");
@@ -254,7 +257,7 @@ async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result
         }
         outcomes.add_outcome(name, outcome);
         if changed {
-            build_and_push_private_image(world).await?;
+            push_private_image_and_return_digest(world).await?;
             if let Some(added) = digest("hostile/victim/private", "added").await? {
                 world
                     .testbed
@@ -369,7 +372,10 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
 }
 
 /// Deploys over the victim's function, and a function with a secret of the victim's functions, as the attacker.
-async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<()> {
+async fn replace_victims_function_and_read_its_secret(
+    world: &AttackWorld,
+    outcomes: &mut Outcomes,
+) -> Result<()> {
     let functions = &world.testbed.functions;
     let base = world.testbed.build_busybox_once_and_get_name().await?;
     let shop = |text: &str| BuildContext::static_page_function(base, text);
@@ -379,7 +385,7 @@ async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Resu
     let reply = world.victim.build(&shop("the victim's shop"), &config).await?;
     ensure!(reply.status == 200, "{}", reply.text);
     functions
-        .wait_for_page("victim-shop", "the victim's shop", limit)
+        .wait_until_page_equals("victim-shop", "the victim's shop", limit)
         .await?;
 
     let mut evidence = String::new();
@@ -388,9 +394,10 @@ async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Resu
         json!({ "SERVICE": "victim-shop", "namespace": "openfaas-fn" }),
     ] {
         let config = json!({ "image": world.mallory.image("shop", "1"), "deploy": deploy });
-        evidence = summarize_reply(&world.mallory.build(&shop("mallory's shop"), &config).await?);
+        evidence =
+            describe_reply_status_and_error(&world.mallory.build(&shop("mallory's shop"), &config).await?);
     }
-    let page = functions.get_path_with_retry("victim-shop", "/", limit).await?;
+    let page = functions.get_path_retrying_5xx("victim-shop", "/", limit).await?;
     outcomes.add_outcome(
         "function-of-another-tenant",
         Outcome::succeeded_or_stopped(page.1 != "the victim's shop", evidence),
@@ -415,7 +422,7 @@ async fn replace_functions(world: &AttackWorld, outcomes: &mut Outcomes) -> Resu
     let config = reader(&world.victim, "victim-reader");
     let reply = world.victim.build(&source, &config).await?;
     let answer = functions
-        .get_path_with_retry("victim-reader", "/cgi-bin/secrets", limit)
+        .get_path_retrying_5xx("victim-reader", "/cgi-bin/secrets", limit)
         .await?;
     ensure!(
         answer.1.contains(PRIVATE_CONTENT),
@@ -443,7 +450,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
     ));
     let config =
         |image: String| -> Value { json!({ "image": image, "deploy": { "service": "victim-shop" } }) };
-    let tar = source.tar_with_config(&config(world.victim.image("superseded", "1")))?;
+    let tar = source.tar_with_config_last(&config(world.victim.image("superseded", "1")))?;
     let client = world.victim.client.clone();
     let headers = call.clone();
     let mut running = tokio::spawn(async move {
@@ -461,7 +468,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         .mallory
         .build(&newer, &config(world.mallory.image("superseded", "1")))
         .await?;
-    let evidence = summarize_reply(&reply);
+    let evidence = describe_reply_status_and_error(&reply);
     // The victim's build either runs still, or has ended with 409.
     if !running.is_finished() {
         world.testbed.open_gate_of_step(gate).ok();
@@ -480,7 +487,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
     let reply = world
         .mallory
         .client
-        .post_signed_with_headers(other.tar_with_config(&config)?, &[("X-Call-Id", &call)])
+        .post_signed_with_headers(other.tar_with_config_last(&config)?, &[("X-Call-Id", &call)])
         .await?;
     ensure!(
         victims.status == 409 || victims.text.contains(PRIVATE_CONTENT),
@@ -495,7 +502,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
 
     let tar = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n"))
         .with_file("a", "a")
-        .tar_with_config(&json!({ "image": world.victim.image("claimed", "1") }))?;
+        .tar_with_config_last(&json!({ "image": world.victim.image("claimed", "1") }))?;
     let reply = world
         .mallory
         .client
@@ -522,7 +529,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
 
 /// Queues builds of the attacker at a builder with one slot, then one of the victim's. The attack succeeded if more of
 /// the attacker's builds ran before the victim's than the one that was running already and two more.
-async fn fill_slots_of_builder() -> Result<Outcome> {
+async fn queue_many_builds_before_one_of_the_victim() -> Result<Outcome> {
     const FLOOD_BUILD_COUNT: usize = 6;
     /// The most builds of the attacker that may run before the victim's.
     const MAX_BUILDS_BEFORE_VICTIMS: usize = 3;
@@ -537,7 +544,10 @@ async fn fill_slots_of_builder() -> Result<Outcome> {
             FLOOD_STEP_TIME.as_secs()
         ));
         let config = json!({ "image": world.mallory.image(&format!("flood-{number}"), "1"), "skipPush": true, "noCache": true });
-        let (client, tar) = (world.mallory.client.clone(), source.tar_with_config(&config)?);
+        let (client, tar) = (
+            world.mallory.client.clone(),
+            source.tar_with_config_last(&config)?,
+        );
         flood.spawn(async move { client.post_signed(tar).await });
     }
     world.testbed.wait_for_step("sleep 2; : flood", true).await?;

@@ -18,7 +18,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{AttackDescription, Outcome, Outcomes, summarize_reply},
+    attack::{AttackDescription, Outcome, Outcomes, describe_reply_status_and_error},
     world::AttackWorld,
 };
 
@@ -56,9 +56,12 @@ async fn unsigned_senders_cost_signed_builds_nothing() -> Result<()> {
     outcomes.add_outcome("unsigned-attributes", send_extended_attributes().await?);
     outcomes.add_outcome("unsigned-ratio", fill_spool_with_high_compression_ratios().await?);
     outcomes.add_outcome("unsigned-idle", hold_idle_bodies().await?);
-    outcomes.add_outcome("unsigned-hand-overs", send_half_hand_overs().await?);
+    outcomes.add_outcome(
+        "unsigned-hand-overs",
+        send_half_hand_overs_and_measure_memory().await?,
+    );
     outcomes.add_outcome("unsigned-flood", flood_both_functions().await?);
-    outcomes.report_and_assert_all_stopped(ATTACKS)
+    outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
 fn flood_target_of_builder(world: &AttackWorld) -> Result<FloodTarget> {
@@ -121,7 +124,7 @@ async fn send_extended_attributes() -> Result<Outcome> {
     let evidence = format!(
         "a peak of {} MiB; a signed build: {}; {:?}",
         peak / BYTES_PER_MIB,
-        summarize_reply(&reply),
+        describe_reply_status_and_error(&reply),
         flood.outcome_counts()
     );
     Ok(Outcome::succeeded_or_stopped(
@@ -149,11 +152,11 @@ async fn fill_spool_with_high_compression_ratios() -> Result<Outcome> {
     {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    ensure!(flood.request_count() > 0, "the senders have sent nothing");
+    ensure!(flood.complete_head_count() > 0, "the senders have sent nothing");
     let reply = build_signed_as_victim(&world, 8 << 20).await?;
     let evidence = format!(
         "a signed build: {}; {:?}",
-        summarize_reply(&reply),
+        describe_reply_status_and_error(&reply),
         flood.outcome_counts()
     );
     Ok(Outcome::succeeded_or_stopped(reply.status != 200, evidence))
@@ -171,28 +174,28 @@ async fn hold_idle_bodies() -> Result<Outcome> {
     )?;
     sleep_while_senders_send().await;
     ensure!(
-        flood.request_count() >= 4,
+        flood.complete_head_count() >= 4,
         "only {} requests were sent",
-        flood.request_count()
+        flood.complete_head_count()
     );
     let reply = build_signed_as_victim(&world, 1000).await?;
     Ok(Outcome::succeeded_or_stopped(
         reply.status != 200,
-        format!("a signed build: {}", summarize_reply(&reply)),
+        format!("a signed build: {}", describe_reply_status_and_error(&reply)),
     ))
 }
 
 /// Sends half of a hand-over from 80 senders. The attack succeeded if deployer-fn's peak memory is over 32 MiB.
-async fn send_half_hand_overs() -> Result<Outcome> {
+async fn send_half_hand_overs_and_measure_memory() -> Result<Outcome> {
     let world = AttackWorld::start().await?;
     let target = flood_target_of_deployer(&world.deployer)?;
     let before = peak_memory_bytes(world.deployer.process_id())?;
     let flood = Flood::start(target, &[UnsignedSender::HalfBody], 80, None)?;
     sleep_while_senders_send().await;
     ensure!(
-        flood.request_count() >= 80,
+        flood.complete_head_count() >= 80,
         "only {} requests were sent",
-        flood.request_count()
+        flood.complete_head_count()
     );
     let peak = peak_memory_bytes(world.deployer.process_id())?;
     let evidence = format!("from {} to {} MiB", before / BYTES_PER_MIB, peak / BYTES_PER_MIB);
@@ -224,14 +227,14 @@ async fn flood_both_functions() -> Result<Outcome> {
         let begun = Instant::now();
         match build_signed_as_victim(&world, 30 << 10).await {
             Ok(reply) if reply.status == 200 => durations.push(begun.elapsed()),
-            Ok(reply) => failed.push(summarize_reply(&reply)),
+            Ok(reply) => failed.push(describe_reply_status_and_error(&reply)),
             Err(error) => failed.push(format!("{error:#}")),
         }
         tokio::time::sleep(Duration::from_secs(1).saturating_sub(begun.elapsed())).await;
     }
     ensure!(!durations.is_empty() || !failed.is_empty(), "nothing was built");
     for (flood, at) in [(&to_builder, "builder-fn"), (&to_deployer, "deployer-fn")] {
-        ensure!(flood.request_count() > 0, "nothing was sent to {at}");
+        ensure!(flood.complete_head_count() > 0, "nothing was sent to {at}");
     }
     let longest = durations.iter().max().copied().unwrap_or_default();
     let builder = world.builder.peak_memory_bytes()? as u64;

@@ -36,7 +36,9 @@ impl Tenant {
 
     /// Builds a context with this config and returns the answer.
     pub(crate) async fn build(&self, source: &BuildContext, config: &Value) -> Result<HttpReply> {
-        self.client.post_signed(source.tar_with_config(config)?).await
+        self.client
+            .post_signed(source.tar_with_config_last(config)?)
+            .await
     }
 
     /// Builds a Dockerfile without a push and without the cache, and returns the answer.
@@ -108,18 +110,22 @@ impl AttackWorld {
 
         let gateway = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
         let deployer_settings = [("policy_file", path.as_str())];
-        let secrets = secrets_of_both_functions(&testbed);
+        let secrets = secrets_to_give_both_functions(&testbed);
         let deployer =
             DeployerProcess::start_with_more_secrets(&testbed, gateway.url(), &deployer_settings, &secrets)
                 .await?;
         let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
-        let mut all = vec![("policy_file", path.as_str()), ("gateway_url", route.url())];
+        let mut all = vec![
+            ("policy_file", path.as_str()),
+            ("gateway_url", route.gateway_url()),
+        ];
         all.extend(settings);
         let secrets: Vec<_> = secrets
             .iter()
             .map(|(name, text)| (*name, text.as_str()))
             .collect();
-        let builder = BuilderProcess::start_with_secrets(&testbed, &all, &secrets).await?;
+        let builder =
+            BuilderProcess::start_with_secrets_replacing_registry_config(&testbed, &all, &secrets).await?;
         let tenant = |name: &str, key: &str| -> Result<Tenant> {
             Ok(Tenant {
                 client: SigningClient::new(format!("{}/build", builder.url()), key.as_bytes())?,
@@ -145,7 +151,7 @@ impl AttackWorld {
 }
 
 /// Returns the secrets of both functions: the tenants' keys, and the registry's credentials for tenants and builder.
-fn secrets_of_both_functions(testbed: &Testbed) -> Vec<(&'static str, String)> {
+fn secrets_to_give_both_functions(testbed: &Testbed) -> Vec<(&'static str, String)> {
     let registry = &testbed.stack.registry;
     let login = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
     vec![

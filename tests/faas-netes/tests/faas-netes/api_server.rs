@@ -49,29 +49,32 @@ impl ApiServer {
 
         let etcd_url = format!("http://127.0.0.1:{}", free_port()?);
         let peer_url = format!("http://127.0.0.1:{}", free_port()?);
-        let etcd = quiet_command(find_program(&["etcd", "server"])?, &root.join("etcd.log"))?
-            .args(["--name", "test", "--unsafe-no-fsync", "--log-level", "warn"])
-            .arg("--data-dir")
-            .arg(root.join("etcd"))
-            .args([
-                "--listen-client-urls",
-                &etcd_url,
-                "--advertise-client-urls",
-                &etcd_url,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer_url,
-                "--initial-advertise-peer-urls",
-                &peer_url,
-            ])
-            .args(["--initial-cluster", &format!("test={peer_url}")])
-            .spawn()
-            .context("start etcd")?;
+        let etcd = quiet_command(
+            find_program_in_kubernetes_bin(&["etcd", "server"])?,
+            &root.join("etcd.log"),
+        )?
+        .args(["--name", "test", "--unsafe-no-fsync", "--log-level", "warn"])
+        .arg("--data-dir")
+        .arg(root.join("etcd"))
+        .args([
+            "--listen-client-urls",
+            &etcd_url,
+            "--advertise-client-urls",
+            &etcd_url,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer_url,
+            "--initial-advertise-peer-urls",
+            &peer_url,
+        ])
+        .args(["--initial-cluster", &format!("test={peer_url}")])
+        .spawn()
+        .context("start etcd")?;
         let port = free_port()?;
         let flag = |name: &str, file: &str| format!("--{name}={}", root.join(file).display());
         let mut api_server = quiet_command(
-            find_program(&["kube-apiserver"])?,
+            find_program_in_kubernetes_bin(&["kube-apiserver"])?,
             &root.join("kube-apiserver.log"),
         )?
         .arg(format!("--etcd-servers={etcd_url}"))
@@ -141,7 +144,7 @@ pub(crate) fn quiet_command(program: impl AsRef<OsStr>, log: &Path) -> Result<Co
 
 /// Returns the path of the program with one of these names in the directories that the variable names. Go names etcd's
 /// program after its folder, `server`.
-fn find_program(names: &[&str]) -> Result<PathBuf> {
+fn find_program_in_kubernetes_bin(names: &[&str]) -> Result<PathBuf> {
     let directories = std::env::var_os(PROGRAMS_VARIABLE).with_context(|| {
         format!("{PROGRAMS_VARIABLE} must name the directories of etcd and kube-apiserver")
     })?;

@@ -54,7 +54,7 @@ pub(crate) struct Request {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ExpectedAnswer {
     status: u16,
-    body: Option<BodyKind>,
+    body: Option<EmptyOrPlainText>,
     /// Texts that the body contains, in any case.
     #[serde(default)]
     mentions: Vec<String>,
@@ -65,7 +65,7 @@ pub(crate) struct ExpectedAnswer {
 /// The kind of a body; the words of a text are the provider's own.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
-enum BodyKind {
+enum EmptyOrPlainText {
     Empty,
     Text,
 }
@@ -132,8 +132,8 @@ impl ExpectedAnswer {
     pub(crate) fn compare(&self, answer: &Answer) -> Result<()> {
         ensure!(answer.status == self.status, "status: not {}", self.status);
         match self.body {
-            Some(BodyKind::Empty) => ensure!(answer.body.is_empty(), "body: not empty"),
-            Some(BodyKind::Text) => {
+            Some(EmptyOrPlainText::Empty) => ensure!(answer.body.is_empty(), "body: not empty"),
+            Some(EmptyOrPlainText::Text) => {
                 ensure!(!answer.body.trim().is_empty(), "body: empty");
                 ensure!(
                     answer.content_type.starts_with("text/plain"),

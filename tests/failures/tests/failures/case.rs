@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use builder_fn::hint::{
-    ContextFiles, CredentialHolder, FailedStepOutput, Failure, Hint, RegistryLoginState, explain,
-    explain_deployment,
+    ContextFiles, CredentialHolder, FailedStepNameAndOutput, Failure, Hint, LoginStateAtRefusingRegistry,
+    explain, explain_deployment,
 };
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -109,7 +109,7 @@ impl ContextFiles for CaseFiles<'_> {
             .any(|file| file == path || file.starts_with(&folder))
     }
 
-    fn find_name_in_other_case(&self, folder: &str, name: &str) -> Option<String> {
+    fn find_only_name_in_other_case(&self, folder: &str, name: &str) -> Option<String> {
         let prefix = match folder {
             "" => String::new(),
             folder => format!("{folder}/"),
@@ -149,14 +149,14 @@ impl Case {
         let files = CaseFiles(&self.files);
         explain(&Failure {
             error: self.error.trim_end(),
-            step: self.step.as_deref().map(|name| FailedStepOutput {
+            step: self.step.as_deref().map(|name| FailedStepNameAndOutput {
                 name,
                 output: &self.output,
             }),
             dockerfile_line: self.step_line,
             dockerfile: self.dockerfile.as_deref().unwrap_or("Dockerfile"),
             files: &files,
-            login: self.login.as_ref().map(|login| RegistryLoginState {
+            login: self.login.as_ref().map(|login| LoginStateAtRefusingRegistry {
                 holder: match login.holder.as_str() {
                     "operator" => CredentialHolder::Operator,
                     tenant => CredentialHolder::Tenant(tenant),

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_provider_that_replaces_before_it_answers_has_its_own_name() {
+    fn a_provider_that_replaces_before_it_answers_has_its_own_name_and_a_deferred_one_that_of_faas_netes() {
         for (strategy, name) in [
             (UpdateStrategy::Rolling, "slipway-dev"),
             (UpdateStrategy::Recreate, "slipway-dev"),

@@ -9,6 +9,6 @@ use axum::Json;
 use serde_json::{Value, json};
 
 /// Answers as Prometheus does when nothing matches a query.
-pub(super) async fn answer_empty_invocations() -> Json<Value> {
+pub(super) async fn answer_empty_prometheus_result() -> Json<Value> {
     Json(json!({"status": "success", "data": {"resultType": "vector", "result": []}}))
 }

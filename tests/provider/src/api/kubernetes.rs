@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Creates the routes under `/system`: those that require credentials, and those that never do.
-pub(super) fn system_routes(functions: ClusterFunctions) -> (Router, Router) {
+pub(super) fn routes_with_and_without_credentials(functions: ClusterFunctions) -> (Router, Router) {
     let closed = Router::new()
         .route(
             "/system/functions",

@@ -81,7 +81,7 @@ impl LogParameters {
 
 /// Answers with the lines of a function's log, and follows it at most until the service timeout; answers with 422 to a
 /// malformed request. A function without logs, or that does not exist, gets an empty answer.
-pub(super) async fn answer_logs(
+pub(super) async fn stream_logs_or_answer_422(
     State(functions): State<FunctionStore>,
     Query(parameters): Query<LogParameters>,
 ) -> Response {

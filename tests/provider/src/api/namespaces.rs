@@ -12,7 +12,7 @@ pub(super) async fn list_namespaces(
     State(functions): State<FunctionStore>,
 ) -> Result<Json<Vec<String>>, ErrorResponse> {
     functions
-        .namespaces()
+        .default_and_labelled_namespaces()
         .await
         .map(Json)
         .map_err(ApiOperation::Read.to_error_response())

@@ -14,7 +14,7 @@ use crate::error::ProviderError;
 const FUNCTION_NAMESPACE_LABEL: &str = "openfaas";
 
 /// A containerd namespace with the label `openfaas`.
-pub(crate) struct LabelledNamespace {
+pub(crate) struct NamespaceWithOpenfaasLabel {
     pub(crate) name: String,
     /// The value of the label: functions may be in the namespace if it is `true` or `1`.
     pub(crate) label_value: String,
@@ -22,7 +22,9 @@ pub(crate) struct LabelledNamespace {
 
 impl Containerd {
     /// Lists the containerd namespaces that have the label `openfaas`, whatever its value.
-    pub(crate) async fn list_labelled_namespaces(&self) -> Result<Vec<LabelledNamespace>, ProviderError> {
+    pub(crate) async fn list_namespaces_with_openfaas_label(
+        &self,
+    ) -> Result<Vec<NamespaceWithOpenfaasLabel>, ProviderError> {
         let mut client = NamespacesClient::new(self.channel.clone());
         let request = Request::new(ListNamespacesRequest::default());
         let answer = await_short_call("list namespaces", "", client.list(request)).await?;
@@ -30,7 +32,7 @@ impl Containerd {
             namespace
                 .labels
                 .remove(FUNCTION_NAMESPACE_LABEL)
-                .map(|label_value| LabelledNamespace {
+                .map(|label_value| NamespaceWithOpenfaasLabel {
                     name: namespace.name,
                     label_value,
                 })

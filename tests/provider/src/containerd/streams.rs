@@ -27,7 +27,7 @@ impl NamespaceClient {
     /// Opens a stream that answers containerd's requests for the credentials of registry hosts.
     ///
     /// `credentials` is called with the host's name, such as `registry-1.docker.io` or `registry:5000`.
-    pub(super) async fn open_credential_stream(
+    pub(super) async fn open_credential_stream_and_answering_future(
         &self,
         credentials: impl Fn(&str) -> Option<RegistryCredentials> + Send + 'static,
     ) -> Result<CredentialStream, ProviderError> {

@@ -13,7 +13,7 @@ use crate::error::ProviderError;
 
 /// The exit status of a container's task.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct TaskExit {
+pub(crate) struct TaskExitStatus {
     pub(crate) status: u32,
 }
 
@@ -25,7 +25,7 @@ pub(crate) enum TaskState {
     /// The container's task is created, running or paused.
     Alive,
     /// The container's task has ended, but is not deleted yet.
-    Ended(TaskExit),
+    Ended(TaskExitStatus),
 }
 
 impl NamespaceClient {
@@ -76,7 +76,7 @@ impl NamespaceClient {
             Err(error) => return Err(error),
         };
         Ok(match process.status() {
-            Status::Stopped => TaskState::Ended(TaskExit {
+            Status::Stopped => TaskState::Ended(TaskExitStatus {
                 status: process.exit_status,
             }),
             _ => TaskState::Alive,
@@ -84,7 +84,7 @@ impl NamespaceClient {
     }
 
     /// Waits without a timeout until a container's task ends.
-    pub(crate) async fn wait_until_task_ends(&self, id: &str) -> Result<TaskExit, ProviderError> {
+    pub(crate) async fn wait_until_task_ends(&self, id: &str) -> Result<TaskExitStatus, ProviderError> {
         let mut client = TasksClient::new(self.channel());
         let request = self.request_in_namespace_and_lease(WaitRequest {
             container_id: id.to_owned(),
@@ -95,7 +95,7 @@ impl NamespaceClient {
             .await
             .map_err(containerd_error("wait for task", id))?
             .into_inner();
-        Ok(TaskExit {
+        Ok(TaskExitStatus {
             status: answer.exit_status,
         })
     }

@@ -31,7 +31,7 @@ impl NamespaceClient {
         let image = source.image;
         let credentials = source.credentials.clone();
         let stream = self
-            .open_credential_stream(move |host| credentials.credentials_for_host(host))
+            .open_credential_stream_and_answering_future(move |host| credentials.credentials_for_host(host))
             .await?;
         let registry = OciRegistry {
             reference: image.to_owned(),

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     FunctionStoreInner,
-    instance::{Instance, StoredFunction},
+    instance::{Instance, StoredDeploymentAndEnv},
 };
 use crate::{error::ProviderError, image::normalise_reference, key::FunctionKey, model::FunctionDeployment};
 
@@ -26,7 +26,7 @@ const ROLLOUT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct DeferredRollout {
     image: String,
-    record: StoredFunction,
+    record: StoredDeploymentAndEnv,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -39,7 +39,7 @@ impl FunctionStoreInner {
         deployment: FunctionDeployment,
     ) -> Result<(), ProviderError> {
         self.find_instance(key)?;
-        self.check_deployment(key, &deployment)?;
+        self.check_name_image_and_memory_limit(key, &deployment)?;
         self.secrets
             .check_all_exist(&key.namespace, &deployment.secrets)?;
         let image = normalise_reference(&deployment.image)?.to_string();
@@ -53,7 +53,7 @@ impl FunctionStoreInner {
                 inner.lock_rollouts().remove(&key);
             }
         };
-        let record = StoredFunction {
+        let record = StoredDeploymentAndEnv {
             // The image's own variables are unknown until it is pulled.
             env: deployment.env_vars.clone(),
             env_process: deployment.env_process.clone(),
@@ -87,7 +87,10 @@ impl FunctionStoreInner {
     }
 
     /// Returns the image and the data of the version that a function's rollout in progress announces.
-    pub(super) fn image_and_record_of_rollout(&self, key: &FunctionKey) -> Option<(String, StoredFunction)> {
+    pub(super) fn image_and_record_of_rollout(
+        &self,
+        key: &FunctionKey,
+    ) -> Option<(String, StoredDeploymentAndEnv)> {
         let rollouts = self.lock_rollouts();
         let DeferredRollout { image, record, .. } = rollouts.get(key)?;
         Some((image.clone(), record.clone()))
@@ -145,7 +148,7 @@ async fn start_with_retry_until_listening(key: &FunctionKey, new: &Instance) -> 
         log_rollout_retry(key, &error);
         tokio::time::sleep(ROLLOUT_RETRY_INTERVAL).await;
     }
-    new.wait_until_listening_despite_restarts().await
+    new.wait_until_listening_despite_restarts_and_stops().await
 }
 
 fn log_rollout_retry(key: &FunctionKey, error: &ProviderError) {

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
     FunctionStoreInner,
-    instance::{InitialSupervisorState, Instance, InstanceInfo, StoredFunction},
+    instance::{InitialSupervisorState, Instance, InstanceInfo, StoredDeploymentAndEnv},
 };
 use crate::{
     containerd::{Container, NamespaceClient, NewContainer},
@@ -27,7 +27,7 @@ pub(super) const REPLICAS_LABEL: &str = "slipway.dev/replicas";
 /// The label of a container with its [`ContainerStage`].
 pub(super) const STAGE_LABEL: &str = "slipway.dev/stage";
 
-/// The extension of a container that holds its [`StoredFunction`], as JSON.
+/// The extension of a container that holds its [`StoredDeploymentAndEnv`], as JSON.
 pub(super) const FUNCTION_EXTENSION: &str = "slipway.dev/function.v1";
 
 /// The grace period for stopping an instance that never served.
@@ -62,7 +62,7 @@ impl FunctionStoreInner {
         key: &FunctionKey,
         deployment: &FunctionDeployment,
     ) -> Result<(), ProviderError> {
-        self.check_deployment(key, deployment)?;
+        self.check_name_image_and_memory_limit(key, deployment)?;
         self.secrets
             .check_all_exist(&key.namespace, &deployment.secrets)?;
         if self.find_instance(key).is_ok() {
@@ -104,7 +104,7 @@ impl FunctionStoreInner {
     }
 
     /// Fails if a deployment is invalid, before anything is changed.
-    pub(super) fn check_deployment(
+    pub(super) fn check_name_image_and_memory_limit(
         &self,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
@@ -125,7 +125,7 @@ impl FunctionStoreInner {
     ) -> Result<Arc<Instance>, ProviderError> {
         let id = format!("{}.{}", key.name, unique::instance_suffix());
         let made = self
-            .make_container(containerd, &id, key, deployment, image, stage)
+            .make_snapshot_and_container_without_clean_up(containerd, &id, key, deployment, image, stage)
             .await;
         let (container, record) = match made {
             Ok(made) => made,
@@ -158,7 +158,7 @@ impl FunctionStoreInner {
     }
 
     /// Creates an instance's snapshot and container, and returns the container with the data that is stored in it.
-    async fn make_container(
+    async fn make_snapshot_and_container_without_clean_up(
         &self,
         containerd: &NamespaceClient,
         id: &str,
@@ -166,11 +166,11 @@ impl FunctionStoreInner {
         deployment: &FunctionDeployment,
         image: &UnpackedImage,
         stage: ContainerStage,
-    ) -> Result<(Container, StoredFunction), ProviderError> {
+    ) -> Result<(Container, StoredDeploymentAndEnv), ProviderError> {
         let config = image.config.config().clone().unwrap_or_default();
         let mounts = containerd.prepare_snapshot(id, &image.top_snapshot).await?;
         let user_spec = ImageUser::new(config.user().as_deref().unwrap_or_default());
-        let user = match user_spec.ids_without_lookup() {
+        let user = match user_spec.ids_if_numeric_pair_or_empty() {
             Some(user) => user,
             None => user_spec.resolve_ids(&rootfs::read_user_files(mounts).await?)?,
         };
@@ -190,7 +190,7 @@ impl FunctionStoreInner {
             scratch: scratch.as_deref(),
         })?;
         let (env, env_process) = spec::status_env_and_fprocess(&config, deployment);
-        let record = StoredFunction {
+        let record = StoredDeploymentAndEnv {
             deployment: deployment.clone(),
             env,
             env_process,

@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     backend::DrainableBackend,
-    containerd::{NamespaceClient, TaskExit, TaskState},
+    containerd::{NamespaceClient, TaskExitStatus, TaskState},
     error::ProviderError,
     key::FunctionKey,
     logs::LogStore,
@@ -52,7 +52,7 @@ const LONGEST_RESTART_BACKOFF: Duration = Duration::from_secs(60);
 
 /// The data about a function that is stored with its container.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct StoredFunction {
+pub(super) struct StoredDeploymentAndEnv {
     pub(super) deployment: FunctionDeployment,
     /// The function's environment as its status reports it.
     pub(super) env: NameValueMap,
@@ -61,7 +61,7 @@ pub(super) struct StoredFunction {
 
 /// The status of a function's instance.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum InstanceStatus {
+pub(super) enum InstanceReadiness {
     /// The instance was not started yet, or was stopped on request.
     Stopped,
     /// The instance's process runs, but does not accept connections yet.
@@ -69,7 +69,7 @@ pub(super) enum InstanceStatus {
     /// The instance's process accepts connections.
     Listening,
     /// The instance's process ended by itself, or could not be started after a restart of the provider.
-    Ended(TaskExit),
+    Ended(TaskExitStatus),
 }
 
 /// The identity and stored data of an instance.
@@ -79,7 +79,7 @@ pub(super) struct InstanceInfo {
     pub(super) key: FunctionKey,
     pub(super) image: String,
     pub(super) created_at: SystemTime,
-    pub(super) record: StoredFunction,
+    pub(super) record: StoredDeploymentAndEnv,
 }
 
 /// The clients and settings that an instance uses.
@@ -97,7 +97,7 @@ pub(super) struct InstanceContext {
 pub(crate) struct Instance {
     info: InstanceInfo,
     backend: Arc<DrainableBackend>,
-    status: watch::Receiver<InstanceStatus>,
+    status: watch::Receiver<InstanceReadiness>,
     commands: mpsc::Sender<InstanceCommand>,
 }
 
@@ -132,9 +132,9 @@ impl Instance {
     ) -> Self {
         let backend = Arc::new(DrainableBackend::default());
         let first_status = if initial == InitialSupervisorState::Stopped {
-            InstanceStatus::Stopped
+            InstanceReadiness::Stopped
         } else {
-            InstanceStatus::Starting
+            InstanceReadiness::Starting
         };
         let (status_sender, status) = watch::channel(first_status);
         let (commands, receiver) = mpsc::channel(4);
@@ -169,7 +169,7 @@ impl Instance {
     }
 
     /// Returns the current status of the instance.
-    pub(super) fn status(&self) -> InstanceStatus {
+    pub(super) fn status(&self) -> InstanceReadiness {
         *self.status.borrow()
     }
 
@@ -188,13 +188,13 @@ impl Instance {
     /// process ends by itself.
     pub(super) async fn wait_until_listening_or_stopped(&self, limit: Duration) -> Result<(), ProviderError> {
         let mut status = self.status.clone();
-        let settled = status.wait_for(|status| !matches!(status, InstanceStatus::Starting));
+        let settled = status.wait_for(|status| !matches!(status, InstanceReadiness::Starting));
         let instance = self.info.id.clone();
         match timeout(limit, settled).await {
             Err(_) => Err(ProviderError::NotListening { instance, limit }),
             Ok(Err(_)) => Err(ProviderError::Stopping),
             Ok(Ok(status)) => match *status {
-                InstanceStatus::Ended(exit) => Err(ProviderError::Exited {
+                InstanceReadiness::Ended(exit) => Err(ProviderError::Exited {
                     instance,
                     status: exit.status,
                 }),
@@ -204,10 +204,10 @@ impl Instance {
     }
 
     /// Waits until the process accepts connections, however often it ends and is restarted before that.
-    pub(super) async fn wait_until_listening_despite_restarts(&self) -> Result<(), ProviderError> {
+    pub(super) async fn wait_until_listening_despite_restarts_and_stops(&self) -> Result<(), ProviderError> {
         let mut status = self.status.clone();
         let listening = status
-            .wait_for(|status| *status == InstanceStatus::Listening)
+            .wait_for(|status| *status == InstanceReadiness::Listening)
             .await;
         listening.map(drop).map_err(|_| ProviderError::Stopping)
     }
@@ -232,7 +232,7 @@ struct InstanceSupervisor {
     key: FunctionKey,
     context: InstanceContext,
     backend: Arc<DrainableBackend>,
-    status: watch::Sender<InstanceStatus>,
+    status: watch::Sender<InstanceReadiness>,
     commands: mpsc::Receiver<InstanceCommand>,
     backoff: Duration,
 }
@@ -252,7 +252,7 @@ impl InstanceSupervisor {
     async fn run_state_machine(mut self, initial: InitialSupervisorState) {
         let mut next = match initial {
             InitialSupervisorState::Stopped => Some(SupervisorState::Stopped),
-            InitialSupervisorState::Running => Some(self.keep_start_or_back_off().await),
+            InitialSupervisorState::Running => Some(self.keep_running_process_or_start_or_back_off().await),
         };
         while let Some(state) = next {
             next = match state {
@@ -265,7 +265,7 @@ impl InstanceSupervisor {
 
     /// Keeps the instance's process from an earlier provider, or starts one. If the earlier process has ended, or the
     /// start fails, the next state is the backoff before a restart.
-    async fn keep_start_or_back_off(&mut self) -> SupervisorState {
+    async fn keep_running_process_or_start_or_back_off(&mut self) -> SupervisorState {
         let state = self.context.containerd.task_state(&self.id).await;
         if let (Ok(TaskState::Alive), Some(ip)) =
             (&state, self.context.network.address_of_container(&self.id))
@@ -276,7 +276,7 @@ impl InstanceSupervisor {
         }
         if let Ok(TaskState::Ended(exit)) = state {
             self.remove_task_and_network().await;
-            return self.record_process_end(exit, Duration::ZERO);
+            return self.publish_process_end_and_back_off(exit, Duration::ZERO);
         }
         match self.start_task_and_network().await {
             Ok(address) => SupervisorState::Running { address },
@@ -286,7 +286,7 @@ impl InstanceSupervisor {
                     error = &error as &dyn std::error::Error,
                     "cannot start an instance"
                 );
-                self.record_process_end(TaskExit { status: 128 }, Duration::ZERO)
+                self.publish_process_end_and_back_off(TaskExitStatus { status: 128 }, Duration::ZERO)
             }
         }
     }
@@ -294,7 +294,7 @@ impl InstanceSupervisor {
     /// Waits until a command starts the process; returns `None` once no handle is left.
     async fn run_while_stopped(&mut self) -> Option<SupervisorState> {
         self.backend.set_address(None);
-        self.status.send_replace(InstanceStatus::Stopped);
+        self.status.send_replace(InstanceReadiness::Stopped);
         loop {
             match self.commands.recv().await? {
                 InstanceCommand::Stop(_, reply) => drop(reply.send(Ok(()))),
@@ -311,7 +311,7 @@ impl InstanceSupervisor {
     async fn run_while_running(&mut self, address: SocketAddr) -> Option<SupervisorState> {
         let began = Instant::now();
         self.backend.set_address(Some(address));
-        self.status.send_replace(InstanceStatus::Starting);
+        self.status.send_replace(InstanceReadiness::Starting);
         let (context, id) = (self.context.clone(), self.id.clone());
         let mut exit = Box::pin(async move { wait_for_exit(&context.containerd, &id).await });
         let mut probe = Box::pin(wait_until_accepting(address));
@@ -322,23 +322,23 @@ impl InstanceSupervisor {
                     self.backend.set_address(None);
                     tracing::warn!(instance = self.id, status = exit.status, "an instance ended by itself");
                     self.remove_task_and_network().await;
-                    return Some(self.record_process_end(exit, began.elapsed()));
+                    return Some(self.publish_process_end_and_back_off(exit, began.elapsed()));
                 }
                 () = &mut probe, if !listens => {
                     listens = true;
-                    self.status.send_replace(InstanceStatus::Listening);
+                    self.status.send_replace(InstanceReadiness::Listening);
                 }
                 command = self.commands.recv() => match command? {
                     InstanceCommand::Start(reply) => drop(reply.send(Ok(()))),
                     InstanceCommand::Stop(grace, reply) => {
-                        if let Err(error) = self.signal_process(SIGTERM).await {
+                        if let Err(error) = self.signal_process_or_kill_all(SIGTERM).await {
                             // The process still runs, and another stop may succeed.
                             let _ = reply.send(Err(error));
                             continue;
                         }
                         self.backend.set_address(None);
                         let stopped = self.wait_for_exit_or_kill_and_clean_up(grace, &mut exit).await;
-                        self.status.send_replace(InstanceStatus::Stopped);
+                        self.status.send_replace(InstanceReadiness::Stopped);
                         let _ = reply.send(stopped);
                         return Some(SupervisorState::Stopped);
                     }
@@ -368,7 +368,7 @@ impl InstanceSupervisor {
                 }
                 command = self.commands.recv() => match command? {
                     InstanceCommand::Stop(_, reply) => {
-                        self.status.send_replace(InstanceStatus::Stopped);
+                        self.status.send_replace(InstanceReadiness::Stopped);
                         let _ = reply.send(Ok(()));
                         return Some(SupervisorState::Stopped);
                     }
@@ -383,8 +383,12 @@ impl InstanceSupervisor {
     }
 
     /// Reports that the process ended by itself after this run, and returns the backoff as the next state.
-    fn record_process_end(&mut self, exit: TaskExit, run_duration: Duration) -> SupervisorState {
-        self.status.send_replace(InstanceStatus::Ended(exit));
+    fn publish_process_end_and_back_off(
+        &mut self,
+        exit: TaskExitStatus,
+        run_duration: Duration,
+    ) -> SupervisorState {
+        self.status.send_replace(InstanceReadiness::Ended(exit));
         if run_duration >= LONGEST_RESTART_BACKOFF {
             self.backoff = FIRST_RESTART_BACKOFF;
         }
@@ -398,7 +402,7 @@ impl InstanceSupervisor {
         let address = started.as_ref().ok().copied();
         if address.is_some() {
             // Set before the reply, so that the caller never reads the status from before the start.
-            self.status.send_replace(InstanceStatus::Starting);
+            self.status.send_replace(InstanceReadiness::Starting);
         }
         let _ = reply.send(started.map(drop));
         address
@@ -429,7 +433,7 @@ impl InstanceSupervisor {
         }
     }
 
-    async fn signal_process(&self, signal: u32) -> Result<(), ProviderError> {
+    async fn signal_process_or_kill_all(&self, signal: u32) -> Result<(), ProviderError> {
         self.context
             .containerd
             .signal_task(&self.id, signal, signal == SIGKILL)
@@ -440,7 +444,7 @@ impl InstanceSupervisor {
     async fn wait_for_exit_or_kill_and_clean_up(
         &self,
         grace: Duration,
-        exit: &mut (impl Future<Output = TaskExit> + Unpin),
+        exit: &mut (impl Future<Output = TaskExitStatus> + Unpin),
     ) -> Result<(), ProviderError> {
         if timeout(grace, &mut *exit).await.is_err() {
             tracing::warn!(
@@ -448,7 +452,7 @@ impl InstanceSupervisor {
                 seconds = grace.as_secs(),
                 "an instance still runs after SIGTERM and the grace period; sending SIGKILL"
             );
-            self.signal_process(SIGKILL).await?;
+            self.signal_process_or_kill_all(SIGKILL).await?;
             let _ = timeout(KILL_TIMEOUT, exit).await;
         }
         let deleted = self.context.containerd.delete_task(&self.id).await;
@@ -470,7 +474,7 @@ impl InstanceSupervisor {
 }
 
 /// Waits until a container's process ends, even if containerd is unreachable for a while.
-async fn wait_for_exit(containerd: &NamespaceClient, id: &str) -> TaskExit {
+async fn wait_for_exit(containerd: &NamespaceClient, id: &str) -> TaskExitStatus {
     loop {
         if let Ok(exit) = containerd.wait_until_task_ends(id).await {
             return exit;
@@ -479,7 +483,7 @@ async fn wait_for_exit(containerd: &NamespaceClient, id: &str) -> TaskExit {
         match containerd.task_state(id).await {
             Ok(TaskState::Ended(exit)) => return exit,
             Ok(TaskState::None) => {
-                return TaskExit {
+                return TaskExitStatus {
                     status: 128 + SIGKILL,
                 };
             }

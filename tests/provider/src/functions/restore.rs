@@ -11,7 +11,7 @@ use std::{
 use super::{
     FunctionStoreInner,
     deploy::{ContainerStage, FUNCTION_EXTENSION, FUNCTION_NAME_LABEL, REPLICAS_LABEL, STAGE_LABEL},
-    instance::{InitialSupervisorState, Instance, InstanceInfo, SIGKILL, SIGTERM, StoredFunction},
+    instance::{InitialSupervisorState, Instance, InstanceInfo, SIGKILL, SIGTERM, StoredDeploymentAndEnv},
 };
 use crate::{
     containerd::{Container, Containerd, NamespaceClient, TaskState},
@@ -67,7 +67,7 @@ impl FunctionStoreInner {
         &self,
         key: FunctionKey,
         container: Container,
-        record: StoredFunction,
+        record: StoredDeploymentAndEnv,
         initial: InitialSupervisorState,
     ) -> Result<Instance, ProviderError> {
         let context = self.instance_context(self.namespace_client(&key)?, &record);
@@ -92,14 +92,14 @@ impl FunctionStoreInner {
 }
 
 /// A function's container, with the key and the stored data of the function.
-type FoundFunctionContainer = (FunctionKey, Container, StoredFunction);
+type FoundFunctionContainer = (FunctionKey, Container, StoredDeploymentAndEnv);
 
 /// Returns the containers of functions in the default namespace and in those with the label `openfaas`.
 async fn find_function_containers(
     containerd: &Containerd,
     settings: &ProviderSettings,
 ) -> Result<Vec<FoundFunctionContainer>, ProviderError> {
-    let labelled = containerd.list_labelled_namespaces().await?;
+    let labelled = containerd.list_namespaces_with_openfaas_label().await?;
     let mut namespaces: Vec<String> = labelled.into_iter().map(|namespace| namespace.name).collect();
     namespaces.retain(|name| *name != settings.function_namespace);
     namespaces.push(settings.function_namespace.clone());
@@ -124,10 +124,10 @@ async fn find_function_containers(
 fn choose_serving_containers(
     found: Vec<FoundFunctionContainer>,
 ) -> (
-    BTreeMap<FunctionKey, (Container, StoredFunction)>,
+    BTreeMap<FunctionKey, (Container, StoredDeploymentAndEnv)>,
     Vec<FoundFunctionContainer>,
 ) {
-    let mut serving: BTreeMap<FunctionKey, (Container, StoredFunction)> = BTreeMap::new();
+    let mut serving: BTreeMap<FunctionKey, (Container, StoredDeploymentAndEnv)> = BTreeMap::new();
     let mut rest = Vec::new();
     for (key, container, record) in found {
         let serves = container

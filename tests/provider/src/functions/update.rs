@@ -14,7 +14,7 @@ impl FunctionStoreInner {
         deployment: &FunctionDeployment,
     ) -> Result<(), ProviderError> {
         self.find_instance(key)?;
-        self.check_deployment(key, deployment)?;
+        self.check_name_image_and_memory_limit(key, deployment)?;
         self.secrets
             .check_all_exist(&key.namespace, &deployment.secrets)?;
         self.stop_rollout(key).await;
@@ -122,7 +122,7 @@ impl FunctionStoreInner {
         let made = async {
             self.stop_and_remove_instance(&old, self.settings.grace_period)
                 .await?;
-            self.check_deployment(key, deployment)?;
+            self.check_name_image_and_memory_limit(key, deployment)?;
             let image = self.puller.pull_if_missing(containerd, &reference?).await?;
             self.make_instance(containerd, key, deployment, &image, ContainerStage::Serving)
                 .await

@@ -39,7 +39,10 @@ pub(super) struct ClusterCache {
 impl ClusterCache {
     /// Starts the watches, and waits until both copies are complete. A cluster that cannot be reached is tried again and
     /// again.
-    pub(super) async fn start(client: &Client, namespace: &str) -> Result<Self, ProviderError> {
+    pub(super) async fn start_with_retry_until_complete(
+        client: &Client,
+        namespace: &str,
+    ) -> Result<Self, ProviderError> {
         let limits = ReplicaLimits::new(Api::namespaced(client.clone(), namespace));
         let (deployments, deployment_writer) = reflector::store();
         let (endpoints, endpoints_writer) = reflector::store();

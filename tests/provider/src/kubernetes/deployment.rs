@@ -41,7 +41,7 @@ const PROBE_TIMEOUT_SECONDS: i32 = 1;
 
 /// Settings of the provider that apply to the pods of all functions.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct PodOptions {
+pub(super) struct ProbeAndUserOptions {
     /// Whether probes use HTTP, and not a file.
     pub(super) http_probe: bool,
     /// Whether functions run as [`NONROOT_USER`].
@@ -63,7 +63,7 @@ pub(super) struct DeploymentUpdate<'a> {
 pub(super) fn new_deployment(
     request: &FunctionDeployment,
     secrets: &[Secret],
-    options: PodOptions,
+    options: ProbeAndUserOptions,
 ) -> Result<Deployment, ProviderError> {
     let name = &request.service;
     let resources = resources::container_resources(request)?;
@@ -80,7 +80,7 @@ pub(super) fn new_deployment(
         }]),
         ..Container::default()
     };
-    set_container_fields(&mut container, request, resources, options);
+    set_image_env_resources_and_probes(&mut container, request, resources, options);
     let mut pod = PodSpec {
         containers: vec![container],
         node_selector: node_selector(&request.constraints),
@@ -90,7 +90,7 @@ pub(super) fn new_deployment(
     };
     volumes::set_read_only_root(&mut pod, request.read_only_root_filesystem);
     set_user(&mut pod, options);
-    volumes::mount_secrets(&mut pod, name, secrets);
+    volumes::mount_secrets_and_add_pull_secrets(&mut pod, name, secrets);
 
     Ok(Deployment {
         metadata: ObjectMeta {
@@ -116,7 +116,10 @@ pub(super) fn new_deployment(
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     name: Some(name.clone()),
-                    labels: Some(pod_labels(function_label(), &request.labels)),
+                    labels: Some(pod_labels_with_requested_over_own(
+                        function_label(),
+                        &request.labels,
+                    )),
                     annotations: Some(annotations),
                     ..ObjectMeta::default()
                 }),
@@ -131,7 +134,7 @@ pub(super) fn new_deployment(
 impl DeploymentUpdate<'_> {
     /// Applies the update to a Deployment. The labels of the Deployment itself do not change, and the number of replicas
     /// only if the request names one.
-    pub(super) fn apply(self, deployment: &mut Deployment, options: PodOptions) {
+    pub(super) fn apply(self, deployment: &mut Deployment, options: ProbeAndUserOptions) {
         let Self {
             request,
             annotations,
@@ -149,26 +152,26 @@ impl DeploymentUpdate<'_> {
             (UID_LABEL.to_owned(), uid),
         ]);
         let metadata = spec.template.metadata.get_or_insert_default();
-        metadata.labels = Some(pod_labels(own_labels, &request.labels));
+        metadata.labels = Some(pod_labels_with_requested_over_own(own_labels, &request.labels));
         metadata.annotations = Some(annotations.clone());
 
         let pod = spec.template.spec.get_or_insert_default();
         pod.node_selector = node_selector(&request.constraints);
         if let Some(container) = pod.containers.first_mut() {
-            set_container_fields(container, request, resources, options);
+            set_image_env_resources_and_probes(container, request, resources, options);
         }
         volumes::set_read_only_root(pod, request.read_only_root_filesystem);
         set_user(pod, options);
-        volumes::mount_secrets(pod, &request.service, secrets);
+        volumes::mount_secrets_and_add_pull_secrets(pod, &request.service, secrets);
     }
 }
 
 /// Sets what new and updated containers have in common.
-fn set_container_fields(
+fn set_image_env_resources_and_probes(
     container: &mut Container,
     request: &FunctionDeployment,
     resources: ResourceRequirements,
-    options: PodOptions,
+    options: ProbeAndUserOptions,
 ) {
     container.image = Some(request.image.clone());
     container.image_pull_policy = Some("Always".to_owned());
@@ -179,7 +182,7 @@ fn set_container_fields(
 }
 
 /// Sets the user of a pod's first container, or removes the one that was set.
-fn set_user(pod: &mut PodSpec, options: PodOptions) {
+fn set_user(pod: &mut PodSpec, options: ProbeAndUserOptions) {
     if let Some(container) = pod.containers.first_mut() {
         let context = container.security_context.get_or_insert_default();
         context.run_as_user = options.set_nonroot_user.then_some(NONROOT_USER);
@@ -207,7 +210,7 @@ fn environment(request: &FunctionDeployment) -> Vec<EnvVar> {
 }
 
 /// Returns the labels of pods. A request's labels take precedence, even over the one by which the pods are found.
-fn pod_labels(mut own: NameValueMap, requested: &NameValueMap) -> NameValueMap {
+fn pod_labels_with_requested_over_own(mut own: NameValueMap, requested: &NameValueMap) -> NameValueMap {
     own.extend(requested.clone());
     own
 }
@@ -229,7 +232,7 @@ fn min_replicas(labels: &NameValueMap) -> Option<i32> {
 }
 
 /// Returns the probe of readiness and of liveness, which are the same.
-fn probe(options: PodOptions) -> Probe {
+fn probe(options: ProbeAndUserOptions) -> Probe {
     let over_http = || HTTPGetAction {
         path: Some("/_/health".to_owned()),
         port: IntOrString::Int(FUNCTION_PORT.into()),
@@ -256,7 +259,7 @@ mod tests {
 
     use super::*;
 
-    const HTTP: PodOptions = PodOptions {
+    const HTTP: ProbeAndUserOptions = ProbeAndUserOptions {
         http_probe: true,
         set_nonroot_user: false,
     };
@@ -275,7 +278,7 @@ mod tests {
         serde_json::from_value(json!({"metadata": {"name": name}, "type": kind, "data": data})).unwrap()
     }
 
-    fn created(fields: Value, secrets: &[Secret], options: PodOptions) -> Value {
+    fn created(fields: Value, secrets: &[Secret], options: ProbeAndUserOptions) -> Value {
         serde_json::to_value(new_deployment(&request(fields), secrets, options).unwrap()).unwrap()
     }
 
@@ -381,14 +384,14 @@ mod tests {
         let over_http = probe_with(HTTP);
         assert_eq!(over_http["httpGet"], json!({"path": "/_/health", "port": 8080}));
         assert_eq!(over_http["exec"], Value::Null);
-        let by_file = probe_with(PodOptions::default());
+        let by_file = probe_with(ProbeAndUserOptions::default());
         assert_eq!(by_file["exec"]["command"], json!(["cat", "/tmp/.lock"]));
         assert_eq!(by_file["httpGet"], Value::Null);
     }
 
     #[test]
-    fn functions_run_as_the_user_of_the_provider_only_where_it_is_set() {
-        let options = PodOptions {
+    fn functions_run_as_user_12000_if_set_nonroot_user_is_set() {
+        let options = ProbeAndUserOptions {
             set_nonroot_user: true,
             ..HTTP
         };

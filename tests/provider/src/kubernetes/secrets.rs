@@ -33,7 +33,7 @@ impl ClusterFunctions {
 
     /// Creates a labelled secret whose only key is its name.
     pub(crate) async fn create_secret(&self, name: &str, value: Vec<u8>) -> Result<(), ProviderError> {
-        check_secret_name(name)?;
+        check_secret_name_not_empty(name)?;
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
@@ -56,7 +56,7 @@ impl ClusterFunctions {
 
     /// Replaces all keys of a secret by its name. Its labels do not change.
     pub(crate) async fn replace_secret(&self, name: &str, value: Vec<u8>) -> Result<(), ProviderError> {
-        check_secret_name(name)?;
+        check_secret_name_not_empty(name)?;
         let api = self.api::<Secret>();
         let mut secret = api
             .get(name)
@@ -79,7 +79,7 @@ impl ClusterFunctions {
     }
 }
 
-fn check_secret_name(name: &str) -> Result<(), ProviderError> {
+fn check_secret_name_not_empty(name: &str) -> Result<(), ProviderError> {
     match name.trim() {
         "" => Err(ProviderError::SecretNameMissing),
         _ => Ok(()),

@@ -13,7 +13,7 @@ use crate::model::{FunctionStatus, NameValueMap};
 
 /// Returns the status of a Deployment as a function's; `None` if it has no containers. Of the environment it has only
 /// the process of the watchdog.
-pub(super) fn function_status(deployment: &Deployment) -> Option<FunctionStatus> {
+pub(super) fn status_of_deployment_with_containers(deployment: &Deployment) -> Option<FunctionStatus> {
     let spec = deployment.spec.as_ref()?;
     let pod = spec.template.spec.as_ref()?;
     let container = pod.containers.first()?;
@@ -107,7 +107,7 @@ mod tests {
             "status": status,
         });
         let deployment = serde_json::from_value(deployment).unwrap();
-        serde_json::to_value(function_status(&deployment).unwrap()).unwrap()
+        serde_json::to_value(status_of_deployment_with_containers(&deployment).unwrap()).unwrap()
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(crate) fn check_deployment_request(request: &FunctionDeployment) -> Result<(
     if request.service.is_empty() {
         return invalid("service: missing; use the name of the function".to_owned());
     }
-    if !is_dns_label(&request.service) {
+    if !has_dns_label_characters(&request.service) {
         return invalid(format!(
             "service: {:?} is not a DNS label; use lower-case letters, digits, and - between them",
             request.service
@@ -87,7 +87,7 @@ fn check_scale_labels(labels: &NameValueMap) -> Result<(), ProviderError> {
 }
 
 /// Returns whether a name consists of lower-case letters, digits, and hyphens between them.
-fn is_dns_label(name: &str) -> bool {
+fn has_dns_label_characters(name: &str) -> bool {
     let alphanumeric = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
     let bytes = name.as_bytes();
     bytes.iter().all(|c| alphanumeric(*c) || *c == b'-')
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn annotations_of_clouds_and_several_topics_are_rejected() {
+    fn annotations_of_aws_and_google_cloud_and_several_topics_are_rejected() {
         let annotations = |key: &str, value: &str| {
             annotations_of_request(&NameValueMap::from([(key.to_owned(), value.to_owned())]))
         };

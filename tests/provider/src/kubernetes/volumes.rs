@@ -23,7 +23,7 @@ pub(super) fn secrets_volume_name(function: &str) -> String {
 
 /// Mounts secrets into every container of a pod, in place of those mounted before. Secrets with registry credentials
 /// are added to those with which images are pulled; earlier ones stay, even the same ones.
-pub(super) fn mount_secrets(pod: &mut PodSpec, function: &str, secrets: &[Secret]) {
+pub(super) fn mount_secrets_and_add_pull_secrets(pod: &mut PodSpec, function: &str, secrets: &[Secret]) {
     let mut sources = Vec::new();
     for secret in secrets {
         let name = secret.metadata.name.clone().unwrap_or_default();

@@ -53,7 +53,7 @@ pub async fn collect_output(directory: &Path) -> Result<(), ProviderError> {
     drop(sender);
     let mut terminated =
         signal(SignalKind::terminate()).map_err(ProviderError::io_error("handle", "SIGTERM"))?;
-    signal_ready_to_shim()?;
+    write_ready_byte_to_shim()?;
 
     loop {
         tokio::select! {
@@ -79,7 +79,7 @@ fn open_inherited_pipe(descriptor: u32) -> Result<pipe::Receiver, ProviderError>
 }
 
 /// Writes the byte for which containerd's shim waits before it starts the function.
-fn signal_ready_to_shim() -> Result<(), ProviderError> {
+fn write_ready_byte_to_shim() -> Result<(), ProviderError> {
     let path = "/proc/self/fd/5";
     let mut pipe = OpenOptions::new()
         .write(true)
@@ -165,7 +165,7 @@ impl LogFile {
     fn open(directory: &Path, instance_id: &str, max_bytes: u64) -> Result<Self, ProviderError> {
         fs::create_dir_all(directory).map_err(ProviderError::io_error("create", directory))?;
         let path = read::log_file_path(directory, instance_id);
-        let file = open_for_appending(&path)?;
+        let file = open_for_appending_with_default_mode(&path)?;
         let length = file
             .metadata()
             .map_err(ProviderError::io_error("read the size of", &path))?
@@ -187,7 +187,7 @@ impl LogFile {
         if self.length > 0 && self.length + line.len() as u64 > self.limit {
             let rotated = read::rotated_file_path(&self.path);
             fs::rename(&self.path, &rotated).map_err(ProviderError::io_error("rotate", &self.path))?;
-            self.file = open_for_appending(&self.path)?;
+            self.file = open_for_appending_with_default_mode(&self.path)?;
             self.length = 0;
         }
         self.file
@@ -198,7 +198,7 @@ impl LogFile {
     }
 }
 
-fn open_for_appending(path: &Path) -> Result<File, ProviderError> {
+fn open_for_appending_with_default_mode(path: &Path) -> Result<File, ProviderError> {
     OpenOptions::new()
         .create(true)
         .append(true)

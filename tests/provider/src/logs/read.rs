@@ -81,7 +81,7 @@ impl LogReader {
                 continue;
             }
             for part in [rotated_file_path(&path), path] {
-                let records = self.read_new_records_of_file(&part);
+                let records = self.read_new_records_of_one_file(&part);
                 let wanted = records
                     .into_iter()
                     .filter(|record| record.timestamp >= self.query.since);
@@ -97,7 +97,7 @@ impl LogReader {
     }
 
     /// Returns the complete records that were added to a file since it was read last; malformed lines are skipped.
-    fn read_new_records_of_file(&mut self, path: &Path) -> Vec<LogRecord> {
+    fn read_new_records_of_one_file(&mut self, path: &Path) -> Vec<LogRecord> {
         let Ok(mut file) = File::open(path) else {
             return Vec::new();
         };

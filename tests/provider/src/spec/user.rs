@@ -35,7 +35,7 @@ impl<'a> ImageUser<'a> {
 
     /// Returns the user of the process, if it needs no lookup in the image's files: both user and group are numbers, or
     /// neither is given, which means root.
-    pub(crate) fn ids_without_lookup(&self) -> Option<User> {
+    pub(crate) fn ids_if_numeric_pair_or_empty(&self) -> Option<User> {
         if self.user.is_empty() && self.group.is_none() {
             return Some(user_with_ids(0, 0));
         }
@@ -114,14 +114,17 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_an_empty_user_need_no_lookup() {
-        assert_eq!(ImageUser::new("").ids_without_lookup(), Some(user_with_ids(0, 0)));
+    fn a_numeric_user_with_group_and_an_empty_user_need_no_lookup() {
         assert_eq!(
-            ImageUser::new("65532:65532").ids_without_lookup(),
+            ImageUser::new("").ids_if_numeric_pair_or_empty(),
+            Some(user_with_ids(0, 0))
+        );
+        assert_eq!(
+            ImageUser::new("65532:65532").ids_if_numeric_pair_or_empty(),
             Some(user_with_ids(65532, 65532))
         );
-        assert_eq!(ImageUser::new("100").ids_without_lookup(), None);
-        assert_eq!(ImageUser::new("app:101").ids_without_lookup(), None);
+        assert_eq!(ImageUser::new("100").ids_if_numeric_pair_or_empty(), None);
+        assert_eq!(ImageUser::new("app:101").ids_if_numeric_pair_or_empty(), None);
     }
 
     #[test]

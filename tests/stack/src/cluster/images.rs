@@ -15,7 +15,7 @@ use crate::{
     command::{new_command, run_program},
     directories::{self, LauncherDirectories},
     error::{IoResultExt as _, LauncherError, Result},
-    image::{ArchivedImage, LayerEntry, LayerEntryContent, layer_from_entries, write_archive},
+    image::{ArchivedImage, LayerEntry, LayerEntryContent, layer_from_entries_in_memory, write_archive},
     progress::ProgressSink,
 };
 
@@ -164,7 +164,7 @@ async fn make_image(
     }
     Ok(ArchivedImage {
         reference: image.reference(),
-        layers: vec![layer_from_entries(entries)?],
+        layers: vec![layer_from_entries_in_memory(entries)?],
         settings: image.settings(),
     })
 }

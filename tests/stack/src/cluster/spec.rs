@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn no_part_is_configured_with_a_directory_that_is_the_machines_own() {
+    fn no_part_refers_to_the_machines_etc_opt_or_var_run() {
         for part in ClusterPart::START_GROUPS.concat() {
             let spec = source().spec_of(part);
             let arguments = spec.command.get_args().map(|argument| argument.to_string_lossy());

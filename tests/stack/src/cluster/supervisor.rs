@@ -64,7 +64,7 @@ pub fn supervise_cluster(name: &str) -> Result<()> {
     let resolver = mounts::mount_all_but_resolv_conf()?;
     resolver.mount_stack_resolv_conf()?;
     mount_own_directories(&dir)?;
-    write_kernel_settings_for_kubelet()?;
+    write_fake_kernel_setting_files_for_kubelet()?;
     set_up_network(&plan)?;
     let (source, reaper) = (
         ClusterPartSource {
@@ -107,7 +107,7 @@ fn mount_own_directories(dir: &StackDir) -> Result<()> {
 
 /// Writes files with the values that the kubelet wants for those settings of the kernel that have other ones; they are
 /// mounted for the kubelet alone.
-fn write_kernel_settings_for_kubelet() -> Result<()> {
+fn write_fake_kernel_setting_files_for_kubelet() -> Result<()> {
     let directory = Path::new(KERNEL_SETTINGS_FOR_KUBELET);
     fs::create_dir_all(directory).with_operation("create", directory)?;
     for (name, wanted) in KUBELETS_KERNEL_SETTINGS {
@@ -122,13 +122,13 @@ fn write_kernel_settings_for_kubelet() -> Result<()> {
 /// Creates the cluster's network namespace, and moves this thread into it.
 fn set_up_network(plan: &ClusterPlan) -> Result<()> {
     network::create_namespace_with_link_to_machine(plan.number)?;
-    network::enter_namespace_and_set_up_link_to_machine(plan.number)?;
+    network::enter_namespace_and_set_up_link_without_route(plan.number)?;
     for scope in ["all", "default"] {
         // The rules are for IPv4, and nothing in a cluster needs IPv6.
         network::set_sysctl_if_present(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
     }
     network::set_sysctl_if_present("net/ipv4/ip_forward", "1")?;
-    network::add_firewall_rules("cluster", &masquerading_rules())
+    network::add_iptables_rules("cluster", &masquerading_rules())
 }
 
 /// Returns the rules, in the format of `iptables-restore`, that let pods reach other machines with the node's address.

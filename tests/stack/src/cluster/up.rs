@@ -26,7 +26,7 @@ impl Cluster {
     ///
     /// A running cluster whose programs or images have changed is replaced by an empty one. If a part of a newly started
     /// cluster fails, or this future is dropped before all parts are ready, the cluster is stopped again.
-    pub async fn start(name: &str, progress: &ProgressSink) -> Result<Self> {
+    pub async fn start_cluster_or_its_missing_parts(name: &str, progress: &ProgressSink) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return Err(LauncherError::Environment(
                 "starting a cluster needs root, for namespaces and mounts; run the command as root".into(),

@@ -30,14 +30,14 @@ const IN_PROGRESS_STATUS: &str = "in_progress";
 /// A record of a build in builder-fn's answer.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct BuildRecord {
+pub(super) struct StreamedBuildRecord {
     pub(super) log: Vec<String>,
     pub(super) status: String,
     pub(super) error: Option<String>,
     pub(super) deployment: Option<Value>,
 }
 
-impl BuildRecord {
+impl StreamedBuildRecord {
     /// Returns the record if its build succeeded; otherwise fails with the end of the build's log.
     pub(super) fn into_success(self, function: &str) -> Result<Self> {
         if self.status == "success" {
@@ -110,7 +110,7 @@ impl<'a> BuilderClient<'a> {
         function: &str,
         tar: Vec<u8>,
         progress: &ProgressSink,
-    ) -> Result<BuildRecord> {
+    ) -> Result<StreamedBuildRecord> {
         let request = self.client.post(format!("{}/build", self.url));
         let request = request
             .header(SIGNATURE_HEADER, sign_build_request(self.key, &tar)?)
@@ -122,7 +122,10 @@ impl<'a> BuilderClient<'a> {
 }
 
 /// Sends a build request and follows the stream of its answer; returns the build's last record, with its whole log.
-async fn send_and_follow(request: RequestBuilder, messages: WorkMessageSetter) -> Result<BuildRecord> {
+async fn send_and_follow(
+    request: RequestBuilder,
+    messages: WorkMessageSetter,
+) -> Result<StreamedBuildRecord> {
     let mut response = send_request(request).await?;
     let (name, status) = (response.url().to_string(), response.status().as_u16());
     let mut stream = RecordStream::default();
@@ -165,7 +168,7 @@ struct RecordStream {
     /// The lines of all records' logs.
     log: Vec<String>,
     /// The last record of the stream, once it has arrived.
-    last: Option<BuildRecord>,
+    last: Option<StreamedBuildRecord>,
 }
 
 impl RecordStream {
@@ -173,7 +176,7 @@ impl RecordStream {
     fn push(&mut self, bytes: &[u8], on_last_text_of_record: impl Fn(&str)) {
         self.rest.extend_from_slice(bytes);
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let Ok(mut record) = serde_json::from_slice::<BuildRecord>(&self.rest[..end]) else {
+            let Ok(mut record) = serde_json::from_slice::<StreamedBuildRecord>(&self.rest[..end]) else {
                 // Not a stream of records; the whole of it is for the error.
                 return;
             };
@@ -190,7 +193,7 @@ impl RecordStream {
     }
 
     /// Returns the last record, with the lines of all records. If there is none, fails with the text that is no record.
-    fn into_last_record(mut self) -> std::result::Result<BuildRecord, String> {
+    fn into_last_record(mut self) -> std::result::Result<StreamedBuildRecord, String> {
         // An answer that is no stream is one record without the end of a line.
         let last = self.last.or_else(|| serde_json::from_slice(&self.rest).ok());
         match last {
@@ -211,7 +214,7 @@ mod tests {
     #[test]
     fn a_failed_build_shows_the_output_of_its_steps() {
         let text = r#"{"log":["v: T step","l: T out"],"status":"failed","error":"exit code: 1"}"#;
-        let record: BuildRecord = serde_json::from_str(text).unwrap();
+        let record: StreamedBuildRecord = serde_json::from_str(text).unwrap();
         let error = record.into_success("x").unwrap_err().to_string();
         assert_eq!(error, "the build of x failed (failed)\nT out\nexit code: 1");
     }

@@ -37,7 +37,7 @@ impl CallbackListener {
     }
 
     /// Waits for the outcome of the queued call, which is the first complete request, and returns its body.
-    pub(super) async fn wait_for_outcome(&self) -> Result<Vec<u8>> {
+    pub(super) async fn wait_without_limit_for_outcome(&self) -> Result<Vec<u8>> {
         let (sender, mut bodies) = mpsc::channel(1);
         loop {
             let (stream, _) = self
@@ -78,7 +78,12 @@ mod tests {
             .unwrap();
         let url = callback.url.clone();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let both = async { tokio::join!(client.post(url).body("done").send(), callback.wait_for_outcome()) };
+        let both = async {
+            tokio::join!(
+                client.post(url).body("done").send(),
+                callback.wait_without_limit_for_outcome()
+            )
+        };
         // The limit only ends a test that would otherwise hang.
         let (posted, outcome) = tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
         assert!(posted.unwrap().status().is_success());

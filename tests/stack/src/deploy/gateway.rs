@@ -96,7 +96,7 @@ impl GatewayClient {
     }
 
     /// Removes a function through the gateway.
-    pub(super) async fn remove_function(&self, name: &str) -> Result<()> {
+    pub(super) async fn remove_existing_function(&self, name: &str) -> Result<()> {
         let request = self
             .system_request(Method::DELETE, "functions")
             .json(&json!({ "functionName": name }));
@@ -109,7 +109,7 @@ impl GatewayClient {
     }
 
     /// Calls a function's readiness probe through the gateway, and returns whether it succeeds.
-    pub(super) async fn function_is_ready(&self, name: &str) -> bool {
+    pub(super) async fn readiness_probe_succeeds(&self, name: &str) -> bool {
         let request = self
             .client
             .get(format!("{}/_/ready", self.function_url(name)))
@@ -140,7 +140,7 @@ impl GatewayClient {
 
     /// Asks the gateway for the last lines of a function's log; returns an empty string if the log cannot be
     /// read.
-    pub(super) async fn function_log_tail(&self, name: &str) -> String {
+    pub(super) async fn function_log_tail_or_empty(&self, name: &str) -> String {
         #[derive(Deserialize)]
         struct LogLine {
             text: String,

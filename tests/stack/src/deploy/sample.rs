@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     SLIPWAY_REPOSITORY_PREFIX,
-    build::{self, BuildRecord, SIGNATURE_HEADER},
+    build::{self, SIGNATURE_HEADER, StreamedBuildRecord},
     callback::CallbackListener,
     context::StackBuildContext,
     faas_cli::FaasCliProject,
@@ -64,9 +64,11 @@ impl SampleFunction<'_> {
                 .function_status(SAMPLE_FUNCTION_NAME)
                 .await?
                 .is_some()
-                && !self.gateway.function_is_ready(SAMPLE_FUNCTION_NAME).await
+                && !self.gateway.readiness_probe_succeeds(SAMPLE_FUNCTION_NAME).await
             {
-                self.gateway.remove_function(SAMPLE_FUNCTION_NAME).await?;
+                self.gateway
+                    .remove_existing_function(SAMPLE_FUNCTION_NAME)
+                    .await?;
             }
             self.send_build_through_queue_and_wait(&context, &tag).await?;
         }
@@ -106,7 +108,7 @@ impl SampleFunction<'_> {
         let same = built
             .zip(image)
             .is_some_and(|(digest, image)| image.ends_with(&digest));
-        Ok(same && self.gateway.function_is_ready(SAMPLE_FUNCTION_NAME).await)
+        Ok(same && self.gateway.readiness_probe_succeeds(SAMPLE_FUNCTION_NAME).await)
     }
 
     /// Sends the sample's build context to builder-fn through the queue and waits until it is built and deployed; fails
@@ -147,9 +149,9 @@ impl SampleFunction<'_> {
         step(format!("queued as call {call}"));
         let outcome = self.progress.show_while(SAMPLE_FUNCTION_NAME, async |_| {
             tokio::select! {
-                posted = callback.wait_for_outcome() => posted.map(Some),
+                posted = callback.wait_without_limit_for_outcome() => posted.map(Some),
                 // If a firewall of this machine blocks the callback, the deployed function shows the outcome.
-                deployed = self.wait_until_deployed(tag) => deployed.map(|()| None),
+                deployed = self.wait_without_limit_until_deployed(tag) => deployed.map(|()| None),
             }
         });
         match tokio::time::timeout(SAMPLE_DEPLOYMENT_TIMEOUT, outcome).await {
@@ -157,7 +159,7 @@ impl SampleFunction<'_> {
             Ok(Ok(None)) => Ok(()),
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                let log = self.gateway.function_log_tail("builder-fn").await;
+                let log = self.gateway.function_log_tail_or_empty("builder-fn").await;
                 Err(LauncherError::Timeout {
                     operation: format!("call {call}"),
                     seconds: SAMPLE_DEPLOYMENT_TIMEOUT.as_secs(),
@@ -168,7 +170,7 @@ impl SampleFunction<'_> {
     }
 
     /// Polls until the sample function runs the image with this tag and is ready; has no time limit of its own.
-    async fn wait_until_deployed(&self, tag: &str) -> Result<()> {
+    async fn wait_without_limit_until_deployed(&self, tag: &str) -> Result<()> {
         while !self.runs_image_and_is_ready(tag).await? {
             tokio::time::sleep(SAMPLE_POLL_INTERVAL).await;
         }
@@ -177,8 +179,8 @@ impl SampleFunction<'_> {
 
     /// Reports the deployment status in the outcome of a queued build; fails if the build failed.
     async fn check_and_report_build_outcome(&self, call: &str, outcome: &[u8]) -> Result<()> {
-        let Ok(record) = serde_json::from_slice::<BuildRecord>(outcome) else {
-            let log = self.gateway.function_log_tail("builder-fn").await;
+        let Ok(record) = serde_json::from_slice::<StreamedBuildRecord>(outcome) else {
+            let log = self.gateway.function_log_tail_or_empty("builder-fn").await;
             let output = format!("{}\n{log}", String::from_utf8_lossy(outcome));
             return Err(LauncherError::Program {
                 program: format!("call {call}"),

@@ -149,7 +149,7 @@ pub(crate) enum LayerEntryContent {
 
 /// Creates an uncompressed layer of small files, each with its path from the root, without the cache.
 pub(super) fn layer_from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
-    layer_from_entries(files.into_iter().map(|(path, content)| LayerEntry {
+    layer_from_entries_in_memory(files.into_iter().map(|(path, content)| LayerEntry {
         path,
         mode: 0o644,
         content: LayerEntryContent::File(content),
@@ -157,7 +157,7 @@ pub(super) fn layer_from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
 }
 
 /// Creates an uncompressed layer of entries that root owns, without the cache.
-pub(crate) fn layer_from_entries(entries: impl IntoIterator<Item = LayerEntry>) -> Result<Layer> {
+pub(crate) fn layer_from_entries_in_memory(entries: impl IntoIterator<Item = LayerEntry>) -> Result<Layer> {
     let mut tar = tar::Builder::new(Vec::new());
     for LayerEntry { path, mode, content } in entries {
         let mut header = tar::Header::new_gnu();

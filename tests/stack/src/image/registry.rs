@@ -136,12 +136,12 @@ impl RegistryClient {
     }
 
     /// Creates a request to a path of the registry, with credentials if there are any.
-    fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
+    fn request(&self, method: Method, path_from_root: &str) -> Result<RequestBuilder> {
         Ok(self.with_credentials(
             self.client.request(
                 method,
                 self.base_url()?
-                    .join(path)
+                    .join(path_from_root)
                     .map_err(|_| self.invalid_host_error())?,
             ),
         ))

@@ -20,7 +20,7 @@ const MAX_STEP_CONNECTIONS: u32 = 256;
 const ACCEPT_ESTABLISHED_RULE_END: &str = "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
 
 /// Returns the firewall's rules of the stack's network, with those for what BuildKit and build steps reach.
-pub(super) fn stack_firewall_rules(number: StackNumber, egress: &EgressRules) -> String {
+pub(super) fn stack_iptables_rules(number: StackNumber, egress: &EgressRules) -> String {
     let (outer, inner) = (number.machines_end_address(), number.stacks_end_address());
     let mut rules = vec![
         "*filter".to_owned(),
@@ -88,7 +88,7 @@ pub(super) fn stack_firewall_rules(number: StackNumber, egress: &EgressRules) ->
 }
 
 /// Returns the firewall's rules of BuildKit's network, which separate build steps from the daemon and from each other.
-pub(super) fn buildkit_network_firewall_rules() -> String {
+pub(super) fn buildkit_network_iptables_rules() -> String {
     let rules = [
         "*filter".to_owned(),
         "-A INPUT -i lo -j ACCEPT".to_owned(),
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn rules_for_opened_networks_precede_those_for_closed_ones_and_stacks_stay_closed() {
         let egress = EgressRules::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap();
-        let rules = stack_firewall_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
+        let rules = stack_iptables_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
         let at = |rule: &str| rules.find(rule).unwrap_or_else(|| panic!("no {rule} in {rules}"));
         let order = [
             "-A BUILDS ! -o tap0 -j REJECT",
@@ -172,7 +172,7 @@ mod tests {
             tenants: vec![tenant("listed", false), tenant("open", true)],
             ..EgressRules::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap()
         };
-        let rules = stack_firewall_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
+        let rules = stack_iptables_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
         let lines = rules.lines().filter(|line| line.starts_with("-A BUILDS"));
         let lines = lines.filter(|line| !line.contains("-p tcp")).collect::<Vec<_>>();
         let expected = [

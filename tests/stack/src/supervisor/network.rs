@@ -44,14 +44,14 @@ pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
         ..EgressRules::new(plan.allowed.clone(), machine)?
     };
 
-    enter_namespace_and_set_up_link_to_machine(number)?;
+    enter_namespace_and_set_up_link_without_route(number)?;
     run_ip(&format!(
         "link add {BRIDGE_INTERFACE} address {BRIDGE_HARDWARE_ADDRESS} type bridge"
     ))?;
     run_ip(&format!("address add {BRIDGE_ADDRESS}/16 dev {BRIDGE_INTERFACE}"))?;
     run_ip(&format!("link set {BRIDGE_INTERFACE} up"))?;
     // Before there is a way into BuildKit's network or out of it.
-    add_firewall_rules("stack", &firewall::stack_firewall_rules(number, &egress))?;
+    add_iptables_rules("stack", &firewall::stack_iptables_rules(number, &egress))?;
     set_sysctl_if_present("net/ipv4/ip_forward", "1")?;
     run_ip(&format!(
         "link add {STACKS_INTERFACE_TO_BUILDKIT} type veth peer name {BUILDKITS_INTERFACE_TO_STACK} netns buildkit"
@@ -83,7 +83,7 @@ pub(crate) fn create_namespace_with_link_to_machine(number: StackNumber) -> Resu
 
 /// Moves this thread into the namespace that [`create_namespace_with_link_to_machine`] created, and sets up its end of
 /// the link. Threads that start later inherit the namespace, so this must run before any other thread starts.
-pub(crate) fn enter_namespace_and_set_up_link_to_machine(number: StackNumber) -> Result<()> {
+pub(crate) fn enter_namespace_and_set_up_link_without_route(number: StackNumber) -> Result<()> {
     enter_network_namespace(STACK_NAMESPACE_FILE)?;
     run_ip("link set lo up")?;
     run_ip(&format!(
@@ -95,7 +95,7 @@ pub(crate) fn enter_namespace_and_set_up_link_to_machine(number: StackNumber) ->
 
 /// Sets up BuildKit's network from inside: rules, kernel settings, addresses and the default route.
 fn set_up_buildkit_network() -> Result<()> {
-    add_firewall_rules("buildkit", &firewall::buildkit_network_firewall_rules())?;
+    add_iptables_rules("buildkit", &firewall::buildkit_network_iptables_rules())?;
     for scope in ["all", "default"] {
         // The rules are for IPv4, and nothing in a stack needs IPv6.
         set_sysctl_if_present(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
@@ -132,7 +132,7 @@ pub(crate) fn set_sysctl_if_present(name: &str, value: &str) -> Result<()> {
 }
 
 /// Adds rules to the firewall of this thread's network namespace.
-pub(crate) fn add_firewall_rules(rules_file_stem: &str, rules: &str) -> Result<()> {
+pub(crate) fn add_iptables_rules(rules_file_stem: &str, rules: &str) -> Result<()> {
     let path = Path::new("/run/slipway").join(format!("{rules_file_stem}.rules"));
     fs::write(&path, rules).with_operation("write", &path)?;
     run_program_blocking(

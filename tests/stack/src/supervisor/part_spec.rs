@@ -69,7 +69,7 @@ impl PartSource for PartSpecSource {
     }
 
     fn prepare_start_of_all(&self) -> Result<()> {
-        cgroup::create_steps_group_with_limits(&self.plan.step_limits()?)
+        cgroup::create_steps_group_with_limits(&self.plan.step_limits_or_this_machines()?)
     }
 
     async fn prepare_start_of(&self, part: StackPart, reaper: &ProcessReaper) -> Result<()> {
@@ -291,7 +291,7 @@ impl PartSpecSource {
         command.env("secret_mount_path", self.dir.secrets_directory());
         command.env("insecure", "true").env("log_format", "text");
         command.env("exec_timeout", CALL_TIMEOUT_SETTING);
-        let url = format!("{}/_/ready", self.plan.number.plain_builder_url());
+        let url = format!("{}/_/ready", self.plan.number.builder_process_url());
         PartSpec {
             command,
             ready: ReadyCheck::Http { url, status: 200 },

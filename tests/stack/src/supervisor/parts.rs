@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 
 use crate::{
-    control::{CommandAnswerEvent, PartState, PartStatus},
+    control::{CommandAnswerEvent, PartState, PartStateAndDuration},
     error::{IoResultExt as _, Result, error_with_causes},
     part::SupervisedPart,
     supervisor::{
@@ -67,7 +67,7 @@ pub(crate) trait PartSource: fmt::Debug + Clone + Send + Sync + 'static {
 }
 
 /// The outcome of starting a part.
-enum PartStartOutcome {
+enum ReadyEndedOrTimeout {
     Ready,
     Ended(String),
     Timeout,
@@ -103,9 +103,9 @@ impl<S: PartSource> PartsHandle<S> {
     }
 
     /// Returns the state of every part that was started at least once.
-    pub(crate) fn part_statuses(&self) -> Vec<PartStatus<S::Part>> {
+    pub(crate) fn statuses_of_parts_ever_started(&self) -> Vec<PartStateAndDuration<S::Part>> {
         let entries = self.lock_entries();
-        let status = |(part, entry): (&S::Part, &PartEntry)| PartStatus {
+        let status = |(part, entry): (&S::Part, &PartEntry)| PartStateAndDuration {
             part: *part,
             state: entry.state.clone(),
             seconds: entry.since.elapsed().as_secs(),
@@ -206,14 +206,14 @@ impl<S: PartSource> PartsHandle<S> {
         self.set_part_state(part, PartState::Starting, Some(child.clone()));
         let mut last_failure = "the check was not done".to_owned();
         let outcome = tokio::select! {
-            () = ready.wait_until_ready(&self.reaper, &log, &mut last_failure) => PartStartOutcome::Ready,
-            status = child.wait_until_ended() => PartStartOutcome::Ended(status),
-            () = tokio::time::sleep(S::Part::READY_TIMEOUT) => PartStartOutcome::Timeout,
+            () = ready.wait_until_ready(&self.reaper, &log, &mut last_failure) => ReadyEndedOrTimeout::Ready,
+            status = child.wait_until_ended() => ReadyEndedOrTimeout::Ended(status),
+            () = tokio::time::sleep(S::Part::READY_TIMEOUT) => ReadyEndedOrTimeout::Timeout,
         };
         let result = match outcome {
-            PartStartOutcome::Ready => Ok(()),
-            PartStartOutcome::Ended(status) => Err(format!("it ended: {status}")),
-            PartStartOutcome::Timeout => Err(format!(
+            ReadyEndedOrTimeout::Ready => Ok(()),
+            ReadyEndedOrTimeout::Ended(status) => Err(format!("it ended: {status}")),
+            ReadyEndedOrTimeout::Timeout => Err(format!(
                 "not within {} s: {last_failure}",
                 S::Part::READY_TIMEOUT.as_secs()
             )),
@@ -271,7 +271,7 @@ impl<S: PartSource> PartsHandle<S> {
                 .stdout(writer.try_clone()?)
                 .stderr(writer)
                 .process_group(0);
-            Ok((self.reaper.spawn_child(&mut command)?, reader))
+            Ok((self.reaper.spawn_and_register_child(&mut command)?, reader))
         };
         let (child, output) =
             { start }().map_err(|error: io::Error| format!("cannot run {name}: {error}"))?;

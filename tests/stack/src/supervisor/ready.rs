@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_route_to_every_address_is_a_default_route() {
+    fn only_a_route_with_destination_zero_is_a_default_route() {
         assert_eq!(
             default_route_interface("tap0\t00000000\t0202000A\t0003"),
             Some("tap0")

@@ -32,7 +32,7 @@ pub(crate) struct ChildProcess {
 
 impl ProcessReaper {
     /// Starts a program as a child process.
-    pub(crate) fn spawn_child(&self, command: &mut Command) -> io::Result<ChildProcess> {
+    pub(crate) fn spawn_and_register_child(&self, command: &mut Command) -> io::Result<ChildProcess> {
         // The lock is held until the child is registered, because it may end at once.
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         let child = command.spawn()?;
@@ -47,7 +47,7 @@ impl ProcessReaper {
         &self,
         command: &mut Command,
     ) -> io::Result<Option<String>> {
-        let how = self.spawn_child(command)?.wait_until_ended().await;
+        let how = self.spawn_and_register_child(command)?.wait_until_ended().await;
         Ok(Some(how).filter(|how| how != SUCCESS_EXIT_TEXT))
     }
 

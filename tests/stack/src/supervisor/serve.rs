@@ -90,7 +90,7 @@ async fn execute_command<S: PartSource>(
             }
         }
         SupervisorCommand::Status => CommandAnswerEvent::Status {
-            parts: parts.part_statuses(),
+            parts: parts.statuses_of_parts_ever_started(),
         },
         SupervisorCommand::Start { part } => match parts.start_part(part, &on_event).await {
             Ok(()) => CommandAnswerEvent::Done,

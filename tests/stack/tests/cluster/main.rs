@@ -1,6 +1,7 @@
 //! Tests the cluster that the launcher starts on this machine, and looks for what it leaves behind.
 //!
-//! The tests need root and everything that `Cluster::start` needs. They have a cluster of their own and remove it.
+//! The tests need root and everything that `Cluster::start_cluster_or_its_missing_parts` needs. They have a cluster of
+//! their own and remove it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
@@ -16,7 +17,7 @@ use std::{
 
 use slipway_stack::{Cluster, LauncherError, ProgressSink, stop_cluster};
 
-use self::machine::{HostState, StackFootprint};
+use self::machine::{HostFirewallSettingsAndFiles, StackFootprint};
 
 /// The name of the cluster of these tests.
 const CLUSTER_NAME: &str = "test";
@@ -58,8 +59,8 @@ fn kubectl_output(cluster: &Cluster, arguments: &[&str], input: &str) -> String 
 async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> Result<(), LauncherError> {
     let progress = ProgressSink::to_stderr();
     stop_cluster(CLUSTER_NAME, &progress).await?;
-    let before = HostState::current_host_state();
-    let cluster = Cluster::start(CLUSTER_NAME, &progress).await?;
+    let before = HostFirewallSettingsAndFiles::current_host_state();
+    let cluster = Cluster::start_cluster_or_its_missing_parts(CLUSTER_NAME, &progress).await?;
     let node = cluster.node_address().to_string();
     let footprint = StackFootprint::footprint(&format!("cluster_{CLUSTER_NAME}"), &cluster.dir.root, &node);
     assert!(footprint.process_count() > 10, "{footprint:?}");
@@ -76,20 +77,28 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
         kubectl_output(&cluster, &list, "")
     };
     let first = pods();
-    Cluster::start(CLUSTER_NAME, &progress).await?;
+    Cluster::start_cluster_or_its_missing_parts(CLUSTER_NAME, &progress).await?;
     assert_eq!(pods(), first);
 
     pods::volumes_names_and_the_registry_work_in_pods(&cluster);
     pods::network_policies_are_enforced(&cluster);
 
-    assert_eq!(HostState::current_host_state(), before, "while the cluster runs");
+    assert_eq!(
+        HostFirewallSettingsAndFiles::current_host_state(),
+        before,
+        "while the cluster runs"
+    );
     stop_cluster(CLUSTER_NAME, &progress).await?;
     assert_eq!(footprint.remaining_traces(), Vec::<String>::new());
     assert_eq!(
         footprint.existing_control_groups(),
         Vec::<std::path::PathBuf>::new()
     );
-    assert_eq!(HostState::current_host_state(), before, "after it was stopped");
+    assert_eq!(
+        HostFirewallSettingsAndFiles::current_host_state(),
+        before,
+        "after it was stopped"
+    );
     assert!(!cluster.dir.root.exists());
     assert!(Cluster::load_running(CLUSTER_NAME)?.is_none());
     Ok(())

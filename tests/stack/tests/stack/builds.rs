@@ -114,7 +114,7 @@ fn connecting_instruction(addresses: &[String]) -> String {
 }
 
 /// Serves HTTP for a test: `/file` has a content, and any other path redirects to `target`.
-fn serve_http_with_redirects(listener: TcpListener, target: String) {
+fn serve_file_and_redirect_other_paths(listener: TcpListener, target: String) {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -257,7 +257,7 @@ async fn an_operator_opens_an_address_for_builds_and_its_redirects_open_nothing(
         start_fresh_stack_with_options(name, |options| options.allowed = vec![address.to_string()]).await?;
     let listener = TcpListener::bind(SocketAddr::from((address, 0))).unwrap();
     let server = listener.local_addr().unwrap();
-    serve_http_with_redirects(listener, format!("{}/healthz", stack.gateway.url));
+    serve_file_and_redirect_other_paths(listener, format!("{}/healthz", stack.gateway.url));
     let built = build_on_busybox(
         &stack,
         &format!("ADD http://{server}/file /x\nRUN wget -O- http://{server}/file"),
@@ -320,7 +320,7 @@ async fn where_public_addresses_are_closed_builds_reach_only_what_is_listed_for_
     let _addresses = [ADDRESS_FOR_ALL, ADDRESS_FOR_ACME, ADDRESS_FOR_NOBODY].map(AddedPublicAddress::add);
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    serve_http_with_redirects(listener, format!("http://{ADDRESS_FOR_ACME}:{port}/file"));
+    serve_file_and_redirect_other_paths(listener, format!("http://{ADDRESS_FOR_ACME}:{port}/file"));
     let servers =
         [ADDRESS_FOR_ALL, ADDRESS_FOR_ACME, ADDRESS_FOR_NOBODY].map(|address| format!("{address}:{port}"));
     for (tenant, reached) in [

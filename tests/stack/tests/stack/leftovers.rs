@@ -7,14 +7,14 @@ use slipway_stack::{LauncherError, PartState, Stack, StackPart};
 
 use crate::{
     CLEAN_UP_TIMEOUT,
-    machine::{HostState, StackFootprint},
+    machine::{HostFirewallSettingsAndFiles, StackFootprint},
     remove_stack, start_fresh_stack, start_stack,
 };
 
 #[tokio::test]
 async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> Result<(), LauncherError> {
     let name = "test-down";
-    let before = HostState::current_host_state();
+    let before = HostFirewallSettingsAndFiles::current_host_state();
     let stack = start_fresh_stack(name).await?;
     let footprint = StackFootprint::footprint_of_stack(&stack);
     assert!(footprint.process_count() > 8, "{footprint:?}");
@@ -23,14 +23,22 @@ async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> 
         ["cgroup", "mnt", "net", "pid"]
     );
     assert!(!footprint.existing_control_groups().is_empty());
-    assert_eq!(HostState::current_host_state(), before, "while the stack runs");
+    assert_eq!(
+        HostFirewallSettingsAndFiles::current_host_state(),
+        before,
+        "while the stack runs"
+    );
     stack.down().await?;
     assert_eq!(footprint.remaining_traces(), Vec::<String>::new());
     assert_eq!(
         footprint.existing_control_groups(),
         Vec::<std::path::PathBuf>::new()
     );
-    assert_eq!(HostState::current_host_state(), before, "after it was stopped");
+    assert_eq!(
+        HostFirewallSettingsAndFiles::current_host_state(),
+        before,
+        "after it was stopped"
+    );
     assert!(Stack::load_running(name)?.is_none());
     remove_stack(name).await
 }
@@ -55,7 +63,7 @@ async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Resu
         again.gateway.password, stack.gateway.password,
         "credentials are kept as long as the data"
     );
-    let all = again.part_statuses().await?;
+    let all = again.statuses_of_parts_ever_started().await?;
     assert!(
         all.iter().all(|status| status.state == PartState::Running),
         "{all:?}"

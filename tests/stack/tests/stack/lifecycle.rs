@@ -46,7 +46,7 @@ fn part_process_ids(stack: &Stack) -> BTreeSet<i32> {
 }
 
 async fn part_state(stack: &Stack, part: StackPart) -> Result<Option<PartState>, LauncherError> {
-    let statuses = stack.part_statuses().await?;
+    let statuses = stack.statuses_of_parts_ever_started().await?;
     let status = statuses.into_iter().find(|status| status.part == part);
     Ok(status.map(|status| status.state))
 }

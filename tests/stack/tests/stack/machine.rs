@@ -28,7 +28,7 @@ pub(crate) struct StackFootprint {
 
 /// The state of the machine that the stack's programs would change without isolation.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct HostState {
+pub(crate) struct HostFirewallSettingsAndFiles {
     firewall: String,
     kernel_settings: Vec<(&'static str, String)>,
     directories: Vec<(&'static str, Vec<String>)>,
@@ -60,7 +60,7 @@ const KERNEL_SETTINGS: [&str; 5] = [
     "kernel/panic_on_oops",
 ];
 
-impl HostState {
+impl HostFirewallSettingsAndFiles {
     /// Reads the current state of the machine.
     pub(crate) fn current_host_state() -> Self {
         let firewall = Command::new("iptables-save").output().unwrap();
@@ -101,7 +101,7 @@ impl StackFootprint {
     pub(crate) fn footprint(name: &str, dir: &Path, address: &str) -> Self {
         let own = process_ids()
             .into_iter()
-            .filter(|pid| belongs_to_stack(pid, name) && !is_network_plugin(pid))
+            .filter(|pid| is_in_control_group_of_stack(pid, name) && !is_network_plugin(pid))
             .collect::<Vec<_>>();
         let here = namespaces_of("self");
         let number = address.split('.').nth(2).unwrap();
@@ -143,7 +143,7 @@ impl StackFootprint {
             let Some(identity) = pid_and_start_ticks(&pid) else {
                 continue;
             };
-            if self.processes.contains(&identity) || belongs_to_stack(&pid, &self.name) {
+            if self.processes.contains(&identity) || is_in_control_group_of_stack(&pid, &self.name) {
                 remaining.push(format!("process {pid} {}", command_line(&pid)));
             }
             if self.all_processes.contains(&identity) {
@@ -199,7 +199,7 @@ pub(crate) fn stacks_sockets_in_machines_network(stack: &Stack) -> Vec<String> {
     let mut found = Vec::new();
     for pid in process_ids()
         .into_iter()
-        .filter(|pid| belongs_to_stack(pid, stack.name()))
+        .filter(|pid| is_in_control_group_of_stack(pid, stack.name()))
     {
         if fs::metadata(format!("/proc/{pid}/ns/net"))
             .map(|ns| ns.ino())
@@ -231,7 +231,7 @@ pub(crate) fn stacks_sockets_in_machines_network(stack: &Stack) -> Vec<String> {
 }
 
 /// Returns whether a process is in a stack's control groups; the test itself never is.
-fn belongs_to_stack(pid: &str, stack_name: &str) -> bool {
+fn is_in_control_group_of_stack(pid: &str, stack_name: &str) -> bool {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let group = format!("/slipway-{stack_name}");
     groups

@@ -69,8 +69,8 @@ fn excerpt_of_steps(step_name: &str, line: &str, unread: Option<LogPart>) -> Log
     }
 }
 
-fn layers() -> Vec<ImageLayer> {
-    let layer = |bytes| ImageLayer {
+fn layers() -> Vec<ImageLayerSize> {
+    let layer = |bytes| ImageLayerSize {
         digest: format!("sha256:{}", "0".repeat(64)),
         bytes,
     };
@@ -78,7 +78,7 @@ fn layers() -> Vec<ImageLayer> {
 }
 
 /// Returns the bytes of the page in a form. The part of the log is named as the page itself names it.
-fn page(record: &BuildRecord, others: &[BuildRecord], excerpt: &LogExcerpt, form: PageForm) -> String {
+fn page(record: &BuildRecord, others: &[BuildRecord], excerpt: &LogExcerpt, form: BuildPageParts) -> String {
     let page = BuildPage {
         record,
         incomplete: None,
@@ -87,7 +87,7 @@ fn page(record: &BuildRecord, others: &[BuildRecord], excerpt: &LogExcerpt, form
         layers: &layers(),
         access: &PageAccess::Open,
         query: PageQuery {
-            part: (form != PageForm::Whole).then_some(LogPart::End),
+            part: (form != BuildPageParts::Whole).then_some(LogPart::End),
             form,
         },
         now: at(200),
@@ -106,19 +106,19 @@ fn a_page_and_the_one_that_follows_it_take_no_more_than_a_visit_may_whatever_cal
         let others = vec![record.clone(); 10];
         let line = text.repeat(8192 / text.len());
         let read = excerpt_of_steps(&line, &line, None);
-        let whole = page(&record, &others, &read, PageForm::Whole);
+        let whole = page(&record, &others, &read, BuildPageParts::Whole);
         let limit = VISIT_BYTES_MAX - HEADERS_BYTES_MAX;
         assert!(whole.len() <= limit, "{text:?}: {}", whole.len());
 
         let unread = excerpt_of_steps(&line, &line, Some(LogPart::End));
-        let first = page(&record, &others, &unread, PageForm::Whole);
-        let second = page(&record, &others, &read, PageForm::Log);
+        let first = page(&record, &others, &unread, BuildPageParts::Whole);
+        let second = page(&record, &others, &read, BuildPageParts::StepsAndLog);
         let limit = VISIT_BYTES_MAX - 2 * HEADERS_BYTES_MAX;
         let bytes = first.len() + second.len();
         assert!(bytes <= limit, "{text:?}: {} and {}", first.len(), second.len());
         assert!(second.contains("id=\"L300\""), "{second}");
         if is_followed_without_script(&first) {
-            let plain = page(&record, &others, &read, PageForm::WithoutScript);
+            let plain = page(&record, &others, &read, BuildPageParts::WithoutScript);
             assert!(
                 first.len() + plain.len() <= limit,
                 "{text:?}: {} and {}",
@@ -130,7 +130,7 @@ fn a_page_and_the_one_that_follows_it_take_no_more_than_a_visit_may_whatever_cal
 }
 
 #[test]
-fn the_page_that_follows_has_the_lines_and_all_steps_and_no_script() {
+fn the_page_that_follows_has_more_lines_and_steps_and_no_script() {
     let mut record = record_with_texts_of("x");
     record.outcome = json!({"error": "exit code: 1"})
         .as_object()
@@ -139,10 +139,10 @@ fn the_page_that_follows_has_the_lines_and_all_steps_and_no_script() {
     record.function = Some("hello.openfaas-fn".to_owned());
     let unread = excerpt_of_steps("[2/9] RUN cargo build --release", "compiling", Some(LogPart::End));
     let read = excerpt_of_steps("[2/9] RUN cargo build --release", "compiling", None);
-    let first = page(&record, &[], &unread, PageForm::Whole);
+    let first = page(&record, &[], &unread, BuildPageParts::Whole);
     assert!(is_followed_without_script(&first), "{first}");
     assert!(first.contains("id=\"load\" href=\"?from=end#log\""), "{first}");
-    for form in [PageForm::Log, PageForm::WithoutScript] {
+    for form in [BuildPageParts::StepsAndLog, BuildPageParts::WithoutScript] {
         let second = page(&record, &[], &read, form);
         assert!(
             !second.contains("<script") && !second.contains("http-equiv"),
@@ -157,12 +157,12 @@ fn the_page_that_follows_has_the_lines_and_all_steps_and_no_script() {
         assert!(steps > first_steps, "{form:?}: {steps} {first_steps}");
         assert!(first.len() + second.len() + 2 * HEADERS_BYTES_MAX <= VISIT_BYTES_MAX);
     }
-    let plain = page(&record, &[], &read, PageForm::WithoutScript);
+    let plain = page(&record, &[], &read, BuildPageParts::WithoutScript);
     assert!(
         plain.contains("<style>") && plain.contains("What failed"),
         "{plain}"
     );
-    let state = page(&record, &[], &read, PageForm::State);
+    let state = page(&record, &[], &read, BuildPageParts::AllButLog);
     assert!(
         state.contains("What failed") && !state.contains("id=\"log\"") && !state.contains("<style>"),
         "{state}"
@@ -177,7 +177,7 @@ fn the_page_that_follows_has_the_lines_and_all_steps_and_no_script() {
         access: &PageAccess::Open,
         query: PageQuery {
             part: Some(LogPart::End),
-            form: PageForm::Whole,
+            form: BuildPageParts::Whole,
         },
         now: at(200),
     };

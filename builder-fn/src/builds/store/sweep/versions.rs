@@ -31,13 +31,16 @@ impl RecordStore {
         let tags = self
             .0
             .repository
-            .list_tags(tenant, VERSION_PREFIX, VERSION_PREFIX)
+            .list_tags_after_and_maybe_earlier(tenant, VERSION_PREFIX, VERSION_PREFIX)
             .await?;
         let mut deletions_left = DELETIONS_MAX_PER_SWEEP;
         for function in functions_to_check(&tags, now) {
             let mut versions = Vec::with_capacity(function.tags.len());
             for tag in &function.tags {
-                versions.push(self.read_version(tenant, &tag.to_string()).await?);
+                versions.push(
+                    self.read_version_unless_missing_or_unreadable(tenant, &tag.to_string())
+                        .await?,
+                );
             }
             for tag in function
                 .tags_to_delete(&versions, now)
@@ -156,7 +159,11 @@ mod tests {
 
     /// Returns the IDs of the versions that a sweep at the time `now` deletes, in this order. `None` for those in
     /// `unreadable`.
-    fn deleted(versions: &[FunctionVersion], unreadable: &[&str], now: SystemTime) -> Vec<String> {
+    fn ids_of_deleted_versions(
+        versions: &[FunctionVersion],
+        unreadable: &[&str],
+        now: SystemTime,
+    ) -> Vec<String> {
         let mut tags: Vec<_> = versions.iter().map(tag_of).collect();
         tags.extend(["latest".to_owned(), "v-".to_owned()]);
         let find = |tag: &VersionTag| {
@@ -189,15 +196,15 @@ mod tests {
             aged_version("unknown", "unknown-old", days(191), Deploying),
         ];
         assert_eq!(
-            deleted(&versions, &[], now()),
+            ids_of_deleted_versions(&versions, &[], now()),
             ["unknown-old", "unknown-new", "old-first", "old-unverified"]
         );
         assert_eq!(
-            deleted(&versions, &["old-ready"], now()),
+            ids_of_deleted_versions(&versions, &["old-ready"], now()),
             ["unknown-old", "unknown-new", "old-ready", "old-unverified"],
             "what no key opens cannot be deployed again"
         );
-        assert_eq!(deleted(&versions, &[], now() - days(11)), [""; 0]);
+        assert_eq!(ids_of_deleted_versions(&versions, &[], now() - days(11)), [""; 0]);
     }
 
     #[test]
@@ -206,16 +213,22 @@ mod tests {
         behind.built_at = now() - DAY;
         let older = ready("hello", "older", DAY * 2000);
         let versions = [behind, older];
-        assert_eq!(deleted(&versions, &[], now()), [""; 0]);
-        assert_eq!(deleted(&versions, &[], now() + DAY * 178), [""; 0]);
-        assert_eq!(deleted(&versions, &[], now() + DAY * 180), ["older"]);
+        assert_eq!(ids_of_deleted_versions(&versions, &[], now()), [""; 0]);
+        assert_eq!(
+            ids_of_deleted_versions(&versions, &[], now() + DAY * 178),
+            [""; 0]
+        );
+        assert_eq!(
+            ids_of_deleted_versions(&versions, &[], now() + DAY * 180),
+            ["older"]
+        );
     }
 
     #[test]
     fn a_version_from_ahead_of_the_clock_is_as_new_as_one_from_now() {
         let mut ahead = ready("hello", "ahead", Duration::ZERO);
         ahead.submitted_at = now() + DAY;
-        assert_eq!(deleted(&[ahead], &[], now()), [""; 0]);
+        assert_eq!(ids_of_deleted_versions(&[ahead], &[], now()), [""; 0]);
     }
 
     #[test]
@@ -229,23 +242,26 @@ mod tests {
                 ready(&name(number), &name(number), age)
             })
             .collect();
-        assert_eq!(deleted(&versions, &[], now()), [""; 0]);
+        assert_eq!(ids_of_deleted_versions(&versions, &[], now()), [""; 0]);
         // Deployed first, and again today: what was deployed in between is kept for that.
         versions.push(ready("busy", "busy-old", DAY * 100));
         versions.push(ready("busy", "busy-new", Duration::ZERO));
         versions.push(ready("older", "older-new", DAY * 3));
         versions.push(ready("older", "older-old", DAY * 4));
         assert_eq!(
-            deleted(&versions, &[], now()),
+            ids_of_deleted_versions(&versions, &[], now()),
             ["older-old", "older-new", &name(count - 1)]
         );
         versions[FUNCTIONS_MAX - 1].built_at = now();
-        assert_eq!(deleted(&versions, &[], now()), ["older-old", "older-new"]);
+        assert_eq!(
+            ids_of_deleted_versions(&versions, &[], now()),
+            ["older-old", "older-new"]
+        );
 
         let today: Vec<_> = (0..count + 10)
             .map(|number| ready(&name(number), &name(number), DAY))
             .collect();
-        assert_eq!(deleted(&today, &[], now()), [""; 0]);
+        assert_eq!(ids_of_deleted_versions(&today, &[], now()), [""; 0]);
     }
 
     proptest! {
@@ -264,7 +280,7 @@ mod tests {
                     version
                 })
                 .collect();
-            let deleted = deleted(&versions, &[], now());
+            let deleted = ids_of_deleted_versions(&versions, &[], now());
             for function in ["0", "1", "2"] {
                 let own = || versions.iter().filter(|version| version.function == function);
                 let is_deleted = |version: &FunctionVersion| deleted.contains(&version.id);

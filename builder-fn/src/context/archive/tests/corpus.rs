@@ -94,7 +94,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_index_has_the_files_that_gnu_tar_extracts_of_conflicting_entries(tar in properties::generate_tars(true)) {
+    fn the_index_has_the_files_that_gnu_tar_extracts_of_conflicting_entries_that_both_accept(tar in properties::generate_tars(true)) {
         let tar = tar.with_end_marker().0;
         let context = SourceContext::from_tar(&tar);
         prop_assume!(context.is_ok());

@@ -31,10 +31,10 @@ pub(super) fn generate_tars(with_extended_headers: bool) -> impl Strategy<Value 
 }
 
 /// The comparable parts of a tar's content: index, configuration and warnings.
-type TarOutcome = (Index, Option<Vec<u8>>, Vec<String>);
+type IndexConfigAndWarnings = (Index, Option<Vec<u8>>, Vec<String>);
 
 /// Reads a tar in pieces that end at the offsets `cuts`; fails with the text of the error.
-fn read_outcome(tar: &[u8], cuts: &[usize]) -> Result<TarOutcome, String> {
+fn read_index_config_and_warnings(tar: &[u8], cuts: &[usize]) -> Result<IndexConfigAndWarnings, String> {
     read_in_pieces(tar, cuts)
         .map(|contents| (contents.entries, contents.config, contents.warnings))
         .map_err(|error| error.to_string())
@@ -51,9 +51,9 @@ proptest! {
         let bytes = tar.with_end_marker().0;
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
         cuts.sort_unstable();
-        prop_assert_eq!(read_outcome(&bytes, &cuts), read_outcome(&bytes, &[]));
+        prop_assert_eq!(read_index_config_and_warnings(&bytes, &cuts), read_index_config_and_warnings(&bytes, &[]));
         let every: Vec<usize> = (1..bytes.len()).collect();
-        prop_assert_eq!(read_outcome(&bytes, &every), read_outcome(&bytes, &[]));
+        prop_assert_eq!(read_index_config_and_warnings(&bytes, &every), read_index_config_and_warnings(&bytes, &[]));
     }
 
     #[test]
@@ -79,7 +79,7 @@ proptest! {
         let bytes = tar.with_end_marker().0;
         let complete = bytes.len() - 2 * BLOCK_BYTES;
         let cut = cut % (complete + 1);
-        if let Ok((_, _, warnings)) = read_outcome(&bytes[..cut], &[]) {
+        if let Ok((_, _, warnings)) = read_index_config_and_warnings(&bytes[..cut], &[]) {
             prop_assert_eq!(warnings.len(), 1);
         }
     }
@@ -91,19 +91,19 @@ proptest! {
         bit in 0u32..8,
     ) {
         let mut bytes = tar.with_end_marker().0;
-        let before = read_outcome(&bytes, &[]);
+        let before = read_index_config_and_warnings(&bytes, &[]);
         prop_assume!(before.is_ok());
         let before = before.unwrap();
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
-        if let Ok(after) = read_outcome(&bytes, &[]) {
+        if let Ok(after) = read_index_config_and_warnings(&bytes, &[]) {
             prop_assert_eq!(before.0, after.0);
         }
     }
 
     #[test]
     fn reading_any_bytes_as_a_tar_causes_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
-        let _ = read_outcome(&bytes, &[]);
+        let _ = read_index_config_and_warnings(&bytes, &[]);
         // Once more with a valid checksum, which lets the header be parsed.
         let mut block = [0u8; BLOCK_BYTES];
         for (to, from) in block.iter_mut().zip(&bytes) {
@@ -112,6 +112,6 @@ proptest! {
         let mut header = Header::new_old();
         header.as_mut_bytes().copy_from_slice(&block);
         header.set_cksum();
-        let _ = read_outcome(&small_tar().with_bytes(header.as_bytes()).with_bytes(&bytes).0, &[]);
+        let _ = read_index_config_and_warnings(&small_tar().with_bytes(header.as_bytes()).with_bytes(&bytes).0, &[]);
     }
 }

@@ -12,7 +12,7 @@ use super::*;
 use crate::context::SourceContext;
 
 /// The expected result of reading a tar with a peculiar header.
-enum ExpectedReading {
+enum ExpectedFilesOrRejection {
     /// The index has the files that GNU tar and Python extract.
     AsExtracted,
     /// The tar is rejected, because tar programs differ.
@@ -21,7 +21,7 @@ enum ExpectedReading {
     MalformedRecords,
 }
 
-use ExpectedReading::{AsExtracted, MalformedRecords, Rejected};
+use ExpectedFilesOrRejection::{AsExtracted, MalformedRecords, Rejected};
 
 /// A folder path of 99 bytes, so that the name of a file in it needs a ustar prefix.
 const LONG_FOLDER_PATH: &str =
@@ -56,8 +56,8 @@ impl TarBuilder {
 }
 
 /// Returns tars with peculiar headers, each with a name and the expected result of reading it.
-fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
-    let mut cases: Vec<(String, TarBuilder, ExpectedReading)> = Vec::new();
+fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedFilesOrRejection)> {
+    let mut cases: Vec<(String, TarBuilder, ExpectedFilesOrRejection)> = Vec::new();
     let mut case = |name: &str, tar: TarBuilder, expected| cases.push((name.to_owned(), tar, expected));
     let folders = LONG_FOLDER_PATH.as_bytes();
 
@@ -265,7 +265,7 @@ fn a_peculiar_tar_has_the_files_that_gnu_tar_and_python_extract_or_is_rejected()
                 ] {
                     assert_eq!(
                         indexed,
-                        entries_extracted_with(&tar, extract),
+                        entries_extracted_with_cleared_folder_modes_and_times(&tar, extract),
                         "{name}, {program}"
                     );
                 }
@@ -320,7 +320,10 @@ fn a_volume_label_is_ignored() {
 }
 
 /// Extracts a tar with `extract`, and returns the entries of the context.
-fn entries_extracted_with(tar: &[u8], extract: fn(&Path, &Path) -> Result<(), String>) -> Vec<FoundEntry> {
+fn entries_extracted_with_cleared_folder_modes_and_times(
+    tar: &[u8],
+    extract: fn(&Path, &Path) -> Result<(), String>,
+) -> Vec<FoundEntry> {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("archive.tar");
     std::fs::write(&archive, tar).unwrap();

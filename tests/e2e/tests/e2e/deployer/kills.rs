@@ -29,7 +29,7 @@ enum KillOutcome {
 impl DeployerFixture {
     /// Deploys, and at the selected request starts another deployer and kills the first. Does neither if the deployment
     /// completes before the request.
-    async fn deploy_kill_at_request_and_restart(
+    async fn deploy_kill_at_request_and_replace_deployer(
         self,
         image: &str,
         number: usize,
@@ -49,7 +49,7 @@ impl DeployerFixture {
             return Ok((self, KillOutcome::Completed));
         }
         let at = self.proxy.requests().pop().unwrap_or_default();
-        let fixture = self.restart_deployer().await?;
+        let fixture = self.start_new_deployer_then_kill_old().await?;
         anyhow::ensure!(deployment.await?.is_err(), "the killed deployer answered");
         fixture.proxy.reset_and_forward_again();
         Ok((fixture, KillOutcome::At(at)))
@@ -69,7 +69,12 @@ async fn an_update_killed_at_any_step_completes_when_delivered_again(strategy: &
             let image = [&images.first, &images.second][number % 2];
             let killed;
             (fixture, killed) = fixture
-                .deploy_kill_at_request_and_restart(image, number, RequestSelector::Number(step), point)
+                .deploy_kill_at_request_and_replace_deployer(
+                    image,
+                    number,
+                    RequestSelector::Number(step),
+                    point,
+                )
                 .await?;
             let KillOutcome::At(request) = killed else {
                 break 'steps;
@@ -100,7 +105,7 @@ async fn a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again(
     for (number, point) in [(2, PausePoint::BeforeForwarding), (3, PausePoint::AfterResponse)] {
         let killed;
         (fixture, killed) = fixture
-            .deploy_kill_at_request_and_restart(
+            .deploy_kill_at_request_and_replace_deployer(
                 &images.crash,
                 number,
                 RequestSelector::NextWithMethod("PUT"),

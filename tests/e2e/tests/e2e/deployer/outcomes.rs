@@ -37,14 +37,14 @@ async fn a_hand_over_delivered_again_changes_nothing(strategy: &'static str) -> 
     fixture.proxy.clear_requests();
     let again = fixture.deploy_and_assert_ready(&images.second, 2).await?;
     assert_eq!(again["changed"], false, "{again:#}");
-    assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
+    assert_eq!(fixture.proxy.changing_system_requests(), Vec::<String>::new());
 
     // A deployer without memory of the earlier rollout changes nothing either.
-    let fixture = fixture.restart_deployer().await?;
+    let fixture = fixture.start_new_deployer_then_kill_old().await?;
     fixture.proxy.clear_requests();
     let again = fixture.deploy_and_assert_ready(&images.second, 2).await?;
     assert_eq!(again["changed"], false, "{again:#}");
-    assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
+    assert_eq!(fixture.proxy.changing_system_requests(), Vec::<String>::new());
     assert_eq!(fixture.function_status().await?["createdAt"], before["createdAt"]);
 
     let older = fixture.deploy_image(&images.first, 1).await?;
@@ -64,7 +64,12 @@ async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result
     let nothing = fixture.deploy_image(&images.crash, 1).await?;
     assert_eq!(nothing.status, 422, "{}", nothing.text);
     assert_eq!(nothing.text_field("status"), "rolled_back", "{}", nothing.text);
-    assert_eq!(nothing.json()["running"], Value::Null, "{}", nothing.text);
+    assert_eq!(
+        nothing.json_or_error_text()["running"],
+        Value::Null,
+        "{}",
+        nothing.text
+    );
     assert!(fixture.function_is_absent().await?);
 
     fixture.deploy_and_assert_ready(&images.first, 2).await?;
@@ -72,11 +77,11 @@ async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result
     fixture.assert_runs_and_answers(&images.first, 2).await?;
 
     // A build that failed is not tried again when it is delivered again, not even by another deployer.
-    let fixture = fixture.restart_deployer().await?;
+    let fixture = fixture.start_new_deployer_then_kill_old().await?;
     fixture.proxy.clear_requests();
     let again = fixture.deploy_image(&images.crash, 3).await?;
     if strategy == "recreate" || !fixture.testbed.stack.has_rolling_updates() {
-        assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
+        assert_eq!(fixture.proxy.changing_system_requests(), Vec::<String>::new());
     }
     assert_rolled_back_or_refused(&again, &images.first);
     fixture.assert_runs_and_answers(&images.first, 2).await?;
@@ -94,7 +99,7 @@ async fn a_version_that_never_listens_is_rolled_back(strategy: &'static str) -> 
     assert!(matches!(silent.status, 422 | 502), "{}", silent.text);
     assert_eq!(silent.text_field("status"), "rolled_back", "{}", silent.text);
     assert_eq!(
-        silent.json()["running"]["image"],
+        silent.json_or_error_text()["running"]["image"],
         fixture.images.first,
         "{}",
         silent.text
@@ -114,7 +119,7 @@ async fn a_hand_over_that_cannot_be_deployed_changes_nothing(strategy: &'static 
     let refused = fixture.deployer.send_hand_over(&secret).await?;
     assert_eq!(refused.status, 422, "{}", refused.text);
     assert_eq!(refused.text_field("status"), "refused", "{}", refused.text);
-    let reasons = joined_reasons(&refused.json());
+    let reasons = joined_reasons(&refused.json_or_error_text());
     assert!(
         reasons.contains("there-is-no-such-secret") && reasons.contains("nor-this-one"),
         "{reasons}"
@@ -130,13 +135,13 @@ async fn a_hand_over_that_cannot_be_deployed_changes_nothing(strategy: &'static 
     everything["deploy"]["secrets"] = json!(["there-is-no-such-secret"]);
     let refused = fixture.deployer.send_hand_over(&everything).await?;
     assert_eq!(refused.status, 422, "{}", refused.text);
-    let reasons = joined_reasons(&refused.json());
+    let reasons = joined_reasons(&refused.json_or_error_text());
     assert!(
         reasons.contains("has no image") && reasons.contains("there-is-no-such-secret"),
         "{reasons}"
     );
 
-    assert_eq!(fixture.proxy.changing_requests(), Vec::<String>::new());
+    assert_eq!(fixture.proxy.changing_system_requests(), Vec::<String>::new());
     assert_eq!(fixture.function_status().await?["createdAt"], before["createdAt"]);
     fixture.assert_runs_and_answers(&fixture.images.first, 1).await?;
     fixture.remove_function().await

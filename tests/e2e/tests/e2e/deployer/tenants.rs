@@ -48,7 +48,7 @@ async fn a_function_is_changed_by_the_tenant_that_deployed_it_only() -> Result<(
     let taken = fixture.hand_over_of_tenant("globex", &images.second, 2);
     let reply = fixture.deployer.send_hand_over(&taken).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
-    let reasons = joined_reasons(&reply.json());
+    let reasons = joined_reasons(&reply.json_or_error_text());
     assert!(
         reasons.contains("belongs to another tenant than globex"),
         "{reasons}"
@@ -71,7 +71,7 @@ async fn a_function_that_no_tenant_deployed_is_not_taken_over() -> Result<()> {
     let taken = fixture.hand_over_of_tenant("globex", &fixture.images.second, 2);
     let reply = fixture.deployer.send_hand_over(&taken).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
-    let reasons = joined_reasons(&reply.json());
+    let reasons = joined_reasons(&reply.json_or_error_text());
     assert!(
         reasons.contains("policy rule adopt of tenant globex"),
         "{reasons}"
@@ -99,7 +99,7 @@ async fn nobody_deploys_under_slipways_names_or_with_the_gateways_credentials() 
             }
             let reply = fixture.deployer.send_hand_over(&hand_over).await?;
             assert_eq!(reply.status, 422, "{deploy}: {}", reply.text);
-            let reasons = joined_reasons(&reply.json());
+            let reasons = joined_reasons(&reply.json_or_error_text());
             assert!(reasons.contains("no policy allows"), "{deploy}: {reasons}");
         }
         assert!(fixture.function_is_absent().await?);
@@ -129,7 +129,7 @@ async fn a_hand_over_with_an_unknown_or_missing_tenant_is_rejected() -> Result<(
     ] {
         let reply = fixture.deployer.send_hand_over(&hand_over).await?;
         assert_eq!(reply.status, 400, "{}", reply.text);
-        let reasons = joined_reasons(&reply.json());
+        let reasons = joined_reasons(&reply.json_or_error_text());
         assert!(reasons.contains(reason), "{reasons}");
     }
     assert!(fixture.function_is_absent().await?);

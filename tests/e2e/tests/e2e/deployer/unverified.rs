@@ -34,7 +34,9 @@ async fn deferring_fixture(case: &str) -> Result<Option<DeployerFixture>> {
         "version": { "sha": "", "release": "0.27.12" },
         "arch": "x86_64",
     });
-    fixture.proxy.add_route("/system/info", ExtraRoute::Answer(info));
+    fixture
+        .proxy
+        .add_route_for_exact_path("/system/info", ExtraRoute::Answer(info));
     Ok(Some(fixture))
 }
 
@@ -43,7 +45,7 @@ impl DeployerFixture {
     async fn deploy_and_assert_unverified(&self, image: &str, number: usize) -> Result<Value> {
         let reply = self.deploy_image(image, number).await?;
         ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
-        let report = reply.json();
+        let report = reply.json_or_error_text();
         assert_eq!(report["status"], "unverified", "{report:#}");
         assert_eq!(report["changed"], true, "{report:#}");
         assert_eq!(report["running"]["image"], image, "{report:#}");
@@ -78,13 +80,13 @@ async fn a_broken_update_behind_the_old_version_is_unverified_and_never_the_last
     let mut failing = fixture.hand_over_with_number(&images.crash, 5);
     failing["deploy"]["annotations"][STRATEGY_ANNOTATION] = json!("recreate");
     let reply = fixture.deployer.send_hand_over(&failing).await?;
-    let report = reply.json();
+    let report = reply.json_or_error_text();
     assert_eq!(reply.status, 422, "{report:#}");
     assert_eq!(report["status"], "rolled_back", "{report:#}");
     assert_eq!(report["running"]["image"], images.first, "{report:#}");
     let functions = &fixture.testbed.functions;
     functions
-        .wait_for_page(&fixture.name, "first", FUNCTION_START_TIMEOUT)
+        .wait_until_page_equals(&fixture.name, "first", FUNCTION_START_TIMEOUT)
         .await?;
     fixture.remove_function().await
 }
@@ -99,7 +101,7 @@ async fn a_working_update_without_the_version_header_in_answers_is_unverified_an
     fixture.deploy_and_assert_unverified(&images.second, 2).await?;
     let functions = &fixture.testbed.functions;
     functions
-        .wait_for_page(&fixture.name, "second", FUNCTION_START_TIMEOUT)
+        .wait_until_page_equals(&fixture.name, "second", FUNCTION_START_TIMEOUT)
         .await?;
     fixture.remove_function().await
 }
@@ -135,9 +137,9 @@ async fn build_image_with_version_header_page(
     let context = BuildContext::static_page_function(testbed.build_busybox_once_and_get_name().await?, text)
         .with_file_of_mode(&format!("www{path}"), script, 0o755);
     let repository = format!("{}/e2e/deployed/versioned-{text}", testbed.stack.registry.host);
-    let tar = context.tar_with_config(&json!({ "image": format!("{repository}:1") }))?;
+    let tar = context.tar_with_config_last(&json!({ "image": format!("{repository}:1") }))?;
     let reply = testbed.builder.post_signed(tar).await?;
     ensure!(reply.status == 200, "{text}: {} {}", reply.status, reply.text);
-    let digest = reply.json()["digest"].as_str().map(str::to_owned);
+    let digest = reply.json_or_error_text()["digest"].as_str().map(str::to_owned);
     Ok(format!("{repository}@{}", digest.context("no digest")?))
 }

@@ -12,7 +12,7 @@ use super::stacks_faas_cli_supports_remote_builder;
 
 /// Packs the output of `build --shrinkwrap` with a config. Returns the gzipped tar, and the argument for faas-cli's
 /// `-H` with its signature, `X-Build-Signature=…`.
-fn pack_shrinkwrap_with_signature_argument(
+fn pack_shrinkwrap_with_faas_cli_signature_argument(
     testbed: &Testbed,
     work_dir: &ClientFolder,
     name: &str,
@@ -55,7 +55,8 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
     work_dir.write_file(&format!("{name}/index.html"), "built by invoke")?;
     cli(&["build", "--shrinkwrap", "-f", &file], b"").await?;
     let config = json!({ "image": format!("{prefix}/{name}:latest") });
-    let (tar, signature) = pack_shrinkwrap_with_signature_argument(&testbed, &work_dir, name, &config)?;
+    let (tar, signature) =
+        pack_shrinkwrap_with_faas_cli_signature_argument(&testbed, &work_dir, name, &config)?;
     let output = cli(&["invoke", "builder-fn", "-H", &signature], &tar).await?;
     assert!(output.contains("\"status\":\"success\""), "{output}");
 
@@ -84,18 +85,19 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
     let limit = std::time::Duration::from_secs(180);
     testbed
         .functions
-        .wait_for_page(name, "built by invoke", limit)
+        .wait_until_page_equals(name, "built by invoke", limit)
         .await?;
 
     work_dir.write_file(&format!("{name}/index.html"), "built by the queue")?;
     cli(&["build", "--shrinkwrap", "-f", &file], b"").await?;
     let config = json!({ "image": format!("{prefix}/{name}:2"), "deploy": { "service": name } });
-    let (tar, signature) = pack_shrinkwrap_with_signature_argument(&testbed, &work_dir, name, &config)?;
+    let (tar, signature) =
+        pack_shrinkwrap_with_faas_cli_signature_argument(&testbed, &work_dir, name, &config)?;
     let output = cli(&["invoke", "builder-fn", "--async", "-H", &signature], &tar).await?;
     assert!(output.contains("submitted asynchronously"), "{output}");
     testbed
         .functions
-        .wait_for_page(name, "built by the queue", limit)
+        .wait_until_page_equals(name, "built by the queue", limit)
         .await?;
 
     testbed.functions.remove_function(name).await?;

@@ -50,7 +50,7 @@ const FAULTS: &str = r"(() => {
 })()";
 
 /// Asserts that the open page has no faults, at both widths, light and dark; leaves it as on a desktop.
-pub(super) async fn assert_accessible(browser: &Browser) -> Result<()> {
+pub(super) async fn assert_no_accessibility_faults_in_all_views(browser: &Browser) -> Result<()> {
     for view in [
         TELEPHONE,
         View {

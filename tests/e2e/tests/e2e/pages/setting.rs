@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext, builder_process::BuilderProcess, client::HttpReply,
-    prefix_proxy::PrefixProxy, testbed::Testbed,
+    prefix_proxy::GetOnlyPrefixProxy, testbed::Testbed,
 };
 use tokio::sync::RwLockReadGuard;
 
@@ -14,7 +14,7 @@ use tokio::sync::RwLockReadGuard;
 pub(super) struct PageSetting {
     pub(super) testbed: Testbed,
     pub(super) builder: BuilderProcess,
-    proxy: PrefixProxy,
+    proxy: GetOnlyPrefixProxy,
     _parts: RwLockReadGuard<'static, ()>,
 }
 
@@ -25,7 +25,7 @@ impl PageSetting {
         let testbed = Testbed::find_running_stack()?;
         let parts = testbed.share_parts().await;
         let builder = BuilderProcess::start_with_settings(&testbed, settings).await?;
-        let proxy = PrefixProxy::start(builder.url()).await?;
+        let proxy = GetOnlyPrefixProxy::start(builder.url()).await?;
         Ok(Self {
             testbed,
             builder,
@@ -59,7 +59,7 @@ impl PageSetting {
         context: &BuildContext,
         config: &Value,
     ) -> Result<HttpReply> {
-        let tar = context.tar_with_config(config)?;
+        let tar = context.tar_with_config_last(config)?;
         let client = self.builder.client()?;
         client.post_signed_with_headers(tar, &[("X-Call-Id", id)]).await
     }

@@ -7,12 +7,12 @@ use jiff::Timestamp;
 use serde_json::Value;
 use slipway_e2e::build_context::BuildContext;
 
-use super::{TwoBuilders, unused_call_id};
+use super::{TwoBuildersAndOneDeployer, unused_call_id};
 
 /// The longest time for a build to be resumed and to end: a builder counts as gone after 20 s.
 const RESUMPTION_TIMEOUT: Duration = Duration::from_secs(180);
 
-impl TwoBuilders {
+impl TwoBuildersAndOneDeployer {
     /// Asks one of the builders about a build until it has this state, and returns the answer.
     async fn wait_for_state(&self, index: usize, id: &str, state: &str) -> Result<Value> {
         let end = Instant::now() + RESUMPTION_TIMEOUT;
@@ -31,7 +31,8 @@ impl TwoBuilders {
 async fn what_a_killed_builder_had_accepted_is_finished_once_and_known_after_every_builder_was_killed()
 -> Result<()> {
     let settings = [("max_inflight", "1"), ("queue_wait", "9m")];
-    let mut two = TwoBuilders::remove_function_and_start_with_records("accepted", &settings).await?;
+    let mut two =
+        TwoBuildersAndOneDeployer::remove_function_and_start_with_records("accepted", &settings).await?;
     let gate = "gate-of-accepted";
     let ids = ["running", "waiting", "rejected"].map(unused_call_id);
     let [running, waiting, rejected] = ids;
@@ -43,7 +44,7 @@ async fn what_a_killed_builder_had_accepted_is_finished_once_and_known_after_eve
     let broken = BuildContext::dockerfile("FROM scratch\n").tar_without_config()?;
     let reply = two.build_at(0, &broken, &rejected).await?;
     assert_eq!(reply.status, 400, "{}", reply.text);
-    let error = reply.json()["error"].take();
+    let error = reply.json_or_error_text()["error"].take();
 
     let tar = two
         .gated_page_tar("accepted", gate, &two.config_with_deployment("1"))
@@ -65,7 +66,7 @@ async fn what_a_killed_builder_had_accepted_is_finished_once_and_known_after_eve
     assert_eq!(answer["error"], error, "{answer:#}");
 
     // The builder that accepted them, in the middle of one build and of the wait for the other.
-    two.kill_and_replace_builder(0).await?;
+    two.start_new_builder_then_kill_old(0).await?;
     assert!(first.await?.is_err() && second.await?.is_err(), "it is gone");
     two.testbed.wait_for_step(gate, false).await?;
     two.testbed.wait_for_step(gate, true).await?;
@@ -76,7 +77,7 @@ async fn what_a_killed_builder_had_accepted_is_finished_once_and_known_after_eve
     assert_eq!(built["attempts"], 1, "{built:#}");
     assert_eq!(two.get_function_page().await?, (200, "accepted".to_owned()));
 
-    two.kill_and_replace_both_builders().await?;
+    two.replace_builders_one_after_the_other().await?;
     for index in [0, 1] {
         let answer = two.wait_for_state(index, &running, "success").await?;
         assert_eq!(answer["deployment"], deployed["deployment"], "{answer:#}");

@@ -5,7 +5,7 @@ use anyhow::Result;
 use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, client::HttpReply, deployer_process::DeployerProcess};
 
-use super::{TwoBuilders, assert_built_and_ready, time_seconds_from_now, unused_call_id};
+use super::{TwoBuildersAndOneDeployer, assert_built_and_ready, time_seconds_from_now, unused_call_id};
 
 const MAX_AGE_SETTING: (&str, &str) = ("max_age", "1h");
 
@@ -21,7 +21,8 @@ fn assert_signature_used_by(reply: &HttpReply, call_id: &str) {
 
 #[tokio::test]
 async fn a_signature_is_not_built_again_under_another_call_id_by_any_builder() -> Result<()> {
-    let mut two = TwoBuilders::remove_function_and_start("replayed", &[MAX_AGE_SETTING]).await?;
+    let mut two =
+        TwoBuildersAndOneDeployer::remove_function_and_start("replayed", &[MAX_AGE_SETTING]).await?;
     let (first, other) = (unused_call_id("first")?, unused_call_id("other")?);
     let mut config = two.config_with_deployment("1");
     config["submittedAt"] = json!(time_seconds_from_now(-1)?);
@@ -30,12 +31,12 @@ async fn a_signature_is_not_built_again_under_another_call_id_by_any_builder() -
 
     for restart in [false, true] {
         if restart {
-            two.kill_and_replace_both_builders().await?;
+            two.replace_builders_one_after_the_other().await?;
         }
         for index in [1, 0] {
             two.proxy.clear_requests();
             assert_signature_used_by(&two.build_at(index, &tar, &other).await?, &first);
-            assert_eq!(two.proxy.changing_requests(), Vec::<String>::new());
+            assert_eq!(two.proxy.changing_system_requests(), Vec::<String>::new());
             // The queue's redelivery is not another request.
             assert_built_and_ready(&two.build_at(index, &tar, &first).await?)?;
         }
@@ -50,7 +51,8 @@ async fn a_signature_is_not_built_again_under_another_call_id_by_any_builder() -
 
 #[tokio::test]
 async fn a_signature_counts_as_used_while_its_build_runs_and_after_it_failed() -> Result<()> {
-    let mut two = TwoBuilders::remove_function_and_start("replayed-early", &[MAX_AGE_SETTING]).await?;
+    let mut two =
+        TwoBuildersAndOneDeployer::remove_function_and_start("replayed-early", &[MAX_AGE_SETTING]).await?;
     let (gate, first) = ("gate-of-replayed-early", unused_call_id("first")?);
     let mut config = two.config_with_deployment("1");
     config["submittedAt"] = json!(time_seconds_from_now(-1)?);
@@ -69,10 +71,11 @@ async fn a_signature_counts_as_used_while_its_build_runs_and_after_it_failed() -
 
     let base = two.testbed.build_busybox_once_and_get_name().await?;
     config["submittedAt"] = json!(time_seconds_from_now(0)?);
-    let failing = BuildContext::dockerfile(format!("FROM {base}\nRUN exit 7\n")).tar_with_config(&config)?;
+    let failing =
+        BuildContext::dockerfile(format!("FROM {base}\nRUN exit 7\n")).tar_with_config_last(&config)?;
     let failed = unused_call_id("failed")?;
     assert_eq!(two.build_at(0, &failing, &failed).await?.status, 422);
-    two.kill_and_replace_both_builders().await?;
+    two.replace_builders_one_after_the_other().await?;
     for index in [0, 1] {
         assert_signature_used_by(
             &two.build_at(index, &failing, &unused_call_id("other")?).await?,
@@ -84,9 +87,11 @@ async fn a_signature_counts_as_used_while_its_build_runs_and_after_it_failed() -
 
 #[tokio::test]
 async fn with_require_fresh_requests_that_are_too_old_or_have_no_time_are_rejected() -> Result<()> {
-    let two =
-        TwoBuilders::remove_function_and_start("too-old", &[MAX_AGE_SETTING, ("require_fresh", "true")])
-            .await?;
+    let two = TwoBuildersAndOneDeployer::remove_function_and_start(
+        "too-old",
+        &[MAX_AGE_SETTING, ("require_fresh", "true")],
+    )
+    .await?;
     let fresh = time_seconds_from_now(-1)?;
     let old = time_seconds_from_now(-2 * 60 * 60)?;
     for (time, status) in [(None, 400), (Some(&old), 400), (Some(&fresh), 200)] {
@@ -107,7 +112,7 @@ async fn with_require_fresh_requests_that_are_too_old_or_have_no_time_are_reject
 
 #[tokio::test]
 async fn with_max_age_a_request_without_a_time_is_still_built_under_any_number_of_call_ids() -> Result<()> {
-    let two = TwoBuilders::remove_function_and_start("timeless", &[MAX_AGE_SETTING]).await?;
+    let two = TwoBuildersAndOneDeployer::remove_function_and_start("timeless", &[MAX_AGE_SETTING]).await?;
     let tar = two.page_tar("timeless", &two.config_with_deployment("1")).await?;
     for index in [0, 1] {
         assert_built_and_ready(&two.build_at(index, &tar, &unused_call_id("timeless")?).await?)?;
@@ -117,7 +122,7 @@ async fn with_max_age_a_request_without_a_time_is_still_built_under_any_number_o
 
 #[tokio::test]
 async fn every_deployer_refuses_a_hand_over_after_its_expiry() -> Result<()> {
-    let two = TwoBuilders::remove_function_and_start("expired", &[]).await?;
+    let two = TwoBuildersAndOneDeployer::remove_function_and_start("expired", &[]).await?;
     let tar = two
         .page_tar("expired", &two.config_without_deployment("1"))
         .await?;

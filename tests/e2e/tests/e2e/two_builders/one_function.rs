@@ -5,14 +5,17 @@ use serde_json::{Value, json};
 use slipway_e2e::deployer_process::DeployerProcess;
 use tokio::task::JoinSet;
 
-use super::{TwoBuilders, assert_built_and_ready, assert_superseded, time_seconds_from_now, unused_call_id};
+use super::{
+    TwoBuildersAndOneDeployer, assert_built_and_ready, assert_superseded, time_seconds_from_now,
+    unused_call_id,
+};
 
 /// The namespace of functions that name none.
 const DEFAULT_NAMESPACE: &str = "openfaas-fn";
 
 #[tokio::test]
 async fn a_function_without_a_namespace_and_in_the_default_one_is_one_function() -> Result<()> {
-    let two = TwoBuilders::remove_function_and_start("one-identity", &[]).await?;
+    let two = TwoBuildersAndOneDeployer::remove_function_and_start("one-identity", &[]).await?;
     for (round, older_has_namespace) in [(0, true), (1, false)] {
         let gate = format!("gate-of-one-identity-{round}");
         let (older, newer) = (unused_call_id("older")?, unused_call_id("newer")?);
@@ -51,7 +54,10 @@ struct NumberedHandOvers {
 
 impl NumberedHandOvers {
     /// Builds two images, whose pages are `even` and `odd`, and prepares hand-overs up to number `last_number`.
-    async fn build_two_images_and_prepare(two: &TwoBuilders, last_number: usize) -> Result<Self> {
+    async fn build_two_images_and_prepare(
+        two: &TwoBuildersAndOneDeployer,
+        last_number: usize,
+    ) -> Result<Self> {
         let config = two.config_without_deployment("1");
         let image = async |page: &str| -> Result<String> {
             let tar = two.page_tar(page, &config).await?;
@@ -86,7 +92,7 @@ impl NumberedHandOvers {
     }
 
     /// Asserts that the version of the hand-over with this number runs.
-    async fn assert_version_runs(&self, two: &TwoBuilders, number: usize) -> Result<()> {
+    async fn assert_version_runs(&self, two: &TwoBuildersAndOneDeployer, number: usize) -> Result<()> {
         let status = two.testbed.functions.function_status(&self.function).await?;
         let status = status.unwrap_or_default();
         assert_eq!(status["envVars"]["NUMBER"], number.to_string(), "{status:#}");
@@ -98,7 +104,7 @@ impl NumberedHandOvers {
 
 #[tokio::test]
 async fn a_deployer_refuses_an_older_source_than_another_deployer_has_deployed() -> Result<()> {
-    let two = TwoBuilders::remove_function_and_start("two-deployers", &[]).await?;
+    let two = TwoBuildersAndOneDeployer::remove_function_and_start("two-deployers", &[]).await?;
     let other = DeployerProcess::start(&two.testbed, two.proxy.url(), &[]).await?;
     let hand_overs = NumberedHandOvers::build_two_images_and_prepare(&two, 4).await?;
     for (older, newer) in [(0, 1), (2, 3)] {
@@ -128,7 +134,7 @@ async fn a_deployer_refuses_an_older_source_than_another_deployer_has_deployed()
 async fn of_concurrent_hand_overs_to_two_deployers_the_newest_runs_when_it_is_delivered_again() -> Result<()>
 {
     const NEWEST_NUMBER: usize = 10;
-    let two = TwoBuilders::remove_function_and_start("racing-deployers", &[]).await?;
+    let two = TwoBuildersAndOneDeployer::remove_function_and_start("racing-deployers", &[]).await?;
     let other = DeployerProcess::start(&two.testbed, two.proxy.url(), &[]).await?;
     let hand_overs = NumberedHandOvers::build_two_images_and_prepare(&two, NEWEST_NUMBER).await?;
     let first = two

@@ -4,7 +4,10 @@ use anyhow::Result;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{TwoBuilders, assert_built_and_ready, assert_superseded, time_seconds_from_now, unused_call_id};
+use super::{
+    TwoBuildersAndOneDeployer, assert_built_and_ready, assert_superseded, time_seconds_from_now,
+    unused_call_id,
+};
 
 /// The way in which a builder learns when a source was submitted.
 #[derive(Debug, Clone, Copy)]
@@ -49,11 +52,11 @@ fn borrowed_headers<'h>(headers: &'h [(&'static str, String)]) -> Vec<(&'static 
 
 /// Builds an older version slowly at the first builder and a newer one at the second, and asserts that the newer one
 /// runs, also after the older one is delivered again.
-async fn assert_older_source_never_replaces_newer(
+async fn assert_slower_older_build_never_replaces_newer(
     function_name: &str,
     submission: SubmissionTimeSource,
 ) -> Result<()> {
-    let mut two = TwoBuilders::remove_function_and_start(function_name, &[]).await?;
+    let mut two = TwoBuildersAndOneDeployer::remove_function_and_start(function_name, &[]).await?;
     two.remove_image_manifest("v1").await?;
     let gate = format!("gate-of-{function_name}");
     let (older, newer) = (unused_call_id("v1")?, unused_call_id("v2")?);
@@ -84,7 +87,7 @@ async fn assert_older_source_never_replaces_newer(
                 .await?,
             &newer,
         )?;
-        two.kill_and_replace_both_builders().await?;
+        two.replace_builders_one_after_the_other().await?;
         for index in [0, 1] {
             let again = two
                 .build_at_with_headers(index, &v1, &borrowed_headers(&headers))
@@ -99,22 +102,22 @@ async fn assert_older_source_never_replaces_newer(
 
 #[tokio::test]
 async fn an_older_source_never_replaces_a_newer_one_by_the_signed_time() -> Result<()> {
-    assert_older_source_never_replaces_newer("ordered-by-config", SubmissionTimeSource::Config).await
+    assert_slower_older_build_never_replaces_newer("ordered-by-config", SubmissionTimeSource::Config).await
 }
 
 #[tokio::test]
 async fn an_older_source_never_replaces_a_newer_one_by_the_gateways_time() -> Result<()> {
-    assert_older_source_never_replaces_newer("ordered-by-gateway", SubmissionTimeSource::Gateway).await
+    assert_slower_older_build_never_replaces_newer("ordered-by-gateway", SubmissionTimeSource::Gateway).await
 }
 
 #[tokio::test]
 async fn an_older_source_never_replaces_a_newer_one_by_arrival() -> Result<()> {
-    assert_older_source_never_replaces_newer("ordered-by-arrival", SubmissionTimeSource::Arrival).await
+    assert_slower_older_build_never_replaces_newer("ordered-by-arrival", SubmissionTimeSource::Arrival).await
 }
 
 #[tokio::test]
 async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_again() -> Result<()> {
-    let mut two = TwoBuilders::remove_function_and_start("ordered-after-kill", &[]).await?;
+    let mut two = TwoBuildersAndOneDeployer::remove_function_and_start("ordered-after-kill", &[]).await?;
     two.remove_image_manifest("v1").await?;
     let gate = "gate-of-ordered-after-kill";
     let (older, newer) = (unused_call_id("v1")?, unused_call_id("v2")?);
@@ -125,7 +128,7 @@ async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_aga
         .start_gated_build_and_wait_for_its_step(0, &v1, gate, &[("X-Call-Id", &older)])
         .await?;
 
-    two.kill_and_replace_builder(0).await?;
+    two.start_new_builder_then_kill_old(0).await?;
     assert!(slow.await?.is_err(), "the killed builder answered");
     two.testbed.wait_for_step(gate, false).await?;
 
@@ -145,7 +148,7 @@ async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_aga
 #[tokio::test]
 async fn a_build_that_opts_out_or_deploys_nothing_is_not_ended_and_the_deployer_keeps_the_newer() -> Result<()>
 {
-    let two = TwoBuilders::remove_function_and_start("not-superseded", &[]).await?;
+    let two = TwoBuildersAndOneDeployer::remove_function_and_start("not-superseded", &[]).await?;
     let undeployed = two.config_without_deployment("undeployed");
     let mut opted_out = two.config_with_deployment("opted-out");
     opted_out["supersede"] = json!(false);
@@ -174,7 +177,12 @@ async fn a_build_that_opts_out_or_deploys_nothing_is_not_ended_and_the_deployer_
         replies.push(build.await??);
     }
     assert_eq!(replies[0].status, 200, "{}", replies[0].text);
-    assert_eq!(replies[0].json()["status"], "success", "{}", replies[0].text);
+    assert_eq!(
+        replies[0].json_or_error_text()["status"],
+        "success",
+        "{}",
+        replies[0].text
+    );
     // It was built; the deployer does not replace a newer source with it.
     let manifest = two
         .testbed
@@ -189,7 +197,7 @@ async fn a_build_that_opts_out_or_deploys_nothing_is_not_ended_and_the_deployer_
 
 #[tokio::test]
 async fn a_clock_that_runs_ahead_is_rejected_by_every_builder_and_locks_nothing() -> Result<()> {
-    let two = TwoBuilders::remove_function_and_start("clock-ahead", &[]).await?;
+    let two = TwoBuildersAndOneDeployer::remove_function_and_start("clock-ahead", &[]).await?;
     let mut config = two.config_with_deployment("ahead");
     let ahead = time_seconds_from_now(60 * 60)?;
     config["submittedAt"] = json!(ahead);

@@ -5,11 +5,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use slipway_e2e::{build_context::BuildContext, client::HttpReply};
 
-use super::{TwoBuilders, assert_built_and_ready, unused_call_id};
+use super::{TwoBuildersAndOneDeployer, assert_built_and_ready, unused_call_id};
 
 /// Returns the image's digest in a build's result.
 fn digest_in_result(reply: &HttpReply) -> Result<String> {
-    let result = reply.json();
+    let result = reply.json_or_error_text();
     let digest = result["digest"].as_str();
     Ok(digest
         .with_context(|| format!("no digest in {result:#}"))?
@@ -18,7 +18,8 @@ fn digest_in_result(reply: &HttpReply) -> Result<String> {
 
 #[tokio::test]
 async fn a_redelivery_to_another_builder_attaches_to_the_running_build() -> Result<()> {
-    let two = TwoBuilders::remove_function_and_start("attached", &[("max_inflight", "1")]).await?;
+    let two =
+        TwoBuildersAndOneDeployer::remove_function_and_start("attached", &[("max_inflight", "1")]).await?;
     let gate = "gate-of-attached";
     let id = unused_call_id("attached")?;
     let tar = two
@@ -43,14 +44,14 @@ async fn a_redelivery_to_another_builder_attaches_to_the_running_build() -> Resu
 
 #[tokio::test]
 async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder() -> Result<()> {
-    let mut two = TwoBuilders::remove_function_and_start("delivered-again", &[]).await?;
+    let mut two = TwoBuildersAndOneDeployer::remove_function_and_start("delivered-again", &[]).await?;
     let id = unused_call_id("delivered-again")?;
     let tar = two.page_tar("once", &two.config_with_deployment("1")).await?;
     let first = two.build_at(0, &tar, &id).await?;
     assert_eq!(assert_built_and_ready(&first)?["deployment"]["changed"], true);
     let created = two.creation_time_of_function().await?;
 
-    let again = async |two: &TwoBuilders, index| -> Result<()> {
+    let again = async |two: &TwoBuildersAndOneDeployer, index| -> Result<()> {
         two.proxy.clear_requests();
         let reply = two.build_at(index, &tar, &id).await?;
         assert_eq!(
@@ -60,12 +61,12 @@ async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder()
             reply.text
         );
         assert_eq!(digest_in_result(&reply)?, digest_in_result(&first)?);
-        assert_eq!(two.proxy.changing_requests(), Vec::<String>::new());
+        assert_eq!(two.proxy.changing_system_requests(), Vec::<String>::new());
         Ok(())
     };
     again(&two, 0).await?;
     again(&two, 1).await?;
-    two.kill_and_replace_both_builders().await?;
+    two.replace_builders_one_after_the_other().await?;
     again(&two, 0).await?;
     again(&two, 1).await?;
     assert_eq!(two.creation_time_of_function().await?, created);
@@ -75,7 +76,7 @@ async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder()
 /// With the strategy `recreate`, the provider takes a version that does not start, and the deployer rolls it back.
 #[tokio::test]
 async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again() -> Result<()> {
-    let mut two = TwoBuilders::remove_function_and_start("failed-once", &[]).await?;
+    let mut two = TwoBuildersAndOneDeployer::remove_function_and_start("failed-once", &[]).await?;
     let mut config = two.config_with_deployment("1");
     let annotations = json!({ "dev.slipway.update-strategy": "recreate" });
     config["deploy"]["annotations"] = annotations.clone();
@@ -86,7 +87,7 @@ async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again(
     let crash = format!("FROM {base}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"exit 3\"]\n");
     let mut config = two.config_with_deployment("2");
     config["deploy"]["annotations"] = annotations;
-    let tar = BuildContext::dockerfile(crash).tar_with_config(&config)?;
+    let tar = BuildContext::dockerfile(crash).tar_with_config_last(&config)?;
     let (id, time) = (
         unused_call_id("bad")?,
         Timestamp::now().as_nanosecond().to_string(),
@@ -101,7 +102,7 @@ async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again(
         first.text
     );
 
-    two.kill_and_replace_builder(0).await?;
+    two.start_new_builder_then_kill_old(0).await?;
     for index in [0, 1] {
         two.proxy.clear_requests();
         let again = two.build_at_with_headers(index, &tar, &headers).await?;
@@ -112,7 +113,7 @@ async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again(
             "{}",
             again.text
         );
-        assert_eq!(two.proxy.changing_requests(), Vec::<String>::new());
+        assert_eq!(two.proxy.changing_system_requests(), Vec::<String>::new());
     }
     assert_eq!(two.get_function_page().await?, (200, "good".to_owned()));
     two.remove_function().await
@@ -120,12 +121,12 @@ async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again(
 
 /// Returns the deployment's status in a build's result.
 fn deployment_status_in_reply(reply: &HttpReply) -> Value {
-    reply.json()["deployment"]["status"].take()
+    reply.json_or_error_text()["deployment"]["status"].take()
 }
 
 #[tokio::test]
 async fn a_finished_build_whose_manifest_left_the_registry_is_built_again() -> Result<()> {
-    let mut two = TwoBuilders::remove_function_and_start("built-again", &[]).await?;
+    let mut two = TwoBuildersAndOneDeployer::remove_function_and_start("built-again", &[]).await?;
     let id = unused_call_id("built-again")?;
     let tar = two.page_tar("again", &two.config_without_deployment("1")).await?;
     let built = two.build_at(0, &tar, &id).await?;
@@ -133,7 +134,7 @@ async fn a_finished_build_whose_manifest_left_the_registry_is_built_again() -> R
     let (registry, repository) = (&two.testbed.registry.clone(), two.repository_path_of_function());
     for restart in [false, true] {
         if restart {
-            two.kill_and_replace_both_builders().await?;
+            two.replace_builders_one_after_the_other().await?;
         }
         for index in [0, 1] {
             let pushed = digest_in_result(&two.build_at(index, &tar, &id).await?)?;

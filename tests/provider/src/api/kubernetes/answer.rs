@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_deployment_that_cannot_be_created_is_an_error_of_the_server() {
+    fn in_a_creation_only_a_rejected_kubernetes_deployment_is_a_server_error() {
         use KubernetesOperation as Operation;
         for (error, expected) in [
             (api_error(Operation::CreateDeployment, "AlreadyExists"), 500),

@@ -53,7 +53,7 @@ pub(super) async fn read_function(
     Query(query): Query<NamespaceParameters>,
 ) -> Result<Response, ErrorResponse> {
     check_namespace(&functions, &query.namespace).map_err(ClusterOperation::Read.to_error_response())?;
-    Ok(match functions.get_status(&name) {
+    Ok(match functions.status_of_any_deployment(&name) {
         Some(status) => Json(status).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
     })
