@@ -48,8 +48,6 @@ enum ResubmissionError {
          reference to the context"
     )]
     NoCopy { bytes: u64 },
-    #[error("the context cannot be read any more")]
-    ContextTaken,
     #[error("the context could not be stored")]
     Store(#[source] ContextError),
     #[error("the configuration or the sealed secrets are not text that a JSON request can have")]
@@ -202,10 +200,11 @@ impl BuilderApi {
         if !self.builder.contexts.stores_contexts() {
             return Err(no_copy);
         }
-        let tar = context
-            .to_storable_tar_unless_indexing_or_failed()
-            .ok_or(ResubmissionError::ContextTaken)?;
-        let stored = self.builder.contexts.store(tar, request.tenant()).await;
+        let stored = self
+            .builder
+            .contexts
+            .store(context.to_storable_tar(), request.tenant())
+            .await;
         let stored = stored.map_err(ResubmissionError::Store)?;
         let body = json_request(
             config,

@@ -208,13 +208,13 @@ pub struct StorableTar {
 }
 
 impl ReceivedContext {
-    /// Returns the tar of the context, decompressed, for storing it; `None` if it cannot be read any more.
-    pub(crate) fn to_storable_tar_unless_indexing_or_failed(&self) -> Option<StorableTar> {
-        Some(StorableTar {
-            body: self.files.tar_unless_indexing_or_failed()?,
+    /// Returns the tar of the context, decompressed, for storing it.
+    pub(crate) fn to_storable_tar(&self) -> StorableTar {
+        StorableTar {
+            body: self.files.tar(),
             media_type: PLAIN_TAR_MEDIA_TYPE,
             warnings: Vec::new(),
-        })
+        }
     }
 }
 

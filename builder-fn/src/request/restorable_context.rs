@@ -33,10 +33,8 @@ pub struct RestorableContext {
 enum ContextState {
     /// The index is there.
     Indexed(Arc<SourceContext>),
-    /// The tar, whose index was dropped.
+    /// The tar, whose index was dropped, is being made again, or could not be made.
     Stored(Arc<Spool>),
-    /// The index is being made again, or could not be.
-    Taken,
 }
 
 impl Default for IndexingTurns {
@@ -81,27 +79,20 @@ impl RestorableContext {
     pub fn context_unless_index_dropped(&self) -> Result<Arc<SourceContext>, RequestError> {
         match &*self.lock() {
             ContextState::Indexed(context) => Ok(context.clone()),
-            ContextState::Stored(_) | ContextState::Taken => Err(RequestError::Interrupted),
+            ContextState::Stored(_) => Err(RequestError::Interrupted),
         }
     }
 
     /// Drops the index, unless it is small or in use.
     pub(crate) fn drop_large_index(&self) {
         let mut state = self.lock();
-        let is_large = match &*state {
-            ContextState::Indexed(context) => context.index_memory_bytes() > MAX_KEPT_INDEX_BYTES,
-            ContextState::Stored(_) | ContextState::Taken => false,
-        };
-        if !is_large {
-            return;
+        if let ContextState::Indexed(context) = &*state
+            && context.index_memory_bytes() > MAX_KEPT_INDEX_BYTES
+            // It is lent out only under the lock.
+            && Arc::strong_count(context) == 1
+        {
+            *state = ContextState::Stored(context.spool().clone());
         }
-        *state = match std::mem::replace(&mut *state, ContextState::Taken) {
-            ContextState::Indexed(context) => match Arc::try_unwrap(context) {
-                Ok(context) => ContextState::Stored(context.spool().clone()),
-                Err(shared) => ContextState::Indexed(shared),
-            },
-            other => other,
-        };
     }
 
     /// Makes the index again if it was dropped, and returns the context.
@@ -109,16 +100,9 @@ impl RestorableContext {
     /// # Errors
     /// Fails if the tar cannot be read back, or the runtime is shutting down.
     pub(crate) async fn restore_index(&self) -> Result<Arc<SourceContext>, RequestError> {
-        let spool = {
-            let mut state = self.lock();
-            match std::mem::replace(&mut *state, ContextState::Taken) {
-                ContextState::Stored(spool) => spool,
-                other => {
-                    *state = other;
-                    drop(state);
-                    return self.context_unless_index_dropped();
-                }
-            }
+        let spool = match &*self.lock() {
+            ContextState::Indexed(context) => return Ok(context.clone()),
+            ContextState::Stored(spool) => spool.clone(),
         };
         let limits = self.limits.clone();
         let restored = self.turns.run(move || {
@@ -130,13 +114,11 @@ impl RestorableContext {
         Ok(context)
     }
 
-    /// Returns the tar, whether its index is there or was dropped; `None` while the index is being made, or if it could
-    /// not be.
-    pub(crate) fn tar_unless_indexing_or_failed(&self) -> Option<Arc<Spool>> {
+    /// Returns the tar, whether its index is there or not.
+    pub(crate) fn tar(&self) -> Arc<Spool> {
         match &*self.lock() {
-            ContextState::Indexed(context) => Some(context.spool().clone()),
-            ContextState::Stored(spool) => Some(spool.clone()),
-            ContextState::Taken => None,
+            ContextState::Indexed(context) => context.spool().clone(),
+            ContextState::Stored(spool) => spool.clone(),
         }
     }
 
@@ -151,13 +133,14 @@ impl fmt::Debug for RestorableContext {
         f.write_str(match &*self.lock() {
             ContextState::Indexed(_) => "Indexed",
             ContextState::Stored(_) => "Stored",
-            ContextState::Taken => "Taken",
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     /// Returns a context of `count` empty files, which has its index.
@@ -210,6 +193,16 @@ mod tests {
         assert!(large.context_unless_index_dropped().is_ok());
         drop(used);
         large.restore_index().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_context_whose_restoration_is_dropped_halfway_still_has_its_tar_and_can_be_restored() {
+        let context = context_of_empty_files(20_000);
+        let bytes = context.tar().len();
+        context.drop_large_index();
+        drop(context.restore_index().now_or_never());
+        assert_eq!(context.tar().len(), bytes);
+        assert_eq!(context.restore_index().await.unwrap().index().len(), 20_000);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! A body whose signature, if one is required, has been verified: it becomes a build request, or a tar to be stored.
 
+use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -222,7 +223,7 @@ fn read_whole(body: &Spool) -> Result<Vec<u8>, RequestError> {
     let mut filled = 0;
     while filled < content.len() {
         match body.read_at(&mut content[filled..], filled as u64) {
-            Ok(0) => break,
+            Ok(0) => return Err(RequestError::ReadSpool(io::ErrorKind::UnexpectedEof.into())),
             Ok(count) => filled += count,
             Err(error) => return Err(RequestError::ReadSpool(error)),
         }
