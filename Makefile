@@ -67,7 +67,8 @@ unit: ## run all tests that need no stack
 	cargo test --quiet --locked --package function-host
 
 chart: ## render the Helm chart with many values and check the manifests
-	@tools=$$($(stack) tool helm) && HELM=$$tools/helm STRICT_MANIFESTS=$$tools/strict-manifests tests/chart.sh
+	@tools=$$($(stack) tool helm) && promtool=$$($(stack) promtool) && HELM=$$tools/helm \
+		STRICT_MANIFESTS=$$tools/strict-manifests PROMTOOL=$$promtool tests/chart.sh
 
 e2e: ## run the end-to-end tests on the stack; start it if it does not run
 	@$(stack) packages --tests

@@ -3,6 +3,7 @@
 #
 #   HELM              the helm binary (default: helm)
 #   STRICT_MANIFESTS  the binary of tests/stack/tools/helm/strict-manifests; if unset, the manifests' fields are not checked
+#   PROMTOOL          the binary promtool of Prometheus; if unset, the alerts are not checked
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -30,8 +31,8 @@ begin() {
         fail "helm template failed: $(cat "$dir/err")"
         : >"$dir/out"
     elif [ -n "${STRICT_MANIFESTS-}" ]; then
-        # The kinds of cert-manager are not among the types of the Kubernetes API.
-        awk 'BEGIN { RS = ORS = "---\n" } !/apiVersion: cert-manager[.]io/' "$dir/out" >"$dir/kubernetes"
+        # The kinds of operators are not among the types of the Kubernetes API.
+        awk 'BEGIN { RS = ORS = "---\n" } !/apiVersion: (cert-manager[.]io|monitoring[.]coreos[.]com)/' "$dir/out" >"$dir/kubernetes"
         "$STRICT_MANIFESTS" <"$dir/kubernetes" >"$dir/strict" 2>&1 || fail "$(cat "$dir/strict")"
     fi
 }
@@ -66,7 +67,7 @@ notes() {
         echo '{{- end -}}'
     } >"$dir/notes/templates/_notes.tpl"
     echo 'notes: {{ include "notes" . | toJson }}' >"$dir/notes/templates/notes.yaml"
-    if ! "$helm" template "$release" "$dir/notes" --show-only templates/notes.yaml "$@" >"$dir/raw" 2>"$dir/err"; then
+    if ! "$helm" template "$release" "$dir/notes" --kube-version 1.33.0 --show-only templates/notes.yaml "$@" >"$dir/raw" 2>"$dir/err"; then
         fail "helm template failed: $(cat "$dir/err")"
     fi
     sed 's/\\n/\
@@ -234,6 +235,75 @@ begin "no disruption budgets" --set podDisruptionBudget.enabled=false
 has_not 'kind: PodDisruptionBudget'
 begin "a disruption budget without a daemon" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234,buildkit.plaintext=true
 count 1 '^kind: PodDisruptionBudget$'
+
+begin "more builders while many builds run" --set builder.autoscaling.enabled=true,builder.autoscaling.maxReplicas=6
+part builder.yaml
+count 1 'kind: HorizontalPodAutoscaler$'
+count 1 'maxReplicas: 6$'
+count 1 'averageValue: "4"$'
+# An upgrade must not set the number of pods back.
+count 0 '^  replicas: '
+rejects "more builders at least than at most" "builder.autoscaling.minReplicas: 5, and at most maxReplicas (4) is right" --set builder.autoscaling.enabled=true,builder.autoscaling.minReplicas=5
+begin "a fixed number of builders"
+part builder.yaml
+count 1 '^  replicas: 1$'
+has_not 'HorizontalPodAutoscaler'
+
+begin "no monitoring"
+has_not 'monitoring.coreos.com'
+has_not 'dashboard'
+begin "monitoring" --set monitoring.podMonitor.enabled=true,monitoring.podMonitor.labels.release=prometheus,monitoring.rules.enabled=true,monitoring.rules.alertLabels.team=platform \
+    --set monitoring.dashboard.enabled=true,monitoring.dashboard.namespace=grafana,monitoring.namespace=metrics,builder.spool.limit=5000000000,builder.spool.sizeLimit=6Gi
+cp "$dir/out" "$dir/all"
+part podmonitor.yaml
+count 1 'release: prometheus$'
+count 1 'values: \[builder-fn, deployer-fn\]$'
+count 1 '- port: metrics$'
+cp "$dir/all" "$dir/out"
+part dashboard.yaml
+count 1 'grafana_dashboard: "1"$'
+count 1 'namespace: grafana$'
+cp "$dir/all" "$dir/out"
+part networkpolicies.yaml
+# Of builder and deployer.
+count 2 'kubernetes.io/metadata.name: metrics$'
+cp "$dir/all" "$dir/out"
+part rules.yaml
+has 'slipway_spool_bytes) > 4500000000'
+[ "$(grep -c -e '- alert:\|^ *alert:' "$dir/out")" = "$(grep -c 'team: platform' "$dir/out")" ] || fail "an alert without the label"
+# Every metric of the alerts is one of the functions.
+for metric in $(grep -o '\(slipway\|http\)_[a-z_]*' "$dir/out" | sed 's/_bucket$//' | sort -u); do
+    grep -q -F -e "\`$metric\`" docs/observability.md || fail "no function has the metric $metric"
+done
+if [ -n "${PROMTOOL-}" ]; then
+    sed -n '/^  groups:/,$s/^  //p' "$dir/out" | sed '/^---$/,$d' >"$dir/rules.yaml"
+    "$PROMTOOL" check rules "$dir/rules.yaml" >"$dir/err" 2>&1 || fail "$(cat "$dir/err")"
+    grep -q "SUCCESS: $(grep -c 'alert:' "$dir/rules.yaml") rules found" "$dir/err" || fail "$(cat "$dir/err")"
+fi
+
+begin "no sample"
+has_not 'helm.sh/hook'
+begin "a sample for helm test" --set sample.repository=registry.example/samples,secrets.gatewayCa.name=gateway-tls
+part sample.yaml
+count 1 'kind: Pod$'
+count 2 'helm.sh/hook: test$'
+count 1 'value: "registry.example/samples:slipway-sample"$'
+count 1 'name: payload-secret$'
+count 1 'path: gateway-ca$'
+count 1 'runAsNonRoot: true$'
+rejects "a sample of no tenant" "sample.secret.name: with policy.tenants" -f "$dir/tenants.yaml" --set sample.repository=registry.example/acme
+begin "a sample of a tenant" -f "$dir/tenants.yaml" --set sample.repository=registry.example/acme,sample.secret.name=acme-payload,sample.secret.key=acme-payload
+part sample.yaml
+count 1 'name: acme-payload$'
+
+begin "volumes that are kept"
+count 1 'whenDeleted: Retain$'
+count 1 'whenScaled: Retain$'
+begin "volumes that are removed" --set buildkit.persistence.whenDeleted=Delete
+count 1 'whenDeleted: Delete$'
+begin "volumes before Kubernetes 1.27" --kube-version 1.26.0
+has_not 'whenDeleted'
+rejects "a Kubernetes that is too old" "kubeVersion" --kube-version 1.24.0
 
 begin "two releases in one namespace" --set builder.name=build-staging,deployer.name=deploy-staging
 count 7 'faas_function: build-staging$'

@@ -413,7 +413,7 @@ A function as faas-netes would create it: a Deployment and a Service with the fu
 Arguments: dict "root" . "name" "builder-fn" "component" "builder" "values" .Values.builder "env" (dict …)
 "secrets" (dict FILE SECRET …) "scratch" SIZE "functionLabels" (dict NAME TEXT …), the labels for the gateway, "grace" SECONDS
 "iamAudience" AUDIENCE of a service account's token, if the function has one "readsKubernetes" whether the function reads the
-Kubernetes API
+Kubernetes API "autoscaled" whether something else sets the number of pods
 */}}
 {{- define "slipway.function" -}}
 {{- $labels := include "slipway.labels" (dict "root" .root "component" .component) -}}
@@ -426,7 +426,9 @@ metadata:
     faas_function: {{ .name }}
     {{- $labels | nindent 4 }}
 spec:
+  {{- if not .autoscaled }}
   replicas: {{ .values.replicas }}
+  {{- end }}
   revisionHistoryLimit: 10
   selector:
     matchLabels:

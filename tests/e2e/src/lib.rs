@@ -37,6 +37,7 @@ pub mod pausing_proxy;
 pub mod prefix_proxy;
 pub mod private_network;
 pub mod process;
+pub mod prometheus;
 pub mod questions;
 pub mod record_stream;
 pub mod recorded;

@@ -69,6 +69,8 @@ enum LauncherCommand {
     },
     /// Build a pinned Go module of tests/stack/tools, unless it is cached, and print the directory of its programs.
     Tool { module: String },
+    /// Unpack promtool, which checks metrics and alerts, unless it is there, and print its path.
+    Promtool,
     /// Run a one-node Kubernetes cluster for tests.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -237,6 +239,12 @@ impl LauncherCommand {
                     slipway_stack::build_go_module(&LauncherDirectories::from_env()?, &module, &progress)
                         .await?;
                 console::print_line(&dir.display().to_string());
+            }
+            LauncherCommand::Promtool => {
+                let promtool =
+                    slipway_stack::unpack_promtool_if_missing(&LauncherDirectories::from_env()?, &progress)
+                        .await?;
+                console::print_line(&promtool.display().to_string());
             }
             LauncherCommand::Cluster(command) => command.run_command(&progress).await?,
             LauncherCommand::Hold(_) | LauncherCommand::Supervise(_) => {}

@@ -49,7 +49,8 @@ pub use self::{
     hold::exec_as_holder,
     limits::{StepLimits, parse_size},
     packages::{
-        install_missing_packages, install_missing_packages_for_stack_and_tests, unpack_promtool_if_missing,
+        install_missing_packages, install_missing_packages_for_stack_and_tests, unpack_prometheus_if_missing,
+        unpack_promtool_if_missing,
     },
     part::StackPart,
     plan::StackOptions,

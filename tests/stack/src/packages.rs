@@ -52,7 +52,8 @@ const CLUSTER_PACKAGES: &[&str] = &["curl", "ipset"];
 /// The Debian package of the registry. Installing it would start a server that listens on every address, now and at
 /// each boot; it is unpacked into the cache instead, unless it is installed already.
 const REGISTRY_PACKAGE: &str = "docker-registry";
-/// The Debian package of promtool. It is unpacked into the cache, because installing it would start a server too.
+/// The Debian package of Prometheus and promtool. It is unpacked into the cache, because installing it would start a
+/// server too.
 const PROMETHEUS_PACKAGE: &str = "prometheus";
 
 /// Installs the missing packages that the stack needs; fails if some are missing and this process is not root's.
@@ -107,6 +108,14 @@ pub async fn unpack_promtool_if_missing(
     progress: &ProgressSink,
 ) -> Result<PathBuf> {
     unpack_package_if_missing(PROMETHEUS_PACKAGE, "promtool", directories, progress).await
+}
+
+/// Downloads and unpacks the package of Prometheus, if it is not installed, and returns the path of its server.
+pub async fn unpack_prometheus_if_missing(
+    directories: &LauncherDirectories,
+    progress: &ProgressSink,
+) -> Result<PathBuf> {
+    unpack_package_if_missing(PROMETHEUS_PACKAGE, "prometheus", directories, progress).await
 }
 
 /// Returns the path of a program, in `/usr/bin` or in the cache; first unpacks its package into the cache if it is in

@@ -8,6 +8,7 @@ mod build_log;
 mod build_secrets;
 mod cancellation;
 mod changing_names;
+mod chart_files;
 mod clients;
 mod command_history;
 mod config;
