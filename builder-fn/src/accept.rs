@@ -16,7 +16,7 @@ pub(crate) fn negotiate_stream_format(headers: &HeaderMap) -> Option<StreamForma
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .filter_map(AcceptedMediaRange::parse_if_accepted_and_served);
+        .filter_map(AcceptedMediaRangeForPrograms::parse_if_accepted_and_for_programs);
     ranges
         .reduce(
             |best, other| match other.preference_rank() > best.preference_rank() {
@@ -47,7 +47,10 @@ pub(crate) fn should_answer_with_html(headers: &HeaderMap) -> bool {
         accepts_other |= !is_html
             && includes_answer_for_programs(media_type)
             && quality_thousandths_or_default(element) != Some(0);
-        match (is_html, AcceptedMediaRange::parse_if_accepted_and_served(element)) {
+        match (
+            is_html,
+            AcceptedMediaRangeForPrograms::parse_if_accepted_and_for_programs(element),
+        ) {
             (true, _) => {
                 html = quality_thousandths_or_default(element)
                     .unwrap_or_default()
@@ -75,8 +78,8 @@ fn includes_answer_for_programs(media_type: &str) -> bool {
     )
 }
 
-/// One element of the header `Accept` that this builder can serve.
-struct AcceptedMediaRange {
+/// One element of the header `Accept` that includes a form of an answer for programs.
+struct AcceptedMediaRangeForPrograms {
     /// The client's preference for the media range (`q`), from 1 to 1000 thousandths; 1000 if it names none.
     quality: u16,
     /// Whether the media type is named in full, without a wildcard.
@@ -85,10 +88,10 @@ struct AcceptedMediaRange {
     format: Option<StreamFormat>,
 }
 
-impl AcceptedMediaRange {
-    /// Parses one element of the header `Accept`. Returns `None` if it is malformed, excluded by `q=0`, or not
-    /// served here.
-    fn parse_if_accepted_and_served(element: &str) -> Option<Self> {
+impl AcceptedMediaRangeForPrograms {
+    /// Parses one element of the header `Accept`. Returns `None` if it is malformed, excluded by `q=0`, or includes no
+    /// answer for programs, as `text/html` does not.
+    fn parse_if_accepted_and_for_programs(element: &str) -> Option<Self> {
         let media_type = element.split(';').next()?.trim().to_ascii_lowercase();
         let quality = quality_thousandths_or_default(element)?;
         let (is_exact, format) = match media_type.as_str() {

@@ -19,7 +19,7 @@ use crate::report::{Report, SuccessOrFailedStatus, Warnings};
 pub(crate) use response::{
     StoredContextAnswer, error_response, json_value_response, method_not_allowed_response,
     not_found_response, public_key_response, stored_context_response, streamed_response,
-    streamed_text_response, too_many_readers_response, unbuffered_response,
+    streamed_text_response, too_many_log_readers_response, unbuffered_response,
 };
 
 /// The fields of a deployer's answer in which secrets are not masked, because programs read them: words of a fixed set,
@@ -54,14 +54,14 @@ pub(crate) struct Answer {
     /// Whether the connection is closed, because the rest of the request's body is not read.
     closes_connection: bool,
     /// The reason of an answer with status 429, which asks for the request again later; `None` for every other status.
-    retry: Option<RetryReason>,
+    retry: Option<ReasonForTooManyRequests>,
     /// The hand-over that the answer's body is to contain. It is added after everything else was masked.
     enclosed: Option<HandOverAndAnswerSigner>,
 }
 
 /// The reason why a rejected request is to be sent again later.
 #[derive(Clone, Copy, Debug)]
-enum RetryReason {
+enum ReasonForTooManyRequests {
     /// All build slots are taken; with the limit on the builds that run at the same time.
     Busy { limit: usize },
     /// The builder cannot build now: another one can, or this one later. The error says why.
@@ -98,7 +98,7 @@ impl Answer {
         let deployment = built.deployment.as_mut();
         let superseded_by = deployment
             .as_ref()
-            .and_then(|deployment| deployment.superseded_by());
+            .and_then(|deployment| deployment.superseding_call_id());
         let superseded_by = superseded_by.map(str::to_owned);
         let enclosed = deployment.and_then(|deployment| deployment.enclosed.take());
         Self {
@@ -147,10 +147,12 @@ impl Answer {
         };
         let report = Report {
             code: Some(status.as_u16()),
-            superseded_by: error.superseded_by().map(str::to_owned),
-            deployment: error.deployment().map(|deployment| deployment.answer.clone()),
+            superseded_by: error.superseding_call_id().map(str::to_owned),
+            deployment: error
+                .refused_deployment()
+                .map(|deployment| deployment.answer.clone()),
             hint: error
-                .deployment()
+                .refused_deployment()
                 .and_then(|deployment| explain_deployment(&deployment.answer))
                 .map(Box::new),
             ..report_of_failure(error.to_string(), fields)
@@ -163,9 +165,9 @@ impl Answer {
                 ErrorKind::TooLarge | ErrorKind::NoSpace | ErrorKind::TooSlow | ErrorKind::Displaced
             ),
             retry: match kind {
-                ErrorKind::Busy { limit } => Some(RetryReason::Busy { limit }),
+                ErrorKind::Busy { limit } => Some(ReasonForTooManyRequests::Busy { limit }),
                 ErrorKind::Displaced | ErrorKind::Draining | ErrorKind::HandedBack => {
-                    Some(RetryReason::Later)
+                    Some(ReasonForTooManyRequests::Later)
                 }
                 _ => None,
             },
@@ -189,7 +191,7 @@ impl Answer {
     /// Masks secrets in the answer's error and hint, and in the deployer's answer except
     /// [`UNMASKED_DEPLOYMENT_FIELDS`]. The log is not masked here: it is masked line by line, as it is written.
     #[must_use]
-    pub(crate) fn with_secrets_masked_except_in_log(mut self, mask: &SecretMask) -> Self {
+    pub(crate) fn with_secrets_masked_except_in_log_and_fixed_fields(mut self, mask: &SecretMask) -> Self {
         if let Some(error) = &mut self.report.error {
             *error = mask.mask_text(error).into_owned();
         }

@@ -15,13 +15,13 @@ use tracing::Instrument;
 
 /// The threads that builds run on. By default, a build runs where it is awaited. Clones share the threads.
 #[derive(Clone, Debug, Default)]
-pub struct BuildThreads(Option<Arc<OwnRuntime>>);
+pub struct OptionalBuildThreads(Option<Arc<OwnRuntime>>);
 
 /// A runtime that may be dropped anywhere, because the drop does not wait for the runtime's tasks and threads.
 #[derive(Debug)]
 struct OwnRuntime(Option<Runtime>);
 
-impl BuildThreads {
+impl OptionalBuildThreads {
     /// Starts as many threads as there are processors.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_build_goes_on_while_all_threads_that_serve_connections_are_busy() {
-        let threads = BuildThreads::start().unwrap();
+        let threads = OptionalBuildThreads::start().unwrap();
         let (ended, end) = mpsc::channel();
         let builds = threads.clone();
         let build = tokio::spawn(async move {
@@ -93,7 +93,7 @@ mod tests {
 
     #[tokio::test]
     async fn dropping_the_wait_for_a_build_drops_the_build() {
-        let threads = BuildThreads::start().unwrap();
+        let threads = OptionalBuildThreads::start().unwrap();
         let (held, mut dropped) = tokio::sync::mpsc::channel::<()>(1);
         let (started, start) = tokio::sync::oneshot::channel();
         let work = async move {
@@ -109,10 +109,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_panic_of_a_build_is_resumed_where_it_is_awaited() {
-        let threads = BuildThreads::start().unwrap();
+        let threads = OptionalBuildThreads::start().unwrap();
         let waiting = tokio::spawn(async move { threads.run(async { panic!("a defect") }).await });
         assert!(waiting.await.unwrap_err().is_panic());
-        let here = tokio::spawn(async { BuildThreads::default().run(async { 7 }).await });
+        let here = tokio::spawn(async { OptionalBuildThreads::default().run(async { 7 }).await });
         assert_eq!(here.await.unwrap(), 7);
     }
 }

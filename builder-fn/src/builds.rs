@@ -35,9 +35,9 @@ pub(crate) use page_link::LinkSigner;
 pub use page_link::PageSettings;
 pub(crate) use record::{BuildPhase, BuildRecord};
 pub use records::BuildRecords;
-pub(crate) use records::{AcceptedBuild, RecordKey};
-pub(crate) use routes::{BuildsRoute, outcome_fields};
+pub(crate) use records::{RecordKey, RecordedDelivery};
+pub(crate) use routes::{BuildsRoute, outcome_fields_kept_in_record};
 pub(crate) use store::{
-    ClaimSearchState, ClaimedBuild, DeploymentRecording, RecordPlace, ResumableRequest, StoreError,
+    ClaimSearchState, ClaimedBuild, DeploymentRecording, RecordPlace, ResumableRequestHead, StoreError,
 };
 pub use store::{LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX_BYTES};

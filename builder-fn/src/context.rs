@@ -23,7 +23,7 @@ pub(crate) use attributes::ExtendedAttributes;
 pub use content::{ContentHash, set_content_hash_key_if_unset};
 pub(crate) use content::{ContentHasher, content_hash_key_name};
 pub use entry::{Entry, Kind};
-pub(crate) use file_tree::{FileDigestTree, TreeDifference};
+pub(crate) use file_tree::{ChangedAddedAndRemovedPaths, FileDigestTree};
 pub use index::Index;
 pub use quota::SpoolQuota;
 pub use spool::{Spool, SpoolSettings};
@@ -32,7 +32,8 @@ pub(crate) use spool::{SpoolError, check_spool_folder_writable};
 pub(crate) use view::view;
 pub(crate) use view::{ContextView, ViewEntry, ViewFilter, pattern_problems, view_while};
 pub use view::{
-    IgnoreDecision, IgnoreRules, PatternError, PatternsMatchingFolder, excluding_pattern_if_found,
+    IgnoreDecision, IgnoreRules, PatternOrCancellationError, PatternsMatchingFolder,
+    excluding_pattern_if_found,
 };
 
 /// The entries of a source context, and the bytes of their files.
@@ -90,7 +91,7 @@ impl SourceContext {
 
     /// Returns the memory that the index takes, in bytes.
     pub(crate) fn index_memory_bytes(&self) -> usize {
-        self.index.bytes()
+        self.index.memory_bytes()
     }
 
     /// Returns the spool that holds the contents of the files.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use function_host::ErrorChain;
 use function_host::registry::{
-    Logins, LoginsCache, MalformedDockerConfig, RegistryCredentials, UnusableDockerConfigEntry,
+    LoginsCache, MalformedDockerConfig, RegistryCredentials, RegistryLogins, UnusableDockerConfigEntry,
 };
 use tokio::time::Instant;
 
@@ -159,12 +159,12 @@ impl DockerConfig {
     ///
     /// # Errors
     /// Fails if the file cannot be read or parsed.
-    pub fn check_readable(&self) -> Result<(), DockerConfigError> {
+    pub fn check_readable_if_present(&self) -> Result<(), DockerConfigError> {
         self.read_logins().map(|_| ())
     }
 
     /// Reads and parses the `config.json`; returns `None` if it is missing.
-    fn read_logins(&self) -> Result<Option<Arc<Logins>>, DockerConfigError> {
+    fn read_logins(&self) -> Result<Option<Arc<RegistryLogins>>, DockerConfigError> {
         let path = || self.path.clone();
         let content = match read_unless_too_large(&self.path) {
             Ok(content) => content.ok_or_else(|| DockerConfigError::TooLarge { path: path() })?,
@@ -180,7 +180,7 @@ impl DockerConfig {
 
 #[tonic::async_trait]
 impl CredentialStore for DockerConfig {
-    async fn credentials(&self, host: &str) -> RegistryCredentials {
+    async fn credentials_or_empty(&self, host: &str) -> RegistryCredentials {
         self.find_credentials_or_anonymous(host)
             .await
             .unwrap_or_else(|error| {
@@ -244,7 +244,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_docker_config_gives_empty_credentials() {
         let config = DockerConfig::at("/nowhere/at/all/config.json");
-        assert!(config.check_readable().is_ok());
+        assert!(config.check_readable_if_present().is_ok());
         assert_eq!(
             config.find_credentials_or_anonymous("example.com").await.unwrap(),
             RegistryCredentials::default()
@@ -289,24 +289,30 @@ mod tests {
     #[tokio::test]
     async fn the_error_of_an_unusable_file_names_the_file_and_quotes_nothing_of_it() {
         let (_dir, config) = config_file_with(r#"{"auths": {"example.com": {"auth": hunter2}}}"#);
-        let error = ErrorChain(&config.check_readable().unwrap_err()).to_string();
+        let error = ErrorChain(&config.check_readable_if_present().unwrap_err()).to_string();
         assert!(
             error.contains(".dockerconfigjson") && error.contains("line 1"),
             "{error}"
         );
         assert!(!error.contains("hunter2"), "{error}");
         assert_eq!(
-            config.credentials("example.com").await,
+            config.credentials_or_empty("example.com").await,
             RegistryCredentials::default()
         );
 
         let folder = DockerConfig::at(std::env::temp_dir());
         assert!(matches!(
-            folder.check_readable(),
+            folder.check_readable_if_present(),
             Err(DockerConfigError::Read { .. })
         ));
         let (_dir, large) = config_file_with(&" ".repeat(2 << 20));
-        assert!(large.check_readable().unwrap_err().to_string().contains("bytes"));
+        assert!(
+            large
+                .check_readable_if_present()
+                .unwrap_err()
+                .to_string()
+                .contains("bytes")
+        );
     }
 
     #[tokio::test]
@@ -315,12 +321,15 @@ mod tests {
             r#"{"credHelpers": {"helper.example": 1, "none.example": null},
             "auths": {"bad.example": {"auth": "hunter2!"}, "good.example": {"auth": "dXNl\ncjpwYXNz"}}}"#,
         );
-        assert!(config.check_readable().is_ok());
-        assert_eq!(config.credentials("good.example").await.secret, "pass");
+        assert!(config.check_readable_if_present().is_ok());
+        assert_eq!(config.credentials_or_empty("good.example").await.secret, "pass");
         for host in ["bad.example", "helper.example"] {
             let error = config.find_credentials_or_anonymous(host).await.unwrap_err();
             assert!(matches!(error, DockerConfigError::Unusable(_)), "{error:?}");
-            assert_eq!(config.credentials(host).await, RegistryCredentials::default());
+            assert_eq!(
+                config.credentials_or_empty(host).await,
+                RegistryCredentials::default()
+            );
         }
     }
 

@@ -273,7 +273,7 @@ impl Error {
             | Self::NoSbomGenerator => ErrorKind::Invalid,
             Self::NoStatusCommit | Self::NoStatusToken { .. } => ErrorKind::Invalid,
             Self::Notify(rejection) | Self::CommitStatus(rejection) | Self::GitRepository(rejection) => {
-                match rejection.is_forbidden() {
+                match rejection.is_forbidden_and_not_only_unencrypted() {
                     true => ErrorKind::Forbidden,
                     false => ErrorKind::Invalid,
                 }
@@ -310,16 +310,16 @@ impl Error {
     }
 
     /// Returns the ID of the call with the newer build that has superseded this one.
-    pub(crate) fn superseded_by(&self) -> Option<&str> {
+    pub(crate) fn superseding_call_id(&self) -> Option<&str> {
         match self {
             Self::Superseded(Superseded(newer)) => Some(&newer.call_id),
-            Self::DeploymentRefused(deployment) => deployment.superseded_by(),
+            Self::DeploymentRefused(deployment) => deployment.superseding_call_id(),
             _ => None,
         }
     }
 
     /// Returns the deployer's answer, if it is the reason for the error.
-    pub(crate) fn deployment(&self) -> Option<&DeploymentOutcome> {
+    pub(crate) fn refused_deployment(&self) -> Option<&DeploymentOutcome> {
         match self {
             Self::DeploymentRefused(deployment) => Some(deployment),
             _ => None,

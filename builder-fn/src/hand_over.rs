@@ -140,7 +140,7 @@ impl HandOverSigner<'_> {
     /// and is followed by another one.
     ///
     /// A deployer that cannot be reached is an outcome too, and not an error: the image exists.
-    pub(crate) async fn hand_over(
+    pub(crate) async fn hand_over_or_enclose_for_callback(
         &self,
         hand_over: &HandOverDocument<'_>,
         retried: RetriedFailures,
@@ -154,7 +154,7 @@ impl HandOverSigner<'_> {
         };
         let message = self.sign_message(route, hand_over.call_id, hand_over);
         let (result, attempts) = self
-            .send_until_final_and_count_attempts(&message, retried, on_retry)
+            .send_until_final_or_timeout_and_count_attempts(&message, retried, on_retry)
             .await;
         let reason = match result {
             Ok((StatusCode::ACCEPTED, _)) if settings.via == DeployVia::AsyncFunction => {
@@ -195,7 +195,7 @@ impl HandOverSigner<'_> {
 
     /// Sends a message to the deployer, again after every one of the `retried` failures while `deploy_timeout` leaves
     /// time for another attempt. Returns the last result, and the number of attempts.
-    async fn send_until_final_and_count_attempts(
+    async fn send_until_final_or_timeout_and_count_attempts(
         &self,
         message: &SignedMessage<'_>,
         retried: RetriedFailures,

@@ -18,9 +18,10 @@ use tracing::Instrument;
 use crate::accept;
 use crate::answer::{self, Answer, AnswerImageAndSeconds};
 use crate::build::Builder;
-use crate::build_threads::BuildThreads;
+use crate::build_threads::OptionalBuildThreads;
 use crate::builds::{
-    AcceptedBuild, BuildPhase, BuildsRoute, PageSettings, RecordKey, ResumableRequest, outcome_fields,
+    BuildPhase, BuildsRoute, PageSettings, RecordKey, RecordedDelivery, ResumableRequestHead,
+    outcome_fields_kept_in_record,
 };
 use crate::error::Error;
 use crate::hand_over::DeployVia;
@@ -56,7 +57,7 @@ pub struct BuilderApi {
     /// The sender of results to the URLs that configs name.
     pub notifier: Notifier,
     /// The threads that builds run on.
-    pub threads: BuildThreads,
+    pub threads: OptionalBuildThreads,
     /// Settings for the pages of builds, and for the links to them.
     pub pages: PageSettings,
     /// The builder's own name as a function, to whose queue it submits calls again that it cannot finish.
@@ -122,9 +123,9 @@ struct BuildExchange {
 struct AdmittedBuildRequest {
     request: BuildRequest,
     admission: QueueAdmission,
-    accepted: AcceptedBuild,
+    accepted: RecordedDelivery,
     /// The data, besides the body, with which the build is resumed; `None` if the request is not signed.
-    resumable: Option<ResumableRequest>,
+    resumable: Option<ResumableRequestHead>,
 }
 
 impl BuildExchange {
@@ -134,7 +135,7 @@ impl BuildExchange {
     }
 
     /// Returns the fields of an answer now, with the time since the request arrived.
-    fn answer_fields<'a>(&self, image: Option<&'a str>) -> AnswerImageAndSeconds<'a> {
+    fn image_and_seconds_so_far<'a>(&self, image: Option<&'a str>) -> AnswerImageAndSeconds<'a> {
         AnswerImageAndSeconds {
             image,
             seconds: self.arrived.elapsed().as_secs_f64(),
@@ -143,12 +144,12 @@ impl BuildExchange {
 
     /// Logs the failure of a request before its build, and answers it.
     fn log_and_answer_rejection(&self, error: &Error, image: Option<&str>) -> Response {
-        let fields = self.answer_fields(image);
+        let fields = self.image_and_seconds_so_far(image);
         log_build_failure(error, fields, &SecretMask::default());
         let answer = Answer::from_error(error, fields);
         match self.format.filter(|_| error.may_be_sent_in_stream()) {
             Some(format) => answer.into_streamed_response(format),
-            None => answer.into_response(),
+            None => answer.into_json_response_or_text_429(),
         }
     }
 }
@@ -178,7 +179,7 @@ impl BuilderApi {
             Err(error) => {
                 let error = Error::from(error);
                 tracing::error!(error = %ErrorChain(&error), "public key unavailable");
-                Answer::from_error(&error, AnswerImageAndSeconds::default()).into_response()
+                Answer::from_error(&error, AnswerImageAndSeconds::default()).into_json_response_or_text_429()
             }
         }
     }
@@ -199,11 +200,12 @@ impl BuilderApi {
                 .is_asynchronous
                 .then(|| ResubmissionHeaders::of_queued_call(&head.headers)),
         };
-        if let Err(error) = self.check_not_full_and_not_draining_unless_asynchronous(&exchange) {
-            return Answer::from_error(&error, AnswerImageAndSeconds::default()).into_response();
+        if let Err(error) = self.check_not_full_and_reject_waiting_callers_while_draining(&exchange) {
+            return Answer::from_error(&error, AnswerImageAndSeconds::default())
+                .into_json_response_or_text_429();
         }
         let received = match self
-            .receive_build_request(body, request_head, &exchange.context)
+            .receive_admit_and_record_build_request(body, request_head, &exchange.context)
             .await
         {
             Ok(received) => received,
@@ -244,7 +246,7 @@ impl BuilderApi {
 
     /// Fails if the builder is shutting down and could not hand the build back, or has no place for any tenant's
     /// request.
-    fn check_not_full_and_not_draining_unless_asynchronous(
+    fn check_not_full_and_reject_waiting_callers_while_draining(
         &self,
         exchange: &BuildExchange,
     ) -> Result<(), Error> {
@@ -252,11 +254,11 @@ impl BuilderApi {
         if exchange.context.shutdown().has_begun() && !exchange.is_asynchronous_without_stream() {
             return Err(Error::Draining);
         }
-        Ok(self.builder.slots.check_not_full()?)
+        Ok(self.builder.slots.fail_if_full_for_every_tenant()?)
     }
 
     /// Reads the request's body, verifies the signature, begins the build's record, admits the request and parses it.
-    async fn receive_build_request(
+    async fn receive_admit_and_record_build_request(
         &self,
         body: Body,
         head: RequestHead,
@@ -275,7 +277,9 @@ impl BuilderApi {
                 .deadline()
                 .map(|deadline| deadline.saturating_duration_since(Instant::now()));
             // Only a signature distinguishes a resumed build from another one.
-            let resumable = body.is_signed().then(|| ResumableRequest::new(&head, time_limit));
+            let resumable = body
+                .is_signed()
+                .then(|| ResumableRequestHead::new(&head, time_limit));
             let admitting = async {
                 context
                     .accept()
@@ -296,8 +300,11 @@ impl BuilderApi {
                 Err(error) => {
                     let answer = Answer::from_error(&error, AnswerImageAndSeconds::default());
                     match error.kind().is_rejected_for_now() {
-                        true => accepted.reject_for_now(outcome_fields(&answer.report)),
-                        false => accepted.end(BuildPhase::Failed, outcome_fields(&answer.report)),
+                        true => accepted.reject_for_now(outcome_fields_kept_in_record(&answer.report)),
+                        false => accepted.record_end_if_success_or_last_delivery(
+                            BuildPhase::Failed,
+                            outcome_fields_kept_in_record(&answer.report),
+                        ),
                     };
                     Err(error)
                 }
@@ -309,7 +316,7 @@ impl BuilderApi {
                 "slipway.request.bytes",
                 i64::try_from(received.request.body_bytes).unwrap_or(i64::MAX),
             ),
-            Err(error) => crate::trace::mark_receive_failed(&span, error),
+            Err(error) => crate::trace::mark_failed_without_frontend_name(&span, error),
         }
         received
     }
@@ -323,10 +330,11 @@ impl BuilderApi {
     async fn build_then_answer(&self, received: AdmittedBuildRequest, exchange: &BuildExchange) -> Response {
         let mut log = BoundedLog::new(self.max_log);
         let (mut answer, request) =
-            Box::pin(self.run_build_and_record_outcome_before_notifying(received, exchange, &mut log)).await;
+            Box::pin(self.run_build_and_record_outcome_without_notifying(received, exchange, &mut log)).await;
         answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
-        self.notify_of_result(&request, &exchange.context, &answer).await;
-        answer.into_response()
+        self.notify_of_result_waiting_only_in_shutdown(&request, &exchange.context, &answer)
+            .await;
+        answer.into_json_response_or_text_429()
     }
 
     /// Answers immediately with a stream, and builds while the caller reads it.
@@ -345,10 +353,11 @@ impl BuilderApi {
         let build = async move {
             let build = async move {
                 let (answer, request) = Box::pin(
-                    api.run_build_and_record_outcome_before_notifying(received, &exchange, &mut log),
+                    api.run_build_and_record_outcome_without_notifying(received, &exchange, &mut log),
                 )
                 .await;
-                api.notify_of_result(&request, &exchange.context, &answer).await;
+                api.notify_of_result_waiting_only_in_shutdown(&request, &exchange.context, &answer)
+                    .await;
                 answer.report
             };
             threads.run(build).await
@@ -396,7 +405,7 @@ impl BuilderApi {
         let read = |name: &str| {
             self.signatures
                 .key_reader
-                .read_usable_keys_or_log(context.secrets(), name)
+                .read_usable_key_secret_or_log(context.secrets(), name)
         };
         let secrets = names.filter_map(|(tenant, name)| Some((Arc::clone(tenant), read(name)?)));
         SignatureCheck::Required(SignatureKeys::of_tenants(secrets, self.signatures.accept_sha1))

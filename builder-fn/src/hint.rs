@@ -100,7 +100,7 @@ const RULES: &[Rule] = &[
     image::explain_push,
     network::explain_failed_add_download,
     resources::explain_full_disk,
-    dependency::explain_manifest_or_lock_file,
+    dependency::explain_non_npm_manifest_or_lock_file,
     compiler::explain,
     go::explain,
     test_failure::explain,
@@ -127,12 +127,12 @@ impl Hint {
     fn new(kind: HintKind, cause: impl AsRef<str>, next: impl AsRef<str>) -> Self {
         Self {
             kind,
-            cause: text::one_line(cause.as_ref(), MAX_SENTENCE_BYTES),
+            cause: text::one_line_cut_with_ellipsis(cause.as_ref(), MAX_SENTENCE_BYTES),
             file: None,
             line: None,
             step: None,
             log: Vec::new(),
-            next: text::one_line(next.as_ref(), MAX_SENTENCE_BYTES),
+            next: text::one_line_cut_with_ellipsis(next.as_ref(), MAX_SENTENCE_BYTES),
         }
     }
 
@@ -146,7 +146,8 @@ impl Hint {
     /// Returns the hint with this file and this line as its place. An empty file and line 0 are left out.
     fn at(self, file: &str, line: Option<u32>) -> Self {
         Self {
-            file: Some(text::one_line(file, MAX_NAME_OR_LINE_BYTES)).filter(|file| !file.is_empty()),
+            file: Some(text::one_line_cut_with_ellipsis(file, MAX_NAME_OR_LINE_BYTES))
+                .filter(|file| !file.is_empty()),
             line: line.filter(|line| *line > 0),
             ..self
         }
@@ -155,7 +156,7 @@ impl Hint {
     /// Returns the hint with the last of `lines`.
     fn with_last_log_lines<'l>(mut self, lines: impl Iterator<Item = &'l str>) -> Self {
         let mut log: Vec<_> = lines
-            .map(|line| text::one_line(line, MAX_NAME_OR_LINE_BYTES))
+            .map(|line| text::one_line_cut_with_ellipsis(line, MAX_NAME_OR_LINE_BYTES))
             .filter(|line| !line.is_empty())
             .collect();
         self.log = log.split_off(log.len().saturating_sub(MAX_LOG_LINES));

@@ -2,7 +2,7 @@
 
 /// Splits `HOST[:PORT]`. An empty port counts as missing. Returns `None` if the port is no number from 0 to 65535, or a
 /// bracket is not closed. The host's own characters are not checked.
-pub(crate) fn split_host_port(text: &str) -> Option<(&str, Option<u16>)> {
+pub(crate) fn split_host_with_brackets_and_port(text: &str) -> Option<(&str, Option<u16>)> {
     let host_end = match text.starts_with('[') {
         true => text.find(']')? + 1,
         false => 0,
@@ -38,7 +38,7 @@ mod tests {
             ("a:1:2", None),
             ("a:65536", None),
         ] {
-            assert_eq!(split_host_port(text), expected, "{text}");
+            assert_eq!(split_host_with_brackets_and_port(text), expected, "{text}");
         }
     }
 }

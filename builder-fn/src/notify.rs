@@ -20,7 +20,7 @@ use function_host::{ErrorChain, ExchangeError, OutgoingRequestBody, Secrets, Shu
 use http_body_util::{BodyExt, Full};
 
 use crate::request::SIGNATURE_HEADER;
-use crate::sources::{AllowedSources, UrlRejection, WebUrl};
+use crate::sources::{AllowedPrivateHosts, UrlRejection, WebUrl};
 pub(crate) use commit_status::{CommitState, CommitStatusReceiver};
 pub use metrics::NotificationMetrics;
 pub use room::NotificationMemory;
@@ -51,7 +51,7 @@ const JSON_MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/json"
 #[derive(Clone, Debug)]
 pub struct Notifier {
     /// The private hosts to which notifications may be sent.
-    pub allowed: AllowedSources,
+    pub allowed: AllowedPrivateHosts,
     /// Whether notifications may be sent without TLS.
     pub insecure: bool,
     /// The secrets, among them the certificates of private authorities.
@@ -148,7 +148,7 @@ impl Notifier {
 
     /// Sends a result in the background, unless too many others are being sent. While the process shuts down, waits
     /// until it is sent or the process is about to end.
-    pub(crate) async fn send_result_in_background(
+    pub(crate) async fn send_result_waiting_only_in_shutdown(
         &self,
         receiver: ResultReceiver,
         call_id: &str,

@@ -11,7 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use function_host::Secret;
-use function_host::policy::{SourceRestrictions, Tenant, UrlPattern, UrlPatterns};
+use function_host::policy::{AllowedSourcesBesidesOwn, Tenant, UrlPattern, UrlPatterns};
 
 use crate::buildkit::SecretStore;
 use crate::redact::SecretMask;
@@ -47,13 +47,13 @@ impl OperatorTokenSecretNames {
         });
         match has_own {
             true => None,
-            false => self.secret_name_for_url(repository, tenant, SourceRestrictions::git),
+            false => self.secret_name_for_url(repository, tenant, AllowedSourcesBesidesOwn::git),
         }
     }
 
     /// Returns the name of the secret with the token for the project at this URL of a forge's API.
     pub(crate) fn secret_name_for_project(&self, project: &str, tenant: Option<&Tenant>) -> Option<&str> {
-        self.secret_name_for_url(project, tenant, SourceRestrictions::http)
+        self.secret_name_for_url(project, tenant, AllowedSourcesBesidesOwn::http)
     }
 
     /// Returns the name of the secret with the token for a URL. A tenant gets it only if `rule` of its policy names the
@@ -62,12 +62,12 @@ impl OperatorTokenSecretNames {
         &self,
         url: &str,
         tenant: Option<&Tenant>,
-        rule: impl Fn(&SourceRestrictions) -> &UrlPatterns,
+        rule: impl Fn(&AllowedSourcesBesidesOwn) -> &UrlPatterns,
     ) -> Option<&str> {
         let (_, secret) = self.0.iter().find(|(pattern, _)| pattern.matches(url))?;
         let is_allowed = |tenant: &Tenant| {
             tenant
-                .source_restrictions()
+                .allowed_sources_besides_own()
                 .is_some_and(|rules| rule(rules).allows(url))
         };
         tenant.is_none_or(is_allowed).then_some(secret)

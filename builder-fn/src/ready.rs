@@ -5,19 +5,19 @@ use std::time::Duration;
 use function_host::ErrorChain;
 use tokio::sync::watch;
 
-use crate::buildkit::{DaemonPool, PoolSize};
+use crate::buildkit::{DaemonPool, KnownAndAnsweringDaemonCounts};
 
 /// The time between two probes of the daemons.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Probes the daemons of `pool` at once and then every 5 s, and sends to `sizes` how many there are and how many
 /// answer, until all receivers are dropped. The builder is ready while one answers.
-pub async fn probe_periodically(pool: DaemonPool, sizes: watch::Sender<PoolSize>) {
+pub async fn probe_periodically(pool: DaemonPool, sizes: watch::Sender<KnownAndAnsweringDaemonCounts>) {
     while !sizes.is_closed() {
         let (size, errors) = pool.probe_and_update_left_out_daemons().await;
         let before = sizes.send_replace(size);
         if before != size {
-            let PoolSize { known, answering } = size;
+            let KnownAndAnsweringDaemonCounts { known, answering } = size;
             for error in &errors {
                 tracing::warn!(error = %ErrorChain(error), known, answering, "a BuildKit daemon does not answer");
             }
@@ -31,7 +31,9 @@ pub async fn probe_periodically(pool: DaemonPool, sizes: watch::Sender<PoolSize>
 }
 
 /// Returns the line about the daemons in the answer to a readiness probe.
-pub fn describe_pool(PoolSize { known, answering }: PoolSize) -> String {
+pub fn describe_pool(
+    KnownAndAnsweringDaemonCounts { known, answering }: KnownAndAnsweringDaemonCounts,
+) -> String {
     format!("{answering} of {known} BuildKit daemons answer\n")
 }
 
@@ -53,14 +55,14 @@ mod tests {
             }
         }
         let dials = Arc::new(AtomicUsize::new(0));
-        let (sender, receiver) = watch::channel(PoolSize::default());
+        let (sender, receiver) = watch::channel(KnownAndAnsweringDaemonCounts::default());
         let watching = tokio::spawn(probe_periodically(
             Daemon::with_dialer("down", UnreachableDaemonCountingDials(dials.clone())).into(),
             sender,
         ));
 
         tokio::time::sleep(PROBE_INTERVAL * 3).await;
-        let down = PoolSize {
+        let down = KnownAndAnsweringDaemonCounts {
             known: 1,
             answering: 0,
         };

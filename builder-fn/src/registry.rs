@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use function_host::Secrets;
-use function_host::registry::{AllowedTokenHosts, RegistryClient, Repository};
+use function_host::registry::{AdditionalTokenHosts, RegistryClient, RepositoryClient};
 
 use crate::buildkit::{CredentialStore, ImageLayerSize, ManifestLookup};
 pub use access::RepositoryAccess;
@@ -38,7 +38,7 @@ pub struct Registries {
     /// Whether registries speak plain HTTP.
     pub insecure: bool,
     /// The hosts that registry tokens may be fetched from.
-    pub token_realms: AllowedTokenHosts,
+    pub token_realms: AdditionalTokenHosts,
 }
 
 #[tonic::async_trait]
@@ -55,15 +55,15 @@ impl ManifestLookup for Registries {
     ) -> Result<Vec<ImageLayerSize>, Box<dyn StdError + Send + Sync>> {
         let mut repository = self.repository_with_credentials(name).await?;
         let fetching = async {
-            let Some(manifest) = repository.fetch_manifest(digest).await? else {
+            let Some(manifest) = repository.fetch_unverified_manifest(digest).await? else {
                 return Ok(Vec::new());
             };
             let manifest = match layers::digest_of_first_image_in_index(&manifest)? {
                 None => Some(manifest),
-                Some(digest) => repository.fetch_manifest(&digest).await?,
+                Some(digest) => repository.fetch_unverified_manifest(&digest).await?,
             };
             let layers = manifest
-                .map(|manifest| layers::parse_layers(&manifest))
+                .map(|manifest| layers::parse_layers_or_empty_for_index(&manifest))
                 .transpose()?;
             Ok(layers.unwrap_or_default())
         };
@@ -76,10 +76,10 @@ impl Registries {
     async fn repository_with_credentials(
         &self,
         name: &str,
-    ) -> Result<Repository, Box<dyn StdError + Send + Sync>> {
-        let image = ImageName::parse(name).ok_or("the image's name has no registry")?;
+    ) -> Result<RepositoryClient, Box<dyn StdError + Send + Sync>> {
+        let image = ImageName::parse_with_registry(name).ok_or("the image's name has no registry")?;
         let (registry, repository) = (image.registry(), image.repository());
-        let credentials = self.credentials.credentials(registry).await;
+        let credentials = self.credentials.credentials_or_empty(registry).await;
         let client = RegistryClient::new(&self.secrets, self.insecure, self.token_realms.clone())?;
         Ok(client.repository(registry, repository, credentials))
     }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use function_host::http::Uri;
 use function_host::policy::Tenant;
-use function_host::registry::{AllowedTokenHosts, RegistryClient, Repository};
+use function_host::registry::{AdditionalTokenHosts, RegistryClient, RepositoryClient};
 use function_host::{HttpClient, Secrets};
 use tokio::sync::Semaphore;
 
@@ -26,7 +26,7 @@ use crate::buildkit::CredentialStore;
 use crate::context::Spool;
 use crate::registry::{ImageName, OperatorRepository};
 use crate::request::{ContextTarReference, ReferencedContext};
-use crate::sources::{AllowedSources, ConnectionRule};
+use crate::sources::{AllowedPrivateHosts, ConnectionRule};
 use crate::tenants::TenantResources;
 use error::OCI_MEMBER;
 pub(crate) use error::{ContextError, ContextErrorKind};
@@ -47,9 +47,9 @@ pub struct RemoteContexts {
     /// Whether registries speak plain HTTP, and web servers with contexts may.
     pub insecure: bool,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
-    pub token_realms: AllowedTokenHosts,
+    pub token_realms: AdditionalTokenHosts,
     /// The private hosts that contexts may be fetched from.
-    pub allowed: AllowedSources,
+    pub allowed: AllowedPrivateHosts,
     /// The settings for stored contexts.
     pub stored: StoredContextRepositorySettings,
     /// Limits how many contexts are stored at a time.
@@ -78,7 +78,7 @@ impl Default for ContextUploadConcurrencyLimit {
 
 /// A repository that the caller of a request may read, with the credentials and the connection rule for it.
 struct OpenRepository {
-    handle: Repository,
+    handle: RepositoryClient,
     /// The rule for connections to the registry.
     rule: ConnectionRule,
 }
@@ -118,16 +118,19 @@ impl RemoteContexts {
                 if own.as_ref() != Some(image) {
                     return Err(ContextError::OtherTenant { image: image.clone() });
                 }
-                self.credentials.credentials(image.registry()).await
+                self.credentials.credentials_or_empty(image.registry()).await
             }
             (false, Some(tenant)) => {
                 tenant
                     .may_read_image(&image.to_string())
                     .map_err(ContextError::Forbidden)?;
-                let registries = self.tenants.registries(tenant);
-                registries.credentials.credentials(image.registry()).await
+                let registries = self.tenants.registries_with_own_credentials(tenant);
+                registries
+                    .credentials
+                    .credentials_or_empty(image.registry())
+                    .await
             }
-            (false, None) => self.credentials.credentials(image.registry()).await,
+            (false, None) => self.credentials.credentials_or_empty(image.registry()).await,
         };
         let is_known = !credentials.secret.is_empty() || is_stored;
         let rule = self
@@ -193,13 +196,13 @@ mod tests {
             tenants: TenantResources::new(
                 secrets.clone(),
                 true,
-                AllowedTokenHosts::default(),
+                AdditionalTokenHosts::default(),
                 CredentialHelpers::default(),
                 Arc::new(|_| Err("is not in this test".to_owned())),
             ),
             secrets,
             insecure: true,
-            token_realms: AllowedTokenHosts::default(),
+            token_realms: AdditionalTokenHosts::default(),
             allowed: allowed.parse().unwrap(),
             stored: StoredContextRepositorySettings::default(),
             uploads: ContextUploadConcurrencyLimit::default(),

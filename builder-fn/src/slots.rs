@@ -106,8 +106,8 @@ impl BuildSlots {
     ///
     /// # Errors
     /// Fails if a request of any tenant would be rejected now.
-    pub(crate) fn check_not_full(&self) -> Result<(), SlotRefused> {
-        match self.is_full() {
+    pub(crate) fn fail_if_full_for_every_tenant(&self) -> Result<(), SlotRefused> {
+        match self.is_full_for_every_tenant() {
             true => Err(SlotRefused { limit: self.0.limit }),
             false => Ok(()),
         }
@@ -144,7 +144,7 @@ impl BuildSlots {
     /// Returns whether every request would be rejected now, whatever its tenant.
     ///
     /// Where requests wait, tenants have queues of their own, of which one that is full says nothing about the others.
-    pub fn is_full(&self) -> bool {
+    pub fn is_full_for_every_tenant(&self) -> bool {
         let shared = &self.0;
         let queues = shared.lock();
         match shared.queue_length {
@@ -172,7 +172,7 @@ impl QueueAdmission {
         let grants = {
             let mut queues = shared.lock();
             queues.add_waiter(&owner.name, sender);
-            queues.grant_free_slots(shared.limit)
+            queues.grant_free_slots_fewest_running_builds_first(shared.limit)
         };
         shared.send_grants(grants);
         let mut granted = granted;
@@ -200,7 +200,7 @@ impl Drop for BuildSlot {
             let grants = {
                 let mut queues = shared.lock();
                 queues.free_slot(&tenant);
-                queues.grant_free_slots(shared.limit)
+                queues.grant_free_slots_fewest_running_builds_first(shared.limit)
             };
             shared.send_grants(grants);
         }

@@ -32,7 +32,7 @@ use crate::function_id::FunctionId;
 use crate::request::time::format_rfc3339_nanos;
 use known::NewestSuccesses;
 pub use pool::{Registration, Supersession};
-use registry::RegisteredBuilds;
+use registry::RegisteredBuildsByFunction;
 
 /// The longest time for which BuildKit's history is read at once, and for which a build waits for that before its solve.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,7 +66,7 @@ struct SharedSupersession {
 /// The registry, the known builds and their watcher, under one lock.
 #[derive(Debug)]
 struct SupersessionState {
-    registry: RegisteredBuilds,
+    registry: RegisteredBuildsByFunction,
     known: NewestSuccesses,
     /// The number of requests to the watcher to read the history.
     requests: u64,
@@ -107,7 +107,7 @@ impl DaemonSupersession {
             daemon,
             is_one_of_several,
             state: Mutex::new(SupersessionState {
-                registry: RegisteredBuilds::default(),
+                registry: RegisteredBuildsByFunction::default(),
                 known: NewestSuccesses::empty_complete_from(SystemTime::now()),
                 requests: 0,
                 is_watching: false,
@@ -149,7 +149,7 @@ impl SharedSupersession {
     }
 
     /// Records that the requests up to this one were answered, as far as the history can be read.
-    fn mark_requests_answered_up_to(&self, request_number: u64) {
+    fn mark_requests_handled_even_if_unread_up_to(&self, request_number: u64) {
         self.answered.send_replace(request_number);
     }
 
@@ -203,7 +203,7 @@ impl DaemonSupersession {
 
 impl DaemonRegistration {
     /// Returns whether BuildKit's history, which has the builds of other builders, could be read last time.
-    fn could_read_history_last_time(&self) -> bool {
+    fn last_history_read_did_not_fail(&self) -> bool {
         !self.shared.history_fails.load(Ordering::Relaxed)
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use function_host::Secrets;
 use function_host::policy::Tenant;
-use function_host::registry::AllowedTokenHosts;
+use function_host::registry::AdditionalTokenHosts;
 
 use crate::buildkit::{CredentialStore, DaemonPool};
 use crate::docker_config::{CredentialHelpers, DockerConfig};
@@ -24,7 +24,7 @@ pub struct TenantResources(Arc<SharedResources>);
 struct SharedResources {
     secrets: Secrets,
     insecure: bool,
-    token_realms: AllowedTokenHosts,
+    token_realms: AdditionalTokenHosts,
     helpers: CredentialHelpers,
     daemon_factory: DaemonFactory,
     /// The registries with tenants' credentials, by the name of the secret that has the credentials.
@@ -47,7 +47,7 @@ impl TenantResources {
     pub fn new(
         secrets: Secrets,
         insecure: bool,
-        token_realms: AllowedTokenHosts,
+        token_realms: AdditionalTokenHosts,
         helpers: CredentialHelpers,
         daemon_factory: DaemonFactory,
     ) -> Self {
@@ -64,7 +64,7 @@ impl TenantResources {
 
     /// Returns the client of registries with the credentials of the tenant. Without `registryConfig` in the policy it
     /// has no credentials: those of the operator and of other tenants are never used.
-    pub fn registries(&self, tenant: &Tenant) -> Arc<Registries> {
+    pub fn registries_with_own_credentials(&self, tenant: &Tenant) -> Arc<Registries> {
         let secret = tenant.registry_config_secret().map(str::to_owned);
         let mut registries = self.0.registries.lock().unwrap_or_else(PoisonError::into_inner);
         let create = || {
@@ -90,7 +90,7 @@ impl TenantResources {
     /// # Errors
     /// Fails if the address of the daemon cannot be used; the text is for the operator.
     pub fn daemon(&self, tenant: &Tenant) -> Result<Option<TenantDaemons>, String> {
-        let Some(address) = tenant.buildkit_address() else {
+        let Some(address) = tenant.own_buildkit_address() else {
             return Ok(None);
         };
         let mut daemons = self.0.daemons.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,7 +129,7 @@ mod tests {
         TenantResources::new(
             Secrets::new(folder.path()),
             false,
-            AllowedTokenHosts::default(),
+            AdditionalTokenHosts::default(),
             CredentialHelpers::default(),
             daemon_factory,
         )
@@ -158,8 +158,8 @@ mod tests {
             (r#", "registryConfig": "acme-missing""#, ""),
             ("", ""),
         ] {
-            let registries = resources.registries(&tenant_with_rules(rules));
-            let credentials = registries.credentials.credentials("r.example").await;
+            let registries = resources.registries_with_own_credentials(&tenant_with_rules(rules));
+            let credentials = registries.credentials.credentials_or_empty("r.example").await;
             assert_eq!(credentials.secret, expected, "{rules}");
         }
     }

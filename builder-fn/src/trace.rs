@@ -6,7 +6,7 @@
 
 mod step_spans;
 
-pub(crate) use step_spans::StepSpans;
+pub(crate) use step_spans::StepAndExportSpans;
 
 use function_host::ErrorChain;
 use function_host::trace::Span;
@@ -17,7 +17,7 @@ use crate::request::RequestError;
 
 /// Marks the span of receiving a request, or of fetching or storing a context, as failed. Repeats nothing of a
 /// Dockerfile's content.
-pub(crate) fn mark_receive_failed(span: &Span, error: &Error) {
+pub(crate) fn mark_failed_without_frontend_name(span: &Span, error: &Error) {
     if span.is_recording() {
         match error {
             Error::Request(error) if is_frontend_rejection(error) => span.mark_failed(FRONTEND_NOT_ALLOWED),

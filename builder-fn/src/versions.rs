@@ -146,8 +146,8 @@ impl FunctionVersion {
         }
     }
 
-    /// Returns the digest of the image, `sha256:…`.
-    pub(crate) fn digest(&self) -> &str {
+    /// Returns the digest of the image, `sha256:…`, or an empty text if it is named without one.
+    pub(crate) fn digest_or_empty(&self) -> &str {
         self.image.split_once('@').map_or("", |(_, digest)| digest)
     }
 
@@ -158,7 +158,7 @@ impl FunctionVersion {
             "state": self.state,
             "submittedAt": format_rfc3339_nanos(self.submitted_at),
             "image": self.tag,
-            "digest": self.digest(),
+            "digest": self.digest_or_empty(),
         });
         if let Some(commit) = &self.commit {
             version["commit"] = json!(commit);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::builder::{BuilderClient, RequestError, Route, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
-use crate::output::{print_result, printable};
+use crate::output::{print_result_or_exit_if_unread, printable};
 use crate::progress::{Progress, ProgressForm};
 use crate::settings::ConnectionArguments;
 use crate::stack_file::StackFile;
@@ -22,7 +22,7 @@ mod rollback;
 mod table;
 
 pub(crate) use difference::{DiffArguments, diff};
-pub(crate) use log::{LogArguments, logs};
+pub(crate) use log::{LogArguments, print_log_or_follow_build};
 pub(crate) use open::{OpenArguments, print_page_address};
 pub(crate) use rollback::{RollbackArguments, rollback};
 
@@ -61,14 +61,16 @@ pub(crate) struct BuildArguments {
 }
 
 /// A client, and the route by which the builder answers it.
-struct ConnectedClient {
+struct ClientWithChosenRoute {
     client: BuilderClient,
     route: Route,
 }
 
-impl ConnectedClient {
+impl ClientWithChosenRoute {
     /// Finds the builder: at its own address if there is one and it answers there, and through the gateway otherwise.
-    async fn find(connection: &ConnectionArguments) -> Result<Self, Failure> {
+    async fn choose_builder_if_reachable_or_gateway(
+        connection: &ConnectionArguments,
+    ) -> Result<Self, Failure> {
         let stack_gateway = StackFile::gateway_of_working_folder();
         let settings = connection.resolve(stack_gateway.as_deref())?;
         let has_builder = settings.builder.is_some();
@@ -92,7 +94,8 @@ impl ConnectedClient {
 /// # Errors
 /// Fails if the builder gives no list.
 pub(crate) async fn list_builds(arguments: &BuildsArguments) -> Result<ExitStatus, Failure> {
-    let connected = ConnectedClient::find(&arguments.connection).await?;
+    let connected =
+        ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
     let filters = [
         ("function", arguments.function.as_deref()),
         ("image", arguments.image.as_deref()),
@@ -104,13 +107,13 @@ pub(crate) async fn list_builds(arguments: &BuildsArguments) -> Result<ExitStatu
     let path = format!("/builds?limit={}{}", arguments.limit, filters.collect::<String>());
     let answer = connected.ask(Method::GET, &path).await?;
     if arguments.json {
-        print_result(&answer.to_string());
+        print_result_or_exit_if_unread(&answer.to_string());
         return Ok(ExitStatus::Success);
     }
     let builds = answer["builds"].as_array().map(Vec::as_slice).unwrap_or_default();
     table::lines_of_build_list(builds)
         .iter()
-        .for_each(|line| print_result(line));
+        .for_each(|line| print_result_or_exit_if_unread(line));
     warn_if_incomplete(&answer);
     Ok(ExitStatus::Success)
 }
@@ -119,8 +122,9 @@ pub(crate) async fn list_builds(arguments: &BuildsArguments) -> Result<ExitStatu
 ///
 /// # Errors
 /// Fails if the builder does not know the build.
-pub(crate) async fn status(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
-    let connected = ConnectedClient::find(&arguments.connection).await?;
+pub(crate) async fn print_build_status(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
+    let connected =
+        ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
     let build = connected.ask(Method::GET, &build_path(&arguments.id)).await?;
     print_build(&build, arguments.json);
     Ok(ExitStatus::Success)
@@ -130,8 +134,11 @@ pub(crate) async fn status(arguments: &BuildArguments) -> Result<ExitStatus, Fai
 ///
 /// # Errors
 /// Fails if the build cannot be cancelled any more, ends otherwise, or does not end in time.
-pub(crate) async fn cancel(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
-    let connected = ConnectedClient::find(&arguments.connection).await?;
+pub(crate) async fn cancel_and_wait_up_to_a_minute(
+    arguments: &BuildArguments,
+) -> Result<ExitStatus, Failure> {
+    let connected =
+        ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
     let cancelled =
         cancel_build_and_wait_up_to_a_minute(&connected.client, connected.route, &arguments.id).await;
     let place = &connected.client.settings().key.place;
@@ -154,11 +161,11 @@ pub(crate) async fn cancel(arguments: &BuildArguments) -> Result<ExitStatus, Fai
 /// Prints what is known of a build.
 fn print_build(build: &Value, is_json: bool) {
     match is_json {
-        true => print_result(&build.to_string()),
+        true => print_result_or_exit_if_unread(&build.to_string()),
         false => {
             table::lines_of_build(build)
                 .iter()
-                .for_each(|line| print_result(line));
+                .for_each(|line| print_result_or_exit_if_unread(line));
             warn_if_incomplete(build);
         }
     }
@@ -204,7 +211,7 @@ fn failure_of_bodyless_request(error: &RequestError, key_place: &str) -> Failure
 
 /// Follows the log of a build to its end. That no builder knows the build is no error for `unknown_build_patience`.
 async fn follow_to_end(
-    connected: &ConnectedClient,
+    connected: &ClientWithChosenRoute,
     id: &str,
     form: LogForm,
     unknown_build_patience: Option<Duration>,

@@ -51,7 +51,7 @@ pub(crate) async fn run(arguments: &DevArguments) -> Result<ExitStatus, Failure>
 }
 
 async fn build_changes_until_interrupted(arguments: &DevArguments) -> Result<ExitStatus, Failure> {
-    let project = Project::read(&arguments.source)?;
+    let project = Project::read_stopping_at_first_faulty_function(&arguments.source)?;
     let client = BuilderClient::new(arguments.build.connection.resolve(project.gateway())?)?;
     let form = arguments.build.progress;
     let progress = Progress::new(form, "slipway");
@@ -83,10 +83,10 @@ async fn build_changes_until_interrupted(arguments: &DevArguments) -> Result<Exi
             Progress::new(form, "slipway").note("watching for changes; Ctrl-C ends");
             tokio::select! {
                 () = session.watcher.wait_for_change_and_quiet() => {}
-                () = interrupts.next() => return Ok(ExitStatus::Success),
+                () = interrupts.wait_for_press_not_reported_yet() => return Ok(ExitStatus::Success),
             }
         }
-        project = Project::read(&arguments.source);
+        project = Project::read_stopping_at_first_faulty_function(&arguments.source);
     }
 }
 
@@ -178,7 +178,7 @@ impl DevSession<'_> {
                         return BuildFate::Outdated;
                     }
                 }
-                () = self.interrupts.next() => return BuildFate::Interrupted,
+                () = self.interrupts.wait_for_press_not_reported_yet() => return BuildFate::Interrupted,
             }
         }
     }

@@ -28,7 +28,7 @@ pub(crate) struct ManualArguments {
 pub(crate) fn print_completions(arguments: &CompletionArguments) -> ExitStatus {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Arguments::command(), "slipway", &mut script);
-    output::print_result(String::from_utf8_lossy(&script).trim_end());
+    output::print_result_or_exit_if_unread(String::from_utf8_lossy(&script).trim_end());
     ExitStatus::Success
 }
 

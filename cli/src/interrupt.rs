@@ -34,7 +34,7 @@ impl Interrupts {
     }
 
     /// Waits for a Ctrl-C since the last one that was returned.
-    pub(crate) async fn next(&self) {
+    pub(crate) async fn wait_for_press_not_reported_yet(&self) {
         if self.signal.lock().await.recv().await.is_none() {
             // No signal can come any more.
             std::future::pending::<()>().await;
@@ -43,7 +43,7 @@ impl Interrupts {
 
     /// Returns whether another Ctrl-C comes in time to cancel a build.
     pub(crate) async fn is_pressed_again_in_time(&self) -> bool {
-        tokio::time::timeout(SECOND_INTERRUPT_WAIT, self.next())
+        tokio::time::timeout(SECOND_INTERRUPT_WAIT, self.wait_for_press_not_reported_yet())
             .await
             .is_ok()
     }

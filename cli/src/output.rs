@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write as _};
 use crate::failure::Failure;
 
 /// Prints a line of the command's result to the standard output. Ends the process if nobody reads it any more.
-pub(crate) fn print_result(line: &str) {
+pub(crate) fn print_result_or_exit_if_unread(line: &str) {
     let mut stdout = std::io::stdout().lock();
     let written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
     if written.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) {

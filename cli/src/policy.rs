@@ -26,7 +26,10 @@ pub(crate) enum PolicyCommand {
 pub(crate) fn run(command: &PolicyCommand) -> Result<ExitStatus, Failure> {
     let PolicyCommand::Check(arguments) = command;
     let result = check::check_policy_and_request(arguments)?;
-    result.lines.iter().for_each(|line| output::print_result(line));
+    result
+        .lines
+        .iter()
+        .for_each(|line| output::print_result_or_exit_if_unread(line));
     Ok(match result.is_allowed {
         true => ExitStatus::Success,
         false => ExitStatus::Failed,

@@ -103,9 +103,12 @@ impl ConnectionArguments {
         let builder = self.builder.clone();
         let builder = builder.or_else(|| BUILDER_URL_VARIABLES.iter().find_map(|name| environment(name)));
         Ok(ConnectionSettings {
-            gateway: parse_url("the gateway", gateway.as_deref().unwrap_or(DEFAULT_GATEWAY_URL))?,
+            gateway: parse_url_adding_http_if_no_scheme(
+                "the gateway",
+                gateway.as_deref().unwrap_or(DEFAULT_GATEWAY_URL),
+            )?,
             builder: builder
-                .map(|url| parse_url("the builder", &url))
+                .map(|url| parse_url_adding_http_if_no_scheme("the builder", &url))
                 .transpose()?
                 .map(|url| url.strip_suffix("/build").map(str::to_owned).unwrap_or(url)),
             builder_function: match self.builder_function.as_str() {
@@ -207,7 +210,7 @@ fn parse_key(bytes: Vec<u8>, place: String) -> Result<SigningKey, Failure> {
 
 /// Parses a URL with the scheme `http` or `https`, and returns it without a trailing slash. Without a scheme it has
 /// `http`, as with faas-cli.
-fn parse_url(url_owner: &str, text: &str) -> Result<String, Failure> {
+fn parse_url_adding_http_if_no_scheme(url_owner: &str, text: &str) -> Result<String, Failure> {
     let full = match text.contains("://") {
         true => text.to_owned(),
         false => format!("http://{text}"),

@@ -133,7 +133,7 @@ pub(crate) async fn run(arguments: &UpArguments) -> Result<ExitStatus, Failure> 
 }
 
 async fn bring_up_and_return_first_failure_status(arguments: &UpArguments) -> Result<ExitStatus, Failure> {
-    let project = Project::read(&arguments.source)?;
+    let project = Project::read_stopping_at_first_faulty_function(&arguments.source)?;
     let settings = arguments.build.connection.resolve(project.gateway())?;
     let progress = Progress::new(arguments.build.progress, "slipway");
     for text in project.warnings() {
@@ -214,7 +214,7 @@ impl<'a> FunctionBuild<'a> {
         loop {
             tokio::select! {
                 end = &mut work => return end,
-                () = interrupts.next() => {
+                () = interrupts.wait_for_press_not_reported_yet() => {
                     let handed = self.handed.borrow().clone();
                     if let Some(end) = self.detach_or_cancel_or_none_to_keep_following(interrupts, handed).await? {
                         return Ok(end);
@@ -291,7 +291,7 @@ impl<'a> FunctionBuild<'a> {
                     image,
                     facts,
                 });
-                output::print_result(&url);
+                output::print_result_or_exit_if_unread(&url);
             }
         }
         verdict.status

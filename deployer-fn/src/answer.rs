@@ -9,7 +9,7 @@ use function_host::{Response, reply};
 use serde_json::json;
 use tracing::{error, info};
 
-use crate::error::{ErrorKind, HandOverError};
+use crate::error::{ErrorKind, HandOverRejectionOrPanic};
 use crate::outcome::{DeploymentOutcome, DeploymentStatus, DryRunOutcome, DryRunStatus, FaultyParty};
 
 /// The result of handling a valid hand-over.
@@ -22,7 +22,9 @@ pub(crate) enum HandOverResult {
 }
 
 /// Returns the response to a hand-over, and logs a rejection or an error; outcomes are logged by the rollout.
-pub(crate) fn log_and_respond(result: &Result<HandOverResult, HandOverError>) -> Response {
+pub(crate) fn log_rejection_or_error_and_respond(
+    result: &Result<HandOverResult, HandOverRejectionOrPanic>,
+) -> Response {
     let (status, body) = match result {
         Ok(HandOverResult::Deployment(outcome)) => {
             (http_status_of_outcome(outcome), serde_json::to_vec(outcome))
@@ -40,13 +42,13 @@ pub(crate) fn log_and_respond(result: &Result<HandOverResult, HandOverError>) ->
             }
             let status = match error {
                 // Something may have been changed.
-                HandOverError::Panicked(_) => DeploymentStatus::Failed,
+                HandOverRejectionOrPanic::Panicked(_) => DeploymentStatus::Failed,
                 _ => DeploymentStatus::Refused,
             };
             let mut body = json!({"status": status, "error": error.to_string(), "reasons": reasons});
             let status = match error {
-                HandOverError::Invalid { dry_run: true, .. }
-                | HandOverError::Forbidden { dry_run: true, .. } => {
+                HandOverRejectionOrPanic::Invalid { dry_run: true, .. }
+                | HandOverRejectionOrPanic::Forbidden { dry_run: true, .. } => {
                     body["dryRun"] = true.into();
                     http_status_of_dry_run(DryRunStatus::Refused)
                 }

@@ -14,12 +14,12 @@ const MAX_TIME_AHEAD_OF_CLOCK: SignedDuration = SignedDuration::from_mins(5);
 /// the build alone. A submission is never compared with an end: a short build that was submitted later ends earlier
 /// than a long one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct BuildTimes {
+pub(crate) struct TimesOfBuild {
     pub(crate) submitted_at: Option<Timestamp>,
     pub(crate) built_at: Option<Timestamp>,
 }
 
-impl BuildTimes {
+impl TimesOfBuild {
     /// Returns whether this build is older than `other`: by submission if both have that time, or else by the end of
     /// the build. `false` if they have no kind of time in common.
     pub(crate) fn is_older_than(&self, other: &Self) -> bool {
@@ -80,14 +80,14 @@ fn is_too_far_ahead(at: Timestamp, now: Timestamp) -> bool {
 mod tests {
     use super::*;
 
-    fn timestamp_at_second(second: i64) -> Option<Timestamp> {
+    fn some_timestamp_at_second(second: i64) -> Option<Timestamp> {
         Some(Timestamp::from_second(second).unwrap())
     }
 
-    fn build_times_at_seconds(submitted: Option<i64>, built: Option<i64>) -> BuildTimes {
-        BuildTimes {
-            submitted_at: submitted.and_then(timestamp_at_second),
-            built_at: built.and_then(timestamp_at_second),
+    fn build_times_at_seconds(submitted: Option<i64>, built: Option<i64>) -> TimesOfBuild {
+        TimesOfBuild {
+            submitted_at: submitted.and_then(some_timestamp_at_second),
+            built_at: built.and_then(some_timestamp_at_second),
         }
     }
 

@@ -11,7 +11,7 @@ use function_host::{BodyError, ConcurrencyLimitExceeded, ErrorChain};
 
 /// The reason why a hand-over was rejected before its rollout, or why its deployment has no outcome.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum HandOverError {
+pub(crate) enum HandOverRejectionOrPanic {
     /// The request has no signature header.
     #[error("the header X-Deploy-Signature is missing")]
     Unsigned,
@@ -79,7 +79,7 @@ pub(crate) enum ErrorKind {
     Internal,
 }
 
-impl HandOverError {
+impl HandOverRejectionOrPanic {
     /// Returns the kind of this hand-over error.
     pub(crate) fn error_kind(&self) -> ErrorKind {
         match self {

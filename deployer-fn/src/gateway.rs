@@ -19,7 +19,7 @@ use serde::Deserialize;
 pub(crate) use self::info::{ProviderName, read_provider_name};
 pub(crate) use self::logs::read_last_log_lines;
 pub(crate) use self::status::FunctionStatus;
-pub(crate) use self::token::TokenExchange;
+pub(crate) use self::token::CachingTokenExchanger;
 pub(crate) use self::transport::HttpGatewaySender;
 use crate::function::FunctionAddress;
 

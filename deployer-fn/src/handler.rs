@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use function_host::http::{HeaderValue, Method, StatusCode, header};
-use function_host::policy::{KeyReader, Policy, PolicyFile, Tenant};
+use function_host::policy::{KeySecretReader, Policy, PolicyFile, Tenant};
 use function_host::registry::LoginsCache;
 use function_host::unverified::UnverifiedBudget;
 use function_host::{Context, Handler, Request, Response, Secrets, reply, trace};
@@ -14,10 +14,10 @@ use tokio::time::Instant;
 use tracing::{Instrument, info};
 
 use crate::answer::{self, HandOverResult};
-use crate::build_times::BuildTimes;
-use crate::error::HandOverError;
+use crate::build_times::TimesOfBuild;
+use crate::error::HandOverRejectionOrPanic;
 use crate::function::{FunctionAddress, FunctionId};
-use crate::gateway::{self, HttpGatewaySender, TokenExchange};
+use crate::gateway::{self, CachingTokenExchanger, HttpGatewaySender};
 use crate::metrics::DeploymentMetrics;
 use crate::outcome::{DeploymentOutcome, DeploymentStatus, DryRunOutcome};
 use crate::queue::DeploymentQueue;
@@ -45,10 +45,10 @@ pub struct Deployer {
     queue: DeploymentQueue,
     history: RolloutHistory,
     metrics: DeploymentMetrics,
-    exchange: TokenExchange,
+    exchange: CachingTokenExchanger,
     /// The parsed registry logins, by the name of their secret.
     logins: Arc<Mutex<BTreeMap<String, Arc<LoginsCache>>>>,
-    key_reader: KeyReader,
+    key_reader: KeySecretReader,
     unverified: UnverifiedBudget,
 }
 
@@ -56,7 +56,7 @@ impl Deployer {
     /// Creates a deployer with these settings. Secrets and the gateway come with each request.
     #[must_use]
     pub fn new(settings: Settings, metrics: DeploymentMetrics) -> Self {
-        let exchange = TokenExchange::new(Secrets::new(&settings.token_mount_path));
+        let exchange = CachingTokenExchanger::new(Secrets::new(&settings.token_mount_path));
         if let Some(policy) = &settings.policy {
             policy.show_validity_in(metrics.policy_valid_gauge());
         }
@@ -70,7 +70,7 @@ impl Deployer {
             history: RolloutHistory::default(),
             exchange,
             logins: Arc::default(),
-            key_reader: KeyReader::default(),
+            key_reader: KeySecretReader::default(),
         }
     }
 
@@ -79,7 +79,7 @@ impl Deployer {
         &self,
         request: Request,
         context: &Context,
-    ) -> Result<HandOverResult, HandOverError> {
+    ) -> Result<HandOverResult, HandOverRejectionOrPanic> {
         let (received, tenant) = self.receive_accept_and_find_tenant(request, context).await?;
         let hand_over = received.hand_over();
         if !hand_over.warnings.is_empty() {
@@ -142,7 +142,7 @@ impl Deployer {
         tenant: Option<Arc<Tenant>>,
         objections: Vec<String>,
         context: &Context,
-    ) -> Result<DeploymentOutcome, HandOverError> {
+    ) -> Result<DeploymentOutcome, HandOverRejectionOrPanic> {
         let function = hand_over
             .spec
             .function_address()
@@ -172,7 +172,7 @@ impl Deployer {
         };
         tokio::spawn(deployment.instrument(log_span))
             .await
-            .map_err(HandOverError::Panicked)
+            .map_err(HandOverRejectionOrPanic::Panicked)
     }
 
     /// Receives and verifies a hand-over, counts the request as accepted, and checks its tenant's rules. Returns the
@@ -181,7 +181,7 @@ impl Deployer {
         &self,
         request: Request,
         context: &Context,
-    ) -> Result<(ReceivedHandOver, Option<Arc<Tenant>>), HandOverError> {
+    ) -> Result<(ReceivedHandOver, Option<Arc<Tenant>>), HandOverRejectionOrPanic> {
         let policy = self.settings.policy.as_ref().map(PolicyFile::reload_if_changed);
         let policy = policy.as_deref();
         let keys = tenancy::read_builder_and_usable_tenant_keys(context.secrets(), policy, &self.key_reader)?;
@@ -213,11 +213,11 @@ impl Deployer {
         received: &mut ReceivedHandOver,
         signer: &Signer,
         policy: Option<&Policy>,
-    ) -> Result<Option<Arc<Tenant>>, HandOverError> {
+    ) -> Result<Option<Arc<Tenant>>, HandOverRejectionOrPanic> {
         let dry_run = received.is_dry_run();
         let hand_over = received.hand_over_mut();
         let tenant = tenancy::find_tenant(signer, hand_over.tenant.as_deref(), policy);
-        let tenant = tenant.map_err(|problem| HandOverError::Invalid {
+        let tenant = tenant.map_err(|problem| HandOverRejectionOrPanic::Invalid {
             problems: vec![problem],
             dry_run,
         })?;
@@ -228,9 +228,9 @@ impl Deployer {
         let checked = tenancy::check_rules(received, tenant.as_deref(), &self.settings.reserved);
         checked.map_err(|violations| {
             if !dry_run {
-                self.metrics.record_refused();
+                self.metrics.record_refused_before_rollout();
             }
-            HandOverError::Forbidden { violations, dry_run }
+            HandOverRejectionOrPanic::Forbidden { violations, dry_run }
         })?;
         Ok(tenant)
     }
@@ -245,17 +245,20 @@ impl Deployer {
         mut objections: Vec<String>,
         context: &Context,
     ) -> DeploymentOutcome {
-        let _in_progress = self.metrics.begin_deployment();
+        let _in_progress = self.metrics.count_in_progress_until_dropped();
         objections.extend(
-            self.find_image_objection(&hand_over.spec.image, tenant, context)
+            self.find_image_objection_if_check_is_on(&hand_over.spec.image, tenant, context)
                 .await,
         );
         // Another deployment does not yield to one that is rejected, nor to one of a tenant that may not change the
         // function.
-        let times = match objections.is_empty() && self.may_change_function(hand_over, tenant, context).await
+        let times = match objections.is_empty()
+            && self
+                .tenant_may_create_or_change_readable_function(hand_over, tenant, context)
+                .await
         {
             true => hand_over.build_times(),
-            false => BuildTimes::default(),
+            false => TimesOfBuild::default(),
         };
         let queued = Instant::now();
         let permit = self
@@ -283,7 +286,7 @@ impl Deployer {
 
     /// Reads the function's state from the gateway, and returns whether the tenant may change the function. It may
     /// create a missing one, but not change one whose state cannot be read. Always true without a tenant.
-    async fn may_change_function(
+    async fn tenant_may_create_or_change_readable_function(
         &self,
         hand_over: &HandOver,
         tenant: Option<&Tenant>,
@@ -303,7 +306,7 @@ impl Deployer {
 
     /// Looks the image up in its registry, unless that is switched off, and returns why it cannot be deployed. `None`
     /// if it can, or if the lookup fails.
-    async fn find_image_objection(
+    async fn find_image_objection_if_check_is_on(
         &self,
         image: &PinnedImage,
         tenant: Option<&Tenant>,
@@ -325,7 +328,9 @@ impl Deployer {
             platform: settings.platform.clone(),
         };
         let span = trace::span("check image");
-        let objection = span.run(lookup.find_objection(image, IMAGE_LOOKUP_TIMEOUT)).await;
+        let objection = span
+            .run(lookup.find_objection_if_lookup_succeeds(image, IMAGE_LOOKUP_TIMEOUT))
+            .await;
         if let Some(objection) = &objection {
             span.mark_failed(objection);
         }
@@ -369,7 +374,7 @@ impl Handler for Deployer {
             return Ok(response);
         }
         trace::set_route_of_current_request("/");
-        Ok(answer::log_and_respond(
+        Ok(answer::log_rejection_or_error_and_respond(
             &self.handle_hand_over(request, &context).await,
         ))
     }

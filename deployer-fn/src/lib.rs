@@ -30,15 +30,15 @@ pub use self::handler::Deployer;
 pub use self::kubernetes::{Kubernetes, KubernetesError, KubernetesReader};
 pub use self::metrics::DeploymentMetrics;
 pub use self::outcome::{
-    DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, Successor,
+    DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, SuccessorCallId,
 };
 pub use self::request::{
     FunctionSpec, HandOver, MAX_BODY_BYTES, PinnedImage, ReadinessProbe, ResourceAmounts,
     SPEC_DIGEST_ANNOTATION,
 };
 pub use self::rollout::{
-    RolloutContext, RolloutDeadline, RolloutHistory, RolloutTimeouts, roll_out_hand_over,
+    RolloutContext, RolloutDeadline, RolloutHistory, RolloutPartTimeouts, roll_out_hand_over,
 };
 pub use self::settings::Settings;
 pub use self::succession::{SuccessorReceiver, SuccessorSender};
-pub use self::tenancy::{tenant_in_hand_over, violations_in_hand_over};
+pub use self::tenancy::{tenant_in_valid_hand_over, violations_in_hand_over};

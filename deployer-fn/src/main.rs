@@ -9,14 +9,14 @@ fn main() -> ExitCode {
     function_host::run_with(async |context: SetupContext| {
         let mut parser = context.settings_parser_with_host_problems();
         let settings = Settings::read(&mut parser);
-        settings.check_signing_keys(&mut parser, context.secrets());
+        settings.report_unfit_signing_keys(&mut parser, context.secrets());
         parser.fail_if_problems()?;
         let senders = settings.unverified.senders;
         let deployer = Deployer::new(settings, DeploymentMetrics::new(context.metrics_registry())?);
         Ok::<_, SetupError>(
             App::new(deployer)
                 .with_name_in_traces("deployer-fn")
-                .verifies_requests(senders),
+                .handler_verifies_requests(senders),
         )
     })
 }

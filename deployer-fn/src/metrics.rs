@@ -94,7 +94,7 @@ impl DeploymentMetrics {
     }
 
     /// Counts a deployment as in progress until the returned value is dropped.
-    pub(crate) fn begin_deployment(&self) -> InProgressGuard {
+    pub(crate) fn count_in_progress_until_dropped(&self) -> InProgressGuard {
         self.in_progress.inc();
         InProgressGuard(self.in_progress.clone())
     }
@@ -105,7 +105,7 @@ impl DeploymentMetrics {
     }
 
     /// Counts a deployment that was refused before its rollout.
-    pub(crate) fn record_refused(&self) {
+    pub(crate) fn record_refused_before_rollout(&self) {
         let status = DeploymentStatus::Refused.as_str();
         self.ended.with_label_values(&[status]).inc();
     }

@@ -35,7 +35,7 @@ pub struct DeploymentOutcome {
     pub reasons: Vec<String>,
     /// The newer build for which this deployment was rejected; `None` if there is none.
     #[serde(flatten)]
-    pub superseded_by: Option<Successor>,
+    pub superseded_by: Option<SuccessorCallId>,
     /// The party that has to act on a deployment that did not succeed; `None` if it is ready or unverified.
     #[serde(skip)]
     pub fault: Option<FaultyParty>,
@@ -43,7 +43,7 @@ pub struct DeploymentOutcome {
 
 /// A newer build of the same function, which supersedes a deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Successor {
+pub struct SuccessorCallId {
     /// The ID of the call that made the newer build, if it is known.
     #[serde(rename = "supersededBy", skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
@@ -256,10 +256,10 @@ mod tests {
             })
         );
 
-        outcome.superseded_by = Some(Successor { call_id: None });
+        outcome.superseded_by = Some(SuccessorCallId { call_id: None });
         assert_eq!(serde_json::to_value(&outcome).unwrap().get("supersededBy"), None);
         let call_id = Some("call-8".to_owned());
-        outcome.superseded_by = Some(Successor { call_id });
+        outcome.superseded_by = Some(SuccessorCallId { call_id });
         assert_eq!(
             serde_json::to_value(&outcome).unwrap()["supersededBy"],
             json!("call-8")

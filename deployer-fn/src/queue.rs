@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use crate::build_times::BuildTimes;
+use crate::build_times::TimesOfBuild;
 use crate::function::FunctionId;
-use crate::outcome::Successor;
+use crate::outcome::SuccessorCallId;
 use crate::succession::{SuccessorReceiver, SuccessorSender};
 
 /// The queues of deployments of all functions. Clones share them.
@@ -25,7 +25,7 @@ pub(crate) struct DeploymentQueue(Arc<Mutex<HashMap<FunctionId, FunctionQueue>>>
 #[derive(Debug)]
 struct FunctionQueue {
     /// The times of the build whose deployment runs.
-    running: BuildTimes,
+    running: TimesOfBuild,
     /// Announces newer builds to the deployment that runs.
     announcer: SuccessorSender,
     /// The number of deployments that have waited so far.
@@ -37,15 +37,15 @@ struct FunctionQueue {
 /// A deployment that waits in a function's queue.
 #[derive(Debug)]
 struct WaitingDeployment {
-    times: BuildTimes,
-    successor: Successor,
+    times: TimesOfBuild,
+    successor: SuccessorCallId,
     grant: oneshot::Sender<DeploymentPermit>,
 }
 
 impl FunctionQueue {
     /// Creates the queue of a function whose first deployment runs; returns it with that deployment's receiver of newer
     /// builds.
-    fn new(running: BuildTimes) -> (Self, SuccessorReceiver) {
+    fn new(running: TimesOfBuild) -> (Self, SuccessorReceiver) {
         let (announcer, succession) = SuccessorReceiver::channel_with_successor(None);
         let queue = Self {
             running,
@@ -67,7 +67,7 @@ impl FunctionQueue {
     }
 
     /// Removes the next waiting deployment from the queue, and makes it the one that runs.
-    fn take_next_waiting(&mut self) -> Option<(WaitingDeployment, SuccessorReceiver)> {
+    fn take_next_waiting_and_mark_running(&mut self) -> Option<(WaitingDeployment, SuccessorReceiver)> {
         let (_, next) = self.waiting.pop_last()?;
         self.running = next.times;
         let newer = self.waiting.values().rev();
@@ -106,10 +106,10 @@ impl DeploymentQueue {
     pub(crate) async fn acquire_permit(
         &self,
         function: FunctionId,
-        times: BuildTimes,
+        times: TimesOfBuild,
         call_id: Option<String>,
     ) -> DeploymentPermit {
-        let successor = Successor { call_id };
+        let successor = SuccessorCallId { call_id };
         loop {
             let granted = {
                 let mut queues = self.lock_queues();
@@ -144,12 +144,12 @@ impl DeploymentQueue {
 
     /// Removes the function's next waiting deployment, and returns it. If none waits, removes the function's
     /// queue.
-    fn begin_next_of_function(
+    fn take_next_waiting_or_remove_queue(
         &self,
         function: &FunctionId,
     ) -> Option<(WaitingDeployment, SuccessorReceiver)> {
         let mut queues = self.lock_queues();
-        let next = queues.get_mut(function)?.take_next_waiting();
+        let next = queues.get_mut(function)?.take_next_waiting_and_mark_running();
         if next.is_none() {
             queues.remove(function);
         }
@@ -159,7 +159,7 @@ impl DeploymentQueue {
 
 impl Drop for DeploymentPermit {
     fn drop(&mut self) {
-        if let Some((waiter, succession)) = self.queue.begin_next_of_function(&self.function) {
+        if let Some((waiter, succession)) = self.queue.take_next_waiting_or_remove_queue(&self.function) {
             let permit = Self {
                 queue: self.queue.clone(),
                 function: self.function.clone(),
@@ -182,8 +182,8 @@ mod tests {
     use super::*;
     use crate::function::FunctionAddress;
 
-    fn build_times_submitted_at_second(second: i64) -> BuildTimes {
-        BuildTimes {
+    fn build_times_submitted_at_second(second: i64) -> TimesOfBuild {
+        TimesOfBuild {
             submitted_at: Some(Timestamp::from_second(second).unwrap()),
             built_at: None,
         }
@@ -233,7 +233,7 @@ mod tests {
         let acquired = async |function| {
             timeout(
                 Duration::from_secs(1),
-                queue.acquire_permit(function, BuildTimes::default(), None),
+                queue.acquire_permit(function, TimesOfBuild::default(), None),
             )
             .await
         };
@@ -249,7 +249,7 @@ mod tests {
     async fn a_waiting_deployment_that_was_dropped_is_skipped() {
         let queue = DeploymentQueue::default();
         let first = queue
-            .acquire_permit(hello_function_id(), BuildTimes::default(), None)
+            .acquire_permit(hello_function_id(), TimesOfBuild::default(), None)
             .await;
         let gone = tokio::spawn({
             let queue = queue.clone();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use function_host::registry::{
-    AllowedTokenHosts, LoginsCache, RegistryClient, RegistryCredentials, RegistryError, Repository,
+    AdditionalTokenHosts, LoginsCache, RegistryClient, RegistryCredentials, RegistryError, RepositoryClient,
 };
 use function_host::secret::SecretError;
 use function_host::{ErrorChain, Secrets};
@@ -35,14 +35,14 @@ pub(crate) struct RegistryImageCheck {
     /// Whether registries speak plain HTTP.
     pub(crate) insecure: bool,
     /// The hosts that registry tokens may be fetched from.
-    pub(crate) token_realms: AllowedTokenHosts,
+    pub(crate) token_realms: AdditionalTokenHosts,
     /// The platform of the node, as `os/architecture`.
     pub(crate) platform: String,
 }
 
 /// Whether a registry has an image.
 #[derive(Debug, PartialEq, Eq)]
-enum ImagePresence {
+enum ImagePresenceForPlatform {
     /// The registry has the image, and does not say that it is for another platform than the node's.
     Present,
     /// The registry does not have the image, or not for the platform; with the reason.
@@ -55,14 +55,19 @@ enum ImagePresence {
 impl RegistryImageCheck {
     /// Asks the registry for the image, and returns why the image certainly cannot be deployed; `None` if it may be.
     /// `timeout` is that of all requests together.
-    pub(crate) async fn find_objection(&self, image: &PinnedImage, timeout: Duration) -> Option<String> {
-        let looked_up = tokio::time::timeout(timeout, self.image_presence(image)).await;
-        let presence = looked_up
-            .unwrap_or_else(|_| ImagePresence::Unknown("the registry did not answer in time".to_owned()));
+    pub(crate) async fn find_objection_if_lookup_succeeds(
+        &self,
+        image: &PinnedImage,
+        timeout: Duration,
+    ) -> Option<String> {
+        let looked_up = tokio::time::timeout(timeout, self.image_presence_for_platform(image)).await;
+        let presence = looked_up.unwrap_or_else(|_| {
+            ImagePresenceForPlatform::Unknown("the registry did not answer in time".to_owned())
+        });
         match presence {
-            ImagePresence::Present => None,
-            ImagePresence::Missing(reason) => Some(reason),
-            ImagePresence::Unknown(reason) => {
+            ImagePresenceForPlatform::Present => None,
+            ImagePresenceForPlatform::Missing(reason) => Some(reason),
+            ImagePresenceForPlatform::Unknown(reason) => {
                 info!(%image, reason, "could not check that the registry has the image");
                 None
             }
@@ -70,11 +75,11 @@ impl RegistryImageCheck {
     }
 
     /// Asks the image's registry whether it has the image.
-    async fn image_presence(&self, image: &PinnedImage) -> ImagePresence {
+    async fn image_presence_for_platform(&self, image: &PinnedImage) -> ImagePresenceForPlatform {
         let (registry, name) = image.registry_and_path();
         let credentials = match self.registry_credentials_or_empty(registry) {
             Ok(credentials) => credentials,
-            Err(reason) => return ImagePresence::Unknown(reason),
+            Err(reason) => return ImagePresenceForPlatform::Unknown(reason),
         };
         let client = RegistryClient::new(&self.secrets, self.insecure, self.token_realms.clone());
         let presence = async {
@@ -83,7 +88,7 @@ impl RegistryImageCheck {
         };
         presence
             .await
-            .unwrap_or_else(|error| ImagePresence::Unknown(ErrorChain(&error).to_string()))
+            .unwrap_or_else(|error| ImagePresenceForPlatform::Unknown(ErrorChain(&error).to_string()))
     }
 
     /// Returns the credentials for a registry; empty ones if the secret has none.
@@ -113,14 +118,14 @@ impl RegistryImageCheck {
     /// Fetches the image's manifest by digest, and compares the platforms in it with the node's.
     async fn presence_by_manifest_and_platform(
         &self,
-        mut repository: Repository,
+        mut repository: RepositoryClient,
         image: &PinnedImage,
-    ) -> Result<ImagePresence, RegistryError> {
-        let Some(manifest) = repository.fetch_manifest(image.digest()).await? else {
+    ) -> Result<ImagePresenceForPlatform, RegistryError> {
+        let Some(manifest) = repository.fetch_unverified_manifest(image.digest()).await? else {
             let reason = format!("the registry {} has no image {image}", repository.registry_host());
-            return Ok(ImagePresence::Missing(reason));
+            return Ok(ImagePresenceForPlatform::Missing(reason));
         };
-        let unknown = |reason: &str| Ok(ImagePresence::Unknown(reason.to_owned()));
+        let unknown = |reason: &str| Ok(ImagePresenceForPlatform::Unknown(reason.to_owned()));
         let Ok(manifest) = serde_json::from_slice::<Value>(&manifest) else {
             return unknown("the registry's answer is not a manifest");
         };
@@ -132,18 +137,20 @@ impl RegistryImageCheck {
                 .iter()
                 .map(|manifest| os_and_architecture_or_question_marks(&manifest["platform"]))
                 .collect(),
-            (None, Some(config)) => Vec::from_iter(platform_in_image_config(&mut repository, config).await?),
+            (None, Some(config)) => {
+                Vec::from_iter(fetch_platform_in_image_config_if_known(&mut repository, config).await?)
+            }
             (None, None) => return unknown("the image's manifest has no configuration"),
         };
         let wanted = &self.platform;
         if platforms.is_empty() || platforms.contains(wanted) {
-            return Ok(ImagePresence::Present);
+            return Ok(ImagePresenceForPlatform::Present);
         }
         let reason = format!(
             "the image {image} is for {}, and functions run on {wanted}",
             platforms.join(", ")
         );
-        Ok(ImagePresence::Missing(reason))
+        Ok(ImagePresenceForPlatform::Missing(reason))
     }
 }
 
@@ -151,11 +158,11 @@ impl RegistryImageCheck {
 ///
 /// The blob may be on another host. The manifest shows that the image exists, and the platform is not worth a request to
 /// a further host.
-async fn platform_in_image_config(
-    repository: &mut Repository,
+async fn fetch_platform_in_image_config_if_known(
+    repository: &mut RepositoryClient,
     config_digest: &str,
 ) -> Result<Option<String>, RegistryError> {
-    let config = match repository.fetch_blob(config_digest).await {
+    let config = match repository.fetch_unverified_blob(config_digest).await {
         Err(RegistryError::Status { status, .. }) if status.is_redirection() => return Ok(None),
         config => config?.unwrap_or_default(),
     };

@@ -25,10 +25,10 @@ pub(crate) use self::names::check_namespace_name as check_namespace;
 pub use self::probe::ReadinessProbe;
 pub use self::spec::{FunctionSpec, ResourceAmounts, SPEC_DIGEST_ANNOTATION};
 pub(crate) use self::spec::{OWN_ANNOTATION_PREFIX, TENANT_ANNOTATION};
-use crate::build_times::BuildTimes;
-use crate::error::HandOverError;
+use crate::build_times::TimesOfBuild;
+use crate::error::HandOverRejectionOrPanic;
 use crate::time;
-use fields::{JsonFields, ProblemsAndWarnings};
+use fields::{JsonFieldReader, ProblemsAndWarnings};
 
 /// The name of the header with a hand-over's signature.
 pub(crate) const SIGNATURE_HEADER: &str = "x-deploy-signature";
@@ -61,8 +61,8 @@ pub struct HandOver {
 
 impl HandOver {
     /// Returns the times of the hand-over's build.
-    pub(crate) fn build_times(&self) -> BuildTimes {
-        BuildTimes {
+    pub(crate) fn build_times(&self) -> TimesOfBuild {
+        TimesOfBuild {
             submitted_at: self.submitted_at,
             built_at: self.built_at,
         }
@@ -92,7 +92,7 @@ impl HandOver {
     ///
     /// A build that is found finished may be handed over with another `builtAt` than the first time, which therefore
     /// counts only if there is no `submittedAt`. `expiresAt` differs with each delivery.
-    pub(crate) fn delivery_digest(&self) -> Option<String> {
+    pub(crate) fn digest_shared_by_redeliveries(&self) -> Option<String> {
         let time = match (self.submitted_at, self.built_at) {
             (Some(at), _) => json!({"submittedAt": time::format_with_nanos(at)}),
             // The form of earlier releases, whose digests are in the annotations of deployed functions.
@@ -109,19 +109,20 @@ impl HandOver {
 /// and returns it with the value that belongs to the key. A signature that keys with different values verify is wrong.
 ///
 /// # Errors
-/// [`HandOverError::Unsigned`], [`HandOverError::MalformedSignature`] and [`HandOverError::WrongSignature`] if the
-/// hand-over is not the builder's; [`HandOverError::Receive`], [`HandOverError::NotJson`] and
-/// [`HandOverError::Invalid`] if it cannot be read or is not valid.
+/// [`HandOverRejectionOrPanic::Unsigned`], [`HandOverRejectionOrPanic::MalformedSignature`] and [`HandOverRejectionOrPanic::WrongSignature`] if the
+/// hand-over is not the builder's; [`HandOverRejectionOrPanic::Receive`], [`HandOverRejectionOrPanic::NotJson`] and
+/// [`HandOverRejectionOrPanic::Invalid`] if it cannot be read or is not valid.
 pub(crate) async fn receive_hand_over<K: Copy + PartialEq>(
     body: Body,
     signature: Option<&str>,
     keys: &[(HmacKeys, K)],
     unverified: &UnverifiedBudget,
-) -> Result<(ReceivedHandOver, K), HandOverError> {
-    let signature = signature.ok_or(HandOverError::Unsigned)?;
+) -> Result<(ReceivedHandOver, K), HandOverRejectionOrPanic> {
+    let signature = signature.ok_or(HandOverRejectionOrPanic::Unsigned)?;
     let mut verifiers = Vec::with_capacity(keys.len());
     for (key, value) in keys {
-        let verifier = SignatureVerifier::new(key, signature).map_err(HandOverError::MalformedSignature)?;
+        let verifier =
+            SignatureVerifier::new(key, signature).map_err(HandOverRejectionOrPanic::MalformedSignature)?;
         verifiers.push((verifier, *value));
     }
     // Released on return: when the signature is verified, or the hand-over is rejected.
@@ -129,7 +130,7 @@ pub(crate) async fn receive_hand_over<K: Copy + PartialEq>(
     let bytes = sender
         .collect(body, MAX_BODY_BYTES)
         .await
-        .map_err(HandOverError::Receive)?;
+        .map_err(HandOverRejectionOrPanic::Receive)?;
     let mut signers = Vec::new();
     for (mut verifier, value) in verifiers {
         verifier.update(&bytes);
@@ -145,23 +146,24 @@ pub(crate) async fn receive_hand_over<K: Copy + PartialEq>(
             tracing::error!(
                 "two secrets for signatures have the same key; what is signed with it is rejected"
             );
-            Err(HandOverError::WrongSignature(SignatureMismatch))
+            Err(HandOverRejectionOrPanic::WrongSignature(SignatureMismatch))
         }
-        None => Err(HandOverError::WrongSignature(SignatureMismatch)),
+        None => Err(HandOverRejectionOrPanic::WrongSignature(SignatureMismatch)),
     }
 }
 
 /// Parses the JSON of a hand-over or a dry run, or of a builder's result that contains one.
-pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOverError> {
-    let Value::Object(document) = serde_json::from_slice(bytes).map_err(HandOverError::NotJson)? else {
-        return Err(HandOverError::Invalid {
+pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOverRejectionOrPanic> {
+    let Value::Object(document) = serde_json::from_slice(bytes).map_err(HandOverRejectionOrPanic::NotJson)?
+    else {
+        return Err(HandOverRejectionOrPanic::Invalid {
             problems: vec!["the hand-over is JSON, but not an object".to_owned()],
             dry_run: false,
         });
     };
     let document = unwrap_hand_over_in_build_result(document);
     let mut remarks = ProblemsAndWarnings::default();
-    let mut fields = JsonFields::new("", document, &mut remarks);
+    let mut fields = JsonFieldReader::new("", document, &mut remarks);
     let dry_run = fields.read_boolean("dryRun").unwrap_or_default();
     let tag = fields.read_possibly_empty_string("tag");
     let given = match dry_run {
@@ -192,7 +194,7 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
     let spec: Option<FunctionSpec> = fields.read_required_object("deploy").and_then(|deploy| {
         fields.read_nested_fields("deploy", deploy, |fields| {
             let spec = FunctionSpec::read_spec_if_image_is_given(fields, image);
-            fields.report_unread_fields();
+            fields.report_unread_fields_as_problems();
             spec
         })
     });
@@ -216,7 +218,7 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
             probe,
             warnings,
         },
-        _ => return Err(HandOverError::Invalid { problems, dry_run }),
+        _ => return Err(HandOverRejectionOrPanic::Invalid { problems, dry_run }),
     };
     Ok(match dry_run {
         true => ReceivedHandOver::DryRun(DryRunRequest {
@@ -228,7 +230,7 @@ pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<ReceivedHandOver, HandOver
 }
 
 /// Reads a field with a time in UTC in RFC 3339 form, and reports other text; `None` if the field is absent or empty.
-fn read_time_field(fields: &mut JsonFields<'_>, key: &str) -> Option<Timestamp> {
+fn read_time_field(fields: &mut JsonFieldReader<'_>, key: &str) -> Option<Timestamp> {
     let text = fields
         .read_possibly_empty_string(key)
         .filter(|text| !text.is_empty())?;

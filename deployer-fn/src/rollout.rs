@@ -47,7 +47,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use self::change::ChangeResult;
+use self::change::VerdictOrOutdated;
 use self::check::NextStep;
 pub use self::deadline::RolloutDeadline;
 pub(crate) use self::dry_run::check_all_but_image_and_build_order;
@@ -56,12 +56,12 @@ use self::history::UnsettledRollout;
 use self::panic::RolloutPanicked;
 use self::verdict::{Findings, Verdict};
 use self::watch::{ReadyVersion, WaitingFor, WatchEndBeforeTimeout, WatchedVersion};
-use crate::build_times::BuildTimes;
+use crate::build_times::TimesOfBuild;
 use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName};
 use crate::kubernetes::{Kubernetes, WantedReplicas};
 use crate::outcome::{
-    DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, Successor,
+    DeploymentOutcome, DeploymentStatus, FaultyParty, RunningState, StepDurations, SuccessorCallId,
 };
 use crate::request::HandOver;
 use crate::succession::SuccessorReceiver;
@@ -70,7 +70,7 @@ use crate::version::FunctionVersion;
 
 /// The timeouts of the parts of a rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RolloutTimeouts {
+pub struct RolloutPartTimeouts {
     /// The timeout of one read from the gateway, and of a probe that has no timeout of its own. Changes have none but
     /// the deadline.
     pub request: Duration,
@@ -85,7 +85,7 @@ pub struct RolloutTimeouts {
     pub stay_up: Duration,
 }
 
-impl Default for RolloutTimeouts {
+impl Default for RolloutPartTimeouts {
     fn default() -> Self {
         Self {
             request: Duration::from_secs(10),
@@ -110,7 +110,7 @@ pub struct RolloutContext<'a, T> {
     /// The Kubernetes API; `None` if the deployer does not run there, or may not read it.
     pub kubernetes: Option<&'a Kubernetes>,
     /// The timeouts of the rollout's parts.
-    pub timeouts: &'a RolloutTimeouts,
+    pub timeouts: &'a RolloutPartTimeouts,
     /// The namespace of functions whose hand-over names no namespace.
     pub default_namespace: &'a str,
     /// What this process remembers of earlier rollouts.
@@ -189,7 +189,7 @@ struct RunningRollout<'a, T> {
     /// The new version, which is rolled out.
     version: FunctionVersion,
     /// The times of the version that is rolled out. Anything newer belongs to another rollout.
-    times: BuildTimes,
+    times: TimesOfBuild,
     deadline: &'a RolloutDeadline,
     /// The function's state before the rollout; `None` if the function did not exist.
     before: Option<FunctionStatus>,
@@ -230,7 +230,7 @@ enum ApplyAttemptResult {
     /// The provider rejected the new version's specification.
     Rejected,
     /// A newer build waits, and the new version is not ready.
-    Superseded(Successor),
+    Superseded(SuccessorCallId),
     /// The provider has this state of the function instead of the new version, perhaps because of a transient
     /// failure.
     NotTaken(Option<FunctionStatus>),
@@ -287,8 +287,8 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                     self.finish_rollout_of_newer_version(older, &newer).await
                 }
                 NextStep::Apply => match self.apply_or_restore().await {
-                    ChangeResult::Ended(verdict) => verdict,
-                    ChangeResult::Outdated => {
+                    VerdictOrOutdated::Ended(verdict) => verdict,
+                    VerdictOrOutdated::Outdated => {
                         info!("the function has changed since it was read: checking again");
                         continue;
                     }
@@ -330,14 +330,14 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
 
     /// Ends the rollout in favour of a newer build that waits. The newer build's rollout inherits the version
     /// to restore.
-    fn yield_to_newer_build(&mut self, successor: Successor, findings: Findings) -> Verdict {
+    fn yield_to_newer_build(&mut self, successor: SuccessorCallId, findings: Findings) -> Verdict {
         let call = successor.call_id.as_deref();
         let call = call
             .map(|call| format!(", of the call {call},"))
             .unwrap_or_default();
         let mut reason = format!("a newer build{call} waits, and takes the place of this one");
         if self.facts.changed {
-            self.context.history.record_unsettled(
+            self.context.history.set_or_clear_unsettled_rollout(
                 &self.id,
                 Some(UnsettledRollout {
                     last_good: self.last_good.clone(),
@@ -348,7 +348,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         } else {
             reason.push_str(": nothing was changed");
         }
-        Verdict::superseded(successor, findings.with_reason(reason))
+        Verdict::superseded(successor, findings.with_further_reason(reason))
     }
 
     /// Ends a rollout that panicked, and reports the function's present state. The next hand-over continues
@@ -364,7 +364,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             Ok(now) => Verdict::failed(findings.followed_by(self.record_and_describe_state(now))),
             Err(RolloutPanicked) => {
                 self.facts.running = RunningState::Unknown;
-                Verdict::failed(findings.with_reason("the function's state is unknown"))
+                Verdict::failed(findings.with_further_reason("the function's state is unknown"))
             }
         }
     }
@@ -378,7 +378,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         }
         let mut findings = Findings::new(FaultyParty::Platform, reason);
         if let Err(error) = self.final_read_function_status().await {
-            findings = findings.with_reason(ErrorChain(&error).to_string());
+            findings = findings.with_further_reason(ErrorChain(&error).to_string());
         }
         Verdict::failed(findings)
     }
@@ -391,12 +391,14 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             FaultyParty::Caller,
             "the function already has this image and specification",
         );
-        let (attempt, watched) = self.watch_with_timeout(None, WantedReplicas::One).await;
+        let (attempt, watched) = self
+            .watch_until_deadline_and_record_result(None, WantedReplicas::One)
+            .await;
         let findings = deployed.followed_by(watched);
         match attempt {
-            ApplyAttemptResult::Ready => Verdict::ready(findings.with_reason("nothing was changed")),
+            ApplyAttemptResult::Ready => Verdict::ready(findings.with_further_reason("nothing was changed")),
             ApplyAttemptResult::Unverified => {
-                Verdict::unverified(findings.with_reason("nothing was changed"))
+                Verdict::unverified(findings.with_further_reason("nothing was changed"))
             }
             ApplyAttemptResult::Superseded(successor) => self.yield_to_newer_build(successor, findings),
             _ => self.restore_after_failure(findings).await,
@@ -405,7 +407,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
 
     /// Watches the new version until it is ready, is not taken, is stuck, or is superseded, or until the deadline.
     /// `gateway_answer` is that to the change, and `wanted` the number of replicas that the version needs.
-    async fn watch_with_timeout(
+    async fn watch_until_deadline_and_record_result(
         &mut self,
         gateway_answer: Option<String>,
         wanted: WantedReplicas,
@@ -417,7 +419,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         let version = WatchedVersion {
             wanted,
             stay_up: self.context.timeouts.stay_up,
-            ..self.watched_version(&self.version)
+            ..self.watched_with_one_replica_and_no_stay_up(&self.version)
         };
         let watching = watch::watch_version_until_ready(&version, self.context.succession, &mut waiting_for);
         let watched = span.run(self.deadline.run_until_deadline(watching)).await;
@@ -432,7 +434,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                     self.record_unverified_state_and_clear_failures(&ready.status);
                     (
                         ApplyAttemptResult::Unverified,
-                        Findings::default().with_reason(reason),
+                        Findings::default().with_further_reason(reason),
                     )
                 }
             },
@@ -452,14 +454,17 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
             Some(WatchEndBeforeTimeout::Stuck(obstacle)) => {
                 span.mark_failed(&obstacle.reason);
                 let findings = obstacle.fault.map(Findings::of_fault).unwrap_or_default();
-                (ApplyAttemptResult::Failed, findings.with_reason(obstacle.reason))
+                (
+                    ApplyAttemptResult::Failed,
+                    findings.with_further_reason(obstacle.reason),
+                )
             }
             Some(WatchEndBeforeTimeout::Superseded(successor)) => {
                 let reason = waiting_for.to_string();
                 span.mark_failed(&reason);
                 (
                     ApplyAttemptResult::Superseded(successor),
-                    Findings::default().with_reason(reason),
+                    Findings::default().with_further_reason(reason),
                 )
             }
             None => {
@@ -475,7 +480,7 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                 let findings = fault.map(Findings::of_fault).unwrap_or_default();
                 (
                     ApplyAttemptResult::Failed,
-                    findings.with_reason(text::with_detail(reason, log.as_deref())),
+                    findings.with_further_reason(text::append_detail_after_semicolon(reason, log.as_deref())),
                 )
             }
         }
@@ -487,13 +492,16 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         version: &FunctionVersion,
         waiting_for: &mut WaitingFor,
     ) -> WatchEndBeforeTimeout {
-        let version = self.watched_version(version);
+        let version = self.watched_with_one_replica_and_no_stay_up(version);
         watch::watch_version_until_ready(&version, self.context.succession, waiting_for).await
     }
 
     /// Returns a version of the function with what is needed to watch it. It needs one replica, and does not have to
     /// stay up.
-    fn watched_version<'b>(&'b self, version: &'b FunctionVersion) -> WatchedVersion<'b, T> {
+    fn watched_with_one_replica_and_no_stay_up<'b>(
+        &'b self,
+        version: &'b FunctionVersion,
+    ) -> WatchedVersion<'b, T> {
         WatchedVersion {
             transport: self.context.transport,
             kubernetes: self.context.kubernetes,
@@ -508,10 +516,13 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
 
     /// Returns why it is not certain that the new version answers; `None` if it is certain.
     async fn reason_unverified(&self, ready: &ReadyVersion) -> Option<String> {
-        if !self.may_coexist || ready.recognized || self.replaces_before_answering().await {
+        if !self.may_coexist
+            || ready.recognized
+            || self.provider_removes_old_version_before_answering_update().await
+        {
             return None;
         }
-        let provider = match self.provider_name().await {
+        let provider = match self.read_provider_name_once().await {
             Some(ProviderName(name)) => format!("the provider {name}"),
             None => "the provider, whose name is not known,".to_owned(),
         };
@@ -526,13 +537,13 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
     }
 
     /// Returns whether the provider is known to remove the old version before it answers an update.
-    async fn replaces_before_answering(&self) -> bool {
-        let provider = self.provider_name().await;
-        provider.is_some_and(ProviderName::replaces_before_answering)
+    async fn provider_removes_old_version_before_answering_update(&self) -> bool {
+        let provider = self.read_provider_name_once().await;
+        provider.is_some_and(ProviderName::removes_old_version_before_answering_update)
     }
 
     /// Reads the provider's name from the gateway, only once in a rollout, and returns it; `None` if it is not known.
-    async fn provider_name(&self) -> Option<&ProviderName> {
+    async fn read_provider_name_once(&self) -> Option<&ProviderName> {
         let timeouts = self.context.timeouts;
         let limit = timeouts.request.min(FINAL_READ_TIMEOUT);
         let read = async || {
@@ -551,8 +562,12 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
     /// Records that the function answers, but perhaps not with the new version. The version does not become the
     /// last good one.
     fn record_unverified_state_and_clear_failures(&mut self, status: &FunctionStatus) {
-        self.context.history.record_last_failure(&self.id, None);
-        self.context.history.record_unsettled(&self.id, None);
+        self.context
+            .history
+            .set_or_clear_last_permanent_failure(&self.id, None);
+        self.context
+            .history
+            .set_or_clear_unsettled_rollout(&self.id, None);
         self.facts.record_function_state(Some(status));
     }
 
@@ -562,8 +577,8 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
         if let Some(digest) = self.version.spec_digest() {
             history.record_ready(&self.id, digest);
         }
-        history.record_last_failure(&self.id, None);
-        history.record_unsettled(&self.id, None);
+        history.set_or_clear_last_permanent_failure(&self.id, None);
+        history.set_or_clear_unsettled_rollout(&self.id, None);
         self.facts.record_function_state(Some(status));
     }
 
@@ -610,6 +625,6 @@ impl<'a, T: GatewayRequestSender> RunningRollout<'a, T> {
                 format!("the function's state is unknown: {}", ErrorChain(&error))
             }
         };
-        Findings::default().with_reason(reason)
+        Findings::default().with_further_reason(reason)
     }
 }

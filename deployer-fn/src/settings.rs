@@ -6,13 +6,13 @@ use std::time::Duration;
 use function_host::duration;
 use function_host::env::SettingsParser;
 use function_host::policy::{PolicyFile, ReservedNames};
-use function_host::registry::AllowedTokenHosts;
+use function_host::registry::AdditionalTokenHosts;
 use function_host::unverified::UnverifiedLimits;
 use function_host::{ErrorChain, Secrets, signature};
 
-use crate::kubernetes::{Kubernetes, ServiceAccountReader};
+use crate::kubernetes::{Kubernetes, KubernetesReaderAsServiceAccount};
 use crate::request::check_namespace;
-use crate::rollout::RolloutTimeouts;
+use crate::rollout::RolloutPartTimeouts;
 use crate::tenancy::DEPLOY_KEY_SECRET;
 
 /// The default of `ready_timeout`. With the rollback it is less than a minute, after which the community
@@ -47,7 +47,7 @@ pub struct Settings {
     /// `gateway_timeout`: the time for one read from the gateway or one probe. `rollback_timeout`: the time to restore
     /// the previous version after the new one has failed. `settling_time`: the time for which a new version has to stay
     /// up.
-    pub timeouts: RolloutTimeouts,
+    pub timeouts: RolloutPartTimeouts,
     /// `kubernetes_readiness`: the Kubernetes API that shows whether a new version runs. `None` if the setting is off,
     /// or the deployer has no service account.
     pub(crate) kubernetes: Option<Kubernetes>,
@@ -58,7 +58,7 @@ pub struct Settings {
     /// `insecure`: whether registries speak plain HTTP.
     pub(crate) insecure: bool,
     /// `token_realms`: the hosts that registries may have their token servers on, besides their own.
-    pub(crate) token_realms: AllowedTokenHosts,
+    pub(crate) token_realms: AdditionalTokenHosts,
     /// `platform`: the platform that functions run on, `os/architecture`.
     pub(crate) platform: String,
     /// `token_mount_path`: the directory with the service account's token, which is exchanged for one of the gateway's.
@@ -78,14 +78,14 @@ pub struct Settings {
 impl Settings {
     /// Reads the deployer's settings. Problems are collected by `parser`.
     pub fn read(parser: &mut SettingsParser<'_>) -> Self {
-        let timeouts = RolloutTimeouts::default();
+        let timeouts = RolloutPartTimeouts::default();
         let positive = |text: &str| match duration::parse_duration(text) {
             Ok(Duration::ZERO) => Err("should be longer than 0s".to_owned()),
             other => other.map_err(|error| error.to_string()),
         };
         let settings = Self {
             ready_timeout: parser.parse_or_default("ready_timeout", DEFAULT_READY_TIMEOUT, positive),
-            timeouts: RolloutTimeouts {
+            timeouts: RolloutPartTimeouts {
                 request: parser.parse_or_default("gateway_timeout", timeouts.request, positive),
                 rollback: parser.parse_or_default("rollback_timeout", timeouts.rollback, positive),
                 stay_up: parser.parse_or_default("settling_time", timeouts.stay_up, |text| {
@@ -101,7 +101,11 @@ impl Settings {
             ),
             check_image: parser.flag("check_image", true),
             insecure: parser.flag("insecure", false),
-            token_realms: parser.parse_or_default("token_realms", AllowedTokenHosts::default(), str::parse),
+            token_realms: parser.parse_or_default(
+                "token_realms",
+                AdditionalTokenHosts::default(),
+                str::parse,
+            ),
             platform: parser.parse_or_default("platform", platform_of_this_process(), |text| {
                 match text.split_once('/') {
                     Some((os, rest)) if !os.is_empty() && !rest.is_empty() && !rest.contains('/') => {
@@ -120,13 +124,13 @@ impl Settings {
                     Err("should begin with http:// or https://")
                 }
             }),
-            unverified: UnverifiedLimits::read(parser, DEFAULT_UNVERIFIED_LIMITS),
+            unverified: UnverifiedLimits::read_all_but_disk(parser, DEFAULT_UNVERIFIED_LIMITS),
             policy: parser.parse_or_default("policy_file", None, |path| {
                 PolicyFile::open(path)
                     .map(Some)
                     .map_err(|error| format!("should name a valid policy: {}", ErrorChain(&error)))
             }),
-            reserved: ReservedNames::from_settings(parser),
+            reserved: ReservedNames::built_in_and_from_settings(parser),
         };
         if settings.timeouts.stay_up >= settings.ready_timeout {
             parser.add_problem(
@@ -153,7 +157,7 @@ impl Settings {
 impl Settings {
     /// Adds a problem to `parser` for each secret for signatures that has an unusable key, so that it prevents the
     /// start. A secret that cannot be read is no problem here.
-    pub fn check_signing_keys(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
+    pub fn report_unfit_signing_keys(&self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         signature::report_unfit_keys_of_readable_secret(parser, secrets, DEPLOY_KEY_SECRET);
         let policy = self.policy.as_ref().map(PolicyFile::reload_if_changed);
         for tenant in policy.iter().flat_map(|policy| policy.tenants()) {
@@ -172,7 +176,8 @@ fn read_kubernetes(parser: &mut SettingsParser<'_>) -> Option<Kubernetes> {
     // The variables that Kubernetes sets in every container.
     let host = parser.optional_text("KUBERNETES_SERVICE_HOST");
     let port = parser.optional_text("KUBERNETES_SERVICE_PORT");
-    match ServiceAccountReader::of_pod(host.as_deref(), port.as_deref()) {
+    match KubernetesReaderAsServiceAccount::of_pod_if_it_has_service_account(host.as_deref(), port.as_deref())
+    {
         Ok(reader) => reader.map(Kubernetes::new),
         Err(error) => {
             let problem = format!(
@@ -262,7 +267,7 @@ mod tests {
         let given = [("policy_file", policy.to_str().unwrap())];
         let mut parser = SettingsParser::new(&given);
         let settings = Settings::read(&mut parser);
-        settings.check_signing_keys(&mut parser, &Secrets::new(directory.path()));
+        settings.report_unfit_signing_keys(&mut parser, &Secrets::new(directory.path()));
         let problems = parser.fail_if_problems().unwrap_err();
         let names: Vec<_> = problems.0.iter().map(|problem| &*problem.name).collect();
         assert_eq!(names, ["secret deploy-secret", "secret team-a"]);

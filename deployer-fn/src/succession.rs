@@ -4,14 +4,14 @@ use std::future::pending;
 
 use tokio::sync::watch;
 
-use crate::outcome::Successor;
+use crate::outcome::SuccessorCallId;
 
 /// The receiver from which a rollout learns that a newer build waits. Clones receive the same.
 #[derive(Clone, Debug)]
-pub struct SuccessorReceiver(watch::Receiver<Option<Successor>>);
+pub struct SuccessorReceiver(watch::Receiver<Option<SuccessorCallId>>);
 
 /// The sender that announces a newer build to a [`SuccessorReceiver`].
-pub type SuccessorSender = watch::Sender<Option<Successor>>;
+pub type SuccessorSender = watch::Sender<Option<SuccessorCallId>>;
 
 impl SuccessorReceiver {
     /// Makes a receiver to which no newer build is ever announced.
@@ -22,18 +22,18 @@ impl SuccessorReceiver {
 
     /// Makes a sender and a receiver of newer builds. `successor`, if there is one, is announced already.
     #[must_use]
-    pub fn channel_with_successor(successor: Option<Successor>) -> (SuccessorSender, Self) {
+    pub fn channel_with_successor(successor: Option<SuccessorCallId>) -> (SuccessorSender, Self) {
         let (announcer, receiver) = watch::channel(successor);
         (announcer, Self(receiver))
     }
 
     /// Returns the newer build that waits, if one was announced.
-    pub(crate) fn current_successor(&self) -> Option<Successor> {
+    pub(crate) fn current_successor(&self) -> Option<SuccessorCallId> {
         self.0.borrow().clone()
     }
 
     /// Waits until a newer build is announced, and returns it.
-    pub(crate) async fn wait_for_successor(&self) -> Successor {
+    pub(crate) async fn wait_for_successor(&self) -> SuccessorCallId {
         let mut receiver = self.0.clone();
         let found = match receiver.wait_for(Option::is_some).await {
             Ok(successor) => successor.clone(),

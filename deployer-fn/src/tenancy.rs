@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use function_host::policy::{KeyReader, Policy, ReservedNames, Tenant, Violations};
+use function_host::policy::{KeySecretReader, Policy, ReservedNames, Tenant, Violations};
 use function_host::signature::HmacKeys;
 use function_host::{Secrets, secret::SecretError};
 
-use crate::error::HandOverError;
+use crate::error::HandOverRejectionOrPanic;
 use crate::gateway::FunctionStatus;
 use crate::request::{
     self, FunctionSpec, ReceivedHandOver, ResourceAmounts, SPEC_DIGEST_ANNOTATION, TENANT_ANNOTATION,
@@ -43,8 +43,8 @@ impl PartialEq for Signer {
 pub(crate) fn read_builder_and_usable_tenant_keys(
     secrets: &Secrets,
     policy: Option<&Policy>,
-    reader: &KeyReader,
-) -> Result<Vec<(HmacKeys, Signer)>, HandOverError> {
+    reader: &KeySecretReader,
+) -> Result<Vec<(HmacKeys, Signer)>, HandOverRejectionOrPanic> {
     let secret = secrets.read_secret(DEPLOY_KEY_SECRET);
     // Where tenants have keys of their own, a deployer may do without a builder.
     let has_other_keys = policy.is_some_and(|policy| {
@@ -54,9 +54,9 @@ pub(crate) fn read_builder_and_usable_tenant_keys(
     });
     let mut keys = match secret {
         Err(SecretError::Missing { .. }) if has_other_keys => Vec::new(),
-        Err(error) => return Err(HandOverError::Key(error)),
+        Err(error) => return Err(HandOverRejectionOrPanic::Key(error)),
         Ok(secret) => {
-            let key = HmacKeys::new(&secret).ok_or(HandOverError::NoKey {
+            let key = HmacKeys::new(&secret).ok_or(HandOverRejectionOrPanic::NoKey {
                 name: DEPLOY_KEY_SECRET,
             })?;
             vec![(key, Signer::Builder)]
@@ -66,7 +66,7 @@ pub(crate) fn read_builder_and_usable_tenant_keys(
         let read = tenant
             .deploy_key_secrets()
             .iter()
-            .filter_map(|name| reader.read_usable_keys_or_log(secrets, name));
+            .filter_map(|name| reader.read_usable_key_secret_or_log(secrets, name));
         let read = read.filter_map(|secret| HmacKeys::new(&secret));
         keys.extend(read.map(|key| (key, Signer::Tenant(Arc::clone(tenant)))));
     }
@@ -138,7 +138,7 @@ pub(crate) fn check_rules(
     let function = received.hand_over().spec.requested_function();
     let mut violations = reserved.violations(&function, tenant);
     if let Some(tenant) = tenant {
-        let image = received.image_for_rules();
+        let image = received.image_for_rules_if_repository_known();
         violations.extend(image.and_then(|image| tenant.may_run_image(image.repository()).err()));
         violations.extend(tenant.deployments().violations(&function));
     }
@@ -147,7 +147,7 @@ pub(crate) fn check_rules(
 
 /// Returns the tenant that the JSON of a hand-over names; `None` if it names none or is not valid.
 #[must_use]
-pub fn tenant_in_hand_over(bytes: &[u8]) -> Option<String> {
+pub fn tenant_in_valid_hand_over(bytes: &[u8]) -> Option<String> {
     let received = request::parse_hand_over(bytes).ok()?;
     received.hand_over().tenant.clone()
 }

@@ -6,7 +6,7 @@ const TEXT_MAX_CHARS: usize = 500;
 /// The number of lines at the end of a function's log that a reason quotes.
 pub(crate) const QUOTED_LOG_LINES_MAX: usize = 8;
 
-/// Returns the text as one line of at most 500 characters. Of a longer one, the end is left out.
+/// Returns the text as one line. Of a line with more than 500 characters, an ellipsis takes the place of the rest.
 pub(crate) fn as_bounded_line(text: &str) -> String {
     let line = join_words_without_control_characters(text);
     match line.char_indices().nth(TEXT_MAX_CHARS) {
@@ -16,7 +16,7 @@ pub(crate) fn as_bounded_line(text: &str) -> String {
 }
 
 /// Returns a reason followed by a detail, if there is one.
-pub(crate) fn with_detail(reason: String, detail: Option<&str>) -> String {
+pub(crate) fn append_detail_after_semicolon(reason: String, detail: Option<&str>) -> String {
     match detail {
         Some(detail) => format!("{reason}; {detail}"),
         None => reason,
@@ -42,9 +42,9 @@ pub(crate) fn without_log_quote(reason: &str) -> &str {
     before.trim_end_matches("; ")
 }
 
-/// Returns the last lines of a function's log as part of a reason, with at most 500 characters: its end says most.
-/// `None` if the log is empty.
-pub(crate) fn quote_log(log: &[u8]) -> Option<String> {
+/// Returns the last lines of a function's log as part of a reason, at most the last 500 characters, after an
+/// ellipsis if there are more: its end says most. `None` if the log is empty.
+pub(crate) fn quote_log_end(log: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(log);
     let lines: Vec<_> = text
         .lines()
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_becomes_one_line_of_at_most_500_characters_without_control_characters() {
+    fn a_text_becomes_one_line_of_500_characters_and_an_ellipsis_without_control_characters() {
         assert_eq!(as_bounded_line("a\n\u{1b}[31mb\r\n\tc "), "a [31mb c");
         let long = as_bounded_line(&"ü".repeat(600));
         assert_eq!((long.chars().count(), long.ends_with('…')), (501, true));
@@ -74,14 +74,14 @@ mod tests {
     #[test]
     fn a_log_is_quoted_by_its_last_lines() {
         let log: String = (0..20).map(|line| format!("line {line}\n\n")).collect();
-        let quoted = quote_log(log.as_bytes()).unwrap();
+        let quoted = quote_log_end(log.as_bytes()).unwrap();
         assert!(
             quoted.starts_with("its log ends with: line 12 | line 13"),
             "{quoted}"
         );
         assert!(quoted.ends_with("line 19"), "{quoted}");
-        assert_eq!(quote_log(b"\n \n"), None);
-        let long = quote_log(format!("{} the cause", "x".repeat(900)).as_bytes());
+        assert_eq!(quote_log_end(b"\n \n"), None);
+        let long = quote_log_end(format!("{} the cause", "x".repeat(900)).as_bytes());
         assert!(long.unwrap().ends_with(" the cause"));
     }
 

@@ -14,8 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use tracing::warn;
 
-pub(crate) use self::annotations::{ANNOTATIONS_MAX_BYTES, FailureRecord};
-use crate::build_times::BuildTimes;
+pub(crate) use self::annotations::{ANNOTATIONS_MAX_BYTES, PermanentFailureRecord};
+use crate::build_times::TimesOfBuild;
 use crate::gateway::FunctionStatus;
 use crate::request::{HandOver, ReadinessProbe, SPEC_DIGEST_ANNOTATION, TENANT_ANNOTATION, names_same_image};
 use crate::time;
@@ -116,7 +116,7 @@ impl FunctionVersion {
 
     /// Returns whether nothing of the version is missing: Slipway deployed it, or the gateway returned its environment
     /// variables.
-    pub(crate) fn is_complete(&self) -> bool {
+    pub(crate) fn is_whole_deployment_known(&self) -> bool {
         self.spec_digest.is_some() || self.deployment.contains_key("envVars")
     }
 
@@ -145,9 +145,9 @@ impl FunctionVersion {
 
     /// Returns the times of the version's build, without those that are too far ahead of the clock: a clock that ran
     /// ahead once must not keep the function from being updated.
-    pub(crate) fn usable_build_times(&self) -> BuildTimes {
+    pub(crate) fn usable_build_times(&self) -> TimesOfBuild {
         let parse = |text: &Option<String>| time::parse_utc_time(text.as_deref()?);
-        let stored = BuildTimes {
+        let stored = TimesOfBuild {
             submitted_at: parse(&self.submitted_at),
             built_at: parse(&self.built_at),
         };

@@ -14,7 +14,7 @@ pub struct App {
     pub(crate) health_paths: Vec<String>,
     pub(crate) ready_paths: Vec<String>,
     /// Whether the handler, and not the host, applies `max_inflight`.
-    pub(crate) handler_limits_inflight: bool,
+    pub(crate) leave_inflight_limit_to_handler: bool,
     /// The number of senders of unverified bodies at a time, if the handler verifies requests.
     pub(crate) unverified_senders: Option<usize>,
     pub(crate) name: Option<&'static str>,
@@ -35,7 +35,7 @@ impl App {
             ready_detail: None,
             health_paths: Vec::new(),
             ready_paths: Vec::new(),
-            handler_limits_inflight: false,
+            leave_inflight_limit_to_handler: false,
             unverified_senders: None,
             name: None,
         }
@@ -52,8 +52,8 @@ impl App {
     ///
     /// For handlers that queue requests instead of rejecting them, for example.
     #[must_use]
-    pub fn handler_limits_inflight(mut self) -> Self {
-        self.handler_limits_inflight = true;
+    pub fn leave_inflight_limit_to_handler(mut self) -> Self {
+        self.leave_inflight_limit_to_handler = true;
         self
     }
 
@@ -65,7 +65,7 @@ impl App {
     /// [`UnverifiedBudget`](crate::unverified::UnverifiedBudget) of `max_unverified_senders`, which displaces those
     /// that hold others up.
     #[must_use]
-    pub fn verifies_requests(mut self, max_unverified_senders: usize) -> Self {
+    pub fn handler_verifies_requests(mut self, max_unverified_senders: usize) -> Self {
         self.unverified_senders = Some(max_unverified_senders);
         self
     }

@@ -184,7 +184,7 @@ impl ConnectionState {
     }
 
     /// Asks the connection to end, unless the head of its next request arrives before that.
-    pub(crate) fn displace(&self) {
+    pub(crate) fn displace_unless_head_arrives(&self) {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
         self.displaced.store(number | DISPLACED_BIT, Ordering::Relaxed);
         if let Some(waker) = self.waker.get() {
@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn a_head_that_arrives_in_time_keeps_a_displaced_connection() {
         let state = Arc::new(ConnectionState::default());
-        state.displace();
+        state.displace_unless_head_arrives();
         assert!(state.is_displaced_and_still_waiting());
         assert_eq!(
             state.connections_arrived_since_waiting_began(),
@@ -360,7 +360,7 @@ mod tests {
             drop(request);
             assert!(!state.is_displaced_and_still_waiting());
         }
-        state.displace();
+        state.displace_unless_head_arrives();
         assert!(state.is_displaced_and_still_waiting());
     }
 }

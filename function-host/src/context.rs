@@ -47,7 +47,7 @@ impl Context {
     /// Sets the time that [`deadline`](Self::deadline) returns, for calling a handler without the host (in a test).
     /// Nothing drops the handler at that time.
     #[must_use]
-    pub fn with_deadline(mut self, deadline: Instant) -> Self {
+    pub fn with_reported_deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(deadline);
         self
     }
@@ -82,7 +82,7 @@ impl Context {
     /// Records that the request is authentic: from now on it counts against `max_inflight`, and its connection may be
     /// kept.
     ///
-    /// For functions that [verify their requests](crate::App::verifies_requests); without effect for others, and the
+    /// For functions that [verify their requests](crate::App::handler_verifies_requests); without effect for others, and the
     /// second time.
     ///
     /// # Errors

@@ -91,7 +91,7 @@ impl Error {
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
     fn from(error: E) -> Self {
         let cause: BoxError = error.into();
-        match callers_error_status(cause.as_ref()) {
+        match status_of_callers_error_or_reached_limit(cause.as_ref()) {
             Some(status) => Self::status(status, cause.to_string()).caused_by(cause),
             None => Self::new(cause),
         }
@@ -99,7 +99,7 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
 }
 
 /// Returns the status for an error of the caller, or of a limit that the caller ran into; `None` for an internal error.
-fn callers_error_status(cause: &(dyn std::error::Error + 'static)) -> Option<StatusCode> {
+fn status_of_callers_error_or_reached_limit(cause: &(dyn std::error::Error + 'static)) -> Option<StatusCode> {
     if let Some(error) = cause.downcast_ref::<ReceiveError>() {
         return Some(match error {
             ReceiveError::Displaced(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -143,7 +143,7 @@ impl fmt::Display for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unverified::Displaced;
+    use crate::unverified::DisplacedForOthers;
 
     fn return_parse_error() -> Result<(), Error> {
         "seven".parse::<u8>()?;
@@ -179,9 +179,9 @@ mod tests {
     #[test]
     fn a_limit_that_is_reached_is_answered_with_429_and_a_time_for_the_retry() {
         for error in [
-            Error::from(ReceiveError::<BodyError>::Displaced(Displaced::Senders {
-                limit: 7,
-            })),
+            Error::from(ReceiveError::<BodyError>::Displaced(
+                DisplacedForOthers::Senders { limit: 7 },
+            )),
             Error::from(ConcurrencyLimitExceeded { limit: 7 }),
         ] {
             let response = error.log_and_into_response("call");

@@ -119,7 +119,7 @@ pub(crate) async fn serve_until_stopped(
     served.start_draining();
     let mut connections_ended = false;
     let draining = async {
-        served.wait_until_connections_ended().await;
+        served.wait_until_drained_or_dropped().await;
         connections_ended = true;
         trigger.wait_until_background_work_ended().await;
     };
@@ -134,7 +134,7 @@ pub(crate) async fn serve_until_stopped(
         );
         if !connections_ended {
             served.drop_all_connections();
-            served.wait_until_connections_ended().await;
+            served.wait_until_drained_or_dropped().await;
         }
     }
     tracing::info!("stopped");

@@ -62,7 +62,7 @@ fn ends_with_level(part: &str) -> bool {
 /// Logs panics and the events that `log_level` allows to standard output from now on.
 ///
 /// Does nothing if the process already has a subscriber, as in a test.
-pub(crate) fn start_logging(settings: &Settings) {
+pub(crate) fn start_logging_events_and_panics(settings: &Settings) {
     let subscriber = LogSubscriber::new(
         settings.format,
         settings.filter.clone(),

@@ -22,15 +22,15 @@ mod urls;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use deployment::{DeploymentRules, RequestedFunction, RequestedResources};
+pub use deployment::{DeploymentRules, LimitOrReservationAmounts, RequestedFunction};
 pub use error::{InvalidPolicy, PolicyFileError, Violation, Violations};
 pub use file::PolicyFile;
-pub use keys::KeyReader;
+pub use keys::KeySecretReader;
 pub use names::NamePatterns;
 pub use quantity::Quantity;
 pub use repositories::{AllowedContinuation, RepositoryPattern, RepositoryPatterns};
 pub use reserved::ReservedNames;
-pub use tenant::{SourceRestrictions, StepNetworkAccess, Tenant, TenantName};
+pub use tenant::{AllowedSourcesBesidesOwn, DefaultOrNoStepNetwork, Tenant, TenantName};
 pub use urls::{UrlPattern, UrlPatterns};
 
 use json::JsonWithUniqueMembers;

@@ -105,7 +105,7 @@ fn run_erased(setup: ErasedSetup) -> ExitCode {
     let environment: Arc<dyn Environment> = Arc::new(ProcessEnvironment);
     let mut parser = SettingsParser::new(&*environment);
     let host = HostSettings::read(&mut parser, &*environment);
-    log::start_logging(&host.log);
+    log::start_logging_events_and_panics(&host.log);
     let gateway = match host.gateway {
         Ok(gateway) => gateway,
         Err(error) => {
@@ -275,7 +275,7 @@ impl ServingThreadInput {
             gateway,
             shutdown,
         });
-        let tracer = match traces.start_export(app.name) {
+        let tracer = match traces.start_export_if_enabled(app.name) {
             Ok(tracer) => tracer,
             Err(error) => return log_start_failure("could not start the export of traces", error.as_ref()),
         };

@@ -62,7 +62,9 @@ impl Server {
         registry: Registry,
         tracer: RequestTracer,
     ) -> Result<Self, prometheus::Error> {
-        let limit = settings.max_inflight.filter(|_| !app.handler_limits_inflight);
+        let limit = settings
+            .max_inflight
+            .filter(|_| !app.leave_inflight_limit_to_handler);
         let limit_of_all = limit.filter(|_| app.unverified_senders.is_none());
         let inflight = Arc::new(InFlightLimiter::new(limit_of_all));
         registry.register(Box::new(InFlightCollector::new(inflight.clone())?))?;

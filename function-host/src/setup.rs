@@ -54,7 +54,7 @@ impl SetupContext {
         &self.shutdown
     }
 
-    /// Returns the setting `max_inflight`, for a function that [limits itself](crate::App::handler_limits_inflight).
+    /// Returns the setting `max_inflight`, for a function that [limits itself](crate::App::leave_inflight_limit_to_handler).
     pub fn max_inflight(&self) -> Option<usize> {
         self.max_inflight
     }

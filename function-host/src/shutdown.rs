@@ -48,7 +48,7 @@ impl Shutdown {
     /// begun.
     ///
     /// A handler that would take longer should end before the deadline, with an answer that says so.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline_once_begun(&self) -> Option<Instant> {
         *self.deadline.borrow()
     }
 
@@ -103,7 +103,7 @@ mod tests {
     async fn every_clone_sees_the_shutdown_and_its_deadline() {
         let (trigger, shutdown) = Shutdown::new();
         assert!(!shutdown.has_begun());
-        assert_eq!(shutdown.deadline(), None);
+        assert_eq!(shutdown.deadline_once_begun(), None);
         let waiting = tokio::spawn({
             let shutdown = shutdown.clone();
             async move { shutdown.wait_until_begun().await }
@@ -117,7 +117,7 @@ mod tests {
 
         let waited = tokio::time::timeout(Duration::from_secs(1), waiting).await;
         assert_eq!(waited.unwrap().unwrap(), deadline);
-        assert_eq!(shutdown.deadline(), Some(deadline));
+        assert_eq!(shutdown.deadline_once_begun(), Some(deadline));
         assert!(shutdown.has_begun());
     }
 

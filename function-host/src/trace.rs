@@ -106,7 +106,7 @@ pub fn set_route_of_current_request(route: &'static str) {
 
 /// Wraps `future` so that it runs in the current trace span wherever it is polled, for example in a new task.
 pub fn in_current_span<F>(future: F) -> InSpanFuture<F> {
-    TraceContext::current().run_in_context(future)
+    TraceContext::current().wrap_in_context(future)
 }
 
 /// Sets the trace headers of a request, which name the current span as the caller. Without a span, sets none.

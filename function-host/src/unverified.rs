@@ -54,7 +54,7 @@ pub struct UnverifiedLimits {
 impl UnverifiedLimits {
     /// Reads the settings `unverified_senders`, `unverified_memory`, `receive_rate` and `receive_grace`; `defaults` are
     /// for those that are not set, and for the disk space. Problems are added to `parser`.
-    pub fn read(parser: &mut SettingsParser<'_>, defaults: Self) -> Self {
+    pub fn read_all_but_disk(parser: &mut SettingsParser<'_>, defaults: Self) -> Self {
         let limits = Self {
             senders: parser.number("unverified_senders", defaults.senders),
             memory: parser.number("unverified_memory", defaults.memory),
@@ -84,7 +84,7 @@ pub enum HeldResource {
 
 /// The reason why a sender was displaced: a part of the budget was used up, and this sender was the first to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Displaced {
+pub enum DisplacedForOthers {
     /// The sender was the slowest, and another one arrived.
     #[error(
         "too many senders at a time: at most {limit} unverified bodies are received, and this one was the slowest"
@@ -114,7 +114,7 @@ pub enum Displaced {
 pub enum ReceiveError<E = BodyError> {
     /// The sender was displaced; a retry may succeed (status 429).
     #[error(transparent)]
-    Displaced(#[from] Displaced),
+    Displaced(#[from] DisplacedForOthers),
     /// The sender was slower than the lowest rate for too long (status 408).
     #[error("the body arrived at less than {rate} bytes a second for {}", duration::format_duration(*grace))]
     TooSlow {

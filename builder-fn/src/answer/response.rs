@@ -7,7 +7,7 @@ use function_host::{Response, ResponseBody, reply, trace};
 use futures_util::{Stream, StreamExt};
 use serde_json::json;
 
-use super::{Answer, AnswerImageAndSeconds, RetryReason, report_of_failure};
+use super::{Answer, AnswerImageAndSeconds, ReasonForTooManyRequests, report_of_failure};
 use crate::hand_over::HandOverAndAnswerSigner;
 use crate::report::{Report, StreamFormat, to_json_with_escaped_line_ends};
 
@@ -21,11 +21,13 @@ const MAX_CALLBACK_LOG_BYTES: usize = 256 * 1024;
 impl Answer {
     /// Converts the answer to a response with one JSON object, which is signed if it encloses a hand-over. A 429 is
     /// plain text, which is what queues expect.
-    pub(crate) fn into_response(mut self) -> Response {
+    pub(crate) fn into_json_response_or_text_429(mut self) -> Response {
         if let Some(retry) = self.retry {
             let response = match retry {
-                RetryReason::Busy { limit } => reply::concurrency_limit_exceeded(limit),
-                RetryReason::Later => reply::too_many_requests(self.report.error.unwrap_or_default() + "\n"),
+                ReasonForTooManyRequests::Busy { limit } => reply::concurrency_limit_exceeded(limit),
+                ReasonForTooManyRequests::Later => {
+                    reply::too_many_requests(self.report.error.unwrap_or_default() + "\n")
+                }
             };
             return with_close_header_if(self.closes_connection, response);
         }
@@ -130,7 +132,7 @@ pub(crate) fn json_value_response(status: StatusCode, value: &serde_json::Value)
 
 /// Returns the plain-text 429 response for a caller that wants to read a log while as many are read as the builder
 /// allows.
-pub(crate) fn too_many_readers_response() -> Response {
+pub(crate) fn too_many_log_readers_response() -> Response {
     reply::too_many_requests("as many logs are being read as this builder allows; try again\n".to_owned())
 }
 

@@ -27,7 +27,7 @@ fn answer_fields() -> AnswerImageAndSeconds<'static> {
 
 fn response_with_log(mut answer: Answer) -> Response {
     answer.report.log = Some(vec!["l: x".into()]);
-    answer.into_response()
+    answer.into_json_response_or_text_429()
 }
 
 #[tokio::test]
@@ -134,7 +134,8 @@ async fn an_error_is_answered_with_the_http_status_of_its_kind_and_the_log_so_fa
 
 #[tokio::test]
 async fn a_busy_builder_answers_429_with_the_same_body_as_the_host() {
-    let response = Answer::from_error(&Error::Busy { limit: 3 }, answer_fields()).into_response();
+    let response =
+        Answer::from_error(&Error::Busy { limit: 3 }, answer_fields()).into_json_response_or_text_429();
 
     assert_eq!(response.status().as_u16(), 429);
     assert_eq!(response.headers()["retry-after"], "1");
@@ -147,7 +148,8 @@ async fn a_busy_builder_answers_429_with_the_same_body_as_the_host() {
 
 #[tokio::test]
 async fn a_builder_that_is_shutting_down_answers_with_a_retry_after_header() {
-    let response = Answer::from_error(&Error::Draining, AnswerImageAndSeconds::default()).into_response();
+    let response = Answer::from_error(&Error::Draining, AnswerImageAndSeconds::default())
+        .into_json_response_or_text_429();
 
     assert_eq!(response.status().as_u16(), 429);
     assert_eq!(response.headers()["retry-after"], "1");
@@ -159,10 +161,11 @@ async fn a_builder_that_is_shutting_down_answers_with_a_retry_after_header() {
 }
 
 #[test]
-fn an_answer_sent_before_the_request_body_is_read_closes_the_connection() {
+fn the_answer_to_a_too_large_request_closes_the_connection() {
     let error = Error::Request(RequestError::TooLarge { limit: 7 });
 
-    let response = Answer::from_error(&error, AnswerImageAndSeconds::default()).into_response();
+    let response =
+        Answer::from_error(&error, AnswerImageAndSeconds::default()).into_json_response_or_text_429();
     assert_eq!(response.headers()[CONNECTION], "close");
 }
 

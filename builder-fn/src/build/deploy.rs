@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Builder;
 use super::call::{self, BuilderCall, wait_for_expiry};
-use crate::buildkit::BuiltImage;
+use crate::buildkit::BuiltImageDigestCommitAndTimes;
 use crate::builds::DeploymentRecording;
 use crate::error::Error;
 use crate::hand_over::{
@@ -21,7 +21,7 @@ use crate::versions::{FunctionVersion, VersionState};
 
 /// The call that deploys a version.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct DeployingCall<'a> {
+pub(crate) struct DeploymentTenantAndLimits<'a> {
     /// The name of the tenant, if the builder has a policy.
     pub(crate) tenant: Option<&'a str>,
     /// The time for the deployment.
@@ -40,7 +40,7 @@ pub(crate) struct DeployingCall<'a> {
 ///
 /// A delivery whose only time is its arrival has the time of the delivery that built the image: a redelivery must not
 /// make the image look newer.
-fn image_submission_time(request: &BuildRequest, built: &BuiltImage) -> SystemTime {
+fn image_submission_time(request: &BuildRequest, built: &BuiltImageDigestCommitAndTimes) -> SystemTime {
     let SubmittedAt { at, source } = request.submitted_at;
     match (source, built.submitted_at) {
         (SubmissionTimeSource::Arrival, Some(first)) => first,
@@ -54,11 +54,11 @@ impl Builder {
     ///
     /// # Errors
     /// Fails if BuildKit did not report the image's digest, or another builder has to repeat the hand-over.
-    pub(super) async fn hand_over_image(
+    pub(super) async fn hand_over_image_with_failure_as_outcome(
         &self,
         signer: &HandOverSigner<'_>,
         request: &BuildRequest,
-        built: &BuiltImage,
+        built: &BuiltImageDigestCommitAndTimes,
         call: &BuilderCall<'_>,
         lines: &LineFormatter,
         log: &mut dyn LogSink,
@@ -83,7 +83,7 @@ impl Builder {
             probe: config.probe.clone(),
             rollback: None,
         };
-        let deploying = DeployingCall {
+        let deploying = DeploymentTenantAndLimits {
             tenant: request.tenant().map(|tenant| tenant.name().as_str()),
             time_limit: call.build_time_limit(None),
             shutdown: call.shutdown,
@@ -106,7 +106,7 @@ impl Builder {
         &self,
         signer: &HandOverSigner<'_>,
         version: FunctionVersion,
-        call: DeployingCall<'_>,
+        call: DeploymentTenantAndLimits<'_>,
         lines: &LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<DeploymentOutcome, Error> {
@@ -135,7 +135,7 @@ impl Builder {
             );
         };
         let recording = match self.records.store() {
-            Some(store) => store.begin_recording_deployment(
+            Some(store) => store.begin_recording_deployment_unless_crowded(
                 call.tenant.map(str::to_owned),
                 version.clone(),
                 call.shutdown.begin_background_work(),
@@ -143,7 +143,7 @@ impl Builder {
             None => DeploymentRecording::none(),
         };
         let deployment = tokio::select! {
-            deployment = span.run(signer.hand_over(&hand_over, call.retried, on_retry)) => deployment,
+            deployment = span.run(signer.hand_over_or_enclose_for_callback(&hand_over, call.retried, on_retry)) => deployment,
             _ = wait_for_expiry(call.time_limit) => DeploymentOutcome::failed(
                 "the call's time limit was reached before the deployment's outcome was known".into(),
             ),

@@ -14,7 +14,7 @@ use crate::request::BuildRequest;
 ///
 /// # Errors
 /// Fails if the deployer would refuse the hand-over, the call's time ends, or a shutdown is about to end the process.
-pub(super) async fn check_deployment_by_dry_run(
+pub(super) async fn fail_if_dry_run_refuses_deployment(
     signer: &HandOverSigner<'_>,
     deploy: &Map<String, Value>,
     request: &BuildRequest,

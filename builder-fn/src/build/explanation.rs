@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use function_host::policy::StepNetworkAccess;
+use function_host::policy::DefaultOrNoStepNetwork;
 use tokio::time::{Instant, timeout_at};
 
 use super::Builder;
@@ -32,7 +32,7 @@ const MAX_SEARCHED_ENTRIES: usize = 10_000;
 
 /// The result of looking up a build's credentials for the registry that refused something: whether there are any, or
 /// why they could not be looked up.
-struct CredentialLookupResult {
+struct CredentialsGivenOrProblem {
     /// Whether there are credentials that are not empty.
     is_given: bool,
     /// The reason why the credentials could not be looked up.
@@ -59,7 +59,7 @@ impl Builder {
         let login = match hint::registry_refusing_credentials(&error) {
             Some(registry) => {
                 let credentials = self.credential_store(request);
-                look_up_credentials_within_a_second(&*credentials, registry, call.deadline).await
+                look_up_if_credentials_exist_within_a_second(&*credentials, registry, call.deadline).await
             }
             None => None,
         };
@@ -90,7 +90,7 @@ impl Builder {
                 problem: login.problem.as_deref(),
             }),
             no_network: tenant
-                .filter(|tenant| tenant.step_network() == StepNetworkAccess::None)
+                .filter(|tenant| tenant.step_network() == DefaultOrNoStepNetwork::None)
                 .map(|tenant| tenant.name().as_str()),
         })
     }
@@ -98,7 +98,11 @@ impl Builder {
     /// Returns the credentials with which the build pulls and pushes.
     fn credential_store(&self, request: &BuildRequest) -> Arc<dyn CredentialStore> {
         match request.tenant() {
-            Some(tenant) => self.tenants.registries(tenant).credentials.clone(),
+            Some(tenant) => self
+                .tenants
+                .registries_with_own_credentials(tenant)
+                .credentials
+                .clone(),
             None => self.credentials.clone(),
         }
     }
@@ -106,11 +110,11 @@ impl Builder {
 
 /// Looks up whether a build has credentials for a registry; `None` if that takes more than a second, or longer than the
 /// call.
-async fn look_up_credentials_within_a_second(
+async fn look_up_if_credentials_exist_within_a_second(
     credentials: &dyn CredentialStore,
     registry: &str,
     deadline: Option<Instant>,
-) -> Option<CredentialLookupResult> {
+) -> Option<CredentialsGivenOrProblem> {
     let host = match registry {
         "docker.io" => DOCKER_HUB_HOST,
         host => host,
@@ -122,11 +126,11 @@ async fn look_up_credentials_within_a_second(
             .await
             .ok()?
         {
-            Ok(found) => CredentialLookupResult {
+            Ok(found) => CredentialsGivenOrProblem {
                 is_given: !found.secret.is_empty(),
                 problem: None,
             },
-            Err(problem) => CredentialLookupResult {
+            Err(problem) => CredentialsGivenOrProblem {
                 is_given: false,
                 problem: Some(problem),
             },
@@ -171,7 +175,7 @@ mod tests {
 
     #[tonic::async_trait]
     impl CredentialStore for LookupCountingStoreWithSlowHost {
-        async fn credentials(&self, host: &str) -> RegistryCredentials {
+        async fn credentials_or_empty(&self, host: &str) -> RegistryCredentials {
             self.0.fetch_add(1, Ordering::Relaxed);
             match host {
                 "slow" => pending().await,
@@ -181,18 +185,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hint_does_not_wait_for_a_slow_credential_helper() {
+    async fn a_credential_lookup_ends_after_a_second_or_at_the_deadline() {
         let store = LookupCountingStoreWithSlowHost::default();
         let start = Instant::now();
         assert!(
-            look_up_credentials_within_a_second(&store, "slow", None)
+            look_up_if_credentials_exist_within_a_second(&store, "slow", None)
                 .await
                 .is_none()
         );
         assert_eq!(start.elapsed(), CREDENTIAL_LOOKUP_TIMEOUT);
         let deadline = Instant::now() + Duration::from_millis(20);
         assert!(
-            look_up_credentials_within_a_second(&store, "slow", Some(deadline))
+            look_up_if_credentials_exist_within_a_second(&store, "slow", Some(deadline))
                 .await
                 .is_none()
         );
@@ -200,9 +204,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hint_looks_credentials_up_once() {
+    async fn one_credential_lookup_asks_the_store_once() {
         let store = LookupCountingStoreWithSlowHost::default();
-        let login = look_up_credentials_within_a_second(&store, "r.example", None).await;
+        let login = look_up_if_credentials_exist_within_a_second(&store, "r.example", None).await;
         assert!(login.is_some_and(|login| !login.is_given && login.problem.is_none()));
         assert_eq!(store.0.load(Ordering::Relaxed), 1);
     }

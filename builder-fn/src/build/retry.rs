@@ -34,7 +34,7 @@ impl BuildRetries {
 
     /// Begins the next retry, and returns the pause before it; `None` if a retry after `error` is of no use, or not
     /// allowed any more.
-    pub(super) fn next_pause(&mut self, error: &Error) -> Option<Duration> {
+    pub(super) fn begin_retry_and_return_pause_if_allowed(&mut self, error: &Error) -> Option<Duration> {
         if !is_worth_a_retry(error) || self.count >= RETRIES_MAX {
             return None;
         }
@@ -46,7 +46,8 @@ impl BuildRetries {
         Some(pause)
     }
 
-    /// Returns the number of the current attempt, from 1. [`next_pause`](Self::next_pause) begins the next one.
+    /// Returns the number of the current attempt, from 1.
+    /// [`begin_retry_and_return_pause_if_allowed`](Self::begin_retry_and_return_pause_if_allowed) begins the next one.
     pub(super) fn current_attempt(&self) -> u32 {
         self.count + 1
     }
@@ -89,9 +90,10 @@ mod tests {
     #[test]
     fn a_failure_of_the_platform_is_retried_until_its_growing_pauses_reach_the_limit() {
         let mut retries = BuildRetries::new(Duration::from_secs(20));
-        let pauses: Vec<_> =
-            std::iter::from_fn(|| retries.next_pause(&failed_push_by_fault_of(FaultyParty::Platform)))
-                .collect();
+        let pauses: Vec<_> = std::iter::from_fn(|| {
+            retries.begin_retry_and_return_pause_if_allowed(&failed_push_by_fault_of(FaultyParty::Platform))
+        })
+        .collect();
 
         assert!((4..=5).contains(&pauses.len()), "{pauses:?}");
         for (number, pause) in pauses.iter().enumerate() {
@@ -108,7 +110,7 @@ mod tests {
     fn a_build_is_retried_at_most_eight_times() {
         let mut retries = BuildRetries::new(Duration::MAX);
         let lost = || Error::Lost("reset".into());
-        let count = std::iter::from_fn(|| retries.next_pause(&lost())).count();
+        let count = std::iter::from_fn(|| retries.begin_retry_and_return_pause_if_allowed(&lost())).count();
         assert_eq!(count, 8);
     }
 
@@ -124,7 +126,8 @@ mod tests {
             },
             ContextError::Lost("reset".into()),
         ] {
-            let pause = BuildRetries::new(Duration::MAX).next_pause(&error.into());
+            let pause =
+                BuildRetries::new(Duration::MAX).begin_retry_and_return_pause_if_allowed(&error.into());
             assert!(pause.is_some());
         }
     }
@@ -137,7 +140,9 @@ mod tests {
         ] {
             let error = failed_push(answer, FaultyParty::Platform);
             assert!(
-                BuildRetries::new(Duration::MAX).next_pause(&error).is_some(),
+                BuildRetries::new(Duration::MAX)
+                    .begin_retry_and_return_pause_if_allowed(&error)
+                    .is_some(),
                 "{answer}"
             );
         }
@@ -169,7 +174,7 @@ mod tests {
             Error::Failed(BuildFailure::of_unchecked_sources()),
         ] {
             assert_eq!(
-                BuildRetries::new(Duration::MAX).next_pause(&error),
+                BuildRetries::new(Duration::MAX).begin_retry_and_return_pause_if_allowed(&error),
                 None,
                 "{error}"
             );

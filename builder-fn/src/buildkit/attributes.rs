@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_history_record_of_another_buildkit_client_has_no_solve_attributes() {
+    fn a_history_record_without_a_call_id_and_valid_submission_time_has_no_solve_attributes() {
         let mut record = history_record_attributes(&example_attributes());
         record.insert("slipway.submitted-at".into(), "yesterday".into());
         assert_eq!(SolveAttributes::from_history_record(&record), None);

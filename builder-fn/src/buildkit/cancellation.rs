@@ -64,7 +64,7 @@ impl Connection {
     }
 
     /// Subscribes to cancellations: each one as it is requested. Those before the subscription are not among them
-    /// ([`Self::is_cancellation_requested`]).
+    /// ([`Self::is_cancellation_known_to_be_requested`]).
     pub(crate) async fn subscribe_to_new_cancellations(
         &self,
     ) -> Result<BoxStream<'static, Result<Cancellation, Status>>, Status> {

@@ -54,7 +54,7 @@ pub struct GitContextSource {
 
 /// What is read from a git repository before its build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommitLookup {
+pub enum CommitHashOnlyOrWithCheckout {
     /// Only the hash of the commit that the source has now.
     HashOnly,
     /// The hash of the commit, and a checkout of the context at the daemon, which the build finds again.
@@ -142,7 +142,7 @@ impl GitContextSource {
         &self,
         connection: &Connection,
         services: SessionServices,
-        lookup: CommitLookup,
+        lookup: CommitHashOnlyOrWithCheckout,
     ) -> Result<String, JobError> {
         let session = Session::new(uuid::Uuid::new_v4().simple().to_string(), services.clone());
         let reference = uuid::Uuid::new_v4().simple().to_string();
@@ -159,7 +159,7 @@ impl GitContextSource {
         let mut session = pin!(session.open_and_serve(connection));
         let mut looking_up = pin!(async {
             let commit = self.request_commit(connection, &reference).await?;
-            if lookup == CommitLookup::HashAndCheckout {
+            if lookup == CommitHashOnlyOrWithCheckout::HashAndCheckout {
                 let source = self.at_commit(&commit);
                 source.check_out_for_build_to_find(connection, &reference).await?;
             }
@@ -177,7 +177,7 @@ impl GitContextSource {
         match resolved {
             Err(status) if is_connection_loss(&status) => Err(JobError::Lost(status.into())),
             Err(status) => Err(JobError::Failed(
-                match services.denial_named_in_error_or_first_denial(status.message()) {
+                match services.denial_that_error_is_about(status.message()) {
                     Some(denial) => BuildFailure::denied(&denial),
                     None => git_failure(&status),
                 },

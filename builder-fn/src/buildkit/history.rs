@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 
 use super::Connection;
 use super::attributes::{SolveAttributes, to_nearest_jiff_timestamp};
-use super::outcome::{BuiltImage, SolveOutcome};
+use super::outcome::{BuiltImageDigestCommitAndTimes, SolveOutcome};
 
 pub(crate) use listing::HistoryChange;
 pub use listing::{HistoryListing, ListedBuild, SealedSecrets, StepCounts};
@@ -34,7 +34,7 @@ const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The record of a finished build in the daemon's history.
 #[derive(Debug)]
-pub(super) struct FinishedBuild {
+pub(super) struct CallAttemptAndOutcomeOfBuild {
     /// The id of the call that the build belongs to, if the record has one.
     pub(super) call_id: Option<String>,
     /// The number of the attempt, if the record has one.
@@ -125,9 +125,9 @@ impl KnownBuild {
 pub(super) async fn request_finished_build(
     connection: &Connection,
     reference: &str,
-) -> Option<FinishedBuild> {
+) -> Option<CallAttemptAndOutcomeOfBuild> {
     let record = none_after_logged_failure(find_finished_record(connection, reference).await)?;
-    Some(FinishedBuild::from(record))
+    Some(CallAttemptAndOutcomeOfBuild::from(record))
 }
 
 /// Waits until the outcome of a build that has just ended is recorded; `None` if that takes longer than `limit`.
@@ -149,7 +149,10 @@ pub(super) async fn wait_for_outcome(
 
 /// Requests the id of the call that the running or finished build `reference` belongs to. Waits for its record for up
 /// to 5 s.
-pub(super) async fn wait_for_call_id(connection: &Connection, reference: &str) -> Option<String> {
+pub(super) async fn wait_for_call_id_up_to_5_seconds(
+    connection: &Connection,
+    reference: &str,
+) -> Option<String> {
     let known = async {
         loop {
             let found = find_running_or_finished_record(connection, reference).await;
@@ -184,7 +187,7 @@ async fn find_finished_record(
     reference: &str,
 ) -> Result<Option<BuildHistoryRecord>, Status> {
     let references = [reference.to_owned()];
-    let reading = lookup::read_records(connection, &references);
+    let reading = lookup::read_finished_records_unpinning_them(connection, &references);
     Ok(within_answer_timeout(reading).await?.pop())
 }
 
@@ -253,7 +256,7 @@ fn time_from_unix(seconds: i64, nanos: i32) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
-impl From<BuildHistoryRecord> for FinishedBuild {
+impl From<BuildHistoryRecord> for CallAttemptAndOutcomeOfBuild {
     fn from(record: BuildHistoryRecord) -> Self {
         let attributes = SolveAttributes::from_history_record(&record.frontend_attrs);
         Self {
@@ -276,7 +279,7 @@ impl From<BuildHistoryRecord> for SolveOutcome {
             .completed_at
             .and_then(|at| time_from_unix(at.seconds, at.nanos));
         let attributes = SolveAttributes::from_history_record(&record.frontend_attrs);
-        Self::Succeeded(BuiltImage {
+        Self::Succeeded(BuiltImageDigestCommitAndTimes {
             digest,
             completed_at,
             submitted_at: attributes.as_ref().map(|attributes| attributes.submitted_at),

@@ -18,7 +18,7 @@ use futures_util::StreamExt;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Request, Status};
 
-use super::outcome::{BuiltImage, SolveOutcome};
+use super::outcome::{BuiltImageDigestCommitAndTimes, SolveOutcome};
 use super::session::{Session, SessionServices};
 use super::shared_key::KeyLease;
 use super::status::{self, BuildEvent, EventReader, StatusResponseStream};
@@ -30,14 +30,14 @@ pub(super) const ATTEMPT_REFERENCES_OF_CALL_MAX: u32 = 16;
 
 /// The timeouts for the remaining events of a build whose solve has ended.
 #[derive(Clone, Copy, Debug)]
-pub struct EventTimeouts {
+pub struct TimeoutsForLastEvents {
     /// The longest wait between two events of an ended build; the rest of its log should come at once.
     pub idle: Duration,
     /// The longest wait for all events of an ended build, and for the outcome of a build that another delivery began.
     pub total: Duration,
 }
 
-impl Default for EventTimeouts {
+impl Default for TimeoutsForLastEvents {
     /// Returns timeouts of 5 s between two events and 30 s in total.
     fn default() -> Self {
         Self {
@@ -63,7 +63,7 @@ pub struct BuildJob {
     /// The registries, which are asked whether they still have the image of an earlier delivery.
     pub manifests: Arc<dyn ManifestLookup>,
     /// The timeouts for the last events of the build.
-    pub timeouts: EventTimeouts,
+    pub timeouts: TimeoutsForLastEvents,
 }
 
 /// The reason why a job did not succeed.
@@ -90,7 +90,7 @@ pub enum JobError {
 
 /// The build that an earlier delivery of a call may have run.
 #[derive(Clone, Copy, Debug)]
-pub struct EarlierBuild<'a> {
+pub struct EarlierBuildReferenceAndCall<'a> {
     /// The reference of the build.
     pub reference: &'a BuildReference,
     /// The number of the first attempt that the daemon may have.
@@ -106,11 +106,11 @@ pub struct EarlierBuild<'a> {
 /// Fails if the reference is that of a signature which only one call may build, and another call has built it.
 pub async fn find_built_image(
     connection: &Connection,
-    earlier: EarlierBuild<'_>,
-    timeouts: EventTimeouts,
+    earlier: EarlierBuildReferenceAndCall<'_>,
+    timeouts: TimeoutsForLastEvents,
     mut sink: impl FnMut(BuildEvent),
-) -> Result<Option<BuiltImage>, JobError> {
-    let EarlierBuild {
+) -> Result<Option<BuiltImageDigestCommitAndTimes>, JobError> {
+    let EarlierBuildReferenceAndCall {
         reference,
         first_attempt,
         call_id,
@@ -162,12 +162,12 @@ impl BuildJob {
         mut self,
         connection: &Connection,
         mut sink: impl FnMut(BuildEvent),
-    ) -> Result<BuiltImage, JobError> {
+    ) -> Result<BuiltImageDigestCommitAndTimes, JobError> {
         let result = self.attempt_until_outcome(connection, &mut sink).await;
         match &result {
-            Ok(_) => self.shared_key.return_to_pool_unless_broken_off(),
+            Ok(_) => self.shared_key.return_to_pool_if_all_transfers_completed(),
             Err(JobError::Failed(failure)) if failure.fault == FaultyParty::Caller => {
-                self.shared_key.return_to_pool_unless_broken_off()
+                self.shared_key.return_to_pool_if_all_transfers_completed()
             }
             // It is not certain which files of the context the daemon has.
             Err(_) => {}
@@ -184,7 +184,7 @@ impl BuildJob {
         &mut self,
         connection: &Connection,
         sink: &mut impl FnMut(BuildEvent),
-    ) -> Result<BuiltImage, JobError> {
+    ) -> Result<BuiltImageDigestCommitAndTimes, JobError> {
         let mut reader = EventReader::default();
         let attributes = self.solve.attributes.as_ref();
         let mut number = attributes.and_then(|attributes| attributes.attempt).unwrap_or(1);
@@ -202,7 +202,7 @@ impl BuildJob {
                 None => {}
                 Some(SolveOutcome::Failed(_)) => continue,
                 Some(SolveOutcome::Succeeded(image))
-                    if self.is_image_gone_from_registry(&image, sink).await =>
+                    if self.is_image_certainly_gone_from_registry(&image, sink).await =>
                 {
                     continue;
                 }
@@ -236,9 +236,9 @@ impl BuildJob {
 
     /// Asks the registry whether the pushed image of an earlier delivery has been removed. If the registry gives no
     /// answer, passes a warning to `sink` and returns `false`.
-    async fn is_image_gone_from_registry(
+    async fn is_image_certainly_gone_from_registry(
         &self,
-        image: &BuiltImage,
+        image: &BuiltImageDigestCommitAndTimes,
         sink: &mut impl FnMut(BuildEvent),
     ) -> bool {
         let (Some(digest), Some(name), true) = (&image.digest, self.solve.names.first(), self.solve.push)
@@ -288,7 +288,7 @@ impl BuildJob {
         reference: &str,
         reader: &mut EventReader,
         sink: &mut impl FnMut(BuildEvent),
-    ) -> Result<Option<BuiltImage>, JobError> {
+    ) -> Result<Option<BuiltImageDigestCommitAndTimes>, JobError> {
         let mut responses = status::open_build_status_stream(connection, reference.to_owned());
         let session = Session::new(
             self.shared_key.leased_or_new_key_for_session(),
@@ -328,7 +328,8 @@ impl BuildJob {
         let outcome = match solved {
             Err(status) if is_already_running_error(&status, reference) => {
                 if self.solve.reference.is_for_signature_alone()
-                    && let Some(call_id) = history::wait_for_call_id(connection, reference).await
+                    && let Some(call_id) =
+                        history::wait_for_call_id_up_to_5_seconds(connection, reference).await
                 {
                     self.reject_other_call_of_signature(&call_id)?;
                 }
@@ -347,7 +348,7 @@ impl BuildJob {
                     pass_remaining_events(responses, self.timeouts, reader, sink).await;
                 }
                 match solved {
-                    Ok(response) => Some(SolveOutcome::Succeeded(BuiltImage {
+                    Ok(response) => Some(SolveOutcome::Succeeded(BuiltImageDigestCommitAndTimes {
                         digest: response
                             .into_inner()
                             .exporter_response
@@ -369,10 +370,7 @@ impl BuildJob {
             Some(SolveOutcome::Succeeded(image)) => Ok(Some(image)),
             Some(SolveOutcome::Failed(status)) if status.code() == Code::Cancelled => Ok(None),
             Some(SolveOutcome::Failed(status)) => Err(JobError::Failed(
-                match self
-                    .services
-                    .denial_named_in_error_or_first_denial(status.message())
-                {
+                match self.services.denial_that_error_is_about(status.message()) {
                     Some(denial) => BuildFailure::denied(&denial),
                     None => BuildFailure::new(&status, reader),
                 },
@@ -396,7 +394,7 @@ fn with_trace_context(request: SolveRequest) -> Request<SolveRequest> {
 /// build.
 async fn pass_remaining_events(
     mut responses: StatusResponseStream,
-    timeouts: EventTimeouts,
+    timeouts: TimeoutsForLastEvents,
     reader: &mut EventReader,
     sink: &mut impl FnMut(BuildEvent),
 ) {

@@ -6,7 +6,7 @@ use tonic::Status;
 
 /// The image of a successful build.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BuiltImage {
+pub struct BuiltImageDigestCommitAndTimes {
     /// The digest (`sha256:…`) of the image's manifest, or of its index if there are several platforms.
     pub digest: Option<String>,
     /// The commit of the context, if it is from a git repository.
@@ -21,7 +21,7 @@ pub struct BuiltImage {
 #[derive(Debug)]
 pub(super) enum SolveOutcome {
     /// The build succeeded with this image.
-    Succeeded(BuiltImage),
+    Succeeded(BuiltImageDigestCommitAndTimes),
     /// The build failed with this status: the answer to the solve, or the error in the record of the build.
     Failed(Status),
 }

@@ -27,7 +27,7 @@ impl BuildReference {
 
     /// Derives the reference of a build from the signature of its request alone, so that the daemon remembers the
     /// signature.
-    pub fn for_signature(signature: &str) -> Self {
+    pub fn for_signature_of_any_call(signature: &str) -> Self {
         Self {
             // No call id begins with a NUL.
             text: first_16_sha256_bytes_as_hex(&["\0signature\0", signature]),
@@ -111,8 +111,8 @@ mod tests {
 
     #[test]
     fn a_build_reference_for_a_signature_alone_differs_from_that_of_any_call() {
-        let reference = BuildReference::for_signature("sha256=12");
-        assert_eq!(reference, BuildReference::for_signature("sha256=12"));
+        let reference = BuildReference::for_signature_of_any_call("sha256=12");
+        assert_eq!(reference, BuildReference::for_signature_of_any_call("sha256=12"));
         for call_id in ["", "id", "signature"] {
             assert_ne!(
                 reference.to_string(),
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn every_attempt_of_a_build_has_its_own_name() {
-        let reference = BuildReference::for_signature("sha256=12");
+        let reference = BuildReference::for_signature_of_any_call("sha256=12");
         assert_eq!(reference.attempt_name(1), reference.to_string());
         assert_eq!(reference.attempt_name(2), format!("{reference}-2"));
         for number in [1, 2, 16] {

@@ -19,8 +19,8 @@ use tonic::Status;
 
 use super::Connection;
 
-pub use facts::{AttemptFacts, StepFacts};
-pub use ordered::OrderedLog;
+pub use facts::{AttemptFacts, StepOrExportPartFacts};
+pub use ordered::OrderedLogWithoutProgress;
 pub(super) use reader::EventReader;
 
 /// The pause before the next attempt to subscribe to a build that the daemon has not begun.

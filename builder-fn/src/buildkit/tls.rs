@@ -68,7 +68,9 @@ impl Dialer for TlsDialer {
         let this = self.clone();
         Box::pin(async move {
             let config = this.secrets.read_client_config()?;
-            let stream = perform_tls_handshake_and_await_first_bytes(transport, this.name, config).await?;
+            let stream =
+                perform_tls_handshake_and_await_first_bytes_for_5_seconds(transport, this.name, config)
+                    .await?;
             Ok(Box::new(stream) as Box<dyn ByteStream>)
         })
     }
@@ -181,7 +183,7 @@ fn check_own_certificate_period_and_version(
 
 /// Performs the TLS handshake over `stream`, and waits for the daemon's first bytes, in whose place it sends an error
 /// if it rejects the builder's certificate. After 5 s without any, the certificate counts as accepted.
-async fn perform_tls_handshake_and_await_first_bytes<S>(
+async fn perform_tls_handshake_and_await_first_bytes_for_5_seconds<S>(
     stream: S,
     name: ServerName<'static>,
     config: ClientConfig,

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_signed_with_its_method_its_path_its_query_and_its_time() {
+    fn a_bodyless_request_is_signed_with_its_method_its_path_its_query_and_its_time() {
         let signed = format!("GET\n/builds/5f0c?x=1\n{NOW_RFC3339}");
         assert_eq!(
             verify_bodyless_request_signed_over(&signed, NOW_RFC3339, Method::GET, "/builds/5f0c?x=1"),
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_valid_for_five_minutes_before_and_after_its_time() {
+    fn a_signature_of_a_bodyless_request_is_valid_for_five_minutes_before_and_after_its_time() {
         for (signed_at, is_valid) in [
             ("2026-12-01T09:55:00Z", true),
             ("2026-12-01T10:05:00Z", true),
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_without_its_headers_is_rejected_and_told_how_to_sign() {
+    fn the_error_for_an_unsigned_bodyless_request_names_both_headers_to_send() {
         let check = SignatureCheck::Required(SignatureKeys::new(&Secret::new("key"), true).expect("a key"));
         let uri = "/builds".parse().expect("path");
         let error = verify_bodyless_request(&check, &Method::GET, &uri, &HeaderMap::new(), SystemTime::now());

@@ -39,10 +39,10 @@ impl CancellationWatch {
     /// Watches the daemons of `pool` for requests to cancel builds until the last of its guards is dropped, and returns a
     /// guard.
     ///
-    /// Each pool has one watcher, which uses the functions of the call that started it: `cancellations_of_builds_in_progress` lists
-    /// one for each build in progress, and `on_cancellation_of_any_build` gets each one that was requested.
-    /// Must be called within a Tokio runtime.
-    pub(super) fn watch(
+    /// Each pool has one watcher, which uses the functions of the call that started it:
+    /// `cancellations_of_builds_in_progress` lists one for each build in progress, and `on_cancellation_of_any_build` gets
+    /// each one that was requested. Must be called within a Tokio runtime.
+    pub(super) fn begin_or_join_watch(
         &self,
         pool: &DaemonPool,
         cancellations_of_builds_in_progress: impl Fn() -> Vec<Cancellation> + Send + Sync + 'static,
@@ -58,7 +58,7 @@ impl CancellationWatch {
             );
             let following = async move {
                 pool.follow_members(move |daemon| {
-                    follow_cancellations(daemon, possible.clone(), cancel.clone())
+                    follow_cancellations_until_aborted(daemon, possible.clone(), cancel.clone())
                 })
                 .await;
             };
@@ -88,10 +88,10 @@ impl Drop for PoolWatchGuard {
     }
 }
 
-/// Passes requests to cancel builds to `on_cancellation_of_any_build`, and reconnects until the task is aborted. After each
-/// subscription, asks which of the `cancellations_of_builds_in_progress` were requested before it. A build that begins later asks by
-/// itself.
-async fn follow_cancellations(
+/// Passes requests to cancel builds to `on_cancellation_of_any_build`, and reconnects until the task is aborted. After
+/// each subscription, asks which of the `cancellations_of_builds_in_progress` were requested before it. A build that
+/// begins later asks by itself.
+async fn follow_cancellations_until_aborted(
     daemon: Daemon,
     cancellations_of_builds_in_progress: Arc<impl Fn() -> Vec<Cancellation>>,
     on_cancellation_of_any_build: Arc<impl Fn(Cancellation)>,

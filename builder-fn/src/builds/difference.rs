@@ -71,7 +71,9 @@ fn check_comparable(a: &BuildRecord, b: &BuildRecord) -> Result<(), Refusal> {
         }
     }
     let is_same_function = a.function.is_some() && a.function == b.function;
-    if is_same_function || (a.image.is_some() && image_without_tag(a) == image_without_tag(b)) {
+    if is_same_function
+        || (a.image.is_some() && image_without_tag_or_empty(a) == image_without_tag_or_empty(b))
+    {
         return Ok(());
     }
     let name = |record: &BuildRecord| {
@@ -87,8 +89,8 @@ fn check_comparable(a: &BuildRecord, b: &BuildRecord) -> Result<(), Refusal> {
     Err((StatusCode::BAD_REQUEST, text))
 }
 
-/// Returns the name of a build's image without its tag.
-fn image_without_tag(record: &BuildRecord) -> &str {
+/// Returns the name of a build's image without its tag; empty if the image is not known.
+fn image_without_tag_or_empty(record: &BuildRecord) -> &str {
     let image = record.image.as_deref().unwrap_or_default();
     let path = image.rfind('/').map_or(0, |at| at + 1);
     match image.get(path..).and_then(|name| name.find(':')) {
@@ -106,7 +108,7 @@ async fn read_inputs(
         tenant: lookup.tenant.clone(),
         id: record.id.clone(),
     };
-    match store.read_inputs(&key).await {
+    match store.read_inputs_unless_missing_or_unreadable(&key).await {
         Ok(Some(inputs)) => Ok(inputs),
         Ok(None) => Err((
             StatusCode::NOT_FOUND,

@@ -85,11 +85,11 @@ impl LogCopies {
         }
         if copies.len() >= READERS_MAX {
             // There are no more readers than that, so one of the copies has none.
-            let unread = copies.iter().find(|(_, copy)| copy.is_unread());
+            let unread = copies.iter().find(|(_, copy)| copy.has_no_reader_now());
             if let Some(unread) = unread.map(|(key, _)| key.clone())
                 && let Some(evicted) = copies.remove(&unread)
             {
-                evicted.stop_copying_and_keeping();
+                evicted.mark_evicted();
             }
         }
         let spool = match &key.tenant {
@@ -105,23 +105,27 @@ impl LogCopies {
         copies.insert(key.clone(), copy.clone());
         let reader = copy.open_reader();
         let log = NumberedLog::open(&connection, attempt, number, mask);
-        tokio::spawn(self.0.clone().keep(key, copy, connection, log));
+        tokio::spawn(
+            self.0
+                .clone()
+                .copy_and_keep_while_needed(key, copy, connection, log),
+        );
         reader
     }
 }
 
 impl SharedCopies {
     /// Copies `log`, and keeps the copy while it is needed. One without the whole log is not found by further readers.
-    async fn keep(
+    async fn copy_and_keep_while_needed(
         self: Arc<Self>,
         key: LogCopyKey,
         copy: Arc<LogCopy>,
         connection: Connection,
         log: NumberedLog,
     ) {
-        if copy.copy_from(log).await == CopyEnd::Complete {
+        if copy.copy_until_end_full_or_unneeded(log).await == CopyEnd::Complete {
             drop(connection);
-            copy.wait_until_unneeded().await;
+            copy.wait_until_unneeded_or_evicted().await;
         }
         let mut copies = self.lock();
         if copies.get(&key).is_some_and(|found| Arc::ptr_eq(found, &copy)) {

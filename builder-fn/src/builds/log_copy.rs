@@ -148,17 +148,17 @@ impl LogCopy {
     }
 
     /// Returns whether nobody reads the copy at the moment.
-    pub(super) fn is_unread(&self) -> bool {
+    pub(super) fn has_no_reader_now(&self) -> bool {
         self.interest.borrow().readers == 0
     }
 
-    /// Ends the copying, and the time for which the copy is kept without readers.
-    pub(super) fn stop_copying_and_keeping(&self) {
+    /// Marks the copy as evicted, which ends the copying, and the time for which the copy is kept without readers.
+    pub(super) fn mark_evicted(&self) {
         self.interest.send_modify(|interest| interest.is_evicted = true);
     }
 
     /// Copies the lines of `log` until its end, until there is no room for more, or until nobody is interested in them.
-    pub(super) async fn copy_from(self: &Arc<Self>, mut log: NumberedLog) -> CopyEnd {
+    pub(super) async fn copy_until_end_full_or_unneeded(self: &Arc<Self>, mut log: NumberedLog) -> CopyEnd {
         let copying = async {
             loop {
                 let lines = match log.next_lines().await {
@@ -167,7 +167,8 @@ impl LogCopy {
                     Err(status) => return CopyEnd::Failed(status.message().to_owned()),
                 };
                 let copy = self.clone();
-                let appended = tokio::task::spawn_blocking(move || copy.append_lines(&lines)).await;
+                let appended =
+                    tokio::task::spawn_blocking(move || copy.append_lines_until_full(&lines)).await;
                 if !appended.unwrap_or(false) {
                     return CopyEnd::Partial;
                 }
@@ -177,7 +178,7 @@ impl LogCopy {
         let copying = AssertUnwindSafe(copying).catch_unwind();
         let end = tokio::select! {
             end = copying => end.unwrap_or_else(|_| CopyEnd::Failed("an error of the builder".to_owned())),
-            () = self.wait_until_unneeded() => CopyEnd::Partial,
+            () = self.wait_until_unneeded_or_evicted() => CopyEnd::Partial,
         };
         self.progress
             .send_modify(|progress| progress.end = Some(end.clone()));
@@ -185,7 +186,7 @@ impl LogCopy {
     }
 
     /// Waits until nobody has read the copy for [`KEPT_UNREAD`], or it is evicted.
-    pub(super) async fn wait_until_unneeded(&self) {
+    pub(super) async fn wait_until_unneeded_or_evicted(&self) {
         let mut interest = self.interest.subscribe();
         loop {
             let unread = interest.wait_for(|interest| interest.is_evicted || interest.readers == 0);
@@ -205,7 +206,7 @@ impl LogCopy {
 
     /// Appends lines, in blocks. Returns `false` if there is no room for all of them, or the file cannot be written.
     /// Blocks while the file is written.
-    fn append_lines(&self, lines: &[LogLine]) -> bool {
+    fn append_lines_until_full(&self, lines: &[LogLine]) -> bool {
         let mut block = Vec::new();
         let mut first = None;
         for line in lines {
@@ -246,19 +247,20 @@ impl LogCopy {
         true
     }
 
-    /// Reads some lines with numbers from `first` on, from the block at `offset` on. Returns them, and the offset of the
-    /// next block. Blocks while the file is read.
-    fn read_lines(&self, offset: u64, first: u64) -> std::io::Result<(Vec<LogLine>, u64)> {
+    /// Reads the lines with numbers from `first` on of one block: of the last one that may have the line `first`, or of
+    /// the one at `min_offset` if that comes later. Returns them, and the offset of the next block. Blocks while the
+    /// file is read.
+    fn read_lines_of_one_block(&self, min_offset: u64, first: u64) -> std::io::Result<(Vec<LogLine>, u64)> {
         let (start, end) = {
             let index = self.lock_index();
-            let at = index.partition_point(|block| block.offset < offset);
+            let at = index.partition_point(|block| block.offset < min_offset);
             // The last block that may have the line, unless the reader is beyond it.
             let wanted = index
                 .partition_point(|block| block.first <= first)
                 .saturating_sub(1);
             let at = at.max(wanted);
             let Some(block) = index.get(at) else {
-                return Ok((Vec::new(), offset));
+                return Ok((Vec::new(), min_offset));
             };
             let next = index.get(at + 1).map(|next| next.offset);
             (block.offset, next.unwrap_or(self.progress.borrow().bytes))
@@ -305,13 +307,14 @@ impl CopyReader {
             let CopyProgress { bytes, end, .. } = self.progress.borrow_and_update().clone();
             if self.offset < bytes {
                 let (copy, offset) = (self.copy.clone(), self.offset);
-                let reading = tokio::task::spawn_blocking(move || copy.read_lines(offset, first));
+                let reading =
+                    tokio::task::spawn_blocking(move || copy.read_lines_of_one_block(offset, first));
                 let read = reading.await.map_err(std::io::Error::other).flatten();
                 let (lines, next) = match read {
                     Ok(read) => read,
                     Err(error) => {
                         tracing::warn!(%error, "could not read the copy of a log; reading the log from BuildKit");
-                        self.copy.stop_copying_and_keeping();
+                        self.copy.mark_evicted();
                         return Ok(CopiedLines::NotCopied);
                     }
                 };

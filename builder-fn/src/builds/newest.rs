@@ -169,7 +169,10 @@ async fn read_and_follow_until_idle(
         read.unwrap_or_else(|_| Err(format!("{name} does not answer in time")))?;
     {
         let mut kept = lock(state);
-        listing.builds.into_iter().for_each(|build| kept.insert(build));
+        listing
+            .builds
+            .into_iter()
+            .for_each(|build| kept.insert_unless_running_after_end(build));
         kept.cancellations = listing.cancellations;
     }
     progress.send_replace(ReadingProgress::Complete);
@@ -200,7 +203,7 @@ impl KeptBuilds {
 
     fn apply(&mut self, change: HistoryChange) {
         match change {
-            HistoryChange::Build(build) => self.insert(*build),
+            HistoryChange::Build(build) => self.insert_unless_running_after_end(*build),
             HistoryChange::Deleted(reference) => {
                 if self.builds.remove(&reference).is_none() {
                     self.cancellations
@@ -217,7 +220,7 @@ impl KeptBuilds {
     }
 
     /// Keeps a build. One that has ended does not run again under the same name, whatever event comes last.
-    fn insert(&mut self, mut build: ListedBuild) {
+    fn insert_unless_running_after_end(&mut self, mut build: ListedBuild) {
         let known = self.builds.get(&build.reference);
         if build.state == BuildState::Running && known.is_some_and(|known| known.state != BuildState::Running)
         {
@@ -288,9 +291,9 @@ mod tests {
     #[test]
     fn the_newest_and_the_running_builds_are_kept_with_their_sealed_secrets_omitted() {
         let mut kept = KeptBuilds::new();
-        kept.insert(build(0, BuildState::Running));
+        kept.insert_unless_running_after_end(build(0, BuildState::Running));
         for number in 1..=2000 {
-            kept.insert(build(number, BuildState::Succeeded));
+            kept.insert_unless_running_after_end(build(number, BuildState::Succeeded));
         }
         assert!(kept.builds.len() <= usize::from(ENDED_BUILDS_KEPT_BY_CLEANUP) * 5 / 4);
         assert!(kept.builds.contains_key("0") && !kept.builds.contains_key("1"));

@@ -24,7 +24,7 @@ use super::page_link::ReceivedBuildsLink;
 
 /// What the reader of a page may see.
 #[derive(Clone, Debug)]
-pub(super) enum PageAccess {
+pub(super) enum PageReaderRights {
     /// All builds, without a link: signatures are disabled.
     Open,
     /// What a link names.
@@ -33,7 +33,7 @@ pub(super) enum PageAccess {
     Signed,
 }
 
-impl PageAccess {
+impl PageReaderRights {
     /// Returns whether the reader may see the list and other builds.
     fn sees_all(&self) -> bool {
         match self {

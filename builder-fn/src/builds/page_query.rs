@@ -49,7 +49,7 @@ impl PageQuery {
         for pair in pairs.filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("from", part)) => {
-                    let part = LogPart::parse(part);
+                    let part = LogPart::parse_line_number_or_end(part);
                     parsed.part = Some(part.ok_or("from should be the number of a line, or end")?);
                 }
                 Some(("form", _)) => {

@@ -10,7 +10,7 @@ use super::filter::BuildFilter;
 use super::log_excerpt::LogExcerpt;
 use super::lookup::{BuildLookup, FoundBuild};
 use super::page::{
-    BuildPage, LIST_PAGE_DEFAULT_LIMIT, ListPage, PageAccess, error_page_response, page_response,
+    BuildPage, LIST_PAGE_DEFAULT_LIMIT, ListPage, PageReaderRights, error_page_response, page_response,
 };
 use super::page_link::{PageSettings, RejectedLink};
 use super::page_query::PageQuery;
@@ -28,7 +28,7 @@ pub(super) async fn answer_build_page(
     lookup: &BuildLookup,
     id: &str,
     query: Option<&str>,
-    access: &PageAccess,
+    access: &PageReaderRights,
     settings: &PageSettings,
 ) -> Response {
     let query = match PageQuery::parse(query) {
@@ -57,10 +57,10 @@ pub(super) async fn answer_build_page(
             };
         }
     };
-    let reading = LogExcerpt::read(&build, query.part, settings.log_wait);
+    let reading = LogExcerpt::read_waiting_tenfold_for_named_part(&build, query.part, settings.log_wait);
     let (excerpt, others, layers) = tokio::join!(
         reading,
-        newest_builds_for_chart(lookup, &build.record, settings),
+        newest_builds_for_chart_or_empty(lookup, &build.record, settings),
         image_layers_or_empty(lookup, &build.record, settings)
     );
     let FoundBuild { record, unread, .. } = &build;
@@ -74,7 +74,7 @@ pub(super) async fn answer_build_page(
         query,
         now: SystemTime::now(),
     };
-    page_response(page.render())
+    page_response(page.render_requested_parts())
 }
 
 /// Answers with the list of builds that the query selects. `folder` is what precedes an ID in a link from the list's
@@ -82,7 +82,7 @@ pub(super) async fn answer_build_page(
 pub(super) async fn answer_list_page(
     lookup: &BuildLookup,
     query: Option<&str>,
-    access: &PageAccess,
+    access: &PageReaderRights,
     folder: &str,
 ) -> Response {
     let filter = match BuildFilter::parse(query) {
@@ -91,7 +91,7 @@ pub(super) async fn answer_list_page(
             return error_page_response(StatusCode::BAD_REQUEST, &problems, "Choose another filter.");
         }
     };
-    let (builds, unread) = lookup.list().await;
+    let (builds, unread) = lookup.list_newest_builds().await;
     let builds = filter.select(builds);
     let page = ListPage {
         builds: &builds,
@@ -122,7 +122,7 @@ pub(super) fn answer_error_with_advice_to_reload(status: StatusCode, error: &str
 
 /// Returns the last builds of the build's function, or of its image if it deploys none, the newest first; none if they
 /// are not known in time.
-async fn newest_builds_for_chart(
+async fn newest_builds_for_chart_or_empty(
     lookup: &BuildLookup,
     record: &BuildRecord,
     settings: &PageSettings,
@@ -130,7 +130,7 @@ async fn newest_builds_for_chart(
     let Some(filter) = BuildFilter::of_same_function_or_image(record, BUILDS_IN_CHART) else {
         return Vec::new();
     };
-    match tokio::time::timeout(settings.log_wait, lookup.list()).await {
+    match tokio::time::timeout(settings.log_wait, lookup.list_newest_builds()).await {
         Ok((builds, _)) => filter.select(builds),
         Err(_) => Vec::new(),
     }

@@ -112,7 +112,7 @@ impl BuildRecord {
 
     /// Returns how long the build took, or has taken at the time `now` if it goes on; `None` if it has not begun, or if
     /// its end is not known.
-    pub(crate) fn time_since_first_attempt_began(&self, now: SystemTime) -> Option<Duration> {
+    pub(crate) fn time_from_first_attempt_to_end_or_now(&self, now: SystemTime) -> Option<Duration> {
         let until = match self.phase {
             BuildPhase::Waiting | BuildPhase::Running | BuildPhase::Deploying => now,
             BuildPhase::Success | BuildPhase::Failed | BuildPhase::Cancelled | BuildPhase::Unknown => {
@@ -123,13 +123,17 @@ impl BuildRecord {
     }
 
     /// Creates the record of a call's build from its attempts in BuildKit's history, in the order in which they began;
-    /// `None` without attempts. `is_cancelled` says whether somebody asked to cancel it.
-    pub(crate) fn from_history(id: &str, attempts: &[ListedBuild], is_cancelled: bool) -> Option<Self> {
+    /// `None` without attempts. `is_cancellation_requested` says whether somebody asked to cancel it.
+    pub(crate) fn from_history(
+        id: &str,
+        attempts: &[ListedBuild],
+        is_cancellation_requested: bool,
+    ) -> Option<Self> {
         let (first, last) = (attempts.first()?, attempts.last()?);
         let function = last.attributes.function.as_ref();
         let phase = match last.state {
             BuildState::Running => BuildPhase::Running,
-            BuildState::Failed if last.is_cancelled && is_cancelled => BuildPhase::Cancelled,
+            BuildState::Failed if last.is_cancelled && is_cancellation_requested => BuildPhase::Cancelled,
             BuildState::Failed => BuildPhase::Failed,
             // The history does not have the deployment.
             BuildState::Succeeded if function.is_some() => BuildPhase::Unknown,
@@ -311,7 +315,7 @@ mod tests {
             };
             let expected = taken.map(Duration::from_secs);
             assert_eq!(
-                record.time_since_first_attempt_began(at(100)),
+                record.time_from_first_attempt_to_end_or_now(at(100)),
                 expected,
                 "{phase:?} {ended:?}"
             );

@@ -19,7 +19,7 @@ use super::log_interruption::{LogLimits, send_with_interruption_record};
 use super::log_readers::LogReaderPlace;
 use super::log_sink::{LogFormat, LogRecordSink};
 use super::lookup::{BuildLookup, FoundBuild, NotFound, UnreadPlaces};
-use super::page::{self, PageAccess};
+use super::page::{self, PageReaderRights};
 use super::page_link::{LinkSigner, ReceivedBuildsLink, RejectedLink, query_without_link};
 use super::pages;
 use super::{BuildPhase, RecordKey};
@@ -129,7 +129,9 @@ impl BuilderApi {
                 pages::answer_list_page(&lookup, query, &access, folder).await
             }
             BuildsRoute::List => answer_list(&lookup, query).await,
-            BuildsRoute::Build(id) if *method == Method::DELETE => answer_cancel(&lookup, &id).await,
+            BuildsRoute::Build(id) if *method == Method::DELETE => {
+                cancel_wait_up_to_2_seconds_and_answer(&lookup, &id).await
+            }
             BuildsRoute::Build(id) if is_page => {
                 pages::answer_build_page(&lookup, &id, query, &access, &self.pages).await
             }
@@ -192,13 +194,18 @@ impl BuilderApi {
         let (tenant, links, access) = match (&check, link) {
             (SignatureCheck::Disabled, _) => {
                 let links = LinkSigner::new(None, &self.pages);
-                (None, Some(links), PageAccess::Open)
+                (None, Some(links), PageReaderRights::Open)
             }
             (SignatureCheck::Required(_), Some(link)) => {
                 let tenant = link
-                    .verify(&check, route.id_of_single_build(), self.pages.lifetime, now)
+                    .verify_unless_signatures_disabled(
+                        &check,
+                        route.id_of_single_build(),
+                        self.pages.lifetime,
+                        now,
+                    )
                     .map_err(RejectedSender::Link)?;
-                (tenant, None, PageAccess::Link(link))
+                (tenant, None, PageReaderRights::Link(link))
             }
             (SignatureCheck::Required(_), None) => {
                 let signature =
@@ -206,7 +213,7 @@ impl BuilderApi {
                 let signature = signature.map_err(RejectedSender::Signature)?;
                 let tenant = signature.as_ref().and_then(VerifiedSignature::tenant).cloned();
                 let links = LinkSigner::new(signature.as_ref(), &self.pages);
-                (tenant, Some(links), PageAccess::Signed)
+                (tenant, Some(links), PageReaderRights::Signed)
             }
         };
         let own = match &tenant {
@@ -215,12 +222,12 @@ impl BuilderApi {
         };
         let own = own.map_err(|error| RejectedSender::Unchecked(format!("the policy is wrong: {error}")))?;
         let manifests: Arc<dyn ManifestLookup> = match &tenant {
-            Some(tenant) => self.builder.tenants.registries(tenant),
+            Some(tenant) => self.builder.tenants.registries_with_own_credentials(tenant),
             None => self.builder.manifests.clone(),
         };
         let query = match &access {
-            PageAccess::Link(_) | PageAccess::Open => query.and_then(query_without_link),
-            PageAccess::Signed => query.map(str::to_owned),
+            PageReaderRights::Link(_) | PageReaderRights::Open => query.and_then(query_without_link),
+            PageReaderRights::Signed => query.map(str::to_owned),
         };
         Ok(AuthenticatedBuildsRequest {
             lookup: BuildLookup {
@@ -265,7 +272,7 @@ impl BuilderApi {
 /// What the authenticated sender of a request to a route below `/builds` may look up.
 struct AuthenticatedBuildsRequest {
     lookup: BuildLookup,
-    access: PageAccess,
+    access: PageReaderRights,
     /// The query without the link.
     query: Option<String>,
 }
@@ -305,7 +312,7 @@ async fn answer_list(lookup: &BuildLookup, query: Option<&str>) -> Response {
         Ok(filter) => filter,
         Err(problems) => return answer::error_response(StatusCode::BAD_REQUEST, &problems),
     };
-    let (builds, unread) = lookup.list().await;
+    let (builds, unread) = lookup.list_newest_builds().await;
     let builds: Vec<_> = filter
         .select(builds)
         .iter()
@@ -375,7 +382,7 @@ pub(super) fn text_of_not_found(not_found: &NotFound) -> &'static str {
 }
 
 /// Cancels a build, here or at another builder, and waits up to [`CANCEL_WAIT`] for its end.
-async fn answer_cancel(lookup: &BuildLookup, id: &str) -> Response {
+async fn cancel_wait_up_to_2_seconds_and_answer(lookup: &BuildLookup, id: &str) -> Response {
     let mut build = match lookup.find(id).await {
         Ok(build) => build,
         Err(not_found) => return answer_not_found(&not_found),
@@ -429,7 +436,7 @@ struct LogRequest<'a> {
     query: Option<&'a str>,
     /// The head of the request.
     request: &'a Parts,
-    access: &'a PageAccess,
+    access: &'a PageReaderRights,
 }
 
 /// Answers with a stream of a build's log, in the format that the request accepts.
@@ -440,12 +447,12 @@ async fn answer_log(lookup: BuildLookup, log: LogRequest<'_>, shutdown: &Shutdow
         request,
         access,
     } = log;
-    let from = match parse_first_line_number(query) {
+    let from = match parse_first_line_number_or_1(query) {
         Ok(from) => from,
         Err(problem) => return answer::error_response(StatusCode::BAD_REQUEST, &problem),
     };
     let Some(reader) = admit_reader(&lookup, access) else {
-        return answer::too_many_readers_response();
+        return answer::too_many_log_readers_response();
     };
     let build = match lookup.find(&id).await {
         Ok(build) => build,
@@ -483,13 +490,13 @@ async fn answer_log(lookup: BuildLookup, log: LogRequest<'_>, shutdown: &Shutdow
 }
 
 /// Admits a reader of a log, and returns its place; `None` if there are as many readers as there may be.
-pub(super) fn admit_reader(lookup: &BuildLookup, access: &PageAccess) -> Option<LogReaderPlace> {
+pub(super) fn admit_reader(lookup: &BuildLookup, access: &PageReaderRights) -> Option<LogReaderPlace> {
     let link = access.page_link().map(ReceivedBuildsLink::as_str);
     lookup.records.log_readers().admit(lookup.tenant.as_deref(), link)
 }
 
 /// Parses `from=N` in a query. Without it, a log begins with its first line, which has the number 1.
-fn parse_first_line_number(query: Option<&str>) -> Result<u64, String> {
+fn parse_first_line_number_or_1(query: Option<&str>) -> Result<u64, String> {
     let mut from = 1;
     for pair in query
         .unwrap_or_default()
@@ -509,7 +516,9 @@ fn parse_first_line_number(query: Option<&str>) -> Result<u64, String> {
 
 /// Returns the fields of an answer to a build request that its record keeps: all but log, status, image, duration
 /// and page.
-pub(crate) fn outcome_fields(report: &impl serde::Serialize) -> serde_json::Map<String, Value> {
+pub(crate) fn outcome_fields_kept_in_record(
+    report: &impl serde::Serialize,
+) -> serde_json::Map<String, Value> {
     let Ok(Value::Object(mut fields)) = serde_json::to_value(report) else {
         return serde_json::Map::new();
     };
@@ -561,7 +570,7 @@ mod tests {
             (Some("from"), None),
             (Some("to=1"), None),
         ] {
-            assert_eq!(parse_first_line_number(query).ok(), from, "{query:?}");
+            assert_eq!(parse_first_line_number_or_1(query).ok(), from, "{query:?}");
         }
     }
 }

@@ -26,7 +26,8 @@
 //!
 //! - **A write that failed may take effect later.** A call whose acceptance may be in the registry is never rejected for
 //!   now, so that no other builder runs it while its caller sends it again because of the 429: it is handed back, which
-//!   includes another write of the acceptance, or waits on for a slot ([`RecordPlace::is_resumable`]).
+//!   includes another write of the acceptance, or waits on for a slot
+//!   ([`RecordPlace::can_be_resumed_once_handed_back`]).
 //!
 //! Only asynchronous calls wait for the store, for a short time each at their acceptance and before their answer. A
 //! registry that fails costs records and no build.
@@ -50,7 +51,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use function_host::registry::AllowedTokenHosts;
+use function_host::registry::AdditionalTokenHosts;
 use function_host::{ErrorChain, Secrets};
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
@@ -61,8 +62,8 @@ use crate::buildkit::CredentialStore;
 use crate::metrics::RecordWriteCounter;
 use crate::registry::OperatorRepository;
 pub(crate) use claim::{ClaimSearchState, ClaimedBuild};
-pub(crate) use document::ResumableRequest;
-use document::{ArtifactManifest, StoredBodyReference, StoredRecord, digest_of};
+pub(crate) use document::ResumableRequestHead;
+use document::{ArtifactManifest, StoredBodyDigest, StoredRecord, digest_of};
 pub(crate) use error::StoreError;
 use index_tag::{INDEX_PREFIX, IndexTag, RELEASED_OWNER};
 pub use lease::LeaseTimes;
@@ -120,7 +121,7 @@ pub struct RecordStoreAccess {
     /// Whether registries speak plain HTTP.
     pub insecure: bool,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
-    pub token_realms: AllowedTokenHosts,
+    pub token_realms: AdditionalTokenHosts,
     /// The times after which builds of other processes are resumed.
     pub times: LeaseTimes,
 }
@@ -155,9 +156,9 @@ pub(crate) struct RecordPlace {
     /// The digest of the manifest that this process wrote last.
     written: Option<String>,
     /// What the build is resumed with, if the registry has it.
-    request: Option<(ResumableRequest, StoredBodyReference)>,
+    request: Option<(ResumableRequestHead, StoredBodyDigest)>,
     /// What the build is to be resumed with, if the registry may have it or not.
-    unconfirmed: Option<(ResumableRequest, Bytes)>,
+    unconfirmed: Option<(ResumableRequestHead, Bytes)>,
     /// Counts the build as unfinished.
     unfinished: Option<UnfinishedBuildGuard>,
 }
@@ -222,11 +223,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A write of a record in the background, whose end can be awaited.
 #[derive(Debug)]
-pub(crate) struct PendingWrite(Option<JoinHandle<()>>);
+pub(crate) struct BackgroundWriteHandle(Option<JoinHandle<()>>);
 
 impl RecordPlace {
     /// Returns whether the build can be resumed by another process, once it was handed back.
-    pub(super) fn is_resumable(&self) -> bool {
+    pub(super) fn can_be_resumed_once_handed_back(&self) -> bool {
         self.request.is_some() || self.unconfirmed.is_some()
     }
 
@@ -275,15 +276,16 @@ impl RecordStore {
         }
     }
 
-    /// Stores that a call was accepted, with what its build is resumed with. It is durable when this returns.
+    /// Stores that a call was accepted, with what its build is resumed with, unless a record is stored that it must not
+    /// replace. It is durable when this returns.
     ///
     /// # Errors
     /// Fails if the registry does not store it in a short time. It may store it later.
-    pub(super) async fn store_acceptance(
+    pub(super) async fn store_acceptance_unless_outranked(
         &self,
         place: &mut RecordPlace,
         build: BuildRecord,
-        request: Option<(ResumableRequest, Bytes)>,
+        request: Option<(ResumableRequestHead, Bytes)>,
     ) -> Result<(), StoreError> {
         let (unconfirmed, limit) = (request.clone(), self.0.times.exchange);
         let storing = async {
@@ -293,7 +295,7 @@ impl RecordStore {
                 return Ok(false);
             }
             let request = match request {
-                Some((request, body)) => Some((request, self.write_body(place, &body).await?)),
+                Some((request, body)) => Some((request, self.seal_and_write_body(place, &body).await?)),
                 None => None,
             };
             self.write_as_this_process(place, build, request).await?;
@@ -314,14 +316,18 @@ impl RecordStore {
     }
 
     /// Writes the body of a request.
-    async fn write_body(&self, place: &RecordPlace, body: &Bytes) -> Result<StoredBodyReference, StoreError> {
+    async fn seal_and_write_body(
+        &self,
+        place: &RecordPlace,
+        body: &Bytes,
+    ) -> Result<StoredBodyDigest, StoreError> {
         let tenant = &place.key.tenant;
         let sealed = self.0.seal.seal(SealedContent::Body, tenant, body)?;
         let manifest = ArtifactManifest::of_body(&sealed, SystemTime::now());
         let tag = place.index.body_tag();
         self.0.repository.put(tenant, &tag, &manifest).await?;
         let digest = manifest.digest();
-        Ok(StoredBodyReference { digest })
+        Ok(StoredBodyDigest { digest })
     }
 
     /// Counts a record that waits to be written towards its tenant's limit. Returns the guard, and whether there are more
@@ -341,11 +347,11 @@ impl RecordStore {
     }
 
     /// Stores the end of a build in the background. That of an accepted call's build is tried again if it fails.
-    pub(super) fn store_end(&self, place: RecordPlace, build: BuildRecord) -> PendingWrite {
+    pub(super) fn store_end(&self, place: RecordPlace, build: BuildRecord) -> BackgroundWriteHandle {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return PendingWrite(None);
+            return BackgroundWriteHandle(None);
         };
-        let may_be_stored = place.was_written_by_this_process() || place.is_resumable();
+        let may_be_stored = place.was_written_by_this_process() || place.can_be_resumed_once_handed_back();
         let attempts = if may_be_stored {
             END_WRITE_ATTEMPTS_WHILE_CROWDED
         } else {
@@ -356,16 +362,19 @@ impl RecordStore {
         if is_one_too_many && !may_be_stored {
             self.0.writes.count(false);
             tracing::warn!("the end of a build was not recorded: too many records wait for the registry");
-            return PendingWrite(None);
+            return BackgroundWriteHandle(None);
         }
         let store = self.clone();
-        PendingWrite(Some(runtime.spawn(async move {
+        BackgroundWriteHandle(Some(runtime.spawn(async move {
             let _guard = guard;
             let mut place = place;
             // While it is tried, this process counts as the one that runs the build, which would begin again otherwise.
             for attempt in 1.. {
-                let written =
-                    tokio::time::timeout(WRITE_ATTEMPT_TIMEOUT, store.write_end(&mut place, &build)).await;
+                let written = tokio::time::timeout(
+                    WRITE_ATTEMPT_TIMEOUT,
+                    store.write_end_unless_outranked(&mut place, &build),
+                )
+                .await;
                 let error = match written {
                     Ok(Ok(())) => return store.0.writes.count(true),
                     Ok(Err(error)) => error,
@@ -392,7 +401,11 @@ impl RecordStore {
         })))
     }
 
-    async fn write_end(&self, place: &mut RecordPlace, build: &BuildRecord) -> Result<(), StoreError> {
+    async fn write_end_unless_outranked(
+        &self,
+        place: &mut RecordPlace,
+        build: &BuildRecord,
+    ) -> Result<(), StoreError> {
         let _writer = self.0.writers.acquire().await;
         let body = place.request.as_ref().map(|(_, body)| body.digest.clone());
         if !build.is_success()
@@ -414,7 +427,7 @@ impl RecordStore {
     ///
     /// # Errors
     /// Fails if the registry does not store it in a short time. It may store it later.
-    pub(super) async fn hand_back(
+    pub(super) async fn hand_back_unless_outranked(
         &self,
         place: &RecordPlace,
         build: BuildRecord,
@@ -440,10 +453,13 @@ impl RecordStore {
             }
             let request = match (&place.request, &place.unconfirmed) {
                 (Some(stored), _) => Some(stored.clone()),
-                (None, Some((request, body))) => Some((request.clone(), self.write_body(place, body).await?)),
+                (None, Some((request, body))) => {
+                    Some((request.clone(), self.seal_and_write_body(place, body).await?))
+                }
                 (None, None) => None,
             };
-            self.write_as(RELEASED_OWNER, &mut released, build, request).await
+            self.write_record_owned_by(RELEASED_OWNER, &mut released, build, request)
+                .await
         };
         match tokio::time::timeout(limit, writing).await {
             Ok(written) => written?,
@@ -462,7 +478,7 @@ impl RecordStore {
         &self,
         place: &mut RecordPlace,
         build: BuildRecord,
-        request: Option<(ResumableRequest, StoredBodyReference)>,
+        request: Option<(ResumableRequestHead, StoredBodyDigest)>,
     ) -> Result<(), StoreError> {
         if !build.phase.is_terminal() && place.unfinished.is_none() {
             let (guard, is_first) =
@@ -473,16 +489,17 @@ impl RecordStore {
                 self.renew_sign_of_life().await?;
             }
         }
-        self.write_as(&self.0.owner, place, build, request).await
+        self.write_record_owned_by(&self.0.owner, place, build, request)
+            .await
     }
 
-    /// Writes a record: first its entry in the index, and then the current one.
-    async fn write_as(
+    /// Writes a record that names `owner` as its owner: first its entry in the index, and then the current one.
+    async fn write_record_owned_by(
         &self,
         owner: &str,
         place: &mut RecordPlace,
         build: BuildRecord,
-        request: Option<(ResumableRequest, StoredBodyReference)>,
+        request: Option<(ResumableRequestHead, StoredBodyDigest)>,
     ) -> Result<(), StoreError> {
         let tenant = &place.key.tenant;
         let (request, body) = request.unzip();
@@ -619,7 +636,7 @@ impl RecordStore {
     }
 }
 
-impl PendingWrite {
+impl BackgroundWriteHandle {
     /// Returns a write that has ended already, because nothing is to be written.
     pub(super) fn none() -> Self {
         Self(None)

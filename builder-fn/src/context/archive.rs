@@ -330,7 +330,7 @@ impl ArchiveReader {
                 limit: self.limits.entries,
             });
         }
-        if self.tree.bytes() > self.limits.index {
+        if self.tree.memory_bytes() > self.limits.index {
             return Err(ArchiveError::IndexTooLarge {
                 limit: self.limits.index,
             });
@@ -409,7 +409,7 @@ impl ArchiveReader {
                     .insert(path, &entry(Kind::Symlink { target: &target }, 0o777))
             }
             EntryType::HardLink => match EntryRole::from_entry_name(&link)? {
-                EntryRole::InContext(target) => self.tree.insert_hard_link(path, &target),
+                EntryRole::InContext(target) => self.tree.insert_hard_link_or_copy_of_symlink(path, &target),
                 EntryRole::ContextRoot => Err(TreeConflict::FolderTarget),
                 _ => return Err(EntryProblem::HardLinkOutside { target }),
             },

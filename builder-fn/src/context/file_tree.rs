@@ -33,7 +33,7 @@ pub(crate) struct FileDigestTree {
 
 /// The difference between two trees: paths of files, and of folders with all in them, which end with a slash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct TreeDifference {
+pub(crate) struct ChangedAddedAndRemovedPaths {
     /// The paths that both trees have, with different digests.
     pub(crate) changed: Vec<String>,
     /// The paths that only the newer tree has.
@@ -45,7 +45,7 @@ pub(crate) struct TreeDifference {
 }
 
 /// The digest of a folder with all that is in it.
-struct FolderDigest {
+struct FolderDigestInProgress {
     path: String,
     hasher: ContentHasher,
     is_unknown: bool,
@@ -60,13 +60,13 @@ impl FileDigestTree {
         content_hashes: &[ContentHash],
         hash_of_unknown_content: ContentHash,
     ) -> Self {
-        let depth_max = max_node_depth(index, view);
+        let depth_max = max_node_depth_or_none_if_uncut(index, view);
         let mut tree = Self {
             entries: view.len(),
             is_cut: depth_max.is_some(),
             ..Self::default()
         };
-        let mut folder: Option<FolderDigest> = None;
+        let mut folder: Option<FolderDigestInProgress> = None;
         let mut path = String::new();
         for (visible, content) in view.iter().zip(content_hashes) {
             index.write_path(visible.entry, &mut path);
@@ -89,7 +89,7 @@ impl FileDigestTree {
             if folder.as_ref().is_some_and(|folder| folder.path != top) {
                 tree.add_folder(folder.take());
             }
-            let folder = folder.get_or_insert_with(|| FolderDigest {
+            let folder = folder.get_or_insert_with(|| FolderDigestInProgress {
                 path: top.to_owned(),
                 hasher: ContentHasher::default(),
                 is_unknown: false,
@@ -103,7 +103,7 @@ impl FileDigestTree {
         tree
     }
 
-    fn add_folder(&mut self, folder: Option<FolderDigest>) {
+    fn add_folder(&mut self, folder: Option<FolderDigestInProgress>) {
         let Some(mut folder) = folder else { return };
         let digest = match folder.is_unknown {
             true => UNKNOWN_DIGEST.to_owned(),
@@ -115,9 +115,13 @@ impl FileDigestTree {
     /// Compares this tree with a newer one. `max_paths_per_kind` is the most paths of each kind.
     ///
     /// Where one of them has a folder as a whole and the other one its files, the folder is the path that differs.
-    pub(crate) fn compare_with(&self, newer: &Self, max_paths_per_kind: usize) -> TreeDifference {
-        let mut difference = TreeDifference::default();
-        let mut push = |list: fn(&mut TreeDifference) -> &mut Vec<String>, path: &str| {
+    pub(crate) fn compare_with(
+        &self,
+        newer: &Self,
+        max_paths_per_kind: usize,
+    ) -> ChangedAddedAndRemovedPaths {
+        let mut difference = ChangedAddedAndRemovedPaths::default();
+        let mut push = |list: fn(&mut ChangedAddedAndRemovedPaths) -> &mut Vec<String>, path: &str| {
             let list = list(&mut difference);
             if list.len() < max_paths_per_kind && list.last().is_none_or(|last| last != path) {
                 list.push(path.to_owned());
@@ -177,7 +181,7 @@ impl FileDigestTree {
 
 /// Returns the number of components of the deepest nodes, where folders stand for all in them; `None` if every entry
 /// can be a node.
-fn max_node_depth(index: &Index, view: &ContextView) -> Option<usize> {
+fn max_node_depth_or_none_if_uncut(index: &Index, view: &ContextView) -> Option<usize> {
     let mut path = String::new();
     let mut of_depths: Vec<(usize, usize)> = Vec::new();
     for visible in view.iter() {
@@ -241,7 +245,7 @@ mod tests {
     const UNKNOWN: ContentHash = ContentHash([0xff; 12]);
 
     /// Returns the tree of a context with these files, whose contents are all known but those that are `?`.
-    fn tree_of(files: &[(String, String)]) -> FileDigestTree {
+    fn tree_of_files_with_question_mark_unknown(files: &[(String, String)]) -> FileDigestTree {
         let mut tar = tar::Builder::new(Vec::new());
         for (path, content) in files {
             let mut header = tar::Header::new_gnu();
@@ -288,8 +292,18 @@ mod tests {
 
     #[test]
     fn every_changed_added_and_removed_file_is_named() {
-        let older = tree_of(&files(&[("a", "1"), ("b/c", "2"), ("b/d", "3"), ("e", "?")]));
-        let newer = tree_of(&files(&[("a", "1"), ("b/c", "4"), ("b/f", "3"), ("e", "?")]));
+        let older = tree_of_files_with_question_mark_unknown(&files(&[
+            ("a", "1"),
+            ("b/c", "2"),
+            ("b/d", "3"),
+            ("e", "?"),
+        ]));
+        let newer = tree_of_files_with_question_mark_unknown(&files(&[
+            ("a", "1"),
+            ("b/c", "4"),
+            ("b/f", "3"),
+            ("e", "?"),
+        ]));
         assert!(!older.is_cut);
         assert_eq!((older.entries, older.bytes), (5, 4));
         let difference = older.compare_with(&newer, 10);
@@ -303,12 +317,12 @@ mod tests {
     #[test]
     fn a_context_of_190000_files_has_a_small_tree_that_names_the_folder_of_a_change() {
         let mut many = many_files_500_per_folder(190_000);
-        let older = tree_of(&many);
+        let older = tree_of_files_with_question_mark_unknown(&many);
         assert!(older.is_cut && older.entries > 190_000);
         let bytes = serde_json::to_vec(&older).expect("JSON").len();
         assert!(bytes < 400 << 10, "{bytes}");
         many[100_123].1 = "another".to_owned();
-        let newer = tree_of(&many);
+        let newer = tree_of_files_with_question_mark_unknown(&many);
         let difference = older.compare_with(&newer, 10);
         assert_eq!(difference.changed, ["src/200/"]);
         assert_eq!((difference.added.len(), difference.removed.len()), (0, 0));
@@ -317,7 +331,10 @@ mod tests {
     #[test]
     fn files_of_a_folder_compared_with_its_one_node_in_a_cut_tree_are_one_difference() {
         let small = many_files_500_per_folder(1_000);
-        let (small, large) = (tree_of(&small), tree_of(&many_files_500_per_folder(20_000)));
+        let (small, large) = (
+            tree_of_files_with_question_mark_unknown(&small),
+            tree_of_files_with_question_mark_unknown(&many_files_500_per_folder(20_000)),
+        );
         assert!(!small.is_cut && large.is_cut);
         let difference = small.compare_with(&large, 100);
         assert!(
@@ -340,11 +357,19 @@ mod tests {
         let flat: Vec<_> = (0..5_000)
             .map(|at| (format!("{at:05}"), at.to_string()))
             .collect();
-        let older = tree_of(&flat);
+        let older = tree_of_files_with_question_mark_unknown(&flat);
         let mut changed = flat.clone();
         changed[7].1 = "another".to_owned();
-        assert_eq!(older.compare_with(&tree_of(&changed), 10).changed, ["/"]);
-        assert_eq!(older.compare_with(&tree_of(&flat), 10), TreeDifference::default());
+        assert_eq!(
+            older
+                .compare_with(&tree_of_files_with_question_mark_unknown(&changed), 10)
+                .changed,
+            ["/"]
+        );
+        assert_eq!(
+            older.compare_with(&tree_of_files_with_question_mark_unknown(&flat), 10),
+            ChangedAddedAndRemovedPaths::default()
+        );
     }
 
     #[test]
@@ -352,6 +377,6 @@ mod tests {
         let long: Vec<_> = (0..1_000)
             .map(|at| (format!("{}/{at}", "x".repeat(200)), at.to_string()))
             .collect();
-        assert!(tree_of(&long).is_cut);
+        assert!(tree_of_files_with_question_mark_unknown(&long).is_cut);
     }
 }

@@ -180,7 +180,7 @@ impl Index {
     pub(super) const MAX_BYTES: usize = Arena::MAX_BYTES;
 
     /// Returns the memory that the index takes, in bytes, including the texts of replaced entries.
-    pub(super) fn bytes(&self) -> usize {
+    pub(super) fn memory_bytes(&self) -> usize {
         self.len() * PackedEntry::BYTES + self.texts.total_string_bytes()
     }
 
@@ -235,7 +235,10 @@ impl PartialEq for Index {
     fn eq(&self, other: &Self) -> bool {
         let (mut ours, mut theirs) = (self.walk(), other.walk());
         loop {
-            match (ours.next_entry(), theirs.next_entry()) {
+            match (
+                ours.next_entry_or_none_then_restart(),
+                theirs.next_entry_or_none_then_restart(),
+            ) {
                 (None, None) => return true,
                 (Some((our, path)), Some((their, their_path)))
                     if path == their_path && self.entry_by_number(our) == other.entry_by_number(their) => {}
@@ -249,7 +252,7 @@ impl fmt::Debug for Index {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_map();
         let mut walk = self.walk();
-        while let Some((number, path)) = walk.next_entry() {
+        while let Some((number, path)) = walk.next_entry_or_none_then_restart() {
             shown.entry(&path, &self.entry_by_number(number));
         }
         shown.finish()

@@ -181,7 +181,7 @@ impl Spool {
     ///
     /// # Errors
     /// Fails if the spool folder is full, missing or not writable.
-    pub(crate) fn move_to_disk(&mut self) -> Result<(), SpoolError> {
+    pub(crate) fn move_to_disk_unless_memory_only(&mut self) -> Result<(), SpoolError> {
         match &self.folder {
             Some(folder) => match self.store.move_to_file(folder) {
                 Ok(_) => Ok(()),

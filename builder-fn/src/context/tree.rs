@@ -36,7 +36,7 @@ pub(super) enum TreeConflict {
 
 /// A slot of the path table: an entry's number, and half of its path's hash. With the hash, the table can grow without
 /// computing every path again.
-struct PathTableSlot {
+struct EntryNumberAndPathHash {
     at: u32,
     half_hash: u32,
 }
@@ -46,7 +46,7 @@ struct PathTableSlot {
 pub(super) struct ContextTree {
     index: Index,
     /// The numbers of all entries, by path.
-    by_path: HashTable<PathTableSlot>,
+    by_path: HashTable<EntryNumberAndPathHash>,
     /// The hasher of paths, with a random key so that nobody can construct many paths with the same hash.
     hasher: RandomState,
     /// The path and the number of the folder that was looked up last: most entries of a tar are in the folder of the
@@ -56,8 +56,8 @@ pub(super) struct ContextTree {
 
 impl ContextTree {
     /// Returns the memory of the tree in bytes, including replaced entries.
-    pub(super) fn bytes(&self) -> usize {
-        self.index.bytes() + self.len() * TABLE_BYTES_PER_ENTRY
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.index.memory_bytes() + self.len() * TABLE_BYTES_PER_ENTRY
     }
 
     /// Returns the number of entries in the tree, including implied folders.
@@ -72,7 +72,7 @@ impl ContextTree {
     /// empty.
     pub(super) fn insert(&mut self, path: &str, entry: &Entry<'_>) -> Result<(), TreeConflict> {
         let (folder, name) = match path.rsplit_once('/') {
-            Some((folder, name)) => (Some(self.make_folder(folder)?), name),
+            Some((folder, name)) => (Some(self.find_or_make_folder(folder)?), name),
             None => (None, path),
         };
         let matches =
@@ -93,7 +93,11 @@ impl ContextTree {
     ///
     /// # Errors
     /// Fails if the target does not exist or is a folder, and as [`insert`](Self::insert).
-    pub(super) fn insert_hard_link(&mut self, path: &str, target: &str) -> Result<(), TreeConflict> {
+    pub(super) fn insert_hard_link_or_copy_of_symlink(
+        &mut self,
+        path: &str,
+        target: &str,
+    ) -> Result<(), TreeConflict> {
         let target = self.find(target).ok_or(TreeConflict::NoTarget)?;
         let Entry {
             kind,
@@ -143,7 +147,7 @@ impl ContextTree {
 
     /// Adds the folders that are missing on the way to `path`, which is not the context itself, and returns the number of
     /// the folder there.
-    fn make_folder(&mut self, path: &str) -> Result<u32, TreeConflict> {
+    fn find_or_make_folder(&mut self, path: &str) -> Result<u32, TreeConflict> {
         if let (known, Some(at)) = &self.last_folder
             && known == path
             && self.index.is_folder(*at)
@@ -186,7 +190,7 @@ impl ContextTree {
     /// Looks up the number of the entry at `path`. `matches` decides among entries with the same hash.
     fn lookup(&self, path: &str, matches: impl Fn(u32) -> bool) -> Option<u32> {
         let half_hash = self.half_hash(path);
-        let matches = |slot: &PathTableSlot| slot.half_hash == half_hash && matches(slot.at);
+        let matches = |slot: &EntryNumberAndPathHash| slot.half_hash == half_hash && matches(slot.at);
         let slot = self.by_path.find(table_hash(half_hash), matches);
         slot.map(|slot| slot.at)
     }
@@ -196,7 +200,7 @@ impl ContextTree {
         let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
         let at = self.index.push(folder, name, entry);
         let half_hash = self.half_hash(path);
-        let slot = PathTableSlot { at, half_hash };
+        let slot = EntryNumberAndPathHash { at, half_hash };
         self.by_path
             .insert_unique(table_hash(half_hash), slot, |slot| table_hash(slot.half_hash));
         at
@@ -251,7 +255,7 @@ mod tests {
         let index = tree.into_index();
         let mut walk = index.walk();
         let mut paths = Vec::new();
-        while let Some((_, path)) = walk.next_entry() {
+        while let Some((_, path)) = walk.next_entry_or_none_then_restart() {
             paths.push(path.to_owned());
         }
         paths
@@ -265,7 +269,7 @@ mod tests {
         let index = tree.into_index();
         assert_eq!(
             index,
-            Index::of([
+            Index::of_entries_linking_same_offset([
                 ("a", folder_entry(0o755)),
                 ("a/b", folder_entry(0o755)),
                 ("a/b/c", file_entry(1)),
@@ -318,9 +322,9 @@ mod tests {
             for before in entries {
                 let mut tree = ContextTree::default();
                 insert_entry(&mut tree, "d/a", before).unwrap();
-                let taken = tree.bytes();
+                let taken = tree.memory_bytes();
                 insert_entry(&mut tree, "d/a", after).unwrap();
-                assert!(tree.bytes() >= taken, "a replaced entry still counts");
+                assert!(tree.memory_bytes() >= taken, "a replaced entry still counts");
                 let index = tree.into_index();
                 assert_eq!(index.get("d/a"), Some(after));
                 assert_eq!(index.len(), 2);
@@ -383,9 +387,9 @@ mod tests {
     fn a_hard_link_keeps_its_file_when_the_first_name_is_replaced() {
         let mut tree = ContextTree::default();
         insert_entry(&mut tree, "z", file_entry(1)).unwrap();
-        tree.insert_hard_link("a", "z").unwrap();
+        tree.insert_hard_link_or_copy_of_symlink("a", "z").unwrap();
         insert_entry(&mut tree, "z", file_entry(2)).unwrap();
-        tree.insert_hard_link("z", "z").unwrap();
+        tree.insert_hard_link_or_copy_of_symlink("z", "z").unwrap();
         let index = tree.into_index();
         assert_eq!(index.get("a"), Some(file_entry(1)));
         assert_eq!(index.get("z"), Some(file_entry(2)));
@@ -397,12 +401,15 @@ mod tests {
         let mut tree = ContextTree::default();
         insert_entry(&mut tree, "folder", folder_entry(0o755)).unwrap();
         insert_entry(&mut tree, "link", symlink_entry("x")).unwrap();
-        assert_eq!(tree.insert_hard_link("a", "nothing"), Err(TreeConflict::NoTarget));
         assert_eq!(
-            tree.insert_hard_link("a", "folder"),
+            tree.insert_hard_link_or_copy_of_symlink("a", "nothing"),
+            Err(TreeConflict::NoTarget)
+        );
+        assert_eq!(
+            tree.insert_hard_link_or_copy_of_symlink("a", "folder"),
             Err(TreeConflict::FolderTarget)
         );
-        assert_eq!(tree.insert_hard_link("a", "link"), Ok(()));
+        assert_eq!(tree.insert_hard_link_or_copy_of_symlink("a", "link"), Ok(()));
         assert_eq!(tree.into_index().get("a"), Some(symlink_entry("x")));
     }
 }

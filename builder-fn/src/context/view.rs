@@ -17,7 +17,7 @@ use effort::MatchingEffort;
 pub use ignore_file::excluding_pattern_if_found;
 pub(crate) use ignore_file::pattern_problems;
 pub use ignore_rules::{IgnoreDecision, IgnoreRules, PatternsMatchingFolder};
-use patterns::{MatchedPatterns, Pattern, Patterns};
+use patterns::{MatchedOfTriedPatterns, Pattern, Patterns};
 
 /// The limit on the effort of matching patterns, in bytes of paths that are compared with a pattern, which takes
 /// seconds. It is enough for a hundred patterns with wildcards on 200,000 files.
@@ -67,7 +67,7 @@ pub(crate) struct ViewEntry {
 /// no longer wanted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid pattern {pattern:?}: {reason}")]
-pub struct PatternError {
+pub struct PatternOrCancellationError {
     /// The pattern at which the selection failed; empty if none is to blame.
     pub pattern: String,
     /// The reason why the selection failed.
@@ -83,13 +83,16 @@ pub(crate) fn view_while(
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,
     filter: &ViewFilter,
-) -> Result<ContextView, PatternError> {
+) -> Result<ContextView, PatternOrCancellationError> {
     view_with_effort(MATCHING_EFFORT_MAX_BYTES, is_wanted, context, filter)
 }
 
 /// Selects the entries of a context that match `filter`.
 #[cfg(test)]
-pub(crate) fn view(context: &SourceContext, filter: &ViewFilter) -> Result<ContextView, PatternError> {
+pub(crate) fn view(
+    context: &SourceContext,
+    filter: &ViewFilter,
+) -> Result<ContextView, PatternOrCancellationError> {
     view_while(&|| true, context, filter)
 }
 
@@ -99,7 +102,7 @@ fn view_with_effort(
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,
     filter: &ViewFilter,
-) -> Result<ContextView, PatternError> {
+) -> Result<ContextView, PatternOrCancellationError> {
     let limit = "the patterns up to this one are too many or too complex for so many files";
     let mut effort = MatchingEffort::new(effort_max_bytes, limit, is_wanted);
     let mut include = Some(filter.include.clone());
@@ -160,24 +163,24 @@ struct PatternSelection {
 /// The state of the selection for a folder above the current entry.
 struct FolderState {
     at: u32,
-    include: MatchedPatterns,
-    exclude: MatchedPatterns,
+    include: MatchedOfTriedPatterns,
+    exclude: MatchedOfTriedPatterns,
     is_selected: bool,
 }
 
 impl PatternSelection {
     /// Creates the selection by include patterns, of which those without `!` select entries.
-    fn by_includes(patterns: &[String]) -> Result<Self, PatternError> {
+    fn by_includes(patterns: &[String]) -> Result<Self, PatternOrCancellationError> {
         Self::new(patterns, |pattern| !pattern.is_exception())
     }
 
     /// Creates the selection by exclude patterns, of which those with `!` select entries.
-    fn by_excludes(patterns: &[String]) -> Result<Self, PatternError> {
+    fn by_excludes(patterns: &[String]) -> Result<Self, PatternOrCancellationError> {
         Self::new(patterns, Pattern::is_exception)
     }
 
-    fn new(patterns: &[String], selects: fn(&Pattern) -> bool) -> Result<Self, PatternError> {
-        let patterns = Patterns::parse(patterns)?;
+    fn new(patterns: &[String], selects: fn(&Pattern) -> bool) -> Result<Self, PatternOrCancellationError> {
+        let patterns = Patterns::parse_deferring_some_errors_until_tried(patterns)?;
         let is_prefix = |pattern: &Pattern| {
             !pattern
                 .without_trailing_glob()
@@ -216,16 +219,18 @@ fn select_entries(
     include: Option<&PatternSelection>,
     exclude: Option<&PatternSelection>,
     effort: &mut MatchingEffort<'_>,
-) -> Result<Vec<u32>, PatternError> {
+) -> Result<Vec<u32>, PatternOrCancellationError> {
     let index = context.index();
     let mut selected = Vec::new();
     let mut folders: Vec<FolderState> = Vec::new();
     let mut walk = index.walk();
-    while let Some((at, path)) = walk.next_entry() {
-        effort.check_wanted().map_err(|reason| PatternError {
-            pattern: String::new(),
-            reason,
-        })?;
+    while let Some((at, path)) = walk.next_entry_or_none_then_restart() {
+        effort
+            .check_wanted()
+            .map_err(|reason| PatternOrCancellationError {
+                pattern: String::new(),
+                reason,
+            })?;
         let above = index.parent_folder(at);
         while folders.last().is_some_and(|folder| Some(folder.at) != above) {
             folders.pop();
@@ -233,8 +238,8 @@ fn select_entries(
         let is_folder = index.is_folder(at);
         let mut folder = FolderState {
             at,
-            include: MatchedPatterns::new(),
-            exclude: MatchedPatterns::new(),
+            include: MatchedOfTriedPatterns::new(),
+            exclude: MatchedOfTriedPatterns::new(),
             is_selected: false,
         };
         let mut is_excluded = false;

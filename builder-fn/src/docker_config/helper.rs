@@ -89,7 +89,7 @@ pub enum HelperError {
 /// The JSON that a credential helper prints.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct HelperAnswer {
+struct HelperUsernameAndSecret {
     username: String,
     secret: String,
 }
@@ -166,7 +166,7 @@ impl CredentialHelpers {
                 false => Err(HelperError::Failed { program, status }),
             };
         }
-        let Ok(HelperAnswer { username, secret }) = serde_json::from_slice(&output) else {
+        let Ok(HelperUsernameAndSecret { username, secret }) = serde_json::from_slice(&output) else {
             return Err(HelperError::Malformed { program });
         };
         Ok(Some(RegistryCredentials {

@@ -114,7 +114,7 @@ impl DeploymentOutcome {
     }
 
     /// Returns the ID of the call with the newer build, if the deployer named it.
-    pub(crate) fn superseded_by(&self) -> Option<&str> {
+    pub(crate) fn superseding_call_id(&self) -> Option<&str> {
         self.answer["supersededBy"].as_str()
     }
 

@@ -26,7 +26,7 @@ impl BuilderApi {
         match stored {
             Ok(stored) => answer::stored_context_response(&stored, seconds),
             Err(error) => {
-                crate::trace::mark_receive_failed(&span, &error);
+                crate::trace::mark_failed_without_frontend_name(&span, &error);
                 let text = ErrorChain(&error).to_string();
                 match error.kind() {
                     ErrorKind::Platform | ErrorKind::NoSpace => {
@@ -35,7 +35,7 @@ impl BuilderApi {
                     _ => tracing::info!(error = text, seconds, "could not store a context"),
                 }
                 let fields = AnswerImageAndSeconds { image: None, seconds };
-                Answer::from_error(&error, fields).into_response()
+                Answer::from_error(&error, fields).into_json_response_or_text_429()
             }
         }
     }

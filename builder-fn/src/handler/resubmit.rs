@@ -16,7 +16,7 @@ use http_body_util::Full;
 use serde_json::{Map, Value, json};
 
 use super::{BuildExchange, BuilderApi};
-use crate::builds::AcceptedBuild;
+use crate::builds::RecordedDelivery;
 use crate::error::Error;
 use crate::remote_context::ContextError;
 use crate::request::{BuildRequest, BuildSource, SIGNATURE_HEADER, START_TIME_HEADER, TENANT_HEADER};
@@ -102,15 +102,18 @@ impl BuilderApi {
     pub(super) async fn submit_again_returning_error_of_delivery(
         &self,
         request: &BuildRequest,
-        accepted: &AcceptedBuild,
+        accepted: &RecordedDelivery,
         exchange: &BuildExchange,
     ) -> Error {
-        if accepted.leave_to_another_delivery() {
+        if accepted.leave_to_another_delivery_if_any() {
             return Error::SubmittedAgain;
         }
         let limit = RESUBMISSION_TIMEOUT;
-        let submitted =
-            tokio::time::timeout(limit, self.submit_to_queue_with_retries(request, exchange)).await;
+        let submitted = tokio::time::timeout(
+            limit,
+            self.submit_to_queue_retrying_without_limit(request, exchange),
+        )
+        .await;
         let submitted = submitted.unwrap_or(Err(ResubmissionError::Timeout { limit }));
         let image = request.config.image_as_given.as_str();
         let (bytes, is_reference) = (request.body_bytes, request.body_copy.is_none());
@@ -137,7 +140,7 @@ impl BuilderApi {
     }
 
     /// Submits a call to its queue until the gateway accepts or rejects it.
-    async fn submit_to_queue_with_retries(
+    async fn submit_to_queue_retrying_without_limit(
         &self,
         request: &BuildRequest,
         exchange: &BuildExchange,
@@ -203,10 +206,10 @@ impl BuilderApi {
         let stored = self
             .builder
             .contexts
-            .store(context.to_storable_tar(), request.tenant())
+            .store(context.to_decompressed_storable_tar(), request.tenant())
             .await;
         let stored = stored.map_err(ResubmissionError::Store)?;
-        let body = json_request(
+        let body = json_request_or_none_if_not_text(
             config,
             &stored.reference.to_string(),
             request.sealed_secrets.as_deref(),
@@ -227,7 +230,11 @@ impl BuilderApi {
 /// Returns a JSON request with this configuration, context and envelope of secrets; `None` if the configuration is not
 /// a JSON object or the envelope is not text. The configuration's own `context` and `sealedSecrets` are left out: in a
 /// tar, they had no effect.
-fn json_request(config: &[u8], context_reference: &str, sealed_secrets: Option<&[u8]>) -> Option<Bytes> {
+fn json_request_or_none_if_not_text(
+    config: &[u8],
+    context_reference: &str,
+    sealed_secrets: Option<&[u8]>,
+) -> Option<Bytes> {
     let mut members: Map<String, Value> = serde_json::from_slice(config).ok()?;
     let is_own = |key: &str| {
         ["context", "sealedSecrets"]
@@ -270,14 +277,16 @@ mod tests {
     fn a_json_request_has_the_configuration_of_the_tar_and_refers_to_its_context() {
         let config =
             br#"{"image": "r.example/a", "buildArgs": {"A": "1"}, "Context": 1, "sealedsecrets": "x"}"#;
-        let body = json_request(config, "r.example/contexts@sha256:12", Some(b"version: v1\n")).unwrap();
+        let body =
+            json_request_or_none_if_not_text(config, "r.example/contexts@sha256:12", Some(b"version: v1\n"))
+                .unwrap();
         let expected = json!({
             "image": "r.example/a", "buildArgs": {"A": "1"},
             "context": {"oci": "r.example/contexts@sha256:12"}, "sealedSecrets": "version: v1\n",
         });
         assert_eq!(serde_json::from_slice::<Value>(&body).unwrap(), expected);
         assert_eq!(
-            json_request(config, "r.example/contexts@sha256:12", Some(&[0xff])),
+            json_request_or_none_if_not_text(config, "r.example/contexts@sha256:12", Some(&[0xff])),
             None
         );
     }

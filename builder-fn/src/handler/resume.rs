@@ -10,7 +10,9 @@ use tracing::Instrument;
 
 use super::{AdmittedBuildRequest, BuildExchange, BuilderApi};
 use crate::answer::{Answer, AnswerImageAndSeconds};
-use crate::builds::{AcceptedBuild, BuildPhase, ClaimSearchState, ClaimedBuild, RecordStore, outcome_fields};
+use crate::builds::{
+    BuildPhase, ClaimSearchState, ClaimedBuild, RecordStore, RecordedDelivery, outcome_fields_kept_in_record,
+};
 use crate::error::Error;
 use crate::request::{self, BuildRequest, RequestHead};
 use crate::slots::{QueueAdmission, SlotOwner};
@@ -59,7 +61,10 @@ impl BuilderApi {
             }
         };
         // The sign is renewed during the shutdown, too: builds finish then.
-        tokio::join!(store.renew_sign_of_life_periodically(), searching);
+        tokio::join!(
+            store.renew_sign_of_life_forever_when_builds_are_unfinished(),
+            searching
+        );
     }
 
     /// Searches for builds to resume until the shutdown begins.
@@ -78,7 +83,10 @@ impl BuilderApi {
                 if places == 0 || context.shutdown().has_begun() {
                     continue;
                 }
-                match store.claim_unfinished(&mut search, &tenant.name, places).await {
+                match store
+                    .claim_and_confirm_unfinished_builds(&mut search, &tenant.name, places)
+                    .await
+                {
                     Ok(builds) => {
                         for build in builds {
                             self.resume_in_background(build, context);
@@ -97,7 +105,7 @@ impl BuilderApi {
                 _ = context.shutdown().wait_until_begun() => {}
             }
         }
-        store.hand_back_claims(search).await;
+        store.hand_back_written_unconfirmed_claims(search).await;
     }
 
     /// Returns the tenants; the only one, which has no name, without a policy.
@@ -135,7 +143,7 @@ impl BuilderApi {
         } = claimed;
         let (secrets, gateway) = (template.secrets().clone(), template.gateway().clone());
         let mut context = Context::new(&key.id, secrets, gateway, template.shutdown().clone());
-        let head = request.to_head();
+        let head = request.to_resumed_head();
         let mut accepted = self.builder.records.accept(key, head.arrived);
         accepted.use_claimed_place(place);
         accepted.continue_counts_of_other_processes(attempts, request.resumptions);
@@ -164,7 +172,10 @@ impl BuilderApi {
         };
         let Some(received) = received else {
             // Its request is stored, so that a failure only delays the build.
-            accepted.hand_back(template.shutdown().has_begun()).await.ok();
+            accepted
+                .hand_back_or_leave_resumable(template.shutdown().has_begun())
+                .await
+                .ok();
             return accepted.leave_to_other_processes();
         };
         let (build_request, admission) = match received {
@@ -172,12 +183,15 @@ impl BuilderApi {
             Err(error) => {
                 tracing::warn!(error = %ErrorChain(&error), "an accepted build cannot be resumed");
                 let answer = Answer::from_error(&error, AnswerImageAndSeconds::default());
-                let written = accepted.end(BuildPhase::Failed, outcome_fields(&answer.report));
+                let written = accepted.record_end_if_success_or_last_delivery(
+                    BuildPhase::Failed,
+                    outcome_fields_kept_in_record(&answer.report),
+                );
                 return written.wait_up_to_10_seconds().await;
             }
         };
         if let Some(limit) = request.time_limit {
-            context = context.with_deadline(Instant::now() + limit);
+            context = context.with_reported_deadline(Instant::now() + limit);
         }
         let received = AdmittedBuildRequest {
             request: build_request,
@@ -206,7 +220,7 @@ impl BuilderApi {
         &self,
         head: &RequestHead,
         body: Bytes,
-        accepted: &AcceptedBuild,
+        accepted: &RecordedDelivery,
         context: &Context,
     ) -> Result<(BuildRequest, QueueAdmission), Error> {
         let check = self.signature_check_from_secrets(head, context)?;

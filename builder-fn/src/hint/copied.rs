@@ -70,7 +70,7 @@ impl CopiedFolders {
     }
 
     /// Returns the paths in the context that would be at `path` in the image, if the context had them.
-    pub(super) fn context_paths_for_image_path(&self, path: &str) -> Vec<String> {
+    pub(super) fn possible_context_paths_for_image_path(&self, path: &str) -> Vec<String> {
         let absolute = match (
             &self.working_directory_unless_command_may_change_it,
             path.starts_with('/'),

@@ -4,7 +4,7 @@ use super::evidence::Evidence;
 use super::{Hint, HintKind, text};
 
 /// Explains a malformed manifest, or a lock file that is missing or does not fit the manifest.
-pub(super) fn explain_manifest_or_lock_file(evidence: &Evidence<'_>) -> Option<Hint> {
+pub(super) fn explain_non_npm_manifest_or_lock_file(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().collect();
     malformed_cargo_manifest(evidence, &lines)

@@ -188,8 +188,9 @@ impl<'a> Evidence<'a> {
             .dockerfile_step_name()
             .or_else(|| Some(&*self.instruction()?.text));
         let step = name.map(|name| HintStep {
-            name: text::one_line(name, MAX_NAME_OR_LINE_BYTES),
-            file: line.map(|_| text::one_line(self.failure.dockerfile, MAX_NAME_OR_LINE_BYTES)),
+            name: text::one_line_cut_with_ellipsis(name, MAX_NAME_OR_LINE_BYTES),
+            file: line
+                .map(|_| text::one_line_cut_with_ellipsis(self.failure.dockerfile, MAX_NAME_OR_LINE_BYTES)),
             line,
         });
         let hint = match (&hint.file, line) {

@@ -10,7 +10,7 @@ const CREDENTIAL_HELPER_NOT_RUN_PREFIX: &str = "could not run ";
 
 /// The kind of answer with which a registry refuses or fails a pull or a push.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Refusal {
+enum RegistryRefusalOrFailure {
     Unauthorized,
     Forbidden,
     NotFound,
@@ -39,7 +39,7 @@ pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
             HintKind::ImagePrivate,
             format!(
                 "{registry} does not give {image} to this build: the repository does not exist, or needs credentials{}",
-                credentials_holder_as_end_of_sentence(evidence)
+                credentials_problem_as_end_of_sentence_or_empty(evidence)
             ),
             format!(
                 "correct the image's name; if it is private, have credentials for {registry} added that may pull it"
@@ -49,19 +49,19 @@ pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
     if let Some(hint) = explain_connection_problem(reason, Some(registry), &format!("to pull {image}")) {
         return Some(hint);
     }
-    match parse_refusal(reason)? {
-        Refusal::NotFound => Some(Hint::new(
+    match parse_refusal_or_failure(reason)? {
+        RegistryRefusalOrFailure::NotFound => Some(Hint::new(
             HintKind::ImageMissing,
             format!("{registry} has no image {image}"),
             "correct the image's name or tag; the name is the one in the Dockerfile, or that of a build argument",
         )),
-        Refusal::Unauthorized | Refusal::Forbidden => Some(
+        RegistryRefusalOrFailure::Unauthorized | RegistryRefusalOrFailure::Forbidden => Some(
             missing_credential_helper_hint(evidence, registry).unwrap_or_else(|| {
                 Hint::new(
                     HintKind::ImagePrivate,
                     format!(
                         "{registry} does not let this build pull {image}{}",
-                        credentials_holder_as_end_of_sentence(evidence)
+                        credentials_problem_as_end_of_sentence_or_empty(evidence)
                     ),
                     format!(
                         "have credentials for {registry} added that may pull {image}, or use another image"
@@ -80,20 +80,20 @@ pub(super) fn explain_push(evidence: &Evidence<'_>) -> Option<Hint> {
     if let Some(hint) = explain_connection_problem(reason, Some(registry), &format!("to push {image}")) {
         return Some(hint);
     }
-    match parse_refusal(reason)? {
-        Refusal::Unauthorized | Refusal::Forbidden => Some(missing_credential_helper_hint(evidence, registry).unwrap_or_else(|| {
+    match parse_refusal_or_failure(reason)? {
+        RegistryRefusalOrFailure::Unauthorized | RegistryRefusalOrFailure::Forbidden => Some(missing_credential_helper_hint(evidence, registry).unwrap_or_else(|| {
             Hint::new(
                 HintKind::PushDenied,
-                format!("{registry} refuses the push of {image}{}", credentials_holder_as_end_of_sentence(evidence)),
+                format!("{registry} refuses the push of {image}{}", credentials_problem_as_end_of_sentence_or_empty(evidence)),
                 format!("have credentials for {registry} added that may push to {}, or push to another repository", repository_of(image)),
             )
         })),
-        Refusal::NotFound => Some(Hint::new(
+        RegistryRefusalOrFailure::NotFound => Some(Hint::new(
             HintKind::RepositoryMissing,
             format!("{registry} has no repository for {image}, and does not create it"),
             format!("create the repository {}, or push to another one", repository_of(image)),
         )),
-        Refusal::ImmutableTag => Some(Hint::new(
+        RegistryRefusalOrFailure::ImmutableTag => Some(Hint::new(
             HintKind::TagImmutable,
             format!("{registry} has the tag of {image} already, and does not let it be replaced"),
             "push with another tag",
@@ -173,16 +173,20 @@ pub fn registry_refusing_credentials(error: &str) -> Option<&str> {
         image_and_reason_of_failed_pull(error).or_else(|| image_and_reason_of_failed_push(error))?;
     let is_refused = reason.contains("pull access denied")
         || matches!(
-            parse_refusal(reason),
-            Some(Refusal::Unauthorized | Refusal::Forbidden)
+            parse_refusal_or_failure(reason),
+            Some(RegistryRefusalOrFailure::Unauthorized | RegistryRefusalOrFailure::Forbidden)
         );
     is_refused.then(|| registry_of(image))
 }
 
 /// Returns the hint for a registry that limits or fails.
-fn registry_limit_or_failure_hint(refusal: Refusal, registry: &str, operation: &str) -> Hint {
+fn registry_limit_or_failure_hint(
+    refusal: RegistryRefusalOrFailure,
+    registry: &str,
+    operation: &str,
+) -> Hint {
     match refusal {
-        Refusal::RateLimit => Hint::new(
+        RegistryRefusalOrFailure::RateLimit => Hint::new(
             HintKind::RegistryRateLimit,
             format!("{registry} limits how often this builder may {operation}"),
             format!(
@@ -218,7 +222,7 @@ fn missing_credential_helper_hint(evidence: &Evidence<'_>, registry: &str) -> Op
 }
 
 /// Returns whose credentials were used, as the end of a sentence.
-fn credentials_holder_as_end_of_sentence(evidence: &Evidence<'_>) -> String {
+fn credentials_problem_as_end_of_sentence_or_empty(evidence: &Evidence<'_>) -> String {
     let Some(LoginStateAtRefusingRegistry {
         holder,
         is_given,
@@ -239,7 +243,7 @@ fn credentials_holder_as_end_of_sentence(evidence: &Evidence<'_>) -> String {
 }
 
 /// Finds what a registry answered, in the words of containerd's client.
-fn parse_refusal(reason: &str) -> Option<Refusal> {
+fn parse_refusal_or_failure(reason: &str) -> Option<RegistryRefusalOrFailure> {
     let has = |words: &[&str]| words.iter().any(|words| reason.contains(words));
     // "unexpected status from HEAD request to http://registry:5000/v2/…: 401 Unauthorized"
     let status = reason.rsplit_once("unexpected status").and_then(|(_, rest)| {
@@ -253,18 +257,18 @@ fn parse_refusal(reason: &str) -> Option<Refusal> {
         "tag is immutable",
         "immutable tag",
     ]) {
-        return Some(Refusal::ImmutableTag);
+        return Some(RegistryRefusalOrFailure::ImmutableTag);
     }
     match status {
-        Some(401) => return Some(Refusal::Unauthorized),
-        Some(403) => return Some(Refusal::Forbidden),
-        Some(404) => return Some(Refusal::NotFound),
-        Some(429) => return Some(Refusal::RateLimit),
-        Some(500..) => return Some(Refusal::Failing),
+        Some(401) => return Some(RegistryRefusalOrFailure::Unauthorized),
+        Some(403) => return Some(RegistryRefusalOrFailure::Forbidden),
+        Some(404) => return Some(RegistryRefusalOrFailure::NotFound),
+        Some(429) => return Some(RegistryRefusalOrFailure::RateLimit),
+        Some(500..) => return Some(RegistryRefusalOrFailure::Failing),
         _ => {}
     }
     if has(&["toomanyrequests", "429 Too Many Requests"]) {
-        Some(Refusal::RateLimit)
+        Some(RegistryRefusalOrFailure::RateLimit)
     } else if has(&[
         "insufficient_scope",
         "authorization failed",
@@ -272,16 +276,16 @@ fn parse_refusal(reason: &str) -> Option<Refusal> {
         "401 Unauthorized",
         "server message: unauthorized",
     ]) {
-        Some(Refusal::Unauthorized)
+        Some(RegistryRefusalOrFailure::Unauthorized)
     } else if has(&[
         "denied: ",
         "push access denied",
         "403 Forbidden",
         "server message: denied",
     ]) {
-        Some(Refusal::Forbidden)
+        Some(RegistryRefusalOrFailure::Forbidden)
     } else if has(&["NAME_UNKNOWN", "name unknown"]) || reason.ends_with(": not found") {
-        Some(Refusal::NotFound)
+        Some(RegistryRefusalOrFailure::NotFound)
     } else {
         None
     }

@@ -146,7 +146,7 @@ pub(super) fn explain_failed_add_download(evidence: &Evidence<'_>) -> Option<Hin
         .iter()
         .find(|words| reason.contains(**words))
     {
-        let host = host_in_line(reason, words)?;
+        let host = host_after_words_or_elsewhere_in_line(reason, words)?;
         return Some(unresolved_host_hint(
             host,
             &format!("BuildKit cannot resolve the name of the host {host}"),
@@ -166,13 +166,13 @@ pub(super) fn explain_failed_add_download(evidence: &Evidence<'_>) -> Option<Hin
     });
     let what = url.map_or_else(
         || "the source".to_owned(),
-        |url| text::one_line(&url, super::MAX_NAME_OR_LINE_BYTES),
+        |url| text::one_line_cut_with_ellipsis(&url, super::MAX_NAME_OR_LINE_BYTES),
     );
     Some(Hint::new(
         HintKind::DownloadFailed,
         format!(
             "the server of {what} answered with the status {}",
-            text::one_line(status, 40)
+            text::one_line_cut_with_ellipsis(status, 40)
         ),
         "correct the URL, or wait until the server has the file again",
     ))
@@ -193,7 +193,8 @@ pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option
     let unresolved = find(UNRESOLVED_HOST_WORDS);
     let unconnected = find(FAILED_CONNECTION_WORDS);
     if let (Some(tenant), Some((line, words))) = (evidence.failure.no_network, unresolved.or(unconnected)) {
-        let host = host_in_line(line, words).map_or_else(|| "a host".to_owned(), str::to_owned);
+        let host = host_after_words_or_elsewhere_in_line(line, words)
+            .map_or_else(|| "a host".to_owned(), str::to_owned);
         return Some(Hint::new(
             HintKind::NetworkDenied,
             format!(
@@ -203,7 +204,9 @@ pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option
         ));
     }
     if let Some((line, words)) = unresolved {
-        let cause = match host_in_line(line, words).or_else(|| pip_index_host(evidence, line)) {
+        let cause = match host_after_words_or_elsewhere_in_line(line, words)
+            .or_else(|| pip_index_host(evidence, line))
+        {
             Some(host) => {
                 let cause = format!("the step cannot resolve the name of the host {host}");
                 return Some(unresolved_host_hint(host, &cause));
@@ -213,7 +216,7 @@ pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option
         return Some(unresolved_host_hint("the host", &cause));
     }
     if let Some((line, words)) = find(UNTRUSTED_CERTIFICATE_WORDS) {
-        return Some(match host_in_line(line, words) {
+        return Some(match host_after_words_or_elsewhere_in_line(line, words) {
             Some(host) => untrusted_certificate_hint(host, "the step"),
             None => Hint::new(
                 HintKind::CertificateUntrusted,
@@ -231,7 +234,7 @@ pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option
         return Some(hint);
     }
     let (line, words) = unconnected?;
-    let host = host_in_line(line, words);
+    let host = host_after_words_or_elsewhere_in_line(line, words);
     let cause = match host {
         Some(host) => format!("the step cannot connect to {host}: {}", words.to_lowercase()),
         None => format!("the step cannot connect: {line}"),
@@ -290,11 +293,11 @@ pub(super) fn unresolved_host_hint(host: &str, cause: &str) -> Hint {
     )
 }
 
-fn untrusted_certificate_hint(host: &str, client: &str) -> Hint {
+fn untrusted_certificate_hint(host: &str, the_step_or_buildkit: &str) -> Hint {
     Hint::new(
         HintKind::CertificateUntrusted,
-        format!("{client} does not trust the certificate of {host}"),
-        match client {
+        format!("{the_step_or_buildkit} does not trust the certificate of {host}"),
+        match the_step_or_buildkit {
             "the step" => {
                 "install the packages of certificate authorities (ca-certificates) in the image, or add the authority of the host"
             }
@@ -315,7 +318,10 @@ fn host_in_go_resolver_error(reason: &str) -> Option<&str> {
 }
 
 /// Returns the host that a line of output names: in a URL, in quotes or after the words, or after `host=`.
-pub(super) fn host_in_line<'l>(line: &'l str, failure_words: &str) -> Option<&'l str> {
+pub(super) fn host_after_words_or_elsewhere_in_line<'l>(
+    line: &'l str,
+    failure_words: &str,
+) -> Option<&'l str> {
     let after = line.split_once(failure_words).map_or("", |(_, rest)| rest);
     let named = after.trim_start_matches([' ', ':', '\'', '"', '`', '(']);
     let end = named.find(['\'', '"', '`', ')', ',', ' ', ':']);

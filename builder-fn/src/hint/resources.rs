@@ -65,7 +65,7 @@ pub(super) fn explain_out_of_memory(evidence: &Evidence<'_>) -> Option<Hint> {
             .iter()
             .any(|words| line.contains(words))
     }) {
-        let line = text::one_line(line, super::MAX_NAME_OR_LINE_BYTES);
+        let line = text::one_line_cut_with_ellipsis(line, super::MAX_NAME_OR_LINE_BYTES);
         return Some(Hint::new(
             HintKind::OutOfMemory,
             format!("a process of the step had no memory left or was killed: {line}"),

@@ -51,7 +51,7 @@ pub(super) fn explain_missing_secret(evidence: &Evidence<'_>) -> Option<Hint> {
 
 /// Returns the hint for a secret that the build does not have.
 fn missing_build_secret_hint(name: &str) -> Hint {
-    let name = text::one_line(name, super::MAX_NAME_OR_LINE_BYTES);
+    let name = text::one_line_cut_with_ellipsis(name, super::MAX_NAME_OR_LINE_BYTES);
     Hint::new(
         HintKind::SecretMissing,
         format!("the step uses the build secret {name}, which the build does not have"),

@@ -146,7 +146,7 @@ pub(super) fn explain_step_file_excluded_or_in_other_case(evidence: &Evidence<'_
         .take(8);
     let step = evidence.instruction()?;
     let copied = copied::CopiedFolders::copied_before_step(evidence.instructions(), step);
-    let sources = words.flat_map(|word| copied.context_paths_for_image_path(word));
+    let sources = words.flat_map(|word| copied.possible_context_paths_for_image_path(word));
     let mut sources = sources.filter(|source| !source.is_empty()).take(32);
     let files = evidence.failure.files;
     let mut in_other_case = None;
@@ -209,7 +209,7 @@ fn may_be_secret(path: &str) -> bool {
 /// Returns the hint for a path that a pattern excludes.
 fn ignored_hint(path: &str, found: &ExcludingPattern) -> Hint {
     let ExcludingPattern { file, line, pattern } = found;
-    let pattern = text::one_line(pattern, super::MAX_NAME_OR_LINE_BYTES);
+    let pattern = text::one_line_cut_with_ellipsis(pattern, super::MAX_NAME_OR_LINE_BYTES);
     Hint::new(
         HintKind::SourceIgnored,
         format!("line {line} of {file} ({pattern}) excludes {path} from the build"),

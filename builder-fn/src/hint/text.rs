@@ -1,7 +1,7 @@
 //! Texts from programs: cut to a bound, without control characters, and taken apart.
 
 /// Returns `text` on one line, without control characters, cut after `max_bytes` bytes.
-pub(super) fn one_line(text: &str, max_bytes: usize) -> String {
+pub(super) fn one_line_cut_with_ellipsis(text: &str, max_bytes: usize) -> String {
     let mut line = String::new();
     let mut is_cut = false;
     let words = text
@@ -187,10 +187,16 @@ mod tests {
 
     #[test]
     fn a_line_of_a_hint_is_short_and_has_no_control_or_invisible_characters() {
-        assert_eq!(one_line("a\n\tb\u{1b}[31mc\u{202e}d \u{0}", 100), "a b [31mcd");
-        assert_eq!(one_line("äöü", 4), "äö…");
-        assert_eq!(one_line("a\u{ad}\u{61c}\u{180e}\u{e0041}b", 9), "ab");
-        assert_eq!(one_line("  ", 4), "");
+        assert_eq!(
+            one_line_cut_with_ellipsis("a\n\tb\u{1b}[31mc\u{202e}d \u{0}", 100),
+            "a b [31mcd"
+        );
+        assert_eq!(one_line_cut_with_ellipsis("äöü", 4), "äö…");
+        assert_eq!(
+            one_line_cut_with_ellipsis("a\u{ad}\u{61c}\u{180e}\u{e0041}b", 9),
+            "ab"
+        );
+        assert_eq!(one_line_cut_with_ellipsis("  ", 4), "");
     }
 
     #[test]

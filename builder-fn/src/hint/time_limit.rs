@@ -9,7 +9,7 @@ const TIME_LIMIT_ERROR_PREFIX: &str = "the build ran past its time limit of ";
 /// Explains a build that took longer than it may: which step ran, and what it wrote last.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     let limit = evidence.error.strip_prefix(TIME_LIMIT_ERROR_PREFIX)?;
-    let limit = text::one_line(limit, 40);
+    let limit = text::one_line_cut_with_ellipsis(limit, 40);
     let next = "make the step faster, or give the build more time: the config's \"timeout\", up to the time limit of the builder \
                 function";
     let Some(step) = evidence.failure.step else {
@@ -22,7 +22,7 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
              builder function",
         ));
     };
-    let name = text::one_line(step.name, super::MAX_NAME_OR_LINE_BYTES);
+    let name = text::one_line_cut_with_ellipsis(step.name, super::MAX_NAME_OR_LINE_BYTES);
     let last = evidence.lines().rfind(|line| !line.trim().is_empty());
     let Some(last) = last else {
         let cause = format!(
@@ -30,7 +30,7 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         );
         return Some(Hint::new(HintKind::TimeLimit, cause, next));
     };
-    let quoted = text::one_line(last, super::MAX_NAME_OR_LINE_BYTES);
+    let quoted = text::one_line_cut_with_ellipsis(last, super::MAX_NAME_OR_LINE_BYTES);
     let cause = format!(
         "the step {name} was still running when the build's time of {limit} was over; the last line that it wrote is: {quoted}"
     );

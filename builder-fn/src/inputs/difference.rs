@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Map, Value, json};
 
 use super::{BuildInputs, EndedStepRecord};
-use crate::context::TreeDifference;
+use crate::context::ChangedAddedAndRemovedPaths;
 
 /// The most paths of each kind in a comparison.
 const MAX_PATHS_OF_EACH_KIND: usize = 100;
@@ -103,7 +103,7 @@ impl<'a> DockerfileStep<'a> {
     }
 
     /// Returns the base image of a `FROM` with a digest.
-    fn base_image(&self) -> Option<BaseImage<'a>> {
+    fn base_image_with_digest(&self) -> Option<BaseImage<'a>> {
         let image = self.text.strip_prefix("FROM ")?.split_whitespace().next()?;
         let (name, digest) = image.split_once('@')?;
         Some(BaseImage { name, digest })
@@ -111,7 +111,7 @@ impl<'a> DockerfileStep<'a> {
 
     /// Returns the text without the digest of a base image, which does not belong to the Dockerfile.
     fn text_without_base_digest(&self) -> &'a str {
-        match self.base_image() {
+        match self.base_image_with_digest() {
             Some(base) => self
                 .text
                 .get(.."FROM ".len() + base.name.len())
@@ -146,7 +146,7 @@ impl<'a> DockerfileStep<'a> {
     }
 
     /// Returns whether the step may depend on the build argument `name`.
-    fn may_use_argument(&self, name: &str) -> bool {
+    fn is_run_or_names_argument(&self, name: &str) -> bool {
         // Every RUN has all arguments that were declared before it in its environment.
         self.keyword() == "RUN"
             || self.text.contains(&format!("${name}"))
@@ -177,7 +177,7 @@ fn may_be_in_copy_source(path: &str, source: &str) -> bool {
 fn explain_first_uncached_step(
     older: &BuildInputs,
     newer: &BuildInputs,
-    files: Option<&TreeDifference>,
+    files: Option<&ChangedAddedAndRemovedPaths>,
 ) -> Option<Value> {
     let steps = newer.steps.iter();
     let (record, step) = steps
@@ -221,7 +221,7 @@ fn explain_first_uncached_step(
         let names = arguments[change].as_array().into_iter().flatten();
         let names = names
             .filter_map(Value::as_str)
-            .filter(|name| step.may_use_argument(name));
+            .filter(|name| step.is_run_or_names_argument(name));
         causes.extend(names.map(|name| json!({"kind": "argument", "name": name, "change": change})));
     }
     if newer.options.contains_key("noCache") {
@@ -277,7 +277,7 @@ fn list_base_images_of_both_builds(older: &[EndedStepRecord], newer: &[EndedStep
     let bases = |steps: &'_ [EndedStepRecord]| -> BTreeMap<String, String> {
         let steps = steps.iter().filter_map(|step| DockerfileStep::parse(&step.name));
         let bases = steps.filter_map(|step| {
-            step.base_image()
+            step.base_image_with_digest()
                 .map(|base| (base.name.to_owned(), base.digest.to_owned()))
         });
         bases.collect()
@@ -364,14 +364,18 @@ mod tests {
         }
     }
 
-    fn first_miss_or_null(older: &BuildInputs, newer: &BuildInputs, files: &TreeDifference) -> Value {
+    fn first_miss_or_null(
+        older: &BuildInputs,
+        newer: &BuildInputs,
+        files: &ChangedAddedAndRemovedPaths,
+    ) -> Value {
         json!(explain_first_uncached_step(older, newer, Some(files)))
     }
 
-    fn difference_with_changed(paths: &[&str]) -> TreeDifference {
-        TreeDifference {
+    fn difference_with_changed(paths: &[&str]) -> ChangedAddedAndRemovedPaths {
+        ChangedAddedAndRemovedPaths {
             changed: paths.iter().map(|path| (*path).to_owned()).collect(),
-            ..TreeDifference::default()
+            ..ChangedAddedAndRemovedPaths::default()
         }
     }
 
@@ -400,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_base_image_an_argument_an_instruction_and_no_cache_are_causes_of_the_first_miss() {
-        let none = TreeDifference::default();
+        let none = ChangedAddedAndRemovedPaths::default();
         let miss = first_miss_or_null(&build(4, "a"), &build(1, "b"), &none);
         assert_eq!(
             miss["causes"],

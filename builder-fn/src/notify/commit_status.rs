@@ -101,7 +101,7 @@ pub(crate) struct CommitStatusReporter {
 impl Notifier {
     /// Begins to report the states of a build to `receiver`: pending at once if the commit is known. `None` if too many
     /// others are being sent.
-    pub(crate) fn begin_commit_status_report(
+    pub(crate) fn begin_commit_status_pending_if_commit_known(
         &self,
         receiver: CommitStatusReceiver,
         shutdown: &Shutdown,
@@ -167,7 +167,7 @@ impl Notifier {
         changes: &mut watch::Receiver<Option<(CommitState, String)>>,
     ) {
         let project = receiver.status.project_api_url();
-        let Some(post) = receiver.to_post(state, commit) else {
+        let Some(post) = receiver.to_post_unless_url_or_token_invalid(state, commit) else {
             tracing::warn!(
                 %project, commit, ?state,
                 "the status of a commit could not be set: the token cannot be sent in a header, or the URL is invalid"
@@ -237,7 +237,11 @@ impl CommitStatusReporter {
 
 impl CommitStatusReceiver {
     /// Returns the request that sets a state; `None` if its URL is invalid, or the token cannot be in a header.
-    fn to_post(&self, state: CommitState, commit: &str) -> Option<RepeatablePost> {
+    fn to_post_unless_url_or_token_invalid(
+        &self,
+        state: CommitState,
+        commit: &str,
+    ) -> Option<RepeatablePost> {
         let CommitStatusConfig {
             forge, name, link, ..
         } = &self.status;

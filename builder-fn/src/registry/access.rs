@@ -8,11 +8,11 @@ use super::image_name::{ImageName, canonical_registry};
 /// The repositories that one build may use: those that its config names, and those of the images that it was allowed to
 /// read. Clones share the record.
 #[derive(Clone, Debug, Default)]
-pub struct RepositoryAccess(Arc<Mutex<BTreeMap<ImageName, AccessLevel>>>);
+pub struct RepositoryAccess(Arc<Mutex<BTreeMap<ImageName, GrantedAccess>>>);
 
 /// What a build may do with a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum AccessLevel {
+enum GrantedAccess {
     /// The build may pull images.
     Pull,
     /// The build may pull and push images.
@@ -22,16 +22,16 @@ enum AccessLevel {
 impl RepositoryAccess {
     /// Allows the build to pull from a repository.
     pub fn allow_pull(&self, image: ImageName) {
-        self.allow_access(image, AccessLevel::Pull);
+        self.allow_access(image, GrantedAccess::Pull);
     }
 
     /// Allows the build to pull from and push to a repository.
     pub fn allow_push(&self, image: ImageName) {
-        self.allow_access(image, AccessLevel::Push);
+        self.allow_access(image, GrantedAccess::Push);
     }
 
     /// Allows access to the repository of `image`. The highest level that was allowed counts.
-    fn allow_access(&self, image: ImageName, access: AccessLevel) {
+    fn allow_access(&self, image: ImageName, access: GrantedAccess) {
         let mut repositories = self.lock();
         let granted = repositories.entry(image).or_insert(access);
         *granted = (*granted).max(access);
@@ -53,7 +53,9 @@ impl RepositoryAccess {
                     .keys()
                     .any(|image| may_pull_from_registry_or_mirror(image, &registry, name)),
                 "push" => repositories.iter().any(|(image, access)| {
-                    *access == AccessLevel::Push && image.registry() == registry && image.repository() == name
+                    *access == GrantedAccess::Push
+                        && image.registry() == registry
+                        && image.repository() == name
                 }),
                 _ => false,
             };
@@ -63,7 +65,7 @@ impl RepositoryAccess {
         granted.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ImageName, AccessLevel>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ImageName, GrantedAccess>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -89,7 +91,7 @@ mod tests {
     use super::*;
 
     fn parse_image_name(text: &str) -> ImageName {
-        ImageName::parse(text).unwrap()
+        ImageName::parse_with_registry(text).unwrap()
     }
 
     #[test]

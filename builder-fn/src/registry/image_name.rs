@@ -20,7 +20,7 @@ pub struct ImageName {
 impl ImageName {
     /// Parses the full name of an image, which may have a tag and a digest. Returns `None` if it has no registry or no
     /// repository, or a malformed one.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub fn parse_with_registry(text: &str) -> Option<Self> {
         let name = text.split_once('@').map_or(text, |(name, _)| name);
         let (registry, path) = name.split_once('/')?;
         let repository = path.split_once(':').map_or(path, |(path, _)| path);
@@ -33,7 +33,8 @@ impl ImageName {
         };
         let is_registry = !registry.is_empty()
             && registry.bytes().all(is_host_byte)
-            && host_port::split_host_port(registry).is_some_and(|(host, _)| !host.is_empty());
+            && host_port::split_host_with_brackets_and_port(registry)
+                .is_some_and(|(host, _)| !host.is_empty());
         (is_registry && repository.split('/').all(is_component)).then(|| Self {
             registry: canonical_registry(registry),
             repository: repository.to_owned(),
@@ -52,12 +53,12 @@ impl ImageName {
 
     /// Returns the registry's host; an IPv6 address in brackets.
     pub fn host(&self) -> &str {
-        host_port::split_host_port(&self.registry).map_or(&*self.registry, |(host, _)| host)
+        host_port::split_host_with_brackets_and_port(&self.registry).map_or(&*self.registry, |(host, _)| host)
     }
 
     /// Returns the registry's port: 443 if the name has none.
     pub fn port_or_443(&self) -> u16 {
-        host_port::split_host_port(&self.registry)
+        host_port::split_host_with_brackets_and_port(&self.registry)
             .and_then(|(_, port)| port)
             .unwrap_or(443)
     }
@@ -92,17 +93,17 @@ mod tests {
             ("10.0.0.1:5000/x@sha256:00", "10.0.0.1:5000/x"),
             ("[::1]:5000/x", "[::1]:5000/x"),
         ] {
-            let name = ImageName::parse(text).expect(text);
+            let name = ImageName::parse_with_registry(text).expect(text);
             assert_eq!(name.to_string(), expected);
             assert_eq!(
-                ImageName::parse(expected),
+                ImageName::parse_with_registry(expected),
                 Some(name),
                 "the name of a name is the name"
             );
         }
-        let name = ImageName::parse("[::1]:5000/x").unwrap();
+        let name = ImageName::parse_with_registry("[::1]:5000/x").unwrap();
         assert_eq!((name.host(), name.port_or_443()), ("[::1]", 5000));
-        let name = ImageName::parse("r.example/x").unwrap();
+        let name = ImageName::parse_with_registry("r.example/x").unwrap();
         assert_eq!((name.host(), name.port_or_443()), ("r.example", 443));
     }
 
@@ -122,7 +123,7 @@ mod tests {
             ":5000/a",
             "r example/a",
         ] {
-            assert_eq!(ImageName::parse(text), None, "{text}");
+            assert_eq!(ImageName::parse_with_registry(text), None, "{text}");
         }
     }
 }

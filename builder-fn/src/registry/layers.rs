@@ -47,7 +47,9 @@ pub(super) fn digest_of_first_image_in_index(manifest: &[u8]) -> Result<Option<S
 ///
 /// # Errors
 /// Fails if `manifest` is no manifest.
-pub(super) fn parse_layers(manifest: &[u8]) -> Result<Vec<ImageLayerSize>, serde_json::Error> {
+pub(super) fn parse_layers_or_empty_for_index(
+    manifest: &[u8],
+) -> Result<Vec<ImageLayerSize>, serde_json::Error> {
     let manifest: Manifest = serde_json::from_slice(manifest)?;
     let layers = manifest.layers.into_iter().take(LAYERS_MAX);
     Ok(layers
@@ -60,10 +62,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layers_are_those_of_an_image_or_of_the_first_image_in_an_index() {
+    fn layers_of_an_image_and_the_digest_of_the_first_image_in_an_index_are_parsed() {
         let image = br#"{"config": {"digest": "c", "size": 1}, "layers": [{"digest": "a", "size": 10}, {"digest": "b", "size": 20}]}"#;
         assert_eq!(digest_of_first_image_in_index(image).expect("a manifest"), None);
-        let sizes: Vec<_> = parse_layers(image)
+        let sizes: Vec<_> = parse_layers_or_empty_for_index(image)
             .expect("layers")
             .iter()
             .map(|layer| layer.bytes)
@@ -79,6 +81,6 @@ mod tests {
                 .as_deref(),
             Some("y")
         );
-        assert!(parse_layers(b"no manifest").is_err());
+        assert!(parse_layers_or_empty_for_index(b"no manifest").is_err());
     }
 }

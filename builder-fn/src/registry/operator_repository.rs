@@ -10,7 +10,7 @@ pub struct OperatorRepository(ImageName);
 impl OperatorRepository {
     /// Parses the name of the repository, without tag and digest, in lower case. Returns `None` for another name.
     pub fn parse(name: &str) -> Option<Self> {
-        let image = ImageName::parse(name).filter(|image| image.to_string() == name)?;
+        let image = ImageName::parse_with_registry(name).filter(|image| image.to_string() == name)?;
         let is_lower_case = !name.bytes().any(|byte| byte.is_ascii_uppercase());
         is_lower_case.then_some(Self(image))
     }
@@ -19,7 +19,7 @@ impl OperatorRepository {
     pub(crate) fn of_tenant(&self, tenant: Option<&str>) -> Option<ImageName> {
         match tenant {
             // The name of a tenant is valid in the name of a repository.
-            Some(tenant) => ImageName::parse(&format!("{}/{tenant}", self.0)),
+            Some(tenant) => ImageName::parse_with_registry(&format!("{}/{tenant}", self.0)),
             None => Some(self.0.clone()),
         }
     }
@@ -53,7 +53,7 @@ mod tests {
             ("r.example/slipway/contexts/acme", false),
         ] {
             assert_eq!(
-                repository.is_or_contains(&ImageName::parse(name).unwrap()),
+                repository.is_or_contains(&ImageName::parse_with_registry(name).unwrap()),
                 has,
                 "{name}"
             );

@@ -22,8 +22,8 @@ pub struct ScopeLimitedTenantCredentials {
 
 #[tonic::async_trait]
 impl CredentialStore for ScopeLimitedTenantCredentials {
-    async fn credentials(&self, host: &str) -> RegistryCredentials {
-        self.registries.credentials.credentials(host).await
+    async fn credentials_or_empty(&self, host: &str) -> RegistryCredentials {
+        self.registries.credentials.credentials_or_empty(host).await
     }
 
     async fn look_up_credentials_or_reason(&self, host: &str) -> Result<RegistryCredentials, String> {
@@ -34,7 +34,7 @@ impl CredentialStore for ScopeLimitedTenantCredentials {
     }
 
     async fn fetches_tokens(&self, host: &str) -> bool {
-        !self.credentials(host).await.secret.is_empty()
+        !self.credentials_or_empty(host).await.secret.is_empty()
     }
 
     async fn fetch_token_if_permitted(
@@ -53,7 +53,7 @@ impl CredentialStore for ScopeLimitedTenantCredentials {
         let registries = &self.registries;
         let realms = registries.token_realms.clone();
         let client = RegistryClient::new(&registries.secrets, registries.insecure, realms)?;
-        let credentials = self.credentials(&request.host).await;
+        let credentials = self.credentials_or_empty(&request.host).await;
         let service = Some(&*request.service).filter(|service| !service.is_empty());
         let token = client.fetch_token(&request.host, &request.realm, service, &scopes, &credentials);
         token.await.map(Some)
@@ -66,7 +66,7 @@ pub struct NoCredentials;
 
 #[tonic::async_trait]
 impl CredentialStore for NoCredentials {
-    async fn credentials(&self, _host: &str) -> RegistryCredentials {
+    async fn credentials_or_empty(&self, _host: &str) -> RegistryCredentials {
         RegistryCredentials::default()
     }
 }

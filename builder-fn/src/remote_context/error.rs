@@ -210,7 +210,9 @@ impl ContextError {
     /// Returns the kind of the error, which decides the status of the answer.
     pub(crate) fn kind(&self) -> ContextErrorKind {
         match self {
-            Self::Url(rejection) if rejection.is_forbidden() => ContextErrorKind::Forbidden,
+            Self::Url(rejection) if rejection.is_forbidden_and_not_only_unencrypted() => {
+                ContextErrorKind::Forbidden
+            }
             Self::Url(_) => ContextErrorKind::Invalid,
             Self::Forbidden(_)
             | Self::OtherTenant { .. }

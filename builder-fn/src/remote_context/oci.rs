@@ -3,7 +3,7 @@
 use function_host::OutgoingRequestBody;
 use function_host::http::header::LOCATION;
 use function_host::http::{Method, Request, Response, StatusCode, Uri};
-use function_host::registry::Repository;
+use function_host::registry::RepositoryClient;
 use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
 
@@ -98,10 +98,12 @@ impl RemoteContexts {
 
 /// Fetches the manifest of an artifact, verifies its digest, and returns its layer.
 async fn fetch_layer_descriptor_from_manifest(
-    repository: &mut Repository,
+    repository: &mut RepositoryClient,
     oci: &ContextArtifactReference,
 ) -> Result<ContextLayer, ContextError> {
-    let fetched = repository.fetch_manifest(&oci.digest.to_string()).await;
+    let fetched = repository
+        .fetch_unverified_manifest(&oci.digest.to_string())
+        .await;
     let manifest = fetched
         .map_err(|error| access_error(error, oci))?
         .ok_or_else(|| not_found(&oci.to_string()))?;

@@ -71,7 +71,7 @@ impl LogFeed {
     }
 
     /// Returns the memory cost of the lines in the queue, in bytes.
-    pub(super) fn held_bytes(&self) -> usize {
+    pub(super) fn waiting_lines_cost_bytes(&self) -> usize {
         self.lock().waiting.held_bytes()
     }
 
@@ -196,7 +196,7 @@ mod tests {
             feed.push(format!("line {number}"));
         }
 
-        assert!(feed.held_bytes() <= MAX_WAITING_BYTES);
+        assert!(feed.waiting_lines_cost_bytes() <= MAX_WAITING_BYTES);
         let lines = take_all(&feed);
         let dropped = 1_000_000 - (lines.len() - 1);
         assert!(

@@ -63,7 +63,7 @@ impl StreamFormat {
     pub(crate) fn terminal_record(self, mut report: Report) -> Bytes {
         report.log = None;
         if let Some(error) = &mut report.error {
-            cut_to_escaped_len_with_note(error, MAX_ERROR_OR_DEPLOYMENT_BYTES);
+            cut_to_escaped_len_then_add_note(error, MAX_ERROR_OR_DEPLOYMENT_BYTES);
         }
         if let Some(deployment) = &mut report.deployment
             && to_json_with_escaped_line_ends(deployment).len() > MAX_ERROR_OR_DEPLOYMENT_BYTES
@@ -106,7 +106,7 @@ impl RecordSpace {
 
 /// Cuts `text` so that it takes at most `limit` bytes in JSON, where it is escaped; then appends ` … and N bytes more`,
 /// which does not count. A text within the limit stays as it is.
-pub(super) fn cut_to_escaped_len_with_note(text: &mut String, limit: usize) {
+pub(super) fn cut_to_escaped_len_then_add_note(text: &mut String, limit: usize) {
     if escaped_json_bytes(text) <= limit {
         return;
     }

@@ -117,7 +117,7 @@ impl RecordStream {
     async fn wait_for_lines_or_keep_alive(&self) {
         let waiting = self.feed.wait_for_lines();
         if tokio::time::timeout(KEEP_ALIVE_INTERVAL, waiting).await.is_ok()
-            && self.feed.held_bytes() < SEND_AT_ONCE_BYTES
+            && self.feed.waiting_lines_cost_bytes() < SEND_AT_ONCE_BYTES
         {
             tokio::time::sleep(GATHER_TIME).await;
         }

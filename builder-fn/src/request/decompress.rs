@@ -341,9 +341,9 @@ mod tests {
     }
 
     /// Returns a frame that zstd skips. `pzstd` writes the size of the next frame into one.
-    fn skippable_zstd_frame(magic: u8, content: &[u8]) -> Vec<u8> {
+    fn skippable_zstd_frame(first_magic_byte: u8, content: &[u8]) -> Vec<u8> {
         let length = u32::try_from(content.len()).unwrap().to_le_bytes();
-        [&[magic, 0x2a, 0x4d, 0x18], &length[..], content].concat()
+        [&[first_magic_byte, 0x2a, 0x4d, 0x18], &length[..], content].concat()
     }
 
     /// Runs a program of the machine on a file with these bytes, and returns its output.

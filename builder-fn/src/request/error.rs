@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use function_host::policy::Violations;
-use function_host::unverified::Displaced;
+use function_host::unverified::DisplacedForOthers;
 use function_host::{BodyError, BoxError, duration};
 
 use super::config::ConfigError;
@@ -108,7 +108,7 @@ pub enum RequestError {
     },
     /// The body gave way to others: the bodies without a verified signature used up their budget.
     #[error("{0}; try again")]
-    Displaced(Displaced),
+    Displaced(DisplacedForOthers),
     /// The connection broke before the end of the request's body.
     #[error("the body could not be read to its end")]
     Body {
@@ -192,8 +192,8 @@ pub enum RequestErrorKind {
     Platform,
 }
 
-impl From<Displaced> for RequestError {
-    fn from(displaced: Displaced) -> Self {
+impl From<DisplacedForOthers> for RequestError {
+    fn from(displaced: DisplacedForOthers) -> Self {
         Self::Displaced(displaced)
     }
 }

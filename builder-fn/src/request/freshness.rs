@@ -26,7 +26,7 @@ impl FreshnessLimit {
     ///
     /// # Errors
     /// Fails if the request is too old, or does not say how old it is although it has to.
-    pub(super) fn check_age_returning_if_limited(
+    pub(super) fn check_age_returning_if_dated_and_limited(
         self,
         submitted_at: Option<SystemTime>,
         now: SystemTime,
@@ -77,7 +77,7 @@ mod tests {
             ),
         ] {
             match (
-                freshness.check_age_returning_if_limited(submitted_at, now),
+                freshness.check_age_returning_if_dated_and_limited(submitted_at, now),
                 expected,
             ) {
                 (Ok(is_limited), Ok(expected)) => assert_eq!(is_limited, expected, "{freshness:?}"),

@@ -222,9 +222,13 @@ impl Drop for BodyWorker {
 
 impl BodyWorker {
     /// Hashes a batch, unless the body is hashed only once it is whole, and stores it. Blocks.
-    fn process_batch(&mut self, batch: PieceBatch, is_on_disk: bool) -> Result<(), RequestError> {
+    fn store_batch_and_hash_unless_hashed_last(
+        &mut self,
+        batch: PieceBatch,
+        is_on_disk: bool,
+    ) -> Result<(), RequestError> {
         if is_on_disk {
-            self.spool.move_to_disk()?;
+            self.spool.move_to_disk_unless_memory_only()?;
         }
         for piece in batch.into_pieces() {
             if let Some(verifier) = self.verifier.as_mut().filter(|_| !self.is_hashed_last) {
@@ -318,13 +322,13 @@ impl<'a> IncomingBody<'a> {
             false => BATCH_BYTES,
         };
         match self.pending.bytes >= wanted {
-            true => self.process_pending_pieces().await,
+            true => self.start_processing_pending_pieces().await,
             false => Ok(()),
         }
     }
 
     /// Passes the pending pieces on to the worker, after it has processed those before.
-    async fn process_pending_pieces(&mut self) -> Result<(), RequestError> {
+    async fn start_processing_pending_pieces(&mut self) -> Result<(), RequestError> {
         let mut worker = self.wait_for_idle_worker().await?;
         let batch = std::mem::take(&mut self.pending);
         let (is_on_disk, released) = self
@@ -333,7 +337,9 @@ impl<'a> IncomingBody<'a> {
         let mut turn = self.wait_for_turn_unless_displaced(self.stored).await?;
         let task = spawn_blocking(move || {
             turn.begin_work();
-            let processed = worker.process_batch(batch, is_on_disk).map(|()| worker);
+            let processed = worker
+                .store_batch_and_hash_unless_hashed_last(batch, is_on_disk)
+                .map(|()| worker);
             drop(turn);
             processed
         });
@@ -413,17 +419,21 @@ impl<'a> IncomingBody<'a> {
             false => Some(self.wait_for_turn_unless_displaced(self.stored).await?),
         };
         if worker.is_hashed_last {
-            let store = move || worker.process_batch(batch, is_on_disk).map(|()| worker);
-            worker = run_inline_or_blocking_with_turn(turn, store).await?;
+            let store = move || {
+                worker
+                    .store_batch_and_hash_unless_hashed_last(batch, is_on_disk)
+                    .map(|()| worker)
+            };
+            worker = run_blocking_with_turn_or_inline_without(turn, store).await?;
             worker = self.hash_stored_body(worker).await?;
             return worker.verify_then_release_budget(self.settings, self.sender);
         }
         let (settings, sender) = (self.settings.clone(), self.sender);
         let work = move || {
-            worker.process_batch(batch, is_on_disk)?;
+            worker.store_batch_and_hash_unless_hashed_last(batch, is_on_disk)?;
             worker.verify_then_release_budget(&settings, sender)
         };
-        run_inline_or_blocking_with_turn(turn, work).await
+        run_blocking_with_turn_or_inline_without(turn, work).await
     }
 
     /// Hashes a body that is stored whole with each of its keys. It takes as many turns as a body that was sent as
@@ -444,7 +454,7 @@ impl<'a> IncomingBody<'a> {
                 Ok((worker, count))
             };
             let count;
-            (worker, count) = run_inline_or_blocking_with_turn(Some(turn), hash).await?;
+            (worker, count) = run_blocking_with_turn_or_inline_without(Some(turn), hash).await?;
             if count == 0 {
                 return Err(RequestError::ReadSpool(std::io::ErrorKind::UnexpectedEof.into()));
             }
@@ -455,7 +465,7 @@ impl<'a> IncomingBody<'a> {
 }
 
 /// Runs `work` on another thread, whose turn it is; without a turn, on this one.
-async fn run_inline_or_blocking_with_turn<T: Send + 'static>(
+async fn run_blocking_with_turn_or_inline_without<T: Send + 'static>(
     turn: Option<HashingTurn>,
     work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
 ) -> Result<T, RequestError> {
@@ -521,7 +531,9 @@ mod tests {
         };
         let mut batch = PieceBatch::default();
         batch.add_piece(Bytes::from(body));
-        worker.process_batch(batch, false).unwrap();
+        worker
+            .store_batch_and_hash_unless_hashed_last(batch, false)
+            .unwrap();
         let mut hashed = 0;
         while hashes_stored_body && hashed < 100_000 {
             hashed += worker.hash_stored_piece(hashed, 30_000).unwrap();

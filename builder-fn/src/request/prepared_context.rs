@@ -70,7 +70,7 @@ impl ReceivedContext {
     ///
     /// # Errors
     /// Fails while the index is dropped.
-    pub(crate) fn prepared(&self) -> Result<PreparedContext, RequestError> {
+    pub(crate) fn prepared_unless_index_dropped(&self) -> Result<PreparedContext, RequestError> {
         Ok(PreparedContext {
             files: self.files.context_unless_index_dropped()?,
             frontend: self.frontend.clone(),
@@ -209,9 +209,9 @@ pub struct StorableTar {
 
 impl ReceivedContext {
     /// Returns the tar of the context, decompressed, for storing it.
-    pub(crate) fn to_storable_tar(&self) -> StorableTar {
+    pub(crate) fn to_decompressed_storable_tar(&self) -> StorableTar {
         StorableTar {
-            body: self.files.tar(),
+            body: self.files.decompressed_tar(),
             media_type: PLAIN_TAR_MEDIA_TYPE,
             warnings: Vec::new(),
         }
@@ -266,10 +266,13 @@ mod tests {
         };
 
         source.drop_large_index();
-        assert!(received.prepared().is_err(), "the index was kept");
+        assert!(
+            received.prepared_unless_index_dropped().is_err(),
+            "the index was kept"
+        );
 
         source.restore_index().await.unwrap();
-        let prepared = received.prepared().unwrap();
+        let prepared = received.prepared_unless_index_dropped().unwrap();
         assert_eq!(prepared.files.index().len(), 20_000);
         assert_eq!(prepared.frontend, Frontend::Named);
     }

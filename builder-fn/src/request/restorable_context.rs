@@ -115,7 +115,7 @@ impl RestorableContext {
     }
 
     /// Returns the tar, whether its index is there or not.
-    pub(crate) fn tar(&self) -> Arc<Spool> {
+    pub(crate) fn decompressed_tar(&self) -> Arc<Spool> {
         match &*self.lock() {
             ContextState::Indexed(context) => context.spool().clone(),
             ContextState::Stored(spool) => spool.clone(),
@@ -198,10 +198,10 @@ mod tests {
     #[tokio::test]
     async fn a_context_whose_restoration_is_dropped_halfway_still_has_its_tar_and_can_be_restored() {
         let context = context_of_empty_files(20_000);
-        let bytes = context.tar().len();
+        let bytes = context.decompressed_tar().len();
         context.drop_large_index();
         drop(context.restore_index().now_or_never());
-        assert_eq!(context.tar().len(), bytes);
+        assert_eq!(context.decompressed_tar().len(), bytes);
         assert_eq!(context.restore_index().await.unwrap().index().len(), 20_000);
     }
 

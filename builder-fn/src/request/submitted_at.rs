@@ -76,7 +76,7 @@ impl SubmittedAt {
             None => {}
         }
         if let Some(value) = &head.start_time {
-            match parse_gateway_time(value) {
+            match parse_gateway_time_if_after_1999(value) {
                 Some(at) if is_ahead(at) => warnings.push(format!(
                     "X-Start-Time {} is ignored: it is more than {} ahead of this builder's clock, {}; \
                      the build is ordered by its arrival",
@@ -97,7 +97,7 @@ impl SubmittedAt {
 }
 
 /// Parses the gateway's time from the first value in a header.
-fn parse_gateway_time(values: &[u8]) -> Option<SystemTime> {
+fn parse_gateway_time_if_after_1999(values: &[u8]) -> Option<SystemTime> {
     let first = values.split(|byte| *byte == b',').next()?;
     let nanoseconds: u64 = std::str::from_utf8(first.trim_ascii()).ok()?.parse().ok()?;
     let since_epoch = Some(nanoseconds).filter(|nanoseconds| *nanoseconds >= GATEWAY_TIME_MIN_NS)?;

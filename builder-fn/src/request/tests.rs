@@ -133,11 +133,11 @@ fn body_that_panics_when_read() -> impl http_body::Body<Data = Bytes, Error = io
 }
 
 /// A body that declares its length, and panics when it is read.
-struct DeclaredBody {
+struct BodyOfLengthPanickingWhenRead {
     length: u64,
 }
 
-impl http_body::Body for DeclaredBody {
+impl http_body::Body for BodyOfLengthPanickingWhenRead {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -445,7 +445,7 @@ async fn a_body_one_byte_over_the_limit_is_rejected() {
 async fn a_body_that_declares_more_than_the_limit_is_rejected_unread() {
     let mut limits = spool_folder().limits;
     limits.archive.body = 10_000;
-    let declared = DeclaredBody { length: 10_001 };
+    let declared = BodyOfLengthPanickingWhenRead { length: 10_001 };
     let error = receive_with_signature(declared, Some(&sign_body(b"")), &signature_required(), &limits)
         .await
         .unwrap_err();

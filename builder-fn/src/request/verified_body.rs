@@ -101,7 +101,7 @@ impl VerifiedBody {
         let limits = limits_with_quota(limits, quota);
         let content = match head.is_json {
             true => RequestContent::read_json(&spool, &limits)?,
-            false => RequestContent::read_tar(spool, &limits)?,
+            false => RequestContent::read_tar_decompressing_if_needed(spool, &limits)?,
         };
         let RequestContent {
             config,
@@ -120,7 +120,7 @@ impl VerifiedBody {
         check_not_expired(config.not_after, now)?;
         let is_dated = limits
             .freshness
-            .check_age_returning_if_limited(config.submitted_at, now)?;
+            .check_age_returning_if_dated_and_limited(config.submitted_at, now)?;
         rules::check_config(&config, tenant.map(Arc::as_ref), &limits.reserved)?;
         let submitted_at = SubmittedAt::determine_from_config_gateway_or_arrival(
             config.submitted_at,
@@ -182,7 +182,7 @@ enum RequestedSource {
 
 impl RequestContent {
     /// Reads the content of a tar, which is decompressed and indexed.
-    fn read_tar(body: Spool, limits: &RequestLimits) -> Result<Self, RequestError> {
+    fn read_tar_decompressing_if_needed(body: Spool, limits: &RequestLimits) -> Result<Self, RequestError> {
         let (contents, spool) = decompress_and_index_tar(body, limits)?;
         let config_text = contents.config.ok_or(RequestError::NoConfig)?;
         Ok(Self {

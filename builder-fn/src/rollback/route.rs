@@ -146,7 +146,7 @@ impl BuilderApi {
             let is_same =
                 known.rollback.is_some() && known.function.as_deref() == Some(&own.function.without_tenant());
             return match is_same {
-                true => Ok(answer_record(&known)),
+                true => Ok(answer_record_202_until_ended(&known)),
                 false => Err(RollbackError::IdTaken { id: query.id }),
             };
         }
@@ -190,10 +190,12 @@ impl BuilderApi {
             record.submitted_at = Some(version.submitted_at);
             record.started_at = Some(now);
             record.attempts = 1;
-            record.outcome.insert("digest".into(), json!(version.digest()));
+            record
+                .outcome
+                .insert("digest".into(), json!(version.digest_or_empty()));
             record.rollback.clone_from(&version.rollback);
         });
-        if let Err(error) = accepted.store_acceptance(None).await {
+        if let Err(error) = accepted.store_acceptance_if_store_exists(None).await {
             // The ID is free again: nothing was begun under it.
             accepted.leave_to_other_processes();
             return Err(error.into());
@@ -202,7 +204,7 @@ impl BuilderApi {
         match own.store.read(&key).await {
             Ok(Some(stored)) if stored.phase.is_terminal() => {
                 accepted.leave_to_other_processes();
-                return Ok(answer_record(&stored));
+                return Ok(answer_record_202_until_ended(&stored));
             }
             Ok(_) => {}
             Err(error) => {
@@ -227,7 +229,7 @@ impl BuilderApi {
         let record = self.builder.records.find_receiver_and_mask(&key);
         self.spawn_rollback(rollback, context);
         let record = record.map(|(record, _)| record.borrow().clone());
-        Ok(answer_record(
+        Ok(answer_record_202_until_ended(
             &record.unwrap_or_else(|| BuildRecord::accepted(&key.id, now)),
         ))
     }
@@ -250,7 +252,7 @@ impl BuilderApi {
         version: &FunctionVersion,
         tenant: Option<&Tenant>,
     ) -> Result<(), RollbackError> {
-        let image = ImageName::parse(&version.image).map(|image| image.to_string());
+        let image = ImageName::parse_with_registry(&version.image).map(|image| image.to_string());
         let checked = check_deployment_of_existing_image(
             image.as_deref().unwrap_or(&version.image),
             &version.deploy,
@@ -271,10 +273,13 @@ impl BuilderApi {
         tenant: Option<&Tenant>,
     ) -> Result<Option<String>, RollbackError> {
         let manifests: Arc<dyn ManifestLookup> = match tenant {
-            Some(tenant) => self.builder.tenants.registries(tenant),
+            Some(tenant) => self.builder.tenants.registries_with_own_credentials(tenant),
             None => self.builder.manifests.clone(),
         };
-        match manifests.has_manifest(&version.tag, version.digest()).await {
+        match manifests
+            .has_manifest(&version.tag, version.digest_or_empty())
+            .await
+        {
             Ok(true) => Ok(None),
             Ok(false) => Err(RollbackError::ImageGone {
                 image: version.image.clone(),
@@ -298,7 +303,7 @@ fn signing_time_from_header(request: &Parts) -> Option<SystemTime> {
 }
 
 /// Answers with the record of a rollback: 202 until it has ended.
-fn answer_record(record: &BuildRecord) -> Response {
+fn answer_record_202_until_ended(record: &BuildRecord) -> Response {
     let status = match record.phase.is_terminal() {
         true => StatusCode::OK,
         false => StatusCode::ACCEPTED,

@@ -8,8 +8,8 @@ use tracing::Instrument;
 
 use super::permit::RollbackPermit;
 use crate::answer::{Answer, AnswerImageAndSeconds};
-use crate::build::{BuildResult, DeployingCall};
-use crate::builds::{AcceptedBuild, BuildPhase, outcome_fields};
+use crate::build::{BuildResult, DeploymentTenantAndLimits};
+use crate::builds::{BuildPhase, RecordedDelivery, outcome_fields_kept_in_record};
 use crate::error::Error;
 use crate::function_id::FunctionId;
 use crate::hand_over::{DeployedVersion, DeploymentOutcome, DryRunDocument, DryRunOutcome, RetriedFailures};
@@ -36,7 +36,7 @@ pub(super) struct AcceptedRollback {
     /// The order of the builds of the function.
     pub(super) supersession: Supersession,
     /// The record of the rollback.
-    pub(super) accepted: AcceptedBuild,
+    pub(super) accepted: RecordedDelivery,
     /// The permit to run.
     pub(super) permit: RollbackPermit,
     /// What could not be checked before.
@@ -93,7 +93,7 @@ impl ExpectedRunningVersions {
 }
 
 /// Writes the log of a rollback to its record.
-struct RecordedLog<'a>(&'a AcceptedBuild);
+struct RecordedLog<'a>(&'a RecordedDelivery);
 
 impl LogSink for RecordedLog<'_> {
     fn push(&mut self, line: String) {
@@ -172,10 +172,10 @@ impl BuilderApi {
             SuccessOrFailedStatus::Failed => BuildPhase::Failed,
         };
         tracing::info!(function = %function, to, state = phase.as_str(), "rollback ended");
-        let mut outcome = outcome_fields(&answer.report);
-        outcome.insert("digest".into(), json!(version.digest()));
+        let mut outcome = outcome_fields_kept_in_record(&answer.report);
+        outcome.insert("digest".into(), json!(version.digest_or_empty()));
         drop(permit);
-        let written = accepted.end(phase, outcome);
+        let written = accepted.record_end_if_success_or_last_delivery(phase, outcome);
         tokio::select! {
             () = written.wait_up_to_10_seconds() => {}
             end = shutdown.wait_until_begun() => {
@@ -220,7 +220,7 @@ impl BuilderApi {
                 )));
             }
         }
-        let call = DeployingCall {
+        let call = DeploymentTenantAndLimits {
             tenant,
             time_limit: None,
             shutdown,
@@ -234,7 +234,7 @@ impl BuilderApi {
             .deploy_version(&signer, version.clone(), call, lines, log)
             .await?;
         Ok(BuildResult {
-            digest: Some(version.digest().to_owned()),
+            digest: Some(version.digest_or_empty().to_owned()),
             commit: version.commit.clone(),
             deployment: Some(deployment),
         })

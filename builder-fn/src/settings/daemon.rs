@@ -24,7 +24,9 @@ use function_host::Secrets;
 use function_host::env::SettingsParser;
 use rustls::pki_types::ServerName;
 
-use crate::buildkit::{Daemon, DaemonAddress, DaemonAtIp, DaemonPool, HostResolver, TlsDialer, TlsSecrets};
+use crate::buildkit::{
+    Daemon, DaemonAddress, DaemonAtIp, DaemonPool, HostResolverForOneAddressFamily, TlsDialer, TlsSecrets,
+};
 use crate::tenants::DaemonFactory;
 
 /// The settings of the connections to daemons: the builder's own, and those that a policy names for tenants.
@@ -39,7 +41,7 @@ pub(super) struct DaemonSettings {
 
 /// The TLS settings of connections to daemons, and whether a connection may be unencrypted.
 #[derive(Clone)]
-struct TransportSecurity {
+struct TlsSecretsAndPlaintextPermission {
     /// The secrets of TLS; `None` if connections do not use it.
     tls: Option<TlsSecrets>,
     /// Whether a connection to another machine may be unencrypted.
@@ -69,7 +71,7 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
         secret("buildkit_key", "buildkit-key"),
     );
     let is_wanted = name.is_some() || authority.1 || certificate.1 || key.1 || secrets.exists(&authority.0);
-    let transport = TransportSecurity {
+    let transport = TlsSecretsAndPlaintextPermission {
         tls: is_wanted.then(|| TlsSecrets {
             secrets: secrets.clone(),
             authority: authority.0,
@@ -134,7 +136,7 @@ fn parse_daemon_addresses(text: &str) -> Result<Vec<DaemonAddress>, String> {
     Ok(addresses)
 }
 
-impl TransportSecurity {
+impl TlsSecretsAndPlaintextPermission {
     /// Returns whether a connection to `address` is unencrypted and leaves this machine.
     fn is_unencrypted_to_another_machine(&self, address: &DaemonAddress) -> bool {
         match address {
@@ -156,7 +158,8 @@ impl TransportSecurity {
         if let [address @ DaemonAddress::Tcp { host, port }] = addresses
             && host.parse::<IpAddr>().is_err()
         {
-            let by_name = self.create_daemon_handle(address.clone(), name.clone())?;
+            let by_name =
+                self.create_handle_if_encrypted_or_plaintext_allowed(address.clone(), name.clone())?;
             let (security, port) = (self.clone(), *port);
             let name = name.unwrap_or_else(|| host.clone());
             let fallback = by_name.clone();
@@ -169,7 +172,7 @@ impl TransportSecurity {
                 // The name was valid for the daemon by its host name.
                 daemon.unwrap_or_else(|_| fallback.clone())
             });
-            let resolver = HostResolver {
+            let resolver = HostResolverForOneAddressFamily {
                 host: host.clone(),
                 by_name: by_name.clone(),
                 at_ip,
@@ -182,7 +185,9 @@ impl TransportSecurity {
         }
         let daemons = addresses
             .iter()
-            .map(|address| self.create_daemon_handle(address.clone(), name.clone()))
+            .map(|address| {
+                self.create_handle_if_encrypted_or_plaintext_allowed(address.clone(), name.clone())
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         DaemonPool::of_daemons(names.join(","), daemons)
@@ -193,7 +198,7 @@ impl TransportSecurity {
     ///
     /// # Errors
     /// Fails with the setting that is wrong, and the problem.
-    fn create_daemon_handle(
+    fn create_handle_if_encrypted_or_plaintext_allowed(
         &self,
         address: DaemonAddress,
         server_name: Option<String>,

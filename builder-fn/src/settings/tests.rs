@@ -155,7 +155,7 @@ fn max_inflight_limits_builds_and_requests_wait_only_with_queue_wait() {
     let admit = |slots: &BuildSlots| slots.admit(SlotOwner::default());
     let unlimited = read(&[], None);
     let _held = [admit(&unlimited), admit(&unlimited)];
-    assert!(!unlimited.is_full());
+    assert!(!unlimited.is_full_for_every_tenant());
     for (variables, places) in [
         (&[][..], 1),
         (&[("queue_length", "3")], 1),
@@ -164,7 +164,10 @@ fn max_inflight_limits_builds_and_requests_wait_only_with_queue_wait() {
     ] {
         let slots = read(variables, Some(1));
         let held: Vec<_> = (0..places).map(|_| admit(&slots).expect("a place")).collect();
-        assert!(slots.is_full() && admit(&slots).is_err(), "{variables:?}");
+        assert!(
+            slots.is_full_for_every_tenant() && admit(&slots).is_err(),
+            "{variables:?}"
+        );
         drop(held);
     }
 }

@@ -83,7 +83,7 @@ impl TenantQueues {
     }
 
     /// Grants the free ones of `limit` slots to waiting requests, first to the tenant with the fewest running builds.
-    pub(super) fn grant_free_slots(&mut self, limit: usize) -> Vec<SlotGrant> {
+    pub(super) fn grant_free_slots_fewest_running_builds_first(&mut self, limit: usize) -> Vec<SlotGrant> {
         let mut grants = Vec::new();
         while self.running < limit {
             for tenant in self.tenants.values_mut() {

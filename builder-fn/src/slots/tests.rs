@@ -32,7 +32,9 @@ async fn spawn_waiting_build(
     waiting
 }
 
-async fn assert_running_and_return(waiting: JoinHandle<Result<RunningBuild, SlotRefused>>) -> RunningBuild {
+async fn assert_already_running_and_return(
+    waiting: JoinHandle<Result<RunningBuild, SlotRefused>>,
+) -> RunningBuild {
     assert!(waiting.is_finished(), "the build still waits");
     waiting.await.expect("no panic").expect("a slot")
 }
@@ -40,7 +42,8 @@ async fn assert_running_and_return(waiting: JoinHandle<Result<RunningBuild, Slot
 #[tokio::test(start_paused = true)]
 async fn slots_go_to_the_first_that_waits_and_the_others_fail_after_the_longest_wait() {
     let slots = BuildSlots::new(1, MAX_WAIT, 2);
-    let first = assert_running_and_return(spawn_waiting_build(&slots, owner_without_policy()).await).await;
+    let first =
+        assert_already_running_and_return(spawn_waiting_build(&slots, owner_without_policy()).await).await;
     let (second, third) = (
         spawn_waiting_build(&slots, owner_without_policy()).await,
         spawn_waiting_build(&slots, owner_without_policy()).await,
@@ -51,7 +54,7 @@ async fn slots_go_to_the_first_that_waits_and_the_others_fail_after_the_longest_
     drop(first);
     tokio::task::yield_now().await;
 
-    let _second = assert_running_and_return(second).await;
+    let _second = assert_already_running_and_return(second).await;
     let error = third.await.expect("no panic").expect_err("no slot is free");
     assert_eq!(error, SlotRefused { limit: 1 });
     assert_eq!(begun.elapsed(), MAX_WAIT);
@@ -61,16 +64,19 @@ async fn slots_go_to_the_first_that_waits_and_the_others_fail_after_the_longest_
 async fn only_as_many_requests_are_admitted_as_may_build_or_wait() {
     let slots = BuildSlots::new(1, MAX_WAIT, 1);
     let first = slots.admit(owner_without_policy()).expect("admitted");
-    assert!(!slots.is_full());
+    assert!(!slots.is_full_for_every_tenant());
     let _second = slots.admit(owner_without_policy()).expect("admitted");
-    assert!(slots.is_full());
-    assert_eq!(slots.check_not_full(), Err(SlotRefused { limit: 1 }));
+    assert!(slots.is_full_for_every_tenant());
+    assert_eq!(
+        slots.fail_if_full_for_every_tenant(),
+        Err(SlotRefused { limit: 1 })
+    );
     assert_eq!(
         slots.admit(owner_without_policy()).expect_err("rejected"),
         SlotRefused { limit: 1 }
     );
     drop(first);
-    assert_eq!(slots.check_not_full(), Ok(()));
+    assert_eq!(slots.fail_if_full_for_every_tenant(), Ok(()));
     slots.admit(owner_without_policy()).expect("admitted again");
 }
 
@@ -78,10 +84,12 @@ async fn only_as_many_requests_are_admitted_as_may_build_or_wait() {
 async fn without_a_wait_a_request_is_rejected_while_all_slots_are_taken() {
     let slots = BuildSlots::new(2, Duration::ZERO, 16);
     let first =
-        assert_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("one")).await).await;
+        assert_already_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("one")).await)
+            .await;
     let _second =
-        assert_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("two")).await).await;
-    assert!(slots.is_full());
+        assert_already_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("two")).await)
+            .await;
+    assert!(slots.is_full_for_every_tenant());
     for owner in [slot_owner_of_tenant("three"), owner_without_policy()] {
         assert_eq!(
             slots.admit(owner).expect_err("rejected"),
@@ -90,7 +98,8 @@ async fn without_a_wait_a_request_is_rejected_while_all_slots_are_taken() {
     }
     drop(first);
     let _third =
-        assert_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("three")).await).await;
+        assert_already_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("three")).await)
+            .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,8 +109,10 @@ async fn a_flood_of_one_tenant_delays_another_by_at_most_one_build() {
         let mut flood = Vec::new();
         for _ in 0..limit {
             flood.push(
-                assert_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("flood")).await)
-                    .await,
+                assert_already_running_and_return(
+                    spawn_waiting_build(&slots, slot_owner_of_tenant("flood")).await,
+                )
+                .await,
             );
         }
         let mut waiting = Vec::new();
@@ -113,11 +124,11 @@ async fn a_flood_of_one_tenant_delays_another_by_at_most_one_build() {
             assert!(!other.is_finished());
             drop(flood.remove(0));
             tokio::task::yield_now().await;
-            let other = assert_running_and_return(other).await;
+            let other = assert_already_running_and_return(other).await;
             // The other tenant's slot goes back to the one that waits.
             drop(other);
             tokio::task::yield_now().await;
-            flood.push(assert_running_and_return(waiting.remove(0)).await);
+            flood.push(assert_already_running_and_return(waiting.remove(0)).await);
             assert_eq!(flood.len(), limit, "{round}");
         }
     }
@@ -127,7 +138,7 @@ async fn a_flood_of_one_tenant_delays_another_by_at_most_one_build() {
 async fn tenants_that_wait_are_served_in_turn() {
     let slots = BuildSlots::new(1, MAX_WAIT, 100);
     let mut current =
-        assert_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("a")).await).await;
+        assert_already_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("a")).await).await;
     let mut waiting = Vec::new();
     for name in ["a", "a", "a", "b", "b", "c"] {
         waiting.push((
@@ -141,7 +152,7 @@ async fn tenants_that_wait_are_served_in_turn() {
         tokio::task::yield_now().await;
         let next = waiting.iter().position(|(_, waiting)| waiting.is_finished());
         let (name, build) = waiting.remove(next.expect("a slot is free"));
-        current = assert_running_and_return(build).await;
+        current = assert_already_running_and_return(build).await;
         served.push_str(name);
     }
     assert_eq!(served, "bcabaa");
@@ -154,7 +165,7 @@ async fn a_tenant_builds_no_more_at_a_time_than_its_limit_and_others_take_the_re
         max_builds: Some(1),
         ..slot_owner_of_tenant("limited")
     };
-    let first = assert_running_and_return(spawn_waiting_build(&slots, limited()).await).await;
+    let first = assert_already_running_and_return(spawn_waiting_build(&slots, limited()).await).await;
     let second = spawn_waiting_build(&slots, limited()).await;
     assert!(
         !second.is_finished(),
@@ -165,12 +176,14 @@ async fn a_tenant_builds_no_more_at_a_time_than_its_limit_and_others_take_the_re
         SlotRefused { limit: 1 }
     );
     let _others = [
-        assert_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await).await,
-        assert_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await).await,
+        assert_already_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await)
+            .await,
+        assert_already_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await)
+            .await,
     ];
     drop(first);
     tokio::task::yield_now().await;
-    let _second = assert_running_and_return(second).await;
+    let _second = assert_already_running_and_return(second).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,15 +194,19 @@ async fn a_full_queue_of_one_tenant_is_not_full_for_another() {
         spawn_waiting_build(&slots, slot_owner_of_tenant("flood")).await,
     );
     assert!(slots.admit(slot_owner_of_tenant("flood")).is_err());
-    assert!(!slots.is_full(), "the builder stays ready for others");
-    assert_eq!(slots.check_not_full(), Ok(()));
+    assert!(
+        !slots.is_full_for_every_tenant(),
+        "the builder stays ready for others"
+    );
+    assert_eq!(slots.fail_if_full_for_every_tenant(), Ok(()));
     slots.admit(slot_owner_of_tenant("other")).expect("a place");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_stops_waiting_takes_no_slot() {
     let slots = BuildSlots::new(1, MAX_WAIT, 3);
-    let first = assert_running_and_return(spawn_waiting_build(&slots, owner_without_policy()).await).await;
+    let first =
+        assert_already_running_and_return(spawn_waiting_build(&slots, owner_without_policy()).await).await;
     let (gone, next) = (
         spawn_waiting_build(&slots, owner_without_policy()).await,
         spawn_waiting_build(&slots, owner_without_policy()).await,
@@ -198,13 +215,14 @@ async fn a_request_that_stops_waiting_takes_no_slot() {
     tokio::task::yield_now().await;
     drop(first);
     tokio::task::yield_now().await;
-    let next = assert_running_and_return(next).await;
+    let next = assert_already_running_and_return(next).await;
     // One that stops just as it gets the slot.
     let gone = spawn_waiting_build(&slots, owner_without_policy()).await;
     drop(next);
     gone.abort();
     tokio::task::yield_now().await;
-    let _last = assert_running_and_return(spawn_waiting_build(&slots, owner_without_policy()).await).await;
+    let _last =
+        assert_already_running_and_return(spawn_waiting_build(&slots, owner_without_policy()).await).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,7 +230,7 @@ async fn nothing_is_remembered_of_a_tenant_without_requests() {
     let slots = BuildSlots::new(1, MAX_WAIT, 1);
     for number in 0..100 {
         drop(
-            assert_running_and_return(
+            assert_already_running_and_return(
                 spawn_waiting_build(&slots, slot_owner_of_tenant(&number.to_string())).await,
             )
             .await,
@@ -229,16 +247,17 @@ async fn a_tenants_limit_applies_without_a_limit_for_all_builds() {
         max_builds: Some(1),
         ..slot_owner_of_tenant("limited")
     };
-    let first = assert_running_and_return(spawn_waiting_build(&slots, limited()).await).await;
+    let first = assert_already_running_and_return(spawn_waiting_build(&slots, limited()).await).await;
     assert_eq!(
         slots.admit(limited()).expect_err("rejected"),
         SlotRefused { limit: 1 }
     );
     let _other =
-        assert_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await).await;
-    assert!(!slots.is_full(), "other tenants have places");
+        assert_already_running_and_return(spawn_waiting_build(&slots, slot_owner_of_tenant("other")).await)
+            .await;
+    assert!(!slots.is_full_for_every_tenant(), "other tenants have places");
     drop(first);
-    let _next = assert_running_and_return(spawn_waiting_build(&slots, limited()).await).await;
+    let _next = assert_already_running_and_return(spawn_waiting_build(&slots, limited()).await).await;
 }
 
 #[tokio::test]
@@ -246,8 +265,10 @@ async fn unlimited_slots_are_never_full() {
     let slots = BuildSlots::unlimited_except_for_tenants();
     let mut taken = Vec::new();
     for _ in 0..100 {
-        taken
-            .push(assert_running_and_return(spawn_waiting_build(&slots, owner_without_policy()).await).await);
+        taken.push(
+            assert_already_running_and_return(spawn_waiting_build(&slots, owner_without_policy()).await)
+                .await,
+        );
     }
-    assert!(!slots.is_full());
+    assert!(!slots.is_full_for_every_tenant());
 }

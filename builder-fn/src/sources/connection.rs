@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use function_host::{AddressCheck, BoxError, HttpClient, Secrets};
 
-use super::AllowedSources;
+use super::AllowedPrivateHosts;
 use super::host::Host;
 
 /// The addresses to which the builder may connect for a host that a caller names.
@@ -62,7 +62,7 @@ impl ConnectionRule {
     }
 }
 
-impl AllowedSources {
+impl AllowedPrivateHosts {
     /// Returns to which addresses the builder may connect for `host`, as a URL has it, and `port`: more
     /// of them if the operator has credentials for the host.
     ///
@@ -74,7 +74,7 @@ impl AllowedSources {
         port: u16,
         operator_has_credentials: bool,
     ) -> Result<ConnectionRule, String> {
-        let host = Host::parse(host).map_err(|error| format!("the host {error}"))?;
+        let host = Host::parse_with_ipv6_in_brackets(host).map_err(|error| format!("the host {error}"))?;
         if self.allows_host(&host, port) {
             return Ok(ConnectionRule::Any);
         }
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_host_is_reached_at_public_addresses_unless_the_operator_knows_or_allows_it() {
-        let allowed: AllowedSources = "10.1.1.1:5000,files.internal".parse().unwrap();
+        let allowed: AllowedPrivateHosts = "10.1.1.1:5000,files.internal".parse().unwrap();
         for (host, port, is_known, expected) in [
             ("example.com", 443, false, Ok(ConnectionRule::Public)),
             ("example.com", 443, true, Ok(ConnectionRule::Known)),

@@ -53,7 +53,7 @@ pub(super) struct MalformedHost;
 
 impl Host {
     /// Parses a host as addresses have it: an IPv6 address is in brackets.
-    pub(super) fn parse(text: &str) -> Result<Self, MalformedHost> {
+    pub(super) fn parse_with_ipv6_in_brackets(text: &str) -> Result<Self, MalformedHost> {
         if let Some(inner) = text.strip_prefix('[') {
             let inner = inner.strip_suffix(']').ok_or(MalformedHost)?;
             return inner.parse().map(Self::V6).map_err(|_| MalformedHost);
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     fn is_private_or_malformed(text: &str) -> bool {
-        Host::parse(text).map_or(true, |host| host.private_kind().is_some())
+        Host::parse_with_ipv6_in_brackets(text).map_or(true, |host| host.private_kind().is_some())
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
             ("10.example.com", "10.example.com"),
             ("internal.example.com", "internal.example.com"),
         ] {
-            let host = Host::parse(text).expect(text);
+            let host = Host::parse_with_ipv6_in_brackets(text).expect(text);
             assert_eq!(host.to_string(), shown);
             assert_eq!(host.private_kind(), None, "{text}");
         }
@@ -282,7 +282,7 @@ mod tests {
             "host.docker.internal",
             "buildkit-session",
         ] {
-            let host = Host::parse(text).expect(text);
+            let host = Host::parse_with_ipv6_in_brackets(text).expect(text);
             assert!(host.private_kind().is_some(), "{text}");
         }
     }
@@ -317,7 +317,11 @@ mod tests {
             "::1",
             "a b",
         ] {
-            assert_eq!(Host::parse(text), Err(MalformedHost), "{text:?}");
+            assert_eq!(
+                Host::parse_with_ipv6_in_brackets(text),
+                Err(MalformedHost),
+                "{text:?}"
+            );
         }
     }
 
@@ -338,7 +342,9 @@ mod tests {
             ("127.0.0.1", false),
         ] {
             assert_eq!(
-                Host::parse(text).expect(text).is_metadata_or_link_local(),
+                Host::parse_with_ipv6_in_brackets(text)
+                    .expect(text)
+                    .is_metadata_or_link_local(),
                 expected,
                 "{text}"
             );
@@ -411,7 +417,7 @@ mod tests {
         fn no_ipv4_spelling_of_an_address_changes_whether_it_is_private(number in any::<u32>()) {
             let address = Ipv4Addr::from(number);
             for spelling in spellings_of_ipv4(address) {
-                if let Ok(host) = Host::parse(&spelling) {
+                if let Ok(host) = Host::parse_with_ipv6_in_brackets(&spelling) {
                     let expected = private_v4_kind(address).is_some();
                     // IPv6 forms of public addresses may be private for another reason.
                     prop_assert!(host.private_kind().is_some() == expected || matches!(host, Host::V6(_)), "{spelling}");
@@ -422,7 +428,7 @@ mod tests {
 
         #[test]
         fn parsing_never_panics(text in "\\PC{0,80}") {
-            let _ = Host::parse(&text).map(|host| (host.private_kind(), host.is_metadata_or_link_local(), host.to_string()));
+            let _ = Host::parse_with_ipv6_in_brackets(&text).map(|host| (host.private_kind(), host.is_metadata_or_link_local(), host.to_string()));
         }
 
         #[test]

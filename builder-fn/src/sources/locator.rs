@@ -20,7 +20,7 @@ pub(super) const GIT_SKIP_SUBMODULES_ATTRIBUTE: &str = "git.skipsubmodules";
 
 /// A source that a build wants to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum CheckableSource {
     /// A folder of the build's own context, from this session.
     Context,
     /// An image.
@@ -74,7 +74,7 @@ pub(super) enum LocatorError {
     Path,
 }
 
-impl Source {
+impl CheckableSource {
     /// Parses a source from BuildKit's identifier and attributes.
     pub(super) fn parse(
         identifier: &str,
@@ -83,8 +83,12 @@ impl Source {
         let (scheme, rest) = identifier.split_once("://").ok_or(LocatorError::Scheme)?;
         match scheme {
             "local" => Ok(Self::Context),
-            "docker-image" => ImageName::parse(rest).map(Self::Image).ok_or(LocatorError::Image),
-            "docker-image+blob" => ImageName::parse(rest).map(Self::Blob).ok_or(LocatorError::Image),
+            "docker-image" => ImageName::parse_with_registry(rest)
+                .map(Self::Image)
+                .ok_or(LocatorError::Image),
+            "docker-image+blob" => ImageName::parse_with_registry(rest)
+                .map(Self::Blob)
+                .ok_or(LocatorError::Image),
             "http" | "https" => Url::parse_without_user_and_fragment(identifier).map(Self::Http),
             "git" => Self::parse_git(rest, attributes),
             _ => Err(LocatorError::Scheme),
@@ -109,7 +113,7 @@ impl Source {
         }
         let bundle = attributes.get(GIT_BUNDLE_ATTRIBUTE).map(|bundle| {
             let name = bundle.strip_prefix("docker-image+blob://");
-            ImageName::parse(name.ok_or(LocatorError::Scheme)?).ok_or(LocatorError::Image)
+            ImageName::parse_with_registry(name.ok_or(LocatorError::Scheme)?).ok_or(LocatorError::Image)
         });
         Ok(Self::Git {
             url,
@@ -125,7 +129,7 @@ impl Url {
         let (scheme, rest) = text.split_once("://").ok_or(LocatorError::Scheme)?;
         let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
         let (authority, rest) = rest.split_at(end);
-        let (host, port) = parse_authority(authority)?;
+        let (host, port) = parse_host_and_port_dropping_user(authority)?;
         let rest = rest.split_once('#').map_or(rest, |(rest, _)| rest);
         let rest = if rest.starts_with('/') {
             rest.to_owned()
@@ -196,7 +200,7 @@ impl std::fmt::Display for Url {
 
 /// Parses `[USER[:PASSWORD]@]HOST[:PORT]`. More than one `@` is rejected: programs disagree about which of them ends the
 /// user information.
-fn parse_authority(text: &str) -> Result<(Host, Option<u16>), LocatorError> {
+fn parse_host_and_port_dropping_user(text: &str) -> Result<(Host, Option<u16>), LocatorError> {
     let host = match text.split_once('@') {
         Some((user, host)) => {
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:".contains(&byte);
@@ -207,8 +211,8 @@ fn parse_authority(text: &str) -> Result<(Host, Option<u16>), LocatorError> {
         }
         None => text,
     };
-    let (host, port) = host_port::split_host_port(host).ok_or(LocatorError::Authority)?;
-    Ok((Host::parse(host)?, port))
+    let (host, port) = host_port::split_host_with_brackets_and_port(host).ok_or(LocatorError::Authority)?;
+    Ok((Host::parse_with_ipv6_in_brackets(host)?, port))
 }
 
 /// Returns whether the path has no part that servers interpret in different ways.
@@ -228,16 +232,16 @@ mod tests {
 
     use super::*;
 
-    fn parse(identifier: &str, attributes: &[(&str, &str)]) -> Result<Source, LocatorError> {
+    fn parse(identifier: &str, attributes: &[(&str, &str)]) -> Result<CheckableSource, LocatorError> {
         let attributes = attributes
             .iter()
             .map(|(name, value)| (name.to_string(), value.to_string()));
-        Source::parse(identifier, &attributes.collect())
+        CheckableSource::parse(identifier, &attributes.collect())
     }
 
     fn normalised_url(identifier: &str, attributes: &[(&str, &str)]) -> String {
         match parse(identifier, attributes).unwrap_or_else(|error| panic!("{identifier}: {error}")) {
-            Source::Http(url) | Source::Git { url, .. } => url.to_string(),
+            CheckableSource::Http(url) | CheckableSource::Git { url, .. } => url.to_string(),
             other => panic!("{other:?}"),
         }
     }
@@ -305,7 +309,7 @@ mod tests {
     #[test]
     fn the_bundle_of_a_git_source_is_an_image_of_a_registry_and_no_oci_layout() {
         let bundle = |locator| parse("git://github.com/a/b", &[("git.bundle", locator)]);
-        let Ok(Source::Git {
+        let Ok(CheckableSource::Git {
             bundle: Some(image), ..
         }) = bundle("docker-image+blob://registry.example/team/x@sha256:00")
         else {
@@ -322,7 +326,7 @@ mod tests {
     fn an_image_or_a_blob_is_a_source_of_its_repository_without_tag_and_digest() {
         for scheme in ["docker-image", "docker-image+blob"] {
             match parse(&format!("{scheme}://Registry.Example/a/b:c@sha256:00"), &[]) {
-                Ok(Source::Image(image) | Source::Blob(image)) => {
+                Ok(CheckableSource::Image(image) | CheckableSource::Blob(image)) => {
                     assert_eq!(image.to_string(), "registry.example/a/b");
                 }
                 other => panic!("{other:?}"),

@@ -6,7 +6,7 @@ use std::fmt;
 use function_host::http::Uri;
 use function_host::policy::{Tenant, Violation};
 
-use super::AllowedSources;
+use super::AllowedPrivateHosts;
 use super::connection::ConnectionRule;
 use super::locator::{LocatorError, Url};
 
@@ -65,7 +65,7 @@ pub(crate) enum UrlRejection {
 
 impl UrlRejection {
     /// Returns whether a rule, of the tenant or of the builder, forbids the URL, instead of it having a wrong form.
-    pub(crate) fn is_forbidden(&self) -> bool {
+    pub(crate) fn is_forbidden_and_not_only_unencrypted(&self) -> bool {
         !matches!(self, Self::NotEncrypted { .. })
     }
 }
@@ -119,7 +119,7 @@ impl WebUrl {
 
     /// Returns whether BuildKit takes the URL for that of a git repository, and git and BuildKit read the same one: it
     /// ends with `.git`, without a query and percent-encoded characters.
-    pub(crate) fn is_git_repository(&self) -> bool {
+    pub(crate) fn ends_with_git_and_needs_no_decoding(&self) -> bool {
         let path = self.uri.path();
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/._~+@-".contains(&byte);
         self.uri.query().is_none()
@@ -155,7 +155,7 @@ impl WebUrl {
     /// Fails if no request may be sent to the URL.
     pub(crate) fn check(
         &self,
-        allowed: &AllowedSources,
+        allowed: &AllowedPrivateHosts,
         allows_plain_http: bool,
         tenant: Option<&Tenant>,
     ) -> Result<ConnectionRule, UrlRejection> {

@@ -39,7 +39,7 @@ impl NewestSuccesses {
     }
 
     /// Extends the known builds to those that supersede one submitted at `submitted_at`, which are to be added now.
-    pub(super) fn set_complete_from(&mut self, submitted_at: SystemTime) {
+    pub(super) fn claim_complete_from(&mut self, submitted_at: SystemTime) {
         self.complete_from = submitted_at;
     }
 
@@ -159,7 +159,7 @@ mod tests {
             let is_claimed = known.are_complete_for(NOW_AT_EPOCH + Duration::from_secs(build - 1));
             assert!(!is_claimed || known.newest.contains_key(&function), "{build}");
         }
-        known.set_complete_from(NOW_AT_EPOCH);
+        known.claim_complete_from(NOW_AT_EPOCH);
         assert!(known.are_complete_for(NOW_AT_EPOCH));
     }
 }

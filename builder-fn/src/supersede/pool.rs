@@ -88,13 +88,13 @@ impl Registration {
 
     /// Returns whether the histories of all daemons that answer, which have the builds of other builders, could be read
     /// last time.
-    pub(crate) fn could_read_history_last_time(&self) -> bool {
+    pub(crate) fn last_reads_of_answering_histories_did_not_fail(&self) -> bool {
         let pool = &self.supersession.0.pool;
         let registrations = lock(&self.daemons);
         let mut answering = registrations
             .iter()
             .filter(|(name, _)| pool.is_daemon_available(name));
-        answering.all(|(_, registration)| registration.could_read_history_last_time())
+        answering.all(|(_, registration)| registration.last_history_read_did_not_fail())
     }
 
     /// Waits until a newer build supersedes the registered build.

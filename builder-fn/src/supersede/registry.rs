@@ -12,7 +12,7 @@ use crate::request::AHEAD_OF_CLOCK_MAX;
 
 /// The registry of builds that may be superseded, by function.
 #[derive(Debug, Default)]
-pub(super) struct RegisteredBuilds {
+pub(super) struct RegisteredBuildsByFunction {
     builds: HashMap<FunctionId, Vec<RegisteredBuild>>,
     next_id: u64,
 }
@@ -26,7 +26,7 @@ struct RegisteredBuild {
     newer: watch::Sender<Option<Submission>>,
 }
 
-impl RegisteredBuilds {
+impl RegisteredBuildsByFunction {
     /// Adds a build, which supersedes the older builds of its function, or is superseded by the newest: a registered one,
     /// or `known_newer_build`. Returns the build's number, and a receiver of the build that supersedes it.
     pub(super) fn insert_and_supersede(
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_newer_build_supersedes_older_ones_of_its_function_only_and_whichever_came_first() {
-        let mut registry = RegisteredBuilds::default();
+        let mut registry = RegisteredBuildsByFunction::default();
         let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1), None);
         let (_, other) = registry.insert_and_supersede(submission("other", "other", 1), None);
         let (_, new) = registry.insert_and_supersede(submission("hello", "new", 3), None);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_removed_build_supersedes_no_more() {
-        let mut registry = RegisteredBuilds::default();
+        let mut registry = RegisteredBuildsByFunction::default();
         let (new, _) = registry.insert_and_supersede(submission("hello", "new", 2), None);
         registry.remove(new);
         assert!(registry.is_empty());
@@ -193,7 +193,7 @@ mod tests {
                 true,
             ),
         ] {
-            let mut registry = RegisteredBuilds::default();
+            let mut registry = RegisteredBuildsByFunction::default();
             let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1), None);
             registry.supersede_by_known_build(&build, NOW_AT_EPOCH);
             assert_eq!(
@@ -210,7 +210,7 @@ mod tests {
         fn among_several_builders_only_the_newest_build_of_a_function_is_left(
             builds in prop::collection::vec((0..3_usize, 0..20_u64), 1..12),
         ) {
-            let mut builders = [RegisteredBuilds::default(), RegisteredBuilds::default(), RegisteredBuilds::default()];
+            let mut builders = [RegisteredBuildsByFunction::default(), RegisteredBuildsByFunction::default(), RegisteredBuildsByFunction::default()];
             let mut receivers = Vec::new();
             for (at, (builder, seconds)) in builds.iter().enumerate() {
                 let arriving = submission("hello", &at.to_string(), *seconds);

@@ -50,7 +50,7 @@ pub(super) async fn watch_history(shared: Arc<SharedSupersession>) {
         };
         shared.log_history_failure(&ErrorChain(&error));
         let requests = shared.lock_state().requests;
-        shared.mark_requests_answered_up_to(requests);
+        shared.mark_requests_handled_even_if_unread_up_to(requests);
         // A new build is worth an attempt at once.
         let _ = tokio::time::timeout(pause, shared.changed.notified()).await;
         pause = (pause * 2).min(RECONNECT_PAUSE_MAX);
@@ -88,7 +88,7 @@ async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Re
             .await??;
             answered = Some(requests);
             shared.log_history_success();
-            shared.mark_requests_answered_up_to(requests);
+            shared.mark_requests_handled_even_if_unread_up_to(requests);
             *pause = RECONNECT_PAUSE_MIN;
         }
         let idle_since = shared.lock_state().idle_since;
@@ -124,7 +124,7 @@ async fn read_builds_that_may_supersede(
             Some(earliest) => {
                 let lookback = SystemTime::now().checked_sub(LOOKBACK_TIME);
                 let from = lookback.map_or(earliest, |lookback| lookback.min(earliest));
-                state.known.set_complete_from(from);
+                state.known.claim_complete_from(from);
                 Some(from)
             }
             None => None,

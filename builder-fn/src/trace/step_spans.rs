@@ -17,7 +17,7 @@ const EXPORT_PROGRESS_PREFIXES: [&str; 3] = ["exporting layers", "pushing layers
 
 /// Opens and ends a span for each step and each export of a build.
 #[derive(Debug)]
-pub(crate) struct StepSpans<'a> {
+pub(crate) struct StepAndExportSpans<'a> {
     /// The span of the build, which contains all others. If it is not recorded, no spans are opened.
     build: &'a Span,
     mask: &'a TraceMask,
@@ -27,7 +27,7 @@ pub(crate) struct StepSpans<'a> {
     opened: usize,
 }
 
-impl<'a> StepSpans<'a> {
+impl<'a> StepAndExportSpans<'a> {
     /// Creates the spans for the steps within `build`, with names and errors masked.
     pub(crate) fn new(build: &'a Span, mask: &'a TraceMask) -> Self {
         Self {
@@ -123,7 +123,7 @@ impl<'a> StepSpans<'a> {
     }
 }
 
-impl Drop for StepSpans<'_> {
+impl Drop for StepAndExportSpans<'_> {
     fn drop(&mut self) {
         for span in self.open.values() {
             span.mark_failed("the build ended before this step");

@@ -42,7 +42,7 @@ async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
             "surprise": 1
         })),
     );
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
 
     let frontend = &solve.request.frontend_attrs;
     let exporter = &solve.request.exporters[0].attrs;
@@ -91,7 +91,7 @@ async fn skip_push_builds_without_pushing() {
         &TestBuilder::new(daemon),
         request_tar_with(json!({"skipPush": true})),
     );
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
 
     assert_eq!(solve.request.exporters[0].attrs.get("push"), None);
     drop(status);
@@ -148,7 +148,7 @@ async fn a_request_that_is_not_signed_or_not_valid_never_reaches_buildkit() {
             "no key for sealed secrets",
         ),
     ] {
-        let answer = AnswerStatusAndBody::from_response(
+        let answer = AnswerStatusAndBody::from_json_response_or_text_of_429(
             setting
                 .send_request(build_request_with_signature(body, signature.as_deref()))
                 .await,
@@ -181,7 +181,7 @@ async fn a_body_above_the_limit_is_not_read_to_its_end() {
         .await;
 
     assert_eq!(response.headers()["connection"], "close");
-    let answer = AnswerStatusAndBody::from_response(response).await;
+    let answer = AnswerStatusAndBody::from_json_response_or_text_of_429(response).await;
     assert_eq!(answer.status, 413);
     assert!(
         answer.body["error"]
@@ -196,7 +196,7 @@ async fn a_body_above_the_limit_is_not_read_to_its_end() {
 async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_error() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let answer = spawn_build(&TestBuilder::new(daemon), request_tar_with(json!({})));
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     status
         .events
         .send(Ok(step_output_response("error: no such crate\n")))
@@ -235,7 +235,7 @@ async fn a_daemon_that_is_down_or_lost_is_502() {
 
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let answer = spawn_build(&TestBuilder::new(daemon), request_tar_with(json!({})));
-    let (_solve, status, _session) = calls.next_build_calls().await;
+    let (_solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     status
         .events
         .send(Ok(step_output_response("so far\n")))
@@ -255,7 +255,7 @@ async fn a_build_that_exceeds_its_timeout_is_cancelled_and_422() {
         &TestBuilder::new(daemon),
         request_tar_with(json!({"timeout": "90s"})),
     );
-    let (mut solve, status, _session) = calls.next_build_calls().await;
+    let (mut solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     let begun = Instant::now();
 
     let answer = answer.await.expect("no panic");
@@ -272,7 +272,7 @@ async fn a_build_that_a_shutdown_interrupts_is_answered_before_the_process_ends(
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let answer = spawn_build(&setting, request_tar_with(json!({})));
-    let (mut solve, _status, _session) = calls.next_build_calls().await;
+    let (mut solve, _status, _session) = calls.wait_without_limit_for_build_calls().await;
     let deadline = Instant::now() + Duration::from_secs(30);
 
     setting.begin_shutdown(deadline);
@@ -308,7 +308,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon).with_slots(BuildSlots::new(1, Duration::from_secs(60), 1));
     let first = spawn_build(&setting, request_tar_with(json!({})));
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     let begun = Instant::now();
     let second = spawn_build(&setting, request_tar_with(json!({"noCache": true})));
     setting.wait_until_slots_and_queue_are_full().await;
@@ -329,7 +329,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     drop(status);
     solve.answer_with_digest("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     drop(status);
     solve.answer_with_digest("sha256:34");
     assert_eq!(third.await.expect("no panic").status, 200);
@@ -359,7 +359,7 @@ async fn a_request_whose_signature_is_not_verified_takes_no_slot() {
     assert_eq!(wrong.status(), 401);
 
     let first = spawn_build(&setting, body);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
 
     assert_eq!(
         setting
@@ -395,7 +395,7 @@ async fn a_streamed_build_that_finds_no_slot_after_its_body_was_received_is_429_
     });
     tokio::task::yield_now().await;
     let first = spawn_build(&setting, request_tar_with(json!({})));
-    let _held = calls.next_build_calls().await;
+    let _held = calls.wait_without_limit_for_build_calls().await;
 
     drop(sender);
     let rejected = late.await.expect("no panic");
@@ -413,7 +413,7 @@ async fn a_streamed_build_that_finds_no_slot_after_its_body_was_received_is_429_
 async fn a_build_is_cancelled_when_its_caller_disconnects() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let answer = spawn_build(&TestBuilder::new(daemon), request_tar_with(json!({})));
-    let (mut solve, status, session) = calls.next_build_calls().await;
+    let (mut solve, status, session) = calls.wait_without_limit_for_build_calls().await;
 
     answer.abort();
 
@@ -435,7 +435,7 @@ async fn deliveries_of_one_call_have_the_same_reference_in_buildkit_only_if_thei
     let mut references = Vec::new();
     for changes in [json!({}), json!({}), json!({"noCache": true})] {
         let answer = spawn_build(&setting, request_tar_with(changes));
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         references.push(solve.request.r#ref.clone());
         drop(status);
         solve.answer_with_digest("sha256:12");
@@ -463,7 +463,7 @@ async fn a_control_character_that_buildkit_cannot_transfer_is_the_callers_and_is
             ("context/.dockerignore", b"\ta\t\nb\tc\n"),
         ]);
         let answer = spawn_build(&TestBuilder::new(daemon), body);
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         drop(status);
         solve.answer_with_error(Status::internal(format!(
             "header key \"{header}\" contains value with non-printable ASCII characters"
@@ -507,7 +507,8 @@ async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
         let mut request = build_request_with_signature(Body::empty(), None);
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().expect("path");
-        let answer = AnswerStatusAndBody::from_response(setting.send_request(request).await).await;
+        let answer =
+            AnswerStatusAndBody::from_json_response_or_text_of_429(setting.send_request(request).await).await;
         assert_eq!(
             (answer.status, &answer.body["error"]),
             (status, &json!(error)),
@@ -536,7 +537,7 @@ async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
     setting.write_secret("deploy-secret", "deploy key");
 
     let answer = spawn_build(&setting, body);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     status
         .events
         .send(Ok(step_output_response("s3cr3t in the output\n")))

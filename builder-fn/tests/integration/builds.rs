@@ -19,7 +19,7 @@ use crate::setting::{
 };
 
 /// Returns a request for the state, the log or the cancellation of builds, signed with `key` at the current time.
-pub(crate) fn signed_question(key: &str, method: Method, path: &str, accept: &str) -> Request {
+pub(crate) fn signed_bodyless_request(key: &str, method: Method, path: &str, accept: &str) -> Request {
     let signed_at = jiff::Timestamp::now().to_string();
     let signature = sign_body(
         &hmac_keys(key),
@@ -37,14 +37,14 @@ pub(crate) fn signed_question(key: &str, method: Method, path: &str, accept: &st
 
 /// Sends a request for a build's state or cancellation, or a list, signed with [`PAYLOAD_KEY`], and returns the answer.
 pub(crate) async fn ask(builder: &TestBuilder, method: Method, path: &str) -> AnswerStatusAndBody {
-    let request = signed_question(PAYLOAD_KEY, method, path, "*/*");
-    AnswerStatusAndBody::from_response(builder.send_request(request).await).await
+    let request = signed_bodyless_request(PAYLOAD_KEY, method, path, "*/*");
+    AnswerStatusAndBody::from_json_response_or_text_of_429(builder.send_request(request).await).await
 }
 
 /// Requests the log of the build from the line `from_line` on, and returns the response with an unread body.
 pub(crate) async fn open_log(builder: &TestBuilder, from_line: u64) -> Response {
     let path = format!("/builds/{CALL_ID}/log?from={from_line}");
-    let request = signed_question(PAYLOAD_KEY, Method::GET, &path, "application/x-ndjson");
+    let request = signed_bodyless_request(PAYLOAD_KEY, Method::GET, &path, "application/x-ndjson");
     let response = builder.send_request(request).await;
     assert_eq!(response.status(), 200);
     response
@@ -62,11 +62,17 @@ pub(crate) async fn read_numbered_lines_and_terminal_record(
         .map(|line| serde_json::from_slice(line).expect("a record"))
         .collect();
     let terminal = records.pop().expect("a terminal record");
-    (records.iter().flat_map(numbered_line).collect(), terminal)
+    (
+        records
+            .iter()
+            .flat_map(number_and_first_line_of_log_record)
+            .collect(),
+        terminal,
+    )
 }
 
 /// Returns the number and the line of a record with one line; `None` for a record without lines.
-pub(crate) fn numbered_line(record: &Value) -> Option<(u64, String)> {
+pub(crate) fn number_and_first_line_of_log_record(record: &Value) -> Option<(u64, String)> {
     assert_eq!(record["status"], "in_progress");
     let seq = record["seq"].as_u64().expect("a number");
     let line = record["log"].as_array().expect("lines").first()?;
@@ -81,7 +87,7 @@ fn timestamp_after_base(seconds: i64, milliseconds: i32) -> Timestamp {
 }
 
 /// Returns the status of a step with `count` lines of output, in responses of a few lines each.
-pub(crate) fn status_with_lines(count: usize, text: &str) -> Vec<StatusResponse> {
+pub(crate) fn statuses_of_step_with_output_lines(count: usize, text: &str) -> Vec<StatusResponse> {
     let vertex = |completed| Vertex {
         digest: "sha256:1".into(),
         name: "[1/1] RUN count".into(),
@@ -144,7 +150,7 @@ pub(crate) fn answer_statuses_holding_back_the_last(
 }
 
 /// Starts a build of `tar` at `builder`, and waits for its solve.
-pub(crate) async fn start_build(
+pub(crate) async fn start_build_and_wait_for_solve(
     builder: &TestBuilder,
     calls: &mut DaemonCalls,
     tar: Vec<u8>,
@@ -159,11 +165,13 @@ pub(crate) async fn start_build(
 async fn every_builder_of_a_daemon_answers_with_a_builds_state_while_it_runs_and_afterwards() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
-    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
+    let ended =
+        answer_statuses_holding_back_the_last(&mut calls, statuses_of_step_with_output_lines(3, "line"));
     let path = format!("/builds/{CALL_ID}");
     assert_eq!(ask(&builder, Method::GET, &path).await.status, 404);
 
-    let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
+    let (build, solve) =
+        start_build_and_wait_for_solve(&builder, &mut calls, request_tar_with(json!({}))).await;
     for asked in [&builder, &TestBuilder::new(daemon.clone())] {
         let answer = ask(asked, Method::GET, &path).await;
         assert_eq!((answer.status, &answer.body["state"]), (200, &json!("running")));
@@ -218,8 +226,10 @@ async fn a_rejected_request_is_known_with_its_reason() {
 async fn a_log_has_the_same_numbers_live_afterwards_and_at_another_builder() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
-    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(100, "line"));
-    let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
+    let ended =
+        answer_statuses_holding_back_the_last(&mut calls, statuses_of_step_with_output_lines(100, "line"));
+    let (build, solve) =
+        start_build_and_wait_for_solve(&builder, &mut calls, request_tar_with(json!({}))).await;
     let mut live = open_log(&builder, 1).await.into_body();
     let mut received = Vec::new();
     // The last line is held until the next event or a second has passed.
@@ -240,7 +250,10 @@ async fn a_log_has_the_same_numbers_live_afterwards_and_at_another_builder() {
         .map(|line| serde_json::from_slice(line).expect("a record"))
         .collect();
     let (terminal, records) = records.split_last().expect("records");
-    let lines: Vec<_> = records.iter().filter_map(numbered_line).collect();
+    let lines: Vec<_> = records
+        .iter()
+        .filter_map(number_and_first_line_of_log_record)
+        .collect();
 
     assert_eq!(lines.len(), 102, "the step's beginning and end, and its output");
     assert_eq!(
@@ -268,8 +281,12 @@ async fn a_reader_that_is_cut_off_many_times_gets_every_line_once() {
     const LINE_COUNT: usize = 5_000;
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
-    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(LINE_COUNT, "line"));
-    let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
+    let ended = answer_statuses_holding_back_the_last(
+        &mut calls,
+        statuses_of_step_with_output_lines(LINE_COUNT, "line"),
+    );
+    let (build, solve) =
+        start_build_and_wait_for_solve(&builder, &mut calls, request_tar_with(json!({}))).await;
     let mut solve = Some(solve);
 
     let (mut next, mut texts, mut cuts) = (1, Vec::new(), 0);
@@ -294,7 +311,7 @@ async fn a_reader_that_is_cut_off_many_times_gets_every_line_once() {
                 if record["status"] != "in_progress" {
                     break 'reading record;
                 }
-                if let Some((seq, line)) = numbered_line(&record) {
+                if let Some((seq, line)) = number_and_first_line_of_log_record(&record) {
                     assert_eq!(seq, next);
                     next = seq + 1;
                     texts.push(line);
@@ -322,13 +339,16 @@ async fn a_reader_that_is_cut_off_many_times_gets_every_line_once() {
 async fn a_cancelled_build_ends_its_solve_and_answers_409() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
-    let _ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
+    let _ended =
+        answer_statuses_holding_back_the_last(&mut calls, statuses_of_step_with_output_lines(3, "line"));
     for (asked, id) in [(builder.clone(), "here"), (TestBuilder::new(daemon), "there")] {
         let builder = builder.with_call_id(id);
         let path = format!("/builds/{id}");
-        let signed_question = path.clone();
-        let (build, mut solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
-        let cancelling = tokio::spawn(async move { ask(&asked, Method::DELETE, &signed_question).await });
+        let signed_bodyless_request = path.clone();
+        let (build, mut solve) =
+            start_build_and_wait_for_solve(&builder, &mut calls, request_tar_with(json!({}))).await;
+        let cancelling =
+            tokio::spawn(async move { ask(&asked, Method::DELETE, &signed_bodyless_request).await });
 
         let marker = complete_or_panic(calls.solves.recv()).await.expect("a marker");
         assert_eq!(marker.request.frontend_attrs["slipway.cancel"], id);
@@ -357,8 +377,10 @@ async fn a_cancelled_build_ends_its_solve_and_answers_409() {
 async fn a_cancelled_call_is_not_built_by_another_builder_that_gets_it_again() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let first = TestBuilder::new(daemon.clone());
-    let _ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
-    let (build, _solve) = start_build(&first, &mut calls, request_tar_with(json!({}))).await;
+    let _ended =
+        answer_statuses_holding_back_the_last(&mut calls, statuses_of_step_with_output_lines(3, "line"));
+    let (build, _solve) =
+        start_build_and_wait_for_solve(&first, &mut calls, request_tar_with(json!({}))).await;
     let own = first.clone();
     let cancelling =
         tokio::spawn(async move { ask(&own, Method::DELETE, &format!("/builds/{CALL_ID}")).await });
@@ -381,9 +403,11 @@ async fn a_cancelled_call_is_not_built_by_another_builder_that_gets_it_again() {
 async fn an_ended_build_is_not_cancelled() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
-    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
+    let ended =
+        answer_statuses_holding_back_the_last(&mut calls, statuses_of_step_with_output_lines(3, "line"));
     ended.send_replace(true);
-    let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
+    let (build, solve) =
+        start_build_and_wait_for_solve(&builder, &mut calls, request_tar_with(json!({}))).await;
     solve.answer_with_digest("sha256:12");
     complete_or_panic(build).await.expect("no panic");
 
@@ -398,24 +422,26 @@ async fn a_question_needs_a_signature_of_its_own() {
     let (daemon, _calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
     let path = format!("/builds/{CALL_ID}");
-    let mut moved = signed_question(PAYLOAD_KEY, Method::GET, "/builds", "*/*");
+    let mut moved = signed_bodyless_request(PAYLOAD_KEY, Method::GET, "/builds", "*/*");
     *moved.uri_mut() = path.parse().expect("path");
-    let mut unsigned = signed_question(PAYLOAD_KEY, Method::GET, &path, "*/*");
+    let mut unsigned = signed_bodyless_request(PAYLOAD_KEY, Method::GET, &path, "*/*");
     unsigned.headers_mut().remove("x-build-signature");
-    let mut old = signed_question(PAYLOAD_KEY, Method::GET, &path, "*/*");
+    let mut old = signed_bodyless_request(PAYLOAD_KEY, Method::GET, &path, "*/*");
     old.headers_mut()
         .insert("x-signed-at", "2020-01-01T00:00:00Z".parse().expect("header"));
     for request in [
         moved,
         unsigned,
         old,
-        signed_question("another key", Method::GET, &path, "*/*"),
+        signed_bodyless_request("another key", Method::GET, &path, "*/*"),
     ] {
-        let answer = AnswerStatusAndBody::from_response(builder.send_request(request).await).await;
+        let answer =
+            AnswerStatusAndBody::from_json_response_or_text_of_429(builder.send_request(request).await).await;
         assert_eq!(answer.status, 401, "{}", answer.body);
     }
-    let request = signed_question(PAYLOAD_KEY, Method::POST, &path, "*/*");
-    let answer = AnswerStatusAndBody::from_response(builder.send_request(request).await).await;
+    let request = signed_bodyless_request(PAYLOAD_KEY, Method::POST, &path, "*/*");
+    let answer =
+        AnswerStatusAndBody::from_json_response_or_text_of_429(builder.send_request(request).await).await;
     assert_eq!(answer.status, 405);
 }
 
@@ -431,12 +457,13 @@ async fn the_build_of_another_tenant_looks_like_one_that_does_not_exist() {
         builder
     };
     let (builder, other) = (create(daemon.clone()), create(daemon));
-    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
+    let ended =
+        answer_statuses_holding_back_the_last(&mut calls, statuses_of_step_with_output_lines(3, "line"));
     ended.send_replace(true);
     let own = builder.clone();
     let build = tokio::spawn(async move {
         let tar = request_tar_with(json!({"image": "registry:5000/acme/app:1"}));
-        own.send_signed_build_as("the payload key of acme", None, tar)
+        own.send_build_signed_with("the payload key of acme", None, tar)
             .await
     });
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
@@ -446,22 +473,26 @@ async fn the_build_of_another_tenant_looks_like_one_that_does_not_exist() {
             for path in ["", "/log"] {
                 let path = format!("/builds/{CALL_ID}{path}");
                 let response = asked
-                    .send_request(signed_question(&key, Method::GET, &path, "*/*"))
+                    .send_request(signed_bodyless_request(&key, Method::GET, &path, "*/*"))
                     .await;
                 assert_eq!(response.status(), status, "{tenant} {path}");
             }
             let response = asked
-                .send_request(signed_question(&key, Method::GET, "/builds", "*/*"))
+                .send_request(signed_bodyless_request(&key, Method::GET, "/builds", "*/*"))
                 .await;
-            let list = AnswerStatusAndBody::from_response(response).await.body;
+            let list = AnswerStatusAndBody::from_json_response_or_text_of_429(response)
+                .await
+                .body;
             assert_eq!(list["builds"] != json!([]), is_listed, "{tenant} {list}");
         }
         let path = format!("/builds/{CALL_ID}");
-        let foreign = signed_question("the payload key of bolt", Method::DELETE, &path, "*/*");
-        let foreign = AnswerStatusAndBody::from_response(asked.send_request(foreign).await).await;
+        let foreign = signed_bodyless_request("the payload key of bolt", Method::DELETE, &path, "*/*");
+        let foreign =
+            AnswerStatusAndBody::from_json_response_or_text_of_429(asked.send_request(foreign).await).await;
         let path = "/builds/no-such-call";
-        let unknown = signed_question("the payload key of bolt", Method::DELETE, path, "*/*");
-        let unknown = AnswerStatusAndBody::from_response(asked.send_request(unknown).await).await;
+        let unknown = signed_bodyless_request("the payload key of bolt", Method::DELETE, path, "*/*");
+        let unknown =
+            AnswerStatusAndBody::from_json_response_or_text_of_429(asked.send_request(unknown).await).await;
         assert_eq!((foreign.status, foreign.body), (unknown.status, unknown.body));
     }
     solve.answer_with_digest("sha256:12");
@@ -478,11 +509,13 @@ async fn secrets_are_masked_in_a_log_that_another_builder_reads_from_the_history
     let mut values = values.filter_map(Value::as_str).map(str::trim_end);
     let secret = values.find(|value| !value.contains('\n')).expect("a secret");
     let builder = TestBuilder::new(daemon.clone()).with_seal_key(key);
-    let ended =
-        answer_statuses_holding_back_the_last(&mut calls, status_with_lines(1, &format!("it is {secret}")));
+    let ended = answer_statuses_holding_back_the_last(
+        &mut calls,
+        statuses_of_step_with_output_lines(1, &format!("it is {secret}")),
+    );
     ended.send_replace(true);
     let tar = tar_with_sealed_secrets(recorded["sealed"].as_str().expect("an envelope"));
-    let (build, solve) = start_build(&builder, &mut calls, tar).await;
+    let (build, solve) = start_build_and_wait_for_solve(&builder, &mut calls, tar).await;
     solve.answer_with_digest("sha256:12");
     complete_or_panic(build).await.expect("no panic");
 

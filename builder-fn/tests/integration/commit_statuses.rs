@@ -80,7 +80,7 @@ async fn a_commit_is_pending_during_its_build_and_then_has_its_outcome() {
         }});
         let sender = builder.clone();
         let answer = tokio::spawn(async move { sender.send_signed_build(request_tar_with(config)).await });
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         server.wait_for_requests(1).await;
         match fails {
             false => solve.answer_with_digest("sha256:12"),
@@ -139,7 +139,7 @@ async fn a_status_that_fails_is_sent_again_until_the_next_one_replaces_it() {
         json!({"commitStatus": {"github": "acme/hello", "api": server.url(""), "commit": COMMIT_HASH}});
     let sender = builder.clone();
     let answer = tokio::spawn(async move { sender.send_signed_build(request_tar_with(config)).await });
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     server.wait_for_requests(1).await;
     solve.answer_with_digest("sha256:12");
     drop(status);
@@ -217,11 +217,11 @@ async fn a_tenant_uses_the_token_of_the_operator_only_by_a_rule_for_the_project(
         let sender = builder.clone();
         let answer = tokio::spawn(async move {
             sender
-                .send_signed_build_as(key, None, request_tar_with(config))
+                .send_build_signed_with(key, None, request_tar_with(config))
                 .await
         });
         if status == 200 {
-            let (solve, status, _session) = calls.next_build_calls().await;
+            let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
             solve.answer_with_digest("sha256:12");
             drop(status);
         }
@@ -291,7 +291,7 @@ async fn sealed_tokens_are_in_no_log_no_record_no_error_no_notification_and_no_p
         );
         let sender = builder.clone();
         let answer = tokio::spawn(async move {
-            AnswerStatusAndBody::from_response(sender.send_request(request).await).await
+            AnswerStatusAndBody::from_json_response_or_text_of_429(sender.send_request(request).await).await
         });
 
         let (_lookup_solve, session, lookup) =
@@ -301,7 +301,7 @@ async fn sealed_tokens_are_in_no_log_no_record_no_error_no_notification_and_no_p
             .await
             .expect("an answer");
         lookup.answer_with_commit(None, COMMIT_HASH);
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         let requested = format!("{:?}", solve.request);
         status
             .events

@@ -162,7 +162,9 @@ pub(crate) fn start_fake_daemon_at(address: &str) -> (Daemon, DaemonCalls) {
 
 impl DaemonCalls {
     /// Waits for the Solve, Status and Session calls of one build.
-    pub(crate) async fn next_build_calls(&mut self) -> (SolveCall, StatusCall, SessionCall) {
+    pub(crate) async fn wait_without_limit_for_build_calls(
+        &mut self,
+    ) -> (SolveCall, StatusCall, SessionCall) {
         let (solve, status, session) =
             tokio::join!(self.solves.recv(), self.statuses.recv(), self.sessions.recv());
         (

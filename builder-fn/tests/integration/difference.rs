@@ -7,7 +7,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex};
 use function_host::http::Method;
 use serde_json::{Value, json};
 
-use crate::builds::{answer_statuses_holding_back_the_last, ask, signed_question};
+use crate::builds::{answer_statuses_holding_back_the_last, ask, signed_bodyless_request};
 use crate::complete_or_panic;
 use crate::daemon;
 use crate::record_store::{record_repository_of, wait_for_tags};
@@ -197,11 +197,11 @@ async fn other_images_unknown_builds_and_forged_questions_get_no_comparison() {
     let (daemon, _calls) = daemon::start_fake_daemon();
     let later = TestBuilder::new(daemon).with_record_store(&record_repository_of(&registry));
     assert_eq!(ask(&later, Method::GET, "/builds/v1/diff/v9").await.status, 404);
-    let post = signed_question("payload key", Method::POST, "/builds/v1/diff/v2", "*/*");
+    let post = signed_bodyless_request("payload key", Method::POST, "/builds/v1/diff/v2", "*/*");
     assert_eq!(builder.send_request(post).await.status(), 405);
-    let forged = signed_question("another key", Method::GET, "/builds/v1/diff/v2", "*/*");
+    let forged = signed_bodyless_request("another key", Method::GET, "/builds/v1/diff/v2", "*/*");
     assert_eq!(
-        AnswerStatusAndBody::from_response(builder.send_request(forged).await)
+        AnswerStatusAndBody::from_json_response_or_text_of_429(builder.send_request(forged).await)
             .await
             .status,
         401

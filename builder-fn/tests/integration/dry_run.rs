@@ -48,7 +48,7 @@ async fn a_deployment_that_would_be_refused_is_rejected_before_a_slot_is_taken()
             let setting = setting.clone();
             async move { setting.send_signed_build(request_tar_with(json!({}))).await }
         });
-        let (solve, updates, _session) = calls.next_build_calls().await;
+        let (solve, updates, _session) = calls.wait_without_limit_for_build_calls().await;
 
         let answering = spawn_deployed_build(&setting);
         let call = received.recv().await.expect("a dry run");

@@ -7,7 +7,9 @@ use std::time::Duration;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
-use builder_fn::buildkit::{BuildJob, BuiltImage, EventTimeouts, JobError, SessionServices, SolveOptions};
+use builder_fn::buildkit::{
+    BuildJob, BuiltImageDigestCommitAndTimes, JobError, SessionServices, SolveOptions, TimeoutsForLastEvents,
+};
 use builder_fn::context::SourceContext;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
@@ -30,7 +32,7 @@ async fn complete_in_time<T>(future: impl Future<Output = T>, what_hangs: &str) 
 struct ServedBuild {
     session: SessionCall,
     _calls: DaemonCalls,
-    _build: JoinHandle<Result<BuiltImage, JobError>>,
+    _build: JoinHandle<Result<BuiltImageDigestCommitAndTimes, JobError>>,
 }
 
 /// Starts a build with the context in `tar`, and waits for its session.
@@ -48,7 +50,7 @@ async fn start_served_build(tar: Vec<u8>) -> ServedBuild {
             solve: SolveOptions::default(),
             manifests: Arc::new(FixedAnswerManifestLookup::Present),
             first_attempt: 1,
-            timeouts: EventTimeouts::default(),
+            timeouts: TimeoutsForLastEvents::default(),
         };
         job.run_to_outcome(&connection, |_| ()).await
     });
@@ -183,7 +185,7 @@ impl DaemonTransfer {
     }
 }
 
-fn context_tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+fn tar_with_empty_config_and_files(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in [("com.openfaas.docker.config", b"{}".as_slice())]
         .iter()
@@ -204,7 +206,7 @@ fn pattern_bytes(length: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn entries_are_announced_in_order_and_files_sent_by_their_number() {
-    let served = start_served_build(context_tar(&[
+    let served = start_served_build(tar_with_empty_config_and_files(&[
         ("context/b/file", b"in b"),
         ("context/a", b"in a"),
         ("context/b-", b""),
@@ -237,7 +239,7 @@ async fn entries_are_announced_in_order_and_files_sent_by_their_number() {
 async fn a_large_file_does_not_delay_small_ones_and_arrives_complete() {
     let large = pattern_bytes((3 << 20) + 17);
     let small = pattern_bytes(100);
-    let served = start_served_build(context_tar(&[
+    let served = start_served_build(tar_with_empty_config_and_files(&[
         ("context/0", &large),
         ("context/1", &small),
         ("context/2", &small),
@@ -263,7 +265,7 @@ async fn all_files_arrive_when_more_are_requested_than_are_sent_at_once() {
         .iter()
         .map(|name| (name.as_str(), name.as_bytes()))
         .collect();
-    let served = start_served_build(context_tar(&files)).await;
+    let served = start_served_build(tar_with_empty_config_and_files(&files)).await;
     let mut transfer = served
         .start_transfer(&[("dir-name", "context")])
         .await
@@ -292,7 +294,7 @@ async fn half_of_20_000_requests_are_accepted_before_any_content_is_read_and_all
         .iter()
         .map(|name| (name.as_str(), name.as_bytes()))
         .collect();
-    let served = start_served_build(context_tar(&files)).await;
+    let served = start_served_build(tar_with_empty_config_and_files(&files)).await;
     let mut transfer = served
         .start_transfer(&[("dir-name", "context")])
         .await
@@ -315,7 +317,7 @@ async fn half_of_20_000_requests_are_accepted_before_any_content_is_read_and_all
 
 #[tokio::test]
 async fn only_entries_that_the_patterns_select_are_announced_and_numbered() {
-    let served = start_served_build(context_tar(&[
+    let served = start_served_build(tar_with_empty_config_and_files(&[
         ("context/keep", b"kept"),
         ("context/ignored", b"secret"),
         ("context/x", b"x"),
@@ -338,7 +340,7 @@ async fn only_entries_that_the_patterns_select_are_announced_and_numbered() {
 
 #[tokio::test]
 async fn requests_for_unannounced_files_unknown_folders_or_bad_patterns_fail_the_transfer() {
-    let served = start_served_build(context_tar(&[("context/folder/file", b"x")])).await;
+    let served = start_served_build(tar_with_empty_config_and_files(&[("context/folder/file", b"x")])).await;
     for id in [0, 2, u32::MAX] {
         let mut transfer = served
             .start_transfer(&[("dir-name", "context")])
@@ -370,7 +372,7 @@ async fn requests_for_unannounced_files_unknown_folders_or_bad_patterns_fail_the
 
 #[tokio::test]
 async fn an_error_of_the_daemon_ends_the_transfer() {
-    let served = start_served_build(context_tar(&[("context/file", b"x")])).await;
+    let served = start_served_build(tar_with_empty_config_and_files(&[("context/file", b"x")])).await;
     let mut transfer = served
         .start_transfer(&[("dir-name", "context")])
         .await

@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, LookupCall, SessionCall, SolveCall};
-use crate::referenced_contexts::{send_json, send_json_as};
+use crate::referenced_contexts::{send_json, send_json_signed_with};
 use crate::setting::{AnswerStatusAndBody, PAYLOAD_KEY, TestBuilder};
 use crate::sources::ask_about_source;
 
@@ -52,7 +52,7 @@ async fn start_build_signed_with_and_wait_for_lookup(
     LookupCall,
 ) {
     let sender = builder.clone();
-    let answer = tokio::spawn(async move { send_json_as(&sender, key, &request).await });
+    let answer = tokio::spawn(async move { send_json_signed_with(&sender, key, &request).await });
     let (solve, session, lookup) =
         tokio::join!(calls.solves.recv(), calls.sessions.recv(), calls.lookups.recv());
     (
@@ -97,7 +97,7 @@ async fn a_git_context_is_built_at_its_commit_which_image_answer_and_record_have
         assert_eq!(decision.action(), PolicyAction::Allow);
         lookup.answer_with_commit(tag, COMMIT_HASH);
 
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         let attrs = &solve.request.frontend_attrs;
         assert_eq!(
             attrs["context"],
@@ -160,7 +160,7 @@ async fn nothing_is_built_if_the_commit_lookup_fails_or_the_daemon_does_not_ask_
             message => lookup.answer_with_error(message),
         }
         if status == 200 {
-            let (solve, status, _session) = calls.next_build_calls().await;
+            let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
             solve.answer_with_digest("sha256:12");
             drop(status);
         }
@@ -187,7 +187,7 @@ async fn ask_for_secret(session: &SessionCall, id: &str) -> Result<Vec<u8>, Code
 
 const OPERATOR_GIT_TOKEN: &str = "the-token-of-the-operator";
 
-fn builder_with_token(daemon: Daemon) -> TestBuilder {
+fn builder_with_operator_git_token(daemon: Daemon) -> TestBuilder {
     let builder = TestBuilder::new(daemon).with_git_tokens("https://git.example/team/=git-token");
     builder.write_secret("git-token", &format!("{OPERATOR_GIT_TOKEN}\n"));
     builder
@@ -196,7 +196,7 @@ fn builder_with_token(daemon: Daemon) -> TestBuilder {
 #[tokio::test]
 async fn a_token_of_the_operator_reads_the_context_and_is_in_no_session_with_steps() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let builder = builder_with_token(daemon);
+    let builder = builder_with_operator_git_token(daemon);
     let (answer, _solve, session, lookup) =
         start_build_and_wait_for_lookup(&builder, &mut calls, git_request_json()).await;
     let token = complete_or_panic(ask_for_secret(&session, "GIT_AUTH_TOKEN")).await;
@@ -221,7 +221,7 @@ async fn a_token_of_the_operator_reads_the_context_and_is_in_no_session_with_ste
     );
     checkout.answer_with_success();
 
-    let (solve, status, session) = calls.next_build_calls().await;
+    let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
     let attrs = &solve.request.frontend_attrs;
     assert_eq!(
         attrs["context"],
@@ -258,7 +258,7 @@ async fn a_token_of_the_operator_reads_the_context_and_is_in_no_session_with_ste
 #[tokio::test]
 async fn a_token_of_the_operator_is_masked_in_the_error_of_git() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
-    let builder = builder_with_token(daemon);
+    let builder = builder_with_operator_git_token(daemon);
     let (answer, _solve, session, lookup) =
         start_build_and_wait_for_lookup(&builder, &mut calls, git_request_json()).await;
     ask_about_source(&session, SOURCE_IDENTIFIER)
@@ -293,7 +293,7 @@ async fn a_tenant_gets_the_token_of_the_operator_only_by_a_rule_for_the_reposito
         if !rules.is_null() {
             policy["tenants"]["acme"]["read"] = rules.clone();
         }
-        let builder = builder_with_token(daemon).with_policy(&policy);
+        let builder = builder_with_operator_git_token(daemon).with_policy(&policy);
         builder.write_secret("acme-payload", key);
         let (answer, _solve, session, _lookup) =
             start_build_signed_with_and_wait_for_lookup(&builder, key, &mut calls, git_request_json()).await;

@@ -26,7 +26,7 @@ fn spawn_deployed_build(setting: &TestBuilder) -> JoinHandle<AnswerStatusAndBody
 
 /// Waits for the next build's calls at the fake daemon, and answers them with the digest `sha256:12`.
 pub(crate) async fn let_build_succeed(calls: &mut DaemonCalls) {
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     drop(status);
     solve.answer_with_digest("sha256:12");
 }
@@ -225,7 +225,8 @@ async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_b
     let accept = "application/x-ndjson".parse().expect("header");
     request.headers_mut().insert("accept", accept);
 
-    let answer = AnswerStatusAndBody::from_response(setting.send_request(request).await).await;
+    let answer =
+        AnswerStatusAndBody::from_json_response_or_text_of_429(setting.send_request(request).await).await;
 
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("failed")));
     let error = answer.body["error"].as_str().expect("text");
@@ -241,7 +242,7 @@ async fn a_build_that_fails_is_not_deployed() {
     setting.write_secret("deploy-secret", "deploy key");
 
     let answer = spawn_deployed_build(&setting);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     drop(status);
     solve.answer_with_error(tonic::Status::unknown("exit code: 1"));
 

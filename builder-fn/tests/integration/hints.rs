@@ -49,7 +49,7 @@ fn solve_failure_at_dockerfile_line(message: &str, line: u32) -> Status {
 
 /// Lets the build of the next call fail in a step that has written `output`.
 async fn let_build_fail_in_step(calls: &mut DaemonCalls, step_name: &str, output: &str, failure: Status) {
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     let vertex = |error: &str| Vertex {
         digest: "sha256:1".into(),
         name: step_name.into(),
@@ -189,7 +189,7 @@ async fn the_hint_for_a_build_over_its_time_limit_names_the_step_and_its_last_ou
     let setting = TestBuilder::new(daemon);
     let tar = request_tar_with(json!({"timeout": "90s"}));
     let records = setting.send_streamed_build(tar, "application/x-ndjson").await;
-    let (_solve, status, _session) = calls.next_build_calls().await;
+    let (_solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     let begun = StatusResponse {
         vertexes: vec![Vertex {
             digest: "sha256:1".into(),

@@ -8,8 +8,9 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::builds::{
-    answer_statuses_holding_back_the_last, ask, numbered_line, open_log,
-    read_numbered_lines_and_terminal_record, start_build, status_with_lines,
+    answer_statuses_holding_back_the_last, ask, number_and_first_line_of_log_record, open_log,
+    read_numbered_lines_and_terminal_record, start_build_and_wait_for_solve,
+    statuses_of_step_with_output_lines,
 };
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
@@ -62,7 +63,10 @@ fn assert_lines_of_attempt(lines: &[(u64, String)], first: u64) {
 async fn after_a_daemon_is_killed_readers_get_each_line_of_the_rerun_once_under_greater_numbers() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone()).with_retry_time(Duration::from_secs(60));
-    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(LINE_COUNT, "line"));
+    let ended = answer_statuses_holding_back_the_last(
+        &mut calls,
+        statuses_of_step_with_output_lines(LINE_COUNT, "line"),
+    );
     let own = builder.clone();
     let build = tokio::spawn(async move { deliver_queued_build(&own, request_tar_with(json!({}))).await });
     let mut lost = complete_or_panic(calls.solves.recv()).await.expect("a solve");
@@ -85,7 +89,10 @@ async fn after_a_daemon_is_killed_readers_get_each_line_of_the_rerun_once_under_
         let terminal = records.pop().expect("a terminal record");
         assert_eq!(terminal["status"], "success", "{terminal}");
         assert_eq!(terminal["warnings"], Value::Null);
-        let lines: Vec<_> = records.iter().filter_map(numbered_line).collect();
+        let lines: Vec<_> = records
+            .iter()
+            .filter_map(number_and_first_line_of_log_record)
+            .collect();
         let (before, after): (Vec<_>, Vec<_>) = lines
             .into_iter()
             .partition(|(number, _)| *number <= LINE_NUMBERS_PER_ATTEMPT);
@@ -110,9 +117,12 @@ async fn after_a_daemon_is_killed_readers_get_each_line_of_the_rerun_once_under_
 async fn a_reader_is_told_that_numbers_begin_again_if_nobody_knows_of_the_lost_attempt() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon.clone());
-    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(LINE_COUNT, "line"));
+    let ended = answer_statuses_holding_back_the_last(
+        &mut calls,
+        statuses_of_step_with_output_lines(LINE_COUNT, "line"),
+    );
     let tar = request_tar_with(json!({}));
-    let (build, mut lost) = start_build(&builder, &mut calls, tar.clone()).await;
+    let (build, mut lost) = start_build_and_wait_for_solve(&builder, &mut calls, tar.clone()).await;
     let reading = TestBuilder::new(daemon.clone());
     let mut log = open_log(&reading, 1).await.into_body();
     let received = read_until_last_output_line(&mut log).await;
@@ -120,7 +130,7 @@ async fn a_reader_is_told_that_numbers_begin_again_if_nobody_knows_of_the_lost_a
     assert_ne!(complete_or_panic(build).await.expect("no panic").status, 200);
     // A builder that was started after that, and keeps no records.
     let next = TestBuilder::new(daemon);
-    let (build, rerun) = start_build(&next, &mut calls, tar).await;
+    let (build, rerun) = start_build_and_wait_for_solve(&next, &mut calls, tar).await;
     ended.send_replace(true);
     rerun.answer_with_digest("sha256:12");
     assert_eq!(complete_or_panic(build).await.expect("no panic").status, 200);
@@ -128,7 +138,12 @@ async fn a_reader_is_told_that_numbers_begin_again_if_nobody_knows_of_the_lost_a
     let records = read_rest(log, received).await;
     let notice = records.iter().position(|record| record["warning"].is_string());
     let (before, after) = records.split_at(notice.expect("a record that says so"));
-    let lines_of = |records: &[Value]| records.iter().filter_map(numbered_line).collect::<Vec<_>>();
+    let lines_of = |records: &[Value]| {
+        records
+            .iter()
+            .filter_map(number_and_first_line_of_log_record)
+            .collect::<Vec<_>>()
+    };
     let (terminal, after) = after.split_last().expect("a terminal record");
     assert_eq!(lines_of(before).len(), LINE_COUNT + 1);
     assert_lines_of_attempt(&lines_of(after), 1);

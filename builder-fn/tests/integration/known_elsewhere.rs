@@ -9,8 +9,8 @@ use function_host::http::Method;
 use serde_json::json;
 
 use crate::builds::{
-    answer_statuses_holding_back_the_last, ask, read_numbered_lines_and_terminal_record, start_build,
-    status_with_lines,
+    answer_statuses_holding_back_the_last, ask, read_numbered_lines_and_terminal_record,
+    start_build_and_wait_for_solve, statuses_of_step_with_output_lines,
 };
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
@@ -50,8 +50,10 @@ async fn a_build_that_another_builder_runs_is_shown_and_cancelled_without_decodi
                 false => builder,
             }
         };
-        let _ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
-        let (build, mut solve) = start_build(&new_builder(), &mut calls, request_tar_with(json!({}))).await;
+        let _ended =
+            answer_statuses_holding_back_the_last(&mut calls, statuses_of_step_with_output_lines(3, "line"));
+        let (build, mut solve) =
+            start_build_and_wait_for_solve(&new_builder(), &mut calls, request_tar_with(json!({}))).await;
 
         let answer = ask(&new_builder(), Method::GET, &build_path()).await;
         assert_eq!((answer.status, &answer.body["state"]), (200, &json!("running")));
@@ -89,7 +91,8 @@ async fn a_build_with_a_stored_record_is_shown_with_its_log_without_decoding_the
         tokio::spawn(async move { deliver_queued_build(&builder, request_tar_with(json!({}))).await });
     let_build_succeed(&mut calls).await;
     assert_eq!(complete_or_panic(build).await.expect("no panic").status, 200);
-    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(3, "line"));
+    let ended =
+        answer_statuses_holding_back_the_last(&mut calls, statuses_of_step_with_output_lines(3, "line"));
     ended.send_replace(true);
 
     let later = new_builder();

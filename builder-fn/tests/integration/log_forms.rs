@@ -9,7 +9,10 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::builds::{answer_statuses_holding_back_the_last, signed_question, start_build, status_with_lines};
+use crate::builds::{
+    answer_statuses_holding_back_the_last, signed_bodyless_request, start_build_and_wait_for_solve,
+    statuses_of_step_with_output_lines,
+};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls};
 use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, request_tar_with};
@@ -22,7 +25,7 @@ async fn content_type_and_text_of_log(
 ) -> (String, String) {
     let path = format!("/builds/{CALL_ID}/log?from={from_line}");
     let response = builder
-        .send_request(signed_question(PAYLOAD_KEY, Method::GET, &path, accept))
+        .send_request(signed_bodyless_request(PAYLOAD_KEY, Method::GET, &path, accept))
         .await;
     assert_eq!(response.status(), 200);
     let content_type = response.headers()["content-type"].to_str().expect("text");
@@ -78,8 +81,10 @@ async fn compare_forms_of_log(start: impl Fn(Daemon) -> TestBuilder) -> Arc<Atom
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = start(daemon.clone());
     let count = count_and_forward_status_calls(&mut calls);
-    let ended = answer_statuses_holding_back_the_last(&mut calls, status_with_lines(100, "line"));
-    let (build, solve) = start_build(&builder, &mut calls, request_tar_with(json!({}))).await;
+    let ended =
+        answer_statuses_holding_back_the_last(&mut calls, statuses_of_step_with_output_lines(100, "line"));
+    let (build, solve) =
+        start_build_and_wait_for_solve(&builder, &mut calls, request_tar_with(json!({}))).await;
     let live: Vec<_> = ["*/*", "application/x-ndjson", "text/event-stream"]
         .into_iter()
         .map(|accept| {

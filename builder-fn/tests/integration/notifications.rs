@@ -21,7 +21,7 @@ async fn build(
 ) -> AnswerStatusAndBody {
     let sender = builder.clone();
     let answer = tokio::spawn(async move { sender.send_signed_build(request_tar_with(config)).await });
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     answer_solve(solve);
     drop(status);
     complete_or_panic(answer).await.expect("no panic")
@@ -78,7 +78,7 @@ async fn the_result_of_a_streamed_build_is_sent_too() {
     let builder = TestBuilder::new(daemon).with_private_hosts_for_contexts_and_notifications(&server.host);
     let tar = request_tar_with(json!({"notify": server.url("/result")}));
     let records = builder.send_streamed_build(tar, "application/x-ndjson").await;
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     answer_solve_with_digest(solve);
     drop(status);
     let (_, terminal) = complete_or_panic(records.read_lines_and_terminal_record()).await;
@@ -165,7 +165,7 @@ async fn a_tenants_results_are_signed_with_its_own_key_and_sent_where_its_rules_
     let send = async |builder: TestBuilder, url: String| {
         let tar = request_tar_with(json!({"notify": url}));
         builder
-            .send_signed_build_as("the payload key of acme", None, tar)
+            .send_build_signed_with("the payload key of acme", None, tar)
             .await
     };
     let answer = send(builder.clone(), server.url("/other")).await;
@@ -177,7 +177,7 @@ async fn a_tenants_results_are_signed_with_its_own_key_and_sent_where_its_rules_
     );
 
     let answer = tokio::spawn(send(builder.clone(), server.url("/acme/result")));
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     answer_solve_with_digest(solve);
     drop(status);
     assert_eq!(complete_or_panic(answer).await.expect("no panic").status, 200);

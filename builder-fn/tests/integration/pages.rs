@@ -10,7 +10,7 @@ use function_host::{Body, Request};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use crate::builds::{answer_statuses_holding_back_the_last, ask, signed_question};
+use crate::builds::{answer_statuses_holding_back_the_last, ask, signed_bodyless_request};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls};
 use crate::secrets::{recorded_secrets, tar_with_sealed_secrets};
@@ -64,7 +64,10 @@ fn some_timestamp_after_start(seconds: i64) -> Option<Timestamp> {
 }
 
 /// Returns the status of a build with a step of this name and its output, a cached step and a transferred context.
-fn statuses_with_step_and_output(step_name: &str, output_lines: &[&str]) -> Vec<StatusResponse> {
+fn statuses_with_step_output_cached_step_and_context(
+    step_name: &str,
+    output_lines: &[&str],
+) -> Vec<StatusResponse> {
     let step = |completed| Vertex {
         digest: "sha256:1".into(),
         name: step_name.into(),
@@ -151,7 +154,7 @@ async fn builder_with_build_and_page_addresses(
     let answer = build_with_statuses(
         &builder,
         &mut calls,
-        statuses_with_step_and_output(step_name, output_lines),
+        statuses_with_step_output_cached_step_and_context(step_name, output_lines),
     )
     .await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -212,7 +215,7 @@ async fn the_page_of_a_failed_build_shows_its_error_first_and_the_end_or_asked_p
     let lines: Vec<_> = lines.iter().map(String::as_str).collect();
     answer_statuses_holding_back_the_last(
         &mut calls,
-        statuses_with_step_and_output("[2/2] RUN make", &lines),
+        statuses_with_step_output_cached_step_and_context("[2/2] RUN make", &lines),
     )
     .send_replace(true);
     let own = builder.clone();
@@ -252,8 +255,10 @@ async fn secrets_in_the_names_of_steps_are_masked_on_the_page() {
     let builder = TestBuilder::new(daemon)
         .with_one_minute_log_wait_for_pages()
         .with_seal_key(key);
-    let mut statuses =
-        statuses_with_step_and_output(&format!("[2/2] RUN login --token {secret} && make"), &[secret]);
+    let mut statuses = statuses_with_step_output_cached_step_and_context(
+        &format!("[2/2] RUN login --token {secret} && make"),
+        &[secret],
+    );
     statuses[0].statuses.push(VertexStatus {
         id: format!("pushing manifest for registry/{secret}"),
         vertex: "sha256:1".into(),
@@ -288,8 +293,9 @@ async fn a_signed_question_of_a_program_that_also_accepts_html_is_answered_with_
     let (builder, _calls, ..) = builder_with_build_and_page_addresses("[2/2] RUN make", &["x"]).await;
     for path in [format!("/builds/{CALL_ID}"), "/builds".to_owned()] {
         let java = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2";
-        let request = signed_question(PAYLOAD_KEY, Method::GET, &path, java);
-        let answer = AnswerStatusAndBody::from_response(builder.send_request(request).await).await;
+        let request = signed_bodyless_request(PAYLOAD_KEY, Method::GET, &path, java);
+        let answer =
+            AnswerStatusAndBody::from_json_response_or_text_of_429(builder.send_request(request).await).await;
         assert_eq!(answer.status, 200);
         assert!(answer.body.is_object(), "{answer:?}");
     }
@@ -312,7 +318,7 @@ async fn hostile_text_from_callers_is_escaped_on_pages() {
     let answer = build_with_statuses(
         &builder,
         &mut calls,
-        statuses_with_step_and_output(HOSTILE_HTML, &output),
+        statuses_with_step_output_cached_step_and_context(HOSTILE_HTML, &output),
     )
     .await;
     let page = open_in_browser(&builder, page_address_of(&answer.body)).await;

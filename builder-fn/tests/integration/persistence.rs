@@ -17,11 +17,11 @@ use crate::setting::{
 
 /// Sends a build as the gateway's queue does.
 pub(crate) async fn deliver_queued_build(builder: &TestBuilder, tar: Vec<u8>) -> AnswerStatusAndBody {
-    deliver_queued_build_as(builder, PAYLOAD_KEY, tar).await
+    deliver_queued_build_signed_with(builder, PAYLOAD_KEY, tar).await
 }
 
 /// Sends a build that is signed with `key` as the gateway's queue does.
-pub(crate) async fn deliver_queued_build_as(
+pub(crate) async fn deliver_queued_build_signed_with(
     builder: &TestBuilder,
     key: &str,
     tar: Vec<u8>,
@@ -32,7 +32,7 @@ pub(crate) async fn deliver_queued_build_as(
         let time = time.parse().expect("header");
         request.headers_mut().append("x-start-time", time);
     }
-    AnswerStatusAndBody::from_response(builder.send_request(request).await).await
+    AnswerStatusAndBody::from_json_response_or_text_of_429(builder.send_request(request).await).await
 }
 
 #[tokio::test]

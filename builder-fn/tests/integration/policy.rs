@@ -46,7 +46,7 @@ async fn a_rejection_names_every_violated_rule_and_comes_before_the_daemon_is_as
         "deploy": {"service": "hello", "secrets": ["globex-key", "deploy-secret"]}
     });
     let answer = setting
-        .send_signed_build_as(ACME_KEY, None, request_tar_with(config))
+        .send_build_signed_with(ACME_KEY, None, request_tar_with(config))
         .await;
 
     assert_eq!(answer.status, 403, "{answer:?}");
@@ -77,7 +77,9 @@ async fn only_the_keys_of_tenants_sign_builds() {
         (GLOBEX_KEY, Some(""), 401),
         (PAYLOAD_KEY, None, 401),
     ] {
-        let answer = setting.send_signed_build_as(key, tenant, rejected.clone()).await;
+        let answer = setting
+            .send_build_signed_with(key, tenant, rejected.clone())
+            .await;
         assert_eq!(answer.status, status, "{key} {tenant:?}: {answer:?}");
     }
 }
@@ -96,7 +98,7 @@ async fn a_hand_over_names_the_tenant_that_signed_the_build() {
         });
         async move {
             setting
-                .send_signed_build_as(ACME_KEY, None, request_tar_with(config))
+                .send_build_signed_with(ACME_KEY, None, request_tar_with(config))
                 .await
         }
     });
@@ -116,7 +118,7 @@ async fn a_changed_policy_applies_to_the_next_request() {
     let config = request_tar_with(json!({"image": "registry:5000/another/hello"}));
     assert_eq!(
         setting
-            .send_signed_build_as(ACME_KEY, None, config.clone())
+            .send_build_signed_with(ACME_KEY, None, config.clone())
             .await
             .status,
         403
@@ -126,7 +128,10 @@ async fn a_changed_policy_applies_to_the_next_request() {
         r#"{"tenants": {"globex": {"keys": ["globex-payload"]}}}"#,
     );
     assert_eq!(
-        setting.send_signed_build_as(ACME_KEY, None, config).await.status,
+        setting
+            .send_build_signed_with(ACME_KEY, None, config)
+            .await
+            .status,
         401
     );
 }
@@ -161,7 +166,7 @@ async fn request_public_key_for_tenant(setting: &TestBuilder, tenant: &str) -> A
     request
         .headers_mut()
         .insert("x-slipway-tenant", tenant.parse().expect("header"));
-    AnswerStatusAndBody::from_response(setting.send_request(request).await).await
+    AnswerStatusAndBody::from_json_response_or_text_of_429(setting.send_request(request).await).await
 }
 
 #[tokio::test]
@@ -197,13 +202,13 @@ async fn secrets_sealed_to_the_key_of_a_tenant_are_opened_for_its_builds_only() 
         ])
     };
     let stolen = setting
-        .send_signed_build_as(GLOBEX_KEY, None, tar("globex"))
+        .send_build_signed_with(GLOBEX_KEY, None, tar("globex"))
         .await;
     assert_eq!(stolen.status, 400, "{stolen:?}");
     assert!(calls.solves.try_recv().is_err());
 
     let own = tar("acme");
-    let answer = tokio::spawn(async move { setting.send_signed_build_as(ACME_KEY, None, own).await });
+    let answer = tokio::spawn(async move { setting.send_build_signed_with(ACME_KEY, None, own).await });
     let_build_succeed(&mut calls).await;
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 200, "{answer:?}");

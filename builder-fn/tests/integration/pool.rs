@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::moby::buildkit::v1::{SolveRequest, StatusResponse};
 use builder_fn::buildkit::{
-    Daemon, DaemonLoad, DaemonPool, DaemonResolver, PlacementHash, PoolSize, ResolveFuture, choose_daemon,
+    Daemon, DaemonHashAndBuildCount, DaemonPool, DaemonResolver, KnownAndAnsweringDaemonCounts,
+    PlacementHash, ResolveFuture, choose_daemon,
 };
 use builder_fn::ready::{describe_pool, probe_periodically};
 use function_host::http::Method;
@@ -93,7 +94,7 @@ fn daemon_address(number: usize) -> String {
 /// Returns the number of the daemon that builds of `image` prefer among the first `daemon_count`.
 fn preferred_daemon(image: &str, daemon_count: usize) -> usize {
     let daemons: Vec<_> = (0..daemon_count)
-        .map(|number| DaemonLoad {
+        .map(|number| DaemonHashAndBuildCount {
             hash: PlacementHash::of(&[&daemon_address(number)]),
             running: 0,
         })
@@ -489,13 +490,13 @@ async fn after_a_change_of_the_resolved_addresses_builds_go_to_the_new_daemons()
 #[tokio::test(start_paused = true)]
 async fn the_readiness_probe_counts_the_daemons_that_answer() {
     let mut fakes = FakeDaemons::start(3);
-    let (sender, mut sizes) = watch::channel(PoolSize::default());
+    let (sender, mut sizes) = watch::channel(KnownAndAnsweringDaemonCounts::default());
     let probing = tokio::spawn(probe_periodically(fakes.pool(), sender));
     for answering in [3, 2, 0] {
         for number in answering..3 {
             fakes.kill(number);
         }
-        let size = PoolSize { known: 3, answering };
+        let size = KnownAndAnsweringDaemonCounts { known: 3, answering };
         complete_or_panic(sizes.wait_for(|found| *found == size))
             .await
             .expect("it probes");

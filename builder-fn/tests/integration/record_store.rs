@@ -7,7 +7,7 @@ use builder_fn::slots::BuildSlots;
 use function_host::http::Method;
 use serde_json::{Value, json};
 
-use crate::builds::{ask, signed_question};
+use crate::builds::{ask, signed_bodyless_request};
 use crate::complete_or_panic;
 use crate::daemon::{self, HistoryBehaviour};
 use crate::gateway::start_gateway_answering_hand_overs;
@@ -317,7 +317,7 @@ async fn a_tenant_sees_its_own_records_only() {
     let (builder, _calls) = new_builder();
     let broken = tar_with_files(&[("context/Dockerfile", b"")]);
     let answer = builder
-        .send_signed_build_as("the payload key of acme", None, broken)
+        .send_build_signed_with("the payload key of acme", None, broken)
         .await;
     assert_eq!(answer.status, 400);
     wait_for_tags(&registry, "slipway/records/acme", 2).await;
@@ -328,11 +328,12 @@ async fn a_tenant_sees_its_own_records_only() {
         ("the payload key of globex", 404, 0),
     ] {
         let path = format!("/builds/{CALL_ID}");
-        let request = signed_question(key, Method::GET, &path, "*/*");
-        let asked = AnswerStatusAndBody::from_response(later.send_request(request).await).await;
+        let request = signed_bodyless_request(key, Method::GET, &path, "*/*");
+        let asked =
+            AnswerStatusAndBody::from_json_response_or_text_of_429(later.send_request(request).await).await;
         assert_eq!(asked.status, status, "{key}");
-        let request = signed_question(key, Method::GET, "/builds", "*/*");
-        let list = AnswerStatusAndBody::from_response(later.send_request(request).await)
+        let request = signed_bodyless_request(key, Method::GET, "/builds", "*/*");
+        let list = AnswerStatusAndBody::from_json_response_or_text_of_429(later.send_request(request).await)
             .await
             .body;
         assert_eq!(

@@ -7,7 +7,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
 use builder_fn::buildkit::{BuildEvent, BuildFailure, FaultyParty, JobError, ManifestLookup};
 use builder_fn::registry::Registries;
 use function_host::Secrets;
-use function_host::registry::AllowedTokenHosts;
+use function_host::registry::AdditionalTokenHosts;
 use tonic::Status;
 
 use crate::complete_or_panic;
@@ -35,7 +35,7 @@ fn job_id_exists_status() -> Status {
 async fn a_second_delivery_follows_the_running_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut second = start_job(daemon);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
 
     solve.answer_with_error(job_id_exists_status());
     status
@@ -55,7 +55,7 @@ async fn a_second_delivery_follows_the_running_build() {
 async fn a_second_delivery_fails_with_the_build_that_it_follows() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let second = start_job(daemon);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
 
     solve.answer_with_error(job_id_exists_status());
     status
@@ -85,12 +85,12 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
 async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let second = start_job(daemon);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     solve.answer_with_error(job_id_exists_status());
     drop(status);
     calls.add_finished_build(&attempt_reference(1), Err(Status::cancelled("context canceled")));
 
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     assert_eq!(solve.request.r#ref, attempt_reference(2));
     assert_eq!(status.reference, attempt_reference(2));
     drop(status);
@@ -127,7 +127,7 @@ async fn a_delivery_after_failures_is_built_under_the_next_unused_reference() {
     calls.add_finished_build(&attempt_reference(2), Err(Status::unknown("failed to push")));
     let third = start_job(daemon);
 
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     assert_eq!(solve.request.r#ref, attempt_reference(3));
     drop(status);
     solve.answer_with_digest("sha256:12");
@@ -141,7 +141,7 @@ async fn an_image_that_has_left_its_registry_is_built_again() {
     calls.add_finished_build(&attempt_reference(1), Ok("sha256:12"));
     let second = start_job_with_manifest_lookup(daemon, FixedAnswerManifestLookup::Missing);
 
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     assert_eq!(solve.request.r#ref, attempt_reference(2));
     drop(status);
     solve.answer_with_digest("sha256:34");
@@ -179,7 +179,7 @@ async fn a_registry_is_asked_for_the_manifest_by_digest_in_the_images_repository
             credentials: Arc::new(OneRegistryCredentials),
             secrets: Secrets::new(folder.path()),
             insecure: true,
-            token_realms: AllowedTokenHosts::default(),
+            token_realms: AdditionalTokenHosts::default(),
         };
 
         let answer = registries

@@ -22,18 +22,22 @@ pub(crate) fn context_tar() -> Vec<u8> {
 }
 
 /// Sends a JSON request that is signed with `key`.
-pub(crate) async fn send_json_as(builder: &TestBuilder, key: &str, request: &Value) -> AnswerStatusAndBody {
+pub(crate) async fn send_json_signed_with(
+    builder: &TestBuilder,
+    key: &str,
+    request: &Value,
+) -> AnswerStatusAndBody {
     let body = request.to_string().into_bytes();
     let signature = sign_body(&hmac_keys(key), &body);
     let mut request = build_request_with_signature(body, Some(&signature));
     let json = "application/json".parse().expect("header");
     request.headers_mut().insert("content-type", json);
-    AnswerStatusAndBody::from_response(builder.send_request(request).await).await
+    AnswerStatusAndBody::from_json_response_or_text_of_429(builder.send_request(request).await).await
 }
 
 /// Sends a JSON request that is signed with the builder's key.
 pub(crate) async fn send_json(builder: &TestBuilder, request: &Value) -> AnswerStatusAndBody {
-    send_json_as(builder, PAYLOAD_KEY, request).await
+    send_json_signed_with(builder, PAYLOAD_KEY, request).await
 }
 
 /// Compresses `bytes` with gzip.
@@ -89,7 +93,7 @@ async fn a_context_in_a_registry_is_built_like_one_in_a_body() {
         let oci = registry.push_artifact_and_get_reference("team/contexts", &[&packed]);
         let request = json_request_for_artifact(&oci);
         let answer = tokio::spawn(async move { send_json(&builder, &request).await });
-        let (solve, status, session) = calls.next_build_calls().await;
+        let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
         assert_eq!(
             request_context_files_and_return_paths(&session).await,
             ["Dockerfile", "a"]
@@ -256,7 +260,7 @@ async fn a_redelivery_whose_context_is_gone_gets_the_result_of_the_first_deliver
         json_request_for_artifact(&registry.push_artifact_and_get_reference("contexts", &[&context_tar()]));
     let (first, sent) = (builder.clone(), request.clone());
     let answer = tokio::spawn(async move { send_json(&first, &sent).await });
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     solve.answer_with_digest("sha256:12");
     drop(status);
     assert_eq!(answer.await.expect("no panic").status, 200);
@@ -298,7 +302,7 @@ async fn a_context_is_kept_if_its_build_fails_or_it_is_in_another_repository() {
         );
         let sender = builder.with_call_id(repository);
         let answer = tokio::spawn(async move { send_json(&sender, &request).await });
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         match fails {
             true => solve.answer_with_error(tonic::Status::unknown("exit code: 1")),
             false => solve.answer_with_digest("sha256:12"),

@@ -84,7 +84,9 @@ fn spawn_request_with_call_id(
     request: Request,
 ) -> JoinHandle<AnswerStatusAndBody> {
     let builder = builder.with_call_id(id);
-    tokio::spawn(async move { AnswerStatusAndBody::from_response(builder.send_request(request).await).await })
+    tokio::spawn(async move {
+        AnswerStatusAndBody::from_json_response_or_text_of_429(builder.send_request(request).await).await
+    })
 }
 
 /// Delivers a call that was submitted to the queue again to `builder`, as the queue does.
@@ -302,7 +304,7 @@ async fn a_tar_that_is_too_large_for_a_copy_is_stored_and_submitted_again_by_ref
     let delivery = spawn_redelivery(&other, &call.request);
     call.answer(202, "");
     assert_submitted_again(&await_answer(running).await);
-    let (solve, status, session) = calls.next_build_calls().await;
+    let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
     assert_eq!(solve.request.frontend_attrs["label:by"], "tar");
     assert_eq!(solve.request.frontend_attrs["slipway.call-id"], "large");
     let files = complete_or_panic(request_context_files_and_return_paths(&session)).await;

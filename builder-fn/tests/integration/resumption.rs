@@ -16,7 +16,7 @@ use crate::builds::{answer_statuses_holding_back_the_last, ask};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::gateway::start_gateway_answering_hand_overs;
-use crate::persistence::{deliver_queued_build, deliver_queued_build_as};
+use crate::persistence::{deliver_queued_build, deliver_queued_build_signed_with};
 use crate::record_store::{ask_until, record_repository_of};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{AnswerStatusAndBody, CALL_ID, TestBuilder, request_tar_with};
@@ -573,7 +573,8 @@ async fn a_tenant_at_max_builds_does_not_delay_the_resumption_of_builds_of_other
         ("the payload key of globex", "of-globex"),
     ] {
         let builder = killed.builder.with_call_id(id);
-        let build = async move { deliver_queued_build_as(&builder, key, request_tar_with(json!({}))).await };
+        let build =
+            async move { deliver_queued_build_signed_with(&builder, key, request_tar_with(json!({}))).await };
         killed.runtime.as_ref().expect("it lives").spawn(build);
         solves.push(next_solve(&mut calls).await);
     }
@@ -583,7 +584,7 @@ async fn a_tenant_at_max_builds_does_not_delay_the_resumption_of_builds_of_other
     let other = new_builder().with_slots(BuildSlots::new(2, Duration::ZERO, 0));
     let busy = other.with_call_id("busy");
     let busy = tokio::spawn(async move {
-        deliver_queued_build_as(
+        deliver_queued_build_signed_with(
             &busy,
             "the payload key of acme",
             request_tar_with(json!({"tags": ["2"]})),

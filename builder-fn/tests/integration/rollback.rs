@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::builds::{ask, signed_question};
+use crate::builds::{ask, signed_bodyless_request};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls};
 use crate::gateway::{
@@ -76,8 +76,8 @@ impl BuilderDaemonAndRegistry {
         }
         let builder = self.builder.with_call_id(id);
         let tar = request_tar_with(config);
-        let build = tokio::spawn(async move { builder.send_signed_build_as(key, None, tar).await });
-        let (solve, status, _session) = self.calls.next_build_calls().await;
+        let build = tokio::spawn(async move { builder.send_build_signed_with(key, None, tar).await });
+        let (solve, status, _session) = self.calls.wait_without_limit_for_build_calls().await;
         drop(status);
         solve.answer_with_digest(&format!("sha256:{id}"));
         complete_or_panic(build).await.expect("no panic")
@@ -214,7 +214,7 @@ async fn a_rollback_hands_over_the_last_good_version_as_handed_in_now_and_is_kno
     let later =
         builder_with_gateway_and_record_store(daemon::never_connecting_daemon(), gateway, &setting.registry);
     for builder in [builder, &later] {
-        let request = signed_question(
+        let request = signed_bodyless_request(
             PAYLOAD_KEY,
             Method::GET,
             "/builds/r1/log?from=1",
@@ -367,7 +367,7 @@ async fn a_build_that_was_handed_in_before_a_rollback_ends_as_superseded_by_it()
     let running = tokio::spawn(async move { builder.send_signed_build(tar).await });
     let call = complete_or_panic(calls.recv()).await.expect("a dry run");
     call.answer(200, DRY_RUN_ACCEPTED_JSON);
-    let (solve, _status, _session) = setting.calls.next_build_calls().await;
+    let (solve, _status, _session) = setting.calls.wait_without_limit_for_build_calls().await;
 
     assert_eq!(roll_back(&setting.builder, "id=r1").await.status, 202);
     let answer = complete_or_panic(running).await.expect("no panic");
@@ -672,7 +672,7 @@ async fn a_rollback_that_was_signed_before_the_current_version_is_refused() {
     let (gateway, mut hand_overs) = start_gateway_answering_hand_overs(200, READY_DEPLOYER_ANSWER_JSON).await;
     let mut setting = setting(gateway).await;
     setting.build_and_deploy("v1").await;
-    let request = signed_question(
+    let request = signed_bodyless_request(
         PAYLOAD_KEY,
         Method::POST,
         "/functions/hello/rollback?id=r1",
@@ -683,7 +683,9 @@ async fn a_rollback_that_was_signed_before_the_current_version_is_refused() {
         next_hand_over(&mut hand_overs).await;
     }
     wait_for_versions(&setting.builder, &[("v2", "ready"), ("v1", "ready")]).await;
-    let refused = AnswerStatusAndBody::from_response(setting.builder.send_request(request).await).await;
+    let refused =
+        AnswerStatusAndBody::from_json_response_or_text_of_429(setting.builder.send_request(request).await)
+            .await;
     assert_eq!(refused.status, 409, "{}", refused.body);
     assert!(
         refused.body["error"]
@@ -720,9 +722,9 @@ async fn a_rollback_is_refused_to_other_tenants_and_where_todays_rules_forbid_th
         next_hand_over(&mut hand_overs).await;
     }
     let send = async |builder: &TestBuilder, key: &str, method: Method, path: &str| {
-        AnswerStatusAndBody::from_response(
+        AnswerStatusAndBody::from_json_response_or_text_of_429(
             builder
-                .send_request(signed_question(key, method, path, "*/*"))
+                .send_request(signed_bodyless_request(key, method, path, "*/*"))
                 .await,
         )
         .await

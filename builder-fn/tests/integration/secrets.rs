@@ -56,7 +56,7 @@ async fn secrets_are_served_to_the_build_and_masked_in_the_log_and_the_error() {
     let setting = TestBuilder::new(daemon).with_seal_key(recorded["private_key"].as_str().expect("a key"));
     let body = tar_with_sealed_secrets(recorded["sealed"].as_str().expect("an envelope"));
     let answer = tokio::spawn(async move { setting.send_signed_build(body).await });
-    let (solve, status, session) = calls.next_build_calls().await;
+    let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
 
     let mut client = SecretsClient::new(session.services.clone());
     for (id, value) in recorded["values"].as_object().expect("values") {
@@ -160,7 +160,8 @@ async fn the_public_key_is_published_and_an_unusable_envelope_is_rejected_before
     let mut request = build_request_with_signature(Body::empty(), None);
     *request.method_mut() = Method::GET;
     *request.uri_mut() = "/publickey".parse().expect("path");
-    let answer = AnswerStatusAndBody::from_response(setting.send_request(request).await).await;
+    let answer =
+        AnswerStatusAndBody::from_json_response_or_text_of_429(setting.send_request(request).await).await;
     assert_eq!(
         (answer.status, &answer.body),
         (200, &recorded["publickey_answer"])

@@ -45,7 +45,7 @@ async fn while_a_request_is_built_another_call_is_rejected_and_a_redelivery_foll
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let request = tar_with_signing_time();
     let first = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
 
     assert_rejected_as_already_built(spawn_build_as_call(
         &builder_with_max_age(&daemon),
@@ -75,7 +75,7 @@ async fn a_request_that_was_built_is_rejected_for_another_call_also_by_a_builder
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let request = tar_with_signing_time();
     let first = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     drop(status);
     solve.answer_with_digest("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
@@ -98,7 +98,7 @@ async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let request = tar_with_signing_time();
     let first = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     let reference = solve.request.r#ref.clone();
     drop(status);
     solve.answer_with_error(Status::unknown("exit code: 1"));
@@ -112,7 +112,7 @@ async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
     .await;
 
     let redelivery = spawn_build_as_call(&builder_with_max_age(&daemon), "first", &request);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     assert_eq!(solve.request.r#ref, format!("{reference}-2"));
     drop(status);
     solve.answer_with_digest("sha256:12");
@@ -159,7 +159,7 @@ async fn a_request_whose_context_is_gone_is_rejected_for_another_call_than_the_o
                 .expect("an answer");
             lookup.answer_with_commit(None, "0123456789012345678901234567890123456789");
         }
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         drop(status);
         solve.answer_with_digest("sha256:12");
         assert_eq!(first.await.expect("no panic").status, 200);
@@ -200,7 +200,7 @@ async fn a_request_without_a_time_or_a_builder_without_max_age_builds_for_every_
         let (daemon, mut calls) = daemon::start_fake_daemon();
         for call_id in ["first", "second"] {
             let build = spawn_build_as_call(&builder(&daemon), call_id, &request);
-            let (solve, status, _session) = calls.next_build_calls().await;
+            let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
             drop(status);
             solve.answer_with_digest("sha256:12");
             assert_eq!(build.await.expect("no panic").status, 200);

@@ -61,7 +61,7 @@ async fn a_daemon_that_does_not_ask_about_sources_gets_no_files() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let answer = tokio::spawn(async move { setting.send_signed_build(request_tar_with(json!({}))).await });
-    let (solve, status, session) = calls.next_build_calls().await;
+    let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
     assert_eq!(
         solve.request.source_policy_session, solve.request.session,
         "the session decides about sources"
@@ -90,7 +90,7 @@ async fn a_build_that_fails_because_of_a_denied_source_says_which_and_why() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let answer = tokio::spawn(async move { setting.send_signed_build(request_tar_with(json!({}))).await });
-    let (solve, status, session) = calls.next_build_calls().await;
+    let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
 
     for (source, is_allowed) in [
         ("docker-image://docker.io/library/alpine:3", true),
@@ -126,7 +126,7 @@ async fn another_failure_of_a_build_with_a_denied_source_is_reported_as_it_is() 
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let answer = tokio::spawn(async move { setting.send_signed_build(request_tar_with(json!({}))).await });
-    let (solve, status, session) = calls.next_build_calls().await;
+    let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
     ask_about_source(&session, "http://127.0.0.1/")
         .await
         .expect("an answer");

@@ -50,7 +50,7 @@ async fn run_stalled_build_to_terminal_record(stall: StalledStep, ends_by_shutdo
                 .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
                 .await,
         ));
-        held.push(Box::new(calls.next_build_calls().await));
+        held.push(Box::new(calls.wait_without_limit_for_build_calls().await));
     }
     let end = Instant::now() + TIME_TO_DEADLINE;
     let limited = match ends_by_shutdown {
@@ -68,9 +68,9 @@ async fn run_stalled_build_to_terminal_record(stall: StalledStep, ends_by_shutdo
     }
     match stall {
         StalledStep::DryRun | StalledStep::Slot | StalledStep::Connection => {}
-        StalledStep::Solve => held.push(Box::new(calls.next_build_calls().await)),
+        StalledStep::Solve => held.push(Box::new(calls.wait_without_limit_for_build_calls().await)),
         StalledStep::LogAfterSolve => {
-            let (solve, status, session) = calls.next_build_calls().await;
+            let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
             solve.answer_with_digest("sha256:12");
             held.push(Box::new((status, session)));
         }

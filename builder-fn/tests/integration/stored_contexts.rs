@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::complete_or_panic;
 use crate::daemon;
-use crate::referenced_contexts::{context_tar, json_request_for_artifact, send_json_as};
+use crate::referenced_contexts::{context_tar, json_request_for_artifact, send_json_signed_with};
 use crate::registry::{FakeRegistry, RegistryBehaviour};
 use crate::setting::{
     AnswerStatusAndBody, PAYLOAD_KEY, TestBuilder, build_request_with_signature, hmac_keys,
@@ -16,10 +16,10 @@ async fn post_context_signed_with(builder: &TestBuilder, key: &str, body: Vec<u8
     let signature = sign_body(&hmac_keys(key), &body);
     let mut request = build_request_with_signature(body, Some(&signature));
     *request.uri_mut() = "/contexts".parse().expect("path");
-    AnswerStatusAndBody::from_response(builder.send_request(request).await).await
+    AnswerStatusAndBody::from_json_response_or_text_of_429(builder.send_request(request).await).await
 }
 
-fn context_reference_in(answer: &AnswerStatusAndBody) -> String {
+fn context_reference_or_empty_in(answer: &AnswerStatusAndBody) -> String {
     answer.body["context"]["oci"]
         .as_str()
         .unwrap_or_default()
@@ -39,7 +39,7 @@ async fn a_stored_context_is_built_by_its_reference() {
     let stored = post_context_signed_with(&builder, PAYLOAD_KEY, tar.clone()).await;
     assert_eq!(stored.status, 201, "{}", stored.body);
     assert_eq!(stored.body["bytes"], json!(tar.len()));
-    let reference = context_reference_in(&stored);
+    let reference = context_reference_or_empty_in(&stored);
     assert!(
         reference.starts_with(&format!("{repository}@sha256:")),
         "{reference}"
@@ -48,7 +48,7 @@ async fn a_stored_context_is_built_by_its_reference() {
 
     let again = post_context_signed_with(&builder, PAYLOAD_KEY, tar).await;
     assert_ne!(
-        context_reference_in(&again),
+        context_reference_or_empty_in(&again),
         reference,
         "each has a manifest of its own, so that it may be deleted"
     );
@@ -59,8 +59,8 @@ async fn a_stored_context_is_built_by_its_reference() {
     );
 
     let request = json_request_for_artifact(&reference);
-    let answer = tokio::spawn(async move { send_json_as(&builder, PAYLOAD_KEY, &request).await });
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let answer = tokio::spawn(async move { send_json_signed_with(&builder, PAYLOAD_KEY, &request).await });
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     solve.answer_with_digest("sha256:12");
     drop(status);
     assert_eq!(answer.await.expect("no panic").status, 200);
@@ -97,7 +97,8 @@ async fn an_upload_without_the_setting_the_key_or_a_tar_is_rejected_and_nothing_
     let mut get = build_request_with_signature(Vec::new(), None);
     *get.uri_mut() = "/contexts".parse().expect("path");
     *get.method_mut() = Method::GET;
-    let answer = AnswerStatusAndBody::from_response(builder.send_request(get).await).await;
+    let answer =
+        AnswerStatusAndBody::from_json_response_or_text_of_429(builder.send_request(get).await).await;
     assert_eq!(answer.status, 405);
     assert_eq!(registry.request_lines(), Vec::<String>::new());
 }
@@ -156,7 +157,7 @@ async fn a_tenant_reads_its_own_stored_contexts_and_none_of_others() {
 
     let stored = post_context_signed_with(&builder, "the payload key of globex", context_tar()).await;
     assert_eq!(stored.status, 201, "{}", stored.body);
-    let reference = context_reference_in(&stored);
+    let reference = context_reference_or_empty_in(&stored);
     assert!(
         reference.starts_with(&format!("{repository}/globex@")),
         "{reference}"
@@ -169,7 +170,7 @@ async fn a_tenant_reads_its_own_stored_contexts_and_none_of_others() {
         format!("{repository}@{digest}"),
         format!("{repository}/globex/x@{digest}"),
     ] {
-        let answer = send_json_as(
+        let answer = send_json_signed_with(
             &builder,
             "the payload key of acme",
             &json_request_for_artifact(&guessed),
@@ -182,7 +183,7 @@ async fn a_tenant_reads_its_own_stored_contexts_and_none_of_others() {
         before,
         "the registry is not asked for another tenant's context"
     );
-    let own = send_json_as(
+    let own = send_json_signed_with(
         &builder,
         "the payload key of acme",
         &json_request_for_artifact(&format!("{repository}/acme@{digest}")),
@@ -196,8 +197,10 @@ async fn a_tenant_reads_its_own_stored_contexts_and_none_of_others() {
 
     let request = json_request_for_artifact(&reference);
     let answer =
-        tokio::spawn(async move { send_json_as(&builder, "the payload key of globex", &request).await });
-    let (solve, status, _session) = calls.next_build_calls().await;
+        tokio::spawn(
+            async move { send_json_signed_with(&builder, "the payload key of globex", &request).await },
+        );
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     solve.answer_with_digest("sha256:12");
     drop(status);
     assert_eq!(

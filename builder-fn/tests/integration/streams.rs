@@ -30,7 +30,7 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
         .await
         .expect("a record before the first event");
     assert_eq!(first["status"], "in_progress");
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     status
         .events
         .send(Ok(step_output_response("compiling\n")))
@@ -86,7 +86,7 @@ async fn an_event_stream_has_the_framing_that_browsers_read() {
     let mut records = TestBuilder::new(daemon)
         .send_streamed_build(request_tar_with(json!({})), "text/event-stream")
         .await;
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     drop(status);
     solve.answer_with_digest("sha256:12");
 
@@ -106,7 +106,7 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
     let records = TestBuilder::new(daemon)
         .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
         .await;
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     status
         .events
         .send(Ok(step_output_response("error: no such crate\n")))
@@ -126,7 +126,7 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
     let records = TestBuilder::new(daemon)
         .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
         .await;
-    let (_solve, status, _session) = calls.next_build_calls().await;
+    let (_solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     status
         .events
         .send(Ok(step_output_response("so far\n")))
@@ -145,7 +145,7 @@ async fn a_timeout_and_a_shutdown_end_in_a_terminal_record() {
     let records = setting
         .send_streamed_build(request_tar_with(json!({"timeout": "90s"})), NDJSON_MEDIA_TYPE)
         .await;
-    let (mut solve, _status, _session) = calls.next_build_calls().await;
+    let (mut solve, _status, _session) = calls.wait_without_limit_for_build_calls().await;
     let (lines, last) = records.read_lines_and_terminal_record().await;
     assert_eq!(last["error"], "the build ran past its time limit of 1m30s");
     assert_eq!(lines, [""; 0]);
@@ -154,7 +154,7 @@ async fn a_timeout_and_a_shutdown_end_in_a_terminal_record() {
     let records = setting
         .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
         .await;
-    let (mut solve, _status, _session) = calls.next_build_calls().await;
+    let (mut solve, _status, _session) = calls.wait_without_limit_for_build_calls().await;
     let deadline = Instant::now() + Duration::from_secs(30);
     setting.begin_shutdown(deadline);
     let (_, last) = records.read_lines_and_terminal_record().await;
@@ -179,16 +179,18 @@ async fn errors_before_the_signature_is_verified_keep_their_status_and_later_one
     let good = request_tar_with(json!({}));
     let wrong = sign_body(&hmac_keys("another key"), &good);
     for signature in [None, Some("sha256=12"), Some(&wrong)] {
-        let answer =
-            AnswerStatusAndBody::from_response(setting.send_request(request(good.clone(), signature)).await)
-                .await;
+        let answer = AnswerStatusAndBody::from_json_response_or_text_of_429(
+            setting.send_request(request(good.clone(), signature)).await,
+        )
+        .await;
         assert_eq!((answer.status, &answer.body["status"]), (401, &json!("failed")));
     }
     let large = vec![0; 2 << 20];
     let signature = sign_body(&hmac_keys("payload key"), &large);
-    let answer =
-        AnswerStatusAndBody::from_response(setting.send_request(request(large, Some(&signature))).await)
-            .await;
+    let answer = AnswerStatusAndBody::from_json_response_or_text_of_429(
+        setting.send_request(request(large, Some(&signature))).await,
+    )
+    .await;
     assert_eq!(answer.status, 413);
 
     let expired = request_tar_with(json!({"notAfter": "2020-01-01T00:00:00Z"}));
@@ -295,7 +297,7 @@ async fn a_build_is_cancelled_when_the_reader_disconnects() {
         .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
         .await;
     records.next_record_json().await.expect("a record");
-    let (mut solve, status, session) = calls.next_build_calls().await;
+    let (mut solve, status, session) = calls.wait_without_limit_for_build_calls().await;
 
     drop(records);
 
@@ -313,7 +315,7 @@ async fn a_reader_that_does_not_read_blocks_no_build_and_costs_little_memory() {
     let records = setting
         .send_streamed_build(request_tar_with(json!({})), NDJSON_MEDIA_TYPE)
         .await;
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     for block in 0..50 {
         let text: String = (0..10_000).map(|line| format!("{block} {line}\n")).collect();
         status

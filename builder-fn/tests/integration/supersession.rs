@@ -85,14 +85,14 @@ async fn a_newer_build_cancels_the_solve_of_an_older_one_whichever_builder_runs_
             false => builder_with_ready_deployer(&daemon).await,
         };
         let old = spawn_build_deploying_hello(&first, "old", json!({}));
-        let (mut old_solve, _status, _session) = calls.next_build_calls().await;
+        let (mut old_solve, _status, _session) = calls.wait_without_limit_for_build_calls().await;
 
         let new = spawn_build_deploying_hello(
             &second,
             "new",
             json!({"deploy": {"service": "hello", "namespace": "openfaas-fn"}}),
         );
-        let (new_solve, status, _session) = calls.next_build_calls().await;
+        let (new_solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
 
         assert_superseded(old, "new").await;
         old_solve.reply.closed().await;
@@ -109,7 +109,7 @@ async fn a_newer_build_ends_an_older_one_that_waits_for_a_slot() {
         .await
         .with_slots(BuildSlots::new(1, Duration::from_secs(600), 8));
     let other = spawn_build_deploying_hello(&setting, "other", json!({"deploy": {"service": "other"}}));
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     let old = spawn_build_deploying_hello(&setting, "old", json!({}));
 
     // As another builder runs it.
@@ -138,7 +138,7 @@ async fn builds_that_are_not_deployed_or_are_of_another_function_or_namespace_go
         let mut builds = Vec::new();
         for (call_id, config) in [("first", &first), ("second", &second)] {
             let build = spawn_build_deploying_hello(&setting, call_id, config.clone());
-            builds.push((build, calls.next_build_calls().await));
+            builds.push((build, calls.wait_without_limit_for_build_calls().await));
         }
         wait_for_supersession_and_cancellation_listeners(&calls).await;
 
@@ -182,7 +182,7 @@ async fn a_failed_newer_build_supersedes_none() {
     recording.record_outcome(Err(&tonic::Status::unknown("exit code: 1")));
     let old = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "old", json!({}));
 
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     drop(status);
     solve.answer_with_digest("sha256:12");
     assert_eq!(old.await.expect("no panic").body["digest"], "sha256:12");
@@ -193,7 +193,7 @@ async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects
     for is_finished in [false, true] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let old = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "old", json!({}));
-        let _solve = calls.next_build_calls().await;
+        let _solve = calls.wait_without_limit_for_build_calls().await;
         wait_for_supersession_and_cancellation_listeners(&calls).await;
 
         calls.history.set_behaviour(HistoryBehaviour::Unimplemented);
@@ -223,7 +223,7 @@ async fn a_history_that_fails_or_never_answers_prevents_no_build() {
         let build =
             spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
 
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         drop(status);
         solve.answer_with_digest("sha256:12");
 
@@ -247,7 +247,7 @@ async fn a_build_whose_hand_over_was_sent_ends_with_the_deployers_answer_despite
         .await
         .expect("a dry run")
         .answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     drop(status);
     solve.answer_with_digest("sha256:12");
     let hand_over = received.recv().await.expect("a hand-over");
@@ -258,7 +258,7 @@ async fn a_build_whose_hand_over_was_sent_ends_with_the_deployers_answer_despite
         .await
         .expect("a dry run")
         .answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
-    let (new_solve, ..) = calls.next_build_calls().await;
+    let (new_solve, ..) = calls.wait_without_limit_for_build_calls().await;
     hand_over.answer(502, r#"{"status":"failed","reasons":["a test"]}"#);
 
     let answer = old.await.expect("no panic");
@@ -272,7 +272,7 @@ async fn a_build_whose_hand_over_was_sent_ends_with_the_deployers_answer_despite
 async fn deliveries_of_one_call_do_not_supersede_each_other() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let first = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     let second = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
     // The daemon has refused the second solve once its session has ended.
     let _followed = calls.statuses.recv().await.expect("a status");
@@ -292,7 +292,7 @@ async fn deliveries_of_one_call_do_not_supersede_each_other() {
 async fn a_solve_carries_its_call_and_function_for_other_builders() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let build = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
-    let (solve, ..) = calls.next_build_calls().await;
+    let (solve, ..) = calls.wait_without_limit_for_build_calls().await;
 
     let attrs = &solve.request.frontend_attrs;
     assert_eq!(attrs["slipway.call-id"], "call");
@@ -308,7 +308,7 @@ async fn a_solve_carries_its_call_and_function_for_other_builders() {
         "call-2",
         json!({"deploy": null}),
     );
-    let (solve, ..) = calls.next_build_calls().await;
+    let (solve, ..) = calls.wait_without_limit_for_build_calls().await;
     assert!(!solve.request.frontend_attrs.contains_key("slipway.function"));
     build.abort();
 }
@@ -317,7 +317,7 @@ async fn a_solve_carries_its_call_and_function_for_other_builders() {
 async fn history_listeners_end_within_a_minute_after_the_last_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let build = spawn_build_deploying_hello(&builder_with_ready_deployer(&daemon).await, "call", json!({}));
-    let (mut solve, ..) = calls.next_build_calls().await;
+    let (mut solve, ..) = calls.wait_without_limit_for_build_calls().await;
     wait_for_supersession_and_cancellation_listeners(&calls).await;
 
     build.abort();
@@ -339,7 +339,7 @@ async fn builds_that_follow_each_other_make_the_daemon_decode_its_records_once()
     recording.record_outcome(Ok("sha256:12"));
     for (call_id, service) in [("first", "hello"), ("second", "hello"), ("third", "other")] {
         let build = spawn_build_deploying_hello(&builder, call_id, json!({"deploy": {"service": service}}));
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         drop(status);
         solve.answer_with_digest("sha256:12");
         assert_eq!(build.await.expect("no panic").body["digest"], "sha256:12");
@@ -363,7 +363,7 @@ async fn a_build_submitted_two_hours_ago_is_superseded_by_a_finished_one_submitt
     let recording = calls.history.record_start(&request).expect("a free reference");
     recording.record_outcome(Ok("sha256:12"));
     let running = spawn_build_deploying_hello(&builder, "running", json!({}));
-    let _running_calls = calls.next_build_calls().await;
+    let _running_calls = calls.wait_without_limit_for_build_calls().await;
 
     let changes = json!({"deploy": {"service": "old"}, "submittedAt": format_submission_time(7200)});
     let old = spawn_build_deploying_hello(&builder, "old", changes)
@@ -386,7 +386,7 @@ async fn a_config_with_supersede_false_neither_supersedes_nor_is_superseded() {
         let mut builds = Vec::new();
         for (call_id, supersede) in [("first", first), ("second", second)] {
             let build = spawn_build_deploying_hello(&setting, call_id, json!({"supersede": supersede}));
-            builds.push((build, calls.next_build_calls().await));
+            builds.push((build, calls.wait_without_limit_for_build_calls().await));
         }
         wait_for_supersession_and_cancellation_listeners(&calls).await;
 
@@ -406,7 +406,7 @@ async fn builds_are_ordered_by_the_time_of_their_submission_and_not_of_their_arr
         "new",
         json!({"submittedAt": format_submission_time(10)}),
     );
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
 
     let old = spawn_build_deploying_hello(
         &builder_with_ready_deployer(&daemon).await,
@@ -436,7 +436,7 @@ async fn a_streamed_answer_ends_with_a_record_that_names_the_newer_build() {
         .with_call_id("old")
         .send_streamed_build(request_tar_with(config), "application/x-ndjson")
         .await;
-    let _old = calls.next_build_calls().await;
+    let _old = calls.wait_without_limit_for_build_calls().await;
     let new = spawn_build_deploying_hello(&setting, "new", json!({"noCache": true}));
 
     let (_, last) = records.read_lines_and_terminal_record().await;
@@ -450,20 +450,20 @@ async fn a_streamed_answer_ends_with_a_record_that_names_the_newer_build() {
 /// A generated step of a supersession test: a build arrives at a builder, or the running build ends, with or without
 /// success.
 #[derive(Clone, Copy, Debug)]
-enum SupersessionStep {
+enum BuildArrivalOrEndStep {
     Arrive { builder: usize, seconds_ago: u64 },
     End { succeeds: bool },
 }
 
-fn generate_steps() -> impl Strategy<Value = Vec<SupersessionStep>> {
+fn generate_steps() -> impl Strategy<Value = Vec<BuildArrivalOrEndStep>> {
     let arrive = (0..2_usize, 1..1000_u64)
-        .prop_map(|(builder, seconds_ago)| SupersessionStep::Arrive { builder, seconds_ago });
-    let end = any::<bool>().prop_map(|succeeds| SupersessionStep::End { succeeds });
+        .prop_map(|(builder, seconds_ago)| BuildArrivalOrEndStep::Arrive { builder, seconds_ago });
+    let end = any::<bool>().prop_map(|succeeds| BuildArrivalOrEndStep::End { succeeds });
     prop::collection::vec(prop_oneof![4 => arrive, 1 => end], 1..10)
 }
 
 /// Runs generated steps on two builders of one daemon, and checks that no build outlives a newer one.
-async fn run_steps_and_check_supersession(steps: Vec<SupersessionStep>) {
+async fn run_steps_and_check_supersession(steps: Vec<BuildArrivalOrEndStep>) {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builders = [
         builder_with_ready_deployer(&daemon).await,
@@ -475,8 +475,8 @@ async fn run_steps_and_check_supersession(steps: Vec<SupersessionStep>) {
     let mut running: Option<(String, u64, JoinHandle<AnswerStatusAndBody>, _)> = None;
     for (at, step) in steps.into_iter().enumerate() {
         match step {
-            SupersessionStep::Arrive { seconds_ago, .. } if !times.insert(seconds_ago) => {}
-            SupersessionStep::Arrive { builder, seconds_ago } => {
+            BuildArrivalOrEndStep::Arrive { seconds_ago, .. } if !times.insert(seconds_ago) => {}
+            BuildArrivalOrEndStep::Arrive { builder, seconds_ago } => {
                 let call_id = at.to_string();
                 let build = spawn_build_deploying_hello(
                     &builders[builder],
@@ -493,16 +493,16 @@ async fn run_steps_and_check_supersession(steps: Vec<SupersessionStep>) {
                     assert!(newer.iter().any(|(id, _)| id == by), "{by} of {newer:?}");
                     continue;
                 }
-                let mut call = calls.next_build_calls().await;
+                let mut call = calls.wait_without_limit_for_build_calls().await;
                 // One that began before its builder had heard of the newer build, and was superseded.
                 while call.0.request.frontend_attrs["slipway.call-id"] != call_id {
-                    call = calls.next_build_calls().await;
+                    call = calls.wait_without_limit_for_build_calls().await;
                 }
                 if let Some((_, _, old, _)) = running.replace((call_id.clone(), seconds_ago, build, call)) {
                     assert_superseded(old, &call_id).await;
                 }
             }
-            SupersessionStep::End { succeeds } => {
+            BuildArrivalOrEndStep::End { succeeds } => {
                 let Some((call_id, seconds_ago, build, (solve, status, _session))) = running.take() else {
                     continue;
                 };

@@ -45,10 +45,10 @@ async fn start_tenant_build(
     let config = json!({"image": "registry:5000/acme/app:1"});
     tokio::spawn(async move {
         builder
-            .send_signed_build_as(ACME_KEY, None, request_tar_with(config))
+            .send_build_signed_with(ACME_KEY, None, request_tar_with(config))
             .await
     });
-    calls.next_build_calls().await
+    calls.wait_without_limit_for_build_calls().await
 }
 
 #[tokio::test]

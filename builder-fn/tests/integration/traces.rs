@@ -29,7 +29,7 @@ async fn the_trace_context_is_sent_to_buildkit_and_with_the_hand_over() {
     let _context = traced_context().attach();
 
     let daemon = async {
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         let parent = solve.headers.get("traceparent").cloned();
         drop(status);
         solve.answer_with_digest("sha256:12");
@@ -50,7 +50,7 @@ async fn without_a_trace_no_trace_context_is_sent() {
     setting.write_secret("deploy-secret", "deploy key");
 
     let daemon = async {
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         assert!(solve.headers.get("traceparent").is_none());
         drop(status);
         solve.answer_with_digest("sha256:12");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::complete_or_panic;
 use crate::daemon;
 use crate::referenced_contexts::{
-    context_tar, gzipped, request_context_files_and_return_paths, send_json, send_json_as,
+    context_tar, gzipped, request_context_files_and_return_paths, send_json, send_json_signed_with,
 };
 use crate::registry::digest_of;
 use crate::setting::{TestBuilder, tar_with_files};
@@ -38,7 +38,7 @@ async fn a_context_on_a_web_server_is_built_like_one_in_a_body_and_no_server_get
             .with_private_hosts_for_contexts_and_notifications(&format!("{},{}", server.host, storage.host));
         let request = json_request_for_url(&server.url("/fn.tar?signature=of-caller"), &digest_of(&packed));
         let answer = tokio::spawn(async move { send_json(&builder, &request).await });
-        let (solve, status, session) = calls.next_build_calls().await;
+        let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
         assert_eq!(
             request_context_files_and_return_paths(&session).await,
             ["Dockerfile", "a"]
@@ -285,7 +285,7 @@ async fn a_tenant_with_listed_sources_fetches_contexts_from_those_only_also_by_r
         server.url("/files/up"),
     ] {
         let request = json_request_for_url(&url, &digest_of(&tar));
-        let answer = send_json_as(&builder, "the payload key of acme", &request).await;
+        let answer = send_json_signed_with(&builder, "the payload key of acme", &request).await;
         let error = answer.body["error"].as_str().unwrap_or_default();
         assert_eq!(answer.status, 403, "{url}: {error}");
         assert!(
@@ -298,8 +298,10 @@ async fn a_tenant_with_listed_sources_fetches_contexts_from_those_only_also_by_r
 
     let request = json_request_for_url(&server.url("/files/a"), &digest_of(&tar));
     let answer =
-        tokio::spawn(async move { send_json_as(&builder, "the payload key of acme", &request).await });
-    let (solve, status, _session) = calls.next_build_calls().await;
+        tokio::spawn(
+            async move { send_json_signed_with(&builder, "the payload key of acme", &request).await },
+        );
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     solve.answer_with_digest("sha256:12");
     drop(status);
     assert_eq!(answer.await.expect("no panic").status, 200);

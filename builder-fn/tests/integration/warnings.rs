@@ -110,7 +110,7 @@ impl WarningSource {
             drop(calls.statuses.recv().await.expect("a status"));
             return;
         }
-        let (solve, status, _session) = calls.next_build_calls().await;
+        let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
         let lint = VertexWarning {
             short: b"FromAsCasing".to_vec(),
             ..VertexWarning::default()

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use serde_json::Value;
 
 use super::request;
-use super::{RecordStream, Route, SignedBody, Submission};
+use super::{RecordStream, Route, SignedBody, SignedBuildRequest};
 use crate::failure::Failure;
 use crate::settings::ConnectionSettings;
 
@@ -145,7 +145,7 @@ impl BuilderClient {
     pub(crate) async fn submit(
         &self,
         route: Route,
-        submission: &Submission,
+        submission: &SignedBuildRequest,
         on_total_bytes_sent: impl FnMut(u64) + Send + 'static,
     ) -> Result<SubmittedBuild, RequestError> {
         let request = request::build_request(&self.settings, route, submission);
@@ -168,7 +168,7 @@ impl BuilderClient {
     ///
     /// # Errors
     /// Fails if the request is refused or lost.
-    pub(crate) async fn store_context(
+    pub(crate) async fn store_context_and_return_reference(
         &self,
         route: Route,
         body: SignedBody,

@@ -39,7 +39,7 @@ impl<'a> LogLine<'a> {
         // An empty line of output ends after the time.
         let (_, text) = rest.split_once(' ').unwrap_or((rest, ""));
         match kind {
-            "v" => match split_step_name_and_seconds(text) {
+            "v" => match split_step_name_and_seconds_with_two_decimals(text) {
                 Some((name, seconds)) => Self::StepEnded { name, seconds },
                 None => Self::StepStarted { name: text },
             },
@@ -54,7 +54,7 @@ impl<'a> LogLine<'a> {
 }
 
 /// Splits the duration from the end of a step's name: two decimals and `s`.
-fn split_step_name_and_seconds(text: &str) -> Option<(&str, f64)> {
+fn split_step_name_and_seconds_with_two_decimals(text: &str) -> Option<(&str, f64)> {
     let (name, duration) = text.rsplit_once(' ')?;
     let number = duration.strip_suffix('s')?;
     let (whole, decimals) = number.split_once('.')?;

@@ -50,7 +50,7 @@ impl Route {
 
 /// A build request: a tar, or a JSON object that refers to a stored context.
 #[derive(Clone, Debug)]
-pub(crate) struct Submission {
+pub(crate) struct SignedBuildRequest {
     /// The body.
     pub(crate) body: SignedBody,
     /// Whether the body is JSON.
@@ -76,7 +76,11 @@ pub(super) fn base_url(settings: &ConnectionSettings, route: Route) -> String {
 }
 
 /// Returns a build request by a route, without its body.
-pub(super) fn build_request(settings: &ConnectionSettings, route: Route, submission: &Submission) -> Builder {
+pub(super) fn build_request(
+    settings: &ConnectionSettings,
+    route: Route,
+    submission: &SignedBuildRequest,
+) -> Builder {
     let url = match route {
         Route::Builder => format!("{}/build", base_url(settings, route)),
         Route::Gateway | Route::Queue => base_url(settings, route),
@@ -131,7 +135,7 @@ pub(super) fn bodyless_request(
     path: &str,
     now: SystemTime,
 ) -> Builder {
-    let at = format_time(now);
+    let at = format_rfc3339_in_millis_or_empty(now);
     let text = format!("{method}\n{path}\n{at}");
     let url = format!("{}{path}", base_url(settings, route_of_bodyless_request(route)));
     let request = Request::builder()
@@ -169,7 +173,7 @@ pub(crate) fn percent_encode_component(text: &str) -> String {
 }
 
 /// Formats a time as RFC 3339 in milliseconds.
-pub(crate) fn format_time(time: SystemTime) -> String {
+pub(crate) fn format_rfc3339_in_millis_or_empty(time: SystemTime) -> String {
     match Timestamp::try_from(time) {
         Ok(time) => format!("{time:.3}"),
         // A clock beyond the year 9999, which the builder rejects as too far off.
@@ -231,7 +235,7 @@ mod tests {
     #[test]
     fn each_route_has_its_url_and_the_stream_format_that_reaches_the_caller() {
         let body = RequestBody::in_memory(&b"tar"[..]);
-        let submission = Submission {
+        let submission = SignedBuildRequest {
             body: SignedBody::sign(body, &settings().key.keys).expect("a signature"),
             is_json: false,
             call_id: "id".into(),

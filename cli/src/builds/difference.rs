@@ -4,11 +4,11 @@ use clap::Args;
 use function_host::http::Method;
 use serde_json::Value;
 
-use super::{ConnectedClient, failure_of_bodyless_request, warn_if_incomplete};
+use super::{ClientWithChosenRoute, failure_of_bodyless_request, warn_if_incomplete};
 use crate::builder::{RequestError, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
-use crate::output::{print_result, printable};
+use crate::output::{print_result_or_exit_if_unread, printable};
 use crate::settings::ConnectionArguments;
 
 /// The most paths and names of each kind that are shown.
@@ -33,7 +33,8 @@ pub(crate) struct DiffArguments {
 /// # Errors
 /// Fails if the builds cannot be compared.
 pub(crate) async fn diff(arguments: &DiffArguments) -> Result<ExitStatus, Failure> {
-    let connected = ConnectedClient::find(&arguments.connection).await?;
+    let connected =
+        ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
     let path = format!(
         "{}/diff/{}",
         build_path(&arguments.older),
@@ -42,18 +43,18 @@ pub(crate) async fn diff(arguments: &DiffArguments) -> Result<ExitStatus, Failur
     let answer = connected.client.ask(connected.route, Method::GET, &path).await;
     let answer = answer.map_err(|error| failure_of_diff(&connected, &error))?;
     if arguments.json {
-        print_result(&answer.to_string());
+        print_result_or_exit_if_unread(&answer.to_string());
         return Ok(ExitStatus::Success);
     }
     lines_of_difference(&answer)
         .iter()
-        .for_each(|line| print_result(line));
+        .for_each(|line| print_result_or_exit_if_unread(line));
     warn_if_incomplete(&answer);
     Ok(ExitStatus::Success)
 }
 
 /// Creates the error for builds that cannot be compared.
-fn failure_of_diff(connected: &ConnectedClient, error: &RequestError) -> Failure {
+fn failure_of_diff(connected: &ClientWithChosenRoute, error: &RequestError) -> Failure {
     let next = match error {
         RequestError::Refused(refusal) => match refusal.status {
             400 | 404 => "slipway builds --function NAME lists the builds of a function",

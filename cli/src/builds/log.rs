@@ -7,11 +7,11 @@ use function_host::http::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{ConnectedClient, failure_of_bodyless_request, follow_to_end};
+use super::{ClientWithChosenRoute, failure_of_bodyless_request, follow_to_end};
 use crate::builder::{LogLine, Record, RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
-use crate::output::{print_message_as_is, print_result, printable};
+use crate::output::{print_message_as_is, print_result_or_exit_if_unread, printable};
 use crate::settings::ConnectionArguments;
 use crate::up::LogForm;
 
@@ -46,8 +46,9 @@ enum LookupFailure {
 ///
 /// # Errors
 /// Fails if there is no such build, or its log is lost.
-pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
-    let connected = ConnectedClient::find(&arguments.connection).await?;
+pub(crate) async fn print_log_or_follow_build(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
+    let connected =
+        ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
     let found = find_build(&connected, &arguments.subject).await;
     let is_id = Uuid::try_parse(&arguments.subject).is_ok();
     let (build, patience) = match found {
@@ -76,7 +77,7 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
         let outcome = follow_to_end(&connected, &id, form, patience).await?;
         let verdict = Verdict::of_outcome(&outcome, false);
         if arguments.json {
-            print_result(&outcome.to_string());
+            print_result_or_exit_if_unread(&outcome.to_string());
             return Ok(verdict.status);
         }
         print_message_as_is(&format!("{id}: {}", printable(&verdict.summary)));
@@ -93,7 +94,7 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
 }
 
 /// Finds the build with this ID, or the newest one of the function with this name.
-async fn find_build(connected: &ConnectedClient, id_or_function: &str) -> Result<Value, LookupFailure> {
+async fn find_build(connected: &ClientWithChosenRoute, id_or_function: &str) -> Result<Value, LookupFailure> {
     let by_id = connected
         .client
         .ask(connected.route, Method::GET, &build_path(id_or_function))
@@ -126,7 +127,7 @@ async fn find_build(connected: &ConnectedClient, id_or_function: &str) -> Result
 
 /// Prints the log as far as it is there.
 async fn print_log_so_far(
-    connected: &ConnectedClient,
+    connected: &ClientWithChosenRoute,
     id: &str,
     is_json: bool,
     build_state: &str,
@@ -150,16 +151,18 @@ async fn print_log_so_far(
         match record {
             Record::Progress { seq, lines } if is_json => {
                 if !lines.is_empty() {
-                    print_result(&json!({"seq": seq, "log": lines, "status": "in_progress"}).to_string());
+                    print_result_or_exit_if_unread(
+                        &json!({"seq": seq, "log": lines, "status": "in_progress"}).to_string(),
+                    );
                 }
             }
             Record::Progress { lines, .. } => {
                 lines
                     .iter()
-                    .for_each(|line| print_result(&format_log_line_for_people(line)));
+                    .for_each(|line| print_result_or_exit_if_unread(&format_log_line_for_people(line)));
             }
             Record::Terminal(outcome) if is_json => {
-                print_result(&outcome.to_string());
+                print_result_or_exit_if_unread(&outcome.to_string());
                 return Ok(ExitStatus::Success);
             }
             Record::Terminal(outcome) => {

@@ -4,11 +4,11 @@ use clap::Args;
 use function_host::http::Method;
 use serde_json::json;
 
-use super::ConnectedClient;
+use super::ClientWithChosenRoute;
 use crate::builder::build_path;
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
-use crate::output::{print_result, printable};
+use crate::output::{print_result_or_exit_if_unread, printable};
 use crate::settings::ConnectionArguments;
 
 /// The arguments of `slipway open`.
@@ -28,7 +28,8 @@ pub(crate) struct OpenArguments {
 /// # Errors
 /// Fails if the builder does not know the build, or has no pages.
 pub(crate) async fn print_page_address(arguments: &OpenArguments) -> Result<ExitStatus, Failure> {
-    let connected = ConnectedClient::find(&arguments.connection).await?;
+    let connected =
+        ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
     let path = match &arguments.id {
         Some(id) => build_path(id),
         None => "/builds?limit=1".to_owned(),
@@ -42,8 +43,8 @@ pub(crate) async fn print_page_address(arguments: &OpenArguments) -> Result<Exit
     })?;
     let url = connected.client.page_url(connected.route, page);
     match arguments.json {
-        true => print_result(&json!({"page": url}).to_string()),
-        false => print_result(&printable(&url)),
+        true => print_result_or_exit_if_unread(&json!({"page": url}).to_string()),
+        false => print_result_or_exit_if_unread(&printable(&url)),
     }
     Ok(ExitStatus::Success)
 }

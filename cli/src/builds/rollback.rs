@@ -8,11 +8,11 @@ use serde_json::Value;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{ConnectedClient, failure_of_bodyless_request, table};
+use super::{ClientWithChosenRoute, failure_of_bodyless_request, table};
 use crate::builder::{BuildFacts, RequestError, Verdict, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
-use crate::output::{print_result, printable};
+use crate::output::{print_result_or_exit_if_unread, printable};
 use crate::progress::{Event, Progress, ProgressForm, show_failure_if_json};
 use crate::settings::ConnectionArguments;
 use crate::up::{FollowedBuild, LogForm, follow_log};
@@ -58,7 +58,8 @@ pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus
 }
 
 async fn list_or_roll_back(arguments: &RollbackArguments) -> Result<ExitStatus, Failure> {
-    let connected = ConnectedClient::find(&arguments.connection).await?;
+    let connected =
+        ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
     if arguments.list {
         return print_versions(&connected, arguments).await;
     }
@@ -86,7 +87,7 @@ async fn list_or_roll_back(arguments: &RollbackArguments) -> Result<ExitStatus, 
     let verdict = Verdict::of_outcome(&outcome, arguments.strict);
     if arguments.json {
         let record = connected.ask(Method::GET, &build_path(&id)).await?;
-        print_result(&record.to_string());
+        print_result_or_exit_if_unread(&record.to_string());
         if let Some(text) = record["incomplete"].as_str() {
             progress.show(&Event::Warning { text });
         }
@@ -118,7 +119,7 @@ async fn list_or_roll_back(arguments: &RollbackArguments) -> Result<ExitStatus, 
                 image: &format!("{image}@{digest}"),
                 facts: &facts.unwrap_or_default(),
             });
-            print_result(&url);
+            print_result_or_exit_if_unread(&url);
         }
     }
     Ok(verdict.status)
@@ -126,7 +127,7 @@ async fn list_or_roll_back(arguments: &RollbackArguments) -> Result<ExitStatus, 
 
 /// Requests the rollback, again if the answer is lost: under one ID it is begun once.
 async fn request_rollback(
-    connected: &ConnectedClient,
+    connected: &ClientWithChosenRoute,
     arguments: &RollbackArguments,
     id: &str,
 ) -> Result<Value, Failure> {
@@ -162,7 +163,7 @@ async fn request_rollback(
 
 /// Creates the error for a rollback that was not begun.
 fn failure_of_rollback(
-    connected: &ConnectedClient,
+    connected: &ClientWithChosenRoute,
     arguments: &RollbackArguments,
     error: &RequestError,
 ) -> Failure {
@@ -206,7 +207,7 @@ fn failure_of_rollback(
 
 /// Lists the versions of the function.
 async fn print_versions(
-    connected: &ConnectedClient,
+    connected: &ClientWithChosenRoute,
     arguments: &RollbackArguments,
 ) -> Result<ExitStatus, Failure> {
     let path = format!(
@@ -216,7 +217,7 @@ async fn print_versions(
     let answer = connected.client.ask(connected.route, Method::GET, &path).await;
     let answer = answer.map_err(|error| failure_of_rollback(connected, arguments, &error))?;
     if arguments.json {
-        print_result(&answer.to_string());
+        print_result_or_exit_if_unread(&answer.to_string());
         return Ok(ExitStatus::Success);
     }
     let versions = answer["versions"]
@@ -225,6 +226,6 @@ async fn print_versions(
         .unwrap_or_default();
     table::lines_of_versions(versions)
         .iter()
-        .for_each(|line| print_result(line));
+        .for_each(|line| print_result_or_exit_if_unread(line));
     Ok(ExitStatus::Success)
 }

@@ -104,7 +104,7 @@ impl Layout {
             )?;
         }
         for path in &function.copied_paths {
-            let source = copied_path_in_project(path)?;
+            let source = existing_copied_path_in_project(path)?;
             let path = join(&handler_folder, &drop_dot_and_dot_dot_components(path));
             let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
             if let Some(matched) = walk.ignoring.patterns_matching_folder_unless_excluded(parent)? {
@@ -327,7 +327,7 @@ impl LayoutWalk {
 }
 
 /// Returns the path of an entry of the stack file's `copy`, which has to be inside the working folder, and not all of it.
-fn copied_path_in_project(path: &str) -> Result<PathBuf, Failure> {
+fn existing_copied_path_in_project(path: &str) -> Result<PathBuf, Failure> {
     let reject = |problem: &str| {
         Failure::usage(
             format!("configuration.copy: {path:?} {problem}"),

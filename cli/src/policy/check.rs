@@ -19,7 +19,7 @@ pub(crate) struct CheckArguments {
     #[arg(long)]
     tenant: Option<String>,
     #[command(flatten)]
-    request: RequestArguments,
+    request: RequestFileArguments,
     /// Functions that no policy can allow, as in the setting `protected_functions`.
     #[arg(long, value_delimiter = ',')]
     protected_functions: Vec<String>,
@@ -30,7 +30,7 @@ pub(crate) struct CheckArguments {
 
 #[derive(Args)]
 #[group(multiple = false)]
-struct RequestArguments {
+struct RequestFileArguments {
     /// A build's configuration (com.openfaas.docker.config).
     #[arg(long)]
     config: Option<PathBuf>,
@@ -72,7 +72,7 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> Result<Pol
     let policy = read_policy(&arguments.file)?;
     let mut reserved = ReservedNames::default();
     for name in &arguments.protected_functions {
-        reserved.reserve_function(name);
+        reserved.reserve_function_in_every_namespace(name);
     }
     for name in &arguments.protected_secrets {
         reserved.reserve_secret(name);
@@ -83,7 +83,7 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> Result<Pol
         let bytes = read_whole_request_file(path)?;
         let name = match named {
             Some(name) => name.to_owned(),
-            None => deployer_fn::tenant_in_hand_over(&bytes).ok_or_else(|| {
+            None => deployer_fn::tenant_in_valid_hand_over(&bytes).ok_or_else(|| {
                 let message = format!("{} names no tenant", path.display());
                 failure_of_missing_tenant(message, &policy)
             })?,

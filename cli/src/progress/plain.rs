@@ -42,7 +42,7 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
             vec![format!(
                 "=> {} {}",
                 shorten_step_name(name),
-                format_step_duration(*seconds)
+                format_step_duration_or_cached_or_at_once(*seconds)
             )]
         }
         Event::Output { text } => vec![format!("   {}", printable(text))],
@@ -112,7 +112,7 @@ fn shorten_step_name(name: &str) -> String {
 }
 
 /// Formats the duration of a step; one of no measurable time came from the cache or was done at once.
-fn format_step_duration(seconds: f64) -> String {
+fn format_step_duration_or_cached_or_at_once(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 0.005 => "cached or at once".to_owned(),
         seconds => format!("{seconds:.1} s"),

@@ -19,7 +19,7 @@ const STEPS_OF_PARTS: [(&str, &[&str]); 9] = [
 
 /// Returns the index of the running step that a part such as `exporting layers` or `sha256:…` belongs to: the step of
 /// that kind if only one of them runs, or the only step that runs at all. Returns `None` if several steps may have it.
-pub(super) fn index_of_step_with_part<'a>(
+pub(super) fn index_of_only_step_that_may_have_part<'a>(
     running: impl Iterator<Item = &'a str> + Clone,
     part: &str,
 ) -> Option<usize> {
@@ -46,7 +46,7 @@ mod tests {
             "[1/3] FROM r.example/base:1@sha256:ab",
             "[2/3] RUN make",
         ];
-        let index = |part| index_of_step_with_part(running.iter().copied(), part);
+        let index = |part| index_of_only_step_that_may_have_part(running.iter().copied(), part);
         assert_eq!(index("transferring context:"), Some(0));
         assert_eq!(index("sha256:cd"), Some(1));
         assert_eq!(index("extracting sha256:cd"), Some(1));
@@ -57,14 +57,17 @@ mod tests {
     #[test]
     fn progress_that_two_steps_may_have_is_shown_at_neither() {
         let running = ["[a 1/2] FROM r.example/a:1", "[b 1/2] FROM r.example/b:1"];
-        assert_eq!(index_of_step_with_part(running.into_iter(), "sha256:cd"), None);
+        assert_eq!(
+            index_of_only_step_that_may_have_part(running.into_iter(), "sha256:cd"),
+            None
+        );
     }
 
     #[test]
     fn progress_of_an_unknown_kind_belongs_to_the_only_step() {
         let running = ["[1/1] RUN make"];
         assert_eq!(
-            index_of_step_with_part(running.into_iter(), "something new"),
+            index_of_only_step_that_may_have_part(running.into_iter(), "something new"),
             Some(0)
         );
     }

@@ -8,7 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::Event;
 use super::plain::{format_bytes, lines_of};
 use super::shown_steps::ShownSteps;
-use super::step_of_part::index_of_step_with_part;
+use super::step_of_part::index_of_only_step_that_may_have_part;
 use crate::output::printable;
 
 /// The number of lines of output that are shown below the running steps.
@@ -69,7 +69,7 @@ impl TerminalDisplay {
                 self.remove_state_bar();
                 if self.steps.iter().all(|(running, _)| running != name) {
                     let bar = self.add_bar(" {spinner} {prefix} {elapsed} {msg}");
-                    bar.set_prefix(truncate_to_terminal_width(&printable(name)));
+                    bar.set_prefix(truncate_to_terminal_width_beside_clock(&printable(name)));
                     self.steps.push(((*name).to_owned(), bar));
                 }
             }
@@ -87,11 +87,12 @@ impl TerminalDisplay {
             }
             Event::StepProgress { id, current } => {
                 let running = self.steps.iter().map(|(name, _)| name.as_str());
-                let step = index_of_step_with_part(running, id).and_then(|index| self.steps.get(index));
+                let step = index_of_only_step_that_may_have_part(running, id)
+                    .and_then(|index| self.steps.get(index));
                 if let Some((_, bar)) = step {
                     bar.set_message(format!(
                         "{} {}",
-                        truncate_to_terminal_width(&printable(id)),
+                        truncate_to_terminal_width_beside_clock(&printable(id)),
                         format_bytes(*current)
                     ));
                 }
@@ -106,7 +107,7 @@ impl TerminalDisplay {
                     .last_lines
                     .iter()
                     .skip(skipped)
-                    .map(|line| truncate_to_terminal_width(line))
+                    .map(|line| truncate_to_terminal_width_beside_clock(line))
                     .collect();
                 self.output.set_message(format!("   {}", lines.join("\n   ")));
                 self.output.tick();
@@ -213,7 +214,7 @@ fn style_or_default(template: &str) -> ProgressStyle {
 }
 
 /// Cuts a text so that it fits on a line with a clock beside it.
-fn truncate_to_terminal_width(text: &str) -> String {
+fn truncate_to_terminal_width_beside_clock(text: &str) -> String {
     let width = usize::from(console::Term::stderr().size().1)
         .saturating_sub(16)
         .max(20);

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::builder::format_time;
+use crate::builder::format_rfc3339_in_millis_or_empty;
 use crate::function::Function;
 
 /// The time for which a request is valid. A build may wait in a queue for longer than anybody waits for it, and the
@@ -15,8 +15,8 @@ const REQUEST_VALIDITY: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) fn configuration(function: &Function, disables_cache: bool, now: SystemTime) -> Value {
     let mut config = json!({
         "image": function.image,
-        "submittedAt": format_time(now),
-        "notAfter": format_time(now.checked_add(REQUEST_VALIDITY).unwrap_or(now)),
+        "submittedAt": format_rfc3339_in_millis_or_empty(now),
+        "notAfter": format_rfc3339_in_millis_or_empty(now.checked_add(REQUEST_VALIDITY).unwrap_or(now)),
         "deploy": function.deploy,
     });
     if !function.build_args.is_empty() {

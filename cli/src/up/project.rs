@@ -43,7 +43,9 @@ impl Project {
     ///
     /// # Errors
     /// Fails with the first thing that cannot be read, or with all that is wrong with a function.
-    pub(crate) fn read(arguments: &SourceArguments) -> Result<Self, Failure> {
+    pub(crate) fn read_stopping_at_first_faulty_function(
+        arguments: &SourceArguments,
+    ) -> Result<Self, Failure> {
         let stack = StackFile::read(arguments.file.as_deref())?;
         let options = RegistryAndBuildArgumentOptions {
             registry: arguments.registry.clone().filter(|registry| !registry.is_empty()),

@@ -9,7 +9,7 @@ use super::configuration::configuration;
 use super::route::RouteChoice;
 use super::{BuildEnd, FunctionBuild, SentBuild};
 use crate::builder::{
-    BuildFacts, BuilderClient, Refusal, RequestBody, RequestError, Route, SignedBody, Submission,
+    BuildFacts, BuilderClient, Refusal, RequestBody, RequestError, Route, SignedBody, SignedBuildRequest,
     SubmittedBuild, Verdict,
 };
 use crate::context::{PackedContext, parse_public_key, seal_secrets};
@@ -40,7 +40,7 @@ impl FunctionBuild<'_> {
             bytes: packed.bytes,
             compressed: body.len(),
         });
-        let mut submission = Submission {
+        let mut submission = SignedBuildRequest {
             body,
             is_json: false,
             call_id: Uuid::new_v4().to_string(),
@@ -80,7 +80,7 @@ impl FunctionBuild<'_> {
             .note("the request is too large for the queue: its context is stored first");
         match self
             .client
-            .store_context(through, tar, self.show_sent_progress_of(bytes))
+            .store_context_and_return_reference(through, tar, self.show_sent_progress_of(bytes))
             .await
         {
             Ok(context) => {
@@ -112,7 +112,11 @@ impl FunctionBuild<'_> {
     }
 
     /// Sends a build request, and follows the build.
-    async fn send_and_follow(&self, route: Route, submission: Submission) -> Result<BuildEnd, Failure> {
+    async fn send_and_follow(
+        &self,
+        route: Route,
+        submission: SignedBuildRequest,
+    ) -> Result<BuildEnd, Failure> {
         let sent = self
             .client
             .submit(

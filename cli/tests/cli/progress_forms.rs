@@ -31,7 +31,7 @@ async fn server_with_rollback() -> FakeBuilder {
 }
 
 #[tokio::test]
-async fn a_rollback_is_events_with_json_and_nothing_with_quiet() {
+async fn a_rollback_prints_events_with_json_and_only_its_url_with_quiet() {
     for (form, expected) in [("json", &["rollback_started", "running"][..]), ("quiet", &[])] {
         let server = server_with_rollback().await;
         let arguments = ["rollback", "shop", "--id", "r1", "--builder", &server.url];

@@ -124,7 +124,8 @@ impl PseudoTerminal {
             Ok(text) => text,
             Err(error) => std::str::from_utf8(&rest[..error.valid_up_to()]).expect("valid"),
         };
-        text.chars().for_each(|character| self.screen.put(character));
+        text.chars()
+            .for_each(|character| self.screen.put_or_run_control_sequence(character));
         self.drawn += text.len();
     }
 }
@@ -147,7 +148,7 @@ impl Screen {
     }
 
     /// Puts a character on the screen, or does what a control sequence says that ends with it.
-    fn put(&mut self, character: char) {
+    fn put_or_run_control_sequence(&mut self, character: char) {
         if let Some(mut sequence) = self.sequence.take() {
             if character.is_ascii_alphabetic() {
                 self.control(character, sequence.trim_start_matches('[').parse().ok());

@@ -27,13 +27,13 @@ const LOG_LINES_MAX: usize = 10;
 /// Returns the request that creates a function. Answers are 200, 201 or 202; if the function exists, faas-netes
 /// answers 500 and faasd 400, never 409.
 pub(crate) fn create_request(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
-    json_body_request(Method::POST, FUNCTIONS_PATH, deployment)
+    json_or_empty_body_request(Method::POST, FUNCTIONS_PATH, deployment)
 }
 
 /// Returns the request that replaces the whole specification of a function. Answers are 200 or 202, or 404 if
 /// the function does not exist.
 pub(crate) fn update_request(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
-    json_body_request(Method::PUT, FUNCTIONS_PATH, deployment)
+    json_or_empty_body_request(Method::PUT, FUNCTIONS_PATH, deployment)
 }
 
 /// Returns the request that deletes a function. Answers are 200 or 202, or 404 if the function does not exist.
@@ -43,7 +43,7 @@ pub(crate) fn delete_request(function: &FunctionAddress) -> Result<Request<Bytes
         Some(namespace) => json!({"functionName": name, "namespace": namespace}),
         None => json!({"functionName": name}),
     };
-    json_body_request(
+    json_or_empty_body_request(
         Method::DELETE,
         &path_with_unencoded_namespace_query(FUNCTIONS_PATH, namespace.as_deref()),
         &body,
@@ -77,7 +77,7 @@ pub(crate) fn info_request() -> Result<Request<Bytes>, GatewayError> {
 
 /// Returns the request that reads the last lines that a function has written since `since`. Answers are 200, or 501 if
 /// the provider keeps no logs.
-pub(crate) fn logs_request(
+pub(crate) fn last_log_lines_request(
     function: &FunctionAddress,
     since: Timestamp,
 ) -> Result<Request<Bytes>, GatewayError> {
@@ -108,8 +108,8 @@ fn get_json_request(path: &str) -> Result<Request<Bytes>, GatewayError> {
     Ok(request)
 }
 
-/// Returns a request of the REST API with a JSON body.
-fn json_body_request(
+/// Returns a request of the REST API with a JSON body, or with an empty one if `body` cannot be serialized.
+fn json_or_empty_body_request(
     method: Method,
     path: &str,
     body: &impl Serialize,
@@ -194,11 +194,11 @@ mod tests {
             (namespaces_request(), "GET /system/namespaces"),
             (info_request(), "GET /system/info"),
             (
-                logs_request(&hello_function(None), Timestamp::UNIX_EPOCH),
+                last_log_lines_request(&hello_function(None), Timestamp::UNIX_EPOCH),
                 "GET /system/logs?name=hello&since=1970-01-01T00:00:00.000000000Z&tail=10&follow=false",
             ),
             (
-                logs_request(&hello_function(Some("team")), Timestamp::UNIX_EPOCH),
+                last_log_lines_request(&hello_function(Some("team")), Timestamp::UNIX_EPOCH),
                 "GET /system/logs?name=hello&namespace=team&since=1970-01-01T00:00:00.000000000Z&tail=10&follow=false",
             ),
             (

@@ -26,13 +26,13 @@ pub(crate) struct ProviderName(pub(crate) String);
 impl ProviderName {
     /// Returns whether this provider removes the old version before it answers an update, so that only the new
     /// one can answer afterwards.
-    pub(crate) fn replaces_before_answering(&self) -> bool {
+    pub(crate) fn removes_old_version_before_answering_update(&self) -> bool {
         PROVIDERS_REPLACING_BEFORE_ANSWER.contains(&self.0.as_str())
     }
 
     /// Returns whether this provider stops the old version before it starts a new one, and counts a replica as available
     /// while its process runs.
-    pub(crate) fn stops_old_version_first(&self) -> bool {
+    pub(crate) fn stops_old_version_before_starting_new(&self) -> bool {
         PROVIDERS_STOPPING_OLD_VERSION_FIRST.contains(&self.0.as_str())
     }
 
@@ -108,7 +108,7 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(
-                ProviderName(name.to_owned()).replaces_before_answering(),
+                ProviderName(name.to_owned()).removes_old_version_before_answering_update(),
                 replaces,
                 "{name}"
             );

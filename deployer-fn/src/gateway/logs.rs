@@ -13,7 +13,7 @@ use crate::function::FunctionAddress;
 
 /// A line of a function's log, without what the deployer does not need of it.
 #[derive(Deserialize)]
-struct LogMessage {
+struct TimestampAndText {
     timestamp: String,
     #[serde(default)]
     text: String,
@@ -27,7 +27,7 @@ pub(crate) async fn read_last_log_lines(
     since: Timestamp,
     limit: Duration,
 ) -> Result<String, GatewayReadError> {
-    let request = call::logs_request(function, since).map_err(GatewayReadError::NoResponse)?;
+    let request = call::last_log_lines_request(function, since).map_err(GatewayReadError::NoResponse)?;
     let path = request.uri().path().to_owned();
     let response = transport
         .send(request, limit)
@@ -39,7 +39,7 @@ pub(crate) async fn read_last_log_lines(
     let mut lines: Vec<_> = response
         .body()
         .split(|byte| *byte == b'\n')
-        .filter_map(|line| serde_json::from_slice::<LogMessage>(line).ok())
+        .filter_map(|line| serde_json::from_slice::<TimestampAndText>(line).ok())
         .filter_map(|message| Some((message.timestamp.parse::<Timestamp>().ok()?, message.text)))
         // faasd cuts the time in the query to seconds.
         .filter(|(at, _)| *at >= since)

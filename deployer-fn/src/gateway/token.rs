@@ -32,7 +32,7 @@ const TOKEN_EXPIRY_MARGIN: Duration = Duration::from_secs(10);
 /// An exchange of the service account's token for a token of the gateway, which it caches until shortly before that
 /// expires. Clones share the cache.
 #[derive(Clone, Debug)]
-pub(crate) struct TokenExchange {
+pub(crate) struct CachingTokenExchanger {
     /// The directory with the service account's token, [`SERVICE_ACCOUNT_TOKEN_FILE`], if the deployer has one.
     directory: Secrets,
     cached: Arc<Mutex<Option<CachedToken>>>,
@@ -55,7 +55,7 @@ struct TokenResponse {
     expires_in: u64,
 }
 
-impl TokenExchange {
+impl CachingTokenExchanger {
     /// Makes a token exchange for the service account's token in `token_directory`, which need not exist.
     pub(crate) fn new(token_directory: Secrets) -> Self {
         Self {

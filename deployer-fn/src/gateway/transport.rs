@@ -8,7 +8,7 @@ use function_host::http::{Request, Response, StatusCode};
 use function_host::{Bytes, Secrets};
 use http_body_util::Full;
 
-use super::{GatewayRequestSender, TokenExchange};
+use super::{CachingTokenExchanger, GatewayRequestSender};
 
 /// The name of the secret with the gateway's bearer token. The token is read again when its file changes.
 const BEARER_TOKEN_SECRET: &str = "gateway-token";
@@ -22,12 +22,16 @@ const BEARER_TOKEN_SECRET: &str = "gateway-token";
 pub(crate) struct HttpGatewaySender<'a> {
     gateway: &'a Gateway,
     secrets: &'a Secrets,
-    exchange: &'a TokenExchange,
+    exchange: &'a CachingTokenExchanger,
 }
 
 impl<'a> HttpGatewaySender<'a> {
     /// Creates a sender of requests to `gateway`, which takes its bearer token from `secrets` or else from `exchange`.
-    pub(crate) fn new(gateway: &'a Gateway, secrets: &'a Secrets, exchange: &'a TokenExchange) -> Self {
+    pub(crate) fn new(
+        gateway: &'a Gateway,
+        secrets: &'a Secrets,
+        exchange: &'a CachingTokenExchanger,
+    ) -> Self {
         Self {
             gateway,
             secrets,

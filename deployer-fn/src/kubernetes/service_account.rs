@@ -19,7 +19,7 @@ const ACCOUNT_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A reader of the Kubernetes API with the credentials of a service account.
-pub(crate) struct ServiceAccountReader {
+pub(crate) struct KubernetesReaderAsServiceAccount {
     client: HttpClient,
     /// The API server's address, `https://HOST:PORT`.
     base: String,
@@ -27,13 +27,16 @@ pub(crate) struct ServiceAccountReader {
     token: PathBuf,
 }
 
-impl ServiceAccountReader {
+impl KubernetesReaderAsServiceAccount {
     /// Returns the reader of this pod, whose environment has `host` and `port` of the API server; `None` if the pod has
     /// no service account.
     ///
     /// # Errors
     /// Fails if the certificate of the API server is missing or invalid.
-    pub(crate) fn of_pod(host: Option<&str>, port: Option<&str>) -> Result<Option<Self>, BoxError> {
+    pub(crate) fn of_pod_if_it_has_service_account(
+        host: Option<&str>,
+        port: Option<&str>,
+    ) -> Result<Option<Self>, BoxError> {
         let (Some(host), Some(port)) = (host, port) else {
             return Ok(None);
         };
@@ -68,7 +71,7 @@ impl ServiceAccountReader {
     }
 }
 
-impl KubernetesReader for ServiceAccountReader {
+impl KubernetesReader for KubernetesReaderAsServiceAccount {
     fn read<'a>(
         &'a self,
         path: String,

@@ -65,11 +65,11 @@ impl FakeRegistry {
         fs::write(self.secrets.path().join(PULL_CONFIG_SECRET), content).unwrap();
     }
 
-    async fn look_up_image(&self) -> ImagePresence {
+    async fn look_up_image(&self) -> ImagePresenceForPlatform {
         let image = format!("{}/team/hello:1@{MANIFEST_DIGEST}", self.host);
         let lookup = image_check_with(Secrets::new(self.secrets.path()));
         lookup
-            .image_presence(&PinnedImage::parse_pinned(&image).unwrap())
+            .image_presence_for_platform(&PinnedImage::parse_pinned(&image).unwrap())
             .await
     }
 }
@@ -80,7 +80,7 @@ fn image_check_with(secrets: Secrets) -> RegistryImageCheck {
         config_secret: PULL_CONFIG_SECRET.to_owned(),
         logins: Arc::new(LoginsCache::new(PULL_CONFIG_SECRET)),
         insecure: true,
-        token_realms: AllowedTokenHosts::default(),
+        token_realms: AdditionalTokenHosts::default(),
         platform: "linux/amd64".to_owned(),
     }
 }
@@ -97,10 +97,10 @@ fn answers_for_one_image(path: &str, architecture: &str) -> (u16, Value) {
 #[tokio::test]
 async fn an_image_is_present_if_its_config_or_one_listed_manifest_is_for_the_platform() {
     let right = FakeRegistry::start(|path, _| answers_for_one_image(path, "amd64")).await;
-    assert_eq!(right.look_up_image().await, ImagePresence::Present);
+    assert_eq!(right.look_up_image().await, ImagePresenceForPlatform::Present);
 
     let wrong = FakeRegistry::start(|path, _| answers_for_one_image(path, "arm64")).await;
-    let ImagePresence::Missing(reason) = wrong.look_up_image().await else {
+    let ImagePresenceForPlatform::Missing(reason) = wrong.look_up_image().await else {
         panic!()
     };
     assert!(
@@ -115,7 +115,7 @@ async fn an_image_is_present_if_its_config_or_one_listed_manifest_is_for_the_pla
         (200, json!({"manifests": platforms}))
     })
     .await;
-    assert_eq!(many.look_up_image().await, ImagePresence::Present);
+    assert_eq!(many.look_up_image().await, ImagePresenceForPlatform::Present);
     assert_eq!(many.requests.lock().unwrap().len(), 1);
 }
 
@@ -126,9 +126,12 @@ async fn an_image_whose_platform_is_not_known_is_present() {
         false => answers_for_one_image(path, ""),
     })
     .await;
-    assert_eq!(redirected.look_up_image().await, ImagePresence::Present);
+    assert_eq!(
+        redirected.look_up_image().await,
+        ImagePresenceForPlatform::Present
+    );
     let unnamed = FakeRegistry::start(|path, _| answers_for_one_image(path, "")).await;
-    assert_eq!(unnamed.look_up_image().await, ImagePresence::Present);
+    assert_eq!(unnamed.look_up_image().await, ImagePresenceForPlatform::Present);
 }
 
 #[tokio::test]
@@ -138,7 +141,7 @@ async fn a_platform_text_that_is_no_platform_name_is_not_repeated_to_the_caller(
         (200, json!({"manifests": [{"platform": platform}]}))
     })
     .await;
-    let ImagePresence::Missing(reason) = registry.look_up_image().await else {
+    let ImagePresenceForPlatform::Missing(reason) = registry.look_up_image().await else {
         panic!()
     };
     assert!(
@@ -150,7 +153,7 @@ async fn a_platform_text_that_is_no_platform_name_is_not_repeated_to_the_caller(
 #[tokio::test]
 async fn an_image_without_a_manifest_is_missing() {
     let registry = FakeRegistry::start(|_, _| (404, json!({"errors": []}))).await;
-    let ImagePresence::Missing(reason) = registry.look_up_image().await else {
+    let ImagePresenceForPlatform::Missing(reason) = registry.look_up_image().await else {
         panic!()
     };
     assert!(
@@ -179,7 +182,7 @@ async fn credentials_in_the_pull_secret_are_sent_and_unusable_ones_make_the_imag
         ),
     ] {
         registry.store_docker_config(&config);
-        let ImagePresence::Unknown(found) = registry.look_up_image().await else {
+        let ImagePresenceForPlatform::Unknown(found) = registry.look_up_image().await else {
             panic!("{config}")
         };
         assert!(found.contains(reason) && !found.contains("hunter2"), "{found}");
@@ -187,7 +190,7 @@ async fn credentials_in_the_pull_secret_are_sent_and_unusable_ones_make_the_imag
     registry.store_docker_config(&format!(
         r#"{{"auths": {{"{host}": {{"auth": "dT\npw"}}, "other": 1}}}}"#
     ));
-    assert_eq!(registry.look_up_image().await, ImagePresence::Present);
+    assert_eq!(registry.look_up_image().await, ImagePresenceForPlatform::Present);
 }
 
 #[tokio::test]
@@ -202,12 +205,17 @@ async fn a_failed_lookup_of_an_image_is_no_objection_to_its_deployment() {
     for answers in answers {
         let registry = FakeRegistry::start(answers).await;
         let presence = registry.look_up_image().await;
-        assert!(matches!(presence, ImagePresence::Unknown(_)), "{presence:?}");
+        assert!(
+            matches!(presence, ImagePresenceForPlatform::Unknown(_)),
+            "{presence:?}"
+        );
     }
     let image = PinnedImage::parse_pinned(&format!("127.0.0.1:9/hello@{MANIFEST_DIGEST}")).unwrap();
     let unreachable = image_check_with(Secrets::new("/nowhere"));
     assert_eq!(
-        unreachable.find_objection(&image, Duration::from_secs(5)).await,
+        unreachable
+            .find_objection_if_lookup_succeeds(&image, Duration::from_secs(5))
+            .await,
         None
     );
 }

@@ -14,7 +14,7 @@ pub(crate) struct DryRunRequest {
 
 impl DryRunRequest {
     /// Returns the dry run's image, whose digest may be a stand-in; `None` if the hand-over names no repository for it.
-    pub(crate) fn image_if_repository_known(&self) -> Option<&PinnedImage> {
+    pub(crate) fn possibly_unbuilt_image_if_repository_known(&self) -> Option<&PinnedImage> {
         self.names_repository.then_some(&self.hand_over.spec.image)
     }
 }
@@ -52,10 +52,10 @@ impl ReceivedHandOver {
 
     /// Returns the hand-over's image, to check it against the operator's rules; `None` if its repository is not
     /// known.
-    pub(crate) fn image_for_rules(&self) -> Option<&PinnedImage> {
+    pub(crate) fn image_for_rules_if_repository_known(&self) -> Option<&PinnedImage> {
         match self {
             Self::HandOver(hand_over) => Some(&hand_over.spec.image),
-            Self::DryRun(dry_run) => dry_run.image_if_repository_known(),
+            Self::DryRun(dry_run) => dry_run.possibly_unbuilt_image_if_repository_known(),
         }
     }
 }

@@ -15,13 +15,13 @@ pub(super) struct ProblemsAndWarnings {
 
 /// A reader of the fields of a JSON object, which holds those that were not read yet. `null` counts as absent, also
 /// within maps and lists. Names match whatever their case, as in Go, where no other field has the exact name.
-pub(super) struct JsonFields<'p> {
+pub(super) struct JsonFieldReader<'p> {
     path: String,
     unread: Map<String, Value>,
     remarks: &'p mut ProblemsAndWarnings,
 }
 
-impl<'p> JsonFields<'p> {
+impl<'p> JsonFieldReader<'p> {
     /// Creates a reader for the fields of the object at `path`, which is empty for the whole document.
     pub(super) fn new(path: &str, object: Map<String, Value>, remarks: &'p mut ProblemsAndWarnings) -> Self {
         Self {
@@ -45,22 +45,22 @@ impl<'p> JsonFields<'p> {
 
     /// Ignores a field, and adds a warning with `reason` if the document has it and it is not empty.
     pub(super) fn ignore_field_with_warning(&mut self, key: &str, reason: &str) {
-        if self.take_field(key).is_some_and(|value| value != "") {
+        if self.take_non_null_field(key).is_some_and(|value| value != "") {
             self.add_warning(key, format!("is ignored: {reason}"));
         }
     }
 
     /// Reads a string field. Returns `None` if it is absent, and reports a value of another type.
     pub(super) fn read_possibly_empty_string(&mut self, key: &str) -> Option<String> {
-        match self.take_field(key)? {
+        match self.take_non_null_field(key)? {
             Value::String(text) => Some(text),
-            other => self.report_wrong_type(key, "a string", &other),
+            other => self.report_wrong_type_and_return_none(key, "a string", &other),
         }
     }
 
     /// Reads a string field. Returns `None` and reports a problem if it is absent or has another type.
     pub(super) fn read_required_possibly_empty_string(&mut self, key: &str) -> Option<String> {
-        if !self.has_field(key) {
+        if !self.has_unread_non_null_field(key) {
             self.add_problem(key, "is missing");
         }
         self.read_possibly_empty_string(key)
@@ -68,39 +68,39 @@ impl<'p> JsonFields<'p> {
 
     /// Reads a field that is `true` or `false`. Returns `None` if it is absent, and reports a value of another type.
     pub(super) fn read_boolean(&mut self, key: &str) -> Option<bool> {
-        match self.take_field(key)? {
+        match self.take_non_null_field(key)? {
             Value::Bool(flag) => Some(flag),
-            other => self.report_wrong_type(key, "true or false", &other),
+            other => self.report_wrong_type_and_return_none(key, "true or false", &other),
         }
     }
 
     /// Reads a field with a whole number that is not negative. Returns `None` if it is absent, and reports another
     /// value.
     pub(super) fn read_whole_number(&mut self, key: &str) -> Option<u64> {
-        let value = self.take_field(key)?;
+        let value = self.take_non_null_field(key)?;
         match value.as_u64() {
             Some(number) => Some(number),
             None if value.is_number() => {
                 self.add_problem(key, "must be a whole number of at least 0");
                 None
             }
-            None => self.report_wrong_type(key, "a number", &value),
+            None => self.report_wrong_type_and_return_none(key, "a number", &value),
         }
     }
 
     /// Reads a field with an array of strings, and reports other items and the strings that fail `check`. Returns an
     /// empty list if the field is absent.
-    pub(super) fn read_checked_strings(
+    pub(super) fn read_strings_reporting_invalid(
         &mut self,
         key: &str,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> Vec<String> {
-        let Some(value) = self.take_field(key) else {
+        let Some(value) = self.take_non_null_field(key) else {
             return Vec::new();
         };
         let Value::Array(items) = value else {
             return self
-                .report_wrong_type(key, "an array", &value)
+                .report_wrong_type_and_return_none(key, "an array", &value)
                 .unwrap_or_default();
         };
         let mut strings = Vec::with_capacity(items.len());
@@ -114,7 +114,7 @@ impl<'p> JsonFields<'p> {
                     strings.push(text);
                 }
                 Value::Null => {}
-                other => drop(self.report_wrong_type::<()>(&key, "a string", &other)),
+                other => drop(self.report_wrong_type_and_return_none::<()>(&key, "a string", &other)),
             }
         }
         strings
@@ -122,7 +122,7 @@ impl<'p> JsonFields<'p> {
 
     /// Reads a field with an object of strings, and reports other values and the names that fail `check`. Returns an
     /// empty map if the field is absent.
-    pub(super) fn read_checked_map(
+    pub(super) fn read_string_map_reporting_invalid_names(
         &mut self,
         key: &str,
         check: impl Fn(&str) -> Result<(), String>,
@@ -137,7 +137,11 @@ impl<'p> JsonFields<'p> {
             }
             match value {
                 Value::String(text) => drop(map.insert(name, text)),
-                other => drop(self.report_wrong_type::<()>(&format!("{key}.{name}"), "a string", &other)),
+                other => drop(self.report_wrong_type_and_return_none::<()>(
+                    &format!("{key}.{name}"),
+                    "a string",
+                    &other,
+                )),
             }
         }
         map
@@ -146,15 +150,15 @@ impl<'p> JsonFields<'p> {
     /// Reads a field with an object, whose own fields are then read with
     /// [`read_nested_fields`](Self::read_nested_fields).
     pub(super) fn read_object(&mut self, key: &str) -> Option<Map<String, Value>> {
-        match self.take_field(key)? {
+        match self.take_non_null_field(key)? {
             Value::Object(object) => Some(object),
-            other => self.report_wrong_type(key, "an object", &other),
+            other => self.report_wrong_type_and_return_none(key, "an object", &other),
         }
     }
 
     /// Reads a field with an object, and reports its absence.
     pub(super) fn read_required_object(&mut self, key: &str) -> Option<Map<String, Value>> {
-        if !self.has_field(key) {
+        if !self.has_unread_non_null_field(key) {
             self.add_problem(key, "is missing");
         }
         self.read_object(key)
@@ -166,14 +170,14 @@ impl<'p> JsonFields<'p> {
         &mut self,
         key: &str,
         object: Map<String, Value>,
-        read: impl FnOnce(&mut JsonFields<'_>) -> T,
+        read: impl FnOnce(&mut JsonFieldReader<'_>) -> T,
     ) -> T {
-        let mut inner = JsonFields::new(&self.full_field_name(key), object, self.remarks);
+        let mut inner = JsonFieldReader::new(&self.full_field_name(key), object, self.remarks);
         read(&mut inner)
     }
 
     /// Reports every field that was not read: a misspelt one would otherwise be ignored silently.
-    pub(super) fn report_unread_fields(&mut self) {
+    pub(super) fn report_unread_fields_as_problems(&mut self) {
         let unread = std::mem::take(&mut self.unread);
         for (key, value) in unread {
             if !value.is_null() {
@@ -190,7 +194,7 @@ impl<'p> JsonFields<'p> {
     }
 
     /// Returns whether the document has a field.
-    fn has_field(&self, key: &str) -> bool {
+    fn has_unread_non_null_field(&self, key: &str) -> bool {
         let value = self
             .spelling_in_document(key)
             .and_then(|name| self.unread.get(&name));
@@ -198,7 +202,7 @@ impl<'p> JsonFields<'p> {
     }
 
     /// Removes a field and returns its value; `None` if it is absent or `null`.
-    fn take_field(&mut self, key: &str) -> Option<Value> {
+    fn take_non_null_field(&mut self, key: &str) -> Option<Value> {
         let name = self.spelling_in_document(key)?;
         let value = self.unread.remove(&name).filter(|value| !value.is_null())?;
         if name != key {
@@ -219,7 +223,12 @@ impl<'p> JsonFields<'p> {
     }
 
     /// Reports that a field has a value of the wrong type, and returns `None`.
-    fn report_wrong_type<T>(&mut self, key: &str, expected: &str, found: &Value) -> Option<T> {
+    fn report_wrong_type_and_return_none<T>(
+        &mut self,
+        key: &str,
+        expected: &str,
+        found: &Value,
+    ) -> Option<T> {
         let found = match found {
             Value::Null => "null",
             Value::Bool(_) => "true or false",

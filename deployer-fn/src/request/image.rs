@@ -119,7 +119,7 @@ fn repository_of_image_name(name: &str) -> Option<String> {
         Some(_) => return None,
         None => rest,
     };
-    if !is_registry_host(registry) || !path.split('/').all(is_path_component) {
+    if !is_valid_registry_host(registry) || !path.split('/').all(is_path_component) {
         return None;
     }
     let registry = if registry == "index.docker.io" {
@@ -134,7 +134,7 @@ fn repository_of_image_name(name: &str) -> Option<String> {
 }
 
 /// Returns whether `text` is a host name or an IPv6 address in brackets, with a port if it has one.
-fn is_registry_host(text: &str) -> bool {
+fn is_valid_registry_host(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
         _ => (text, None),

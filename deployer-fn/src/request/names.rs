@@ -51,7 +51,7 @@ pub(super) fn check_secret_name(text: &str) -> Result<(), String> {
 }
 
 /// Checks the name of an environment variable, by Kubernetes' rule: letters, digits, `_`, `-` and `.`, no digit first.
-pub(super) fn check_variable_name(text: &str) -> Result<(), String> {
+pub(super) fn check_environment_variable_name(text: &str) -> Result<(), String> {
     let may_be_first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b'-' | b'.');
     let first_is_valid = text.bytes().next().is_some_and(may_be_first);
     if !first_is_valid || !text.bytes().all(|b| may_be_first(b) || b.is_ascii_digit()) {
@@ -173,10 +173,10 @@ mod tests {
     #[test]
     fn names_of_environment_variables_follow_the_rule_of_kubernetes() {
         for right in ["PATH", "write_timeout", "_x", "a.b-c1"] {
-            assert_eq!(check_variable_name(right), Ok(()), "{right}");
+            assert_eq!(check_environment_variable_name(right), Ok(()), "{right}");
         }
         for wrong in ["", "1a", "A=B", "a b", "ä"] {
-            assert!(check_variable_name(wrong).is_err(), "{wrong:?}");
+            assert!(check_environment_variable_name(wrong).is_err(), "{wrong:?}");
         }
     }
 }

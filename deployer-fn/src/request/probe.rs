@@ -8,7 +8,7 @@ use function_host::http::uri::PathAndQuery;
 use function_host::http::{Method, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 
-use super::fields::JsonFields;
+use super::fields::JsonFieldReader;
 use crate::function::FunctionAddress;
 
 /// The default path of a probe: the health path of the function host and of OpenFaaS's watchdogs.
@@ -64,7 +64,7 @@ impl ReadinessProbe {
     /// of a sentence that begins with the path's name.
     pub(super) fn check_gateway_path(&self, function: &FunctionAddress) -> Result<(), String> {
         let address = self.gateway_path(function);
-        check_path_length(&address)?;
+        check_address_length(&address)?;
         match address.parse::<Uri>() {
             Ok(_) => Ok(()),
             Err(error) => Err(format!("makes an invalid address, {address:?}: {error}")),
@@ -78,7 +78,7 @@ impl ReadinessProbe {
     }
 
     /// Reads the object `probe` of a hand-over, and reports every problem.
-    pub(super) fn read_probe(fields: &mut JsonFields<'_>) -> Self {
+    pub(super) fn read_probe(fields: &mut JsonFieldReader<'_>) -> Self {
         let mut probe = Self::default();
         if let Some(text) = fields.read_possibly_empty_string("path") {
             match parse_probe_path(&text) {
@@ -114,7 +114,7 @@ impl ReadinessProbe {
                 ),
             }
         }
-        fields.report_unread_fields();
+        fields.report_unread_fields_as_problems();
         probe
     }
 }
@@ -175,7 +175,7 @@ impl TryFrom<StoredProbe> for ReadinessProbe {
 }
 
 /// Fails if a path is longer than [`PROBE_URL_MAX_BYTES`].
-fn check_path_length(address: &str) -> Result<(), String> {
+fn check_address_length(address: &str) -> Result<(), String> {
     if address.len() <= PROBE_URL_MAX_BYTES {
         return Ok(());
     }
@@ -187,7 +187,7 @@ fn check_path_length(address: &str) -> Result<(), String> {
 
 /// Parses the path and query of a probe. Fails if it could lead the gateway to another function or host.
 fn parse_probe_path(text: &str) -> Result<PathAndQuery, String> {
-    check_path_length(text)?;
+    check_address_length(text)?;
     let invalid = || format!("must be a path that begins with a slash, without \"..\" and \"#\": {text:?}");
     // Two slashes at the beginning would make the gateway take the first segment for a host.
     // What follows a "#" would silently be dropped.
@@ -215,7 +215,7 @@ mod tests {
     fn read_probe_json(probe: Value) -> Result<ReadinessProbe, Vec<String>> {
         let Value::Object(object) = probe else { panic!() };
         let mut remarks = ProblemsAndWarnings::default();
-        let probe = ReadinessProbe::read_probe(&mut JsonFields::new("probe", object, &mut remarks));
+        let probe = ReadinessProbe::read_probe(&mut JsonFieldReader::new("probe", object, &mut remarks));
         let problems = remarks.problems;
         if problems.is_empty() {
             Ok(probe)

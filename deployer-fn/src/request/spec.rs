@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use function_host::policy::{Quantity, RequestedFunction, RequestedResources};
+use function_host::policy::{LimitOrReservationAmounts, Quantity, RequestedFunction};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::fields::JsonFields;
+use super::fields::JsonFieldReader;
 use super::image::PinnedImage;
 use super::names;
 use crate::function::FunctionAddress;
@@ -89,7 +89,7 @@ impl FunctionSpec {
     pub(crate) fn requested_function(&self) -> RequestedFunction<'_> {
         let amounts = |resources: &Option<ResourceAmounts>| {
             let resources = resources.clone().unwrap_or_default();
-            RequestedResources {
+            LimitOrReservationAmounts {
                 cpu: resources.cpu,
                 memory: resources.memory,
             }
@@ -120,7 +120,7 @@ impl FunctionSpec {
     ///
     /// Without an `image`, whose problem has been reported, all other fields are checked and the result is `None`.
     pub(super) fn read_spec_if_image_is_given(
-        fields: &mut JsonFields<'_>,
+        fields: &mut JsonFieldReader<'_>,
         image: Option<PinnedImage>,
     ) -> Option<Self> {
         let service = fields.read_required_possibly_empty_string("service");
@@ -150,7 +150,8 @@ impl FunctionSpec {
         {
             fields.add_problem("image", "must be left out: the image is the one that was built");
         }
-        let labels = fields.read_checked_map("labels", names::check_label_or_annotation_name);
+        let labels =
+            fields.read_string_map_reporting_invalid_names("labels", names::check_label_or_annotation_name);
         for (name, value) in &labels {
             if let Err(problem) = names::check_label_value(value) {
                 fields.add_problem(&format!("labels.{name}"), problem);
@@ -165,11 +166,12 @@ impl FunctionSpec {
             env_process: fields
                 .read_possibly_empty_string("envProcess")
                 .filter(|text| !text.is_empty()),
-            env_vars: fields.read_checked_map("envVars", names::check_variable_name),
-            constraints: fields.read_checked_strings("constraints", |_| Ok(())),
-            secrets: fields.read_checked_strings("secrets", names::check_secret_name),
+            env_vars: fields
+                .read_string_map_reporting_invalid_names("envVars", names::check_environment_variable_name),
+            constraints: fields.read_strings_reporting_invalid("constraints", |_| Ok(())),
+            secrets: fields.read_strings_reporting_invalid("secrets", names::check_secret_name),
             labels,
-            annotations: fields.read_checked_map("annotations", |name| {
+            annotations: fields.read_string_map_reporting_invalid_names("annotations", |name| {
                 names::check_label_or_annotation_name(name)?;
                 if name.starts_with(OWN_ANNOTATION_PREFIX) {
                     return Err(format!("is reserved for deployer-fn: {name:?}"));
@@ -196,7 +198,7 @@ fn borrow_entries(map: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
 
 /// Reports amounts in `requests` that exceed `limits`, which Kubernetes rejects.
 fn report_requests_over_limits(
-    fields: &mut JsonFields<'_>,
+    fields: &mut JsonFieldReader<'_>,
     requests: Option<&ResourceAmounts>,
     limits: Option<&ResourceAmounts>,
 ) {
@@ -217,7 +219,7 @@ fn report_requests_over_limits(
 
 /// Reads the object `limits` or `requests` of a specification; `None` if it is absent or empty. A quantity that cannot
 /// be parsed is reported: faasd would take it for no limit at all.
-fn read_resources(fields: &mut JsonFields<'_>, key: &str) -> Option<ResourceAmounts> {
+fn read_resources(fields: &mut JsonFieldReader<'_>, key: &str) -> Option<ResourceAmounts> {
     let object: Map<String, Value> = fields.read_object(key)?;
     let resources = fields.read_nested_fields(key, object, |fields| {
         let mut quantity = |key| {
@@ -237,7 +239,7 @@ fn read_resources(fields: &mut JsonFields<'_>, key: &str) -> Option<ResourceAmou
             memory: quantity("memory"),
             cpu: quantity("cpu"),
         };
-        fields.report_unread_fields();
+        fields.report_unread_fields_as_problems();
         resources
     });
     (resources != ResourceAmounts::default()).then_some(resources)

@@ -24,9 +24,9 @@ fn unverified_budget() -> UnverifiedBudget {
     })
 }
 
-fn problems_of(document: &Value) -> Vec<String> {
+fn problems_of_invalid_hand_over(document: &Value) -> Vec<String> {
     match parse_hand_over(document.to_string().as_bytes()) {
-        Err(HandOverError::Invalid { problems, .. }) => problems,
+        Err(HandOverRejectionOrPanic::Invalid { problems, .. }) => problems,
         other => panic!("expected problems, got {other:?}"),
     }
 }
@@ -104,7 +104,7 @@ fn a_hand_over_is_found_in_the_builders_result() {
     // A result without a hand-over is not deployed.
     let result = json!({"image": "registry.example/hello:1.0", "status": "success", "duration": 1.5});
     assert!(
-        problems_of(&result)
+        problems_of_invalid_hand_over(&result)
             .iter()
             .any(|problem| problem == "deploy is missing")
     );
@@ -122,18 +122,21 @@ async fn a_hand_over_is_parsed_only_with_the_builders_signature() {
             .await
             .unwrap_err()
     };
-    assert!(matches!(send(None, body.clone()).await, HandOverError::Unsigned));
+    assert!(matches!(
+        send(None, body.clone()).await,
+        HandOverRejectionOrPanic::Unsigned
+    ));
     assert!(matches!(
         send(Some("sha256=12".into()), body.clone()).await,
-        HandOverError::MalformedSignature(_)
+        HandOverRejectionOrPanic::MalformedSignature(_)
     ));
     assert!(matches!(
         send(Some(theirs), body.clone()).await,
-        HandOverError::WrongSignature(_)
+        HandOverRejectionOrPanic::WrongSignature(_)
     ));
     assert!(matches!(
         send(Some(ours), body + " ").await,
-        HandOverError::WrongSignature(_)
+        HandOverRejectionOrPanic::WrongSignature(_)
     ));
 }
 
@@ -150,7 +153,7 @@ async fn a_hand_over_over_the_size_limit_is_rejected() {
 
 #[test]
 fn all_problems_of_a_hand_over_are_reported_at_once() {
-    let found = problems_of(&json!({
+    let found = problems_of_invalid_hand_over(&json!({
         "image": "registry.example/hello:1.0",
         "builtAt": "yesterday",
         "submittedAt": "2026-03-01",
@@ -203,7 +206,7 @@ fn all_problems_of_a_hand_over_are_reported_at_once() {
 
 #[test]
 fn names_of_labels_and_annotations_label_values_and_requests_over_limits_are_checked() {
-    let found = problems_of(&json!({"image": IMAGE_REFERENCE, "deploy": {
+    let found = problems_of_invalid_hand_over(&json!({"image": IMAGE_REFERENCE, "deploy": {
         "service": "hello",
         "labels": {"a b": "1", "team": "a/b"},
         "annotations": {"x y": "1", "anything": "a b, as it likes"},
@@ -233,28 +236,34 @@ fn a_probe_whose_address_is_too_long_is_rejected() {
     let longest = 4096 - "/function/hello.team".len();
     assert!(parse_hand_over(of_length(longest).to_string().as_bytes()).is_ok());
     assert_eq!(
-        problems_of(&of_length(longest + 1)),
+        problems_of_invalid_hand_over(&of_length(longest + 1)),
         ["probe.path makes an address of 4097 bytes, and 4096 are allowed"]
     );
     assert_eq!(
-        problems_of(&of_length(65_530)),
+        problems_of_invalid_hand_over(&of_length(65_530)),
         ["probe.path makes an address of 65530 bytes, and 4096 are allowed"]
     );
 }
 
 #[test]
 fn missing_fields_of_a_hand_over_are_reported() {
-    assert_eq!(problems_of(&json!({})), ["image is missing", "deploy is missing"]);
     assert_eq!(
-        problems_of(&json!({"image": IMAGE_REFERENCE, "deploy": {}})),
+        problems_of_invalid_hand_over(&json!({})),
+        ["image is missing", "deploy is missing"]
+    );
+    assert_eq!(
+        problems_of_invalid_hand_over(&json!({"image": IMAGE_REFERENCE, "deploy": {}})),
         ["deploy.service is missing"]
     );
     assert_eq!(
-        problems_of(&json!({"image": IMAGE_REFERENCE, "deploy": []})),
+        problems_of_invalid_hand_over(&json!({"image": IMAGE_REFERENCE, "deploy": []})),
         ["deploy must be an object, is an array"]
     );
-    assert_eq!(problems_of(&json!([])).len(), 1);
-    assert!(matches!(parse_hand_over(b"{"), Err(HandOverError::NotJson(_))));
+    assert_eq!(problems_of_invalid_hand_over(&json!([])).len(), 1);
+    assert!(matches!(
+        parse_hand_over(b"{"),
+        Err(HandOverRejectionOrPanic::NotJson(_))
+    ));
 }
 
 #[test]
@@ -298,7 +307,7 @@ fn a_field_that_gateways_ignore_is_ignored_with_a_warning() {
 
 #[test]
 fn registry_credentials_in_a_specification_are_rejected_without_repeating_them() {
-    let found = problems_of(
+    let found = problems_of_invalid_hand_over(
         &json!({"image": IMAGE_REFERENCE, "deploy": {"service": "hello", "registryAuth": "c2VjcmV0"}}),
     );
     assert_eq!(found.len(), 1);
@@ -308,16 +317,20 @@ fn registry_credentials_in_a_specification_are_rejected_without_repeating_them()
 #[test]
 fn a_dry_run_needs_no_image_and_is_known_as_one_even_if_invalid() {
     let unnamed = parse_valid_dry_run(&json!({"dryRun": true, "deploy": {"service": "hello"}}));
-    assert_eq!(unnamed.image_if_repository_known(), None);
+    assert_eq!(unnamed.possibly_unbuilt_image_if_repository_known(), None);
     let tagged =
         parse_valid_dry_run(&json!({"dryRun": true, "tag": "r.example/t:1", "deploy": {"service": "hello"}}));
     assert_eq!(
-        tagged.image_if_repository_known().unwrap().repository(),
+        tagged
+            .possibly_unbuilt_image_if_repository_known()
+            .unwrap()
+            .repository(),
         "r.example/t"
     );
     // Whether it is one is known even if something else is wrong.
     let wrong = json!({"dryRun": true, "tag": "R/t", "deploy": {"service": "0"}}).to_string();
-    let Err(HandOverError::Invalid { problems, dry_run }) = parse_hand_over(wrong.as_bytes()) else {
+    let Err(HandOverRejectionOrPanic::Invalid { problems, dry_run }) = parse_hand_over(wrong.as_bytes())
+    else {
         panic!("{wrong} is valid");
     };
     assert!(dry_run);
@@ -330,7 +343,7 @@ fn the_delivery_digest_is_the_same_for_repeated_deliveries_of_one_hand_over_only
     let digest = |change: &dyn Fn(&mut Value)| {
         let mut document = hand_over_json_with_every_deploy_field();
         change(&mut document);
-        parse_valid_hand_over(&document).delivery_digest()
+        parse_valid_hand_over(&document).digest_shared_by_redeliveries()
     };
     let submitted = |document: &mut Value| document["submittedAt"] = "2026-03-01T11:59:00Z".into();
     let first = digest(&submitted);

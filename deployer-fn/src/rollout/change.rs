@@ -11,12 +11,12 @@ use super::verdict::{Findings, Verdict};
 use super::{APPLY_ATTEMPTS_MAX, ApplyAttemptResult, RunningRollout};
 use crate::gateway::{FunctionStatus, GatewayRequestSender};
 use crate::kubernetes::WantedReplicas;
-use crate::outcome::{FaultyParty, RunningState, Successor};
+use crate::outcome::{FaultyParty, RunningState, SuccessorCallId};
 use crate::request::OWN_ANNOTATION_PREFIX;
 use crate::version::{FunctionVersion, LastGoodVersion};
 
 /// The result of applying the new version, with all attempts and the restoration.
-pub(super) enum ChangeResult {
+pub(super) enum VerdictOrOutdated {
     /// The rollout has ended with this verdict.
     Ended(Verdict),
     /// The function was changed by another client before the new version was applied, or by an older build after it.
@@ -28,38 +28,42 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     ///
     /// A change that had no effect by a failure that may be transient is sent again: it carries the complete
     /// specification, so that repeating it is harmless.
-    pub(super) async fn apply_or_restore(&mut self) -> ChangeResult {
+    pub(super) async fn apply_or_restore(&mut self) -> VerdictOrOutdated {
         self.may_coexist = self.before.is_some();
         let last_good = match self.last_good.clone() {
             Some(version) => LastGoodVersion::Version(Box::new(version)),
             None => LastGoodVersion::Nothing,
         };
-        let deployment = self.version.to_deployment(&last_good, None);
+        let deployment = self
+            .version
+            .to_deployment_with_own_annotations_and_version_variable(&last_good, None);
         let mut backoff = Backoff::new();
         let mut findings = Findings::default();
         loop {
             if let Some(successor) = self.context.succession.current_successor() {
-                return ChangeResult::Ended(self.yield_to_newer_build(successor, findings));
+                return VerdictOrOutdated::Ended(self.yield_to_newer_build(successor, findings));
             }
             match self.is_state_as_checked().await {
                 Ok(true) => {}
-                Ok(false) => return ChangeResult::Outdated,
+                Ok(false) => return VerdictOrOutdated::Outdated,
                 Err(reason) if self.facts.changed => {
                     findings = findings.followed_by(reason);
                     break;
                 }
-                Err(reason) => return ChangeResult::Ended(Verdict::failed(reason)),
+                Err(reason) => return VerdictOrOutdated::Ended(Verdict::failed(reason)),
             }
             self.facts.changed = true;
             self.facts.running = RunningState::Unknown;
             let (attempt, found) = self.apply_and_watch(&deployment).await;
             findings = findings.followed_by(found);
             let now = match attempt {
-                ApplyAttemptResult::Ready => return ChangeResult::Ended(Verdict::ready(findings)),
-                ApplyAttemptResult::Unverified => return ChangeResult::Ended(Verdict::unverified(findings)),
+                ApplyAttemptResult::Ready => return VerdictOrOutdated::Ended(Verdict::ready(findings)),
+                ApplyAttemptResult::Unverified => {
+                    return VerdictOrOutdated::Ended(Verdict::unverified(findings));
+                }
                 ApplyAttemptResult::Rejected => return self.conclude_after_rejected_spec(findings).await,
                 ApplyAttemptResult::Superseded(successor) => {
-                    return ChangeResult::Ended(self.yield_to_newer_build(successor, findings));
+                    return VerdictOrOutdated::Ended(self.yield_to_newer_build(successor, findings));
                 }
                 ApplyAttemptResult::Failed => break,
                 ApplyAttemptResult::NotTaken(now) => now,
@@ -69,7 +73,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                 .as_ref()
                 .is_some_and(|now| self.other_rollout_deployed_older_build(now))
             {
-                return ChangeResult::Outdated;
+                return VerdictOrOutdated::Outdated;
             }
             let retry = backoff.wait_count() + 1 < APPLY_ATTEMPTS_MAX
                 && now == self.before
@@ -87,7 +91,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                 "applying the specification again"
             );
         }
-        ChangeResult::Ended(self.restore_after_failure(findings).await)
+        VerdictOrOutdated::Ended(self.restore_after_failure(findings).await)
     }
 
     /// Reads the function's state again, and returns whether it still is the state that was checked. There may
@@ -127,11 +131,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     }
 
     /// Returns the build that is deployed, if it is newer than the one that is rolled out.
-    pub(super) fn newer_deployed_build(&self, status: &FunctionStatus) -> Option<Successor> {
+    pub(super) fn newer_deployed_build(&self, status: &FunctionStatus) -> Option<SuccessorCallId> {
         let deployed = FunctionVersion::of_deployed_function(status);
         self.times
             .is_older_than(&deployed.usable_build_times())
-            .then(|| Successor {
+            .then(|| SuccessorCallId {
                 call_id: deployed.call_id().map(str::to_owned),
             })
     }
@@ -155,7 +159,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         drop(span);
         match applied {
             AnswerToApply::Accepted(answer) => {
-                let (attempt, watched) = self.watch_with_timeout(Some(answer), WantedReplicas::All).await;
+                let (attempt, watched) = self
+                    .watch_until_deadline_and_record_result(Some(answer), WantedReplicas::All)
+                    .await;
                 (
                     attempt,
                     Findings::of_fault(FaultyParty::Caller).followed_by(watched),
@@ -185,7 +191,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         };
         match now {
             Ok(Some(status)) if self.version.is_certainly_the_deployed_version(&status) => {
-                self.watch_with_timeout(None, WantedReplicas::All).await
+                self.watch_until_deadline_and_record_result(None, WantedReplicas::All)
+                    .await
             }
             Ok(now) => (ApplyAttemptResult::NotTaken(now), Findings::default()),
             Err(_) => (ApplyAttemptResult::Failed, Findings::default()),
@@ -195,14 +202,18 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     /// Ends a rollout whose specification the provider rejected, and restores the last good version unless it is
     /// deployed as before: faasd deletes the function when it rejects an update
     /// (docs/pitfalls.md#a-failed-update-removes-the-function).
-    async fn conclude_after_rejected_spec(&mut self, findings: Findings) -> ChangeResult {
-        ChangeResult::Ended(match self.final_read_function_status().await {
+    async fn conclude_after_rejected_spec(&mut self, findings: Findings) -> VerdictOrOutdated {
+        VerdictOrOutdated::Ended(match self.final_read_function_status().await {
             Ok(now) if now == self.before && self.would_restore_version_deployed_before() => {
                 self.facts.changed = false;
-                Verdict::refused(findings.followed_by(self.record_and_describe_state(Ok(now))))
+                Verdict::refused_by_fault_of_caller(
+                    findings.followed_by(self.record_and_describe_state(Ok(now))),
+                )
             }
             // faasd answers 400 to the creation of a function that another deployer has created in the meantime.
-            Ok(Some(now)) if self.other_rollout_deployed_older_build(&now) => return ChangeResult::Outdated,
+            Ok(Some(now)) if self.other_rollout_deployed_older_build(&now) => {
+                return VerdictOrOutdated::Outdated;
+            }
             _ => self.restore_after_failure(findings).await,
         })
     }

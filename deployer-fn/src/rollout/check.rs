@@ -8,16 +8,16 @@ use function_host::gateway::GatewayError;
 use function_host::{Bytes, http::Request};
 use tracing::{info, warn};
 
-use super::history::UnchangedResubmission;
+use super::history::NewerBuildOfDeployedVersion;
 use super::read;
 use super::verdict::{Findings, Verdict};
 use super::watch::{self, ReadyVersion, WaitingFor, WatchEndBeforeTimeout, WatchedVersion};
-use super::{RolloutTimeouts, RunningRollout};
+use super::{RolloutPartTimeouts, RunningRollout};
 use crate::gateway::{self, FunctionStatus, GatewayReadError, GatewayRequestSender, ProviderName, call};
-use crate::outcome::{FaultyParty, Successor};
+use crate::outcome::{FaultyParty, SuccessorCallId};
 use crate::succession::SuccessorReceiver;
 use crate::tenancy;
-use crate::version::{ANNOTATIONS_MAX_BYTES, FailureRecord, FunctionVersion, LastGoodVersion};
+use crate::version::{ANNOTATIONS_MAX_BYTES, FunctionVersion, LastGoodVersion, PermanentFailureRecord};
 
 /// The timeout of one read, and of a probe without a timeout of its own, while the check assesses the deployed version.
 const PROBE_OF_DEPLOYED_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ pub(super) enum NextStep {
     Watch,
     /// The rollout ends with the failure that is recorded of an earlier delivery of the same hand-over. The version
     /// that was restored then may not be up yet.
-    RepeatFailure(FailureRecord),
+    RepeatFailure(PermanentFailureRecord),
     /// The new version may be applied.
     Apply,
     /// The hand-over is older than the deployed version, which has not been seen to work. The rollout of that version
@@ -46,7 +46,7 @@ pub(super) enum NextStep {
 /// The rejection of a hand-over that is older than the deployed version.
 pub(super) struct OlderBuildRejection {
     reason: String,
-    pub(super) newer: Successor,
+    pub(super) newer: SuccessorCallId,
 }
 
 /// The assessment of the deployed version before the rollout.
@@ -114,7 +114,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                 return Ok(next);
             }
             if let Some(older) = self.rejection_if_older_than_deployed() {
-                match self.last_good_before_broken().await {
+                match self.last_good_if_deployed_is_broken().await {
                     None => {
                         let findings = older.as_findings();
                         return Ok(NextStep::End(
@@ -151,7 +151,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         self.last_good = match (&self.before, unsettled) {
             // What an earlier rollout left unfinished is not worth another look.
             (before, Some(unsettled)) if unsettled.still_applies_to(before.as_ref()) => unsettled.last_good,
-            (Some(status), _) => Some(self.version_to_restore(status).await),
+            (Some(status), _) => Some(self.determine_version_to_restore(status).await),
             (None, _) => None,
         };
         self.add_annotation_size_objection(&mut objections);
@@ -197,12 +197,12 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     .usable_build_times()
                     .is_older_than(&self.hand_over.build_times())
             {
-                let resubmission = UnchangedResubmission {
+                let newer_build = NewerBuildOfDeployedVersion {
                     spec_digest: digest.to_owned(),
                     times: self.hand_over.build_times(),
                     call_id: self.hand_over.call_id.clone(),
                 };
-                history.record_resubmission(&self.id, resubmission);
+                history.record_newer_build_of_deployed_version(&self.id, newer_build);
             }
             self.last_good = match LastGoodVersion::from_annotations(status.annotations()) {
                 // If it has stopped working, that is not because it is new: no older version is restored.
@@ -221,9 +221,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         let stored = self
             .before
             .as_ref()
-            .and_then(|status| FailureRecord::from_annotations(status.annotations()));
-        let delivery = self.hand_over.delivery_digest();
-        [stored, history.last_failure(&self.id)]
+            .and_then(|status| PermanentFailureRecord::from_annotations(status.annotations()));
+        let delivery = self.hand_over.digest_shared_by_redeliveries();
+        [stored, history.last_permanent_failure(&self.id)]
             .into_iter()
             .flatten()
             .find(|failure| Some(&failure.delivery) == delivery.as_ref())
@@ -232,8 +232,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Returns the last good version if the version deployed after it does not work. A version that answers is
     /// not broken, even if it may be the last good one that answers in its place.
-    async fn last_good_before_broken(&self) -> Option<FunctionVersion> {
-        match self.assess_deployed_version(self.before.as_ref()?).await {
+    async fn last_good_if_deployed_is_broken(&self) -> Option<FunctionVersion> {
+        match self
+            .assess_deployed_version_good_if_no_other_to_restore(self.before.as_ref()?)
+            .await
+        {
             DeployedAssessment::Broken { last_good } => Some(last_good),
             DeployedAssessment::Good | DeployedAssessment::Unverified { .. } => None,
         }
@@ -242,10 +245,10 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     /// Returns a reason to reject the hand-over if it is an older build than the deployed one.
     fn rejection_if_older_than_deployed(&self) -> Option<OlderBuildRejection> {
         let deployed = FunctionVersion::of_deployed_function(self.before.as_ref()?);
-        let resubmission = deployed
+        let newer_build = deployed
             .spec_digest()
-            .and_then(|digest| self.context.history.newest_resubmission(&self.id, digest));
-        let (theirs, call_id) = match resubmission {
+            .and_then(|digest| self.context.history.newest_build_of_version(&self.id, digest));
+        let (theirs, call_id) = match newer_build {
             Some(newest) => (newest.times, newest.call_id),
             None => (
                 deployed.usable_build_times(),
@@ -266,7 +269,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     .unwrap_or_default(),
                 ours.ordering_time_as_phrase()
             ),
-            newer: Successor { call_id },
+            newer: SuccessorCallId { call_id },
         })
     }
 
@@ -276,7 +279,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         let Some(namespace) = &self.address.namespace else {
             return Ok(None);
         };
-        let namespaces = self.read_names_with_retries(call::namespaces_request).await?;
+        let namespaces = self
+            .read_names_with_retries_if_listed(call::namespaces_request)
+            .await?;
         let missing = namespaces.is_some_and(|namespaces| !namespaces.contains(namespace));
         Ok(missing.then(|| format!("the namespace {namespace:?} does not exist, or may not have functions")))
     }
@@ -293,7 +298,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         }
         let namespace = self.address.namespace.as_deref();
         match self
-            .read_names_with_retries(|| call::secrets_request(namespace))
+            .read_names_with_retries_if_listed(|| call::secrets_request(namespace))
             .await?
         {
             Some(existing) => {
@@ -302,7 +307,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                 if unlisted.is_empty() {
                     return Ok(unlisted);
                 }
-                let provider = self.provider_name().await;
+                let provider = self.read_provider_name_once().await;
                 if provider.is_some_and(ProviderName::lists_all_secrets) {
                     let missing = unlisted.iter();
                     objections.extend(missing.map(|name| format!("the secret {name:?} does not exist")));
@@ -335,8 +340,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     /// Returns the version to restore if the new one fails: the deployed version if it certainly works, or else
     /// the last good one that its annotations carry. If they carry none, returns the deployed version all the
     /// same.
-    async fn version_to_restore(&self, status: &FunctionStatus) -> FunctionVersion {
-        match self.assess_deployed_version(status).await {
+    async fn determine_version_to_restore(&self, status: &FunctionStatus) -> FunctionVersion {
+        match self
+            .assess_deployed_version_good_if_no_other_to_restore(status)
+            .await
+        {
             DeployedAssessment::Good => FunctionVersion::of_deployed_function(status),
             DeployedAssessment::Unverified { last_good } | DeployedAssessment::Broken { last_good } => {
                 info!(
@@ -350,7 +358,10 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Assesses whether the deployed version works. If its annotations carry no last good version, it counts as
     /// good.
-    async fn assess_deployed_version(&self, status: &FunctionStatus) -> DeployedAssessment {
+    async fn assess_deployed_version_good_if_no_other_to_restore(
+        &self,
+        status: &FunctionStatus,
+    ) -> DeployedAssessment {
         let deployed = FunctionVersion::of_deployed_function(status);
         let Some(digest) = deployed.spec_digest() else {
             return DeployedAssessment::Good;
@@ -362,8 +373,10 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         if self.context.history.was_last_ready(&self.id, digest) {
             return DeployedAssessment::Good;
         }
-        match self.deployed_version_becomes_ready(&deployed).await {
-            Some(ready) if ready.recognized || self.replaces_before_answering().await => {
+        match self.watch_deployed_version_for_settle_time(&deployed).await {
+            Some(ready)
+                if ready.recognized || self.provider_removes_old_version_before_answering_update().await =>
+            {
                 DeployedAssessment::Good
             }
             Some(_) => DeployedAssessment::Unverified { last_good: *carried },
@@ -373,8 +386,11 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
     /// Watches a deployed version for the settle time, which allows for a gateway that is briefly unavailable; returns
     /// it if it is ready by then.
-    async fn deployed_version_becomes_ready(&self, version: &FunctionVersion) -> Option<ReadyVersion> {
-        let timeouts = RolloutTimeouts {
+    async fn watch_deployed_version_for_settle_time(
+        &self,
+        version: &FunctionVersion,
+    ) -> Option<ReadyVersion> {
+        let timeouts = RolloutPartTimeouts {
             request: self.context.timeouts.request.min(PROBE_OF_DEPLOYED_TIMEOUT),
             ..*self.context.timeouts
         };
@@ -383,7 +399,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         let mut waiting_for = WaitingFor::default();
         let watched = WatchedVersion {
             timeouts: &timeouts,
-            ..self.watched_version(version)
+            ..self.watched_with_one_replica_and_no_stay_up(version)
         };
         let watching = watch::watch_version_until_ready(&watched, &succession, &mut waiting_for);
         match tokio::time::timeout(timeouts.settle, watching).await {
@@ -398,7 +414,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     }
 
     /// Reads a list of names from the gateway, with retries.
-    async fn read_names_with_retries(
+    async fn read_names_with_retries_if_listed(
         &self,
         request: impl Fn() -> Result<Request<Bytes>, GatewayError>,
     ) -> Result<Option<Vec<String>>, GatewayReadError> {
@@ -412,5 +428,5 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
 
 /// Returns the step that ends the rollout as refused, for these objections.
 fn refusal_with(objections: Vec<String>) -> NextStep {
-    NextStep::End(Verdict::refused(Findings::from(objections)))
+    NextStep::End(Verdict::refused_by_fault_of_caller(Findings::from(objections)))
 }

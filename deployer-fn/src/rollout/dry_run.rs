@@ -5,7 +5,7 @@ use std::time::Duration;
 use function_host::ErrorChain;
 use tracing::info;
 
-use super::{RolloutContext, RolloutDeadline, RolloutTimeouts, RunningRollout};
+use super::{RolloutContext, RolloutDeadline, RolloutPartTimeouts, RunningRollout};
 use crate::gateway::{GatewayReadError, GatewayRequestSender};
 use crate::outcome::{DeployedImageAndCallId, DryRunOutcome, DryRunStatus};
 use crate::request::DryRunRequest;
@@ -27,7 +27,7 @@ pub(crate) async fn check_all_but_image_and_build_order<T: GatewayRequestSender>
     deadline: &RolloutDeadline,
 ) -> DryRunOutcome {
     // Reads are not retried: the answer has to come soon.
-    let timeouts = RolloutTimeouts {
+    let timeouts = RolloutPartTimeouts {
         request: context.timeouts.request.min(DRY_RUN_REQUEST_TIMEOUT),
         read_retries: Duration::ZERO,
         ..*context.timeouts

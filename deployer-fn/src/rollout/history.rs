@@ -10,11 +10,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::build_times::BuildTimes;
+use crate::build_times::TimesOfBuild;
 use crate::function::FunctionId;
 use crate::gateway::FunctionStatus;
 use crate::request::SPEC_DIGEST_ANNOTATION;
-use crate::version::{FailureRecord, FunctionVersion};
+use crate::version::{FunctionVersion, PermanentFailureRecord};
 
 /// The history of the rollouts that this process ran, by function. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -25,18 +25,18 @@ pub struct RolloutHistory(Arc<Mutex<HashMap<FunctionId, FunctionHistory>>>);
 struct FunctionHistory {
     /// The digest of the specification that was ready last.
     ready: Option<String>,
-    failure: Option<FailureRecord>,
+    failure: Option<PermanentFailureRecord>,
     unsettled: Option<UnsettledRollout>,
-    resubmission: Option<UnchangedResubmission>,
+    newer_build: Option<NewerBuildOfDeployedVersion>,
 }
 
 /// A newer build whose version equals the deployed one, so that its rollout changed nothing.
 #[derive(Clone, Debug)]
-pub(super) struct UnchangedResubmission {
+pub(super) struct NewerBuildOfDeployedVersion {
     /// The digest of the deployed version, which is also the newer build's.
     pub(super) spec_digest: String,
     /// The times of the newer build.
-    pub(super) times: BuildTimes,
+    pub(super) times: TimesOfBuild,
     /// The ID of the call that made the newer build.
     pub(super) call_id: Option<String>,
 }
@@ -78,18 +78,26 @@ impl RolloutHistory {
     }
 
     /// Records the failure of the function's last deployment if the same hand-over would fail again; `None` otherwise.
-    pub(super) fn record_last_failure(&self, function: &FunctionId, failure: Option<FailureRecord>) {
+    pub(super) fn set_or_clear_last_permanent_failure(
+        &self,
+        function: &FunctionId,
+        failure: Option<PermanentFailureRecord>,
+    ) {
         self.lock_histories().entry(function.clone()).or_default().failure = failure;
     }
 
     /// Returns the recorded failure of the function's last deployment; `None` if it did not fail by its caller's fault.
-    pub(super) fn last_failure(&self, function: &FunctionId) -> Option<FailureRecord> {
+    pub(super) fn last_permanent_failure(&self, function: &FunctionId) -> Option<PermanentFailureRecord> {
         self.lock_histories().get(function)?.failure.clone()
     }
 
     /// Records what an unfinished rollout left to settle; `None` once the function works, or another rollout is
     /// responsible.
-    pub(super) fn record_unsettled(&self, function: &FunctionId, unsettled: Option<UnsettledRollout>) {
+    pub(super) fn set_or_clear_unsettled_rollout(
+        &self,
+        function: &FunctionId,
+        unsettled: Option<UnsettledRollout>,
+    ) {
         self.lock_histories()
             .entry(function.clone())
             .or_default()
@@ -102,24 +110,28 @@ impl RolloutHistory {
     }
 
     /// Records that a newer build gave exactly the deployed version.
-    pub(super) fn record_resubmission(&self, function: &FunctionId, resubmission: UnchangedResubmission) {
+    pub(super) fn record_newer_build_of_deployed_version(
+        &self,
+        function: &FunctionId,
+        newer_build: NewerBuildOfDeployedVersion,
+    ) {
         let mut functions = self.lock_histories();
-        let newest = &mut functions.entry(function.clone()).or_default().resubmission;
+        let newest = &mut functions.entry(function.clone()).or_default().newer_build;
         let replaces = newest.as_ref().is_none_or(|known| {
-            known.spec_digest != resubmission.spec_digest || known.times.is_older_than(&resubmission.times)
+            known.spec_digest != newer_build.spec_digest || known.times.is_older_than(&newer_build.times)
         });
         if replaces {
-            *newest = Some(resubmission);
+            *newest = Some(newer_build);
         }
     }
 
     /// Returns the newest build that gave exactly the version with this digest, if it is newer than its deployment.
-    pub(super) fn newest_resubmission(
+    pub(super) fn newest_build_of_version(
         &self,
         function: &FunctionId,
         spec_digest: &str,
-    ) -> Option<UnchangedResubmission> {
-        let newest = self.lock_histories().get(function)?.resubmission.clone()?;
+    ) -> Option<NewerBuildOfDeployedVersion> {
+        let newest = self.lock_histories().get(function)?.newer_build.clone()?;
         (newest.spec_digest == spec_digest).then_some(newest)
     }
 

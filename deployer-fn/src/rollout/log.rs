@@ -27,25 +27,26 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
         if self.deadline.is_shutting_down() || !waiting_for.may_be_explained_by_log() {
             return None;
         }
-        let quote = timeout(LOG_READ_TIMEOUT, self.read_log_of_new_version())
+        let quote = timeout(LOG_READ_TIMEOUT, self.quote_log_of_new_version_if_it_runs_alone())
             .await
             .ok()??;
         // An image that was not pulled writes nothing.
         if let WaitingFor::Replica { was_available } = waiting_for {
             *was_available |= self
-                .provider_name()
+                .read_provider_name_once()
                 .await
-                .is_some_and(ProviderName::stops_old_version_first);
+                .is_some_and(ProviderName::stops_old_version_before_starting_new);
         }
         Some(quote)
     }
 
     /// Reads the log of the new version from the gateway, and returns its end as a quote. The old version, which the
     /// messages do not distinguish from the new one, must not run any more.
-    async fn read_log_of_new_version(&self) -> Option<String> {
+    async fn quote_log_of_new_version_if_it_runs_alone(&self) -> Option<String> {
         let is_first_version = self.facts.changed && self.before.is_none();
-        self.provider_name().await.filter(|provider| {
-            provider.stops_old_version_first() || is_first_version && provider.replaces_before_answering()
+        self.read_provider_name_once().await.filter(|provider| {
+            provider.stops_old_version_before_starting_new()
+                || is_first_version && provider.removes_old_version_before_answering_update()
         })?;
         let status = self.final_read_function_status().await.ok()??;
         let since = status
@@ -53,7 +54,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             .filter(|_| self.version.may_be_the_deployed_version(&status))?;
         let limit = self.context.timeouts.request.min(LOG_READ_TIMEOUT);
         match gateway::read_last_log_lines(self.context.transport, &self.address, since, limit).await {
-            Ok(lines) => text::quote_log(lines.as_bytes()),
+            Ok(lines) => text::quote_log_end(lines.as_bytes()),
             Err(error) => {
                 info!(error = %ErrorChain(&error), "could not read the function's log");
                 None

@@ -14,9 +14,9 @@ use super::history::UnsettledRollout;
 use super::verdict::{Findings, RestorationResult, Verdict};
 use super::watch::{WaitingFor, WatchEndBeforeTimeout};
 use crate::gateway::{FunctionStatus, GatewayRequestSender, call};
-use crate::outcome::{DeploymentStatus, FaultyParty, Successor};
+use crate::outcome::{DeploymentStatus, FaultyParty, SuccessorCallId};
 use crate::text::without_log_quote;
-use crate::version::{FailureRecord, FunctionVersion, LastGoodVersion};
+use crate::version::{FunctionVersion, LastGoodVersion, PermanentFailureRecord};
 
 /// The function's state after a restoration that was in time.
 enum StateAfterRestoration {
@@ -25,26 +25,29 @@ enum StateAfterRestoration {
     /// Another client's version is deployed, and is kept.
     Other(FunctionStatus),
     /// A newer build is deployed, and is kept.
-    Newer(Successor, FunctionStatus),
+    Newer(SuccessorCallId, FunctionStatus),
     /// The restoration was left to a newer build that waits.
-    Yielded(Successor),
+    Yielded(SuccessorCallId),
 }
 
 impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     /// Restores the previous version after the new one has failed with `findings`, and returns the verdict.
     pub(super) async fn restore_after_failure(&mut self, findings: Findings) -> Verdict {
-        let (restoration, findings) = self.restore_last_good(findings).await;
-        Verdict::after_failure(restoration, findings)
+        let (restoration, findings) = self.restore_last_good_unless_shutting_down(findings).await;
+        Verdict::after_restoration(restoration, findings)
     }
 
     /// Waits until the version that was restored after an earlier failure of the hand-over is ready, because the
     /// process that restored it may have ended before that, and returns the verdict. Changes nothing of the function.
-    pub(super) async fn watch_deployed_after_repeated_failure(&mut self, failure: FailureRecord) -> Verdict {
+    pub(super) async fn watch_deployed_after_repeated_failure(
+        &mut self,
+        failure: PermanentFailureRecord,
+    ) -> Verdict {
         info!("this hand-over failed before");
         self.facts.previous_image = failure.previous_image;
         let findings = Findings::of_fault(FaultyParty::Caller)
             .followed_by(Findings::from(failure.reasons))
-            .with_reason("this hand-over failed before: nothing was changed");
+            .with_further_reason("this hand-over failed before: nothing was changed");
         let Some(deployed) = self.before.as_ref().map(FunctionVersion::of_deployed_function) else {
             return Verdict::rolled_back(findings);
         };
@@ -93,7 +96,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             }
             Some(WatchEndBeforeTimeout::NotTaken(_)) => {
                 return older.into_verdict_with_only_these_findings(
-                    findings.with_reason("another client is deploying the function"),
+                    findings.with_further_reason("another client is deploying the function"),
                 );
             }
             Some(WatchEndBeforeTimeout::Superseded(successor)) => {
@@ -110,8 +113,10 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             FaultyParty::Platform,
             format!("the newer build does not work: {waiting_for}"),
         );
-        let (restoration, findings) = self.restore_last_good(findings.followed_by(broken)).await;
-        Verdict::after_failure_of_newer(older.newer, restoration, findings)
+        let (restoration, findings) = self
+            .restore_last_good_unless_shutting_down(findings.followed_by(broken))
+            .await;
+        Verdict::for_older_build_after_restoring_newer(older.newer, restoration, findings)
     }
 
     /// Ends a rollout that has changed nothing. If an earlier rollout yielded to this one or ran out of time,
@@ -130,7 +135,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             let watching = self.watch_version_without_timeout(&deployed, &mut waiting_for);
             match self.deadline.run_until_deadline(watching).await {
                 Some(WatchEndBeforeTimeout::Ready(ready)) => {
-                    self.context.history.record_unsettled(&self.id, None);
+                    self.context
+                        .history
+                        .set_or_clear_unsettled_rollout(&self.id, None);
                     self.facts.record_function_state(Some(&ready.status));
                     return Verdict {
                         reasons: findings.reasons().to_vec(),
@@ -143,12 +150,14 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                 Some(WatchEndBeforeTimeout::NotTaken(_)) => return verdict,
                 Some(WatchEndBeforeTimeout::Stuck(_)) | None => {}
             }
-            findings =
-                findings.with_reason(format!("the build before this one does not work: {waiting_for}"));
+            findings = findings
+                .with_further_reason(format!("the build before this one does not work: {waiting_for}"));
         }
         self.facts.changed = true;
         let (restoration, findings) = self
-            .restore_last_good(findings.followed_by(Findings::of_fault(FaultyParty::Platform)))
+            .restore_last_good_unless_shutting_down(
+                findings.followed_by(Findings::of_fault(FaultyParty::Platform)),
+            )
             .await;
         let newer = verdict.superseded_by.clone();
         match (restoration, newer) {
@@ -156,7 +165,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             (RestorationResult::Superseded(successor), _) | (_, Some(successor)) => {
                 Verdict::superseded(successor, findings)
             }
-            _ => Verdict::refused(findings),
+            _ => Verdict::refused_by_fault_of_caller(findings),
         }
     }
 
@@ -165,7 +174,10 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     ///
     /// Nothing is restored while the process is shutting down: the new version may only need more time, and it may be
     /// the deployer's own. The next delivery finds it and continues.
-    async fn restore_last_good(&mut self, findings: Findings) -> (RestorationResult, Findings) {
+    async fn restore_last_good_unless_shutting_down(
+        &mut self,
+        findings: Findings,
+    ) -> (RestorationResult, Findings) {
         if self.deadline.is_shutting_down() {
             let now = self.final_read_function_status().await;
             let findings = findings.followed_by(Findings::of_fault(FaultyParty::Platform));
@@ -202,8 +214,8 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
             }
             Some(StateAfterRestoration::LastGood(now)) => {
                 let history = self.context.history;
-                history.record_last_failure(&self.id, failure);
-                history.record_unsettled(&self.id, None);
+                history.set_or_clear_last_permanent_failure(&self.id, failure);
+                history.set_or_clear_unsettled_rollout(&self.id, None);
                 self.facts.record_function_state(now.as_ref());
                 (
                     RestorationResult::Restored,
@@ -211,14 +223,15 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                 )
             }
             Some(StateAfterRestoration::Other(now)) => {
-                let findings = findings.with_reason(
+                let findings = findings.with_further_reason(
                     "another client has deployed the function in the meantime: its version is kept",
                 );
                 let findings = findings.followed_by(self.record_and_describe_state(Ok(Some(now))));
                 (RestorationResult::Overtaken, findings)
             }
             Some(StateAfterRestoration::Newer(successor, now)) => {
-                let findings = findings.with_reason("a newer build is deployed in the meantime: it is kept");
+                let findings =
+                    findings.with_further_reason("a newer build is deployed in the meantime: it is kept");
                 let findings = findings.followed_by(self.record_and_describe_state(Ok(Some(now))));
                 (RestorationResult::Superseded(successor), findings)
             }
@@ -242,7 +255,9 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     last_good: self.last_good.clone(),
                     spec_digest: self.version.spec_digest().map(str::to_owned),
                 };
-                self.context.history.record_unsettled(&self.id, Some(unsettled));
+                self.context
+                    .history
+                    .set_or_clear_unsettled_rollout(&self.id, Some(unsettled));
                 let findings = findings.followed_by(Findings::new(FaultyParty::Platform, reason));
                 let now = self.final_read_function_status().await;
                 (
@@ -256,24 +271,24 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     /// Returns a description of the restored state as findings.
     fn describe_restored_state(&self, now: Option<&FunctionStatus>) -> Findings {
         let (Some(now), Some(version)) = (now, &self.last_good) else {
-            return Findings::default().with_reason("the function does not exist, as before");
+            return Findings::default().with_further_reason("the function does not exist, as before");
         };
-        let findings =
-            Findings::default().with_reason(format!("the previous version runs again: {}", now.image));
-        if version.is_complete() {
+        let findings = Findings::default()
+            .with_further_reason(format!("the previous version runs again: {}", now.image));
+        if version.is_whole_deployment_known() {
             return findings;
         }
-        findings.with_reason(
+        findings.with_further_reason(
             "the previous version was not deployed by Slipway, and the gateway does not return all of it: environment \
              variables may have been lost if it had to be restored",
         )
     }
 
     /// Returns a record of the failure if the same hand-over would fail again when it is delivered again.
-    fn failure_record_if_permanent(&self, findings: &Findings) -> Option<FailureRecord> {
+    fn failure_record_if_permanent(&self, findings: &Findings) -> Option<PermanentFailureRecord> {
         (findings.faulty_party() == Some(FaultyParty::Caller)).then_some(())?;
-        Some(FailureRecord {
-            delivery: self.hand_over.delivery_digest()?,
+        Some(PermanentFailureRecord {
+            delivery: self.hand_over.digest_shared_by_redeliveries()?,
             reasons: findings
                 .reasons()
                 .iter()
@@ -288,7 +303,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     async fn restore_without_timeout(
         &mut self,
         deletion_deadline: &RolloutDeadline,
-        failure: Option<&FailureRecord>,
+        failure: Option<&PermanentFailureRecord>,
         waiting_for: &mut WaitingFor,
     ) -> StateAfterRestoration {
         let last_good = self.last_good.clone();
@@ -325,7 +340,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                             continue;
                         }
                         Ok(WatchEndBeforeTimeout::Stuck(_)) | Err(_) => {
-                            self.apply_earlier_version(version, true, failure, waiting_for)
+                            self.apply_and_watch_earlier_version(version, true, failure, waiting_for)
                                 .await
                         }
                     }
@@ -334,7 +349,7 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
                     return StateAfterRestoration::Other(status.clone());
                 }
                 (now, Some(version)) => {
-                    self.apply_earlier_version(version, now.is_some(), failure, waiting_for)
+                    self.apply_and_watch_earlier_version(version, now.is_some(), failure, waiting_for)
                         .await;
                 }
                 (Some(_), None) => self.delete_new_function(deletion_deadline).await,
@@ -352,16 +367,17 @@ impl<T: GatewayRequestSender> RunningRollout<'_, T> {
     }
 
     /// Applies a version that was deployed before, and watches it.
-    async fn apply_earlier_version(
+    async fn apply_and_watch_earlier_version(
         &mut self,
         version: &FunctionVersion,
         function_exists: bool,
-        failure: Option<&FailureRecord>,
+        failure: Option<&PermanentFailureRecord>,
         waiting_for: &mut WaitingFor,
     ) {
         info!(image = version.image(), "restoring the previous version");
         self.facts.changed = true;
-        let deployment = version.to_deployment(&LastGoodVersion::Itself, failure);
+        let deployment = version
+            .to_deployment_with_own_annotations_and_version_variable(&LastGoodVersion::Itself, failure);
         // Half of the time, so that an unanswered request can be repeated.
         let half = self
             .deadline

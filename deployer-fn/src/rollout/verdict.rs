@@ -1,6 +1,6 @@
 //! The verdict on a rollout: the one place where the findings of its phases become a status and a fault.
 
-use crate::outcome::{DeploymentStatus, FaultyParty, Successor};
+use crate::outcome::{DeploymentStatus, FaultyParty, SuccessorCallId};
 
 /// The findings of one or more phases of a rollout: the reasons in order, and the fault, if one was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub(super) struct Findings {
 impl Findings {
     /// Makes findings with a fault and its reason.
     pub(super) fn new(fault: FaultyParty, reason: impl Into<String>) -> Self {
-        Self::of_fault(fault).with_reason(reason)
+        Self::of_fault(fault).with_further_reason(reason)
     }
 
     /// Makes findings with a fault, for which a later phase gives the reason.
@@ -24,7 +24,7 @@ impl Findings {
     }
 
     /// Returns the findings with one more reason.
-    pub(super) fn with_reason(mut self, reason: impl Into<String>) -> Self {
+    pub(super) fn with_further_reason(mut self, reason: impl Into<String>) -> Self {
         self.reasons.push(reason.into());
         self
     }
@@ -66,7 +66,7 @@ pub(super) enum RestorationResult {
     /// The restoration ended because another client has deployed the function in the meantime.
     Overtaken,
     /// The restoration was left to a newer build, which waits or is deployed.
-    Superseded(Successor),
+    Superseded(SuccessorCallId),
     /// The restoration exceeded its timeout.
     TimedOut,
 }
@@ -77,7 +77,7 @@ pub(super) struct Verdict {
     pub(super) status: DeploymentStatus,
     pub(super) fault: Option<FaultyParty>,
     pub(super) reasons: Vec<String>,
-    pub(super) superseded_by: Option<Successor>,
+    pub(super) superseded_by: Option<SuccessorCallId>,
 }
 
 impl Verdict {
@@ -102,15 +102,15 @@ impl Verdict {
     }
 
     /// Makes the verdict that the hand-over is refused because `successor`, a newer build, supersedes it.
-    pub(super) fn superseded(successor: Successor, findings: Findings) -> Self {
+    pub(super) fn superseded(successor: SuccessorCallId, findings: Findings) -> Self {
         Self {
             superseded_by: Some(successor),
-            ..Self::refused(findings)
+            ..Self::refused_by_fault_of_caller(findings)
         }
     }
 
     /// Makes the verdict that the hand-over is refused, by the caller's fault.
-    pub(super) fn refused(findings: Findings) -> Self {
+    pub(super) fn refused_by_fault_of_caller(findings: Findings) -> Self {
         Self::new(DeploymentStatus::Refused, Some(FaultyParty::Caller), findings)
     }
 
@@ -129,7 +129,7 @@ impl Verdict {
     }
 
     /// Makes the verdict on a hand-over whose version did not come up, from the result of the restoration.
-    pub(super) fn after_failure(restoration: RestorationResult, findings: Findings) -> Self {
+    pub(super) fn after_restoration(restoration: RestorationResult, findings: Findings) -> Self {
         match restoration {
             RestorationResult::NewVersionReady => Self::ready(findings),
             RestorationResult::Restored => Self::rolled_back(findings),
@@ -142,8 +142,8 @@ impl Verdict {
 
     /// Makes the verdict on a hand-over that is older than the deployed version, when that version did not come up:
     /// from the result of restoring the one before it.
-    pub(super) fn after_failure_of_newer(
-        newer: Successor,
+    pub(super) fn for_older_build_after_restoring_newer(
+        newer: SuccessorCallId,
         restoration: RestorationResult,
         findings: Findings,
     ) -> Self {
@@ -174,7 +174,7 @@ mod tests {
                 vec!["applied"],
             ),
             (
-                caller().followed_by(none().with_reason("crashed")),
+                caller().followed_by(none().with_further_reason("crashed")),
                 Some(FaultyParty::Caller),
                 vec!["applied", "crashed"],
             ),
@@ -204,17 +204,20 @@ mod tests {
             (RestorationResult::Restored, RolledBack, Refused),
             (RestorationResult::Overtaken, Failed, Refused),
             (
-                RestorationResult::Superseded(Successor { call_id: None }),
+                RestorationResult::Superseded(SuccessorCallId { call_id: None }),
                 Refused,
                 Refused,
             ),
             (RestorationResult::TimedOut, Failed, Failed),
         ] {
             let findings = Findings::new(FaultyParty::Platform, "x");
-            let verdict = Verdict::after_failure(restoration.clone(), findings.clone());
+            let verdict = Verdict::after_restoration(restoration.clone(), findings.clone());
             assert_eq!(verdict.status, of_this, "{restoration:?}");
-            let verdict =
-                Verdict::after_failure_of_newer(Successor { call_id: None }, restoration.clone(), findings);
+            let verdict = Verdict::for_older_build_after_restoring_newer(
+                SuccessorCallId { call_id: None },
+                restoration.clone(),
+                findings,
+            );
             assert_eq!(verdict.status, of_newer, "{restoration:?}");
         }
     }
@@ -230,7 +233,7 @@ mod tests {
             None
         );
         assert_eq!(
-            Verdict::refused(Findings::default()).fault,
+            Verdict::refused_by_fault_of_caller(Findings::default()).fault,
             Some(FaultyParty::Caller)
         );
         assert_eq!(

@@ -11,12 +11,12 @@ use function_host::trace;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::RolloutTimeouts;
+use super::RolloutPartTimeouts;
 use super::backoff::Backoff;
 use crate::function::FunctionAddress;
 use crate::gateway::{self, FunctionStatus, GatewayRequestSender, call, summarize_response};
-use crate::kubernetes::{Kubernetes, Obstacle, PodStarts, VersionState, WantedReplicas};
-use crate::outcome::{FaultyParty, Successor};
+use crate::kubernetes::{Kubernetes, Obstacle, RestartCountsByPodUid, VersionState, WantedReplicas};
+use crate::outcome::{FaultyParty, SuccessorCallId};
 use crate::request::ReadinessProbe;
 use crate::succession::SuccessorReceiver;
 use crate::text::without_log_quote;
@@ -43,7 +43,7 @@ pub(super) struct WatchedVersion<'a, T> {
     /// The namespace of the function if neither the hand-over nor the provider names one.
     pub(super) default_namespace: &'a str,
     pub(super) version: &'a FunctionVersion,
-    pub(super) timeouts: &'a RolloutTimeouts,
+    pub(super) timeouts: &'a RolloutPartTimeouts,
     /// The number of replicas on Kubernetes that the version needs.
     pub(super) wanted: WantedReplicas,
     /// The time for which the version has to stay up after its probe has succeeded.
@@ -59,7 +59,7 @@ pub(super) enum WatchEndBeforeTimeout {
     /// The provider still has another version, or none, after the time that it has to report the watched one.
     NotTaken(Option<FunctionStatus>),
     /// A newer build waits, and the watched version is not ready yet.
-    Superseded(Successor),
+    Superseded(SuccessorCallId),
 }
 
 /// A version that is ready.
@@ -69,7 +69,7 @@ pub(super) struct ReadyVersion {
     /// Whether it is certain that this version answered: the answer named it, or Kubernetes has no pods of another one.
     pub(super) recognized: bool,
     /// The starts of the version's pods; `None` if Kubernetes was not asked, or did not tell.
-    starts: Option<PodStarts>,
+    starts: Option<RestartCountsByPodUid>,
     /// Why Kubernetes, which was asked, did not tell.
     pub(super) kubernetes_error: Option<String>,
 }
@@ -272,7 +272,7 @@ fn has_lasted(since: &mut Option<Instant>, holds: bool, limit: Duration) -> bool
 
 /// Measures how long a version has stayed up.
 #[derive(Default)]
-struct StayUpTimer(Option<(Instant, Option<PodStarts>)>);
+struct StayUpTimer(Option<(Instant, Option<RestartCountsByPodUid>)>);
 
 impl StayUpTimer {
     /// Records that the version is up, and returns whether it has been for `stay_up`, without a start of a pod in
@@ -300,7 +300,7 @@ impl StayUpTimer {
 /// What Kubernetes tells of a version before its probe.
 enum KubernetesView {
     /// The version's pods run, with these starts, and no others.
-    Complete(PodStarts),
+    Complete(RestartCountsByPodUid),
     /// The version's pods do not run, or others do, too.
     Missing(WaitingFor),
     /// Nothing; with the error, if Kubernetes was asked.
@@ -362,8 +362,12 @@ impl<T: GatewayRequestSender> WatchedVersion<'_, T> {
         };
         let namespace = self.function.namespace.as_deref().or(status.namespace.as_deref());
         let namespace = namespace.unwrap_or(self.default_namespace);
-        let state =
-            kubernetes.version_state(namespace, &self.function.name, self.version.image(), self.wanted);
+        let state = kubernetes.read_version_state_or_absent(
+            namespace,
+            &self.function.name,
+            self.version.image(),
+            self.wanted,
+        );
         match state.await {
             Ok(VersionState::Complete(starts)) => KubernetesView::Complete(starts),
             Ok(VersionState::Pending(obstacle)) => KubernetesView::Missing(WaitingFor::Kubernetes {
@@ -390,7 +394,7 @@ async fn send_probe_and_check_version_header(
     function: &FunctionAddress,
     version: &FunctionVersion,
     probe: &ReadinessProbe,
-    timeouts: &RolloutTimeouts,
+    timeouts: &RolloutPartTimeouts,
 ) -> Result<bool, WaitingFor> {
     let span = trace::span("probe");
     let limit = probe.timeout.unwrap_or(timeouts.request);

@@ -53,8 +53,8 @@ const STORED_REASONS_MAX_BYTES: usize = 2000;
 /// A deployment that failed by its caller's fault, and would fail again if the same hand-over were delivered again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct FailureRecord {
-    /// The [`delivery_digest`](crate::request::HandOver::delivery_digest) of the hand-over that failed.
+pub(crate) struct PermanentFailureRecord {
+    /// The [`digest_shared_by_redeliveries`](crate::request::HandOver::digest_shared_by_redeliveries) of the hand-over that failed.
     pub(crate) delivery: String,
     /// The reasons why the deployment failed.
     pub(crate) reasons: Vec<String>,
@@ -62,7 +62,7 @@ pub(crate) struct FailureRecord {
     pub(crate) previous_image: Option<String>,
 }
 
-impl FailureRecord {
+impl PermanentFailureRecord {
     /// Returns the recorded failure after which the deployed version was restored.
     pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
         serde_json::from_str(annotations.get(FAILURE_ANNOTATION)?).ok()
@@ -84,10 +84,10 @@ impl FailureRecord {
 impl FunctionVersion {
     /// Returns the version's `FunctionDeployment` for the provider, with everything that later deployments have
     /// to know in annotations.
-    pub(crate) fn to_deployment(
+    pub(crate) fn to_deployment_with_own_annotations_and_version_variable(
         &self,
         last_good: &LastGoodVersion,
-        failure: Option<&FailureRecord>,
+        failure: Option<&PermanentFailureRecord>,
     ) -> Value {
         let mut deployment = self.deployment.clone();
         let mut own = Map::new();
@@ -138,7 +138,7 @@ impl FunctionVersion {
     /// Returns the size in bytes of all annotations of the version's deployment with `last_good`, as Kubernetes
     /// counts it.
     pub(crate) fn size_of_annotations(&self, last_good: &LastGoodVersion) -> usize {
-        let deployment = self.to_deployment(last_good, None);
+        let deployment = self.to_deployment_with_own_annotations_and_version_variable(last_good, None);
         let annotations = deployment["annotations"].as_object().into_iter().flatten();
         annotations
             .map(|(name, value)| name.len() + value.as_str().map_or(0, str::len))
@@ -231,7 +231,10 @@ mod tests {
     #[test]
     fn a_version_and_its_last_good_one_are_unpacked_from_annotations_unchanged() {
         let (old, new) = (version_with_variables(2), version_with_variables(3));
-        let body = new.to_deployment(&LastGoodVersion::Version(Box::new(old.clone())), None);
+        let body = new.to_deployment_with_own_annotations_and_version_variable(
+            &LastGoodVersion::Version(Box::new(old.clone())),
+            None,
+        );
         let annotations = annotations_of_deployment_or_panic(&body);
         assert_eq!(FunctionVersion::from_annotations(&annotations), Some(new));
         assert_eq!(
@@ -249,7 +252,8 @@ mod tests {
     #[test]
     fn a_large_version_is_split_into_pieces_that_containerd_accepts() {
         let large = version_with_variables(2000);
-        let body = large.to_deployment(&LastGoodVersion::Nothing, None);
+        let body =
+            large.to_deployment_with_own_annotations_and_version_variable(&LastGoodVersion::Nothing, None);
         let annotations = annotations_of_deployment_or_panic(&body);
         assert!(annotations.len() > 5, "{}", annotations.len());
         for (name, value) in &annotations {
@@ -281,8 +285,10 @@ mod tests {
             let unpacked: FunctionVersion = serde_json::from_value(stored).unwrap();
             assert_eq!(unpacked.usable_probe(), None);
             assert_eq!(unpacked.deployment, version_with_variables(1).deployment);
-            let again =
-                annotations_of_deployment_or_panic(&unpacked.to_deployment(&LastGoodVersion::Nothing, None));
+            let again = annotations_of_deployment_or_panic(
+                &unpacked
+                    .to_deployment_with_own_annotations_and_version_variable(&LastGoodVersion::Nothing, None),
+            );
             assert_eq!(FunctionVersion::from_annotations(&again), Some(unpacked));
         }
         assert!(version_with_variables(1).usable_probe().is_some());
@@ -291,7 +297,8 @@ mod tests {
     #[test]
     fn damaged_annotations_give_no_version() {
         let mut annotations = annotations_of_deployment_or_panic(
-            &version_with_variables(2000).to_deployment(&LastGoodVersion::Itself, None),
+            &version_with_variables(2000)
+                .to_deployment_with_own_annotations_and_version_variable(&LastGoodVersion::Itself, None),
         );
         assert_eq!(
             LastGoodVersion::from_annotations(&annotations),
@@ -305,15 +312,18 @@ mod tests {
 
     #[test]
     fn a_stored_failure_has_shortened_reasons() {
-        let failure = FailureRecord {
+        let failure = PermanentFailureRecord {
             delivery: "d".to_owned(),
             reasons: vec!["ä".repeat(3000), "second".to_owned()],
             previous_image: None,
         };
         let annotations = annotations_of_deployment_or_panic(
-            &version_with_variables(1).to_deployment(&LastGoodVersion::Itself, Some(&failure)),
+            &version_with_variables(1).to_deployment_with_own_annotations_and_version_variable(
+                &LastGoodVersion::Itself,
+                Some(&failure),
+            ),
         );
-        let stored = FailureRecord::from_annotations(&annotations).unwrap();
+        let stored = PermanentFailureRecord::from_annotations(&annotations).unwrap();
         assert_eq!(stored.delivery, "d");
         assert_eq!(stored.reasons.len(), 1);
         assert!(annotations[FAILURE_ANNOTATION].len() < ANNOTATION_PIECE_BYTES);

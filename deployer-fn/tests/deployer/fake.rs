@@ -30,7 +30,7 @@ pub(crate) enum ProviderKind {
 
 /// A disruption in the handling of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Disruption {
+pub(crate) enum DisruptionOrNone {
     /// The request is handled without a disruption.
     None,
     /// The gateway cannot be reached.
@@ -62,7 +62,7 @@ struct GatewayState {
     provider: ProviderKind,
     functions: BTreeMap<String, FakeFunction>,
     secrets: Vec<String>,
-    disruptions: VecDeque<Disruption>,
+    disruptions: VecDeque<DisruptionOrNone>,
     /// The number of requests before the one at which the deployer is killed, and whether that one takes effect.
     kill: Option<(usize, bool)>,
     /// The number of requests until the deployer panics.
@@ -72,12 +72,12 @@ struct GatewayState {
     overlap: bool,
     /// Whether functions repeat their version in their answers, as those that are made from the template do.
     versions: bool,
-    logs: FakeLogs,
+    logs: FakeLogsAnswer,
 }
 
 /// The answer to a request for a function's log.
 #[derive(Clone, Debug, Default)]
-pub(crate) enum FakeLogs {
+pub(crate) enum FakeLogsAnswer {
     /// The provider keeps no logs.
     #[default]
     Missing,
@@ -115,7 +115,7 @@ impl FakeGateway {
             requests: Vec::new(),
             overlap: true,
             versions: true,
-            logs: FakeLogs::default(),
+            logs: FakeLogsAnswer::default(),
         };
         Self(Arc::new(SharedGatewayState {
             state: Mutex::new(state),
@@ -135,7 +135,7 @@ impl FakeGateway {
     }
 
     /// Sets the answer to requests for logs.
-    pub(crate) fn set_logs(&self, logs: FakeLogs) {
+    pub(crate) fn set_logs(&self, logs: FakeLogsAnswer) {
         self.0.state.lock().unwrap().logs = logs;
     }
 
@@ -150,7 +150,10 @@ impl FakeGateway {
     }
 
     /// Sets the disruptions of the next requests, one each.
-    pub(crate) fn disrupt_next_requests(&self, disruptions: impl IntoIterator<Item = Disruption>) {
+    pub(crate) fn replace_disruptions_of_next_requests(
+        &self,
+        disruptions: impl IntoIterator<Item = DisruptionOrNone>,
+    ) {
         self.0.state.lock().unwrap().disruptions = disruptions.into_iter().collect();
     }
 
@@ -479,10 +482,10 @@ impl GatewayRequestSender for FakeGateway {
                 state.logs.clone()
             };
             return match logs {
-                FakeLogs::Missing => Ok(Response::builder().status(501).body(Bytes::new()).unwrap()),
-                FakeLogs::Silent => pending().await,
-                FakeLogs::Lines(lines) => Ok(Response::new(lines.into())),
-                FakeLogs::TooLarge => Err(GatewayError::TooLarge {
+                FakeLogsAnswer::Missing => Ok(Response::builder().status(501).body(Bytes::new()).unwrap()),
+                FakeLogsAnswer::Silent => pending().await,
+                FakeLogsAnswer::Lines(lines) => Ok(Response::new(lines.into())),
+                FakeLogsAnswer::TooLarge => Err(GatewayError::TooLarge {
                     method,
                     path,
                     limit: 1,
@@ -506,11 +509,11 @@ impl GatewayRequestSender for FakeGateway {
                 }
                 None => None,
             };
-            let disruption = state.disruptions.pop_front().unwrap_or(Disruption::None);
+            let disruption = state.disruptions.pop_front().unwrap_or(DisruptionOrNone::None);
             let acted = kill != Some(false)
                 && matches!(
                     disruption,
-                    Disruption::None | Disruption::LostAfter | Disruption::Unanswered
+                    DisruptionOrNone::None | DisruptionOrNone::LostAfter | DisruptionOrNone::Unanswered
                 );
             (
                 acted.then(|| state.answer_request(&request)),
@@ -524,23 +527,23 @@ impl GatewayRequestSender for FakeGateway {
         }
         let reply = |status, body: String| Ok(Response::builder().status(status).body(body.into()).unwrap());
         match (disruption, answer) {
-            (Disruption::Unreachable, _) => Err(GatewayError::Connect {
+            (DisruptionOrNone::Unreachable, _) => Err(GatewayError::Connect {
                 method,
                 path,
                 source: "connection refused".into(),
             }),
-            (Disruption::LostBefore | Disruption::LostAfter, _) => Err(GatewayError::Lost {
+            (DisruptionOrNone::LostBefore | DisruptionOrNone::LostAfter, _) => Err(GatewayError::Lost {
                 method,
                 path,
                 source: "connection closed".into(),
             }),
-            (Disruption::Unanswered, _) => {
+            (DisruptionOrNone::Unanswered, _) => {
                 tokio::time::sleep(limit).await;
                 Err(GatewayError::Timeout { method, path, limit })
             }
-            (Disruption::Status(status), _) => reply(status, String::new()),
-            (Disruption::Html, _) => reply(200, "<html>Welcome</html>".to_owned()),
-            (Disruption::None, Some((status, body, version))) => {
+            (DisruptionOrNone::Status(status), _) => reply(status, String::new()),
+            (DisruptionOrNone::Html, _) => reply(200, "<html>Welcome</html>".to_owned()),
+            (DisruptionOrNone::None, Some((status, body, version))) => {
                 let mut response = reply(status, body)?;
                 if let Some(version) = version {
                     response
@@ -549,7 +552,7 @@ impl GatewayRequestSender for FakeGateway {
                 }
                 Ok(response)
             }
-            (Disruption::None, None) => pending().await,
+            (DisruptionOrNone::None, None) => pending().await,
         }
     }
 }

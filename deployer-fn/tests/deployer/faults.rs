@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use deployer_fn::{
     DeploymentStatus as Status, FaultyParty, RolloutContext, RolloutDeadline, RolloutHistory,
-    RolloutTimeouts, RunningState, SuccessorReceiver, roll_out_hand_over,
+    RolloutPartTimeouts, RunningState, SuccessorReceiver, roll_out_hand_over,
 };
 use function_host::Shutdown;
 use tokio::time::Instant;
@@ -96,7 +96,9 @@ async fn an_unanswered_update_fails_in_time_with_unknown_state_if_reads_cannot_c
         &["the function's state is unknown: could not reach"],
     );
     assert_eq!(outcome.running, RunningState::Unknown);
-    assert!(begun.elapsed() < READY_TIMEOUT + RolloutTimeouts::default().rollback + Duration::from_secs(5));
+    assert!(
+        begun.elapsed() < READY_TIMEOUT + RolloutPartTimeouts::default().rollback + Duration::from_secs(5)
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use deployer_fn::{
     DeploymentOutcome, DeploymentStatus, FaultyParty, FunctionSpec, HandOver, PinnedImage, ReadinessProbe,
-    RolloutContext, RolloutDeadline, RolloutHistory, RolloutTimeouts, RunningState, SPEC_DIGEST_ANNOTATION,
-    SuccessorReceiver, roll_out_hand_over,
+    RolloutContext, RolloutDeadline, RolloutHistory, RolloutPartTimeouts, RunningState,
+    SPEC_DIGEST_ANNOTATION, SuccessorReceiver, roll_out_hand_over,
 };
 use function_host::Shutdown;
 use serde_json::json;
@@ -93,10 +93,10 @@ pub(crate) async fn roll_out_new_image_and_assert_calls(
 }
 
 /// Returns timeouts with which a version is ready once it answers: the scripts of calls end there.
-pub(crate) fn timeouts_without_stay_up() -> RolloutTimeouts {
-    RolloutTimeouts {
+pub(crate) fn timeouts_without_stay_up() -> RolloutPartTimeouts {
+    RolloutPartTimeouts {
         stay_up: Duration::ZERO,
-        ..RolloutTimeouts::default()
+        ..RolloutPartTimeouts::default()
     }
 }
 

@@ -6,7 +6,7 @@ use deployer_fn::{DeploymentOutcome, DeploymentStatus as Status, FaultyParty};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::fake::{FakeGateway, FakeLogs, ProviderKind};
+use crate::fake::{FakeGateway, FakeLogsAnswer, ProviderKind};
 use crate::scenarios::{SimulatedDeployer, answering_build_number, hand_over_of_build};
 
 /// A time before the fake provider created the function, in the same second; and two after that.
@@ -15,12 +15,12 @@ const AFTER: &str = "2026-01-01T00:00:10.6Z";
 const LATER: &str = "2026-01-01T01:00:11+01:00";
 
 /// Returns the answer of the log API with these times and texts.
-fn logs_with_lines(lines: &[(&str, &str)]) -> FakeLogs {
+fn logs_with_times_and_texts(lines: &[(&str, &str)]) -> FakeLogsAnswer {
     let lines = lines.iter().map(|(at, text)| {
         let message = json!({"name": "hello", "namespace": "openfaas-fn", "instance": "7", "timestamp": at, "text": text});
         format!("{message}\n")
     });
-    FakeLogs::Lines(lines.collect())
+    FakeLogsAnswer::Lines(lines.collect())
 }
 
 /// Deploys build 1 with this behaviour, after which there is no function, or build 2 after a good build 1. Returns the
@@ -61,7 +61,7 @@ async fn the_reason_of_a_version_that_fails_quotes_what_it_wrote_and_not_the_ver
             ("bad", "the function answered GET /_/health with 500 and no text"),
         ] {
             let fake = FakeGateway::new(ProviderKind::Faasd);
-            fake.set_logs(logs_with_lines(&[
+            fake.set_logs(logs_with_times_and_texts(&[
                 (LATER, "no port"),
                 (BEFORE, "the old version ends"),
                 ("yesterday", "no time"),
@@ -80,7 +80,7 @@ async fn the_reason_of_a_version_that_fails_quotes_what_it_wrote_and_not_the_ver
 
 #[tokio::test(start_paused = true)]
 async fn a_log_that_the_version_before_may_have_written_is_not_quoted() {
-    let lines = || logs_with_lines(&[(AFTER, "starting"), (LATER, "no port")]);
+    let lines = || logs_with_times_and_texts(&[(AFTER, "starting"), (LATER, "no port")]);
     let fake = FakeGateway::new(ProviderKind::Rolling);
     fake.set_logs(lines());
     let reasons = deploy_failing_and_join_reasons(&fake, "crash", true).await;
@@ -102,11 +102,11 @@ async fn a_log_that_is_missing_slow_too_large_or_malformed_costs_the_quote_and_l
     let without = begun.elapsed();
     assert!(!expected.contains("its log ends with"), "{expected}");
     for logs in [
-        FakeLogs::Silent,
-        FakeLogs::TooLarge,
-        FakeLogs::Lines(String::new()),
-        FakeLogs::Lines("<html>\n{}\n[1]\n{\"timestamp\": 7}\n".to_owned()),
-        logs_with_lines(&[(BEFORE, "the old version ends"), (AFTER, " \u{7}\n")]),
+        FakeLogsAnswer::Silent,
+        FakeLogsAnswer::TooLarge,
+        FakeLogsAnswer::Lines(String::new()),
+        FakeLogsAnswer::Lines("<html>\n{}\n[1]\n{\"timestamp\": 7}\n".to_owned()),
+        logs_with_times_and_texts(&[(BEFORE, "the old version ends"), (AFTER, " \u{7}\n")]),
     ] {
         let fake = FakeGateway::new(ProviderKind::Faasd);
         fake.set_logs(logs.clone());
@@ -126,7 +126,7 @@ async fn a_log_that_is_missing_slow_too_large_or_malformed_costs_the_quote_and_l
 #[tokio::test(start_paused = true)]
 async fn the_log_api_is_not_asked_on_kubernetes() {
     let fake = FakeGateway::new(ProviderKind::Kubernetes);
-    fake.set_logs(logs_with_lines(&[(AFTER, "no port")]));
+    fake.set_logs(logs_with_times_and_texts(&[(AFTER, "no port")]));
     let reasons = deploy_failing_and_join_reasons(&fake, "crash", false).await;
     assert!(!reasons.contains("no port"), "{reasons}");
     assert!(fake.log_requests().is_empty());
@@ -138,7 +138,7 @@ async fn only_the_end_of_a_long_log_is_quoted() {
     let long = "x".repeat(100_000);
     let lines: Vec<_> = (0..50).map(|number| format!("{long} line {number}")).collect();
     let lines: Vec<_> = lines.iter().map(|line| (AFTER, line.as_str())).collect();
-    fake.set_logs(logs_with_lines(&lines));
+    fake.set_logs(logs_with_times_and_texts(&lines));
     let reasons = deploy_failing_and_join_reasons(&fake, "crash", false).await;
     let (_, quote) = reasons.split_once("its log ends with: ").unwrap();
     let (quote, _) = quote.split_once("; ").unwrap();
@@ -149,7 +149,7 @@ async fn only_the_end_of_a_long_log_is_quoted() {
 #[tokio::test(start_paused = true)]
 async fn a_repeated_delivery_does_not_repeat_the_quoted_log_which_is_stored_nowhere() {
     let fake = FakeGateway::new(ProviderKind::Faasd);
-    fake.set_logs(logs_with_lines(&[(AFTER, "password=a")]));
+    fake.set_logs(logs_with_times_and_texts(&[(AFTER, "password=a")]));
     let process = SimulatedDeployer::start();
     process.deploy(&fake, &hand_over_of_build(1, "good")).await;
     let failed = process.deploy(&fake, &hand_over_of_build(2, "crash")).await;

@@ -6,21 +6,21 @@ use std::collections::BTreeSet;
 use deployer_fn::{DeploymentOutcome, DeploymentStatus as Status, RunningState};
 use fastrand::Rng;
 
-use crate::fake::{Disruption, FakeGateway, ProviderKind};
+use crate::fake::{DisruptionOrNone, FakeGateway, ProviderKind};
 use crate::scenarios::{SimulatedDeployer, answering_build_number, hand_over_of_build, image_of_build};
 
 /// The number of random sequences in a test, for each provider; each has its own seed.
 const SEQUENCES_PER_PROVIDER: u64 = 60;
 const DEPLOYMENTS_PER_SEQUENCE: usize = 12;
 
-const POSSIBLE_DISRUPTIONS: [Disruption; 7] = [
-    Disruption::Unreachable,
-    Disruption::LostBefore,
-    Disruption::LostAfter,
-    Disruption::Status(502),
-    Disruption::Status(503),
-    Disruption::Status(429),
-    Disruption::Unanswered,
+const POSSIBLE_DISRUPTIONS: [DisruptionOrNone; 7] = [
+    DisruptionOrNone::Unreachable,
+    DisruptionOrNone::LostBefore,
+    DisruptionOrNone::LostAfter,
+    DisruptionOrNone::Status(502),
+    DisruptionOrNone::Status(503),
+    DisruptionOrNone::Status(429),
+    DisruptionOrNone::Unanswered,
 ];
 
 /// A random sequence of deployments, and what the model knows of it.
@@ -84,17 +84,17 @@ impl DeploymentSequence {
             let disruptions: Vec<_> = (0..self.rng.usize(1..14))
                 .map(|_| match self.rng.u8(..3) {
                     0 => POSSIBLE_DISRUPTIONS[self.rng.usize(..POSSIBLE_DISRUPTIONS.len())],
-                    _ => Disruption::None,
+                    _ => DisruptionOrNone::None,
                 })
                 .collect();
-            self.fake.disrupt_next_requests(disruptions);
+            self.fake.replace_disruptions_of_next_requests(disruptions);
         }
         let outcome = self
             .process
             .deploy_until_killed(&self.fake, &hand_over_of_build(number, behaviour))
             .await;
         self.fake.kill_deployer_at_request(None);
-        self.fake.disrupt_next_requests([]);
+        self.fake.replace_disruptions_of_next_requests([]);
         let ended = outcome.as_ref().map(|outcome| (outcome.status, &outcome.reasons));
         self.steps.push(format!(
             "disrupted, {number} ({behaviour}) ends {ended:?}; {:?} answers",

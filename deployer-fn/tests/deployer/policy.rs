@@ -59,7 +59,7 @@ async fn post_signed_with(deployer: &TestDeployer, key: &str, document: &Value) 
 
 /// Asserts that a hand-over was refused with this status, with a reason for each of `reason_parts`.
 #[track_caller]
-fn assert_refused(answer: &(StatusCode, Value), status: StatusCode, reason_parts: &[&str]) {
+fn assert_refused_with_exactly(answer: &(StatusCode, Value), status: StatusCode, reason_parts: &[&str]) {
     assert_eq!(answer.0, status, "{answer:?}");
     assert_eq!(answer.1["status"], "refused", "{answer:?}");
     let given = answer.1["reasons"].as_array().unwrap();
@@ -77,7 +77,7 @@ async fn the_rules_of_the_hand_overs_tenant_apply_and_no_others() {
     let answer = deployer
         .sign_and_post_hand_over(&hand_over_json("globex/hello", Some("acme"), deploy.clone()))
         .await;
-    assert_refused(
+    assert_refused_with_exactly(
         &answer,
         StatusCode::UNPROCESSABLE_ENTITY,
         &[
@@ -105,13 +105,13 @@ async fn a_builders_hand_over_is_refused_unless_its_tenant_is_in_the_deployers_p
         let answer = deployer
             .sign_and_post_hand_over(&hand_over_json("acme/hello", tenant, deploy.clone()))
             .await;
-        assert_refused(&answer, StatusCode::BAD_REQUEST, &[reason]);
+        assert_refused_with_exactly(&answer, StatusCode::BAD_REQUEST, &[reason]);
     }
     let without_policy = test_deployer(UNREACHABLE_GATEWAY_URL);
     let answer = without_policy
         .sign_and_post_hand_over(&hand_over_json("acme/hello", Some("acme"), deploy))
         .await;
-    assert_refused(&answer, StatusCode::BAD_REQUEST, &["this deployer has no policy"]);
+    assert_refused_with_exactly(&answer, StatusCode::BAD_REQUEST, &["this deployer has no policy"]);
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn a_tenants_own_key_signs_for_that_tenant_only() {
     let deploy = json!({"service": "acme-hello"});
     let others = hand_over_json("globex/hello", Some("globex"), deploy.clone());
     let answer = post_signed_with(&deployer, ACME_DEPLOY_KEY, &others).await;
-    assert_refused(
+    assert_refused_with_exactly(
         &answer,
         StatusCode::BAD_REQUEST,
         &["tenant should be \"acme\", whose key signed the hand-over"],
@@ -132,7 +132,7 @@ async fn a_tenants_own_key_signs_for_that_tenant_only() {
         &hand_over_json("globex/hello", None, deploy.clone()),
     )
     .await;
-    assert_refused(
+    assert_refused_with_exactly(
         &answer,
         StatusCode::UNPROCESSABLE_ENTITY,
         &["rule push of tenant acme"],
@@ -209,7 +209,7 @@ async fn a_rejected_dry_run_says_that_it_is_one() {
         "dryRun": true, "tag": "registry.example/acme/hello:1", "tenant": "acme", "deploy": {"service": "hello"}
     });
     let answer = deployer.sign_and_post_hand_over(&document).await;
-    assert_refused(
+    assert_refused_with_exactly(
         &answer,
         StatusCode::UNPROCESSABLE_ENTITY,
         &["policy rule functions of tenant acme"],
@@ -271,7 +271,7 @@ async fn a_rollout_does_not_yield_to_a_hand_over_of_another_tenant() {
     gate.notify_one();
     let (status, answer) = acme.await.unwrap();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
-    assert_refused(
+    assert_refused_with_exactly(
         &globex.await.unwrap(),
         StatusCode::UNPROCESSABLE_ENTITY,
         &["belongs to another tenant than globex"],

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use deployer_fn::{DeploymentOutcome, DeploymentStatus as Status, FaultyParty, Successor, SuccessorReceiver};
+use deployer_fn::{
+    DeploymentOutcome, DeploymentStatus as Status, FaultyParty, SuccessorCallId, SuccessorReceiver,
+};
 use fastrand::Rng;
 use tokio::time::{Instant, sleep};
 
@@ -20,9 +22,9 @@ const RANDOM_HISTORIES_PER_PROVIDER: u64 = 40;
 /// The number of times in a history that two or three replicas deploy at the same time.
 const DEPLOYMENT_ROUNDS_PER_HISTORY: usize = 4;
 
-fn some_successor_with_call_number(number: u64) -> Option<Successor> {
+fn some_successor_with_call_number(number: u64) -> Option<SuccessorCallId> {
     let call_id = Some(format!("call-{number}"));
-    Some(Successor { call_id })
+    Some(SuccessorCallId { call_id })
 }
 
 /// Deploys build 2, and announces to it after 7 s that build 3 waits; returns the outcome of build 2.
@@ -104,7 +106,7 @@ async fn a_build_that_is_not_applied_yet_yields_to_a_newer_one_without_a_change(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_build_that_became_ready_in_time_does_not_yield_to_a_newer_one() {
+async fn a_build_that_is_ready_before_a_newer_one_is_announced_is_reported_ready() {
     for provider in TESTED_PROVIDERS {
         let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
         process.deploy(&fake, &hand_over_of_build(1, "good")).await;

@@ -5,13 +5,13 @@ use std::time::Duration;
 use deployer_fn::{
     DeploymentOutcome, DeploymentStatus as Status, FaultyParty, FunctionSpec, HandOver, Kubernetes,
     KubernetesReader, PinnedImage, ReadinessProbe, RolloutContext, RolloutDeadline, RolloutHistory,
-    RolloutTimeouts, RunningState, Successor, SuccessorReceiver, roll_out_hand_over,
+    RolloutPartTimeouts, RunningState, SuccessorCallId, SuccessorReceiver, roll_out_hand_over,
 };
 use function_host::Shutdown;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::fake::{Disruption, FakeGateway, ProviderKind};
+use crate::fake::{DisruptionOrNone, FakeGateway, ProviderKind};
 
 const TESTED_PROVIDERS: [ProviderKind; 3] = [
     ProviderKind::Kubernetes,
@@ -84,7 +84,7 @@ impl SimulatedDeployer {
         let context = RolloutContext {
             transport: fake,
             kubernetes: self.1.as_ref(),
-            timeouts: &RolloutTimeouts::default(),
+            timeouts: &RolloutPartTimeouts::default(),
             default_namespace: "openfaas-fn",
             history: &self.0,
             tenant: None,
@@ -262,7 +262,7 @@ async fn an_older_build_does_not_replace_a_newer_one_that_works() {
         assert_status_and_fault(&outcome, Status::Refused, Some(FaultyParty::Caller));
         assert_reason_contains(&outcome, "a newer build is deployed");
         let by = Some("call-5".to_owned());
-        assert_eq!(outcome.superseded_by, Some(Successor { call_id: by }));
+        assert_eq!(outcome.superseded_by, Some(SuccessorCallId { call_id: by }));
         assert_eq!(answering_build_number(&fake), Some(5));
     }
 }
@@ -578,32 +578,34 @@ async fn if_functions_name_no_version_updates_are_verified_on_providers_that_rep
 async fn a_working_version_runs_at_the_end_whichever_single_request_is_disrupted() {
     for provider in TESTED_PROVIDERS {
         for disruption in [
-            Disruption::Unreachable,
-            Disruption::LostBefore,
-            Disruption::LostAfter,
-            Disruption::Status(502),
-            Disruption::Status(503),
-            Disruption::Status(429),
-            Disruption::Html,
-            Disruption::Unanswered,
+            DisruptionOrNone::Unreachable,
+            DisruptionOrNone::LostBefore,
+            DisruptionOrNone::LostAfter,
+            DisruptionOrNone::Status(502),
+            DisruptionOrNone::Status(503),
+            DisruptionOrNone::Status(429),
+            DisruptionOrNone::Html,
+            DisruptionOrNone::Unanswered,
         ] {
             for step in 0..9 {
                 let (fake, process) = (FakeGateway::new(provider), SimulatedDeployer::start());
                 process.deploy(&fake, &hand_over_of_build(1, "good")).await;
-                fake.disrupt_next_requests(std::iter::repeat_n(Disruption::None, step).chain([disruption]));
+                fake.replace_disruptions_of_next_requests(
+                    std::iter::repeat_n(DisruptionOrNone::None, step).chain([disruption]),
+                );
                 let outcome = process.deploy(&fake, &hand_over_of_build(2, "good")).await;
                 let story = format!("{provider:?} {disruption:?} at {step}: {outcome:#?}");
                 // There is no time left to wait for an update that is not answered until the deadline.
                 match outcome.status {
                     // A web page with status 200 in place of the function's answer satisfies the probe.
-                    Status::Unverified if disruption == Disruption::Html => {
+                    Status::Unverified if disruption == DisruptionOrNone::Html => {
                         assert_eq!(provider, ProviderKind::Kubernetes, "{story}");
                     }
                     Status::Ready => assert_eq!(answering_build_number(&fake), Some(2), "{story}"),
                     Status::RolledBack => {
                         assert_eq!(
                             (disruption, answering_build_number(&fake)),
-                            (Disruption::Unanswered, Some(1)),
+                            (DisruptionOrNone::Unanswered, Some(1)),
                             "{story}"
                         );
                     }

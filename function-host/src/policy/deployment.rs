@@ -24,7 +24,7 @@ pub(super) const SERVICE_ACCOUNT_ANNOTATION: &str = "com.openfaas.serviceaccount
 
 /// Amounts of CPU and memory in a request to deploy a function: its limits, or what is reserved for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RequestedResources {
+pub struct LimitOrReservationAmounts {
     /// The amount of CPU, in cores.
     pub cpu: Option<Quantity>,
     /// The amount of memory, in bytes.
@@ -49,9 +49,9 @@ pub struct RequestedFunction<'a> {
     /// The function's placement constraints.
     pub constraints: Vec<&'a str>,
     /// The limits on the CPU and memory of one replica.
-    pub limits: RequestedResources,
+    pub limits: LimitOrReservationAmounts,
     /// The CPU and memory that are reserved for one replica.
-    pub requests: RequestedResources,
+    pub requests: LimitOrReservationAmounts,
     /// Whether the function's root file system is read-only.
     pub read_only_root_filesystem: bool,
 }
@@ -78,7 +78,7 @@ impl<'a> RequestedFunction<'a> {
                     .find(|(name, _)| name.eq_ignore_ascii_case(kind))?;
                 Quantity::parse(amount.as_str()?)
             };
-            RequestedResources {
+            LimitOrReservationAmounts {
                 cpu: amount("cpu"),
                 memory: amount("memory"),
             }
@@ -134,7 +134,7 @@ impl DeploymentRules {
     pub(super) fn read(tenant: TenantName, reader: &mut ObjectReader<'_>) -> Self {
         let names = |reader: &mut ObjectReader<'_>, name| {
             reader
-                .read_list(name, NamePatterns::check_name_pattern)
+                .read_list_empty_if_wrong(name, NamePatterns::check_name_pattern)
                 .map(NamePatterns::new)
         };
         let rules = Self {
@@ -217,7 +217,7 @@ impl DeploymentRules {
         let constraints = function.constraints.iter().copied();
         self.add_name_violations("constraints", &self.constraints, constraints, &mut violations);
         self.add_resource_violations(function, &mut violations);
-        self.add_replica_violations(function, &mut violations);
+        self.add_wrong_or_absent_replica_label_violations(function, &mut violations);
         if self.read_only_root_filesystem && !function.read_only_root_filesystem {
             let problem = "requires deploy.readOnlyRootFilesystem to be true";
             violations.push(self.violation_of_rule("readOnlyRootFilesystem", problem));
@@ -304,7 +304,11 @@ impl DeploymentRules {
 
     /// Adds a violation for a replica label that is not a number up to the maximum, for a highest number of 0, and for
     /// an absent label of the highest number.
-    fn add_replica_violations(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
+    fn add_wrong_or_absent_replica_label_violations(
+        &self,
+        function: &RequestedFunction<'_>,
+        violations: &mut Vec<Violation>,
+    ) {
         let Some(cap) = self.max_replicas else { return };
         // No replicas at most is no limit, too. No replicas at least is no more than the cap.
         for (label, least) in [(SCALE_MIN_LABEL, 0), (SCALE_MAX_LABEL, 1)] {

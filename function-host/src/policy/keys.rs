@@ -10,13 +10,13 @@ use crate::signature;
 /// A reader of secrets with keys, which logs an unusable secret once until it is usable again. Clones share what was
 /// logged.
 #[derive(Clone, Debug, Default)]
-pub struct KeyReader {
+pub struct KeySecretReader {
     unusable: Arc<Mutex<BTreeSet<String>>>,
 }
 
-impl KeyReader {
+impl KeySecretReader {
     /// Reads a secret with keys, one on each line; `None` if it cannot be read, or is not fit for signatures.
-    pub fn read_usable_keys_or_log(&self, secrets: &Secrets, name: &str) -> Option<Secret> {
+    pub fn read_usable_key_secret_or_log(&self, secrets: &Secrets, name: &str) -> Option<Secret> {
         let problem = match secrets.read_secret(name) {
             Ok(secret) => match signature::check_key_lines(&secret) {
                 Ok(()) => {

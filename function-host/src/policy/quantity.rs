@@ -39,7 +39,7 @@ impl Quantity {
         let (power_of_ten, power_of_two) = powers_of_ten_and_two_of_unit(unit)?;
         Some(Self {
             text: text.to_owned(),
-            nanos: to_nanos(whole, fraction, power_of_ten, power_of_two),
+            nanos: to_nanos_rounded_up_saturating(whole, fraction, power_of_ten, power_of_two),
         })
     }
 
@@ -80,7 +80,7 @@ fn powers_of_ten_and_two_of_unit(unit: &str) -> Option<(i32, u32)> {
 }
 
 /// Computes `WHOLE.FRACTION × 10^power_of_ten × 2^power_of_two` in 10⁻⁹, rounded up.
-fn to_nanos(whole: &str, fraction: &str, power_of_ten: i32, power_of_two: u32) -> u128 {
+fn to_nanos_rounded_up_saturating(whole: &str, fraction: &str, power_of_ten: i32, power_of_two: u32) -> u128 {
     let digits = format!("{whole}{fraction}");
     let digits = digits.trim_start_matches('0');
     let mut power = NANO_DECIMAL_PLACES + i64::from(power_of_ten) - fraction.len() as i64;

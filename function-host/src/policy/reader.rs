@@ -63,7 +63,7 @@ impl<'p> ObjectReader<'p> {
     /// out.
     ///
     /// `null` is not absent: a rule that seems to be there must not allow everything.
-    pub(super) fn read_list<T>(
+    pub(super) fn read_list_empty_if_wrong<T>(
         &mut self,
         name: &str,
         parse: impl Fn(&str) -> Result<T, String>,

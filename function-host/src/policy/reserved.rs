@@ -63,7 +63,7 @@ impl Default for ReservedNames {
 impl ReservedNames {
     /// Reads the settings `protected_functions` and `protected_secrets`, whose names are added to those that are always
     /// reserved.
-    pub fn from_settings(parser: &mut SettingsParser<'_>) -> Self {
+    pub fn built_in_and_from_settings(parser: &mut SettingsParser<'_>) -> Self {
         let mut reserved = Self::default();
         reserved
             .functions
@@ -75,7 +75,7 @@ impl ReservedNames {
     }
 
     /// Reserves the name of a function, `NAME` or `NAME.NAMESPACE`, in every namespace.
-    pub fn reserve_function(&mut self, name: &str) {
+    pub fn reserve_function_in_every_namespace(&mut self, name: &str) {
         self.functions.insert(lower_case_name_without_namespace(name));
     }
 
@@ -88,7 +88,7 @@ impl ReservedNames {
     ///
     /// # Errors
     /// The violation, if the name is reserved.
-    pub fn check_function(&self, name: &str) -> Result<(), Violation> {
+    pub fn check_function_name_not_reserved(&self, name: &str) -> Result<(), Violation> {
         match self.functions.contains(&lower_case_name_without_namespace(name)) {
             true => Err(Violation::that_no_policy_allows(format_args!(
                 "deploying a function under the name {name:?}, which is the platform's own"
@@ -101,7 +101,7 @@ impl ReservedNames {
     ///
     /// # Errors
     /// The violation, if the secret is reserved.
-    pub fn check_secret(&self, name: &str, tenant: Option<&Tenant>) -> Result<(), Violation> {
+    pub fn check_secret_not_reserved(&self, name: &str, tenant: Option<&Tenant>) -> Result<(), Violation> {
         let is_of_policy = tenant.is_some_and(|tenant| tenant.policy_reserves_secret(name));
         match self.secrets.contains(name) || is_platform_secret(name) || is_of_policy {
             true => Err(Violation::that_no_policy_allows(format_args!(
@@ -115,9 +115,9 @@ impl ReservedNames {
     /// account, and for the label by which the provider finds replicas.
     #[must_use]
     pub fn violations(&self, function: &RequestedFunction<'_>, tenant: Option<&Tenant>) -> Vec<Violation> {
-        let name = self.check_function(function.name).err();
+        let name = self.check_function_name_not_reserved(function.name).err();
         let secrets = function.secrets.iter();
-        let secrets = secrets.filter_map(|secret| self.check_secret(secret, tenant).err());
+        let secrets = secrets.filter_map(|secret| self.check_secret_not_reserved(secret, tenant).err());
         let account = function.annotations.get(SERVICE_ACCOUNT_ANNOTATION);
         let account = account.filter(|account| {
             self.functions

@@ -68,7 +68,7 @@ impl fmt::Display for TenantName {
 
 /// The network of a tenant's build steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StepNetworkAccess {
+pub enum DefaultOrNoStepNetwork {
     /// Steps have the daemon's network for steps.
     #[default]
     Default,
@@ -79,13 +79,13 @@ pub enum StepNetworkAccess {
 /// The only sources that a tenant's builds may read, besides the repositories that they may push to, keep caches in or
 /// have frontends from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SourceRestrictions {
+pub struct AllowedSourcesBesidesOwn {
     images: RepositoryPatterns,
     http: UrlPatterns,
     git: UrlPatterns,
 }
 
-impl SourceRestrictions {
+impl AllowedSourcesBesidesOwn {
     /// Returns the patterns of the repositories whose images may be read.
     #[must_use]
     pub fn images(&self) -> &RepositoryPatterns {
@@ -113,10 +113,10 @@ pub struct Tenant {
     deploy_keys: Vec<String>,
     push: Option<RepositoryPatterns>,
     cache: Option<RepositoryPatterns>,
-    read: Option<SourceRestrictions>,
+    read: Option<AllowedSourcesBesidesOwn>,
     frontends: RepositoryPatterns,
     buildkit: Option<String>,
-    network: StepNetworkAccess,
+    network: DefaultOrNoStepNetwork,
     max_builds: Option<NonZeroUsize>,
     registry_config: Option<String>,
     pull_config: Option<String>,
@@ -129,10 +129,10 @@ impl Tenant {
     /// Reads a tenant's keys and rules from its object in the policy.
     pub(super) fn read(name: TenantName, reader: &mut ObjectReader<'_>) -> Self {
         let keys = reader
-            .read_list("keys", parse_key_secret_name)
+            .read_list_empty_if_wrong("keys", parse_key_secret_name)
             .unwrap_or_default();
         let deploy_keys = reader
-            .read_list("deployKeys", parse_key_secret_name)
+            .read_list_empty_if_wrong("deployKeys", parse_key_secret_name)
             .unwrap_or_default();
         if keys.is_empty() && deploy_keys.is_empty() {
             reader.report_problem(
@@ -142,7 +142,7 @@ impl Tenant {
         }
         let repositories = |reader: &mut ObjectReader<'_>, name| {
             reader
-                .read_list(name, RepositoryPattern::parse)
+                .read_list_empty_if_wrong(name, RepositoryPattern::parse)
                 .map(RepositoryPatterns::new)
         };
         let push = repositories(reader, "push");
@@ -151,10 +151,10 @@ impl Tenant {
         let read = reader.take_member("read").map(|json| {
             let mut reader = reader.nested_reader("read", json);
             let urls = |reader: &mut ObjectReader<'_>, name, schemes: &[&str]| {
-                let list = reader.read_list(name, |text| UrlPattern::parse(text, schemes));
+                let list = reader.read_list_empty_if_wrong(name, |text| UrlPattern::parse(text, schemes));
                 UrlPatterns::new(list.unwrap_or_default())
             };
-            let rules = SourceRestrictions {
+            let rules = AllowedSourcesBesidesOwn {
                 images: repositories(&mut reader, "images").unwrap_or_default(),
                 http: urls(&mut reader, "http", &["https", "http"]),
                 git: urls(&mut reader, "git", &["https", "http", "ssh", "git"]),
@@ -175,11 +175,11 @@ impl Tenant {
             );
         }
         let network = reader.read_text("network", |text| match text {
-            "default" => Ok(StepNetworkAccess::Default),
-            "none" => Ok(StepNetworkAccess::None),
+            "default" => Ok(DefaultOrNoStepNetwork::Default),
+            "none" => Ok(DefaultOrNoStepNetwork::None),
             _ => Err("should be \"default\" or \"none\"".to_owned()),
         });
-        if network == Some(StepNetworkAccess::None) && frontends.iter().next().is_some() {
+        if network == Some(DefaultOrNoStepNetwork::None) && frontends.iter().next().is_some() {
             reader.report_problem(
                 "network",
                 "should be \"default\" for a tenant with frontends of its own: they do not obey it",
@@ -231,40 +231,40 @@ impl Tenant {
 
     /// Returns the repositories that the tenant may push to; `None` for all.
     #[must_use]
-    pub fn push_repositories(&self) -> Option<&RepositoryPatterns> {
+    pub fn push_repositories_unless_unrestricted(&self) -> Option<&RepositoryPatterns> {
         self.push.as_ref()
     }
 
     /// Returns the repositories that the tenant may keep caches in: those of `push` unless the policy has others; `None`
     /// for all.
     #[must_use]
-    pub fn cache_or_push_repositories(&self) -> Option<&RepositoryPatterns> {
+    pub fn cache_or_push_repositories_unless_unrestricted(&self) -> Option<&RepositoryPatterns> {
         self.cache.as_ref().or(self.push.as_ref())
     }
 
     /// Returns the sources that the tenant's builds may read, besides its repositories for pushes, caches and
     /// frontends; `None` for everything that is not forbidden to all.
     #[must_use]
-    pub fn source_restrictions(&self) -> Option<&SourceRestrictions> {
+    pub fn allowed_sources_besides_own(&self) -> Option<&AllowedSourcesBesidesOwn> {
         self.read.as_ref()
     }
 
     /// Returns the frontends that a Dockerfile may name, besides the built-in one. They need a daemon of the tenant's
     /// own.
     #[must_use]
-    pub fn frontends(&self) -> &RepositoryPatterns {
+    pub fn additional_frontends(&self) -> &RepositoryPatterns {
         &self.frontends
     }
 
     /// Returns the address of the tenant's own BuildKit daemon, as the policy has it; `None` if the tenant has none.
     #[must_use]
-    pub fn buildkit_address(&self) -> Option<&str> {
+    pub fn own_buildkit_address(&self) -> Option<&str> {
         self.buildkit.as_deref()
     }
 
     /// Returns the network of the tenant's build steps.
     #[must_use]
-    pub fn step_network(&self) -> StepNetworkAccess {
+    pub fn step_network(&self) -> DefaultOrNoStepNetwork {
         self.network
     }
 
@@ -315,7 +315,7 @@ impl Tenant {
     pub fn may_push(&self, repository: &str) -> Result<(), Violation> {
         self.check_rule(
             "push",
-            self.push_repositories()
+            self.push_repositories_unless_unrestricted()
                 .is_none_or(|allowed| allowed.allows(repository)),
             repository,
         )
@@ -329,7 +329,7 @@ impl Tenant {
         let rule = if self.cache.is_some() { "cache" } else { "push" };
         self.check_rule(
             rule,
-            self.cache_or_push_repositories()
+            self.cache_or_push_repositories_unless_unrestricted()
                 .is_none_or(|allowed| allowed.allows(repository)),
             repository,
         )

@@ -235,9 +235,9 @@ fn no_policy_allows_deploying_as_a_platform_function_or_with_a_platform_secret()
         ("protected_secrets", "my-deploy-secret"),
     ];
     let mut parser = crate::env::SettingsParser::new(&variables);
-    let mut reserved = ReservedNames::from_settings(&mut parser);
+    let mut reserved = ReservedNames::built_in_and_from_settings(&mut parser);
     parser.fail_if_problems().unwrap();
-    reserved.reserve_function("slipway-deployer.openfaas-fn");
+    reserved.reserve_function_in_every_namespace("slipway-deployer.openfaas-fn");
     for name in [
         "builder-fn",
         "deployer-fn",
@@ -248,11 +248,14 @@ fn no_policy_allows_deploying_as_a_platform_function_or_with_a_platform_secret()
         "buildkitd",
         "slipway-deployer",
     ] {
-        let violation = reserved.check_function(name).unwrap_err().to_string();
+        let violation = reserved
+            .check_function_name_not_reserved(name)
+            .unwrap_err()
+            .to_string();
         assert!(violation.starts_with("no policy allows"), "{violation}");
     }
     for name in ["hello", "deployer-fn2", "my-deployer-fn"] {
-        assert_eq!(reserved.check_function(name), Ok(()), "{name}");
+        assert_eq!(reserved.check_function_name_not_reserved(name), Ok(()), "{name}");
     }
     let policy = parse_tenants(json!({
         "a": {"keys": ["a-key"], "deployKeys": ["a-deploy"], "registryConfig": "a-registry", "pullConfig": "a-pull"},
@@ -261,10 +264,20 @@ fn no_policy_allows_deploying_as_a_platform_function_or_with_a_platform_secret()
     .unwrap();
     for tenant in policy.tenants() {
         for secret in ["a-key", "a-deploy", "a-registry", "a-pull", "b-key"] {
-            assert!(reserved.check_secret(secret, Some(tenant)).is_err(), "{secret}");
-            assert_eq!(reserved.check_secret(secret, None), Ok(()), "{secret}");
+            assert!(
+                reserved.check_secret_not_reserved(secret, Some(tenant)).is_err(),
+                "{secret}"
+            );
+            assert_eq!(
+                reserved.check_secret_not_reserved(secret, None),
+                Ok(()),
+                "{secret}"
+            );
         }
-        assert_eq!(reserved.check_secret("api-key", Some(tenant)), Ok(()));
+        assert_eq!(
+            reserved.check_secret_not_reserved("api-key", Some(tenant)),
+            Ok(())
+        );
     }
     for secret in [
         "basic-auth-password",
@@ -274,7 +287,10 @@ fn no_policy_allows_deploying_as_a_platform_function_or_with_a_platform_secret()
         "my-deploy-secret",
         "sh.helm.release.v1.slipway.v3",
     ] {
-        assert!(reserved.check_secret(secret, None).is_err(), "{secret}");
+        assert!(
+            reserved.check_secret_not_reserved(secret, None).is_err(),
+            "{secret}"
+        );
     }
 }
 

@@ -15,7 +15,7 @@ use super::DOCKER_HUB_NAME_AND_HOST;
 use super::challenge::AuthChallenge;
 use super::credentials::RegistryCredentials;
 use super::error::RegistryError;
-use super::realm::AllowedTokenHosts;
+use super::realm::AdditionalTokenHosts;
 use crate::client::{HttpClient, OutgoingRequestBody};
 use crate::error_chain::ErrorChain;
 use crate::secret::Secrets;
@@ -45,7 +45,7 @@ pub struct RegistryClient {
     http: HttpClient,
     /// Whether the client uses plain HTTP with registries.
     insecure: bool,
-    realms: AllowedTokenHosts,
+    realms: AdditionalTokenHosts,
 }
 
 /// A bearer token for a registry, with its lifetime.
@@ -68,7 +68,7 @@ impl fmt::Debug for RegistryToken {
 /// A handle for requests to one repository of an image registry. It keeps the authentication that the registry asked
 /// for.
 #[derive(Clone)]
-pub struct Repository {
+pub struct RepositoryClient {
     client: RegistryClient,
     host: String,
     name: String,
@@ -88,7 +88,11 @@ impl RegistryClient {
     ///
     /// # Errors
     /// Fails if the certificates cannot be loaded, or there are none, and registries are not `insecure`.
-    pub fn new(secrets: &Secrets, insecure: bool, realms: AllowedTokenHosts) -> Result<Self, RegistryError> {
+    pub fn new(
+        secrets: &Secrets,
+        insecure: bool,
+        realms: AdditionalTokenHosts,
+    ) -> Result<Self, RegistryError> {
         let http =
             HttpClient::trusting_system_and_gateway_certificates(secrets, None).or_else(
                 |error| match insecure {
@@ -104,7 +108,7 @@ impl RegistryClient {
     }
 
     /// Creates a registry client that sends its requests with `http`, also those to token servers.
-    pub fn with_http_client(http: HttpClient, uses_plain_http: bool, realms: AllowedTokenHosts) -> Self {
+    pub fn with_http_client(http: HttpClient, uses_plain_http: bool, realms: AdditionalTokenHosts) -> Self {
         Self {
             http,
             insecure: uses_plain_http,
@@ -114,13 +118,18 @@ impl RegistryClient {
 
     /// Returns a handle for the repository `name` of `registry`, which is the registry's name in image references.
     /// Sends nothing yet.
-    pub fn repository(&self, registry: &str, name: &str, credentials: RegistryCredentials) -> Repository {
+    pub fn repository(
+        &self,
+        registry: &str,
+        name: &str,
+        credentials: RegistryCredentials,
+    ) -> RepositoryClient {
         let host = if registry == DOCKER_HUB_NAME_AND_HOST.0 {
             DOCKER_HUB_NAME_AND_HOST.1
         } else {
             registry
         };
-        Repository {
+        RepositoryClient {
             client: self.clone(),
             host: host.to_owned(),
             name: name.to_owned(),
@@ -221,7 +230,7 @@ impl RegistryClient {
     }
 }
 
-impl Repository {
+impl RepositoryClient {
     /// Returns the host of the repository's registry.
     pub fn registry_host(&self) -> &str {
         &self.host
@@ -243,7 +252,10 @@ impl Repository {
     ///
     /// # Errors
     /// Fails if the registry's answer is neither the manifest nor that there is none.
-    pub async fn fetch_manifest(&mut self, digest_or_tag: &str) -> Result<Option<Bytes>, RegistryError> {
+    pub async fn fetch_unverified_manifest(
+        &mut self,
+        digest_or_tag: &str,
+    ) -> Result<Option<Bytes>, RegistryError> {
         let response = self
             .request_by_digest_or_tag(Method::GET, "manifests", digest_or_tag)
             .await?;
@@ -255,7 +267,7 @@ impl Repository {
     ///
     /// # Errors
     /// Fails if the registry's answer is neither the blob nor that there is none.
-    pub async fn fetch_blob(&mut self, digest: &str) -> Result<Option<Bytes>, RegistryError> {
+    pub async fn fetch_unverified_blob(&mut self, digest: &str) -> Result<Option<Bytes>, RegistryError> {
         let response = self
             .request_by_digest_or_tag(Method::GET, "blobs", digest)
             .await?;
@@ -330,17 +342,17 @@ impl Repository {
         &mut self,
         method: Method,
         manifests_or_blobs: &str,
-        digest: &str,
+        digest_or_tag: &str,
     ) -> Result<Response<Bytes>, RegistryError> {
-        let is_digest = digest
+        let is_digest_or_tag = digest_or_tag
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b":+._-".contains(&byte));
-        if !is_digest {
+        if !is_digest_or_tag {
             return Err(RegistryError::Name {
-                name: digest.to_owned(),
+                name: digest_or_tag.to_owned(),
             });
         }
-        let uri = self.uri_in_repository_api(&format!("{manifests_or_blobs}/{digest}"))?;
+        let uri = self.uri_in_repository_api(&format!("{manifests_or_blobs}/{digest_or_tag}"))?;
         let request = |authorization: Option<&HeaderValue>| {
             let mut request = Request::new(Full::default());
             *request.method_mut() = method.clone();
@@ -429,9 +441,9 @@ impl fmt::Debug for RegistryClient {
     }
 }
 
-impl fmt::Debug for Repository {
+impl fmt::Debug for RepositoryClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Repository")
+        f.debug_struct("RepositoryClient")
             .field("host", &self.host)
             .field("name", &self.name)
             .finish_non_exhaustive()

@@ -48,7 +48,7 @@ pub struct UnusableDockerConfigEntry {
 
 /// The credentials and credential helpers of registries in a Docker `config.json`.
 #[derive(Debug, Default)]
-pub struct Logins {
+pub struct RegistryLogins {
     /// The credentials in `auths`, by their keys in the file.
     auths: BTreeMap<String, Result<RegistryCredentials, UnusableDockerConfigEntry>>,
     /// The names of credential helpers in `credHelpers`, by registry.
@@ -59,7 +59,7 @@ pub struct Logins {
     ignored: Vec<String>,
 }
 
-impl Logins {
+impl RegistryLogins {
     /// Parses the content of a Docker `config.json`. Empty content has no entries.
     ///
     /// # Errors
@@ -82,9 +82,9 @@ impl Logins {
         })?;
         for (key, value) in object_members_or_none_if_null(file, "the content")? {
             if json::key_matches_field(&key, "auths") {
-                logins.read_auths(value)?;
+                logins.add_auths_or_clear_if_null(value)?;
             } else if json::key_matches_field(&key, "credHelpers") {
-                logins.add_cred_helpers_by_registry(value)?;
+                logins.add_cred_helpers_or_clear_if_null(value)?;
             } else if json::key_matches_field(&key, "credsStore") {
                 let store = json::parse_json_string_or_null(value);
                 let store =
@@ -96,7 +96,7 @@ impl Logins {
     }
 
     /// Adds the credentials in an object `auths`. A value `null` removes those of an earlier `auths`.
-    fn read_auths(&mut self, value: &RawValue) -> Result<(), MalformedDockerConfig> {
+    fn add_auths_or_clear_if_null(&mut self, value: &RawValue) -> Result<(), MalformedDockerConfig> {
         if value.get() == "null" {
             self.auths.clear();
         }
@@ -115,7 +115,7 @@ impl Logins {
     }
 
     /// Adds the names of credential helpers in an object `credHelpers`. A value `null` removes those of an earlier one.
-    fn add_cred_helpers_by_registry(&mut self, value: &RawValue) -> Result<(), MalformedDockerConfig> {
+    fn add_cred_helpers_or_clear_if_null(&mut self, value: &RawValue) -> Result<(), MalformedDockerConfig> {
         if value.get() == "null" {
             self.helpers.clear();
         }
@@ -272,7 +272,7 @@ impl AuthEntry {
 pub struct LoginsCache {
     file: String,
     /// The content that was parsed last, with its result.
-    parsed: Mutex<Option<(Secret, Arc<Logins>)>>,
+    parsed: Mutex<Option<(Secret, Arc<RegistryLogins>)>>,
 }
 
 impl LoginsCache {
@@ -287,15 +287,15 @@ impl LoginsCache {
     /// Parses the content of a `config.json`, unless it is the same as the last time.
     ///
     /// # Errors
-    /// Fails as [`Logins::parse_config`] does.
-    pub fn parse_if_changed(&self, content: &[u8]) -> Result<Arc<Logins>, MalformedDockerConfig> {
+    /// Fails as [`RegistryLogins::parse_config`] does.
+    pub fn parse_if_changed(&self, content: &[u8]) -> Result<Arc<RegistryLogins>, MalformedDockerConfig> {
         let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, logins)) = &*parsed
             && known.expose() == content
         {
             return Ok(Arc::clone(logins));
         }
-        let logins = Arc::new(Logins::parse_config(content)?);
+        let logins = Arc::new(RegistryLogins::parse_config(content)?);
         for fault in logins.describe_faults() {
             tracing::warn!(
                 file = self.file,

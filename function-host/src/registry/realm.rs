@@ -26,9 +26,9 @@ const HOST_NAME_MAX_BYTES: usize = 255;
 ///
 /// A realm on the registry's own host may have another port: docker_auth and similar servers run beside a registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AllowedTokenHosts(BTreeSet<String>);
+pub struct AdditionalTokenHosts(BTreeSet<String>);
 
-impl FromStr for AllowedTokenHosts {
+impl FromStr for AdditionalTokenHosts {
     type Err = String;
 
     /// Parses a list of `HOST` or `HOST:PORT`, separated by commas. A host without a port stands for every
@@ -45,7 +45,7 @@ impl FromStr for AllowedTokenHosts {
     }
 }
 
-impl AllowedTokenHosts {
+impl AdditionalTokenHosts {
     /// Parses the token server's URL that a registry names; fails if its host is not allowed, or its scheme is not
     /// `https` (nor `http` with `insecure`).
     pub(super) fn parse_allowed_realm(
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_token_realm_is_https_on_the_registrys_own_a_well_known_or_an_allowed_host() {
-        let realms: AllowedTokenHosts = "auth.example:8443".parse().unwrap();
+        let realms: AdditionalTokenHosts = "auth.example:8443".parse().unwrap();
         for (registry, realm, is_allowed) in [
             ("r.example", "https://r.example/token", true),
             ("r.example:5000", "https://R.example:5001/token", true),

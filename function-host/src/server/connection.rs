@@ -112,7 +112,7 @@ impl ServedListener {
     }
 
     /// Waits until the listener's last connection has ended, which is only after draining has started.
-    pub(crate) async fn wait_until_connections_ended(&mut self) {
+    pub(crate) async fn wait_until_drained_or_dropped(&mut self) {
         if let Err(error) = (&mut self.accepting).await {
             tracing::error!(%error, "the accept loop panicked");
         }

@@ -110,7 +110,7 @@ impl ConnectionBudget {
         }
         waiting.select_nth_unstable_by(excess - 1, |(one, _), (other, _)| other.cmp(one));
         for (_, state) in waiting.iter().take(excess) {
-            self.displace(state);
+            self.displace_and_count(state);
         }
     }
 
@@ -132,13 +132,13 @@ impl ConnectionBudget {
             && let Some((bytes, _, state)) = buffered.pop()
         {
             total -= bytes;
-            self.displace(state);
+            self.displace_and_count(state);
         }
     }
 
     /// Displaces a connection, and counts it.
-    fn displace(&self, state: &ConnectionState) {
-        state.displace();
+    fn displace_and_count(&self, state: &ConnectionState) {
+        state.displace_unless_head_arrives();
         self.displaced.inc();
     }
 

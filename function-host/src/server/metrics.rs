@@ -54,7 +54,7 @@ impl RequestMetrics {
 
     /// Counts a request that ended, and records its duration.
     pub(crate) fn record_request(&self, status: u16, method: &Method, duration: Duration) {
-        let method = method_index(method);
+        let method = method_label_index(method);
         if status == 200 {
             self.ok[method]
                 .get_or_init(|| self.series_with_labels("200", METHOD_LABELS[method]))
@@ -83,7 +83,7 @@ impl RequestSeries {
 }
 
 /// Returns the index of an HTTP method in [`METHOD_LABELS`], or of `unknown`.
-fn method_index(method: &Method) -> usize {
+fn method_label_index(method: &Method) -> usize {
     match *method {
         Method::GET => 0,
         Method::POST => 1,
@@ -174,7 +174,7 @@ mod tests {
     fn each_http_method_is_counted_under_its_own_label() {
         for (at, name) in METHOD_LABELS.iter().enumerate() {
             let method = Method::from_bytes(name.to_uppercase().as_bytes()).unwrap();
-            assert_eq!(method_index(&method), at, "{name}");
+            assert_eq!(method_label_index(&method), at, "{name}");
         }
     }
 }

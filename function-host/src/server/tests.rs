@@ -433,7 +433,7 @@ async fn a_request_is_in_flight_until_its_stream_has_ended() {
 #[tokio::test]
 async fn a_function_that_limits_itself_is_called_for_every_request() {
     let (app, mut calls) = app_that_answers_with_a_stream();
-    let served = serve_app(&[("max_inflight", "1")], app.handler_limits_inflight()).await;
+    let served = serve_app(&[("max_inflight", "1")], app.leave_inflight_limit_to_handler()).await;
     let _first = connect_and_send(served.address, GET_REQUEST_TEXT).await;
     let _first_chunks = calls.wait_for_next_call().await;
     let _second = connect_and_send(served.address, GET_REQUEST_TEXT).await;
@@ -529,7 +529,7 @@ async fn draining_closes_idle_connections_and_finishes_running_requests() {
     chunks.send(Ok("last".into())).await.unwrap();
     drop(chunks);
     assert!(read_until_closed(&mut busy).await.contains("last"));
-    await_within_timeout(served.listener.wait_until_connections_ended()).await;
+    await_within_timeout(served.listener.wait_until_drained_or_dropped()).await;
     assert!(TcpStream::connect(served.address).await.is_err());
 }
 
@@ -542,7 +542,7 @@ async fn drop_all_connections_drops_running_handlers_before_the_listener_counts_
     served.listener.start_draining();
     assert!(dropped.try_recv().is_err());
     served.listener.drop_all_connections();
-    await_within_timeout(served.listener.wait_until_connections_ended()).await;
+    await_within_timeout(served.listener.wait_until_drained_or_dropped()).await;
     assert_eq!(dropped.try_recv(), Ok(()));
 }
 

@@ -182,7 +182,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
                 let begun = self.head_begun == Some(request);
                 if self.state().is_displaced_and_still_waiting() {
                     if begun {
-                        self.send_early_answer(TOO_MANY_CONNECTIONS_RESPONSE, cx);
+                        self.try_send_early_answer(TOO_MANY_CONNECTIONS_RESPONSE, cx);
                     }
                     return Poll::Ready(displaced_error());
                 }
@@ -201,7 +201,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
         };
         ready!(self.read_timer.poll_elapsed(cx, timeout, (expected, request)));
         if expected == ExpectedInput::Head && self.head_begun == Some(request) && self.head_bytes > 0 {
-            self.send_early_answer(HEAD_TOO_SLOW_RESPONSE, cx);
+            self.try_send_early_answer(HEAD_TOO_SLOW_RESPONSE, cx);
         }
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, message))
     }
@@ -217,7 +217,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> TimedConnection<C> {
     }
 
     /// Sends an answer to a head that has not arrived, if the client takes it at once.
-    fn send_early_answer(&mut self, answer: &[u8], cx: &mut Context<'_>) {
+    fn try_send_early_answer(&mut self, answer: &[u8], cx: &mut Context<'_>) {
         // After unread answers, hyper may have sent a part of one.
         if !self.write_waits {
             let _ = Pin::new(&mut self.connection).poll_write(cx, answer);

@@ -29,7 +29,7 @@ impl Settings {
     /// Starts to export trace spans, if the settings name a collector. The current runtime sends the requests.
     ///
     /// `default_service_name` is the service name, unless the environment sets it.
-    pub(crate) fn start_export(
+    pub(crate) fn start_export_if_enabled(
         self,
         default_service_name: Option<&'static str>,
     ) -> Result<RequestTracer, BoxError> {
@@ -116,7 +116,7 @@ impl HttpClient for CollectorClient {
             }
         };
         add(self.headers.0.clone());
-        match settings::read_secret_headers(&self.secrets) {
+        match settings::read_secret_headers_empty_if_missing(&self.secrets) {
             Ok(headers) => add(headers),
             Err(problem) => {
                 self.status.record_failure(format_args!(

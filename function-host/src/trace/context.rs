@@ -46,7 +46,7 @@ impl TraceContext {
     }
 
     /// Wraps `future` so that this trace context is the current one whenever it is polled.
-    pub(super) fn run_in_context<F>(self, future: F) -> InSpanFuture<F> {
+    pub(super) fn wrap_in_context<F>(self, future: F) -> InSpanFuture<F> {
         InSpanFuture {
             future,
             context: self,

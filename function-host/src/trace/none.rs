@@ -20,7 +20,7 @@ impl Settings {
         Duration::ZERO
     }
 
-    pub(crate) fn start_export(
+    pub(crate) fn start_export_if_enabled(
         self,
         _default_service_name: Option<&'static str>,
     ) -> Result<RequestTracer, BoxError> {

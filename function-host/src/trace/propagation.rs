@@ -19,7 +19,7 @@ const MAX_TRACESTATE_BYTES: usize = 512;
 pub(super) fn extract_caller_context(headers: &HeaderMap) -> Context {
     let mut parents = headers.get_all(TRACEPARENT_HEADER).iter();
     match (parents.next(), parents.next()) {
-        (Some(parent), None) if is_valid_traceparent(parent.as_bytes()) => {
+        (Some(parent), None) if is_well_formed_traceparent(parent.as_bytes()) => {
             let headers = TraceHeaders {
                 parent: parent.to_str().unwrap_or_default(),
                 state: joined_tracestate_or_empty_if_too_long(headers),
@@ -77,7 +77,7 @@ fn joined_tracestate_or_empty_if_too_long(headers: &HeaderMap) -> String {
 /// The format is `00-<32 hex digits>-<16>-<2>`. A later version may have further fields after another `-`.
 ///
 /// The propagator accepts more than the standard does.
-fn is_valid_traceparent(parent: &[u8]) -> bool {
+fn is_well_formed_traceparent(parent: &[u8]) -> bool {
     const TRACEPARENT_BYTES: usize = 55;
     const DASH_POSITIONS: [usize; 3] = [2, 35, 52];
     let Some((fixed, more)) = parent.split_at_checked(TRACEPARENT_BYTES) else {

@@ -90,7 +90,7 @@ impl Settings {
         if parser.flag("OTEL_SDK_DISABLED", false) || !exporter {
             return Self(None);
         }
-        let Some(endpoint) = read_collector_url(parser) else {
+        let Some(endpoint) = read_collector_url_if_set_and_valid(parser) else {
             return Self(None);
         };
         let protocol = effective_variable_name(parser, PROTOCOL_VARIABLES);
@@ -134,7 +134,7 @@ fn effective_variable_name(parser: &mut SettingsParser<'_>, [traces, all]: Varia
 
 /// Reads the URL that spans are posted to; `None` if it is not set, or wrong, which is added to the problems of
 /// `parser`.
-fn read_collector_url(parser: &mut SettingsParser<'_>) -> Option<Uri> {
+fn read_collector_url_if_set_and_valid(parser: &mut SettingsParser<'_>) -> Option<Uri> {
     let name = effective_variable_name(parser, ENDPOINT_VARIABLES);
     let text = parser.optional_text(name)?;
     let url = match name == ENDPOINT_VARIABLES[0] {
@@ -184,7 +184,7 @@ fn read_environment_headers_and_check_secret(
             None => parser.add_problem(name, VALID_HEADERS_DESCRIPTION),
         }
     }
-    if let Err(problem) = read_secret_headers(secrets) {
+    if let Err(problem) = read_secret_headers_empty_if_missing(secrets) {
         parser.add_problem(
             name,
             format!("cannot be completed by the secret {COLLECTOR_HEADERS_SECRET}: {problem}"),
@@ -197,7 +197,7 @@ fn read_environment_headers_and_check_secret(
 ///
 /// # Errors
 /// Fails if the secret cannot be read, or its format is wrong.
-pub(super) fn read_secret_headers(secrets: &Secrets) -> Result<HeaderMap, String> {
+pub(super) fn read_secret_headers_empty_if_missing(secrets: &Secrets) -> Result<HeaderMap, String> {
     let secret = match secrets.read_secret(COLLECTOR_HEADERS_SECRET) {
         Ok(secret) => secret,
         Err(SecretError::Missing { .. }) => return Ok(HeaderMap::new()),

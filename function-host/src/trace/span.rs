@@ -108,7 +108,7 @@ impl Span {
     /// Wraps `future` so that it runs in this trace span: spans that it opens are children of this one. Nothing runs
     /// until the result is awaited.
     pub fn run<F>(&self, future: F) -> InSpanFuture<F> {
-        self.context().run_in_context(future)
+        self.context().wrap_in_context(future)
     }
 
     /// Sets the trace headers of a request, which name this span as the caller.

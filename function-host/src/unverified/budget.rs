@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Displaced, HeldResource, UnverifiedLimits, UnverifiedMetrics, UnverifiedSender};
+use super::{DisplacedForOthers, HeldResource, UnverifiedLimits, UnverifiedMetrics, UnverifiedSender};
 
 /// A budget that all unverified bodies of a function share. Clones share it.
 #[derive(Clone, Debug)]
@@ -66,22 +66,24 @@ impl UnverifiedBudget {
     }
 
     /// Records that nothing more can be done for a sender until it sends more bytes.
-    pub(super) fn mark_waiting_for_bytes(&self, key: u64) {
-        self.lock().mark_waiting_for_bytes(key);
+    pub(super) fn mark_displaceable_for_newcomers_until_bytes_arrive(&self, key: u64) {
+        self.lock()
+            .mark_displaceable_for_newcomers_until_bytes_arrive(key);
     }
 
     /// Records that a sender waits for something that others use, or does so no longer.
-    pub(super) fn mark_waiting_for_others(&self, key: u64, waits: bool) {
-        self.lock().mark_waiting_for_others(key, waits, Instant::now());
+    pub(super) fn mark_waiting_for_others_and_displaceable_for_newcomers(&self, key: u64, waits: bool) {
+        self.lock()
+            .mark_waiting_for_others_and_displaceable_for_newcomers(key, waits, Instant::now());
     }
 
     /// Records that bytes of a sender have arrived.
-    pub(super) fn record_received(&self, key: u64, bytes: usize) {
-        self.lock().record_received(key, bytes);
+    pub(super) fn record_received_and_protect_from_newcomers(&self, key: u64, bytes: usize) {
+        self.lock().record_received_and_protect_from_newcomers(key, bytes);
     }
 
     /// Returns `Ready` once the sender is displaced.
-    pub(super) fn poll_displaced(&self, key: u64, cx: &mut Context<'_>) -> Poll<Displaced> {
+    pub(super) fn poll_displaced(&self, key: u64, cx: &mut Context<'_>) -> Poll<DisplacedForOthers> {
         self.lock().poll_displaced(key, cx)
     }
 
@@ -93,7 +95,7 @@ impl UnverifiedBudget {
         resource: HeldResource,
         bytes: u64,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Displaced>> {
+    ) -> Poll<Result<(), DisplacedForOthers>> {
         self.lock().poll_reserve(&self.limits, key, resource, bytes, cx)
     }
 
@@ -156,7 +158,7 @@ struct SenderState {
     received: u64,
     held: HeldBytes,
     /// The reason why the sender should end; it holds its part of the budget until it does.
-    displaced: Option<Displaced>,
+    displaced: Option<DisplacedForOthers>,
     waker: Option<Waker>,
     /// Whether the sender waits for a resource.
     waits: bool,
@@ -170,14 +172,14 @@ struct SenderState {
 
 impl UnverifiedLimits {
     /// Returns the disk space that every sender may use without being displaced for others, in bytes.
-    pub(super) fn guaranteed_disk_bytes_per_sender(&self) -> u64 {
+    pub(super) fn guaranteed_quarter_of_disk_split_among_senders(&self) -> u64 {
         self.disk / GUARANTEED_DISK_DIVISOR / (self.senders.max(1) as u64)
     }
 }
 
 impl SenderState {
     /// Returns the sender's average rate so far, in bytes per second, without the time for which it waited for others.
-    fn bytes_per_second(&self, now: Instant) -> f64 {
+    fn bytes_per_second_except_waits_for_others(&self, now: Instant) -> f64 {
         let waits = self.waits_since.map(|since| now.saturating_duration_since(since));
         let age = now
             .saturating_duration_since(self.since)
@@ -185,7 +187,7 @@ impl SenderState {
         self.received as f64 / age.max(MIN_AGE_IN_RATE_COMPARISON).as_secs_f64()
     }
 
-    fn poll_displaced(&mut self, cx: &mut Context<'_>) -> Poll<Displaced> {
+    fn poll_displaced(&mut self, cx: &mut Context<'_>) -> Poll<DisplacedForOthers> {
         if let Some(reason) = self.displaced {
             return Poll::Ready(reason);
         }
@@ -219,10 +221,11 @@ impl Senders {
                 .take(self.undisplaced - limit / 2)
                 .filter(|(_, entry)| entry.is_idle)
                 .min_by(|(_, one), (_, other)| {
-                    one.bytes_per_second(now).total_cmp(&other.bytes_per_second(now))
+                    one.bytes_per_second_except_waits_for_others(now)
+                        .total_cmp(&other.bytes_per_second_except_waits_for_others(now))
                 });
             let Some((key, _)) = slowest else { break };
-            self.displace_sender(key, Displaced::Senders { limit });
+            self.displace_sender(key, DisplacedForOthers::Senders { limit });
         }
         let key = self.next;
         self.next += 1;
@@ -250,13 +253,18 @@ impl Senders {
         }
     }
 
-    fn mark_waiting_for_bytes(&mut self, key: u64) {
+    fn mark_displaceable_for_newcomers_until_bytes_arrive(&mut self, key: u64) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.is_idle = true;
         }
     }
 
-    fn mark_waiting_for_others(&mut self, key: u64, waits: bool, now: Instant) {
+    fn mark_waiting_for_others_and_displaceable_for_newcomers(
+        &mut self,
+        key: u64,
+        waits: bool,
+        now: Instant,
+    ) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.is_idle = waits;
             let since = std::mem::replace(&mut entry.waits_since, waits.then_some(now));
@@ -265,7 +273,7 @@ impl Senders {
     }
 
     /// Marks a sender as displaced for `reason`, wakes it and counts it. It holds its resources until it is removed.
-    fn displace_sender(&mut self, key: u64, reason: Displaced) {
+    fn displace_sender(&mut self, key: u64, reason: DisplacedForOthers) {
         if let Some(entry) = self
             .entries
             .get_mut(&key)
@@ -282,14 +290,14 @@ impl Senders {
         }
     }
 
-    fn record_received(&mut self, key: u64, bytes: usize) {
+    fn record_received_and_protect_from_newcomers(&mut self, key: u64, bytes: usize) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.received = entry.received.saturating_add(bytes as u64);
             entry.is_idle = false;
         }
     }
 
-    fn poll_displaced(&mut self, key: u64, cx: &mut Context<'_>) -> Poll<Displaced> {
+    fn poll_displaced(&mut self, key: u64, cx: &mut Context<'_>) -> Poll<DisplacedForOthers> {
         match self.entries.get_mut(&key) {
             Some(entry) => entry.poll_displaced(cx),
             None => Poll::Pending,
@@ -303,7 +311,7 @@ impl Senders {
         resource: HeldResource,
         bytes: u64,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Displaced>> {
+    ) -> Poll<Result<(), DisplacedForOthers>> {
         let Some(entry) = self.entries.get_mut(&key) else {
             return Poll::Pending;
         };
@@ -313,8 +321,8 @@ impl Senders {
         }
         let wanted = entry.held.amount_of(resource).saturating_add(bytes);
         let (limit, reason) = match resource {
-            HeldResource::Memory => (limits.memory, Displaced::Memory { limit: limits.memory }),
-            HeldResource::Disk => (limits.disk, Displaced::Disk { limit: limits.disk }),
+            HeldResource::Memory => (limits.memory, DisplacedForOthers::Memory { limit: limits.memory }),
+            HeldResource::Disk => (limits.disk, DisplacedForOthers::Disk { limit: limits.disk }),
         };
         if self.held.amount_of(resource).saturating_add(bytes) <= limit {
             *self.held.amount_of_mut(resource) += bytes;
@@ -323,9 +331,9 @@ impl Senders {
             return Poll::Ready(Ok(()));
         }
         let (victims, is_enough) = match resource {
-            HeldResource::Memory => self.largest_holders_and_whether_enough(key, wanted, bytes, limit),
+            HeldResource::Memory => self.larger_memory_holders_and_whether_enough(key, wanted, bytes, limit),
             HeldResource::Disk => {
-                self.slowest_large_holders_and_whether_enough(key, wanted, bytes, limits, Instant::now())
+                self.slower_large_disk_holders_and_whether_enough(key, wanted, bytes, limits, Instant::now())
             }
         };
         if !is_enough {
@@ -345,7 +353,7 @@ impl Senders {
 
     /// Returns the senders that hold more memory than `wanted`, the largest first, until there is room for `bytes` more,
     /// and whether there is.
-    fn largest_holders_and_whether_enough(
+    fn larger_memory_holders_and_whether_enough(
         &self,
         key: u64,
         wanted: u64,
@@ -366,7 +374,7 @@ impl Senders {
     /// matter while what it wants is guaranteed.
     ///
     /// A large body that was sent fast therefore stays, unless others send as much at least as fast.
-    fn slowest_large_holders_and_whether_enough(
+    fn slower_large_disk_holders_and_whether_enough(
         &self,
         key: u64,
         wanted: u64,
@@ -374,15 +382,21 @@ impl Senders {
         limits: &UnverifiedLimits,
         now: Instant,
     ) -> (Vec<u64>, bool) {
-        let guaranteed = limits.guaranteed_disk_bytes_per_sender();
+        let guaranteed = limits.guaranteed_quarter_of_disk_split_among_senders();
         let own_rate = match self.entries.get(&key) {
-            Some(entry) if wanted > guaranteed => entry.bytes_per_second(now),
+            Some(entry) if wanted > guaranteed => entry.bytes_per_second_except_waits_for_others(now),
             _ => f64::INFINITY,
         };
         let mut slower: Vec<_> = self
             .undisplaced_senders()
             .filter(|(other, entry)| *other != key && entry.held.disk > guaranteed)
-            .map(|(other, entry)| (other, entry.held.disk, entry.bytes_per_second(now)))
+            .map(|(other, entry)| {
+                (
+                    other,
+                    entry.held.disk,
+                    entry.bytes_per_second_except_waits_for_others(now),
+                )
+            })
             .filter(|(_, _, rate)| *rate < own_rate)
             .collect();
         slower.sort_unstable_by(|(_, held, rate), (_, other_held, other)| {

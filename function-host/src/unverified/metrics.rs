@@ -2,7 +2,7 @@
 
 use prometheus::{IntCounterVec, IntGauge};
 
-use super::Displaced;
+use super::DisplacedForOthers;
 
 /// The metrics of an [`UnverifiedBudget`](super::UnverifiedBudget), which the function registers.
 #[derive(Clone, Debug)]
@@ -29,11 +29,11 @@ impl UnverifiedMetrics {
         self.bodies.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    pub(super) fn count_displaced(&self, reason: Displaced) {
+    pub(super) fn count_displaced(&self, reason: DisplacedForOthers) {
         let label = match reason {
-            Displaced::Senders { .. } => LIMIT_LABELS[0],
-            Displaced::Memory { .. } => LIMIT_LABELS[1],
-            Displaced::Disk { .. } => LIMIT_LABELS[2],
+            DisplacedForOthers::Senders { .. } => LIMIT_LABELS[0],
+            DisplacedForOthers::Memory { .. } => LIMIT_LABELS[1],
+            DisplacedForOthers::Disk { .. } => LIMIT_LABELS[2],
         };
         self.displaced.with_label_values(&[label]).inc();
     }

@@ -9,7 +9,7 @@ use http_body::Body as HttpBody;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::rate::TimeCredit;
-use super::{Displaced, HeldResource, ReceiveError, UnverifiedBudget};
+use super::{DisplacedForOthers, HeldResource, ReceiveError, UnverifiedBudget};
 use crate::request::{Body, BodyError};
 
 /// A sender that was admitted to an [`UnverifiedBudget`]. Dropping it gives its part back to the budget.
@@ -69,7 +69,9 @@ impl UnverifiedSender {
                     // The connection reads only what is asked for. If it has bytes, they are there at the next poll,
                     // which may be late when many connections are to be polled.
                     match std::mem::replace(&mut polled_before, true) {
-                        true => self.budget.mark_waiting_for_bytes(self.key),
+                        true => self
+                            .budget
+                            .mark_displaceable_for_newcomers_until_bytes_arrive(self.key),
                         false => cx.waker().wake_by_ref(),
                     }
                     ready!(self.poll_too_slow(begun, cx));
@@ -84,7 +86,8 @@ impl UnverifiedSender {
                 };
                 if let Ok(piece) = frame.into_data() {
                     self.credit.record_received(piece.len(), begun.elapsed());
-                    self.budget.record_received(self.key, piece.len());
+                    self.budget
+                        .record_received_and_protect_from_newcomers(self.key, piece.len());
                     return Poll::Ready(Ok(Some(piece)));
                 }
             }
@@ -124,7 +127,7 @@ impl UnverifiedSender {
     }
 
     /// Raises the capacity of a buffer, and reserves memory for it.
-    async fn grow_buffer(&mut self, buffer: &mut Vec<u8>, capacity: usize) -> Result<(), Displaced> {
+    async fn grow_buffer(&mut self, buffer: &mut Vec<u8>, capacity: usize) -> Result<(), DisplacedForOthers> {
         let more = capacity.saturating_sub(buffer.capacity());
         self.reserve_bytes(HeldResource::Memory, more as u64).await?;
         buffer.reserve_exact(capacity.saturating_sub(buffer.len()));
@@ -137,7 +140,11 @@ impl UnverifiedSender {
     ///
     /// # Errors
     /// Fails if this sender is displaced, or would itself be the one to displace.
-    pub async fn reserve_bytes(&mut self, resource: HeldResource, bytes: u64) -> Result<(), Displaced> {
+    pub async fn reserve_bytes(
+        &mut self,
+        resource: HeldResource,
+        bytes: u64,
+    ) -> Result<(), DisplacedForOthers> {
         poll_fn(|cx| self.budget.poll_reserve(self.key, resource, bytes, cx)).await
     }
 
@@ -151,9 +158,10 @@ impl UnverifiedSender {
     ///
     /// # Errors
     /// Fails if the sender is displaced.
-    pub async fn wait_for<F: Future>(&mut self, awaited: F) -> Result<F::Output, Displaced> {
+    pub async fn wait_for<F: Future>(&mut self, awaited: F) -> Result<F::Output, DisplacedForOthers> {
         let mut awaited = pin!(awaited);
-        self.budget.mark_waiting_for_others(self.key, true);
+        self.budget
+            .mark_waiting_for_others_and_displaceable_for_newcomers(self.key, true);
         let waited = poll_fn(|cx| {
             if let Poll::Ready(output) = awaited.as_mut().poll(cx) {
                 return Poll::Ready(Ok(output));
@@ -161,12 +169,13 @@ impl UnverifiedSender {
             self.budget.poll_displaced(self.key, cx).map(Err)
         })
         .await;
-        self.budget.mark_waiting_for_others(self.key, false);
+        self.budget
+            .mark_waiting_for_others_and_displaceable_for_newcomers(self.key, false);
         waited
     }
 
     /// Waits until the sender is displaced, for senders that wait for something else than their body.
-    pub async fn wait_until_displaced(&self) -> Displaced {
+    pub async fn wait_until_displaced(&self) -> DisplacedForOthers {
         poll_fn(|cx| self.budget.poll_displaced(self.key, cx)).await
     }
 

@@ -43,7 +43,10 @@ fn is_displaced(sender: &UnverifiedSender) -> bool {
     poll_once(sender.wait_until_displaced()).is_ready()
 }
 
-fn poll_memory_reservation(sender: &mut UnverifiedSender, bytes: u64) -> Poll<Result<(), Displaced>> {
+fn poll_memory_reservation(
+    sender: &mut UnverifiedSender,
+    bytes: u64,
+) -> Poll<Result<(), DisplacedForOthers>> {
     poll_once(sender.reserve_bytes(HeldResource::Memory, bytes))
 }
 
@@ -187,7 +190,10 @@ async fn a_displaced_sender_that_waits_for_its_body_ends_at_once() {
 
     let error = receiving.await.unwrap().unwrap_err();
     assert!(
-        matches!(error, ReceiveError::Displaced(Displaced::Senders { limit: 1 })),
+        matches!(
+            error,
+            ReceiveError::Displaced(DisplacedForOthers::Senders { limit: 1 })
+        ),
         "{error}"
     );
     assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -262,7 +268,7 @@ async fn a_sender_that_would_hold_the_most_is_the_one_that_is_displaced() {
     let budget = UnverifiedBudget::new(LIMITS);
     let (mut large, mut small) = (budget.admit(), budget.admit());
     assert_eq!(poll_memory_reservation(&mut small, 400), Poll::Ready(Ok(())));
-    let displaced = Displaced::Memory { limit: 1000 };
+    let displaced = DisplacedForOthers::Memory { limit: 1000 };
     assert_eq!(
         poll_memory_reservation(&mut large, 700),
         Poll::Ready(Err(displaced))
@@ -277,7 +283,7 @@ async fn waiting_for_room_ends_when_the_displaced_sender_has_ended() {
     large.reserve_bytes(HeldResource::Disk, 1000).await.unwrap();
     let waiting = tokio::spawn(async move { small.reserve_bytes(HeldResource::Disk, 10).await });
     let reason = large.wait_until_displaced().await;
-    assert_eq!(reason, Displaced::Disk { limit: 1000 });
+    assert_eq!(reason, DisplacedForOthers::Disk { limit: 1000 });
     drop(large);
     waiting.await.unwrap().unwrap();
 }
@@ -328,7 +334,10 @@ async fn a_sender_that_waits_for_a_shared_thing_can_be_displaced_for_others() {
     let waiting = tokio::spawn(async move { first.wait_for(std::future::pending::<()>()).await });
     tokio::task::yield_now().await;
     let _third = budget.admit();
-    assert_eq!(waiting.await.unwrap(), Err(Displaced::Senders { limit: 1 }));
+    assert_eq!(
+        waiting.await.unwrap(),
+        Err(DisplacedForOthers::Senders { limit: 1 })
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -341,13 +350,19 @@ async fn a_large_body_that_is_sent_fast_stays_while_slower_ones_need_disk_space(
     fast.reserve_bytes(HeldResource::Disk, 600).await.unwrap();
     slow.reserve_bytes(HeldResource::Disk, 400).await.unwrap();
     assert!(
-        poll_once(newcomer.reserve_bytes(HeldResource::Disk, LIMITS.guaranteed_disk_bytes_per_sender()))
-            .is_pending()
+        poll_once(newcomer.reserve_bytes(
+            HeldResource::Disk,
+            LIMITS.guaranteed_quarter_of_disk_split_among_senders()
+        ))
+        .is_pending()
     );
     assert!(is_displaced(&slow) && !is_displaced(&fast));
     drop(slow);
     newcomer
-        .reserve_bytes(HeldResource::Disk, LIMITS.guaranteed_disk_bytes_per_sender())
+        .reserve_bytes(
+            HeldResource::Disk,
+            LIMITS.guaranteed_quarter_of_disk_split_among_senders(),
+        )
         .await
         .unwrap();
     // The newcomer has sent nothing, and wants more than is guaranteed.
@@ -409,7 +424,7 @@ impl KnownSender {
 /// Runs the operations; returns a description of the first one that displaced a sender wrongly, or after which the disk
 /// space was not accounted for.
 async fn first_wrong_displacement_or_miscount(operations: Vec<DiskOperation>) -> Option<String> {
-    let guaranteed = LIMITS.guaranteed_disk_bytes_per_sender();
+    let guaranteed = LIMITS.guaranteed_quarter_of_disk_split_among_senders();
     let budget = UnverifiedBudget::new(LIMITS);
     let mut senders: Vec<KnownSender> = Vec::new();
     for operation in operations {
@@ -465,7 +480,7 @@ async fn first_wrong_displacement_or_miscount(operations: Vec<DiskOperation>) ->
 
 proptest! {
     #[test]
-    fn no_sender_within_its_part_of_the_disk_and_none_that_is_faster_is_displaced(
+    fn a_disk_reservation_displaces_no_sender_within_its_part_and_above_its_own_part_only_slower_ones(
         operations in prop::collection::vec(generate_disk_operation(), 1..60),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -500,7 +515,7 @@ fn generate_budget_operation() -> impl Strategy<Value = BudgetOperation> {
 
 proptest! {
     #[test]
-    fn no_limit_is_exceeded_and_no_small_or_late_sender_is_displaced(
+    fn sender_and_memory_limits_hold_and_only_earlier_or_larger_senders_are_displaced(
         operations in prop::collection::vec(generate_budget_operation(), 1..100),
     ) {
         // For the timers of senders that wait.

@@ -3,7 +3,7 @@
 use function_host::http::StatusCode;
 use tokio::net::TcpStream;
 
-use crate::function::{FunctionProcess, get_page, try_get_page};
+use crate::function::{FunctionProcess, get_page, get_page_or_error_after_connect};
 
 /// The log message at the beginning of a shutdown.
 const SHUTTING_DOWN_MESSAGE: &str = "shutting down: not ready, still accepting requests";
@@ -72,7 +72,7 @@ async fn background_work_does_not_delay_the_exit_beyond_the_drain_deadline() {
 async fn requests_that_exceed_the_drain_deadline_are_dropped() {
     let mut function = FunctionProcess::start_and_wait(&[("write_timeout", "50ms")]).await;
     let address = function.address;
-    let hanging = tokio::spawn(async move { try_get_page(address, "/forever").await });
+    let hanging = tokio::spawn(async move { get_page_or_error_after_connect(address, "/forever").await });
     function.next_log_line_with_message("started").await;
     function.send_signal("TERM");
     let line = function
@@ -88,7 +88,7 @@ async fn requests_that_exceed_the_drain_deadline_are_dropped() {
 async fn a_handler_that_blocks_its_thread_does_not_prevent_the_exit() {
     let mut function = FunctionProcess::start_and_wait(&[("write_timeout", "50ms")]).await;
     let address = function.address;
-    let blocked = tokio::spawn(async move { try_get_page(address, "/block").await });
+    let blocked = tokio::spawn(async move { get_page_or_error_after_connect(address, "/block").await });
     function.next_log_line_with_message("blocking").await;
     function.send_signal("TERM");
     function
@@ -102,7 +102,7 @@ async fn a_handler_that_blocks_its_thread_does_not_prevent_the_exit() {
 async fn a_second_signal_ends_the_process_at_once() {
     let mut function = FunctionProcess::start_and_wait(&[("write_timeout", "1h")]).await;
     let address = function.address;
-    let hanging = tokio::spawn(async move { try_get_page(address, "/forever").await });
+    let hanging = tokio::spawn(async move { get_page_or_error_after_connect(address, "/forever").await });
     function.next_log_line_with_message("started").await;
     function.send_signal("TERM");
     function

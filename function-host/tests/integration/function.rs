@@ -24,7 +24,7 @@ pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The environment variable that makes the test program serve the function.
 const SERVE_VARIABLE: &str = "FUNCTION_HOST_TEST_SERVE";
 
-/// Serves the function under test, in a process that [`FunctionProcess::spawn_process`] started.
+/// Serves the function under test, in a process that [`FunctionProcess::spawn_without_known_addresses`] started.
 ///
 /// In other processes it returns at once. It is not a test, but the entry point of the process under test.
 #[test]
@@ -60,7 +60,7 @@ pub(crate) struct FunctionResponse {
 impl FunctionProcess {
     /// Starts the function under test with these settings and waits until it listens.
     pub(crate) async fn start_and_wait(settings: &[(&str, &str)]) -> Self {
-        let mut function = Self::spawn_process(settings);
+        let mut function = Self::spawn_without_known_addresses(settings);
         let line = function.next_log_line_with_message("listening").await;
         let port = |name: &str| u16::try_from(line[name].as_u64().unwrap()).unwrap();
         function.address = (Ipv4Addr::LOCALHOST, port("port")).into();
@@ -69,7 +69,7 @@ impl FunctionProcess {
     }
 
     /// Starts the function under test without waiting until it listens.
-    pub(crate) fn spawn_process(settings: &[(&str, &str)]) -> Self {
+    pub(crate) fn spawn_without_known_addresses(settings: &[(&str, &str)]) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -169,12 +169,15 @@ impl FunctionProcess {
 
 /// Sends a GET request on a new connection.
 pub(crate) async fn get_page(address: SocketAddr, path: &str) -> FunctionResponse {
-    try_get_page(address, path).await.unwrap()
+    get_page_or_error_after_connect(address, path).await.unwrap()
 }
 
 /// Sends a GET request on a new connection, and returns its error if it fails.
-pub(crate) async fn try_get_page(address: SocketAddr, path: &str) -> Result<FunctionResponse, hyper::Error> {
-    send_request(
+pub(crate) async fn get_page_or_error_after_connect(
+    address: SocketAddr,
+    path: &str,
+) -> Result<FunctionResponse, hyper::Error> {
+    send_request_or_error_after_connect(
         address,
         http::Request::get(path)
             .header("host", "test")
@@ -185,7 +188,7 @@ pub(crate) async fn try_get_page(address: SocketAddr, path: &str) -> Result<Func
 }
 
 /// Sends a request on a new connection. Fails if the response is incomplete.
-pub(crate) async fn send_request(
+pub(crate) async fn send_request_or_error_after_connect(
     address: SocketAddr,
     request: http::Request<Full<Bytes>>,
 ) -> Result<FunctionResponse, hyper::Error> {

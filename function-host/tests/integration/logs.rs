@@ -2,7 +2,7 @@
 
 use function_host::http;
 
-use crate::function::{FunctionProcess, send_request};
+use crate::function::{FunctionProcess, send_request_or_error_after_connect};
 
 /// The length of a log line at which of-watchdog stops forwarding logs, in bytes.
 const TOO_LONG_LINE_BYTES: usize = 64 * 1024;
@@ -13,7 +13,7 @@ async fn a_long_json_line_is_truncated_and_still_valid() {
     let request = http::Request::get("/long-line")
         .header("host", "test")
         .header("x-call-id", "l-1");
-    send_request(function.address, request.body("".into()).unwrap())
+    send_request_or_error_after_connect(function.address, request.body("".into()).unwrap())
         .await
         .unwrap();
 
@@ -30,7 +30,7 @@ async fn a_long_json_line_is_truncated_and_still_valid() {
 
 #[tokio::test]
 async fn a_long_text_line_is_truncated_and_has_the_call_id() {
-    let mut function = FunctionProcess::spawn_process(&[("log_format", "text")]);
+    let mut function = FunctionProcess::spawn_without_known_addresses(&[("log_format", "text")]);
     let listening = function.next_raw_log_line().await.unwrap();
     let port = listening
         .split(" port=")
@@ -43,7 +43,7 @@ async fn a_long_text_line_is_truncated_and_has_the_call_id() {
     let request = http::Request::get("/long-line")
         .header("host", "test")
         .header("x-call-id", "l-2");
-    send_request(address, request.body("".into()).unwrap())
+    send_request_or_error_after_connect(address, request.body("".into()).unwrap())
         .await
         .unwrap();
 
@@ -62,7 +62,7 @@ async fn with_log_level_debug_a_request_is_logged_with_its_status_and_call_id() 
     let request = http::Request::post("/echo")
         .header("host", "test")
         .header("x-call-id", "l-3");
-    send_request(function.address, request.body("hello".into()).unwrap())
+    send_request_or_error_after_connect(function.address, request.body("hello".into()).unwrap())
         .await
         .unwrap();
 

@@ -2,7 +2,7 @@
 
 use function_host::http::{self, StatusCode};
 
-use crate::function::{FunctionProcess, send_request};
+use crate::function::{FunctionProcess, send_request_or_error_after_connect};
 
 #[tokio::test]
 async fn a_panic_in_the_handler_is_answered_with_500_and_the_process_continues() {
@@ -10,7 +10,7 @@ async fn a_panic_in_the_handler_is_answered_with_500_and_the_process_continues()
     let request = http::Request::get("/panic")
         .header("host", "test")
         .header("x-call-id", "p-1");
-    let answer = send_request(function.address, request.body("".into()).unwrap())
+    let answer = send_request_or_error_after_connect(function.address, request.body("".into()).unwrap())
         .await
         .unwrap();
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
@@ -41,7 +41,8 @@ async fn a_panic_in_a_response_stream_aborts_the_response() {
     let request = http::Request::get("/panic-in-stream")
         .header("host", "test")
         .header("x-call-id", "p-2");
-    let outcome = send_request(function.address, request.body("".into()).unwrap()).await;
+    let outcome =
+        send_request_or_error_after_connect(function.address, request.body("".into()).unwrap()).await;
     assert!(outcome.unwrap_err().is_incomplete_message());
     assert_eq!(
         function.next_log_line_with_message("panic").await["call_id"],

@@ -4,7 +4,7 @@ use crate::function::FunctionProcess;
 
 #[tokio::test]
 async fn all_wrong_settings_are_logged_and_the_exit_code_is_78() {
-    let mut function = FunctionProcess::spawn_process(&[
+    let mut function = FunctionProcess::spawn_without_known_addresses(&[
         ("exec_timeout", "soon"),
         ("max_inflight", "many"),
         ("read_timeout", "-1s"),
@@ -39,7 +39,7 @@ async fn all_wrong_settings_are_logged_and_the_exit_code_is_78() {
 
 #[tokio::test]
 async fn a_failed_setup_exits_with_1() {
-    let mut function = FunctionProcess::spawn_process(&[("setup", "fails")]);
+    let mut function = FunctionProcess::spawn_without_known_addresses(&[("setup", "fails")]);
     let line = function
         .next_log_line_with_message("could not set up the function")
         .await;
@@ -49,7 +49,7 @@ async fn a_failed_setup_exits_with_1() {
 
 #[tokio::test]
 async fn a_panic_in_the_setup_exits_with_101() {
-    let mut function = FunctionProcess::spawn_process(&[("setup", "panics")]);
+    let mut function = FunctionProcess::spawn_without_known_addresses(&[("setup", "panics")]);
     assert_eq!(
         function.next_log_line_with_message("panic").await["panic"],
         "panic in the setup"
@@ -61,7 +61,7 @@ async fn a_panic_in_the_setup_exits_with_101() {
 async fn a_function_whose_port_is_in_use_exits_with_1() {
     let taken = FunctionProcess::start_and_wait(&[]).await;
     let port = taken.address.port().to_string();
-    let mut function = FunctionProcess::spawn_process(&[("port", &port)]);
+    let mut function = FunctionProcess::spawn_without_known_addresses(&[("port", &port)]);
     function
         .next_log_line_with_message("could not listen for requests and metrics")
         .await;
@@ -70,7 +70,7 @@ async fn a_function_whose_port_is_in_use_exits_with_1() {
 
 #[tokio::test]
 async fn a_signal_during_the_setup_exits_with_0() {
-    let mut function = FunctionProcess::spawn_process(&[("setup", "hangs")]);
+    let mut function = FunctionProcess::spawn_without_known_addresses(&[("setup", "hangs")]);
     function.next_log_line_with_message("setting up").await;
     function.send_signal("TERM");
     assert_eq!(function.wait_for_exit_code().await, 0);

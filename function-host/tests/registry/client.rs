@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use function_host::Secrets;
-use function_host::registry::{AllowedTokenHosts, RegistryClient, RegistryCredentials, RegistryError};
+use function_host::registry::{AdditionalTokenHosts, RegistryClient, RegistryCredentials, RegistryError};
 use serde_json::json;
 
 use crate::server::{ReceivedRequest, ScriptedAnswer, TestServer};
@@ -31,21 +31,21 @@ async fn a_manifest_is_looked_up_by_its_digest() {
     let registry = TestServer::start("127.0.0.1", |_| manifest_answer()).await;
     assert!(
         registry
-            .repository("", "", "")
+            .team_hello_repository("", "", "")
             .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap()
     );
     let manifest = registry
-        .repository("", "", "")
-        .fetch_manifest(MANIFEST_DIGEST)
+        .team_hello_repository("", "", "")
+        .fetch_unverified_manifest(MANIFEST_DIGEST)
         .await
         .unwrap();
     assert_eq!(manifest.unwrap(), r#"{"schemaVersion": 2}"#);
     assert!(
         registry
-            .repository("", "", "")
-            .fetch_blob(MANIFEST_DIGEST)
+            .team_hello_repository("", "", "")
+            .fetch_unverified_blob(MANIFEST_DIGEST)
             .await
             .unwrap()
             .is_some()
@@ -70,7 +70,7 @@ async fn only_not_found_means_that_there_is_no_manifest() {
     for status in [404, 302, 400, 403, 429, 500, 503] {
         let registry = TestServer::start("127.0.0.1", move |_| (status, "hunter2".to_owned(), None)).await;
         match registry
-            .repository("", "", "")
+            .team_hello_repository("", "", "")
             .has_manifest(MANIFEST_DIGEST)
             .await
         {
@@ -84,7 +84,8 @@ async fn only_not_found_means_that_there_is_no_manifest() {
             }
         }
     }
-    let client = RegistryClient::new(&Secrets::new("/nowhere"), true, AllowedTokenHosts::default()).unwrap();
+    let client =
+        RegistryClient::new(&Secrets::new("/nowhere"), true, AdditionalTokenHosts::default()).unwrap();
     let mut nowhere = client.repository("127.0.0.1:9", "hello", RegistryCredentials::default());
     let error = nowhere.has_manifest(MANIFEST_DIGEST).await.unwrap_err();
     assert!(matches!(error, RegistryError::Connect { .. }), "{error:?}");
@@ -95,8 +96,8 @@ async fn a_digest_cannot_name_another_path() {
     let registry = TestServer::start("127.0.0.1", |_| manifest_answer()).await;
     for digest in ["../../../admin", "sha256:1/2", "x?y", "a#b", "a%2fb"] {
         let error = registry
-            .repository("", "", "")
-            .fetch_blob(digest)
+            .team_hello_repository("", "", "")
+            .fetch_unverified_blob(digest)
             .await
             .unwrap_err();
         assert!(matches!(error, RegistryError::Name { .. }), "{digest}");
@@ -112,20 +113,20 @@ async fn a_password_is_sent_to_a_registry_that_asks_for_it() {
     })
     .await;
     let error = registry
-        .repository("", "", "")
+        .team_hello_repository("", "", "")
         .has_manifest(MANIFEST_DIGEST)
         .await
         .unwrap_err();
     assert!(matches!(error, RegistryError::NoCredentials { .. }), "{error}");
     assert!(
         registry
-            .repository("u", "p", "")
+            .team_hello_repository("u", "p", "")
             .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap()
     );
     let error = registry
-        .repository("u", "wrong", "")
+        .team_hello_repository("u", "wrong", "")
         .has_manifest(MANIFEST_DIGEST)
         .await
         .unwrap_err();
@@ -137,7 +138,10 @@ async fn a_password_is_sent_to_a_registry_that_asks_for_it() {
 
 /// Starts a registry that requires the token `let-me-in`; its token server is at `realm_path` on the registry itself,
 /// and answers with `token_server_answer`.
-async fn registry_with_tokens(realm_path: &'static str, token_server_answer: ScriptedAnswer) -> TestServer {
+async fn registry_requiring_token_let_me_in(
+    realm_path: &'static str,
+    token_server_answer: ScriptedAnswer,
+) -> TestServer {
     let host = Arc::new(Mutex::new(String::new()));
     let own = Arc::clone(&host);
     let registry = TestServer::start("127.0.0.1", move |request| match &*request.authorization {
@@ -155,12 +159,12 @@ async fn registry_with_tokens(realm_path: &'static str, token_server_answer: Scr
 
 #[tokio::test]
 async fn a_token_is_fetched_once_for_a_registry_that_asks_for_it() {
-    let registry = registry_with_tokens("/token", token_answer("let-me-in")).await;
-    let mut repository = registry.repository("u", "p", "");
+    let registry = registry_requiring_token_let_me_in("/token", token_answer("let-me-in")).await;
+    let mut repository = registry.team_hello_repository("u", "p", "");
     assert!(repository.has_manifest(MANIFEST_DIGEST).await.unwrap());
     assert!(
         repository
-            .fetch_manifest(MANIFEST_DIGEST)
+            .fetch_unverified_manifest(MANIFEST_DIGEST)
             .await
             .unwrap()
             .is_some()
@@ -191,10 +195,10 @@ async fn a_token_is_fetched_once_for_a_registry_that_asks_for_it() {
 
 #[tokio::test]
 async fn an_anonymous_token_is_fetched_without_credentials() {
-    let registry = registry_with_tokens("/token?account=x", token_answer("let-me-in")).await;
+    let registry = registry_requiring_token_let_me_in("/token?account=x", token_answer("let-me-in")).await;
     assert!(
         registry
-            .repository("", "", "")
+            .team_hello_repository("", "", "")
             .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap()
@@ -209,10 +213,10 @@ async fn an_anonymous_token_is_fetched_without_credentials() {
 
 #[tokio::test]
 async fn an_identity_token_is_exchanged_for_a_token() {
-    let registry = registry_with_tokens("/token", token_answer("let-me-in")).await;
+    let registry = registry_requiring_token_let_me_in("/token", token_answer("let-me-in")).await;
     assert!(
         registry
-            .repository("", "id&1", "")
+            .team_hello_repository("", "id&1", "")
             .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap()
@@ -228,9 +232,9 @@ async fn an_identity_token_is_exchanged_for_a_token() {
 #[tokio::test]
 async fn a_token_server_without_a_token_is_an_error_that_quotes_nothing() {
     for body in [r#"{"token": 1, "hunter2": 2}"#, "hunter2", ""] {
-        let registry = registry_with_tokens("/token", (403, body.to_owned(), None)).await;
+        let registry = registry_requiring_token_let_me_in("/token", (403, body.to_owned(), None)).await;
         let error = registry
-            .repository("u", "p", "")
+            .team_hello_repository("u", "p", "")
             .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap_err();
@@ -260,7 +264,7 @@ async fn a_realm_on_another_host_is_followed_only_if_the_operator_names_it() {
     ] {
         let before = inside.received_requests().len();
         let found = registry
-            .repository("u", "p", realms)
+            .team_hello_repository("u", "p", realms)
             .has_manifest(MANIFEST_DIGEST)
             .await;
         match is_allowed {
@@ -299,7 +303,7 @@ async fn a_realm_that_is_no_address_or_hides_another_host_is_rejected() {
         })
         .await;
         let error = registry
-            .repository("", "", "127.0.0.2")
+            .team_hello_repository("", "", "127.0.0.2")
             .has_manifest(MANIFEST_DIGEST)
             .await
             .unwrap_err();
@@ -326,8 +330,12 @@ async fn the_gateways_credentials_are_sent_to_no_registry_and_no_token_server() 
     let inside = TestServer::start("127.0.0.1", |_| token_answer("x")).await;
     let realm = format!("Bearer realm=\"http://{}/system/functions\"", inside.host);
     let outside = TestServer::start("127.0.0.1", move |_| unauthorized_answer(realm.clone())).await;
-    let client =
-        RegistryClient::new(&Secrets::new(folder.path()), true, AllowedTokenHosts::default()).unwrap();
+    let client = RegistryClient::new(
+        &Secrets::new(folder.path()),
+        true,
+        AdditionalTokenHosts::default(),
+    )
+    .unwrap();
     for server in [&registry, &outside] {
         let mut repository = client.repository(&server.host, "hello", RegistryCredentials::default());
         repository.has_manifest(MANIFEST_DIGEST).await.unwrap_err();
@@ -347,7 +355,7 @@ async fn the_gateways_credentials_are_sent_to_no_registry_and_no_token_server() 
 #[test]
 fn allowed_realms_are_hosts_with_an_optional_port() {
     for text in ["", " auth.example , auth.example:8443, [::1]:5001,"] {
-        assert!(text.parse::<AllowedTokenHosts>().is_ok(), "{text}");
+        assert!(text.parse::<AdditionalTokenHosts>().is_ok(), "{text}");
     }
     for text in [
         "https://auth.example",
@@ -356,7 +364,7 @@ fn allowed_realms_are_hosts_with_an_optional_port() {
         "me@auth.example",
         ":443",
     ] {
-        let error = text.parse::<AllowedTokenHosts>().unwrap_err();
+        let error = text.parse::<AdditionalTokenHosts>().unwrap_err();
         assert_eq!(
             error, "should be hosts, HOST or HOST:PORT, separated by commas",
             "{text}"

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use function_host::registry::{Logins, LoginsCache, RegistryCredentials};
+use function_host::registry::{LoginsCache, RegistryCredentials, RegistryLogins};
 use serde::Deserialize;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -19,8 +19,8 @@ struct RecordedDockerCase {
     fails: bool,
 }
 
-fn parse_logins(content: &str) -> Logins {
-    Logins::parse_config(content.as_bytes()).unwrap_or_else(|error| panic!("{content}: {error}"))
+fn parse_logins(content: &str) -> RegistryLogins {
+    RegistryLogins::parse_config(content.as_bytes()).unwrap_or_else(|error| panic!("{content}: {error}"))
 }
 
 /// Returns the user name and the secret for `host`, both empty if the configuration has no login for it.
@@ -41,7 +41,7 @@ fn every_recorded_file_gives_the_same_credentials_as_with_docker_or_fails_as_the
         serde_json::from_str(include_str!("../docker-config/cases.json")).unwrap();
     assert!(cases.iter().any(|case| case.fails) && cases.iter().any(|case| !case.fails));
     for case in cases {
-        let found = Logins::parse_config(case.config.as_bytes())
+        let found = RegistryLogins::parse_config(case.config.as_bytes())
             .map_err(|error| error.to_string())
             .and_then(|logins| {
                 logins
@@ -233,7 +233,7 @@ fn a_fault_does_not_show_the_password_in_a_key() {
 }
 
 #[test]
-fn unsupported_keys_of_a_docker_config_are_reported() {
+fn a_registrytoken_is_reported_as_not_supported_unless_empty() {
     let logins = parse_logins(
         r#"{"auths": {"example.com": {"registrytoken": "t"}, "gcr.io": {"registrytoken": ""}}}"#,
     );
@@ -255,7 +255,9 @@ fn the_error_of_a_malformed_file_names_the_place_and_quotes_nothing() {
         ("{", "invalid at line 1, column 1"),
         ("\u{feff}{}", "it begins with a byte order mark"),
     ] {
-        let error = Logins::parse_config(content.as_bytes()).unwrap_err().to_string();
+        let error = RegistryLogins::parse_config(content.as_bytes())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains(hint) && !error.contains("hunter2"),
             "{content}: {error}"

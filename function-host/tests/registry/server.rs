@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use function_host::Secrets;
 use function_host::http::{HeaderValue, Request, Response, StatusCode, header};
-use function_host::registry::{AllowedTokenHosts, RegistryClient, RegistryCredentials, Repository};
+use function_host::registry::{AdditionalTokenHosts, RegistryClient, RegistryCredentials, RepositoryClient};
 use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -80,8 +80,13 @@ impl TestServer {
 
     /// Returns the repository `team/hello` of this registry, for a client that speaks plain HTTP and asks for tokens at
     /// `other_token_hosts` too.
-    pub(crate) fn repository(&self, username: &str, secret: &str, other_token_hosts: &str) -> Repository {
-        let other_token_hosts: AllowedTokenHosts = other_token_hosts.parse().unwrap();
+    pub(crate) fn team_hello_repository(
+        &self,
+        username: &str,
+        secret: &str,
+        other_token_hosts: &str,
+    ) -> RepositoryClient {
+        let other_token_hosts: AdditionalTokenHosts = other_token_hosts.parse().unwrap();
         let client = RegistryClient::new(&Secrets::new("/nowhere"), true, other_token_hosts).unwrap();
         let credentials = RegistryCredentials {
             username: username.to_owned(),

@@ -54,7 +54,9 @@ pub(crate) struct ProcessorPlacement {
 impl ProcessorPlacement {
     /// Assigns the last `server_processor_count` of this process's processors to the server, and the others to the
     /// load, or the same ones if there are no others.
-    pub(crate) fn choose_processors(server_processor_count: usize) -> anyhow::Result<Self> {
+    pub(crate) fn choose_processors_shared_if_none_left(
+        server_processor_count: usize,
+    ) -> anyhow::Result<Self> {
         let all = sched_getaffinity(None).context("could not read the processors of this process")?;
         let usable: Vec<_> = (0..CpuSet::MAX_CPU)
             .filter(|number| all.is_set(*number))
@@ -73,7 +75,7 @@ impl ProcessorPlacement {
     }
 
     /// Moves this thread, which sends the load, to the processors of the load.
-    pub(crate) fn move_load_to_its_processors(&self) -> anyhow::Result<()> {
+    pub(crate) fn move_this_thread_to_load_processors(&self) -> anyhow::Result<()> {
         sched_setaffinity(None, &self.load).context("could not change the processors of this process")
     }
 }
@@ -118,7 +120,7 @@ impl MeasuredServer {
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn();
-        placement.move_load_to_its_processors()?;
+        placement.move_this_thread_to_load_processors()?;
         let mut process = process.context("could not start the server")?;
         let pid = process
             .id()

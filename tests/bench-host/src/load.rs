@@ -68,7 +68,8 @@ async fn send_on_connection(address: SocketAddr, end: Instant) -> anyhow::Result
     Ok(requests)
 }
 
-/// Returns whether `bytes` is the complete expected response. Fails if it cannot become that response.
+/// Returns whether `bytes` is the complete expected response. Fails if its head is complete and it
+/// cannot become that response.
 fn is_complete_response(bytes: &[u8]) -> anyhow::Result<bool> {
     let Some(head) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(false);

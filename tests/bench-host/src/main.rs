@@ -79,8 +79,8 @@ fn run_comparison(arguments: &Arguments) -> anyhow::Result<()> {
         rounds > 0 && !duration.is_zero() && arguments.connections > 0,
         "--rounds, --milliseconds and --connections should be at least 1"
     );
-    let placement = ProcessorPlacement::choose_processors(arguments.processors)?;
-    placement.move_load_to_its_processors()?;
+    let placement = ProcessorPlacement::choose_processors_shared_if_none_left(arguments.processors)?;
+    placement.move_this_thread_to_load_processors()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -86,7 +86,7 @@ impl Browser {
         command.arg(driver).arg("--port=0").env("TMPDIR", profile.path());
         let mut driver = LoggedProcess::spawn(command)?;
         let port = driver
-            .wait_for_line(find_port)
+            .wait_for_line_in_whole_output(find_port)
             .await
             .context("starting chromedriver")?;
         let http = reqwest::Client::builder().no_proxy().build()?;

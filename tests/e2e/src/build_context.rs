@@ -30,13 +30,13 @@ impl BuildContext {
 
     /// Returns the context of a function that serves static pages on port 8080: the smallest function that answers.
     ///
-    /// `base_image` is the name of the stack's busybox image, `page` the content of `/`.
+    /// `busybox_image` is the name of the stack's busybox image, `page` the content of `/`.
     ///
     /// Process 1 is a shell that exits on SIGTERM. httpd installs no handler for it, and the kernel delivers to
     /// process 1 only signals that it handles, so the provider would wait for its whole stop timeout.
-    pub fn static_page_function(base_image: &str, page: &str) -> Self {
+    pub fn static_page_function(busybox_image: &str, page: &str) -> Self {
         Self::dockerfile(format!(
-            "FROM {base_image}\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
+            "FROM {busybox_image}\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
              CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
         ))
         .with_file("www/index.html", page)
@@ -120,7 +120,7 @@ impl BuildContext {
     /// folder without one has no time, and extraction would give it the time of the extraction.
     fn tar_of_context_entries(&self) -> Result<tar::Builder<Vec<u8>>> {
         let mut builder = tar::Builder::new(Vec::new());
-        for folder in self.folder_paths() {
+        for folder in self.folder_paths_of_files() {
             append_entry(&mut builder, &folder, &[], 0o755, tar::EntryType::Directory)?;
         }
         for (path, content, mode) in &self.files {
@@ -146,7 +146,7 @@ impl BuildContext {
     }
 
     /// Returns the paths of all folders of files in the tar, each with a trailing slash, parents first.
-    fn folder_paths(&self) -> BTreeSet<String> {
+    fn folder_paths_of_files(&self) -> BTreeSet<String> {
         let above = |path: &str| {
             path.match_indices('/')
                 .map(|(at, _)| format!("context/{}/", &path[..at]))

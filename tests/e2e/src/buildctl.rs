@@ -16,7 +16,7 @@ pub struct Buildctl {
 
 /// A build in a daemon's history.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecordedBuild {
+pub struct BuildNamesAndCachedSteps {
     /// The name of the build at the daemon.
     pub reference: String,
     /// The ID of the call that the build belongs to; empty for a build of another client.
@@ -107,7 +107,7 @@ impl Buildctl {
     ///
     /// # Errors
     /// Fails with the output of `buildctl` if it fails.
-    pub fn recorded_build_count(&self) -> Result<usize> {
+    pub fn running_and_ended_build_count(&self) -> Result<usize> {
         // The first line has the names of the columns; the reference of a build is the second column.
         let table = self.run_buildctl(&["debug", "histories"])?;
         let builds: BTreeSet<_> = table
@@ -122,12 +122,12 @@ impl Buildctl {
     ///
     /// # Errors
     /// Fails with the output of `buildctl` if it fails, or lists something else.
-    pub fn recorded_builds(&self) -> Result<Vec<RecordedBuild>> {
+    pub fn running_and_ended_builds(&self) -> Result<Vec<BuildNamesAndCachedSteps>> {
         let events = self.history_events()?;
         let to_build = |event: &Value| {
             let record = &event["record"];
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            RecordedBuild {
+            BuildNamesAndCachedSteps {
                 reference: text(&record["Ref"]),
                 call_id: text(&record["FrontendAttrs"]["slipway.call-id"]),
                 image: text(&record["Exporters"][0]["Attrs"]["name"]),

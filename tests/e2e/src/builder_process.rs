@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{
     client::SigningClient,
     process::{
-        FunctionProcess, peak_memory_bytes, peak_memory_bytes_without_file_pages, unlinked_open_files,
+        FunctionProcess, peak_memory_bytes, peak_memory_bytes_minus_current_file_pages, unlinked_open_files,
         wait_for_status, wait_for_success,
     },
     questions::BuildQuestionClient,
@@ -107,7 +107,7 @@ impl BuilderProcess {
         let function = match resolver {
             None => FunctionProcess::start("builder-fn", environment).await?,
             Some(resolver) => {
-                FunctionProcess::start_with_resolver("builder-fn", environment, resolver).await?
+                FunctionProcess::start_with_resolv_conf("builder-fn", environment, resolver).await?
             }
         };
         Ok(Self {
@@ -128,7 +128,7 @@ impl BuilderProcess {
     }
 
     /// Returns a client of `POST /build` that signs with the builder's secret `payload-secret`, by default the stack's.
-    pub fn client(&self) -> Result<SigningClient> {
+    pub fn build_client_with_own_key(&self) -> Result<SigningClient> {
         let key = fs::read(self.secrets.path().join("payload-secret"))?;
         SigningClient::new(format!("{}/build", self.function.url), &key)
     }
@@ -176,14 +176,15 @@ impl BuilderProcess {
         Ok(http.get(&self.function.metrics_url).send().await?.text().await?)
     }
 
-    /// Fetches the metrics of the builder, and returns the value of one; `name` includes its labels, if any.
-    pub async fn metric_value(&self, name: &str) -> Result<f64> {
+    /// Fetches the metrics of the builder, and returns the value of one; `name_with_labels` is as in
+    /// Prometheus' text format.
+    pub async fn metric_value(&self, name_with_labels: &str) -> Result<f64> {
         let text = self.metrics_text().await?;
         let value = text
             .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            .find_map(|line| line.strip_prefix(name_with_labels)?.strip_prefix(' '));
         Ok(value
-            .with_context(|| format!("no metric {name} in {text}"))?
+            .with_context(|| format!("no metric {name_with_labels} in {text}"))?
             .parse()?)
     }
 
@@ -229,8 +230,8 @@ impl BuilderProcess {
 
     /// Returns the builder process's peak resident memory so far, minus the pages of files that are resident now, in
     /// bytes. Those are the program's code, and the kernel can drop them.
-    pub fn peak_memory_bytes_without_file_pages(&self) -> Result<usize> {
-        peak_memory_bytes_without_file_pages(self.process_id())
+    pub fn peak_memory_bytes_minus_current_file_pages(&self) -> Result<usize> {
+        peak_memory_bytes_minus_current_file_pages(self.process_id())
     }
 
     /// Returns the files in the folder that `spool_dir` names by default, and the process's open files without a name.

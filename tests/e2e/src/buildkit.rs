@@ -22,24 +22,24 @@ pub struct BuildkitDaemon {
 }
 
 impl BuildkitDaemon {
-    /// Starts a daemon with an empty cache. `more_toml` is appended to its `buildkitd.toml` and starts with a table
-    /// header.
+    /// Starts a daemon with an empty cache. `more_toml_tables` is appended to its `buildkitd.toml` and starts with a
+    /// table header.
     ///
     /// The daemon pulls from the stack's registry over plain HTTP, as the stack's own daemon does.
-    pub async fn start(testbed: &Testbed, more_toml: &str) -> Result<Self> {
-        Self::start_with_grpc_settings(testbed, "", more_toml).await
+    pub async fn start(testbed: &Testbed, more_toml_tables: &str) -> Result<Self> {
+        Self::start_with_grpc_settings(testbed, "", more_toml_tables).await
     }
 
     /// Starts a daemon with more settings for the table `grpc`; `grpc_toml` may contain subtables.
     pub async fn start_with_grpc_settings(
         testbed: &Testbed,
         grpc_toml: &str,
-        more_toml: &str,
+        more_toml_tables: &str,
     ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let text = format!(
             "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://127.0.0.1:0\"]\n{grpc_toml}\n\
-             [worker.oci]\n  enabled = true\n  binary = \"{runc}\"\n\n[worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{more_toml}",
+             [worker.oci]\n  enabled = true\n  binary = \"{runc}\"\n\n[worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{more_toml_tables}",
             root = dir.path().join("root").display(),
             socket = socket_url_in(&dir),
             runc = testbed.stack.tools.runc.display(),
@@ -101,14 +101,14 @@ async fn start_daemon_and_wait_until_listening(
     let mut process = LoggedProcess::spawn(command)?;
     let socket = dir.path().join("buildkitd.sock");
     process
-        .wait_for_line(|line| {
+        .wait_for_line_in_whole_output(|line| {
             listening_address_in_log_line(line)
                 .filter(|address| Path::new(address) == socket)
                 .map(drop)
         })
         .await?;
     let port = process
-        .wait_for_line(|line| {
+        .wait_for_line_in_whole_output(|line| {
             Some(
                 listening_address_in_log_line(line)?
                     .parse::<SocketAddr>()

@@ -26,7 +26,7 @@ impl CertificateAuthority {
     }
 
     /// Returns a self-signed certificate, for signing tokens rather than for connections.
-    pub fn self_signed(name: &str) -> Result<CertificateWithKey> {
+    pub fn self_signed_for_tokens(name: &str) -> Result<CertificateWithKey> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate()?;

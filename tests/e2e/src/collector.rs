@@ -128,7 +128,7 @@ impl TraceCollector {
 
     /// Waits for a span of this service and name for which `matches` holds; returns all spans of its trace received
     /// so far. Fails after 30 s.
-    pub async fn wait_for_trace(
+    pub async fn wait_for_span_and_get_trace_received_so_far(
         &self,
         service: &str,
         span_name: &str,

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 
 use self::folder::UniqueContextFolder;
-pub(crate) use self::folder::pseudorandom_content;
+pub(crate) use self::folder::pseudorandom_content_ignoring_lowest_seed_bit;
 use crate::{
     blocking_client, builder_process::BuilderProcess, buildkit::BuildkitDaemon, client::sign_body,
     registry::RegistryClient, testbed::Testbed,
@@ -155,7 +155,7 @@ impl SpeedComparison {
                 self.prune_cache()?;
                 let is_ours = turn == 0;
                 for (tar, folder) in [(&first, &folder), (&first, &folder), (&second, &changed)] {
-                    flush_disk_and_touch_memory(tar.len())?;
+                    flush_disk_and_touch_three_times_tar_bytes(tar.len())?;
                     match is_ours {
                         true => builder_fn.push(self.seconds_with_builder(&builder, tar)?),
                         false => buildctl.push(self.seconds_with_buildctl(folder, BUILDCTL_ZSTD_OPTIONS)?),
@@ -225,7 +225,7 @@ impl SpeedComparison {
         let builder = self.start_builder().await?;
         let mut pairs = Vec::new();
         for round in 0..rounds {
-            let folder = UniqueContextFolder::copy_of(source, self.salt + round as u64)?;
+            let folder = UniqueContextFolder::with_source_in_subfolder(source, self.salt + round as u64)?;
             let tar = folder.tar_for_builder(self, "")?;
             let mut pair = SecondsByClient {
                 builder_fn: 0.0,
@@ -233,7 +233,7 @@ impl SpeedComparison {
             };
             for turn in [round % 2, (round + 1) % 2] {
                 self.prune_cache()?;
-                flush_disk_and_touch_memory(tar.len())?;
+                flush_disk_and_touch_three_times_tar_bytes(tar.len())?;
                 match turn {
                     0 => pair.builder_fn = self.seconds_with_builder(&builder, &tar)?,
                     _ => pair.buildctl = self.seconds_with_buildctl(&folder, "")?,
@@ -310,7 +310,7 @@ impl SpeedComparison {
 
 /// Gives every build the same initial state of the machine: flushes the disk and touches memory for the spooled
 /// tar, the daemon's copy of its files and the layer.
-pub(crate) fn flush_disk_and_touch_memory(tar_bytes: usize) -> Result<()> {
+pub(crate) fn flush_disk_and_touch_three_times_tar_bytes(tar_bytes: usize) -> Result<()> {
     run_command(&mut Command::new("sync"))?;
     std::hint::black_box(vec![1u8; 3 * tar_bytes]);
     Ok(())
@@ -339,7 +339,7 @@ pub(crate) fn run_command(command: &mut Command) -> Result<()> {
 }
 
 /// Returns the median, or NaN if there are no numbers.
-fn median(mut numbers: Vec<f64>) -> f64 {
+fn median_or_nan(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     match numbers.len() {
         0 => f64::NAN,
@@ -353,7 +353,7 @@ pub struct DisplayedMedians<'a>(pub &'a [SecondsByClient]);
 
 impl fmt::Display for DisplayedMedians<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let of = |number: fn(&SecondsByClient) -> f64| median(self.0.iter().map(number).collect());
+        let of = |number: fn(&SecondsByClient) -> f64| median_or_nan(self.0.iter().map(number).collect());
         let (builder_fn, buildctl) = (of(|pair| pair.builder_fn), of(|pair| pair.buildctl));
         let ratio = of(|pair| pair.builder_fn / pair.buildctl);
         write!(f, "{builder_fn:.3} s / {buildctl:.3} s, ratio {ratio:.2}")
@@ -365,12 +365,12 @@ impl fmt::Display for ShapeMeasurements {
         writeln!(f, "  cold     {}", DisplayedMedians(&self.cold))?;
         writeln!(f, "  warm     {}", DisplayedMedians(&self.warm))?;
         let with_hash = self.warm.iter().zip(&self.hash);
-        let with_hash = median(
+        let with_hash = median_or_nan(
             with_hash
                 .map(|(pair, hash)| pair.builder_fn / (pair.buildctl + hash))
                 .collect(),
         );
-        let hash = median(self.hash.clone());
+        let hash = median_or_nan(self.hash.clone());
         writeln!(
             f,
             "           {with_hash:.2} x (buildctl + {hash:.3} s to hash the body once)"
@@ -392,6 +392,6 @@ mod tests {
             DisplayedMedians(&pairs).to_string(),
             "3.000 s / 1.000 s, ratio 2.00"
         );
-        assert_eq!(median(vec![4.0, 1.0]), 2.5);
+        assert_eq!(median_or_nan(vec![4.0, 1.0]), 2.5);
     }
 }

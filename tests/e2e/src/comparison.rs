@@ -10,7 +10,7 @@ use crate::{
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
     client::HttpReply,
-    context_tree::{TreeEntry, read_image_files},
+    context_tree::{TreeEntry, read_image_files_if_layers_only_add},
     testbed::Testbed,
 };
 
@@ -58,7 +58,7 @@ impl ClientComparison {
     /// Builds a tar with builder-fn; `tag` is the one in the tar's
     /// [`config_without_cache`](Self::config_without_cache).
     pub async fn build_with_builder(&self, tar: Vec<u8>, tag: &str) -> Result<(HttpReply, ClientOutcome)> {
-        let reply = self.builder.client()?.post_signed(tar).await?;
+        let reply = self.builder.build_client_with_own_key()?.post_signed(tar).await?;
         let outcome = match reply.status {
             200 => Ok(self.files_of_image(tag).await?),
             status => Err(format!("{status}: {}", reply.text_field("error"))),
@@ -81,7 +81,7 @@ impl ClientComparison {
     }
 
     async fn files_of_image(&self, tag: &str) -> Result<ImageFiles> {
-        let files = read_image_files(&self.testbed.registry, self.repository, tag).await;
+        let files = read_image_files_if_layers_only_add(&self.testbed.registry, self.repository, tag).await;
         files.with_context(|| format!("reading {}:{tag}", self.repository))
     }
 }

@@ -105,7 +105,7 @@ impl ContextTree {
 }
 
 /// Fetches the layers of an image, which may only add files, and returns the files in them.
-pub async fn read_image_files(
+pub async fn read_image_files_if_layers_only_add(
     registry: &RegistryClient,
     repository: &str,
     tag: &str,

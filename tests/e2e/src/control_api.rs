@@ -41,7 +41,7 @@ pub struct HistoryEvents(Streaming<BuildHistoryEvent>);
 
 /// The end of a solve, as BuildKit recorded it.
 #[derive(Debug, Clone)]
-pub struct SolveEnd {
+pub struct SolveEndTimeAndError {
     /// The time at which the solve ended.
     pub at: SystemTime,
     /// The error of the solve; `None` if it succeeded.
@@ -78,7 +78,7 @@ impl ControlApi {
     }
 
     /// Subscribes to the history.
-    pub async fn follow_history(&self) -> Result<HistoryEvents> {
+    pub async fn follow_new_history_events(&self) -> Result<HistoryEvents> {
         let request = BuildHistoryRequest {
             // The daemon reads no records for this.
             active_only: true,
@@ -117,7 +117,7 @@ impl ControlApi {
 
 impl HistoryEvents {
     /// Waits for the end of the solve of a call's build.
-    pub async fn wait_for_end(&mut self, call_id: &str) -> Result<SolveEnd> {
+    pub async fn wait_for_end(&mut self, call_id: &str) -> Result<SolveEndTimeAndError> {
         let reading = async {
             loop {
                 let event = self.0.message().await?.context("the history ended")?;
@@ -129,7 +129,7 @@ impl HistoryEvents {
                     let at = record.completed_at.context("no time of the end")?;
                     ensure!(at.seconds > 0, "{at:?}");
                     let since = Duration::new(at.seconds.try_into()?, at.nanos.try_into()?);
-                    return Ok(SolveEnd {
+                    return Ok(SolveEndTimeAndError {
                         at: SystemTime::UNIX_EPOCH + since,
                         error: record.error.map(|error| error.message),
                     });

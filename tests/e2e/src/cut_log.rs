@@ -109,7 +109,7 @@ impl CutLogReader {
     ) -> Result<Option<Value>> {
         let mut response = self
             .questions
-            .open_log_as(&self.id, self.next, form.media_type())
+            .open_log_as_once_allowed(&self.id, self.next, form.media_type())
             .await?;
         let mut received = Vec::new();
         while left > 0 {

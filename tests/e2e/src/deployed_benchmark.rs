@@ -30,7 +30,7 @@ use crate::{
     blocking_client,
     build_context::BuildContext,
     client::sign_body,
-    compare::{flush_disk_and_touch_memory, run_command},
+    compare::{flush_disk_and_touch_three_times_tar_bytes, run_command},
     flood_benchmark::peak_memory_bytes,
     network_namespace::{NetworkNamespace, find_first_process},
     registry::RegistryClient,
@@ -95,7 +95,7 @@ impl DeployedBenchmark {
             .next()
             .context("builder-fn does not run")?
             .parse()?;
-        let addresses = NetworkNamespace::of_process(builder_pid)?.ipv4_addresses()?;
+        let addresses = NetworkNamespace::of_process(builder_pid)?.ipv4_addresses_with_loopback_last()?;
         let address = addresses.first().context("builder-fn has no address")?;
         let container_url = format!("http://{address}:8080");
         let docker = tempfile::tempdir()?;
@@ -140,12 +140,12 @@ impl DeployedBenchmark {
                     seconds.entry(contender).or_default().push(taken);
                 }
                 if scenario.has_new_function_each_round() {
-                    self.remove_function(&prepared)?;
+                    self.remove_function_if_deployed(&prepared)?;
                 }
                 if scenario.is_same_in_each_round() {
                     kept.insert(contender, prepared);
                 } else if round == rounds {
-                    self.remove_function(&prepared)?;
+                    self.remove_function_if_deployed(&prepared)?;
                 }
             }
         }
@@ -172,7 +172,7 @@ impl DeployedBenchmark {
         let image = self
             .testbed
             .image_name(&format!("bench/{function}"), &format!("r{round}"));
-        let deployed = scenario.is_deployed().then(|| (function.clone(), page));
+        let deployed = scenario.deploys_built_image().then(|| (function.clone(), page));
         let input = match contender {
             Contender::Reference => {
                 let folder = tempfile::tempdir()?;
@@ -202,7 +202,7 @@ impl DeployedBenchmark {
         if !self.project.function_folder(function).exists() {
             self.project.create_function(function)?;
         }
-        self.project.replace_greeting(function, page)?;
+        self.project.write_starter_handler_with_greeting(function, page)?;
         self.project.shrinkwrap_function(function)
     }
 
@@ -212,7 +212,7 @@ impl DeployedBenchmark {
         if scenario.is_from_template() {
             config["buildArgs"] = json!({ "RUST_IMAGE": self.testbed.stack.rust_image() });
         }
-        if scenario.is_deployed() {
+        if scenario.deploys_built_image() {
             config["deploy"] = json!({ "service": function });
         }
         config
@@ -225,17 +225,17 @@ impl DeployedBenchmark {
             BuildInput::Tar { tar, .. } => tar.len(),
             BuildInput::Folder { hashed, .. } => hashed.as_ref().map_or(0, Vec::len),
         };
-        flush_disk_and_touch_memory(bytes)?;
+        flush_disk_and_touch_three_times_tar_bytes(bytes)?;
         let begun = Instant::now();
         let Some((function, text)) = &prepared.deployed else {
-            self.submit(contender, prepared)?;
+            self.build_and_deploy_if_prepared(contender, prepared)?;
             return Ok(begun.elapsed().as_secs_f64());
         };
         let url = self.testbed.functions.function_url(function);
         let has_failed = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let polling = scope.spawn(|| page::wait_for_page(&url, text, &has_failed));
-            let submitted = self.submit(contender, prepared);
+            let polling = scope.spawn(|| page::wait_for_root_page_containing(&url, text, &has_failed));
+            let submitted = self.build_and_deploy_if_prepared(contender, prepared);
             has_failed.store(submitted.is_err(), Ordering::Relaxed);
             let answered = polling
                 .join()
@@ -246,7 +246,7 @@ impl DeployedBenchmark {
     }
 
     /// Hands the build to the contender, and waits for its answer or its end.
-    fn submit(&self, contender: Contender, prepared: &PreparedBuild) -> Result<()> {
+    fn build_and_deploy_if_prepared(&self, contender: Contender, prepared: &PreparedBuild) -> Result<()> {
         match &prepared.input {
             BuildInput::Folder { folder, hashed } => {
                 if let Some(hashed) = hashed {
@@ -310,7 +310,7 @@ impl DeployedBenchmark {
         )
     }
 
-    fn remove_function(&self, prepared: &PreparedBuild) -> Result<()> {
+    fn remove_function_if_deployed(&self, prepared: &PreparedBuild) -> Result<()> {
         match &prepared.deployed {
             Some((function, _)) => self
                 .runtime

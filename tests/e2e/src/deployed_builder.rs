@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::SigningClient,
-    process::{peak_memory_bytes_without_file_pages, unlinked_open_file_bytes},
+    process::{peak_memory_bytes_minus_current_file_pages, unlinked_open_file_bytes},
     questions::BuildQuestionClient,
     testbed::Testbed,
 };
@@ -38,7 +38,7 @@ impl<'t> DeployedBuilder<'t> {
     /// settings and secrets of the stack's builder-fn. `settings` override those settings, and `more_secrets` are names
     /// of secrets that the stack has. With the setting `buildkit_plaintext`, the copy has no certificates for BuildKit.
     /// Waits until the copy is ready.
-    pub async fn deploy(
+    pub async fn deploy_anew_and_wait_until_ready(
         testbed: &'t Testbed,
         name: &str,
         settings: &[(&str, &str)],
@@ -128,13 +128,13 @@ impl<'t> DeployedBuilder<'t> {
     }
 
     /// Returns the peak resident memory of the builder's process so far, minus the pages of files, in bytes.
-    pub fn peak_memory_bytes_without_file_pages(&self) -> Result<usize> {
-        peak_memory_bytes_without_file_pages(self.process_id()?)
+    pub fn peak_memory_bytes_minus_current_file_pages(&self) -> Result<usize> {
+        peak_memory_bytes_minus_current_file_pages(self.process_id()?)
     }
 
     /// Returns the size of the builder's open files without a name, in bytes: stored bodies, and copies of logs that were
     /// read a moment ago.
-    pub fn spooled_bytes(&self) -> Result<u64> {
+    pub fn unlinked_open_file_bytes_of_process(&self) -> Result<u64> {
         unlinked_open_file_bytes(self.process_id()?)
     }
 

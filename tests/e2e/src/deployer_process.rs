@@ -110,8 +110,10 @@ impl DeployerProcess {
     }
 
     /// Signs and sends a hand-over, and returns the deployer's answer.
-    pub async fn send_hand_over(&self, hand_over: &Value) -> Result<HttpReply> {
-        self.hand_over_client()?.send_hand_over(hand_over).await
+    pub async fn send_hand_over_and_get_status_and_text(&self, hand_over: &Value) -> Result<HttpReply> {
+        self.hand_over_client()?
+            .send_hand_over_and_get_status_and_text(hand_over)
+            .await
     }
 
     /// Returns the deployer's log so far.
@@ -132,7 +134,7 @@ impl DeployerProcess {
 
 impl HandOverClient {
     /// Signs and sends a hand-over, and returns the deployer's answer.
-    pub async fn send_hand_over(&self, hand_over: &Value) -> Result<HttpReply> {
+    pub async fn send_hand_over_and_get_status_and_text(&self, hand_over: &Value) -> Result<HttpReply> {
         let body = hand_over.to_string();
         let response = self
             .http

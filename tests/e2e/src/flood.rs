@@ -95,7 +95,7 @@ pub struct Flood {
 
 /// The function that receives a flood, and the form of its requests.
 #[derive(Debug, Clone)]
-pub struct FloodTarget {
+pub struct FloodTargetAndRequestForm {
     /// The address that the senders connect to.
     pub address: SocketAddr,
     /// The path in the senders' requests.
@@ -110,16 +110,16 @@ impl Flood {
     /// Starts `count` senders, of these kinds by turns. `namespace` is the network namespace of their sockets; `None`
     /// means this process's own.
     pub fn start(
-        target: FloodTarget,
+        target: FloodTargetAndRequestForm,
         kinds: &[UnsignedSender],
         count: usize,
         namespace: Option<NetworkNamespace>,
     ) -> Result<Self> {
         let bodies = Arc::new(FloodBodies {
             extended_attributes: gzip_without_trailer(&append_beginning_of_random_file(
-                tar_of_large_attributes()?,
+                tar_of_large_attributes_without_end()?,
             )?)?,
-            ratio: gzip_without_trailer(&append_beginning_of_random_file(tar_of_zeros()?)?)?,
+            ratio: gzip_without_trailer(&append_beginning_of_random_file(tar_of_zeros_without_end()?)?)?,
             plain: vec![0; target.body],
         });
         let counters = Arc::<FloodCounters>::default();
@@ -215,7 +215,7 @@ impl FloodCounters {
     }
 
     /// Writes the head of a request to its end, and counts the request.
-    async fn write_head(&self, stream: &mut TcpStream, head: &str) -> std::io::Result<()> {
+    async fn write_head_and_blank_line(&self, stream: &mut TcpStream, head: &str) -> std::io::Result<()> {
         self.write(stream, head.as_bytes()).await?;
         self.write(stream, b"\r\n").await?;
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -226,7 +226,7 @@ impl FloodCounters {
 /// Sends one request, waits for its answer, however long that takes, and returns the answer's status, or `closed`.
 async fn send_unsigned(
     kind: UnsignedSender,
-    target: &FloodTarget,
+    target: &FloodTargetAndRequestForm,
     bodies: &FloodBodies,
     counters: &FloodCounters,
 ) -> std::io::Result<String> {
@@ -243,7 +243,7 @@ async fn send_unsigned(
     let (length, body) = match kind {
         UnsignedSender::IdleHead => {
             counters.write(&mut stream, head(10).as_bytes()).await?;
-            return read_status(&mut stream).await;
+            return read_status_or_closed(&mut stream).await;
         }
         UnsignedSender::HugeHead => {
             let fields: String = (0..150)
@@ -252,10 +252,12 @@ async fn send_unsigned(
             counters
                 .write(&mut stream, (head(10) + &fields).as_bytes())
                 .await?;
-            return read_status(&mut stream).await;
+            return read_status_or_closed(&mut stream).await;
         }
         UnsignedSender::Trickle => {
-            counters.write_head(&mut stream, &head(1 << 20)).await?;
+            counters
+                .write_head_and_blank_line(&mut stream, &head(1 << 20))
+                .await?;
             let (mut read, mut write) = stream.split();
             let trickle = async {
                 while write.write_all(b"x").await.is_ok() {
@@ -281,13 +283,15 @@ async fn send_unsigned(
             (body.len(), body)
         }
     };
-    counters.write_head(&mut stream, &head(length)).await?;
+    counters
+        .write_head_and_blank_line(&mut stream, &head(length))
+        .await?;
     counters.write(&mut stream, body).await?;
-    read_status(&mut stream).await
+    read_status_or_closed(&mut stream).await
 }
 
 /// Waits for an answer, and returns its status, or `closed`.
-async fn read_status(stream: &mut TcpStream) -> std::io::Result<String> {
+async fn read_status_or_closed(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut answer = [0; 64];
     let length = stream.read(&mut answer).await?;
     Ok(status_or_closed(answer.get(..length).unwrap_or_default()))
@@ -300,7 +304,7 @@ fn status_or_closed(answer: &[u8]) -> String {
 }
 
 /// Returns a tar without its end marker, with 240 empty files that each have an extended attribute of 64 KiB.
-pub fn tar_of_large_attributes() -> Result<Vec<u8>> {
+pub fn tar_of_large_attributes_without_end() -> Result<Vec<u8>> {
     let mut builder = tar::Builder::new(Vec::new());
     for number in 0..240_u32 {
         // 64 KiB that compress well, and of which no two are equal.
@@ -318,7 +322,7 @@ pub fn tar_of_large_attributes() -> Result<Vec<u8>> {
 }
 
 /// Returns a tar with one file of 28 MiB of zeros, without the tar's end marker.
-fn tar_of_zeros() -> Result<Vec<u8>> {
+fn tar_of_zeros_without_end() -> Result<Vec<u8>> {
     const CONTENT_BYTES: usize = 28 << 20;
     let mut tar = tar_header("context/zeros", CONTENT_BYTES as u64)?;
     tar.resize(tar.len() + CONTENT_BYTES, 0);

@@ -22,13 +22,13 @@ use crate::{
     builder_process::BuilderProcess,
     client::SigningClient,
     deployer_process::DeployerProcess,
-    flood::process::{FloodProcess, FloodReport, FloodedFunction, SenderOptions},
+    flood::process::{AllKindsSenderOptions, FloodProcess, FloodReport, FloodedFunction},
     network_namespace::{NetworkNamespace, find_first_process},
     testbed::Testbed,
 };
 use metrics::BudgetSamples;
 pub use phase::{FloodPhase, peak_memory_bytes};
-use processors::{MeasuredProcess, ProcessorTimes};
+use processors::{MeasuredProcess, ProcessorTimesByPart};
 
 /// The functions that receive the flood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,7 @@ const FUNCTION_AND_METRICS_PORTS: (u16, u16) = (8080, 8081);
 
 impl FloodBenchmark {
     /// Finds or starts the two functions, and builds once so that they are warm.
-    pub async fn start(receivers: FloodReceiverPlacement) -> Result<Self> {
+    pub async fn find_or_start_functions(receivers: FloodReceiverPlacement) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         let (builder, deployer, started) = match receivers {
             FloodReceiverPlacement::Stack => {
@@ -135,13 +135,14 @@ impl FloodBenchmark {
     ) -> Result<FloodResult> {
         let measure = |flood: &[&FloodProcess]| {
             self.run_with_client_in_builder_namespace(async |client| {
-                self.measure_phase(&client, flood, length).await
+                self.measure_phase_with_build_each_second(&client, flood, length)
+                    .await
             })
         };
         let alone = measure(&[])?;
         let flood = |function: FloodedFunction, receiver: &ReceivingFunction, count: usize| {
             let (pid, port) = (receiver.pid, receiver.port);
-            let options = SenderOptions {
+            let options = AllKindsSenderOptions {
                 function,
                 pid,
                 port,
@@ -179,7 +180,7 @@ impl FloodBenchmark {
     }
 
     /// Begins a build each second for `length`, and returns the measurements once all have ended.
-    async fn measure_phase(
+    async fn measure_phase_with_build_each_second(
         &self,
         client: &SigningClient,
         flood: &[&FloodProcess],
@@ -193,7 +194,10 @@ impl FloodBenchmark {
             .iter()
             .map(|flood| MeasuredProcess::new("senders", flood.process_id()));
         let processes: Vec<_> = self.processes.iter().cloned().chain(senders).collect();
-        let (begun, before) = (Instant::now(), ProcessorTimes::read(&processes)?);
+        let (begun, before) = (
+            Instant::now(),
+            ProcessorTimesByPart::read_or_zero_if_ended(&processes)?,
+        );
         let mut budget = BudgetSamples::begin(&self.builder.metrics).await?;
         let mut builds = tokio::task::JoinSet::new();
         let mut second = tokio::time::interval(Duration::from_secs(1));
@@ -205,7 +209,7 @@ impl FloodBenchmark {
                 build_tar(&client, tar).await?;
                 Ok::<_, anyhow::Error>(begun.elapsed())
             });
-            budget.add_sample().await?;
+            budget.add_body_count_sample().await?;
         }
         let mut phase = FloodPhase::default();
         for result in builds.join_all().await {
@@ -215,7 +219,8 @@ impl FloodBenchmark {
             }
         }
         phase.durations.sort_unstable();
-        phase.processors = ProcessorTimes::read(&processes)?.since(&before, begun.elapsed());
+        phase.processors =
+            ProcessorTimesByPart::read_or_zero_if_ended(&processes)?.since(&before, begun.elapsed());
         phase.budget = budget.end().await?;
         phase.builder = peak_memory_bytes(self.builder.pid)?;
         phase.deployer = peak_memory_bytes(self.deployer.pid)?;

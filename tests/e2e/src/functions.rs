@@ -73,7 +73,7 @@ impl FunctionsClient {
     }
 
     /// Polls the gateway until it reports an available replica of a function. Fails after `limit`.
-    pub async fn wait_until_available(&self, name: &str, limit: Duration) -> Result<()> {
+    pub async fn wait_until_available_unless_gateway_fails(&self, name: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {
             let status = self.function_status(name).await?.unwrap_or_default();

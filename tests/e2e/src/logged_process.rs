@@ -59,11 +59,15 @@ impl LoggedProcess {
     ///
     /// # Errors
     /// Fails with the exit status and the output if the process exits before, and with the output after a minute.
-    pub(crate) async fn wait_for_line<T>(&mut self, find: impl Fn(&str) -> Option<T>) -> Result<T> {
-        self.wait_for_line_within(START_TIMEOUT, find).await
+    pub(crate) async fn wait_for_line_in_whole_output<T>(
+        &mut self,
+        find: impl Fn(&str) -> Option<T>,
+    ) -> Result<T> {
+        self.wait_for_line_in_whole_output_within(START_TIMEOUT, find)
+            .await
     }
 
-    async fn wait_for_line_within<T>(
+    async fn wait_for_line_in_whole_output_within<T>(
         &mut self,
         limit: Duration,
         find: impl Fn(&str) -> Option<T>,
@@ -166,7 +170,7 @@ mod tests {
     #[tokio::test]
     async fn a_start_ends_with_the_line_that_reports_the_port() -> Result<()> {
         let mut process = spawn_shell("echo starting; echo listening at 4711; exec sleep 600")?;
-        assert_eq!(process.wait_for_line(find_port).await?, 4711);
+        assert_eq!(process.wait_for_line_in_whole_output(find_port).await?, 4711);
         assert!(process.try_wait()?.is_none());
         Ok(())
     }
@@ -174,7 +178,11 @@ mod tests {
     #[tokio::test]
     async fn a_start_that_fails_reports_the_exit_status_and_the_output() -> Result<()> {
         let mut process = spawn_shell("echo starting; echo the port is in use >&2; exit 7")?;
-        let error = process.wait_for_line(find_port).await.unwrap_err().to_string();
+        let error = process
+            .wait_for_line_in_whole_output(find_port)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("sh exited with exit status: 7 before it was ready"),
             "{error}"
@@ -187,9 +195,9 @@ mod tests {
     async fn a_process_that_reports_nothing_fails_with_its_output() -> Result<()> {
         let mut process = spawn_shell("echo waiting for the disk; exec sleep 600")?;
         process
-            .wait_for_line(|line| line.contains("waiting").then_some(()))
+            .wait_for_line_in_whole_output(|line| line.contains("waiting").then_some(()))
             .await?;
-        let waiting = process.wait_for_line_within(Duration::from_millis(1), find_port);
+        let waiting = process.wait_for_line_in_whole_output_within(Duration::from_millis(1), find_port);
         let error = waiting.await.unwrap_err().to_string();
         assert!(
             error.contains("sh is not ready after 1ms; its output: waiting for the disk"),

@@ -62,7 +62,7 @@ impl NetworkNamespace {
     }
 
     /// Returns the IPv4 addresses of the namespace's interfaces, with 127.0.0.1 last.
-    pub fn ipv4_addresses(&self) -> Result<Vec<String>> {
+    pub fn ipv4_addresses_with_loopback_last(&self) -> Result<Vec<String>> {
         let listed = self.program_output("ip", &["-4", "-o", "address", "show"])?;
         let interfaces = listed.lines().filter(|line| !line.contains(": lo "));
         let words = interfaces.filter_map(|line| line.split_whitespace().nth(3));

@@ -20,11 +20,11 @@ pub struct PartOutage<'a> {
     short_timeout: Option<BuilderProcess>,
     /// A separate builder-fn behind proxies; `None` if the launcher runs the part and the stack's own
     /// builder-fn is affected.
-    proxied: Option<ProxiedBuilder>,
+    proxied: Option<BuilderBehindBuildkitAndGatewayProxies>,
 }
 
 /// builder-fn behind proxies to BuildKit and to the gateway.
-struct ProxiedBuilder {
+struct BuilderBehindBuildkitAndGatewayProxies {
     builder: BuilderProcess,
     buildkit: TcpProxy,
     gateway: TcpProxy,
@@ -33,10 +33,13 @@ struct ProxiedBuilder {
 impl<'a> PartOutage<'a> {
     /// Starts the builder-fn that an outage of BuildKit or the gateway will affect, unless it is the stack's own. The
     /// part stays available.
-    pub async fn prepare(testbed: &'a Testbed, part: StackPart) -> Result<Self> {
+    pub async fn start_affected_builder_unless_stacks_own(
+        testbed: &'a Testbed,
+        part: StackPart,
+    ) -> Result<Self> {
         let proxied = match testbed.stack.can_stop_parts() {
             true => None,
-            false => Some(ProxiedBuilder::start(testbed).await?),
+            false => Some(BuilderBehindBuildkitAndGatewayProxies::start(testbed).await?),
         };
         let short_timeout = match part {
             StackPart::Gateway if proxied.is_none() => Some(
@@ -56,8 +59,8 @@ impl<'a> PartOutage<'a> {
     /// Returns a client of the builder-fn that the outage affects.
     pub fn builder_client(&self) -> Result<SigningClient> {
         match (&self.short_timeout, &self.proxied) {
-            (Some(builder), _) => builder.client(),
-            (None, Some(proxied)) => proxied.builder.client(),
+            (Some(builder), _) => builder.build_client_with_own_key(),
+            (None, Some(proxied)) => proxied.builder.build_client_with_own_key(),
             (None, None) => Ok(self.testbed.builder.clone()),
         }
     }
@@ -105,7 +108,7 @@ impl<'a> PartOutage<'a> {
     }
 }
 
-impl ProxiedBuilder {
+impl BuilderBehindBuildkitAndGatewayProxies {
     async fn start(testbed: &Testbed) -> Result<Self> {
         let buildkit = TcpProxy::start_to(&testbed.stack.buildkit_host).await?;
         let gateway = TcpProxy::start_to(&testbed.stack.gateway.url).await?;

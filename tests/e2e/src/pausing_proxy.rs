@@ -59,7 +59,8 @@ pub enum ExtraRoute {
     Answer(Value),
 }
 
-/// A running proxy. It forwards all requests until [`reset_and_pause_at`](Self::reset_and_pause_at); it stops on drop.
+/// A running proxy. It forwards all requests until
+/// [`reset_and_release_and_pause_at`](Self::reset_and_release_and_pause_at); it stops on drop.
 #[derive(Debug)]
 pub struct PausingProxy {
     url: String,
@@ -118,7 +119,7 @@ impl PausingProxy {
     }
 
     /// Forgets all requests so far, forwards the one that is paused, and pauses at one of the following.
-    pub fn reset_and_pause_at(&self, request: RequestSelector, point: PausePoint) {
+    pub fn reset_and_release_and_pause_at(&self, request: RequestSelector, point: PausePoint) {
         self.reset_and_set_pause(Some((request, point)));
     }
 
@@ -259,20 +260,20 @@ impl ProxyShared {
         let answer = self
             .http
             .request(head.method, url)
-            .headers(without_connection_headers(head.headers))
+            .headers(without_host_length_and_connection_headers(head.headers))
             .body(body.collect().await?.to_bytes())
             .send()
             .await?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         let mut response = Response::new(Full::from(answer.bytes().await?));
         *response.status_mut() = status;
-        *response.headers_mut() = without_connection_headers(headers);
+        *response.headers_mut() = without_host_length_and_connection_headers(headers);
         Ok(response)
     }
 }
 
 /// Removes headers that belong to a connection rather than to the message.
-fn without_connection_headers(mut headers: HeaderMap) -> HeaderMap {
+fn without_host_length_and_connection_headers(mut headers: HeaderMap) -> HeaderMap {
     for name in [HOST, CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
         headers.remove(name);
     }

@@ -15,12 +15,12 @@ const PREFIX: &str = "/function/builder-fn";
 
 /// A proxy on loopback that serves a builder below the path that it has at the gateway. It stops on drop.
 #[derive(Debug)]
-pub struct GetOnlyPrefixProxy {
+pub struct PrefixProxyForwardingAsGet {
     url: String,
     serving: JoinHandle<()>,
 }
 
-impl GetOnlyPrefixProxy {
+impl PrefixProxyForwardingAsGet {
     /// Starts a proxy on a free port, for the builder at this URL, which has no trailing slash.
     pub async fn start(builder_url: &str) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -41,7 +41,7 @@ impl GetOnlyPrefixProxy {
     }
 }
 
-impl Drop for GetOnlyPrefixProxy {
+impl Drop for PrefixProxyForwardingAsGet {
     fn drop(&mut self) {
         self.serving.abort();
     }

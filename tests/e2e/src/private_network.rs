@@ -8,13 +8,13 @@ use crate::{logged_process::LoggedProcess, network_namespace::NetworkNamespace};
 
 /// A network namespace whose only interface is the loopback one, and a `resolv.conf` for it. Both end with this guard.
 #[derive(Debug)]
-pub struct PrivateNetwork {
+pub struct LoopbackOnlyNamespace {
     /// The process that keeps the namespace.
     holder: LoggedProcess,
     folder: tempfile::TempDir,
 }
 
-impl PrivateNetwork {
+impl LoopbackOnlyNamespace {
     /// Creates a namespace whose nameserver is 127.0.0.1.
     pub async fn create() -> Result<Self> {
         let folder = tempfile::tempdir()?;
@@ -24,7 +24,7 @@ impl PrivateNetwork {
         command.arg("ip link set lo up && echo ready && exec sleep infinity");
         let mut holder = LoggedProcess::spawn(command)?;
         holder
-            .wait_for_line(|line| (line == "ready").then_some(()))
+            .wait_for_line_in_whole_output(|line| (line == "ready").then_some(()))
             .await?;
         Ok(Self { holder, folder })
     }

@@ -55,7 +55,7 @@ pub(crate) fn peak_memory_bytes(process_id: u32) -> Result<usize> {
 
 /// Returns a process's peak resident memory so far, minus the pages of files that are resident now, in bytes. Those are
 /// the program's code, and the kernel can drop them.
-pub(crate) fn peak_memory_bytes_without_file_pages(process_id: u32) -> Result<usize> {
+pub(crate) fn peak_memory_bytes_minus_current_file_pages(process_id: u32) -> Result<usize> {
     Ok(peak_memory_bytes(process_id)?.saturating_sub(proc_status_bytes(process_id, "RssFile")?))
 }
 
@@ -117,7 +117,7 @@ impl FunctionProcess {
     }
 
     /// Starts a function like [`start`](Self::start), with this file in place of the machine's `resolv.conf`.
-    pub(crate) async fn start_with_resolver<'a>(
+    pub(crate) async fn start_with_resolv_conf<'a>(
         package: &'static str,
         environment: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
         resolver: &Path,
@@ -139,7 +139,7 @@ impl FunctionProcess {
             .envs(environment);
         let mut process = LoggedProcess::spawn(command)?;
         let [url, metrics_url] = process
-            .wait_for_line(find_ports)
+            .wait_for_line_in_whole_output(find_ports)
             .await?
             .map(|port| format!("http://127.0.0.1:{port}"));
         Ok(Self {

@@ -57,7 +57,7 @@ impl PrometheusServer {
             .arg(format!("--web.listen-address=127.0.0.1:{port}"));
         let mut process = LoggedProcess::spawn(command)?;
         process
-            .wait_for_line(|line| line.contains("Server is ready").then_some(()))
+            .wait_for_line_in_whole_output(|line| line.contains("Server is ready").then_some(()))
             .await?;
         Ok(Self {
             _process: process,

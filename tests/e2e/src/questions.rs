@@ -77,7 +77,12 @@ impl BuildQuestionClient {
     ///
     /// # Errors
     /// Fails if the answer has another status or media type.
-    pub async fn open_log_as(&self, id: &str, from: u64, media_type: &str) -> Result<reqwest::Response> {
+    pub async fn open_log_as_once_allowed(
+        &self,
+        id: &str,
+        from: u64,
+        media_type: &str,
+    ) -> Result<reqwest::Response> {
         let path = format!("/builds/{id}/log?from={from}");
         loop {
             let response = self.send(Method::GET, &path, media_type).await?;
@@ -105,7 +110,7 @@ impl BuildQuestionClient {
         let mut log = log.context("the builder has too many readers")?;
         let mut lines = Vec::new();
         loop {
-            match log.next_numbered_record().await? {
+            match log.next_numbered_line_or_end_record().await? {
                 Some(NumberedRecord::Line(number, text)) => lines.push((number, text)),
                 Some(NumberedRecord::End(record)) => return Ok((lines, record)),
                 None => bail!(

@@ -40,7 +40,7 @@ impl RecordStream {
 
     /// Waits for the next record and returns it, or `None` at the end. Fails if a record is too long for OpenFaaS's
     /// SDK.
-    pub async fn next_record(&mut self) -> Result<Option<Value>> {
+    pub async fn next_record_below_64_kib(&mut self) -> Result<Option<Value>> {
         let (start, end): (&[u8], &[u8]) = if self.events {
             (b"data: ", b"\n\n")
         } else {
@@ -74,9 +74,9 @@ impl RecordStream {
 
     /// Waits for the next numbered line of a build's log, or for its terminal record; `None` if the stream ends before.
     /// Leaves out records without lines.
-    pub async fn next_numbered_record(&mut self) -> Result<Option<NumberedRecord>> {
+    pub async fn next_numbered_line_or_end_record(&mut self) -> Result<Option<NumberedRecord>> {
         loop {
-            let Some(record) = self.next_record().await? else {
+            let Some(record) = self.next_record_below_64_kib().await? else {
                 return Ok(None);
             };
             if record["status"] != "in_progress" {
@@ -96,7 +96,7 @@ impl RecordStream {
     pub async fn read_until_log_contains(&mut self, text: &str) -> Result<()> {
         loop {
             let record = self
-                .next_record()
+                .next_record_below_64_kib()
                 .await?
                 .with_context(|| format!("the stream ended before {text:?}"))?;
             ensure!(
@@ -110,14 +110,14 @@ impl RecordStream {
     }
 
     /// Reads to the end; returns the remaining log lines and the terminal record, and fails if anything follows it.
-    pub async fn read_to_terminal_record(mut self) -> Result<(Vec<String>, Value)> {
+    pub async fn read_remaining_lines_and_terminal_record(mut self) -> Result<(Vec<String>, Value)> {
         let mut log = Vec::new();
-        while let Some(record) = self.next_record().await? {
+        while let Some(record) = self.next_record_below_64_kib().await? {
             if record["status"] == "in_progress" {
                 log.extend(log_lines(&record)?);
                 continue;
             }
-            let after = self.next_record().await?;
+            let after = self.next_record_below_64_kib().await?;
             ensure!(after.is_none(), "{after:?} after {record}");
             return Ok((log, record));
         }

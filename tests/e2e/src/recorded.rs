@@ -17,7 +17,7 @@ use crate::work_dir::path_in_repository;
 
 /// The parts of a request that differ between users.
 #[derive(Debug, Clone)]
-pub struct RequestVariables {
+pub struct BuildBodyVariables {
     /// The name of the image without its tag.
     pub repository: String,
     /// The time at which faas-cli copied the context, in seconds since 1970.
@@ -65,7 +65,7 @@ impl FaasCliRecording {
     }
 
     /// Returns the recorded headers of a request to `path`, without those that depend on body, host or user.
-    pub fn request_headers(&self, path: &str) -> Result<Vec<(&str, &str)>> {
+    pub fn request_headers_without_body_host_or_user(&self, path: &str) -> Result<Vec<(&str, &str)>> {
         let headers = self.requests["headers"][path].as_object();
         let headers = headers.with_context(|| format!("no headers for {path}"))?;
         let text = |(name, value)| Some((String::as_str(name), Value::as_str(value)?));
@@ -73,7 +73,11 @@ impl FaasCliRecording {
     }
 
     /// Returns the body of a recorded `POST /build`, with these variables.
-    pub fn build_request_body(&self, recorded_send: &Value, variables: &RequestVariables) -> Result<Vec<u8>> {
+    pub fn build_request_body(
+        &self,
+        recorded_send: &Value,
+        variables: &BuildBodyVariables,
+    ) -> Result<Vec<u8>> {
         let mut tar = Vec::new();
         let owner = &self.requests["owner"];
         let owner = EntryOwner {
@@ -160,7 +164,7 @@ mod tests {
     fn every_recorded_build_request_is_reproduced_byte_for_byte() {
         let recorded = FaasCliRecording::read_recording().unwrap();
         let key = recorded.requests["payload_secret"].as_str().unwrap().trim();
-        let variables = RequestVariables {
+        let variables = BuildBodyVariables {
             repository: text_of_value(&recorded.requests["repository"])
                 .unwrap()
                 .to_owned(),

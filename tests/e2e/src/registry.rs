@@ -81,7 +81,7 @@ impl RegistryClient {
     }
 
     /// Deletes the manifest with this digest, and with it all tags that name it.
-    pub async fn delete_manifest(&self, repository: &str, digest: &str) -> Result<()> {
+    pub async fn delete_manifest_and_its_tags(&self, repository: &str, digest: &str) -> Result<()> {
         let url = format!("http://{}/v2/{repository}/manifests/{digest}", self.host);
         let request = self.with_credentials(self.http.delete(&url));
         let response = request.send().await.with_context(|| format!("DELETE {url}"))?;
@@ -96,18 +96,18 @@ impl RegistryClient {
         Ok(response.error_for_status()?.json().await?)
     }
 
-    /// Pushes an image with one layer. `config` is the member `config` of the image's configuration, such as its
+    /// Pushes an image with one layer. `config_member` is the member `config` of the image's configuration, such as its
     /// `User` and `OnBuild`.
     pub async fn push_image(
         &self,
         repository: &str,
         tag: &str,
         layer: CraftedLayerBuilder,
-        config: Value,
+        config_member: Value,
     ) -> Result<()> {
         let CraftedLayerTarAndZstd { zstd: packed, tar } = layer.finish()?;
         let config = json!({
-            "architecture": "amd64", "os": "linux", "config": config,
+            "architecture": "amd64", "os": "linux", "config": config_member,
             "rootfs": { "type": "layers", "diff_ids": [digest(&tar)] },
         })
         .to_string();

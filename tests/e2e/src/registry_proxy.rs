@@ -84,7 +84,7 @@ struct ProxyState {
     revocation: Option<RequestPattern>,
     revocations: usize,
     /// The scopes of each issued token, and the number of revocations before it.
-    issued: Vec<IssuedToken>,
+    issued: Vec<IssuedTokenRecord>,
 }
 
 /// A rejection of the next requests that a pattern selects.
@@ -97,7 +97,7 @@ struct ActiveRejection {
 
 /// What the proxy notes when it issues a token. The text of the token is the position of its note.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IssuedToken {
+pub struct IssuedTokenRecord {
     /// The scopes that the token was requested for, each `repository:NAME:ACTIONS`.
     pub scopes: String,
     /// The number of revocations before the token was issued. Each ends the validity of all tokens before it.
@@ -164,7 +164,7 @@ impl RegistryProxy {
     }
 
     /// Rejects the next `times` requests that `pattern` selects, and forgets earlier rejections.
-    pub fn reject_next(&self, pattern: RequestPattern, times: usize, answer: Rejection) {
+    pub fn set_rejection_of_next(&self, pattern: RequestPattern, times: usize, answer: Rejection) {
         let mut state = self.shared.lock();
         state.rejected = 0;
         state.rejection = Some(ActiveRejection {
@@ -174,8 +174,8 @@ impl RegistryProxy {
         });
     }
 
-    /// Returns the number of requests that were rejected since the last [`reject_next`](Self::reject_next).
-    pub fn rejected_since_reject_next(&self) -> usize {
+    /// Returns the number of requests that were rejected since the last [`set_rejection_of_next`](Self::set_rejection_of_next).
+    pub fn rejected_since_set_rejection(&self) -> usize {
         self.shared.lock().rejected
     }
 
@@ -195,7 +195,7 @@ impl RegistryProxy {
     }
 
     /// Returns all tokens that were issued so far.
-    pub fn issued_tokens(&self) -> Vec<IssuedToken> {
+    pub fn issued_tokens(&self) -> Vec<IssuedTokenRecord> {
         self.shared.lock().issued.clone()
     }
 }
@@ -248,7 +248,7 @@ impl ProxyShared {
     }
 
     /// Returns the answer to a request without a valid token; `None` if it has one, or none is needed.
-    fn challenge_unless_token_is_valid(&self, request: &Request<Body>) -> Option<Response> {
+    fn revoke_if_due_and_challenge_if_token_required(&self, request: &Request<Body>) -> Option<Response> {
         self.token_lifetime?;
         let mut state = self.lock();
         state.revoke_tokens_if_due_before(request);
@@ -293,7 +293,7 @@ impl ProxyShared {
         let mut state = self.lock();
         let token = state.issued.len().to_string();
         let revocations_before = state.revocations;
-        state.issued.push(IssuedToken {
+        state.issued.push(IssuedTokenRecord {
             scopes: scopes.join(" "),
             revocations_before,
         });
@@ -304,7 +304,7 @@ impl ProxyShared {
     async fn forward(&self, request: Request<Body>) -> Result<Response> {
         let (head, body) = request.into_parts();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-        let mut headers = without_connection_headers(head.headers);
+        let mut headers = without_length_and_connection_headers(head.headers);
         headers.remove(AUTHORIZATION);
         let body = to_bytes(body, BODY_BYTES_MAX).await?;
         // The header `Host` is the proxy's, so that the registry names the proxy in the places of uploads.
@@ -323,7 +323,7 @@ impl ProxyShared {
         let is_empty = content.is_empty();
         let mut response = Response::new(Body::from(content));
         *response.status_mut() = status;
-        *response.headers_mut() = without_connection_headers(headers);
+        *response.headers_mut() = without_length_and_connection_headers(headers);
         // The answer to HEAD has the length of a body that it does not have.
         if let Some(length) = length.filter(|_| is_empty) {
             response.headers_mut().insert(CONTENT_LENGTH, length);
@@ -340,7 +340,7 @@ async fn answer_request(State(proxy): State<Arc<ProxyShared>>, request: Request<
     if let Some(rejection) = rejection {
         return read_body_and_reject(rejection, request).await;
     }
-    if let Some(challenge) = proxy.challenge_unless_token_is_valid(&request) {
+    if let Some(challenge) = proxy.revoke_if_due_and_challenge_if_token_required(&request) {
         return challenge;
     }
     proxy
@@ -380,7 +380,7 @@ fn repository_of_path(path: &str) -> Option<&str> {
 }
 
 /// Removes headers that belong to a connection rather than to the message.
-fn without_connection_headers(mut headers: HeaderMap) -> HeaderMap {
+fn without_length_and_connection_headers(mut headers: HeaderMap) -> HeaderMap {
     for name in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
         headers.remove(name);
     }

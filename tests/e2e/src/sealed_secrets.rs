@@ -6,16 +6,16 @@ use crypto_box::{SalsaBox, SecretKey, aead::Aead as _};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 /// A builder's private key; secrets are sealed to its public key.
-pub struct SealingKey([u8; 32]);
+pub struct BuilderPrivateKey([u8; 32]);
 
-impl SealingKey {
+impl BuilderPrivateKey {
     /// Returns a new key.
     pub fn generate() -> Result<Self> {
         Ok(Self(random_bytes()?))
     }
 
     /// Returns the content of the builder's file with the key.
-    pub fn file_content(&self) -> String {
+    pub fn private_key_file_content(&self) -> String {
         STANDARD.encode(self.0)
     }
 

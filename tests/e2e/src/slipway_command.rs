@@ -111,7 +111,7 @@ impl RunningSlipway {
 
     /// Waits for the end of the command, and returns its exit status, its standard output and the rest of its standard
     /// error.
-    pub async fn wait_for_end(self) -> Result<ProgramOutput> {
+    pub async fn wait_for_end_and_rest_of_stderr(self) -> Result<ProgramOutput> {
         let Self { child, mut stderr } = self;
         let mut rest = String::new();
         let reading = async {

@@ -59,8 +59,8 @@ impl GitRepository {
         Ok(std::fs::write(path, content)?)
     }
 
-    /// Commits these files, as paths and contents, and returns the hash of the commit.
-    pub async fn commit_files(&self, files: &[(&str, &str)]) -> Result<String> {
+    /// Writes these files, as paths and contents, commits everything in the work tree, and returns the hash of the commit.
+    pub async fn write_files_and_commit_all(&self, files: &[(&str, &str)]) -> Result<String> {
         for (path, content) in files {
             self.write_file(path, content)?;
         }
@@ -95,7 +95,7 @@ impl GitRepository {
             true => self.work_tree(),
             false => self.folder.path().to_owned(),
         };
-        let output = git_command()
+        let output = git_command_without_user_settings_or_compression()
             .args(["-c", "user.name=e2e", "-c", "user.email=e2e@example.com"])
             .args(arguments)
             .current_dir(folder)
@@ -112,7 +112,7 @@ impl GitRepository {
 
 /// Returns a git command without the settings of this machine and its user. It compresses nothing and compares no large
 /// files, so a large repository costs little time.
-fn git_command() -> Command {
+fn git_command_without_user_settings_or_compression() -> Command {
     let mut command = Command::new("git");
     command
         .env("GIT_CONFIG_NOSYSTEM", "1")
@@ -136,7 +136,7 @@ struct ServerState {
 
 impl SmartGitServer {
     /// Starts a server on loopback for `repository`, which only clients that send `token` as BuildKit does may read.
-    pub async fn start(repository: &GitRepository, token: &str) -> Result<Self> {
+    pub async fn start_with_token(repository: &GitRepository, token: &str) -> Result<Self> {
         let credentials = STANDARD.encode(format!("x-access-token:{token}"));
         let authorization = format!("basic {credentials}");
         Self::serve(repository, Ipv4Addr::LOCALHOST.into(), Some(authorization)).await
@@ -220,7 +220,7 @@ async fn run_http_backend(
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default()
     };
-    let mut child = git_command()
+    let mut child = git_command_without_user_settings_or_compression()
         .arg("http-backend")
         .env("GIT_PROJECT_ROOT", root)
         .env("GIT_HTTP_EXPORT_ALL", "1")

@@ -21,7 +21,7 @@ use tokio::{
 #[derive(Debug)]
 pub struct TcpProxy {
     url: String,
-    state: watch::Sender<ProxyState>,
+    state: watch::Sender<OpenStateAndDisconnectCount>,
     connections: Arc<AtomicUsize>,
     answered: Arc<AtomicU64>,
     serving: JoinHandle<()>,
@@ -30,7 +30,7 @@ pub struct TcpProxy {
 /// The state of the proxy. Connections from before a disconnect are dropped even if the proxy reconnects at once:
 /// `disconnects` counts up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct ProxyState {
+struct OpenStateAndDisconnectCount {
     is_open: bool,
     disconnects: usize,
 }
@@ -63,7 +63,7 @@ impl TcpProxy {
         };
         let listener = TcpListener::bind((address, 0)).await?;
         let url = format!("{scheme}://{}", listener.local_addr()?);
-        let state = watch::Sender::new(ProxyState {
+        let state = watch::Sender::new(OpenStateAndDisconnectCount {
             is_open: true,
             disconnects: 0,
         });
@@ -134,7 +134,7 @@ impl ProxyTarget {
 async fn accept_and_forward(
     listener: TcpListener,
     target: ProxyTarget,
-    state: watch::Receiver<ProxyState>,
+    state: watch::Receiver<OpenStateAndDisconnectCount>,
     connections: Arc<AtomicUsize>,
     answered: Arc<AtomicU64>,
 ) {

@@ -46,8 +46,8 @@ impl TemplateProject {
         self.folder.path().join(name)
     }
 
-    /// Replaces the starter handler's greeting `Hello` of a function.
-    pub fn replace_greeting(&self, name: &str, greeting: &str) -> Result<()> {
+    /// Overwrites the handler of a function with the starter handler, with `greeting` in place of `Hello`.
+    pub fn write_starter_handler_with_greeting(&self, name: &str, greeting: &str) -> Result<()> {
         let handler = self.function_folder(name).join("src/main.rs");
         let template = path_in_repository("template/rust-hyper/function/src/main.rs");
         let code = fs::read_to_string(template)?;

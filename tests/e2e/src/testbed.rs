@@ -136,7 +136,11 @@ impl Testbed {
     }
 
     /// Polls until what somebody answers is so. Fails after two minutes.
-    pub async fn wait_until(&self, what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
+    pub async fn wait_until_async_condition(
+        &self,
+        what: &str,
+        holds: impl AsyncFn() -> Result<bool>,
+    ) -> Result<()> {
         let end = Instant::now() + POLL_TIMEOUT;
         while !holds().await? {
             if Instant::now() > end {

@@ -52,14 +52,14 @@ pub struct TokenRegistry {
     _process: LoggedProcess,
     _token_proxy: Option<TlsProxy>,
     dir: tempfile::TempDir,
-    tokens: Arc<TokenServer>,
+    tokens: Arc<TokenSignerWithIssuedLog>,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
     /// The registry's host and port, as in image references.
     pub host: String,
 }
 
 /// The signer of tokens, and a description of each issued one.
-struct TokenServer {
+struct TokenSignerWithIssuedLog {
     signer: EcdsaKeyPair,
     certificate: String,
     issued: Mutex<Vec<String>>,
@@ -86,7 +86,7 @@ impl TokenRegistry {
     ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let identity = authority.issue_certificate("127.0.0.1")?;
-        let signing = CertificateAuthority::self_signed("tokens")?;
+        let signing = CertificateAuthority::self_signed_for_tokens("tokens")?;
         for (name, content) in [
             ("cert.pem", &identity.certificate),
             ("key.pem", &identity.key),
@@ -101,7 +101,7 @@ impl TokenRegistry {
             false => None,
         };
         let realm = format!("{}/token", proxy.as_ref().map_or(url.as_str(), TlsProxy::url));
-        let tokens = Arc::new(TokenServer::new(&signing)?);
+        let tokens = Arc::new(TokenSignerWithIssuedLog::new(&signing)?);
         let app = Router::new()
             .route(
                 "/token",
@@ -118,11 +118,11 @@ impl TokenRegistry {
              rootcertbundle: {at}/tokens.pem\n"
         );
         fs::write(dir.path().join("registry.yml"), config)?;
-        let mut command = Command::new(testbed.stack.registry_program());
+        let mut command = Command::new(testbed.stack.registry_program_path_or_name());
         command.arg("serve").arg(dir.path().join("registry.yml"));
         let mut process = LoggedProcess::spawn(command)?;
         let host = process
-            .wait_for_line(|line| {
+            .wait_for_line_in_whole_output(|line| {
                 let (_, address) = line.split_once("listening on ")?;
                 Some(address.split_once(',')?.0.to_owned())
             })
@@ -155,7 +155,7 @@ impl Drop for TokenRegistry {
     }
 }
 
-impl TokenServer {
+impl TokenSignerWithIssuedLog {
     fn new(signing: &CertificateWithKey) -> Result<Self> {
         let der = |pem: &str| -> Result<Vec<u8>> {
             let lines: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
@@ -223,7 +223,7 @@ fn unauthorized_response() -> (StatusCode, Json<Value>) {
 
 /// Answers `GET /token`: issues a token for the scopes to [`TOKEN_USER`] with the right password, else 401.
 async fn issue_token_for_password(
-    State(tokens): State<Arc<TokenServer>>,
+    State(tokens): State<Arc<TokenSignerWithIssuedLog>>,
     Query(query): Query<Vec<(String, String)>>,
     headers: HeaderMap,
 ) -> (StatusCode, Json<Value>) {
@@ -247,7 +247,7 @@ async fn issue_token_for_password(
 
 /// Answers `POST /token`: issues a token for the scope to whoever has [`IDENTITY_TOKEN`], else 401.
 async fn issue_token_for_identity_token(
-    State(tokens): State<Arc<TokenServer>>,
+    State(tokens): State<Arc<TokenSignerWithIssuedLog>>,
     Form(form): Form<HashMap<String, String>>,
 ) -> (StatusCode, Json<Value>) {
     let field = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();

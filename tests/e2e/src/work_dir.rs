@@ -28,7 +28,7 @@ pub struct ProgramOutput {
 impl ProgramOutput {
     /// Returns the last line of the program's standard output as JSON. A line that is not JSON becomes a string that
     /// shows it.
-    pub fn json_or_error_text(&self) -> Value {
+    pub fn last_line_as_json_or_error_text(&self) -> Value {
         let last = self.stdout.trim_end().lines().last().unwrap_or_default();
         serde_json::from_str(last).unwrap_or_else(|error| Value::String(format!("{error}: {self:?}")))
     }
@@ -137,7 +137,7 @@ impl ClientFolder {
     }
 
     /// Runs the stack's faas-cli, logged in to the stack's gateway.
-    pub async fn run_faas_cli(
+    pub async fn run_logged_in_faas_cli(
         &self,
         testbed: &Testbed,
         arguments: &[&str],

@@ -6,12 +6,12 @@
 use std::fmt;
 use std::ops::Range;
 
-use builder_fn::buildkit::{DaemonLoad, PlacementHash, busy_threshold, choose_daemon};
+use builder_fn::buildkit::{DaemonHashAndBuildCount, PlacementHash, busy_threshold, choose_daemon};
 
 /// A pool and the functions that are built on it.
 #[derive(Debug)]
 pub struct Simulation {
-    daemons: Vec<DaemonLoad>,
+    daemons: Vec<DaemonHashAndBuildCount>,
     functions: Vec<PlacementHash>,
 }
 
@@ -66,7 +66,7 @@ impl Simulation {
 
     /// Returns what a further daemon would change in `placed`, the daemons of the functions. The pool itself stays the
     /// same.
-    pub fn movement_to_added_daemon(&self, placed: &[usize]) -> FractionsOfFunctionsMoved {
+    pub fn fractions_moved_if_daemon_were_added(&self, placed: &[usize]) -> FractionsOfFunctionsMoved {
         let mut daemons = self.daemons.clone();
         let added = daemons.len();
         daemons.push(idle_daemon(added));
@@ -110,15 +110,15 @@ impl Simulation {
     }
 }
 
-fn idle_daemon(number: usize) -> DaemonLoad {
-    DaemonLoad {
+fn idle_daemon(number: usize) -> DaemonHashAndBuildCount {
+    DaemonHashAndBuildCount {
         hash: PlacementHash::of(&[&format!("tcp://buildkit-{number}.buildkit.openfaas:1234")]),
         running: 0,
     }
 }
 
 /// Returns the daemon of each function, computed by as many threads as there are processors.
-fn place_all(daemons: &[DaemonLoad], functions: &[PlacementHash]) -> Vec<usize> {
+fn place_all(daemons: &[DaemonHashAndBuildCount], functions: &[PlacementHash]) -> Vec<usize> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let part = functions.len().div_ceil(threads).max(1);
     let limit = busy_threshold(0, daemons.len());
@@ -171,7 +171,7 @@ mod tests {
         // Five standard deviations of a binomial distribution with the mean 1,000.
         assert!(balance.least > 840 && balance.most < 1160, "{balance}");
 
-        let movement = simulation.movement_to_added_daemon(&placed);
+        let movement = simulation.fractions_moved_if_daemon_were_added(&placed);
         println!("a further daemon: {movement}");
         assert!(movement.to_added < 1.2 / 1001.0, "{movement}");
         assert!(movement.between_others == 0.0, "{movement}");

@@ -64,7 +64,10 @@ pub(crate) fn create_router(functions: FunctionStore, credentials: ApiCredential
             get(namespaces::answer_not_implemented),
         )
         .with_state(functions);
-    open_routes(proxy).merge(system_routes(system, Some(credentials)))
+    call_health_and_query_routes_without_credentials(proxy).merge(with_body_limit_and_optional_credentials(
+        system,
+        Some(credentials),
+    ))
 }
 
 /// Creates the router with all routes of the provider on Kubernetes. Without credentials, the API is open.
@@ -81,14 +84,14 @@ pub(crate) fn create_kubernetes_router(
     };
     let proxy = FunctionProxy::new(Arc::new(functions.clone()), options);
     let (closed, open) = kubernetes::routes_with_and_without_credentials(functions);
-    open_routes(proxy)
+    call_health_and_query_routes_without_credentials(proxy)
         .merge(open)
-        .merge(system_routes(closed, credentials))
+        .merge(with_body_limit_and_optional_credentials(closed, credentials))
 }
 
 /// Creates the routes that require no credentials: calls of functions, the health check, and the query for the number
 /// of calls.
-fn open_routes(proxy: FunctionProxy) -> Router {
+fn call_health_and_query_routes_without_credentials(proxy: FunctionProxy) -> Router {
     let proxy = Router::new()
         .route(
             "/function/{*rest}",
@@ -103,7 +106,7 @@ fn open_routes(proxy: FunctionProxy) -> Router {
 }
 
 /// Limits the bodies of requests to the routes under `/system`, and requires the credentials, if there are any.
-fn system_routes(routes: Router, credentials: Option<ApiCredentials>) -> Router {
+fn with_body_limit_and_optional_credentials(routes: Router, credentials: Option<ApiCredentials>) -> Router {
     let routes = routes.layer(DefaultBodyLimit::max(API_BODY_MAX_BYTES));
     match credentials {
         Some(credentials) => routes.layer(middleware::from_fn_with_state(

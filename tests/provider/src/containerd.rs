@@ -26,7 +26,7 @@ use tonic::{
 pub(crate) use self::{
     containers::{Container, NewContainer},
     namespaces::NamespaceWithOpenfaasLabel,
-    tasks::{TaskExitStatus, TaskState},
+    tasks::{TaskExitStatus, TaskLiveness},
     transfer::{PullSource, machine_platform},
 };
 use crate::error::{ContainerdStatus, ProviderError};

@@ -202,7 +202,7 @@ impl ProviderError {
     }
 
     /// Returns whether the error is the Kubernetes API's answer that an object does not exist, or no longer does.
-    pub(crate) fn is_kubernetes_not_found(&self) -> bool {
+    pub(crate) fn is_kubernetes_not_found_or_gone(&self) -> bool {
         matches!(self.kubernetes_reason(), Some("NotFound" | "Gone"))
     }
 

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::restore::remove_all_functions;
+pub(crate) use self::restore::kill_and_remove_all_functions_and_logs;
 use self::{
     deferred::DeferredRollout,
     deploy::{ContainerStage, REPLICAS_LABEL, STAGE_LABEL},
@@ -82,7 +82,7 @@ pub(crate) enum UpdateProgress {
 impl FunctionStore {
     /// Connects to containerd and opens the stores that functions need.
     pub(crate) async fn open(settings: ProviderSettings) -> Result<Self, ProviderError> {
-        let settings = settings.with_directories_created()?;
+        let settings = settings.with_state_and_secrets_directories_created()?;
         let secrets = SecretStore::open(settings.secrets_dir())?;
         let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
         containerd
@@ -139,7 +139,10 @@ impl FunctionStore {
     }
 
     /// Fails if functions may not be in this namespace.
-    pub(crate) async fn check_function_namespace(&self, namespace: &str) -> Result<(), ProviderError> {
+    pub(crate) async fn check_namespace_is_default_or_labelled(
+        &self,
+        namespace: &str,
+    ) -> Result<(), ProviderError> {
         if namespace == self.0.settings.function_namespace {
             return Ok(());
         }
@@ -160,18 +163,19 @@ impl FunctionStore {
         let here = table
             .values()
             .filter(|instance| instance.info().key.namespace == namespace);
-        here.map(|instance| self.0.status_of(instance)).collect()
+        here.map(|instance| self.0.status_with_data_of_rollout(instance))
+            .collect()
     }
 
     /// Returns the status of a function; fails if the function does not exist.
     pub(crate) fn get_status(&self, key: &FunctionKey) -> Result<FunctionStatus, ProviderError> {
         self.0
             .find_instance(key)
-            .map(|instance| self.0.status_of(&instance))
+            .map(|instance| self.0.status_with_data_of_rollout(&instance))
     }
 
     /// Creates and starts a function, without waiting until it listens.
-    pub(crate) async fn create_and_start_function(
+    pub(crate) async fn create_and_start_function_unless_exists(
         &self,
         deployment: FunctionDeployment,
     ) -> Result<(), ProviderError> {
@@ -196,7 +200,11 @@ impl FunctionStore {
         let work = move |key: FunctionKey| async move {
             match strategy {
                 UpdateStrategy::Rolling => inner.rolling_update(&key, &deployment).await,
-                UpdateStrategy::Recreate => inner.recreate_function(&key, &deployment).await,
+                UpdateStrategy::Recreate => {
+                    inner
+                        .recreate_function_despite_missing_secret_or_failed_pull(&key, &deployment)
+                        .await
+                }
                 UpdateStrategy::Deferred => inner.accept_deferred_update(&key, deployment).await,
             }
         };
@@ -228,7 +236,7 @@ impl FunctionStore {
             if discarded.is_err() {
                 inner.retire_in_background(instance);
             }
-            inner.logs.delete_logs_of_function(&key);
+            inner.logs.delete_logs_of_function_ignoring_errors(&key);
             discarded
         };
         self.0.run_exclusively_and_to_completion(key, work).await
@@ -262,7 +270,7 @@ impl FunctionStore {
 
 impl CallRouter for FunctionStore {
     /// Returns the address of the function's instance, and counts the call until the guard is dropped.
-    fn route_call(&self, name: &str) -> Option<CallRoute> {
+    fn route_call_if_function_has_endpoint(&self, name: &str) -> Option<CallRoute> {
         let key = FunctionKey::from_name_in_path(name, &self.0.settings.function_namespace);
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
         let backend = table.get(&key)?.backend();
@@ -430,7 +438,7 @@ impl FunctionStoreInner {
 
     /// Returns the status that the API reports of an instance's function; during a deferred rollout, it has the new
     /// version's image and data.
-    fn status_of(&self, instance: &Instance) -> FunctionStatus {
+    fn status_with_data_of_rollout(&self, instance: &Instance) -> FunctionStatus {
         let info = instance.info();
         let (replicas, available) = match (self.strategy_of(&info.record), instance.status()) {
             (_, InstanceReadiness::Stopped) | (UpdateStrategy::Recreate, InstanceReadiness::Ended(_)) => {

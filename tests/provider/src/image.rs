@@ -102,20 +102,20 @@ async fn read_stored_image(
     let manifest = match target.media_type.as_str() {
         "application/vnd.oci.image.index.v1+json"
         | "application/vnd.docker.distribution.manifest.list.v2+json" => {
-            let index: ImageIndex = containerd.read_json_blob(&target.digest).await?;
-            let chosen = choose_manifest(&index, &machine_platform().architecture).ok_or_else(|| {
-                ProviderError::Image {
-                    image: name.clone(),
-                    reason: "no manifest for this machine's platform".to_owned(),
-                }
-            })?;
+            let index: ImageIndex = containerd.read_json_blob_of_at_most_4_mib(&target.digest).await?;
+            let chosen =
+                first_manifest_for_architecture_or_without_platform(&index, &machine_platform().architecture)
+                    .ok_or_else(|| ProviderError::Image {
+                        image: name.clone(),
+                        reason: "no manifest for this machine's platform".to_owned(),
+                    })?;
             chosen.digest().to_string()
         }
         _ => target.digest,
     };
-    let manifest: ImageManifest = containerd.read_json_blob(&manifest).await?;
+    let manifest: ImageManifest = containerd.read_json_blob_of_at_most_4_mib(&manifest).await?;
     let config: ImageConfiguration = containerd
-        .read_json_blob(manifest.config().digest().as_ref())
+        .read_json_blob_of_at_most_4_mib(manifest.config().digest().as_ref())
         .await?;
     let top_snapshot = chain_id(config.rootfs().diff_ids());
     Ok(UnpackedImage {
@@ -126,7 +126,10 @@ async fn read_stored_image(
 }
 
 /// Returns the first manifest of an index that is for Linux on this architecture, or for no stated platform.
-fn choose_manifest<'a>(index: &'a ImageIndex, architecture: &str) -> Option<&'a Descriptor> {
+fn first_manifest_for_architecture_or_without_platform<'a>(
+    index: &'a ImageIndex,
+    architecture: &str,
+) -> Option<&'a Descriptor> {
     let is_manifest = |descriptor: &&Descriptor| {
         matches!(descriptor.media_type(), MediaType::ImageManifest)
             || descriptor.media_type().to_string() == "application/vnd.docker.distribution.manifest.v2+json"
@@ -194,12 +197,12 @@ mod tests {
              "platform": {"os": "linux", "architecture": "amd64"}}]});
         let index: ImageIndex = serde_json::from_value(index).unwrap();
         assert!(
-            choose_manifest(&index, "amd64")
+            first_manifest_for_architecture_or_without_platform(&index, "amd64")
                 .unwrap()
                 .digest()
                 .to_string()
                 .contains("222")
         );
-        assert!(choose_manifest(&index, "s390x").is_none());
+        assert!(first_manifest_for_architecture_or_without_platform(&index, "s390x").is_none());
     }
 }

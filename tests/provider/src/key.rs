@@ -33,7 +33,7 @@ impl FunctionKey {
 
     /// Fails if the function's name is not a valid identifier for containerd, or has a dot, which separates
     /// name and namespace.
-    pub(crate) fn check_name(&self) -> Result<(), ProviderError> {
+    pub(crate) fn check_name_is_short_dotless_identifier(&self) -> Result<(), ProviderError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
         let name = &self.name;
@@ -79,12 +79,22 @@ mod tests {
     }
 
     #[test]
-    fn function_names_that_containerd_would_reject_are_rejected() {
+    fn function_names_that_are_malformed_too_long_or_have_a_dot_are_rejected() {
         for name in ["hello", "hello-world", "h2", "Under_score"] {
-            assert!(FunctionKey::new(name, "n").check_name().is_ok(), "{name}");
+            assert!(
+                FunctionKey::new(name, "n")
+                    .check_name_is_short_dotless_identifier()
+                    .is_ok(),
+                "{name}"
+            );
         }
         for name in ["", "-a", "a-", "a--b", "a.b", "a/b", "..", &"a".repeat(64)] {
-            assert!(FunctionKey::new(name, "n").check_name().is_err(), "{name}");
+            assert!(
+                FunctionKey::new(name, "n")
+                    .check_name_is_short_dotless_identifier()
+                    .is_err(),
+                "{name}"
+            );
         }
     }
 }

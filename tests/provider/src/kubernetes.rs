@@ -100,7 +100,7 @@ impl ClusterFunctions {
         let functions = self.0.cache.functions();
         functions
             .iter()
-            .filter_map(|deployment| status::status_of_deployment_with_containers(deployment))
+            .filter_map(|deployment| status::status_none_if_deployment_has_no_containers(deployment))
             .collect()
     }
 
@@ -110,12 +110,15 @@ impl ClusterFunctions {
             .0
             .cache
             .deployment(name, &self.0.settings.function_namespace)?;
-        status::status_of_deployment_with_containers(&deployment)
+        status::status_none_if_deployment_has_no_containers(&deployment)
     }
 
     /// Creates the Deployment and the Service of a checked request. The Deployment stays if the Service cannot be
     /// created.
-    pub(crate) async fn create_function(&self, request: &FunctionDeployment) -> Result<(), ProviderError> {
+    pub(crate) async fn create_deployment_then_service(
+        &self,
+        request: &FunctionDeployment,
+    ) -> Result<(), ProviderError> {
         let secrets = self.read_secrets(&request.secrets).await?;
         let deployment = deployment::new_deployment(request, &secrets, self.probe_and_user_options())?;
         validation::check_profiles(&request.annotations)?;
@@ -142,7 +145,10 @@ impl ClusterFunctions {
 
     /// Changes the Deployment and the Service of a checked request's function. What faas-netes does not set stays as it
     /// is: volumes and containers that others added, for instance.
-    pub(crate) async fn update_function(&self, request: &FunctionDeployment) -> Result<(), ProviderError> {
+    pub(crate) async fn update_deployment_and_service_annotations(
+        &self,
+        request: &FunctionDeployment,
+    ) -> Result<(), ProviderError> {
         let name = &request.service;
         let annotations = validation::annotations_of_request(&request.annotations)?;
         let deployments: Api<Deployment> = self.api();
@@ -157,7 +163,7 @@ impl ClusterFunctions {
             annotations: &annotations,
             resources,
             secrets: &secrets,
-            uid: label_value_of_current_nanoseconds(),
+            uid: subsecond_nanoseconds_as_label_value(),
         };
         update.apply(&mut deployment, self.probe_and_user_options());
         validation::check_profiles(&request.annotations)?;
@@ -206,7 +212,11 @@ impl ClusterFunctions {
     }
 
     /// Sets the number of replicas of a Deployment, at most [`MAX_REPLICAS`].
-    pub(crate) async fn scale_function(&self, name: &str, replicas: u64) -> Result<(), ProviderError> {
+    pub(crate) async fn scale_any_deployment_to_at_most_five(
+        &self,
+        name: &str,
+        replicas: u64,
+    ) -> Result<(), ProviderError> {
         let deployments: Api<Deployment> = self.api();
         let mut deployment = deployments
             .get(name)
@@ -231,7 +241,7 @@ impl ClusterFunctions {
                 .await
                 .map_err(ProviderError::kubernetes(Operation::ReadSecret, name));
             match secret {
-                Err(error) if error.is_kubernetes_not_found() => {
+                Err(error) if error.is_kubernetes_not_found_or_gone() => {
                     return Err(ProviderError::SecretMissing(name.clone()));
                 }
                 read => secrets.push(read?),
@@ -259,7 +269,7 @@ impl ClusterFunctions {
 
 impl CallRouter for ClusterFunctions {
     /// Returns the address of one of the function's ready pods, each in turn.
-    fn route_call(&self, name: &str) -> Option<CallRoute> {
+    fn route_call_if_function_has_endpoint(&self, name: &str) -> Option<CallRoute> {
         let address = self
             .0
             .cache
@@ -297,7 +307,7 @@ fn is_function(deployment: &Deployment) -> bool {
 
 /// Returns the value of the label `uid`, which makes every update a new version, even one that changes nothing: the
 /// nanoseconds of the current second.
-fn label_value_of_current_nanoseconds() -> String {
+fn subsecond_nanoseconds_as_label_value() -> String {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()

@@ -39,6 +39,9 @@ pub use self::{
     error::ProviderError,
     kubernetes::KubernetesSettings,
     logs::collect_output,
-    server::{remove_all_functions, serve_api_until_stopped, serve_kubernetes_until_stopped},
+    server::{
+        kill_and_remove_all_functions_and_logs, restore_functions_and_serve_api_until_stopped,
+        serve_kubernetes_until_stopped,
+    },
     settings::ProviderSettings,
 };

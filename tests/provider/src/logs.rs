@@ -111,7 +111,7 @@ impl LogStore {
     }
 
     /// Deletes all logs of a function.
-    pub(crate) fn delete_logs_of_function(&self, function: &FunctionKey) {
+    pub(crate) fn delete_logs_of_function_ignoring_errors(&self, function: &FunctionKey) {
         let _ = fs::remove_dir_all(self.directory_of_function(function));
     }
 
@@ -122,7 +122,8 @@ impl LogStore {
         let (sender, receiver) = mpsc::channel(64);
         let reader = LogReader::new(self.directory_of_function(&query.function), query);
         tokio::spawn(async move {
-            let finished = tokio::time::timeout_at(deadline, send_messages(reader, &sender));
+            let finished =
+                tokio::time::timeout_at(deadline, send_messages_and_follow_if_watchable(reader, &sender));
             if let Ok(Err(error)) = finished.await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot read a log");
             }
@@ -136,7 +137,7 @@ impl LogStore {
 }
 
 /// Sends the log lines that exist, and then, if the query follows the log, new ones until the receiver is dropped.
-async fn send_messages(
+async fn send_messages_and_follow_if_watchable(
     mut reader: LogReader,
     sender: &mpsc::Sender<LogMessage>,
 ) -> Result<(), ProviderError> {
@@ -156,7 +157,7 @@ async fn send_messages(
         }
         let Some(watch) = &mut watch else { return Ok(()) };
         tokio::select! {
-            changed = watch.wait_for_change() => changed?,
+            changed = watch.wait_for_change_since_last_call() => changed?,
             () = sender.closed() => return Ok(()),
         }
     }
@@ -226,7 +227,7 @@ mod tests {
             log_file_names(&logs, &key),
             ["hello.4.log", "hello.5.log", "hello.6.log", "hello.7.log"]
         );
-        logs.delete_logs_of_function(&key);
+        logs.delete_logs_of_function_ignoring_errors(&key);
         assert!(!logs.directory_of_function(&key).exists());
     }
 

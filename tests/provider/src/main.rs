@@ -5,8 +5,8 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use slipway_dev_provider::{
-    KubernetesSettings, ProviderSettings, collect_output, remove_all_functions, serve_api_until_stopped,
-    serve_kubernetes_until_stopped,
+    KubernetesSettings, ProviderSettings, collect_output, kill_and_remove_all_functions_and_logs,
+    restore_functions_and_serve_api_until_stopped, serve_kubernetes_until_stopped,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -63,11 +63,13 @@ fn run_task(task: ProviderTask) -> anyhow::Result<()> {
         .context("cannot start the async runtime")?;
     runtime.block_on(async {
         match task {
-            ProviderTask::Serve(settings) => serve_api_until_stopped(*settings, stop_signal()?).await?,
+            ProviderTask::Serve(settings) => {
+                restore_functions_and_serve_api_until_stopped(*settings, stop_signal()?).await?
+            }
             ProviderTask::ServeKubernetes(settings) => {
                 serve_kubernetes_until_stopped(*settings, stop_signal()?).await?;
             }
-            ProviderTask::Cleanup(settings) => remove_all_functions(*settings).await?,
+            ProviderTask::Cleanup(settings) => kill_and_remove_all_functions_and_logs(*settings).await?,
             ProviderTask::Collect { directory } => collect_output(&directory).await?,
         }
         Ok(())

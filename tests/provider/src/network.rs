@@ -105,13 +105,17 @@ impl FunctionNetwork {
         };
         let _one = self.one_at_a_time.lock().await;
         self.plugins
-            .run_plugin(&invocation(CniCommand::Add, "lo"), &self.loopback_conf, None)
+            .run_plugin_and_parse_output_if_json(
+                &invocation(CniCommand::Add, "lo"),
+                &self.loopback_conf,
+                None,
+            )
             .await?;
         let mut result = None;
         for conf in &self.plugin_confs {
             result = self
                 .plugins
-                .run_plugin(
+                .run_plugin_and_parse_output_if_json(
                     &invocation(CniCommand::Add, FUNCTION_INTERFACE),
                     conf,
                     result.as_ref(),
@@ -153,7 +157,11 @@ impl FunctionNetwork {
                 interface: FUNCTION_INTERFACE,
             };
             for conf in self.plugin_confs.iter().rev() {
-                if let Err(error) = self.plugins.run_plugin(&invocation, conf, result.as_ref()).await {
+                if let Err(error) = self
+                    .plugins
+                    .run_plugin_and_parse_output_if_json(&invocation, conf, result.as_ref())
+                    .await
+                {
                     tracing::warn!(container = id, %error, "a CNI plugin failed to clean up");
                 }
             }
@@ -171,7 +179,7 @@ impl FunctionNetwork {
     }
 
     /// Returns the address of a container, if the container is connected to the bridge.
-    pub(crate) fn address_of_container(&self, id: &str) -> Option<IpAddr> {
+    pub(crate) fn address_in_stored_cni_result(&self, id: &str) -> Option<IpAddr> {
         first_address_in_result(&read_cni_result(&self.results.join(id))?)
     }
 

@@ -66,7 +66,7 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 8] = [
 pub(crate) trait CallRouter: fmt::Debug + Send + Sync {
     /// Returns the route of a call of the function with this name in its path, `NAME` or `NAME.NAMESPACE`; `None` if
     /// the function has no endpoint.
-    fn route_call(&self, name: &str) -> Option<CallRoute>;
+    fn route_call_if_function_has_endpoint(&self, name: &str) -> Option<CallRoute>;
 }
 
 /// The route of one call of a function.
@@ -136,11 +136,11 @@ pub(crate) async fn proxy_call_with_faas_provider_statuses(
     {
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }
-    let Some((name, path)) = split_function_name_and_path(request.uri()) else {
+    let Some((name, path)) = split_valid_name_and_maybe_invalid_path(request.uri()) else {
         return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
     };
     let name = name.to_owned();
-    let Some(CallRoute { address, guard }) = proxy.router.route_call(&name) else {
+    let Some(CallRoute { address, guard }) = proxy.router.route_call_if_function_has_endpoint(&name) else {
         // Closing the connection while the caller still sends its body would lose the answer.
         let rest = Limited::new(request.into_body(), DISCARDED_BODY_MAX_BYTES).collect();
         let _ = timeout(DISCARDED_BODY_TIMEOUT, rest).await;
@@ -172,7 +172,7 @@ pub(crate) async fn proxy_call_with_faas_provider_statuses(
                     .headers
                     .insert(CONTENT_TYPE, request_type.unwrap_or_else(default));
             }
-            let body = GuardedBodyWithDeadline {
+            let body = BodyGuardedUntilDropWithDeadline {
                 body,
                 _guard: guard,
                 deadline: Box::pin(sleep_until(deadline)),
@@ -210,7 +210,7 @@ fn is_unsupported_method(method: &Method) -> bool {
 
 /// Splits the URI of a call into the function's name, and the path and query for the function, which are `None` if they
 /// are invalid; returns `None` without a valid name.
-fn split_function_name_and_path(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
+fn split_valid_name_and_maybe_invalid_path(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
     let rest = uri.path().strip_prefix(FUNCTION_PATH_PREFIX)?;
     let (name, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let in_names = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -270,13 +270,13 @@ fn remove_hop_by_hop_headers(headers: &mut HeaderMap) {
 
 /// The body of a function's response. The call is in progress until the body ends; at the deadline the body
 /// fails.
-struct GuardedBodyWithDeadline<B> {
+struct BodyGuardedUntilDropWithDeadline<B> {
     body: B,
     _guard: Option<CallGuard>,
     deadline: Pin<Box<Sleep>>,
 }
 
-impl<B> http_body::Body for GuardedBodyWithDeadline<B>
+impl<B> http_body::Body for BodyGuardedUntilDropWithDeadline<B>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
     B::Error: Into<axum::BoxError>,
@@ -315,7 +315,8 @@ mod tests {
 
     fn name_and_path_of_call(path: &str) -> Option<(String, String)> {
         let uri: Uri = path.parse().unwrap();
-        split_function_name_and_path(&uri).map(|(name, path)| (name.to_owned(), path.unwrap().to_string()))
+        split_valid_name_and_maybe_invalid_path(&uri)
+            .map(|(name, path)| (name.to_owned(), path.unwrap().to_string()))
     }
 
     #[test]
@@ -385,13 +386,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_response_fails_at_the_deadline_and_its_call_ends() {
+    async fn a_response_body_fails_at_the_deadline_and_its_call_ends_with_the_drop() {
         let backend = Arc::new(DrainableBackend::default());
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let body = Body::from_stream(stream);
         let deadline = Box::pin(sleep_until(Instant::now() + Duration::from_secs(60)));
-        let mut body = GuardedBodyWithDeadline {
+        let mut body = BodyGuardedUntilDropWithDeadline {
             body,
             _guard: Some(backend.begin_call()),
             deadline,

@@ -2,7 +2,7 @@
 
 /// Parses a Kubernetes quantity as a whole number of bytes, rounded up as `resource.Quantity` does; rejects more than
 /// 1 PiB.
-pub(crate) fn parse_quantity_as_bytes(text: &str) -> Option<i64> {
+pub(crate) fn parse_quantity_up_to_1_pib_as_bytes(text: &str) -> Option<i64> {
     let text = text.trim();
     let number_end = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -51,18 +51,18 @@ mod tests {
 
     #[test]
     fn a_kubernetes_quantity_is_converted_to_bytes() {
-        assert_eq!(parse_quantity_as_bytes("128Mi"), Some(134_217_728));
-        assert_eq!(parse_quantity_as_bytes("1G"), Some(1_000_000_000));
-        assert_eq!(parse_quantity_as_bytes("1.5Ki"), Some(1536));
-        assert_eq!(parse_quantity_as_bytes("1e3"), Some(1000));
-        assert_eq!(parse_quantity_as_bytes("4096"), Some(4096));
-        assert_eq!(parse_quantity_as_bytes("1500m"), Some(2));
+        assert_eq!(parse_quantity_up_to_1_pib_as_bytes("128Mi"), Some(134_217_728));
+        assert_eq!(parse_quantity_up_to_1_pib_as_bytes("1G"), Some(1_000_000_000));
+        assert_eq!(parse_quantity_up_to_1_pib_as_bytes("1.5Ki"), Some(1536));
+        assert_eq!(parse_quantity_up_to_1_pib_as_bytes("1e3"), Some(1000));
+        assert_eq!(parse_quantity_up_to_1_pib_as_bytes("4096"), Some(4096));
+        assert_eq!(parse_quantity_up_to_1_pib_as_bytes("1500m"), Some(2));
     }
 
     #[test]
     fn invalid_quantities_are_rejected() {
         for text in ["", "lots", "-1", "1Q", "Mi", "1e999", "1 Mi"] {
-            assert_eq!(parse_quantity_as_bytes(text), None, "{text}");
+            assert_eq!(parse_quantity_up_to_1_pib_as_bytes(text), None, "{text}");
         }
     }
 

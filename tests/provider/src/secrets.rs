@@ -32,7 +32,10 @@ impl SecretStore {
     }
 
     /// Returns the names of a namespace's secrets, sorted.
-    pub(crate) fn names(&self, namespace: &str) -> Result<Vec<String>, ProviderError> {
+    pub(crate) fn names_or_empty_if_no_namespace(
+        &self,
+        namespace: &str,
+    ) -> Result<Vec<String>, ProviderError> {
         let directory = self.directory(namespace);
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
@@ -144,12 +147,15 @@ mod tests {
     }
 
     #[test]
-    fn each_namespace_has_its_own_secrets() {
+    fn a_secret_exists_only_in_its_namespace_and_is_deleted_only_once() {
         let (_directory, secrets) = empty_secret_store();
         secrets.set("a", "two", b"v").unwrap();
         secrets.set("a", "one", b"v").unwrap();
-        assert_eq!(secrets.names("a").unwrap(), ["one", "two"]);
-        assert!(secrets.names("b").unwrap().is_empty());
+        assert_eq!(
+            secrets.names_or_empty_if_no_namespace("a").unwrap(),
+            ["one", "two"]
+        );
+        assert!(secrets.names_or_empty_if_no_namespace("b").unwrap().is_empty());
         secrets.check_all_exist("a", &["one".into()]).unwrap();
         let error = secrets.check_all_exist("b", &["one".into()]).unwrap_err();
         assert_eq!(error.to_string(), "unable to find secret: one");
@@ -158,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn secret_names_cannot_lead_out_of_the_directory() {
+    fn empty_secret_names_and_those_that_lead_out_of_the_directory_are_rejected() {
         let (_directory, secrets) = empty_secret_store();
         for name in ["", " ", "../key", "a/b", "..", "."] {
             assert!(secrets.set("fn", name, b"v").is_err(), "{name}");

@@ -28,7 +28,7 @@ const REQUESTS_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// Fails if a setting is invalid, containerd cannot be reached, the network plugins do not work, or the
 /// address is taken.
-pub async fn serve_api_until_stopped(
+pub async fn restore_functions_and_serve_api_until_stopped(
     settings: ProviderSettings,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ProviderError> {
@@ -121,6 +121,6 @@ async fn serve_router_until_stopped(
 ///
 /// Fails if containerd cannot be reached, or if something could not be removed; everything else is removed
 /// nevertheless.
-pub async fn remove_all_functions(settings: ProviderSettings) -> Result<(), ProviderError> {
-    functions::remove_all_functions(settings).await
+pub async fn kill_and_remove_all_functions_and_logs(settings: ProviderSettings) -> Result<(), ProviderError> {
+    functions::kill_and_remove_all_functions_and_logs(settings).await
 }

@@ -128,7 +128,7 @@ pub(crate) enum UpdateStrategy {
 impl ProviderSettings {
     /// Creates the directories for state and secrets and makes their paths absolute, because containers refer
     /// to them.
-    pub(crate) fn with_directories_created(mut self) -> Result<Self, ProviderError> {
+    pub(crate) fn with_state_and_secrets_directories_created(mut self) -> Result<Self, ProviderError> {
         let absolute = |directory: PathBuf| {
             fs::create_dir_all(&directory).map_err(ProviderError::io_error("create", &directory))?;
             directory

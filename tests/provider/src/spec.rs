@@ -54,7 +54,7 @@ pub(crate) fn memory_limit_bytes(deployment: &FunctionDeployment) -> Result<Opti
         .limits
         .as_ref()
         .map_or("", |limits| limits.memory.as_str());
-    match (memory, quantity::parse_quantity_as_bytes(memory)) {
+    match (memory, quantity::parse_quantity_up_to_1_pib_as_bytes(memory)) {
         ("", _) => Ok(None),
         (_, Some(bytes)) => Ok(Some(bytes)),
         (_, None) => Err(ProviderError::Invalid(format!(

@@ -21,7 +21,7 @@ pub(crate) fn unique_name(prefix: &str) -> String {
 
 /// Generates a suffix for an instance's name from the time in milliseconds, in hexadecimal; later suffixes sort after
 /// earlier ones.
-pub(crate) fn instance_suffix() -> String {
+pub(crate) fn sortable_millisecond_suffix() -> String {
     format!("{:011x}", milliseconds_since_epoch())
 }
 

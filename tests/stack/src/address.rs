@@ -98,7 +98,7 @@ impl StackNumber {
 
     /// Returns the registry's address for faasd, which uses plain HTTP only with loopback addresses. The
     /// address is the same inside the stack and on the machine.
-    pub(crate) fn loopback_registry_address(self) -> SocketAddr {
+    pub(crate) fn loopback_registry_address_for_faasd(self) -> SocketAddr {
         (Ipv4Addr::new(127, 63, self.0, 2), REGISTRY_PORT).into()
     }
 
@@ -144,7 +144,7 @@ mod tests {
         let first = StackNumber::lowest_free_number(|_| false).unwrap();
         let second = StackNumber::lowest_free_number(|number| number == first).unwrap();
         assert_eq!(first.registry_address().to_string(), "10.63.1.2:5000");
-        assert!(second.loopback_registry_address().ip().is_loopback());
+        assert!(second.loopback_registry_address_for_faasd().ip().is_loopback());
         assert_eq!(second.gateway_url(), "http://10.63.2.2:8080");
         assert_eq!(StackNumber::lowest_free_number(|_| true), None);
     }

@@ -14,7 +14,7 @@ use crate::{
 
 /// Makes the image at a stack's first start, with `max_bytes` or three quarters of the free space, whichever is less;
 /// checks it at later starts, repairs it if it is damaged, and makes it anew if that fails.
-pub(crate) async fn make_or_repair_disk_image(
+pub(crate) async fn make_disk_image_or_repair_existing(
     dir: &StackDir,
     max_bytes: u64,
     progress: &ProgressSink,
@@ -27,7 +27,7 @@ pub(crate) async fn make_or_repair_disk_image(
         {
             return Ok(());
         }
-        progress.emit_step("buildkit", "repairing the file system with its data");
+        progress.emit_progress_line("buildkit", "repairing the file system with its data");
         if run_program(new_command("e2fsck").arg("-fy").arg(&image))
             .await
             .is_ok()
@@ -35,7 +35,7 @@ pub(crate) async fn make_or_repair_disk_image(
             return Ok(());
         }
         // It has only a cache.
-        progress.emit_step("buildkit", "cannot repair the file system; making a new one");
+        progress.emit_progress_line("buildkit", "cannot repair the file system; making a new one");
         fs::remove_file(&image).await.with_operation("remove", &image)?;
     }
     delete_old_data_and_create_mount_point(dir, progress).await?;
@@ -61,7 +61,7 @@ async fn delete_old_data_and_create_mount_point(dir: &StackDir, progress: &Progr
     if let Err(error) = fs::remove_dir(&target).await
         && error.kind() != io::ErrorKind::NotFound
     {
-        progress.emit_step("buildkit", "removing the data of an earlier launcher");
+        progress.emit_progress_line("buildkit", "removing the data of an earlier launcher");
         fs::remove_dir_all(&target)
             .await
             .with_operation("remove", &target)?;
@@ -81,7 +81,7 @@ mod tests {
     const TEST_IMAGE_BYTES: u64 = 16 << 20;
 
     /// Returns the handle of the stack directory `root`, in which the parent directory of BuildKit's data is created.
-    fn create_stack_directory(root: &Path) -> StackDir {
+    fn stack_dir_with_data_directory_created(root: &Path) -> StackDir {
         fs::create_dir_all(root.join("data")).unwrap();
         StackDir {
             name: "test".into(),
@@ -91,7 +91,7 @@ mod tests {
 
     /// Makes or checks the image, and returns its inode and its size in bytes.
     async fn prepare_and_return_inode_and_size(dir: &StackDir) -> (u64, u64) {
-        make_or_repair_disk_image(dir, TEST_IMAGE_BYTES, &ProgressSink::discarding())
+        make_disk_image_or_repair_existing(dir, TEST_IMAGE_BYTES, &ProgressSink::discarding())
             .await
             .unwrap();
         let image = fs::metadata(dir.buildkit_disk_image()).unwrap();
@@ -101,7 +101,7 @@ mod tests {
     #[tokio::test]
     async fn the_data_of_an_earlier_launcher_is_replaced_by_an_image_and_a_mount_point() {
         let root = tempfile::tempdir().unwrap();
-        let dir = create_stack_directory(root.path());
+        let dir = stack_dir_with_data_directory_created(root.path());
         let old = dir.part_data_directory("buildkit").join("runc/snapshots");
         fs::create_dir_all(&old).unwrap();
         fs::write(old.join("file"), "old").unwrap();
@@ -113,7 +113,7 @@ mod tests {
     #[tokio::test]
     async fn an_intact_image_is_kept_and_a_damaged_one_is_made_anew() {
         let root = tempfile::tempdir().unwrap();
-        let dir = create_stack_directory(root.path());
+        let dir = stack_dir_with_data_directory_created(root.path());
         let first = prepare_and_return_inode_and_size(&dir).await;
         assert_eq!(prepare_and_return_inode_and_size(&dir).await, first);
         fs::write(dir.buildkit_disk_image(), "damaged").unwrap();

@@ -60,7 +60,11 @@ fn ensure_certificates_as_if_at_and_read_expiry_seconds(dir: &StackDir, now: Sys
             // The time is written last: an interrupted renewal is repeated.
             let _ = fs::remove_file(&path);
             let expiry = time_since_epoch(now) + CERTIFICATE_LIFE;
-            issue_certificates(dir, time_since_epoch(now).saturating_sub(CLOCK_SKEW), expiry)?;
+            issue_certificates_into_config_and_secrets(
+                dir,
+                time_since_epoch(now).saturating_sub(CLOCK_SKEW),
+                expiry,
+            )?;
             let expiry = expiry.as_secs();
             write_private_file(&path, expiry.to_string().as_bytes())?;
             Ok(expiry)
@@ -75,7 +79,11 @@ fn time_since_epoch(time: SystemTime) -> Duration {
 
 /// Makes and writes the certificates of a new authority, of the daemon and of builder-fn, valid between two times since
 /// 1970.
-fn issue_certificates(dir: &StackDir, from_since_epoch: Duration, until_since_epoch: Duration) -> Result<()> {
+fn issue_certificates_into_config_and_secrets(
+    dir: &StackDir,
+    from_since_epoch: Duration,
+    until_since_epoch: Duration,
+) -> Result<()> {
     let failed = |error: rcgen::Error| {
         LauncherError::Environment(format!("cannot make BuildKit's certificates: {error}"))
     };

@@ -14,7 +14,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::{
     error::{IoResultExt as _, Result},
-    limits::StepLimits,
+    limits::StepResourceLimits,
 };
 
 /// The directory where cgroup hierarchies are mounted.
@@ -48,14 +48,14 @@ impl CgroupHierarchy {
     fn parse_mountinfo(mountinfo: &str) -> Vec<Self> {
         let mut found = mountinfo
             .lines()
-            .filter_map(Self::parse_mountinfo_line)
+            .filter_map(Self::parse_cgroup_mount_below_cgroup_root)
             .collect::<Vec<_>>();
         found.dedup_by(|a, b| a.mount == b.mount);
         found
     }
 
     /// Parses one line; returns `None` unless it mounts a cgroup hierarchy below [`CGROUP_ROOT`].
-    fn parse_mountinfo_line(line: &str) -> Option<Self> {
+    fn parse_cgroup_mount_below_cgroup_root(line: &str) -> Option<Self> {
         let (location, kind) = line.split_once(" - ")?;
         let mut location = location.split(' ').skip(3);
         let (root, mount) = (location.next()?, location.next()?);
@@ -85,7 +85,7 @@ impl CgroupHierarchy {
     ///
     /// In version 2 a group that has processes cannot delegate controllers, so this is the root. In version 1
     /// it is this process's own group, whose limits then apply.
-    fn parent_group_directory(&self, proc_self_cgroup: &str) -> PathBuf {
+    fn mount_point_or_own_group_directory(&self, proc_self_cgroup: &str) -> PathBuf {
         if self.unified {
             return self.mount.clone();
         }
@@ -118,7 +118,7 @@ impl StackControlGroups {
         let hierarchies = CgroupHierarchy::parse_mountinfo(&read_file("/proc/self/mountinfo")?);
         let dir = |hierarchy: &CgroupHierarchy| {
             hierarchy
-                .parent_group_directory(&own)
+                .mount_point_or_own_group_directory(&own)
                 .join(format!("slipway-{stack}"))
         };
         Ok(Self {
@@ -149,7 +149,7 @@ impl StackControlGroups {
 
     /// Moves the holder of the stack into a subgroup: in version 2 a group that delegates controllers may not
     /// have processes.
-    pub(crate) fn move_holder_to_subgroup(&self, holder_pid: u32) -> Result<()> {
+    pub(crate) fn move_holder_to_subgroup_in_version_2(&self, holder_pid: u32) -> Result<()> {
         for dir in self
             .dirs
             .iter()
@@ -200,7 +200,7 @@ fn inherit_cpuset(dir: &Path) -> Result<()> {
 }
 
 /// Creates the control group of build steps, inside the namespaces, and sets the limits of all steps together.
-pub(crate) fn create_steps_group_with_limits(limits: &StepLimits) -> Result<()> {
+pub(crate) fn create_steps_group_with_limits(limits: &StepResourceLimits) -> Result<()> {
     let values = [
         ("memory.limit_in_bytes", limits.total_memory),
         ("memory.max", limits.total_memory),
@@ -222,14 +222,14 @@ pub(crate) fn create_steps_group_with_limits(limits: &StepLimits) -> Result<()> 
 
 /// A running build step.
 #[derive(Debug)]
-pub(crate) struct RunningStep {
+pub(crate) struct StepGroupAndProcesses {
     /// The name of the step's control groups.
     pub(crate) id: String,
     /// The process ids of the step, as the supervisor sees them.
     pub(crate) processes: Vec<u32>,
 }
 
-impl RunningStep {
+impl StepGroupAndProcesses {
     /// Returns the memory that the kernel uses for the step, in bytes, or 0 if that is unknown; most of it is for files
     /// that the step opened or made.
     pub(crate) fn kernel_memory_bytes_or_zero(&self) -> u64 {
@@ -256,7 +256,7 @@ fn group_of_steps_with_file(file: &str) -> Option<PathBuf> {
 }
 
 /// Returns the running build steps.
-pub(crate) fn running_steps() -> Vec<RunningStep> {
+pub(crate) fn running_steps_or_empty_if_unreadable() -> Vec<StepGroupAndProcesses> {
     let Some(group) = group_of_steps_with_file("pids.max") else {
         return Vec::new();
     };
@@ -265,7 +265,7 @@ pub(crate) fn running_steps() -> Vec<RunningStep> {
         .filter_map(|step| {
             let processes = fs::read_to_string(step.path().join("cgroup.procs")).ok()?;
             let processes = processes.lines().filter_map(|process| process.parse().ok());
-            Some(RunningStep {
+            Some(StepGroupAndProcesses {
                 id: step.file_name().into_string().ok()?,
                 processes: processes.collect(),
             })
@@ -291,7 +291,7 @@ fn remove_group_tree(dir: &Path) -> io::Result<()> {
 /// Mounts the cgroup hierarchies again inside the namespaces, so that the stack's groups are the roots.
 pub(crate) fn remount_hierarchies_in_namespaces() -> Result<()> {
     let hierarchies = CgroupHierarchy::parse_mountinfo(&read_file("/proc/self/mountinfo")?);
-    let links = read_controller_links(Path::new(CGROUP_ROOT));
+    let links = controller_links_or_empty_if_unreadable(Path::new(CGROUP_ROOT));
     rustix::mount::unmount(CGROUP_ROOT, UnmountFlags::DETACH).with_operation("unmount", CGROUP_ROOT)?;
     let unified_only =
         matches!(hierarchies.as_slice(), [only] if only.unified && only.mount == Path::new(CGROUP_ROOT));
@@ -323,7 +323,7 @@ pub(crate) fn remount_hierarchies_in_namespaces() -> Result<()> {
 }
 
 /// Reads the symbolic links for cgroup hierarchies with several controllers, such as `cpu` → `cpu,cpuacct`.
-fn read_controller_links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
+fn controller_links_or_empty_if_unreadable(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| Some((entry.file_name(), fs::read_link(entry.path()).ok()?)))
@@ -333,7 +333,7 @@ fn read_controller_links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
 /// Enables every cgroup controller for subgroups, inside the namespaces; does nothing unless only version 2 is mounted.
 ///
 /// The root's own process, which is this one, moves to a subgroup first, as version 2 requires.
-pub(crate) fn enter_subgroup_and_delegate_controllers() -> Result<()> {
+pub(crate) fn enter_subgroup_and_delegate_controllers_if_version_2_only() -> Result<()> {
     let root = Path::new(CGROUP_ROOT);
     let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {
         return Ok(());
@@ -370,7 +370,7 @@ mod tests {
         let own = "4:memory:/a/b\n3:cpu,cpuacct:/\n2:name=systemd:/s\n0::/\n";
         let parents = found
             .iter()
-            .map(|hierarchy| hierarchy.parent_group_directory(own))
+            .map(|hierarchy| hierarchy.mount_point_or_own_group_directory(own))
             .collect::<Vec<_>>();
         let below = |path| Path::new(CGROUP_ROOT).join(path);
         assert_eq!(
@@ -384,13 +384,13 @@ mod tests {
     }
 
     #[test]
-    fn the_stacks_group_is_at_the_root_in_version_2() {
+    fn the_stacks_group_is_directly_below_the_root_in_version_2() {
         let line =
             "24 22 0:21 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
         let found = CgroupHierarchy::parse_mountinfo(line);
         assert_eq!(found.len(), 1);
         assert_eq!(
-            found[0].parent_group_directory("0::/user.slice/session-1.scope\n"),
+            found[0].mount_point_or_own_group_directory("0::/user.slice/session-1.scope\n"),
             Path::new(CGROUP_ROOT)
         );
     }

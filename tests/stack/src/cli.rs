@@ -4,13 +4,13 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use slipway_stack::{
-    BuildPublicAccess, LauncherDirectories, LauncherError, ProgressSink, Result, Stack, StackOptions,
-    StackPart, StepLimits, TenantStepNetworkRule, parse_size,
+    BuildkitAndStepsPublicAccess, LauncherDirectories, LauncherError, ProgressSink, Result, Stack,
+    StackOptions, StackPart, StepResourceLimits, TenantStepNetworkRule, parse_size,
 };
 
 use crate::{
     cluster_cli::ClusterCommand,
-    console::{self, print_part_status, quote_for_shell},
+    console::{self, print_part_state_and_duration, quote_for_shell},
 };
 
 /// Runs the real stack on one machine: BuildKit, registry, containerd, OpenFaaS.
@@ -111,7 +111,7 @@ struct UpArguments {
     allow: Vec<String>,
     /// Who reaches public addresses: `all`, which is BuildKit and build steps, `daemon`, which is BuildKit, or `none`.
     #[arg(long, env = "SLIPWAY_PUBLIC", default_value = "all")]
-    public: BuildPublicAccess,
+    public: BuildkitAndStepsPublicAccess,
     /// What the build steps of a tenant reach instead, such as `acme=10.1.2.3,mirror.example.com`; `public` stands for
     /// public addresses. Separate tenants in the variable by semicolons.
     #[arg(
@@ -126,7 +126,7 @@ struct UpArguments {
     #[arg(long, env = "SLIPWAY_STEP_MEMORY", value_parser = parse_size)]
     step_memory: Option<u64>,
     /// The CPUs of one build step, such as 1.5. Default: all.
-    #[arg(long, env = "SLIPWAY_STEP_CPUS", value_parser = parse_cpus)]
+    #[arg(long, env = "SLIPWAY_STEP_CPUS", value_parser = parse_cpus_from_hundredth_to_4096)]
     step_cpus: Option<f64>,
     /// The processes and threads of one build step; all steps together get four times as many. Default: 4096.
     #[arg(long, env = "SLIPWAY_STEP_PROCESSES", value_parser = clap::value_parser!(u64).range(1..))]
@@ -141,8 +141,8 @@ struct UpArguments {
 
 impl UpArguments {
     /// Returns the limits of build steps: those of this machine, except those that the command line names.
-    fn limits(&self) -> Result<StepLimits> {
-        let mut limits = StepLimits::for_this_machine()?;
+    fn machines_limits_with_overrides(&self) -> Result<StepResourceLimits> {
+        let mut limits = StepResourceLimits::for_this_machine()?;
         if let Some(memory) = self.step_memory {
             (limits.memory, limits.total_memory) = (memory, memory.saturating_add(memory / 2));
         }
@@ -179,7 +179,7 @@ impl Cli {
                 })?;
                 return runtime.block_on(async {
                     tokio::select! {
-                        done = command.run_command() => done.map(|()| ExitCode::SUCCESS),
+                        done = command.run_command_except_hold_and_supervise() => done.map(|()| ExitCode::SUCCESS),
                         _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)),
                     }
                 });
@@ -191,11 +191,11 @@ impl Cli {
 
 impl LauncherCommand {
     /// Runs any command but `hold` and `supervise`, which must run before the async runtime has threads.
-    async fn run_command(self) -> Result<()> {
+    async fn run_command_except_hold_and_supervise(self) -> Result<()> {
         let progress = ProgressSink::to_stderr();
         match self {
             LauncherCommand::Up(up) => {
-                let limits = up.limits()?;
+                let limits = up.machines_limits_with_overrides()?;
                 let mut options = StackOptions::with_stack_name(up.stack.name);
                 (options.deploy, options.limits) = (!up.bare, Some(limits));
                 (options.faasd, options.gateway, options.faas_cli) = (up.faasd, up.gateway, up.faas_cli);
@@ -205,7 +205,7 @@ impl LauncherCommand {
                     options.ack_wait = Duration::from_secs(seconds);
                 }
                 let stack = Stack::start_stack(&options, &progress).await?;
-                progress.emit_step(
+                progress.emit_progress_line(
                     "stack",
                     format_args!(
                         "{} is running; its gateway is {}",
@@ -220,12 +220,12 @@ impl LauncherCommand {
             LauncherCommand::Env(name) => print_shell_exports(&running_stack(&name)?),
             LauncherCommand::Status(name) => {
                 for status in running_stack(&name)?.statuses_of_parts_ever_started().await? {
-                    print_part_status(&status);
+                    print_part_state_and_duration(&status);
                 }
             }
-            LauncherCommand::Logs { stack, part, lines } => {
-                console::print_line(&slipway_stack::log_tail(&stack.name, part, lines)?)
-            }
+            LauncherCommand::Logs { stack, part, lines } => console::print_line(
+                &slipway_stack::part_log_tail_with_rotated_or_empty(&stack.name, part, lines)?,
+            ),
             LauncherCommand::Stop { stack, part } => running_stack(&stack)?.stop_part(part).await?,
             LauncherCommand::Start { stack, part } => running_stack(&stack)?.start_part(part).await?,
             LauncherCommand::Packages { tests: false } => {
@@ -246,7 +246,9 @@ impl LauncherCommand {
                         .await?;
                 console::print_line(&promtool.display().to_string());
             }
-            LauncherCommand::Cluster(command) => command.run_command(&progress).await?,
+            LauncherCommand::Cluster(command) => {
+                command.run_command_except_hold_and_supervise(&progress).await?
+            }
             LauncherCommand::Hold(_) | LauncherCommand::Supervise(_) => {}
         }
         Ok(())
@@ -275,7 +277,7 @@ fn print_shell_exports(stack: &Stack) {
 }
 
 /// Parses a number of CPUs from 0.01, which is the kernel's shortest quota, to 4096.
-fn parse_cpus(text: &str) -> Result<f64, String> {
+fn parse_cpus_from_hundredth_to_4096(text: &str) -> Result<f64, String> {
     let cpus = text
         .parse::<f64>()
         .ok()

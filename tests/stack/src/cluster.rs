@@ -44,7 +44,7 @@ impl Cluster {
         let dir = LauncherDirectories::from_env()?.cluster_directory(name)?;
         let (Some(plan), Some(running)) = (
             ClusterPlan::read_plan(&dir)?,
-            RunningStackState::read_running_state(&dir)?,
+            RunningStackState::read_state_if_running_or_killed(&dir)?,
         ) else {
             return Ok(None);
         };
@@ -79,7 +79,10 @@ impl Cluster {
     /// Asks the supervisor for the state of each part of the cluster.
     pub async fn statuses_of_parts_ever_started(&self) -> Result<Vec<PartStateAndDuration<ClusterPart>>> {
         let mut supervisor = ControlClient::connect_to_supervisor(&self.dir.control_socket()).await?;
-        match supervisor.send_command(SupervisorCommand::Status, |_| ()).await? {
+        match supervisor
+            .send_command_and_return_done_failed_or_status(SupervisorCommand::Status, |_| ())
+            .await?
+        {
             CommandAnswerEvent::Status { parts } => Ok(parts),
             other => Err(LauncherError::UnexpectedAnswer(format!("{other:?}"))),
         }
@@ -87,7 +90,7 @@ impl Cluster {
 }
 
 /// Returns the last lines of the log of a part of the named cluster, whether it runs or not; empty if there is no log.
-pub fn cluster_part_log_tail(name: &str, part: ClusterPart, lines: usize) -> Result<String> {
+pub fn cluster_part_log_tail_or_empty(name: &str, part: ClusterPart, lines: usize) -> Result<String> {
     let dir = LauncherDirectories::from_env()?.cluster_directory(name)?;
     Ok(current_log_file_tail_or_empty(
         &dir.part_log_file(&part.to_string()),

@@ -7,7 +7,7 @@
 
 use slipway_stack::{PartState, PartStateAndDuration};
 
-/// Prints a line of a command's result to standard output.
+/// Prints a line of a command's result to standard output; panics if that is closed.
 pub(crate) fn print_line(text: &str) {
     println!("{text}");
 }
@@ -18,7 +18,7 @@ pub(crate) fn print_error(text: &str) {
 }
 
 /// Prints the state of a part of a stack or cluster.
-pub(crate) fn print_part_status<P: std::fmt::Display>(status: &PartStateAndDuration<P>) {
+pub(crate) fn print_part_state_and_duration<P: std::fmt::Display>(status: &PartStateAndDuration<P>) {
     let state = match &status.state {
         PartState::Stopped => "stopped".to_owned(),
         PartState::Starting => "starting".to_owned(),

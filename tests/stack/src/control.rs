@@ -103,7 +103,7 @@ impl ControlClient {
 
     /// Sends a command to the supervisor, passes progress events to `on_event`, and returns the final event; fails if
     /// the supervisor rejects the command.
-    pub(crate) async fn send_command<P: Serialize + DeserializeOwned>(
+    pub(crate) async fn send_command_and_return_done_failed_or_status<P: Serialize + DeserializeOwned>(
         &mut self,
         command: SupervisorCommand<P>,
         mut on_event: impl FnMut(CommandAnswerEvent<P>),

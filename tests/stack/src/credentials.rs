@@ -58,16 +58,17 @@ impl GatewayAndRegistryLogins {
         registry_requires_password: bool,
     ) -> Result<Self> {
         let secrets = dir.secrets_directory();
-        let random = |name: &str| read_or_write_file(&secrets.join(name), random_hex_of_192_bits);
+        let random =
+            |name: &str| read_nonempty_text_or_make_file(&secrets.join(name), random_hex_of_192_bits);
         random("payload-secret")?;
         random("deploy-secret")?;
-        let password = read_or_write_file(
+        let password = read_nonempty_text_or_make_file(
             &dir.config_directory().join("registry-password"),
             random_hex_of_192_bits,
         )?;
         let credentials = Self {
             gateway: Login {
-                user: read_or_write_file(&secrets.join("basic-auth-user"), || {
+                user: read_nonempty_text_or_make_file(&secrets.join("basic-auth-user"), || {
                     Ok(GATEWAY_USER_NAME.to_owned())
                 })?,
                 password: random("basic-auth-password")?,
@@ -123,7 +124,7 @@ impl GatewayAndRegistryLogins {
 }
 
 /// Returns the text of a file; if it is missing or empty, writes and returns what `make` returns.
-fn read_or_write_file(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
+fn read_nonempty_text_or_make_file(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
     match fs::read_to_string(path) {
         Ok(value) if !value.is_empty() => Ok(value),
         _ => {
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_has_no_password() {
+    fn debug_output_of_a_login_has_no_password() {
         let login = Login {
             user: "u".into(),
             password: "hidden".into(),

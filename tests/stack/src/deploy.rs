@@ -20,8 +20,8 @@ use self::{
     build::BuilderClient,
     context::StackBuildContext,
     faas_cli::FaasCliProject,
-    gateway::{FunctionStatus, GatewayClient},
-    sample::SampleFunction,
+    gateway::{FunctionImageAndAnnotations, GatewayClient},
+    sample::SampleFunctionDeployer,
 };
 use crate::{
     address::{buildkit_url_for_functions, gateway_url_for_functions},
@@ -59,26 +59,26 @@ pub(crate) async fn deploy_functions_and_call_sample(
 ) -> Result<()> {
     let gateway = GatewayClient::new(http::http_client_without_proxy()?, stack);
     put_function_secrets(stack, &gateway).await?;
-    let faas_cli = FaasCliProject::create_project(stack)?;
+    let faas_cli = FaasCliProject::recreate_project_from_repository(stack)?;
     let mut planned = Vec::new();
     faas_cli.write_function_contexts(stack).await?;
     for name in SLIPWAY_FUNCTION_NAMES {
-        let context = StackBuildContext::read_directory(&faas_cli.context_directory(name))?;
+        let context = StackBuildContext::read_directory_tree(&faas_cli.context_directory(name))?;
         planned.push(PlannedFunction::new(stack, name, context, &faas_cli)?);
     }
-    build_missing_images(stack, registry, &planned, progress).await?;
+    build_missing_images_with_builder_process(stack, registry, &planned, progress).await?;
     for function in &planned {
         function
             .deploy_if_changed_or_not_ready_and_wait(stack, &gateway, &faas_cli, progress)
             .await?;
     }
-    SampleFunction {
+    SampleFunctionDeployer {
         stack,
         registry,
         gateway: &gateway,
         progress,
     }
-    .deploy_and_call(&faas_cli)
+    .deploy_if_outdated_and_require_successful_call(&faas_cli)
     .await
 }
 
@@ -147,7 +147,7 @@ impl PlannedFunction {
         faas_cli: &FaasCliProject,
         progress: &ProgressSink,
     ) -> Result<()> {
-        let same = |status: &FunctionStatus| {
+        let same = |status: &FunctionImageAndAnnotations| {
             status.image == self.image
                 && status.annotation(DEPLOYMENT_HASH_ANNOTATION) == Some(&self.deployment_hash)
         };
@@ -158,7 +158,7 @@ impl PlannedFunction {
         if up_to_date && gateway.readiness_probe_succeeds(self.name).await {
             return Ok(());
         }
-        progress.emit_step(self.name, "deploying");
+        progress.emit_progress_line(self.name, "deploying");
         let annotation = format!("{DEPLOYMENT_HASH_ANNOTATION}={}", self.deployment_hash);
         let public_url = format!("public_url={}", stack.gateway.url);
         let mut arguments = vec![
@@ -195,7 +195,7 @@ impl PlannedFunction {
             }
             tokio::time::sleep(READY_POLL_INTERVAL).await;
         }
-        progress.emit_step(self.name, "ready");
+        progress.emit_progress_line(self.name, "ready");
         Ok(())
     }
 }
@@ -221,7 +221,7 @@ fn shared_stack_yml_variables(stack: &Stack) -> Vec<(&'static str, String)> {
 }
 
 /// Builds the functions' images that the registry lacks, with builder-fn running as a plain process.
-async fn build_missing_images(
+async fn build_missing_images_with_builder_process(
     stack: &Stack,
     registry: &RegistryClient,
     all: &[PlannedFunction],
@@ -241,7 +241,7 @@ async fn build_missing_images(
     if missing.is_empty() {
         return Ok(());
     }
-    progress.emit_step("builder", "starting builder-fn as a plain process");
+    progress.emit_progress_line("builder", "starting builder-fn as a plain process");
     stack.start_part(StackPart::Builder).await?;
     let builder = BuilderClient::new(
         http::http_client_without_proxy()?,
@@ -263,7 +263,7 @@ async fn build_missing_images(
                 part: StackPart::Builder.to_string(),
                 reason: error_with_causes(error),
                 log: stack.dir.part_log_file(StackPart::Builder.name()),
-                tail: stack.part_log_tail_of(StackPart::Builder, 30),
+                tail: stack.current_part_log_tail_or_empty(StackPart::Builder, 30),
             },
             error => error,
         })

@@ -152,7 +152,7 @@ impl StackDir {
 
     /// Creates the stack's directory, with access for its owner only, and the directories in it.
     pub(crate) fn create_directories(&self) -> Result<()> {
-        create_private_directory(&self.root)?;
+        create_private_directory_if_missing(&self.root)?;
         let parts = ["registry", "buildkit", "containerd", "nats", "provider", "faasd"]
             .map(|part| self.part_data_directory(part));
         let logs = self.root.join("log");
@@ -174,29 +174,29 @@ impl StackDir {
 
     /// Waits for the lock of the stack, which keeps other launchers from changing it until the returned file is
     /// dropped.
-    pub(crate) async fn lock_stack(&self) -> Result<File> {
-        create_private_directory(&self.root)?;
-        lock_file_async(self.root.join("lock")).await
+    pub(crate) async fn lock_stack_and_create_its_directory(&self) -> Result<File> {
+        create_private_directory_if_missing(&self.root)?;
+        truncate_and_lock_file_async(self.root.join("lock")).await
     }
 }
 
 /// Locks a file, which is created if it is missing, and waits while another process holds the lock; dropping the
 /// returned file releases it.
-pub(crate) fn lock_file(path: &Path) -> Result<File> {
+pub(crate) fn truncate_and_lock_file(path: &Path) -> Result<File> {
     let file = File::create(path).with_operation("create", path)?;
     file.lock().with_operation("lock", path)?;
     Ok(file)
 }
 
-/// Locks a file as [`lock_file`] does, without blocking other tasks.
-pub(crate) async fn lock_file_async(path: PathBuf) -> Result<File> {
+/// Locks a file as [`truncate_and_lock_file`] does, without blocking other tasks.
+pub(crate) async fn truncate_and_lock_file_async(path: PathBuf) -> Result<File> {
     let at = path.clone();
-    let locked = tokio::task::spawn_blocking(move || lock_file(&path)).await;
+    let locked = tokio::task::spawn_blocking(move || truncate_and_lock_file(&path)).await;
     locked.map_err(std::io::Error::other).with_operation("lock", at)?
 }
 
 /// Creates a directory with access for its owner only.
-pub(crate) fn create_private_directory(path: &Path) -> Result<()> {
+pub(crate) fn create_private_directory_if_missing(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new()
         .recursive(true)
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn repository_root_is_the_root_of_the_workspace() {
+    fn repository_root_contains_the_launchers_manifest() {
         assert!(repository_root().join("tests/stack/Cargo.toml").is_file());
     }
 }

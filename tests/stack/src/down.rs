@@ -43,22 +43,22 @@ impl Stack {
 /// Stops the named stack, whatever state it is in; with `purge`, removes its data too.
 pub async fn stop_named_stack(name: &str, purge: bool, progress: &ProgressSink) -> Result<()> {
     if name == external::EXTERNAL_STACK_NAME {
-        progress.emit_step("stack", "external: not started by this launcher, so not stopped");
+        progress.emit_progress_line("stack", "external: not started by this launcher, so not stopped");
         return Ok(());
     }
     let dir = LauncherDirectories::from_env()?.stack_directory(name)?;
     if !dir.root.exists() {
-        progress.emit_step(
+        progress.emit_progress_line(
             "stack",
             format_args!("no stack has the name {name}; nothing to stop"),
         );
         return Ok(());
     }
-    let lock = dir.lock_stack().await?;
-    stop_and_clean_up::<StackPart>(&dir, progress).await?;
+    let lock = dir.lock_stack_and_create_its_directory().await?;
+    stop_and_remove_cgroups_and_state_files::<StackPart>(&dir, progress).await?;
     if purge {
         rename_and_remove_directory(&dir.root)?;
-        progress.emit_step("stack", "removed its data");
+        progress.emit_progress_line("stack", "removed its data");
     }
     drop(lock);
     Ok(())
@@ -79,15 +79,15 @@ pub(crate) fn rename_and_remove_directory(path: &Path) -> Result<()> {
 
 /// Stops a stack or cluster, of which `P` are the parts, if it runs, and removes the control groups and state files of a
 /// running or killed one; its data stays.
-pub(crate) async fn stop_and_clean_up<P: SupervisedPart>(
+pub(crate) async fn stop_and_remove_cgroups_and_state_files<P: SupervisedPart>(
     dir: &StackDir,
     progress: &ProgressSink,
 ) -> Result<()> {
-    let Some(running) = RunningStackState::read_running_state(dir)? else {
+    let Some(running) = RunningStackState::read_state_if_running_or_killed(dir)? else {
         return Ok(());
     };
     if running.holder_is_alive() {
-        progress.emit_step(P::WHOLE, "stopping");
+        progress.emit_progress_line(P::WHOLE, "stopping");
         // A supervisor that fails or does not answer in time is killed below, with the holder.
         let _ = tokio::time::timeout(
             PARTS_STOP_TIMEOUT,
@@ -117,7 +117,7 @@ pub(crate) async fn stop_and_clean_up<P: SupervisedPart>(
     for path in [dir.control_socket(), dir.running_state_file()] {
         let _ = fs::remove_file(path);
     }
-    progress.emit_step(P::WHOLE, "stopped");
+    progress.emit_progress_line(P::WHOLE, "stopped");
     Ok(())
 }
 
@@ -128,12 +128,12 @@ async fn ask_supervisor_to_shut_down<P: SupervisedPart>(
 ) -> Result<()> {
     let on_event = |event: CommandAnswerEvent<P>| {
         if let CommandAnswerEvent::Stopped { part } = event {
-            progress.emit_step(part, "stopped");
+            progress.emit_progress_line(part, "stopped");
         }
     };
     ControlClient::connect_to_supervisor(&dir.control_socket())
         .await?
-        .send_command(SupervisorCommand::Shutdown, on_event)
+        .send_command_and_return_done_failed_or_status(SupervisorCommand::Shutdown, on_event)
         .await
         .map(drop)
 }

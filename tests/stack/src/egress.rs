@@ -110,7 +110,7 @@ impl fmt::Display for Ipv4Network {
 /// Functions always do. Steps of tenants with a rule of their own have that one instead.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum BuildPublicAccess {
+pub enum BuildkitAndStepsPublicAccess {
     /// BuildKit and build steps reach public addresses.
     #[default]
     All,
@@ -120,7 +120,7 @@ pub enum BuildPublicAccess {
     None,
 }
 
-impl FromStr for BuildPublicAccess {
+impl FromStr for BuildkitAndStepsPublicAccess {
     type Err = LauncherError;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -188,18 +188,18 @@ pub(crate) struct ResolvedTenantStepRule {
 
 /// The networks that BuildKit and build steps may and may not reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct EgressRules {
+pub(crate) struct BuildkitAndStepsEgressRules {
     /// The networks that the operator opened, which have precedence.
     pub(crate) allowed: Vec<Ipv4Network>,
     /// The networks that are closed unless the operator opened them.
     pub(crate) denied: Vec<Ipv4Network>,
     /// The choice of who reaches the networks that are neither opened nor closed, which are public.
-    pub(crate) public: BuildPublicAccess,
+    pub(crate) public: BuildkitAndStepsPublicAccess,
     /// The rules of tenants whose steps have their own.
     pub(crate) tenants: Vec<ResolvedTenantStepRule>,
 }
 
-impl EgressRules {
+impl BuildkitAndStepsEgressRules {
     /// Returns rules with these opened networks on a machine with these networks of its own, with public addresses for
     /// BuildKit and its steps, and without rules of tenants.
     pub(crate) fn new(allowed: Vec<Ipv4Network>, networks_of_machine: Vec<Ipv4Network>) -> Result<Self> {
@@ -210,7 +210,7 @@ impl EgressRules {
         Ok(Self {
             allowed,
             denied: [reserved, networks_of_machine].concat(),
-            public: BuildPublicAccess::All,
+            public: BuildkitAndStepsPublicAccess::All,
             tenants: Vec::new(),
         })
     }
@@ -261,7 +261,7 @@ pub(crate) async fn resolve_tenant_rules(
         }
         resolved.push(ResolvedTenantStepRule {
             tenant: network.tenant.clone(),
-            allowed: resolve_allowed_entries(&network.allowed).await?,
+            allowed: resolve_allowed_entries_to_ipv4_networks(&network.allowed).await?,
             is_public: network.is_public,
         });
     }
@@ -270,7 +270,7 @@ pub(crate) async fn resolve_tenant_rules(
 
 /// Returns the networks that an operator opened: each entry is an address, a network, or a host name, which is
 /// resolved now to its IPv4 addresses.
-pub(crate) async fn resolve_allowed_entries(entries: &[String]) -> Result<Vec<Ipv4Network>> {
+pub(crate) async fn resolve_allowed_entries_to_ipv4_networks(entries: &[String]) -> Result<Vec<Ipv4Network>> {
     let mut networks = Vec::new();
     for entry in entries
         .iter()
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn every_metadata_address_and_private_network_is_denied() {
-        let egress = EgressRules::new(Vec::new(), Vec::new()).unwrap();
+        let egress = BuildkitAndStepsEgressRules::new(Vec::new(), Vec::new()).unwrap();
         let is_denied = |address: &str| {
             let address: Ipv4Addr = address.parse().unwrap();
             egress
@@ -345,12 +345,12 @@ mod tests {
     #[tokio::test]
     async fn addresses_networks_and_host_names_that_an_operator_opens_are_resolved_to_networks() {
         let entries = ["10.1.2.3", " 10.2.9.9/16", "localhost", ""].map(str::to_owned);
-        let networks = resolve_allowed_entries(&entries).await.unwrap();
+        let networks = resolve_allowed_entries_to_ipv4_networks(&entries).await.unwrap();
         assert_eq!(
             networks.iter().map(Ipv4Network::to_string).collect::<Vec<_>>(),
             ["10.1.2.3/32", "10.2.0.0/16", "127.0.0.1/32"]
         );
-        let error = resolve_allowed_entries(&["10.0.0.0/33".to_owned()])
+        let error = resolve_allowed_entries_to_ipv4_networks(&["10.0.0.0/33".to_owned()])
             .await
             .unwrap_err();
         assert!(error.to_string().contains("10.0.0.0/33"), "{error}");

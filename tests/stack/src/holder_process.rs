@@ -32,19 +32,19 @@ pub(crate) async fn start_missing_parts_and_wait<P: SupervisedPart>(
     let mut supervisor = ControlClient::connect_to_supervisor(&dir.control_socket()).await?;
     let mut started = 0;
     let on_event = |event: CommandAnswerEvent<P>| match event {
-        CommandAnswerEvent::Starting { part } => progress.emit_step(part, "starting"),
+        CommandAnswerEvent::Starting { part } => progress.emit_progress_line(part, "starting"),
         CommandAnswerEvent::Ready { part, seconds } => {
             started += 1;
-            progress.emit_step(part, format_args!("ready after {seconds:.1} s"));
+            progress.emit_progress_line(part, format_args!("ready after {seconds:.1} s"));
         }
         _ => {}
     };
     let answer = supervisor
-        .send_command(SupervisorCommand::StartAll, on_event)
+        .send_command_and_return_done_failed_or_status(SupervisorCommand::StartAll, on_event)
         .await?;
     part_failure_as_error(dir, answer)?;
     if started == 0 {
-        progress.emit_step(P::WHOLE, "all parts are running");
+        progress.emit_progress_line(P::WHOLE, "all parts are running");
     }
     Ok(())
 }
@@ -110,9 +110,9 @@ impl HolderProcess {
             }
             tokio::time::sleep(SUPERVISOR_POLL_INTERVAL).await;
         }
-        let running = RunningStackState::read_running_state(dir)?;
+        let running = RunningStackState::read_state_if_running_or_killed(dir)?;
         StackControlGroups::from_directories(running.map(|running| running.groups).unwrap_or_default())
-            .move_holder_to_subgroup(holder)
+            .move_holder_to_subgroup_in_version_2(holder)
     }
 
     /// Keeps the stack running after this process ends. As long as this process runs, a thread reaps the holder

@@ -14,8 +14,8 @@ use serde_json::json;
 
 use self::blob::{ImageBlob, bytes_digest};
 pub(crate) use self::{
-    archive::{ArchivedImage, write_archive},
-    layer::{Layer, LayerEntry, LayerEntryContent, layer_from_entries_in_memory},
+    archive::{ImageToArchive, write_archive},
+    layer::{BytesLinkOrDirectory, LayerEntry, PlainInMemoryOrZstdFileLayer, layer_from_entries_in_memory},
     registry::RegistryClient,
 };
 use crate::{
@@ -50,10 +50,10 @@ pub(crate) fn rust_image_reference(registry: &str) -> String {
 /// The layers of the Debian image and of the Rust image.
 #[derive(Debug)]
 pub(crate) struct BaseImageLayers {
-    debian: Layer,
-    toolchain: Layer,
+    debian: PlainInMemoryOrZstdFileLayer,
+    toolchain: PlainInMemoryOrZstdFileLayer,
     /// The layer with this machine's certificate authorities and cargo configuration, made at each start.
-    machine: Layer,
+    machine: PlainInMemoryOrZstdFileLayer,
 }
 
 impl BaseImageLayers {
@@ -107,7 +107,7 @@ impl BaseImageLayers {
             if is_there().await? {
                 continue;
             }
-            progress.emit_step("registry", format_args!("pushing {repository}:{tag}"));
+            progress.emit_progress_line("registry", format_args!("pushing {repository}:{tag}"));
             for layer in layers {
                 registry.push_blob(repository, &layer.blob_to_push()).await?;
             }
@@ -136,7 +136,7 @@ struct ImageDocuments {
 
 impl ImageDocuments {
     /// Makes the documents of an image with these layers, from the lowest to the topmost, and these variables.
-    fn new(layers: &[&Layer], environment: &[String]) -> Self {
+    fn new(layers: &[&PlainInMemoryOrZstdFileLayer], environment: &[String]) -> Self {
         Self::with_settings(
             layers,
             &json!({ "Env": environment, "Cmd": ["/bin/sh"], "WorkingDir": "/" }),
@@ -145,7 +145,7 @@ impl ImageDocuments {
 
     /// Makes the documents of an image with these layers, from the lowest to the topmost, and the settings of its
     /// containers, which are the field `config` of an image's configuration.
-    fn with_settings(layers: &[&Layer], settings: &serde_json::Value) -> Self {
+    fn with_settings(layers: &[&PlainInMemoryOrZstdFileLayer], settings: &serde_json::Value) -> Self {
         let diff_ids = layers
             .iter()
             .map(|layer| layer.diff_id.as_str())
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tag_of_the_rust_image_is_a_rust_version() {
+    fn the_rust_images_reference_has_the_registry_and_a_tag_that_begins_with_1() {
         assert!(rust_image_reference("r:5000").starts_with("r:5000/slipway/rust:1."));
     }
 }

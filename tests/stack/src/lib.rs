@@ -39,15 +39,16 @@ mod up;
 
 pub use self::{
     cluster::{
-        Cluster, ClusterPart, cluster_part_log_tail, exec_as_cluster_holder, stop_cluster, supervise_cluster,
+        Cluster, ClusterPart, cluster_part_log_tail_or_empty, exec_as_cluster_holder, stop_cluster,
+        supervise_cluster,
     },
     control::{PartState, PartStateAndDuration},
     directories::{LauncherDirectories, StackDir},
     down::stop_named_stack,
-    egress::{BuildPublicAccess, TenantStepNetworkRule},
+    egress::{BuildkitAndStepsPublicAccess, TenantStepNetworkRule},
     error::{LauncherError, Result},
     hold::exec_as_holder,
-    limits::{StepLimits, parse_size},
+    limits::{StepResourceLimits, parse_size},
     packages::{
         install_missing_packages, install_missing_packages_for_stack_and_tests, unpack_prometheus_if_missing,
         unpack_promtool_if_missing,
@@ -55,7 +56,7 @@ pub use self::{
     part::StackPart,
     plan::StackOptions,
     progress::ProgressSink,
-    stack::{GatewayAccess, RegistryAccess, Stack, part_log_tail as log_tail},
+    stack::{GatewayAccess, RegistryAccess, Stack, part_log_tail_with_rotated_or_empty},
     step_address::{run_address_plugin, was_started_as_address_plugin},
     step_link::{release_address_or_become_ptp, was_started_as_link_plugin},
     step_runtime::{limit_step_and_become_runc, was_started_as_step_runtime},

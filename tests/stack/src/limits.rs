@@ -10,7 +10,7 @@ const BYTES_PER_GIB: u64 = 1 << 30;
 
 /// Limits on what one build step and all build steps together use of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct StepLimits {
+pub struct StepResourceLimits {
     /// The memory of one build step, in bytes.
     pub memory: u64,
     /// The memory of all build steps together, in bytes.
@@ -26,7 +26,7 @@ pub struct StepLimits {
 /// The limit on processes of all build steps together, as a multiple of the limit of one step.
 const TOTAL_PROCESSES_FACTOR: u64 = 4;
 
-impl StepLimits {
+impl StepResourceLimits {
     /// Returns the limits for this machine: half of its memory for one step, three quarters for all steps, all CPUs,
     /// 4096 processes, and 30 GiB of disk.
     pub fn for_this_machine() -> Result<Self> {
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn one_step_gets_less_memory_than_all_steps_and_all_less_than_the_machine() {
-        let limits = StepLimits::for_this_machine().unwrap();
+        let limits = StepResourceLimits::for_this_machine().unwrap();
         let machine = memory_bytes_in_meminfo(&fs::read_to_string("/proc/meminfo").unwrap()).unwrap();
         assert!(limits.memory < limits.total_memory && limits.total_memory < machine);
     }

@@ -64,7 +64,7 @@ impl StackPart {
     }
 
     /// Returns every part in the order of their start, and `Builder` last, which a running stack does not have.
-    pub fn all_parts() -> impl Iterator<Item = StackPart> {
+    pub fn parts_in_start_order_then_builder() -> impl Iterator<Item = StackPart> {
         Self::START_GROUPS
             .iter()
             .copied()
@@ -108,10 +108,13 @@ mod tests {
 
     #[test]
     fn a_part_has_the_same_name_in_commands_and_log_files() {
-        for part in StackPart::all_parts() {
+        for part in StackPart::parts_in_start_order_then_builder() {
             assert_eq!(serde_json::to_string(&part).unwrap(), format!("\"{part}\""));
             assert_eq!(part.to_possible_value().unwrap().get_name(), part.name());
         }
-        assert_eq!(StackPart::all_parts().count(), StackPart::value_variants().len());
+        assert_eq!(
+            StackPart::parts_in_start_order_then_builder().count(),
+            StackPart::value_variants().len()
+        );
     }
 }

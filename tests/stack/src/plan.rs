@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     address::StackNumber,
     directories::{StackDir, write_private_file},
-    egress::{BuildPublicAccess, Ipv4Network, ResolvedTenantStepRule, TenantStepNetworkRule},
+    egress::{BuildkitAndStepsPublicAccess, Ipv4Network, ResolvedTenantStepRule, TenantStepNetworkRule},
     error::{IoResultExt as _, LauncherError, Result},
-    limits::StepLimits,
+    limits::StepResourceLimits,
     tools::ToolPaths,
 };
 
@@ -35,11 +35,11 @@ pub struct StackOptions {
     pub allowed: Vec<String>,
     /// Whether BuildKit and build steps reach public addresses: both, BuildKit alone, or neither. Functions always do,
     /// and tenants in `tenant_networks` have their own rules.
-    pub public: BuildPublicAccess,
+    pub public: BuildkitAndStepsPublicAccess,
     /// The tenants whose build steps have rules of their own instead of `allowed` and `public`.
     pub tenant_networks: Vec<TenantStepNetworkRule>,
     /// The limits of build steps; `None` for those of this machine.
-    pub limits: Option<StepLimits>,
+    pub limits: Option<StepResourceLimits>,
     /// Whether to push the base images that compile Rust to the stack's registry.
     pub images: bool,
     /// Whether to deploy Slipway on the stack, which needs the base images.
@@ -58,7 +58,7 @@ impl StackOptions {
             // run (docs/pitfalls.md#redelivery).
             ack_wait: Duration::from_secs(36 * 60),
             allowed: Vec::new(),
-            public: BuildPublicAccess::All,
+            public: BuildkitAndStepsPublicAccess::All,
             tenant_networks: Vec::new(),
             limits: None,
             images: true,
@@ -126,13 +126,13 @@ pub(crate) struct StackPlan {
     /// Whether BuildKit and build steps reach public addresses: both, BuildKit alone, or neither. Functions always do,
     /// and `tenants` have their own rules.
     #[serde(default)]
-    pub(crate) public: BuildPublicAccess,
+    pub(crate) public: BuildkitAndStepsPublicAccess,
     /// The tenants whose build steps have rules of their own.
     #[serde(default)]
     pub(crate) tenants: Vec<ResolvedTenantStepRule>,
     /// The limits of build steps; `None` in the plan of a stack that an earlier launcher started.
     #[serde(default)]
-    pub(crate) limits: Option<StepLimits>,
+    pub(crate) limits: Option<StepResourceLimits>,
     /// The time at which BuildKit's certificates expire, in seconds since 1970; 0 before they are made.
     #[serde(default)]
     pub(crate) certificates_expire: u64,
@@ -149,7 +149,7 @@ impl StackPlan {
     pub(crate) fn registry_host_and_port(&self) -> String {
         match self.provider {
             ProviderChoice::Embedded(_) => self.number.registry_address().to_string(),
-            ProviderChoice::Faasd(_) => self.number.loopback_registry_address().to_string(),
+            ProviderChoice::Faasd(_) => self.number.loopback_registry_address_for_faasd().to_string(),
         }
     }
 
@@ -160,8 +160,8 @@ impl StackPlan {
     }
 
     /// Returns the limits of build steps: the plan's, or those of this machine if the plan has none.
-    pub(crate) fn step_limits_or_this_machines(&self) -> Result<StepLimits> {
-        self.limits.map_or_else(StepLimits::for_this_machine, Ok)
+    pub(crate) fn step_limits_or_this_machines(&self) -> Result<StepResourceLimits> {
+        self.limits.map_or_else(StepResourceLimits::for_this_machine, Ok)
     }
 
     /// Writes the plan to the stack's directory.
@@ -185,7 +185,7 @@ pub(crate) struct RunningStackState {
 
 impl RunningStackState {
     /// Reads the state of a stack that runs or was killed; returns `None` if the stack was stopped or never started.
-    pub(crate) fn read_running_state(dir: &StackDir) -> Result<Option<Self>> {
+    pub(crate) fn read_state_if_running_or_killed(dir: &StackDir) -> Result<Option<Self>> {
         read_json_file(dir.running_state_file())
     }
 

@@ -36,7 +36,7 @@ pub(crate) async fn build_programs<const N: usize>(names: [&str; N]) -> Result<[
 ///
 /// This is the current program, or, if the current program uses this crate as a library, `slipway-stack`
 /// beside it in cargo's directory.
-pub(crate) fn launcher_path() -> Result<PathBuf> {
+pub(crate) fn path_of_slipway_stack_program() -> Result<PathBuf> {
     let own = std::env::current_exe().with_operation("find", "/proc/self/exe")?;
     let beside = own
         .ancestors()

@@ -85,7 +85,7 @@ impl ProgressSink {
     }
 
     /// Emits a progress line about `subject`.
-    pub fn emit_step(&self, subject: impl fmt::Display, message: impl fmt::Display) {
+    pub fn emit_progress_line(&self, subject: impl fmt::Display, message: impl fmt::Display) {
         let line = format_progress_line(self.start.elapsed(), subject, message);
         self.write_lines_and_running_work(|_| vec![line]);
     }
@@ -220,7 +220,7 @@ pub(crate) struct WorkMessageSetter {
 impl WorkMessageSetter {
     /// Sets the last message of the work, without control characters; the sink shows it when it next shows the clock of
     /// the work.
-    pub(crate) fn set_message(&self, message: &str) {
+    pub(crate) fn set_message_for_next_refresh(&self, message: &str) {
         let mut progress = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = progress.running.iter_mut().find(|running| running.id == self.id) {
             running.message = message.chars().filter(|char| !char.is_control()).collect();
@@ -266,8 +266,8 @@ mod tests {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let written = lines.clone();
         let progress = ProgressSink::new(move |line| written.lock().unwrap().push(line.to_owned()));
-        progress.emit_step("buildkit", "starting");
-        progress.emit_step("buildkit", "ready");
+        progress.emit_progress_line("buildkit", "starting");
+        progress.emit_progress_line("buildkit", "ready");
         let lines = lines.lock().unwrap();
         assert_eq!(lines.len(), 2);
         assert!(lines[0].ends_with("] buildkit: starting"), "{lines:?}");
@@ -278,8 +278,8 @@ mod tests {
         let (progress, output) = sink_with_output(None);
         let silent = progress.show_while("silent", |_| tokio::time::sleep(LOG_REPEAT_INTERVAL * 3 / 2));
         let talking = progress.show_while("talking", async |messages: WorkMessageSetter| {
-            messages.set_message("first");
-            messages.set_message("\x1b[2JCompiling\tsyn\r");
+            messages.set_message_for_next_refresh("first");
+            messages.set_message_for_next_refresh("\x1b[2JCompiling\tsyn\r");
             tokio::time::sleep(LOG_REPEAT_INTERVAL * 5 / 2).await;
         });
         tokio::join!(silent, talking);
@@ -301,11 +301,11 @@ mod tests {
     async fn a_terminal_shows_what_runs_below_all_steps_and_nothing_once_it_has_ended() {
         let (progress, output) = sink_with_output(Some(|| 35));
         let first = progress.show_while("first", async |messages: WorkMessageSetter| {
-            messages.set_message("a message that is longer than the terminal is wide");
+            messages.set_message_for_next_refresh("a message that is longer than the terminal is wide");
             tokio::time::sleep(TERMINAL_CLOCK_INTERVAL * 3 / 2).await;
         });
         first.await;
-        progress.emit_step("stack", "running");
+        progress.emit_progress_line("stack", "running");
         assert_eq!(
             *output.lock().unwrap(),
             "[   0.0s] first: running for 0 s\n\

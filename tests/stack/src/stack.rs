@@ -22,7 +22,7 @@ use crate::{
     image,
     part::{StackPart, SupervisedPart},
     plan::{ProviderChoice, RunningStackState, StackPlan},
-    supervisor::{self, PartSpecSource},
+    supervisor::{self, StackDirAndPlan},
     tools::ToolPaths,
 };
 
@@ -68,7 +68,7 @@ pub struct GatewayAccess {
 
 impl GatewayAccess {
     /// Returns whether a `config.yml` of faas-cli contains this URL and the token of this user and password.
-    fn is_in_faas_cli_config(&self, config: &str) -> bool {
+    fn url_and_token_occur_in_faas_cli_config(&self, config: &str) -> bool {
         let token = STANDARD.encode(format!("{}:{}", self.user, self.password));
         config.contains(&self.url) && config.contains(&token)
     }
@@ -97,7 +97,7 @@ impl Stack {
         let dir = LauncherDirectories::from_env()?.stack_directory(name)?;
         let (Some(plan), Some(running)) = (
             StackPlan::read_plan(&dir)?,
-            RunningStackState::read_running_state(&dir)?,
+            RunningStackState::read_state_if_running_or_killed(&dir)?,
         ) else {
             return Ok(None);
         };
@@ -109,7 +109,7 @@ impl Stack {
 
     /// Returns the command that runs the stack's gateway with the provider at this URL; it belongs into the stack's
     /// network. The stack's own gateway has to be stopped. Fails for an external stack.
-    pub fn gateway_command(&self, provider_url: &str) -> Result<Command> {
+    pub fn gateway_command_in_place_of_stacks_own(&self, provider_url: &str) -> Result<Command> {
         Ok(self.part_spec_source()?.gateway_command(provider_url))
     }
 
@@ -120,12 +120,12 @@ impl Stack {
     }
 
     /// Returns the URL of the stack's provider within the stack's network, without a trailing slash.
-    pub fn provider_url(&self) -> String {
+    pub fn provider_url_in_stack_network(&self) -> String {
         format!("http://{BRIDGE_ADDRESS}:{PROVIDER_PORT}")
     }
 
     /// Returns the address of the monitoring of NATS Streaming within the stack's network.
-    pub fn nats_monitor_address(&self) -> SocketAddr {
+    pub fn nats_monitor_address_in_stack_network(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, NATS_MONITOR_PORT).into()
     }
 
@@ -134,8 +134,8 @@ impl Stack {
         Ok(self.plan()?.number.machines_end_address())
     }
 
-    fn part_spec_source(&self) -> Result<PartSpecSource> {
-        Ok(PartSpecSource {
+    fn part_spec_source(&self) -> Result<StackDirAndPlan> {
+        Ok(StackDirAndPlan {
             dir: self.dir.clone(),
             plan: self.plan()?.clone(),
         })
@@ -143,7 +143,7 @@ impl Stack {
 
     /// Returns the path of the registry's program, for tests that start a registry of their own; for an external stack,
     /// its name in `PATH`.
-    pub fn registry_program(&self) -> PathBuf {
+    pub fn registry_program_path_or_name(&self) -> PathBuf {
         match &self.plan {
             Some(plan) => plan.registry.clone(),
             None => PathBuf::from("docker-registry"),
@@ -202,7 +202,7 @@ impl Stack {
 
     /// Returns whether the provider is known to keep the old version of a function answering until the new version
     /// answers: `true` for the embedded provider only.
-    pub fn has_rolling_updates(&self) -> bool {
+    pub fn is_known_to_have_rolling_updates(&self) -> bool {
         matches!(
             self.plan,
             Some(StackPlan {
@@ -264,7 +264,7 @@ impl Stack {
     pub async fn login_with_faas_cli_and_return_config_dir(&self) -> Result<PathBuf> {
         let config_dir = self.dir.home_of_parts().join("openfaas");
         let config = fs::read_to_string(config_dir.join("config.yml"));
-        if config.is_ok_and(|config| self.gateway.is_in_faas_cli_config(&config)) {
+        if config.is_ok_and(|config| self.gateway.url_and_token_occur_in_faas_cli_config(&config)) {
             return Ok(config_dir);
         }
         let mut faas_cli = new_command(&self.tools.faas_cli);
@@ -291,8 +291,8 @@ impl Stack {
     }
 
     /// Returns the process id of the stack's holder, whose end ends the stack.
-    pub fn holder_pid(&self) -> Result<u32> {
-        let running = RunningStackState::read_running_state(&self.dir)?;
+    pub fn recorded_holder_pid(&self) -> Result<u32> {
+        let running = RunningStackState::read_state_if_running_or_killed(&self.dir)?;
         running
             .map(|running| running.holder)
             .ok_or_else(|| LauncherError::Environment(format!("stack {:?} is not running", self.name())))
@@ -300,7 +300,10 @@ impl Stack {
 
     /// Asks the supervisor for the state of each part of the stack that was started at least once.
     pub async fn statuses_of_parts_ever_started(&self) -> Result<Vec<PartStateAndDuration>> {
-        match self.send_command(SupervisorCommand::Status).await? {
+        match self
+            .send_command_or_fail_if_part_failed(SupervisorCommand::Status)
+            .await?
+        {
             CommandAnswerEvent::Status { parts } => Ok(parts),
             other => Err(LauncherError::UnexpectedAnswer(format!("{other:?}"))),
         }
@@ -308,30 +311,33 @@ impl Stack {
 
     /// Stops a part of the stack, which stays stopped until it is started.
     pub async fn stop_part(&self, part: StackPart) -> Result<()> {
-        self.send_command(SupervisorCommand::Stop { part })
+        self.send_command_or_fail_if_part_failed(SupervisorCommand::Stop { part })
             .await
             .map(drop)
     }
 
     /// Starts a part of the stack and waits until it is ready.
     pub async fn start_part(&self, part: StackPart) -> Result<()> {
-        self.send_command(SupervisorCommand::Start { part })
+        self.send_command_or_fail_if_part_failed(SupervisorCommand::Start { part })
             .await
             .map(drop)
     }
 
     /// Returns the last lines of a part's current log file, without the rotated file before it.
-    pub fn part_log_tail_of(&self, part: StackPart, lines: usize) -> String {
+    pub fn current_part_log_tail_or_empty(&self, part: StackPart, lines: usize) -> String {
         current_log_file_tail_or_empty(&self.dir.part_log_file(part.name()), lines)
     }
 
     /// Sends a command to the stack's supervisor, and returns the final event of its answer; fails for an external
     /// stack and for a part that did not become ready.
-    async fn send_command(&self, command: SupervisorCommand) -> Result<CommandAnswerEvent> {
+    async fn send_command_or_fail_if_part_failed(
+        &self,
+        command: SupervisorCommand,
+    ) -> Result<CommandAnswerEvent> {
         self.plan()?;
         let answer = ControlClient::connect_to_supervisor(&self.dir.control_socket())
             .await?
-            .send_command(command, |_| ())
+            .send_command_and_return_done_failed_or_status(command, |_| ())
             .await?;
         part_failure_as_error(&self.dir, answer)
     }
@@ -368,7 +374,11 @@ pub(crate) fn part_failure_as_error<P: SupervisedPart>(
 }
 
 /// Returns the last lines of the log of a part of the named stack, whether it runs or not; empty if there is no log.
-pub fn part_log_tail(stack_name: &str, part: StackPart, lines: usize) -> Result<String> {
+pub fn part_log_tail_with_rotated_or_empty(
+    stack_name: &str,
+    part: StackPart,
+    lines: usize,
+) -> Result<String> {
     let log = LauncherDirectories::from_env()?
         .stack_directory(stack_name)?
         .part_log_file(part.name());
@@ -419,8 +429,8 @@ mod tests {
         };
         // The format of faas-cli's `config.yml`; the token is `admin:first` in base64.
         let config = "auths:\n- gateway: http://10.63.1.2:8080\n  auth: basic\n  token: YWRtaW46Zmlyc3Q=\n";
-        assert!(access("http://10.63.1.2:8080", "first").is_in_faas_cli_config(config));
-        assert!(!access("http://10.63.1.2:8080", "second").is_in_faas_cli_config(config));
-        assert!(!access("http://10.63.2.2:8080", "first").is_in_faas_cli_config(config));
+        assert!(access("http://10.63.1.2:8080", "first").url_and_token_occur_in_faas_cli_config(config));
+        assert!(!access("http://10.63.1.2:8080", "second").url_and_token_occur_in_faas_cli_config(config));
+        assert!(!access("http://10.63.2.2:8080", "first").url_and_token_occur_in_faas_cli_config(config));
     }
 }

@@ -94,7 +94,7 @@ pub fn run_address_plugin() -> Result<ExitCode> {
     let mut text = Vec::new();
     io::stdin().read_to_end(&mut text).with_operation("read", input)?;
     let mut configuration: Value = serde_json::from_slice(&text).map_err(|error| invalid(input, error))?;
-    set_address_plugin_and_tenants_subnet(
+    set_host_local_plugin_and_tenants_subnet(
         &mut configuration,
         &env::var("CNI_ARGS").unwrap_or_default(),
         &subnets,
@@ -115,9 +115,9 @@ pub fn run_address_plugin() -> Result<ExitCode> {
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Changes the configuration of a network (CNI specification) to that of the address plugin, with the subnet of the
+/// Changes the configuration of a network (CNI specification) to that of Debian's `host-local`, with the subnet of the
 /// step's tenant, if it has one.
-fn set_address_plugin_and_tenants_subnet(
+fn set_host_local_plugin_and_tenants_subnet(
     configuration: &mut Value,
     cni_arguments: &str,
     subnets: &TenantSubnets,
@@ -149,7 +149,7 @@ mod tests {
                 "name": "steps",
                 "ipam": { "type": ADDRESS_PLUGIN_PROGRAM_NAME, "ranges": [[{ "subnet": "10.65.0.0/17" }]] },
             });
-            set_address_plugin_and_tenants_subnet(&mut configuration, arguments, &subnets);
+            set_host_local_plugin_and_tenants_subnet(&mut configuration, arguments, &subnets);
             assert_eq!(configuration["ipam"]["type"], DEBIANS_ADDRESS_PLUGIN);
             configuration["ipam"]["ranges"][0][0]["subnet"]
                 .as_str()
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn a_network_configuration_without_ipam_stays_unchanged() {
         let mut configuration = json!({ "cniVersion": "1.0.0" });
-        set_address_plugin_and_tenants_subnet(
+        set_host_local_plugin_and_tenants_subnet(
             &mut configuration,
             "K8S_POD_NAME=acme",
             &TenantSubnets::default(),

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     error::{IoResultExt as _, LauncherError, Result},
-    limits::StepLimits,
+    limits::StepResourceLimits,
 };
 
 /// The name of the runtime's program: the launcher under another name, in the stack's configuration.
@@ -44,7 +44,7 @@ pub(crate) struct StepRuntimeConfiguration {
     /// The path of runc, which runs the steps.
     pub(crate) runc: PathBuf,
     /// The limits that are written into the configuration of each step's container.
-    pub(crate) limits: StepLimits,
+    pub(crate) limits: StepResourceLimits,
 }
 
 /// Returns whether this process was started as the runtime of build steps.
@@ -92,7 +92,7 @@ fn bundle_of_created_container(arguments: &[OsString]) -> Option<PathBuf> {
 
 /// Adds limits to a container's configuration (OCI runtime specification), and removes BuildKit's socket for traces
 /// with its variables. Lower limits of memory and processes stay, and so does every quota of processor time.
-fn add_limits_and_remove_trace_socket(spec: &mut Value, limits: &StepLimits) {
+fn add_limits_and_remove_trace_socket(spec: &mut Value, limits: &StepResourceLimits) {
     let resources = &mut spec["linux"]["resources"];
     set_limit_unless_lower(&mut resources["pids"]["limit"], limits.processes);
     set_limit_unless_lower(&mut resources["memory"]["limit"], limits.memory);
@@ -136,7 +136,7 @@ fn set_limit_unless_lower(value: &mut Value, limit: u64) {
 mod tests {
     use super::*;
 
-    const TEST_STEP_LIMITS: StepLimits = StepLimits {
+    const TEST_STEP_LIMITS: StepResourceLimits = StepResourceLimits {
         memory: 1 << 30,
         total_memory: 2 << 30,
         cpus: 1.5,

@@ -25,9 +25,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::{forward::Forwarder, parts::PartsHandle};
 pub(crate) use self::{
     logs::rotated_log_path,
-    part_spec::{PartSpec, PartSpecSource, command_with_clean_environment, egress_spec},
+    part_spec::{PartStartSpec, StackDirAndPlan, command_with_clean_environment, egress_spec},
     parts::PartSource,
-    ready::ReadyCheck,
+    ready::HttpCommandLogOrRouteCheck,
     reaper::ProcessReaper,
 };
 use crate::{
@@ -45,7 +45,7 @@ pub fn run_supervisor(dir: StackDir) -> Result<()> {
             dir.name
         ))
     })?;
-    let config = PartSpecSource { dir, plan };
+    let config = StackDirAndPlan { dir, plan };
     let resolver = mounts::mount_all_but_resolv_conf()?;
     if let ProviderChoice::Faasd(faasd) = &config.plan.provider {
         faasd::prepare_mounts_for_faasd(&config.dir, &faasd.program, &config.containerd_socket_path())?;
@@ -55,7 +55,10 @@ pub fn run_supervisor(dir: StackDir) -> Result<()> {
     // Before `create_and_enter_stack_networks`, while this process is still in the machine's network namespace.
     let loopback = forward::listen_for_loopback_registry_if_faasd(&config)?;
     network::create_and_enter_stack_networks(&config.plan)?;
-    run_on_this_thread(&config.dir.clone(), supervise_until_shutdown(config, loopback))
+    run_on_this_thread(
+        &config.dir.clone(),
+        supervise_stack_with_forwarders_and_disk_guard(config, loopback),
+    )
 }
 
 /// Runs a future to its end on this thread, whose network namespace every socket and child process then has.
@@ -67,8 +70,8 @@ pub(crate) fn run_on_this_thread(dir: &StackDir, future: impl Future<Output = Re
 }
 
 /// Starts the forwarders and the guard of the disk, and supervises the parts of the stack.
-async fn supervise_until_shutdown(
-    config: PartSpecSource,
+async fn supervise_stack_with_forwarders_and_disk_guard(
+    config: StackDirAndPlan,
     loopback: Option<std::net::TcpListener>,
 ) -> Result<()> {
     let reaper = ProcessReaper::default();
@@ -79,12 +82,12 @@ async fn supervise_until_shutdown(
             ended = disk::end_steps_that_fill_disk_until_error(&config, &reaper) => ended,
         }
     };
-    supervise_parts(&config.dir, config.clone(), &reaper, beside).await
+    supervise_parts_until_shutdown_or_failure(&config.dir, config.clone(), &reaper, beside).await
 }
 
 /// Starts the control socket, and serves commands until a shutdown command, SIGTERM or a failure of this or of `beside`.
 /// No part is started before a command starts it.
-pub(crate) async fn supervise_parts<S: PartSource>(
+pub(crate) async fn supervise_parts_until_shutdown_or_failure<S: PartSource>(
     dir: &StackDir,
     source: S,
     reaper: &ProcessReaper,

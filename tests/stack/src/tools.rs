@@ -92,14 +92,15 @@ pub async fn build_go_module(
         return Ok(built);
     }
     fs::create_dir_all(&tools).with_operation("create", &tools)?;
-    let _lock = directories::lock_file_async(tools.join(format!(".{module}.lock"))).await?;
+    let _lock = directories::truncate_and_lock_file_async(tools.join(format!(".{module}.lock"))).await?;
     if built.exists() {
         return Ok(built);
     }
-    progress.emit_step("tools", format_args!("building {module}"));
+    progress.emit_progress_line("tools", format_args!("building {module}"));
     let new = tempfile::tempdir_in(&tools).with_operation("create a directory in", &tools)?;
     let mut go = new_command("go");
-    let GoBuildOptions { cgo, tags, ldflags } = GoBuildOptions::of_module(module, &source)?;
+    let GoBuildCgoTagsAndLdflags { cgo, tags, ldflags } =
+        GoBuildCgoTagsAndLdflags::of_module(module, &source)?;
     go.current_dir(source).env("CGO_ENABLED", cgo);
     if env::var_os("GOGC").is_none() {
         // Saves a fifth of the compiler's time, which it would spend on garbage collection.
@@ -115,20 +116,20 @@ pub async fn build_go_module(
         .await?;
     let new = new.keep();
     fs::rename(&new, &built).with_operation("rename", &new)?;
-    progress.emit_step("tools", format_args!("built {module}"));
+    progress.emit_progress_line("tools", format_args!("built {module}"));
     Ok(built)
 }
 
 /// The options of `go build` that differ between modules.
 #[derive(Debug, PartialEq, Eq)]
-struct GoBuildOptions {
+struct GoBuildCgoTagsAndLdflags {
     /// The value of `CGO_ENABLED`.
     cgo: &'static str,
     tags: &'static str,
     ldflags: String,
 }
 
-impl GoBuildOptions {
+impl GoBuildCgoTagsAndLdflags {
     fn of_module(module: &str, source: &Path) -> Result<Self> {
         let options = |cgo, tags, more_ldflags: &str| Self {
             cgo,
@@ -192,7 +193,7 @@ fn hash_of_module(module_directory: &Path) -> Result<String> {
         let path = module_directory.join(name);
         hash.update(fs::read(&path).with_operation("read", &path)?);
     }
-    for path in own_source_files(module_directory)? {
+    for path in go_files_of_own_programs(module_directory)? {
         hash.update(fs::read(&path).with_operation("read", &path)?);
     }
     let mut text = hex::encode(hash.finalize());
@@ -201,7 +202,7 @@ fn hash_of_module(module_directory: &Path) -> Result<String> {
 }
 
 /// Returns the source files of a module's own programs, each of which is a directory of the module, in order.
-fn own_source_files(module_directory: &Path) -> Result<Vec<PathBuf>> {
+fn go_files_of_own_programs(module_directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let entries = |path: &Path| {
         let entries = fs::read_dir(path).with_operation("read", path)?;
@@ -219,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_programs_of_kubernetes_report_the_version_that_the_module_pins() {
+    fn the_linker_flags_of_kubernetes_have_the_version_in_go_mod() {
         let flags = kubernetes_version_ldflags("require (\n\tk8s.io/kubernetes v1.36.3 // indirect\n)\n");
         for value in ["gitVersion=v1.36.3", "gitMajor=1", "gitMinor=36"] {
             assert!(
@@ -228,12 +229,12 @@ mod tests {
             );
         }
         let source = module_source_directory("kubernetes");
-        let options = GoBuildOptions::of_module("kubernetes", &source).unwrap();
+        let options = GoBuildCgoTagsAndLdflags::of_module("kubernetes", &source).unwrap();
         assert!(options.ldflags.contains("gitMajor=1 "), "{options:?}");
     }
 
     #[test]
-    fn a_changed_source_file_of_a_module_changes_the_directory_of_its_programs() {
+    fn a_changed_go_file_of_a_module_changes_its_hash() {
         let module = tempfile::tempdir().unwrap();
         fs::create_dir(module.path().join("program")).unwrap();
         let main = module.path().join("program/main.go");

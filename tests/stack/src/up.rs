@@ -17,7 +17,7 @@ use crate::{
     holder_process::{HolderProcess, start_missing_parts_and_wait},
     http,
     image::{BaseImageLayers, RegistryClient},
-    limits::StepLimits,
+    limits::StepResourceLimits,
     packages,
     part::StackPart,
     plan::{ProgramFileStamp, ProviderChoice, RunningStackState, StackOptions, StackPlan},
@@ -49,12 +49,13 @@ impl Stack {
         let directories = LauncherDirectories::from_env()?;
         let dir = directories.stack_directory(&options.name)?;
         packages::install_missing_packages(progress).await?;
-        let (mut plan, images) = build_programs_and_make_plan(options, &directories, progress).await?;
-        let _one = dir.lock_stack().await?;
+        let (mut plan, images) =
+            build_programs_and_make_plan_with_placeholder_number(options, &directories, progress).await?;
+        let _one = dir.lock_stack_and_create_its_directory().await?;
         plan.number = earlier_or_lowest_free_stack_number(&directories, &dir)?;
         dir.create_directories()?;
         plan.certificates_expire = certificates::ensure_certificates_and_read_expiry_seconds(&dir)?;
-        let stack = start_or_restart(&dir, plan, progress).await?;
+        let stack = start_missing_parts_or_restart_if_changed(&dir, plan, progress).await?;
         let registry = RegistryClient::new(
             http::http_client_without_proxy()?,
             stack.registry.host.clone(),
@@ -72,7 +73,7 @@ impl Stack {
 
 /// Builds a stack's programs and, if the options ask for them, the layers of its base images, and makes its plan; the
 /// plan's number and the expiry of its certificates are placeholders.
-async fn build_programs_and_make_plan(
+async fn build_programs_and_make_plan_with_placeholder_number(
     options: &StackOptions,
     directories: &LauncherDirectories,
     progress: &ProgressSink,
@@ -84,7 +85,7 @@ async fn build_programs_and_make_plan(
             programs::build_programs(["slipway-dev-provider", "builder-fn"])
         });
         let [provider, builder] = built.await?;
-        progress.emit_step("programs", "built slipway-dev-provider and builder-fn");
+        progress.emit_progress_line("programs", "built slipway-dev-provider and builder-fn");
         Ok((provider, builder))
     };
     let images = async {
@@ -100,7 +101,7 @@ async fn build_programs_and_make_plan(
         packages::unpack_registry_program_if_missing(directories, progress),
         images,
         programs,
-        egress::resolve_allowed_entries(&options.allowed),
+        egress::resolve_allowed_entries_to_ipv4_networks(&options.allowed),
         egress::resolve_tenant_rules(&options.tenant_networks),
     )?;
     let provider = match &options.faasd {
@@ -119,7 +120,7 @@ async fn build_programs_and_make_plan(
     // A placeholder: the number is chosen once the stack is locked.
     let plan = StackPlan {
         number: StackNumber::FIRST_STACK_NUMBER,
-        launcher: ProgramFileStamp::read_stamp(&programs::launcher_path()?)?,
+        launcher: ProgramFileStamp::read_stamp(&programs::path_of_slipway_stack_program()?)?,
         tools,
         registry,
         provider,
@@ -128,7 +129,11 @@ async fn build_programs_and_make_plan(
         allowed,
         public: options.public,
         tenants,
-        limits: Some(options.limits.map_or_else(StepLimits::for_this_machine, Ok)?),
+        limits: Some(
+            options
+                .limits
+                .map_or_else(StepResourceLimits::for_this_machine, Ok)?,
+        ),
         certificates_expire: 0,
     };
     Ok((plan, images))
@@ -152,8 +157,8 @@ fn earlier_or_lowest_free_stack_number(
 
 /// Returns the lowest number that no stack has and that no running cluster uses.
 pub(crate) fn lowest_free_stack_number(directories: &LauncherDirectories) -> Result<StackNumber> {
-    directories::create_private_directory(&directories.stacks)?;
-    let _one = directories::lock_file(&directories.stacks.join(".lock"))?;
+    directories::create_private_directory_if_missing(&directories.stacks)?;
+    let _one = directories::truncate_and_lock_file(&directories.stacks.join(".lock"))?;
     let mut taken = HashSet::new();
     for entry in fs::read_dir(&directories.stacks)
         .with_operation("read", &directories.stacks)?
@@ -177,8 +182,13 @@ pub(crate) fn lowest_free_stack_number(directories: &LauncherDirectories) -> Res
 
 /// Starts the missing parts of a stack that runs with this plan; otherwise stops what runs, and starts the whole stack
 /// with this plan.
-async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSink) -> Result<Stack> {
-    let alive = RunningStackState::read_running_state(dir)?.is_some_and(|running| running.holder_is_alive());
+async fn start_missing_parts_or_restart_if_changed(
+    dir: &StackDir,
+    plan: StackPlan,
+    progress: &ProgressSink,
+) -> Result<Stack> {
+    let alive = RunningStackState::read_state_if_running_or_killed(dir)?
+        .is_some_and(|running| running.holder_is_alive());
     let unchanged = StackPlan::read_earlier_plan_if_parsable(dir).as_ref() == Some(&plan);
     if alive && unchanged {
         let stack = Stack::from_plan(dir.clone(), plan)?;
@@ -186,24 +196,28 @@ async fn start_or_restart(dir: &StackDir, plan: StackPlan, progress: &ProgressSi
         return Ok(stack);
     }
     if alive {
-        progress.emit_step(
+        progress.emit_progress_line(
             "stack",
             "its programs, certificates or settings have changed; restarting",
         );
     }
-    down::stop_and_clean_up::<StackPart>(dir, progress).await?;
+    down::stop_and_remove_cgroups_and_state_files::<StackPart>(dir, progress).await?;
     write_credentials_program_links_and_step_plugins(dir, &plan).await?;
     plan.write_plan(dir)?;
     // Before the supervisor starts, because this can take longer than a supervisor's start.
-    buildkit_disk::make_or_repair_disk_image(dir, plan.step_limits_or_this_machines()?.disk, progress)
-        .await?;
+    buildkit_disk::make_disk_image_or_repair_existing(
+        dir,
+        plan.step_limits_or_this_machines()?.disk,
+        progress,
+    )
+    .await?;
     let stack = Stack::from_plan(dir.clone(), plan)?;
     let holder = HolderProcess::start_holder(dir, &stack.plan()?.launcher.program, &["hold"])?;
     holder.wait_for_supervisor_and_move_holder(dir).await?;
     if let Err(error) = start_missing_parts_and_wait::<StackPart>(&stack.dir, progress).await {
         // The error is the reason for the failed start, whatever the clean-up returns; its failure would show
         // at the next start.
-        let _ = down::stop_and_clean_up::<StackPart>(dir, progress).await;
+        let _ = down::stop_and_remove_cgroups_and_state_files::<StackPart>(dir, progress).await;
         return Err(error);
     }
     holder.keep_running();

@@ -29,7 +29,9 @@ impl Connection {
     /// Returns whether the daemon may have a record of a finished solve with this reference; `false` only if the daemon
     /// answers that it has none. A record that a user has pinned is pinned no longer.
     pub(in crate::buildkit) async fn may_have_record_unpinning_it(&self, reference: &str) -> bool {
-        self.make_daemon_report_record(reference).await.unwrap_or(true)
+        self.make_daemon_report_record_unpinning_it(reference)
+            .await
+            .unwrap_or(true)
     }
 
     /// Makes the daemon report the record of a finished solve to everyone who follows its history. Returns whether
@@ -39,7 +41,7 @@ impl Connection {
     ///
     /// # Errors
     /// Fails if the daemon does not say whether it has a record.
-    async fn make_daemon_report_record(&self, reference: &str) -> Result<bool, Status> {
+    async fn make_daemon_report_record_unpinning_it(&self, reference: &str) -> Result<bool, Status> {
         let unchanged = UpdateBuildHistoryRequest {
             r#ref: reference.to_owned(),
             ..UpdateBuildHistoryRequest::default()
@@ -57,7 +59,7 @@ impl Connection {
 ///
 /// # Errors
 /// Fails if the history cannot be read. Waits as long as the daemon does not answer.
-pub(super) async fn read_records(
+pub(super) async fn read_finished_records_unpinning_them(
     connection: &Connection,
     references: &[String],
 ) -> Result<Vec<BuildHistoryRecord>, Status> {
@@ -76,7 +78,7 @@ async fn read_reported_records(
     references: &[String],
 ) -> Result<Vec<BuildHistoryRecord>, Status> {
     // Most references have no record, and then there is nothing to follow.
-    let mut awaited = make_daemon_report_records(connection, references).await?;
+    let mut awaited = make_daemon_report_records_unpinning_them(connection, references).await?;
     if awaited.is_empty() {
         return Ok(Vec::new());
     }
@@ -89,7 +91,7 @@ async fn read_reported_records(
     let mut wait = FIRST_EVENT_WAIT;
     loop {
         // Again after each wait: the daemon answers a moment before it passes events on, and a record may be deleted.
-        awaited = make_daemon_report_records(connection, awaited).await?;
+        awaited = make_daemon_report_records_unpinning_them(connection, awaited).await?;
         let end = Instant::now() + wait;
         while !awaited.is_empty() {
             let Ok(event) = tokio::time::timeout_at(end, events.try_next()).await else {
@@ -112,13 +114,15 @@ async fn read_reported_records(
 }
 
 /// Makes the daemon report the records of `references`. Returns those that have one.
-async fn make_daemon_report_records<'a>(
+async fn make_daemon_report_records_unpinning_them<'a>(
     connection: &Connection,
     references: impl IntoIterator<Item = &'a (impl AsRef<str> + ?Sized + 'a)>,
 ) -> Result<HashSet<&'a str>, Status> {
     let reports = references.into_iter().map(|reference| async move {
         let reference = reference.as_ref();
-        let has_record = connection.make_daemon_report_record(reference).await?;
+        let has_record = connection
+            .make_daemon_report_record_unpinning_it(reference)
+            .await?;
         Ok::<_, Status>(has_record.then_some(reference))
     });
     Ok(try_join_all(reports).await?.into_iter().flatten().collect())

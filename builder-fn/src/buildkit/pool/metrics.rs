@@ -2,7 +2,7 @@
 
 use function_host::prometheus::{self, IntCounterVec, IntGaugeVec, Opts, Registry};
 
-use super::PoolSize;
+use super::KnownAndAnsweringDaemonCounts;
 
 /// The values of the label `reason` of builds that went to another daemon than the preferred one.
 const DIVERSION_REASONS: [&str; 2] = ["busy", "unreachable"];
@@ -53,7 +53,7 @@ impl PoolMetrics {
                 &["reason"],
             )?,
         };
-        metrics.show_size(PoolSize::default());
+        metrics.show_size(KnownAndAnsweringDaemonCounts::default());
         for reason in DIVERSION_REASONS {
             metrics.diverted.with_label_values(&[reason]);
         }
@@ -64,7 +64,7 @@ impl PoolMetrics {
     }
 
     /// Shows how many daemons there are and how many answer.
-    pub(super) fn show_size(&self, size: PoolSize) {
+    pub(super) fn show_size(&self, size: KnownAndAnsweringDaemonCounts) {
         for (state, count) in [("known", size.known), ("answering", size.answering)] {
             let gauge = self.daemons.with_label_values(&[state]);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -72,7 +72,7 @@ impl PoolMetrics {
     }
 
     /// Counts an attempt of a build on a daemon, and the reason if that is not the preferred one.
-    pub(super) fn count_build(&self, daemon: &str, diversion: Option<Diversion>) {
+    pub(super) fn count_attempt_on_daemon(&self, daemon: &str, diversion: Option<Diversion>) {
         self.builds.with_label_values(&[daemon]).inc();
         let [busy, unreachable] = DIVERSION_REASONS;
         let reason = match diversion {

@@ -22,7 +22,7 @@ pub struct PlacementHash(u64);
 
 /// A daemon that a build may go to.
 #[derive(Clone, Copy, Debug)]
-pub struct DaemonLoad {
+pub struct DaemonHashAndBuildCount {
     /// The hash of the daemon's name.
     pub hash: PlacementHash,
     /// The number of builds that run on the daemon.
@@ -76,7 +76,7 @@ pub fn busy_threshold(running: usize, daemons: usize) -> usize {
 /// all are busy, chooses the preferred one. Returns `None` if there are no daemons.
 #[inline]
 pub fn choose_daemon(
-    daemons: &[DaemonLoad],
+    daemons: &[DaemonHashAndBuildCount],
     image: PlacementHash,
     busy_threshold: usize,
 ) -> Option<ChosenAndPreferredDaemon> {
@@ -93,9 +93,9 @@ pub fn choose_daemon(
 /// Returns the number of the daemon with the highest score for `image` among those that `counts` is true for.
 #[inline]
 fn find_highest_scored(
-    daemons: &[DaemonLoad],
+    daemons: &[DaemonHashAndBuildCount],
     image: PlacementHash,
-    counts: impl Fn(&DaemonLoad) -> bool,
+    counts: impl Fn(&DaemonHashAndBuildCount) -> bool,
 ) -> Option<usize> {
     let mut best = None;
     for (number, daemon) in daemons.iter().enumerate() {
@@ -113,10 +113,10 @@ mod tests {
 
     use super::*;
 
-    fn idle_daemons(names: impl IntoIterator<Item = usize>) -> Vec<DaemonLoad> {
+    fn idle_daemons(names: impl IntoIterator<Item = usize>) -> Vec<DaemonHashAndBuildCount> {
         names
             .into_iter()
-            .map(|name| DaemonLoad {
+            .map(|name| DaemonHashAndBuildCount {
                 hash: PlacementHash::of(&[&format!("tcp://buildkit-{name}.buildkit:1234")]),
                 running: 0,
             })
@@ -128,7 +128,7 @@ mod tests {
     }
 
     /// Returns the hash of the daemon that an image goes to.
-    fn hash_of_chosen_daemon(daemons: &[DaemonLoad], image_number: usize) -> PlacementHash {
+    fn hash_of_chosen_daemon(daemons: &[DaemonHashAndBuildCount], image_number: usize) -> PlacementHash {
         let busy_threshold = busy_threshold(0, daemons.len());
         let placement = choose_daemon(daemons, image(image_number), busy_threshold).expect("a daemon");
         daemons[placement.chosen].hash
@@ -198,7 +198,7 @@ mod tests {
         let mut daemons = idle_daemons(0..3);
         let mut by_score: Vec<_> = (0..3).collect();
         by_score.sort_by_key(|number| std::cmp::Reverse(daemons[*number].hash.score(image(1))));
-        let choose = |daemons: &[DaemonLoad]| choose_daemon(daemons, image(1), 4);
+        let choose = |daemons: &[DaemonHashAndBuildCount]| choose_daemon(daemons, image(1), 4);
 
         assert_eq!(
             choose(&daemons).map(|placement| placement.chosen),

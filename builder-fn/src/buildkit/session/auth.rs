@@ -39,18 +39,20 @@ pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
     /// Returns the credentials for the registry `host`, a host name with a port if it has one.
     ///
     /// Returns empty ones if none are known. That is not an error: the registry may allow anonymous access.
-    async fn credentials(&self, host: &str) -> RegistryCredentials;
+    async fn credentials_or_empty(&self, host: &str) -> RegistryCredentials;
 
-    /// Returns the credentials for the registry `host` as [`credentials`](Self::credentials) does, by one look-up.
+    /// Returns the credentials for the registry `host` as [`credentials_or_empty`](Self::credentials_or_empty) does, by
+    /// one look-up.
     ///
     /// # Errors
     /// Fails with the reason, for the caller of a build, if the credentials cannot be read.
     async fn look_up_credentials_or_reason(&self, host: &str) -> Result<RegistryCredentials, String> {
-        Ok(self.credentials(host).await)
+        Ok(self.credentials_or_empty(host).await)
     }
 
-    /// Returns whether tokens for the registry `host` come from [`fetch_token`](Self::fetch_token). Otherwise, BuildKit
-    /// fetches them with the credentials. By default, no tokens come from here.
+    /// Returns whether tokens for the registry `host` come from
+    /// [`fetch_token_if_permitted`](Self::fetch_token_if_permitted). Otherwise, BuildKit fetches them with the
+    /// credentials. By default, no tokens come from here.
     async fn fetches_tokens(&self, host: &str) -> bool {
         let _ = host;
         false
@@ -120,7 +122,7 @@ impl auth_server::Auth for AuthService {
         request: Request<CredentialsRequest>,
     ) -> Result<Response<CredentialsResponse>, Status> {
         let host = request.into_inner().host;
-        let RegistryCredentials { username, secret } = self.store.credentials(&host).await;
+        let RegistryCredentials { username, secret } = self.store.credentials_or_empty(&host).await;
         tracing::debug!(host, known = !secret.is_empty(), "BuildKit asked for credentials");
         Ok(Response::new(CredentialsResponse { username, secret }))
     }

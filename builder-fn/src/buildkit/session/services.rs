@@ -75,7 +75,7 @@ impl SessionServices {
     ///
     /// Files that are added afterwards are not sent to a daemon that does not ask.
     #[must_use]
-    pub fn with_source_check(mut self, check: Arc<dyn SourceCheck>) -> Self {
+    pub fn with_source_check_gating_later_files(mut self, check: Arc<dyn SourceCheck>) -> Self {
         let gate = SourceGate::default();
         self.gate = Some(gate.clone());
         self.with_service(
@@ -150,8 +150,8 @@ impl SessionServices {
     }
 
     /// Returns the denial of a source that a daemon's error `message` is about.
-    pub(in crate::buildkit) fn denial_named_in_error_or_first_denial(&self, message: &str) -> Option<Denial> {
-        self.gate.as_ref()?.denial_named_in_error_or_first_denial(message)
+    pub(in crate::buildkit) fn denial_that_error_is_about(&self, message: &str) -> Option<Denial> {
+        self.gate.as_ref()?.denial_that_error_is_about(message)
     }
 
     /// Returns the paths of the announced gRPC methods, such as `/moby.filesync.v1.FileSync/DiffCopy`.
@@ -225,7 +225,7 @@ mod tests {
 
     #[tonic::async_trait]
     impl CredentialStore for EmptyCredentialStore {
-        async fn credentials(&self, _host: &str) -> RegistryCredentials {
+        async fn credentials_or_empty(&self, _host: &str) -> RegistryCredentials {
             RegistryCredentials::default()
         }
     }
@@ -248,7 +248,7 @@ mod tests {
     fn all_services_but_source_check() -> SessionServices {
         let keys = SharedKeyPool::new(IntCounter::new("sent", "sent").expect("counter"));
         let context = SourceContext::new(
-            Index::of(std::iter::empty::<(&str, Entry<'_>)>()),
+            Index::of_entries_linking_same_offset(std::iter::empty::<(&str, Entry<'_>)>()),
             Spool::in_memory(Vec::new()),
         );
         SessionServices::new()

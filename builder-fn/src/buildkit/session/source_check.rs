@@ -79,7 +79,7 @@ impl SourceGate {
 
     /// Returns the denial of the source that a daemon's error `message` names, or the first denial if it names none of
     /// them; `None` for another error.
-    pub(super) fn denial_named_in_error_or_first_denial(&self, message: &str) -> Option<Denial> {
+    pub(super) fn denial_that_error_is_about(&self, message: &str) -> Option<Denial> {
         let denials = self.0.denials.lock().unwrap_or_else(PoisonError::into_inner);
         let is_named = |denial: &&Denial| message.contains(&denial.identifier);
         if !message.contains(DENIED_ERROR_TEXT) {

@@ -20,7 +20,7 @@ pub(super) const DIFFERENT_CONTENTS_MARK: ContentHash = ContentHash([0xff; 12]);
 
 /// The result of comparing an entry of a context with the daemon's possible copies of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CopyComparison {
+pub(super) enum NewSameOrMayDiffer {
     /// The entry is new: no copy that the daemon could take for it was ever announced.
     New,
     /// The entry is unchanged: every copy that the daemon could take for it has the same content.
@@ -93,44 +93,45 @@ impl AnnouncedEntries {
         path: &str,
         entry: &Entry<'_>,
         hash_content: impl FnOnce() -> Option<ContentHash>,
-    ) -> CopyComparison {
+    ) -> NewSameOrMayDiffer {
         let Some(identity) = self.hash_of_path_and_stat_unless_symlink(path, entry) else {
-            return CopyComparison::Same;
+            return NewSameOrMayDiffer::Same;
         };
         let list = &self.lists[self.list_index(identity)];
         let Ok(at) = find_fingerprint(list, identity) else {
-            return CopyComparison::New;
+            return NewSameOrMayDiffer::New;
         };
         let known = list[at].content;
         if known == DIFFERENT_CONTENTS_MARK {
-            return CopyComparison::MayDiffer;
+            return NewSameOrMayDiffer::MayDiffer;
         }
         let content = match entry.kind {
             Kind::File { .. } => hash_content(),
             Kind::Folder | Kind::Symlink { .. } => Some(ContentHash::default()),
         };
         match content.map(|content| hash_unnoticed_parts(content, entry)) {
-            Some(content) if content == known => CopyComparison::Same,
-            _ => CopyComparison::MayDiffer,
+            Some(content) if content == known => NewSameOrMayDiffer::Same,
+            _ => NewSameOrMayDiffer::MayDiffer,
         }
     }
 
     /// Adds the entries of a new announcement. `for_each_entry` calls the function that it is given for every one of
-    /// them, with the hash of a file's content if the file was sent, and is called twice. `receive_known_content` gets,
-    /// in the same order, the hash of what the daemon has of each entry, [`DIFFERENT_CONTENTS_MARK`] if nobody knows.
+    /// them, with the hash of a file's content if the file was sent, and is called twice.
+    /// `receive_content_of_each_entry` gets, in the same order, the hash of what the daemon has of each entry,
+    /// [`DIFFERENT_CONTENTS_MARK`] if nobody knows.
     ///
     /// A file that was not sent is the one that the daemon has, if one with its path and stat was announced before.
     /// Otherwise nobody knows what the daemon has.
     pub(super) fn add_announcement(
         &mut self,
         for_each_entry: impl Fn(&mut dyn FnMut(&str, &Entry<'_>, Option<ContentHash>)),
-        mut receive_known_content: impl FnMut(ContentHash),
+        mut receive_content_of_each_entry: impl FnMut(ContentHash),
     ) {
         // Counts the new entries first, so that the lists grow by no more than those.
         let mut new = vec![0; self.lists.len()];
         for_each_entry(&mut |path, entry, sent| {
             let Some(identity) = self.hash_of_path_and_stat_unless_symlink(path, entry) else {
-                return receive_known_content(ContentHash::default());
+                return receive_content_of_each_entry(ContentHash::default());
             };
             let list = self.list_index(identity);
             let content = unnoticed_parts_hash_if_sent(entry, sent);
@@ -141,11 +142,11 @@ impl AnnouncedEntries {
                         fingerprint.mark_different_unless_same(content);
                     }
                     // What was sent is known, whatever was sent before under the same identity.
-                    receive_known_content(content.unwrap_or(fingerprint.content));
+                    receive_content_of_each_entry(content.unwrap_or(fingerprint.content));
                 }
                 Err(_) => {
                     new[list] += 1;
-                    receive_known_content(content.unwrap_or(DIFFERENT_CONTENTS_MARK));
+                    receive_content_of_each_entry(content.unwrap_or(DIFFERENT_CONTENTS_MARK));
                 }
             }
         });
@@ -293,7 +294,7 @@ mod tests {
     }
 
     /// Announces the entries in `announced` one after another, and compares another entry with them.
-    fn compare_after(announced: &[EntryAtPath], (path, entry, content): EntryAtPath) -> CopyComparison {
+    fn compare_after(announced: &[EntryAtPath], (path, entry, content): EntryAtPath) -> NewSameOrMayDiffer {
         let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
         for (path, entry, content) in announced {
             announcements.add_announcement(|visit| visit(path, entry, Some(*content)), |_| {});
@@ -309,31 +310,31 @@ mod tests {
             (path, entry, content)
         };
         for (next, expected) in [
-            (file_with_content(1), CopyComparison::Same),
-            (file_with_content(2), CopyComparison::MayDiffer),
+            (file_with_content(1), NewSameOrMayDiffer::Same),
+            (file_with_content(2), NewSameOrMayDiffer::MayDiffer),
             (
                 ("a/c", file_with_content(2).1, file_with_content(2).2),
-                CopyComparison::New,
+                NewSameOrMayDiffer::New,
             ),
             (
                 changed_file(|entry| entry.kind = Kind::File { offset: 0, size: 4 }),
-                CopyComparison::New,
+                NewSameOrMayDiffer::New,
             ),
             (
                 changed_file(|entry| entry.mtime_ns = 6_000_000_000),
-                CopyComparison::New,
+                NewSameOrMayDiffer::New,
             ),
             (
                 changed_file(|entry| entry.mode = 0o755),
-                CopyComparison::MayDiffer,
+                NewSameOrMayDiffer::MayDiffer,
             ),
             (
                 changed_file(|entry| entry.kind = Kind::Symlink { target: "abc" }),
-                CopyComparison::Same,
+                NewSameOrMayDiffer::Same,
             ),
             (
                 changed_file(|entry| entry.kind = Kind::Folder),
-                CopyComparison::New,
+                NewSameOrMayDiffer::New,
             ),
         ] {
             assert_eq!(compare_after(&[file_with_content(1)], next), expected, "{next:?}");
@@ -354,7 +355,7 @@ mod tests {
         ] {
             assert_eq!(
                 compare_after(&[at(first, 1)], at(second, 2)),
-                CopyComparison::MayDiffer,
+                NewSameOrMayDiffer::MayDiffer,
                 "{first} {second}"
             );
         }
@@ -379,12 +380,12 @@ mod tests {
         );
         assert_eq!(
             announcements.compare_with_announced("a/b", &file_with_attributes(&packed[0]), || content),
-            CopyComparison::Same
+            NewSameOrMayDiffer::Same
         );
         for other in &packed[1..] {
             assert_eq!(
                 announcements.compare_with_announced("a/b", &file_with_attributes(other), || content),
-                CopyComparison::MayDiffer
+                NewSameOrMayDiffer::MayDiffer
             );
         }
     }
@@ -404,9 +405,9 @@ mod tests {
             }
             let compare_with_announced =
                 |at, hashed| announcements.compare_with_announced(&path(at), &entry, || content(hashed));
-            assert!((0..6000).all(|at| compare_with_announced(at, at) == CopyComparison::Same));
-            assert!((0..6000).all(|at| compare_with_announced(at, at + 1) == CopyComparison::MayDiffer));
-            assert_eq!(compare_with_announced(6000, 6000), CopyComparison::New);
+            assert!((0..6000).all(|at| compare_with_announced(at, at) == NewSameOrMayDiffer::Same));
+            assert!((0..6000).all(|at| compare_with_announced(at, at + 1) == NewSameOrMayDiffer::MayDiffer));
+            assert_eq!(compare_with_announced(6000, 6000), NewSameOrMayDiffer::New);
             assert!(
                 announcements.memory_bytes() <= AnnouncedEntries::bytes_for_entries(6000) + 200,
                 "{}",
@@ -416,20 +417,20 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_was_announced_with_two_contents_counts_as_different_forever() {
+    fn an_entry_that_was_announced_with_two_contents_may_differ_from_either() {
         assert_eq!(
             compare_after(
                 &[file_with_content(1), file_with_content(2)],
                 file_with_content(2)
             ),
-            CopyComparison::MayDiffer
+            NewSameOrMayDiffer::MayDiffer
         );
         assert_eq!(
             compare_after(
                 &[file_with_content(1), file_with_content(2)],
                 file_with_content(1)
             ),
-            CopyComparison::MayDiffer
+            NewSameOrMayDiffer::MayDiffer
         );
     }
 
@@ -437,16 +438,16 @@ mod tests {
     fn an_announced_folder_may_change_its_time_and_not_its_mode() {
         assert_eq!(
             compare_after(&[folder_with(0o755, EPOCH_NS)], folder_with(0o755, 9)),
-            CopyComparison::Same
+            NewSameOrMayDiffer::Same
         );
         assert_eq!(
             compare_after(&[folder_with(0o755, EPOCH_NS)], folder_with(0o700, EPOCH_NS)),
-            CopyComparison::MayDiffer
+            NewSameOrMayDiffer::MayDiffer
         );
     }
 
     #[test]
-    fn an_entry_that_one_announcement_has_with_two_contents_counts_as_different_forever() {
+    fn an_entry_that_one_announcement_has_with_two_contents_may_differ_from_any() {
         let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
         announcements.add_announcement(
             |visit| {
@@ -460,7 +461,7 @@ mod tests {
         for content in [1, 2, 3] {
             let (path, entry, content) = file_with_content(content);
             let compared = announcements.compare_with_announced(path, &entry, || Some(content));
-            assert_eq!(compared, CopyComparison::MayDiffer);
+            assert_eq!(compared, NewSameOrMayDiffer::MayDiffer);
         }
     }
 
@@ -471,23 +472,23 @@ mod tests {
         announcements.add_announcement(|visit| visit(path, &entry, None), |_| {});
         assert_eq!(
             announcements.compare_with_announced(path, &entry, || Some(content)),
-            CopyComparison::MayDiffer
+            NewSameOrMayDiffer::MayDiffer
         );
         assert_eq!(
             compare_after(&[file_with_content(1)], file_with_content(1)),
-            CopyComparison::Same
+            NewSameOrMayDiffer::Same
         );
         let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
         announcements.add_announcement(|visit| visit(path, &entry, Some(content)), |_| {});
         assert_eq!(
             announcements.compare_with_announced(path, &entry, || None),
-            CopyComparison::MayDiffer
+            NewSameOrMayDiffer::MayDiffer
         );
         // Not sent again, because the daemon has it.
         announcements.add_announcement(|visit| visit(path, &entry, None), |_| {});
         assert_eq!(
             announcements.compare_with_announced(path, &entry, || Some(content)),
-            CopyComparison::Same
+            NewSameOrMayDiffer::Same
         );
     }
 }

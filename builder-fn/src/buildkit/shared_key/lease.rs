@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::JoinHandle;
 
-use super::announcements::{AnnouncedEntries, CopyComparison, DIFFERENT_CONTENTS_MARK, hash_unnoticed_parts};
+use super::announcements::{
+    AnnouncedEntries, DIFFERENT_CONTENTS_MARK, NewSameOrMayDiffer, hash_unnoticed_parts,
+};
 use super::entry_set::EntrySet;
-use super::pool::{KeyRecord, MemoryReservation, SharedKeyPool};
+use super::pool::{KeyAndAnnouncements, MemoryReservation, SharedKeyPool};
 use super::sent_contents::{SentContents, SentPiece};
 use crate::context::{ContentHash, ContextView, FileDigestTree, SourceContext};
 
@@ -28,7 +30,7 @@ pub struct KeyLease {
 /// The state of a lease, which its transfers change.
 struct LeaseTransfersState {
     /// The record of the key, for the pool; `None` for a key that must not be used again.
-    record: Option<(KeyRecord, MemoryReservation)>,
+    record: Option<(KeyAndAnnouncements, MemoryReservation)>,
     /// The number of transfers that have begun and not ended.
     open_transfers: usize,
     /// Whether a transfer under the key was broken off.
@@ -52,11 +54,11 @@ impl SharedKeyPool {
     ///
     /// If there is no memory for what will be announced under it, the key is for [single use](Self::lease_single_use).
     /// Blocks while the files are read that look like remembered ones.
-    pub fn lease_for_image(&self, image: &str, context: &SourceContext) -> KeyLease {
+    pub fn lease_for_image_blocking(&self, image: &str, context: &SourceContext) -> KeyLease {
         let known = self
             .take_key_of_image(image)
             .and_then(|(mut record, reservation)| {
-                let reuse = plan_key_reuse_unless_new_key_is_better(&mut record, context)?;
+                let reuse = add_forced_bytes_and_plan_reuse_unless_new_key_is_better(&mut record, context)?;
                 let reservation =
                     reservation.grow_or_release(AnnouncedEntries::bytes_for_entries(reuse.new_entries))?;
                 Some((record, reservation, reuse.forced))
@@ -64,7 +66,7 @@ impl SharedKeyPool {
         if let Some((record, reservation, forced)) = known {
             return KeyLease::new(self.clone(), Some((record, reservation)), forced);
         }
-        let record = KeyRecord::new(image, context.index().len());
+        let record = KeyAndAnnouncements::new(image, context.index().len());
         let bytes =
             record.announcements.memory_bytes() + AnnouncedEntries::bytes_for_entries(context.index().len());
         let reservation = MemoryReservation::new(self, bytes);
@@ -82,7 +84,7 @@ impl SharedKeyPool {
 }
 
 /// A plan for the reuse of a shared key by a context.
-struct KeyReusePlan {
+struct ForcedAndNewEntries {
     /// The numbers of the files that the daemon must be made to request, whatever copies it has.
     forced: EntrySet,
     /// The number of the context's entries that were never announced under the key.
@@ -95,28 +97,28 @@ struct KeyReusePlan {
 /// That is so if a folder has changed, and if the forced files of all builds so far amount to more than half of the
 /// context. A file that was forced once is forced in all later builds under the key; a new key costs the other half
 /// once, and nothing after that.
-fn plan_key_reuse_unless_new_key_is_better(
-    record: &mut KeyRecord,
+fn add_forced_bytes_and_plan_reuse_unless_new_key_is_better(
+    record: &mut KeyAndAnnouncements,
     context: &SourceContext,
-) -> Option<KeyReusePlan> {
-    let mut reuse = KeyReusePlan {
+) -> Option<ForcedAndNewEntries> {
+    let mut reuse = ForcedAndNewEntries {
         forced: EntrySet::default(),
         new_entries: 0,
     };
     let index = context.index();
     let mut total = 0u64;
     let mut walk = index.walk();
-    while let Some((at, path)) = walk.next_entry() {
+    while let Some((at, path)) = walk.next_entry_or_none_then_restart() {
         let entry = index.entry_by_number(at);
         total += entry.size();
         match record
             .announcements
             .compare_with_announced(path, &entry, || context.hash_content(entry).ok())
         {
-            CopyComparison::Same => {}
-            CopyComparison::New => reuse.new_entries += 1,
-            CopyComparison::MayDiffer if entry.is_folder() => return None,
-            CopyComparison::MayDiffer => {
+            NewSameOrMayDiffer::Same => {}
+            NewSameOrMayDiffer::New => reuse.new_entries += 1,
+            NewSameOrMayDiffer::MayDiffer if entry.is_folder() => return None,
+            NewSameOrMayDiffer::MayDiffer => {
                 reuse.forced.insert(at, index.len());
                 record.forced_bytes += entry.size();
             }
@@ -125,7 +127,7 @@ fn plan_key_reuse_unless_new_key_is_better(
     (record.forced_bytes <= total / 2).then_some(reuse)
 }
 
-impl KeyRecord {
+impl KeyAndAnnouncements {
     /// Creates the record of a new random key, under which about `entries` entries will be announced.
     fn new(image: &str, entries: usize) -> Self {
         Self {
@@ -139,7 +141,11 @@ impl KeyRecord {
 
 impl KeyLease {
     /// Creates a lease of the key in `record`, or without a record of a new key for single use.
-    fn new(keys: SharedKeyPool, record: Option<(KeyRecord, MemoryReservation)>, forced: EntrySet) -> Self {
+    fn new(
+        keys: SharedKeyPool,
+        record: Option<(KeyAndAnnouncements, MemoryReservation)>,
+        forced: EntrySet,
+    ) -> Self {
         let key = record.as_ref().map(|(record, _)| record.key.clone());
         Self {
             keys,
@@ -187,7 +193,7 @@ impl KeyLease {
     /// Returns the shared key to the pool for the next build, or discards it if a transfer under it was broken off or
     /// has not ended. To be called only after a build that the daemon has ended itself, with success or failure: a
     /// lease that is dropped without this call discards its key.
-    pub(in crate::buildkit) fn return_to_pool_unless_broken_off(&self) {
+    pub(in crate::buildkit) fn return_to_pool_if_all_transfers_completed(&self) {
         let mut state = self.lock_state();
         let record = state
             .record
@@ -203,7 +209,7 @@ impl KeyLease {
     /// [`DIFFERENT_CONTENTS_MARK`] if it is not known.
     fn record_announced_entries(
         &self,
-        record: &mut KeyRecord,
+        record: &mut KeyAndAnnouncements,
         context: &SourceContext,
         view: &ContextView,
         sent: &SentContents,

@@ -28,13 +28,13 @@ pub struct SharedKeyPool {
 #[derive(Default)]
 pub(super) struct IdleKeyPool {
     /// The keys that no build uses, the most recently used last.
-    pub(super) idle: Vec<KeyRecord>,
+    pub(super) idle: Vec<KeyAndAnnouncements>,
     /// The memory that is reserved for the keys in use, in bytes.
     pub(super) reserved: usize,
 }
 
 /// A shared key, and the entries that were announced under it.
-pub(super) struct KeyRecord {
+pub(super) struct KeyAndAnnouncements {
     /// The image whose builds may use the key.
     pub(super) image: String,
     pub(super) key: String,
@@ -61,7 +61,7 @@ impl SharedKeyPool {
 
     /// Takes the most recently used key of `image` out of the pool, and reserves its memory; `None` if it has no idle
     /// key.
-    pub(super) fn take_key_of_image(&self, image: &str) -> Option<(KeyRecord, MemoryReservation)> {
+    pub(super) fn take_key_of_image(&self, image: &str) -> Option<(KeyAndAnnouncements, MemoryReservation)> {
         let mut pool = self.lock_pool();
         let at = pool.idle.iter().rposition(|record| record.image == image)?;
         let record = pool.idle.remove(at);
@@ -75,7 +75,7 @@ impl SharedKeyPool {
     /// many or they are too large. Only for a key under which no transfer was broken off or goes on.
     pub(super) fn put_back_key_of_complete_transfers(
         &self,
-        record: KeyRecord,
+        record: KeyAndAnnouncements,
         reservation: MemoryReservation,
     ) {
         drop(reservation);

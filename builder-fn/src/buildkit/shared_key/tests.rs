@@ -73,7 +73,7 @@ enum TransferEnd {
 impl DaemonModel {
     /// Receives a transfer as fsutil's receiver does, into the folder of the key that `folder_choice` chooses, or into
     /// a new one. Returns the folder that the build sees; an empty one if the transfer is broken off.
-    fn receive_transfer(
+    fn receive_transfer_or_empty_if_broken_off(
         &mut self,
         context: &SourceContext,
         lease: &Arc<KeyLease>,
@@ -109,7 +109,7 @@ impl DaemonModel {
             if same {
                 continue;
             }
-            send_entry_content(&mut transfer, context, visible);
+            hash_whole_content_as_sent_unless_link(&mut transfer, context, visible);
             let checksum = match (kept.get(&at), sent.kind) {
                 // BuildKit renews every checksum but that of a folder that was a folder before.
                 (Some(have), "folder") if have.kind == "folder" => have.checksum.clone(),
@@ -256,7 +256,7 @@ fn context_of_specs(mut specs: Vec<ContextEntrySpec>) -> SourceContext {
         (path, entry)
     });
     // The content of a file is the lowest byte of its offset.
-    let index = Index::of(entries);
+    let index = Index::of_entries_linking_same_offset(entries);
     let offsets =
         (0..u32::try_from(index.len()).expect("few")).map(|at| match index.entry_by_number(at).kind {
             Kind::File { offset, .. } => usize::try_from(offset).expect("small"),
@@ -287,8 +287,12 @@ fn assert_known_hash_is_that_of_content(context: &SourceContext, visible: ViewEn
     }
 }
 
-/// Sends the content of an entry, unless it is a link, which the daemon makes itself.
-fn send_entry_content(transfer: &mut TransferGuard, context: &SourceContext, visible: ViewEntry) {
+/// Hashes the content of an entry as one sent piece, unless it is a link, which the daemon makes itself.
+fn hash_whole_content_as_sent_unless_link(
+    transfer: &mut TransferGuard,
+    context: &SourceContext,
+    visible: ViewEntry,
+) {
     let entry = context.entry_by_number(visible.entry);
     if matches!(entry.kind, Kind::File { .. }) && visible.link.is_none() {
         let piece = SentPiece {
@@ -306,7 +310,7 @@ fn transfer_all(lease: &Arc<KeyLease>, context: &SourceContext) {
     let mut transfer = lease.begin_transfer();
     everything
         .iter()
-        .for_each(|visible| send_entry_content(&mut transfer, context, visible));
+        .for_each(|visible| hash_whole_content_as_sent_unless_link(&mut transfer, context, visible));
     transfer.complete_transfer(context, &everything);
 }
 
@@ -371,9 +375,9 @@ proptest! {
         let keys = empty_key_pool();
         let mut daemon = DaemonModel::default();
         for (context, excluding, take, end, other) in &builds {
-            let lease = Arc::new(keys.lease_for_image(if *other { "other" } else { IMAGE }, context));
+            let lease = Arc::new(keys.lease_for_image_blocking(if *other { "other" } else { IMAGE }, context));
             let filter = filter_excluding_b_if(*excluding);
-            let received = daemon.receive_transfer(context, &lease, &filter, *take, *end);
+            let received = daemon.receive_transfer_or_empty_if_broken_off(context, &lease, &filter, *take, *end);
             if *end == TransferEnd::Complete {
                 let expected: Vec<_> = view(context, &filter).expect("patterns").iter().map(|visible| {
                     (context.index().path(visible.entry), StoredEntry::from_entry(context, visible.entry, String::new()).visible_state())
@@ -382,7 +386,7 @@ proptest! {
                 prop_assert_eq!(received, expected);
             }
             if *end != TransferEnd::DaemonLost {
-                lease.return_to_pool_unless_broken_off();
+                lease.return_to_pool_if_all_transfers_completed();
             }
         }
     }
@@ -390,9 +394,9 @@ proptest! {
 
 /// Runs a successful build of `context`, and returns its shared key.
 fn build_and_return_key(keys: &SharedKeyPool, image: &str, context: &SourceContext) -> String {
-    let lease = Arc::new(keys.lease_for_image(image, context));
+    let lease = Arc::new(keys.lease_for_image_blocking(image, context));
     transfer_all(&lease, context);
-    lease.return_to_pool_unless_broken_off();
+    lease.return_to_pool_if_all_transfers_completed();
     lease.key.clone()
 }
 
@@ -408,7 +412,7 @@ fn context_of_a_with_content_and_fixed_b(content: u8) -> SourceContext {
 async fn the_files_of_a_build_are_listed_whether_they_were_sent_again_or_not() {
     let keys = empty_key_pool();
     let list = async |context: SourceContext, sends_all: bool| {
-        let lease = Arc::new(keys.lease_for_image(IMAGE, &context));
+        let lease = Arc::new(keys.lease_for_image_blocking(IMAGE, &context));
         lease.request_listing_of_later_transfers();
         let everything = view(&context, &ViewFilter::default()).expect("patterns");
         let mut transfer = lease.begin_transfer();
@@ -416,13 +420,13 @@ async fn the_files_of_a_build_are_listed_whether_they_were_sent_again_or_not() {
             .iter()
             .filter(|visible| sends_all || lease.is_forced(visible.entry))
         {
-            send_entry_content(&mut transfer, &context, visible);
+            hash_whole_content_as_sent_unless_link(&mut transfer, &context, visible);
         }
         let contents = transfer
             .complete_transfer(&context, &everything)
             .expect("they are remembered");
         lease.start_listing_if_requested(Arc::new(context), Arc::new(everything), contents);
-        lease.return_to_pool_unless_broken_off();
+        lease.return_to_pool_if_all_transfers_completed();
         lease.take_listed_files().await.expect("a listing")
     };
     let first = list(context_of_a_with_content_and_fixed_b(1), true).await;
@@ -453,15 +457,15 @@ fn builds_of_one_image_share_a_key_and_builds_of_different_images_do_not() {
 fn two_simultaneous_builds_of_an_image_have_two_shared_keys_and_both_are_reused() {
     let keys = empty_key_pool();
     let (first, second) = (
-        keys.lease_for_image("a", &context_of_a_with_content_and_fixed_b(1)),
-        keys.lease_for_image("a", &context_of_a_with_content_and_fixed_b(1)),
+        keys.lease_for_image_blocking("a", &context_of_a_with_content_and_fixed_b(1)),
+        keys.lease_for_image_blocking("a", &context_of_a_with_content_and_fixed_b(1)),
     );
     assert_ne!(first.key, second.key);
-    first.return_to_pool_unless_broken_off();
-    second.return_to_pool_unless_broken_off();
+    first.return_to_pool_if_all_transfers_completed();
+    second.return_to_pool_if_all_transfers_completed();
     let again = [
-        keys.lease_for_image("a", &context_of_a_with_content_and_fixed_b(1)),
-        keys.lease_for_image("a", &context_of_a_with_content_and_fixed_b(1)),
+        keys.lease_for_image_blocking("a", &context_of_a_with_content_and_fixed_b(1)),
+        keys.lease_for_image_blocking("a", &context_of_a_with_content_and_fixed_b(1)),
     ];
     assert!(
         again
@@ -474,7 +478,7 @@ fn two_simultaneous_builds_of_an_image_have_two_shared_keys_and_both_are_reused(
 fn only_a_file_that_looks_unchanged_to_buildkit_and_has_other_content_is_forced() {
     let keys = empty_key_pool();
     let first = build_and_return_key(&keys, "a", &context_of_a_with_content_and_fixed_b(1));
-    let lease = keys.lease_for_image("a", &context_of_a_with_content_and_fixed_b(2));
+    let lease = keys.lease_for_image_blocking("a", &context_of_a_with_content_and_fixed_b(2));
     assert_eq!(lease.key, first);
     let context = context_of_a_with_content_and_fixed_b(2);
     let is_forced = |path| lease.is_forced(context.index().find(path).expect("it is in the context"));
@@ -485,14 +489,14 @@ fn only_a_file_that_looks_unchanged_to_buildkit_and_has_other_content_is_forced(
 fn a_file_that_was_announced_and_not_sent_is_forced_next_time() {
     let keys = empty_key_pool();
     let context = context_of_a_with_content_and_fixed_b(1);
-    let lease = Arc::new(keys.lease_for_image("a", &context));
+    let lease = Arc::new(keys.lease_for_image_blocking("a", &context));
     let everything = view(&context, &ViewFilter::default()).expect("patterns");
     let mut transfer = lease.begin_transfer();
     // The second entry is not sent.
-    send_entry_content(&mut transfer, &context, everything.get(0).expect("an entry"));
+    hash_whole_content_as_sent_unless_link(&mut transfer, &context, everything.get(0).expect("an entry"));
     transfer.complete_transfer(&context, &everything);
-    lease.return_to_pool_unless_broken_off();
-    let again = keys.lease_for_image("a", &context);
+    lease.return_to_pool_if_all_transfers_completed();
+    let again = keys.lease_for_image_blocking("a", &context);
     assert_eq!(again.key, lease.key);
     let is_forced = |path| again.is_forced(context.index().find(path).expect("it is in the context"));
     assert_eq!((is_forced("a"), is_forced("b")), (false, true));
@@ -507,7 +511,7 @@ fn a_hard_link_counts_as_having_the_content_of_the_file_that_was_sent() {
         entry_spec("c", SpecKind::File, 2, 1, 0),
     ]);
     let first = build_and_return_key(&keys, "a", &linked);
-    let again = keys.lease_for_image("a", &linked);
+    let again = keys.lease_for_image_blocking("a", &linked);
     assert_eq!(again.key, first);
     assert!((0..3).all(|at| !again.is_forced(at)));
 }
@@ -549,24 +553,24 @@ fn a_shared_key_is_discarded_if_its_transfer_or_its_build_was_broken_off() {
     let context = context_of_a_with_content_and_fixed_b(1);
     let first = build_and_return_key(&keys, "a", &context);
 
-    let lease = Arc::new(keys.lease_for_image("a", &context));
+    let lease = Arc::new(keys.lease_for_image_blocking("a", &context));
     drop(lease.begin_transfer());
     assert_ne!(
         lease.leased_or_new_key_for_session(),
         first,
         "a second session of the same build does not use it"
     );
-    lease.return_to_pool_unless_broken_off();
+    lease.return_to_pool_if_all_transfers_completed();
     let second = build_and_return_key(&keys, "a", &context);
     assert_ne!(second, first);
 
-    let lease = Arc::new(keys.lease_for_image("a", &context));
+    let lease = Arc::new(keys.lease_for_image_blocking("a", &context));
     let _running = lease.begin_transfer();
-    lease.return_to_pool_unless_broken_off();
+    lease.return_to_pool_if_all_transfers_completed();
     let third = build_and_return_key(&keys, "a", &context);
     assert_ne!(third, second);
 
-    drop(keys.lease_for_image("a", &context));
+    drop(keys.lease_for_image_blocking("a", &context));
     assert_ne!(build_and_return_key(&keys, "a", &context), third);
 }
 
@@ -623,7 +627,7 @@ fn the_memory_of_shared_keys_in_use_is_bounded() {
     let context = context_with_files("f", 1000);
     let idle = build_and_return_key(&keys, "idle", &context);
     let begin = |image: &str| {
-        let lease = Arc::new(keys.lease_for_image(image, &context));
+        let lease = Arc::new(keys.lease_for_image_blocking(image, &context));
         transfer_all(&lease, &context);
         lease
     };
@@ -650,7 +654,7 @@ fn the_memory_of_shared_keys_in_use_is_bounded() {
     );
     running
         .iter()
-        .for_each(|lease| lease.return_to_pool_unless_broken_off());
+        .for_each(|lease| lease.return_to_pool_if_all_transfers_completed());
 
     assert_eq!(keys.lock_pool().reserved, 0);
     assert_eq!(build_and_return_key(&keys, "a", &context), a.key);
@@ -681,7 +685,7 @@ fn a_shared_key_without_memory_for_more_entries_is_replaced_by_a_new_one() {
 fn a_dropped_key_lease_releases_its_memory() {
     let keys = key_pool_with_memory_limit(30_000);
     for _ in 0..3 {
-        let lease = keys.lease_for_image("a", &context_with_files("f", 1000));
+        let lease = keys.lease_for_image_blocking("a", &context_with_files("f", 1000));
         assert_eq!(
             lease.leased_or_new_key_for_session(),
             lease.leased_or_new_key_for_session(),
@@ -705,6 +709,6 @@ fn a_single_use_shared_key_is_never_used_twice() {
         lease.leased_or_new_key_for_session(),
         lease.leased_or_new_key_for_session()
     );
-    lease.return_to_pool_unless_broken_off();
+    lease.return_to_pool_if_all_transfers_completed();
     assert_eq!(keys.lock_pool().idle.len(), 0);
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexStatus};
 
-use super::reader::to_system_time;
+use super::reader::to_system_time_clamped;
 use crate::redact::SecretMask;
 
 /// The most steps of which facts are kept. BuildKit's own limit is higher.
@@ -28,7 +28,7 @@ const KEPT_STEP_PART_NAME_PREFIXES: [&str; 3] = ["exporting layers", "pushing la
 
 /// A step, or a part of the export, as the daemon last reported it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StepFacts {
+pub struct StepOrExportPartFacts {
     /// The digest that identifies the step in its build.
     pub digest: String,
     /// The name of the step, such as `[2/3] RUN make`, with secrets masked, and cut.
@@ -47,10 +47,10 @@ pub struct StepFacts {
 #[derive(Clone, Debug, Default)]
 pub struct AttemptFacts {
     mask: SecretMask,
-    steps: Vec<StepFacts>,
+    steps: Vec<StepOrExportPartFacts>,
     positions: HashMap<String, usize>,
     /// Parts of steps, such as the push of layers.
-    parts: Vec<StepFacts>,
+    parts: Vec<StepOrExportPartFacts>,
     /// The digests of the steps that transfer the context.
     context_steps: HashSet<String>,
     /// The bytes of the context that were sent, by the IDs of the transfers.
@@ -81,11 +81,11 @@ impl AttemptFacts {
         {
             self.context_steps.insert(vertex.digest.clone());
         }
-        let facts = StepFacts {
+        let facts = StepOrExportPartFacts {
             digest: vertex.digest.clone(),
             name: self.masked_and_cut_name(&vertex.name),
-            started: vertex.started.as_ref().map(to_system_time),
-            ended: vertex.completed.as_ref().map(to_system_time),
+            started: vertex.started.as_ref().map(to_system_time_clamped),
+            ended: vertex.completed.as_ref().map(to_system_time_clamped),
             cached: vertex.cached,
             failed: !vertex.error.is_empty(),
         };
@@ -94,7 +94,7 @@ impl AttemptFacts {
                 if let Some(known) = self.steps.get_mut(*position) {
                     // A step that runs again began when it first did.
                     let started = known.started.or(facts.started);
-                    *known = StepFacts { started, ..facts };
+                    *known = StepOrExportPartFacts { started, ..facts };
                 }
             }
             None if self.steps.len() < KEPT_STEPS_MAX => {
@@ -121,14 +121,15 @@ impl AttemptFacts {
         {
             return;
         }
-        let facts = StepFacts {
+        let facts = StepOrExportPartFacts {
             digest: status.vertex.clone(),
             name: self.masked_and_cut_name(&status.id),
-            started: status.started.as_ref().map(to_system_time),
-            ended: status.completed.as_ref().map(to_system_time),
-            ..StepFacts::default()
+            started: status.started.as_ref().map(to_system_time_clamped),
+            ended: status.completed.as_ref().map(to_system_time_clamped),
+            ..StepOrExportPartFacts::default()
         };
-        let is_same = |part: &StepFacts| (&part.digest, &part.name) == (&facts.digest, &facts.name);
+        let is_same =
+            |part: &StepOrExportPartFacts| (&part.digest, &part.name) == (&facts.digest, &facts.name);
         match self.parts.iter().position(is_same) {
             Some(position) => {
                 if let Some(known) = self.parts.get_mut(position) {
@@ -147,18 +148,18 @@ impl AttemptFacts {
     }
 
     /// Takes the steps, in the order in which the daemon reported them.
-    pub fn take_steps(&mut self) -> Vec<StepFacts> {
+    pub fn take_steps(&mut self) -> Vec<StepOrExportPartFacts> {
         self.positions.clear();
         std::mem::take(&mut self.steps)
     }
 
     /// Returns the parts of the export: the layers, and the push of layers and manifests.
-    pub fn export_parts(&self) -> &[StepFacts] {
+    pub fn export_parts(&self) -> &[StepOrExportPartFacts] {
         &self.parts
     }
 
     /// Returns the bytes of the context that were sent to the daemon; `None` if none were, or the daemon reported none.
-    pub fn sent_context_bytes(&self) -> Option<u64> {
+    pub fn sent_context_bytes_if_reported(&self) -> Option<u64> {
         (!self.sent.is_empty()).then(|| self.sent.values().sum())
     }
 }
@@ -209,7 +210,7 @@ mod tests {
             ],
             ..StatusResponse::default()
         });
-        assert_eq!(facts.sent_context_bytes(), Some(250));
+        assert_eq!(facts.sent_context_bytes_if_reported(), Some(250));
         assert_eq!(
             facts.steps.iter().map(|step| step.cached).collect::<Vec<_>>(),
             [false, true]

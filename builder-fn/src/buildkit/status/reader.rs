@@ -101,8 +101,8 @@ impl EventReader {
     /// Records the state of a step, and returns the event for its start or its end, unless it was returned before.
     fn step_event_if_new(&mut self, vertex: Vertex) -> Option<BuildEvent> {
         self.remember_failure(&vertex);
-        let started = vertex.started.as_ref().map(to_system_time);
-        let completed = vertex.completed.as_ref().map(to_system_time);
+        let started = vertex.started.as_ref().map(to_system_time_clamped);
+        let completed = vertex.completed.as_ref().map(to_system_time_clamped);
         if started.is_none() && completed.is_none() {
             return None;
         }
@@ -202,11 +202,11 @@ fn store_within_limit<T>(states: &mut HashMap<String, T>, key: &str, state: T) {
 
 /// Converts a protobuf timestamp to a `SystemTime`; a missing one becomes the epoch.
 pub(super) fn time_or_epoch(timestamp: Option<&Timestamp>) -> SystemTime {
-    timestamp.map_or(SystemTime::UNIX_EPOCH, to_system_time)
+    timestamp.map_or(SystemTime::UNIX_EPOCH, to_system_time_clamped)
 }
 
 /// Converts a protobuf timestamp to a `SystemTime`; a time before 1970 becomes the epoch.
-pub(super) fn to_system_time(timestamp: &Timestamp) -> SystemTime {
+pub(super) fn to_system_time_clamped(timestamp: &Timestamp) -> SystemTime {
     let seconds = u64::try_from(timestamp.seconds).unwrap_or_default();
     let nanos = u32::try_from(timestamp.nanos).unwrap_or_default();
     SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos.min(999_999_999))
@@ -440,11 +440,11 @@ mod tests {
             seconds: -1,
             nanos: -1,
         };
-        assert_eq!(to_system_time(&negative), SystemTime::UNIX_EPOCH);
+        assert_eq!(to_system_time_clamped(&negative), SystemTime::UNIX_EPOCH);
         let too_many_nanos = Timestamp {
             seconds: 0,
             nanos: i32::MAX,
         };
-        assert!(to_system_time(&too_many_nanos) < SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+        assert!(to_system_time_clamped(&too_many_nanos) < SystemTime::UNIX_EPOCH + Duration::from_secs(1));
     }
 }

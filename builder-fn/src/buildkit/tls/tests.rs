@@ -170,7 +170,7 @@ async fn connect_over_tls_and_expect_first_bytes(
         }
     });
     let name = ServerName::try_from("buildkit").expect("name");
-    let mut stream = perform_tls_handshake_and_await_first_bytes(ours, name, config)
+    let mut stream = perform_tls_handshake_and_await_first_bytes_for_5_seconds(ours, name, config)
         .await
         .map_err(|error| error.to_string())?;
     let mut greeting = [0; 8];
@@ -274,7 +274,7 @@ async fn a_tls_error_names_the_fault_of_the_daemons_certificate() {
 }
 
 #[tokio::test]
-async fn a_tls_error_names_the_daemons_reason_to_reject_the_builders_certificate() {
+async fn a_tls_error_says_whether_the_builders_certificate_is_missing_or_not_trusted() {
     let (authority, other) = (TestAuthority::new("one"), TestAuthority::new("other"));
     let identity = authority.issue_certificate("buildkit", CertificateValidity::Now);
     for (own, reason) in [
@@ -307,7 +307,7 @@ async fn the_error_for_a_server_without_tls_says_that_it_does_not_speak_tls() {
         .expect("write");
     let name = ServerName::try_from("buildkit").expect("name");
 
-    let error = perform_tls_handshake_and_await_first_bytes(
+    let error = perform_tls_handshake_and_await_first_bytes_for_5_seconds(
         ours,
         name,
         secrets.tls_secrets().read_client_config().expect("secrets"),

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::ansi::show_controls_keeping_tabs_and_newlines;
 use super::layout::{EmbeddedAssets, NoscriptReload, document};
 use super::log_view::{LogSpace, PageQueryAndLogAddress, log_section};
-use super::{PageAccess, state_badge, waterfall, words};
+use super::{PageReaderRights, state_badge, waterfall, words};
 use crate::buildkit::ImageLayerSize;
 use crate::builds::log_excerpt::LogExcerpt;
 use crate::builds::page_link::encode_id;
@@ -79,7 +79,7 @@ impl Frame<'_> {
             @if access.sees_all() && self.assets != EmbeddedAssets::Nothing {
                 nav { a href={ "../builds" (access.link_query_or_empty("?")) } { "All builds" } }
             }
-            div #build data-state=(record.phase.as_str()) data-live[self.page.is_running()] data-log=(addresses.log)
+            div #build data-state=(record.phase.as_str()) data-live[self.page.is_waiting_running_or_deploying()] data-log=(addresses.log)
                 data-page=(addresses.page) {
                 div #top { (self.top) }
                 @if let Some(space) = space { (log_section(self.page.excerpt, &addresses, space)) }
@@ -103,7 +103,7 @@ pub(in crate::builds) struct BuildPage<'a> {
     /// The layers of the image, if they are known.
     pub(in crate::builds) layers: &'a [ImageLayerSize],
     /// What the reader may see besides.
-    pub(in crate::builds) access: &'a PageAccess,
+    pub(in crate::builds) access: &'a PageReaderRights,
     /// The part of the log and the form that the reader asks for.
     pub(in crate::builds) query: PageQuery,
     /// The time.
@@ -116,7 +116,7 @@ impl BuildPage<'_> {
     /// Of a build that has ended, a page that was sent before the log was read is followed by another one without being
     /// asked for: by its script with [`BuildPageParts::StepsAndLog`], and without scripts with [`BuildPageParts::WithoutScript`]. Both
     /// together take no more than one page.
-    pub(in crate::builds) fn render(&self) -> Markup {
+    pub(in crate::builds) fn render_requested_parts(&self) -> Markup {
         let visit = |frames: &[&Frame<'_>]| {
             let overhead = frames.len() * (HEADERS_BYTES_MAX + LOG_FRAME_BYTES_MAX);
             frames.iter().map(|frame| frame.bytes()).sum::<usize>() + overhead
@@ -140,7 +140,10 @@ impl BuildPage<'_> {
                 .with_log(None),
             BuildPageParts::Whole if self.is_followed_by_page_with_unread_lines() => {
                 let part = self.excerpt.unread.map(|part| format!("from={part}&"));
-                let address = self.address_of_form(&part.unwrap_or_default(), BuildPageParts::WithoutScript);
+                let address = self.relative_address_with_link_and_parts(
+                    &part.unwrap_or_default(),
+                    BuildPageParts::WithoutScript,
+                );
                 let reload = NoscriptReload::After { seconds: 0, address };
                 let mut first = self.frame(BuildPageParts::Whole, FIRST_STEPS_BYTES_MAX, Some(reload));
                 let second = following(BuildPageParts::WithoutScript, &first);
@@ -172,16 +175,16 @@ impl BuildPage<'_> {
     /// Returns whether the page is followed by another one with the lines that the builder had no time for. It waits
     /// longer for those that an address names.
     fn is_followed_by_page_with_unread_lines(&self) -> bool {
-        !self.is_running() && self.query.part.is_none() && self.excerpt.unread.is_some()
+        !self.is_waiting_running_or_deploying() && self.query.part.is_none() && self.excerpt.unread.is_some()
     }
 
-    fn is_running(&self) -> bool {
+    fn is_waiting_running_or_deploying(&self) -> bool {
         let phase = self.record.phase;
         !phase.is_terminal() && phase != BuildPhase::Unknown
     }
 
-    /// Returns the address of the page in another form; `parameters` precede it.
-    fn address_of_form(&self, parameters: &str, form: BuildPageParts) -> String {
+    /// Returns the query of the page with the link, `parameters` and the parts, as an address relative to the page.
+    fn relative_address_with_link_and_parts(&self, parameters: &str, form: BuildPageParts) -> String {
         let page = self.access.link_query_before_parameter("?");
         format!("{page}{parameters}{}", form.query_parameter_or_empty())
     }
@@ -191,7 +194,7 @@ impl BuildPage<'_> {
         &self,
         form: BuildPageParts,
         steps_bytes_max: usize,
-        reload: Option<NoscriptReload>,
+        reload_if_ended: Option<NoscriptReload>,
     ) -> Frame<'_> {
         let name = self.name();
         let steps = waterfall::render_waterfall(self.record, self.excerpt, steps_bytes_max, self.now);
@@ -199,12 +202,15 @@ impl BuildPage<'_> {
             let part = self.query.part.map(|part| format!("from={part}&"));
             NoscriptReload::After {
                 seconds: RELOAD_SECONDS,
-                address: self.address_of_form(&part.unwrap_or_default(), BuildPageParts::WithoutScript),
+                address: self.relative_address_with_link_and_parts(
+                    &part.unwrap_or_default(),
+                    BuildPageParts::WithoutScript,
+                ),
             }
         };
-        let reload = match self.is_running() {
+        let reload = match self.is_waiting_running_or_deploying() {
             true => reload_running(),
-            false => reload.unwrap_or(NoscriptReload::Never),
+            false => reload_if_ended.unwrap_or(NoscriptReload::Never),
         };
         Frame {
             page: self,
@@ -217,7 +223,7 @@ impl BuildPage<'_> {
             title: format!("{}: {name} – Slipway", self.record.phase.as_str()),
             top: match form {
                 BuildPageParts::StepsAndLog => html! { div #steps { (steps) } },
-                _ => self.render_top(&name, &steps),
+                _ => self.render_header_failure_and_steps(&name, &steps),
             },
             rest: match form {
                 BuildPageParts::StepsAndLog => None,
@@ -246,9 +252,9 @@ impl BuildPage<'_> {
     }
 
     /// Returns the state, what failed and why, and the steps.
-    fn render_top(&self, name: &str, steps: &Markup) -> Markup {
+    fn render_header_failure_and_steps(&self, name: &str, steps: &Markup) -> Markup {
         let record = self.record;
-        let took = record.time_since_first_attempt_began(self.now);
+        let took = record.time_from_first_attempt_to_end_or_now(self.now);
         html! {
             header {
                 h1 { (name) }
@@ -259,7 +265,7 @@ impl BuildPage<'_> {
                 }
                 @if let Some(text) = &self.incomplete { p.note { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(text), 500)) } }
             }
-            (self.render_failure())
+            (self.render_error_and_hint_if_any())
             section aria-labelledby="steps-title" {
                 h2 #steps-title { "Steps" }
                 div #steps { (steps) }
@@ -267,8 +273,9 @@ impl BuildPage<'_> {
         }
     }
 
-    /// Returns what failed and why; nothing for a build that did not fail.
-    fn render_failure(&self) -> Markup {
+    /// Returns the error and the hint of a build that failed or was cancelled, or whose end is not known; empty without
+    /// both.
+    fn render_error_and_hint_if_any(&self) -> Markup {
         let error = self.outcome_text("error", ERROR_CHARS_MAX);
         let hint = self.record.outcome.get("hint").filter(|hint| hint.is_object());
         if error.is_none() && hint.is_none() {
@@ -342,7 +349,7 @@ impl BuildPage<'_> {
 
     fn render_facts(&self) -> Markup {
         let record = self.record;
-        let sent = self.excerpt.facts.sent_context_bytes();
+        let sent = self.excerpt.facts.sent_context_bytes_if_reported();
         html! {
             dl {
                 @if let Some(image) = &record.image {

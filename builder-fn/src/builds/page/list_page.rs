@@ -6,7 +6,7 @@ use maud::{Markup, html};
 
 use super::ansi::show_controls_keeping_tabs_and_newlines;
 use super::layout::{EmbeddedAssets, NoscriptReload, document};
-use super::{PageAccess, state_badge, words};
+use super::{PageReaderRights, state_badge, words};
 use crate::builds::BuildRecord;
 use crate::builds::filter::{BUILD_STATES, BuildFilter};
 use crate::builds::page_link::encode_id;
@@ -28,7 +28,7 @@ pub(in crate::builds) struct ListPage<'a> {
     /// What precedes an ID in a link from the address of the list.
     pub(in crate::builds) folder: &'a str,
     /// What the reader may see.
-    pub(in crate::builds) access: &'a PageAccess,
+    pub(in crate::builds) access: &'a PageReaderRights,
     /// The time.
     pub(in crate::builds) now: SystemTime,
 }
@@ -81,7 +81,7 @@ impl ListPage<'_> {
         let when = when.unwrap_or_else(|| {
             words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(&build.id), 40)
         });
-        let took = build.time_since_first_attempt_began(self.now);
+        let took = build.time_from_first_attempt_to_end_or_now(self.now);
         let name = |name: &Option<String>| {
             let name = name.as_deref().map(|name| {
                 words::cut_to_chars_and_html_bytes(

@@ -41,7 +41,7 @@ struct StepBlock<'a> {
 }
 
 /// The lines that fit on a page, as HTML.
-struct RenderedLines<'a> {
+struct LinesThatFit<'a> {
     lines: Vec<(&'a LogLine, String)>,
     /// Whether lines before them do not fit.
     has_earlier: bool,
@@ -52,12 +52,12 @@ struct RenderedLines<'a> {
 /// Renders the lines that fit into `space`: the last ones if `from_end`, otherwise the first ones. Hostile lines need many
 /// bytes for few characters, and so do lines of steps that run at the same time: `block_bytes` is what the lines of a
 /// step in a row need besides.
-fn render_lines(
+fn render_each_line_that_fits(
     lines: &[LogLine],
     from_end: bool,
     space: LogSpace,
     block_bytes: impl Fn(Option<u32>) -> usize,
-) -> RenderedLines<'_> {
+) -> LinesThatFit<'_> {
     let mut rendered: Vec<(&LogLine, String)> = Vec::new();
     let mut bytes = 0;
     let mut add = |line| {
@@ -73,14 +73,14 @@ fn render_lines(
     if from_end {
         let has_earlier = lines.iter().rev().any(|line| !add(line));
         rendered.reverse();
-        return RenderedLines {
+        return LinesThatFit {
             lines: rendered,
             has_earlier,
             next: None,
         };
     }
     let next = lines.iter().find(|line| !add(line)).map(|line| line.seq);
-    RenderedLines {
+    LinesThatFit {
         lines: rendered,
         has_earlier: false,
         next,
@@ -100,10 +100,10 @@ fn render_line(line: &LogLine) -> Markup {
     render_text_of_line(line.seq, is_step, &text[..end], count.saturating_sub(kept))
 }
 
-/// Returns the list item of the line number `seq` with this text, after which `cut` characters are left out.
-fn render_text_of_line(seq: u64, is_step: bool, text: &str, cut: usize) -> Markup {
+/// Returns the list item of the line number `seq` with this text, after which `chars_cut_off` characters are left out.
+fn render_text_of_line(seq: u64, is_step: bool, text: &str, chars_cut_off: usize) -> Markup {
     let StyledLine { parts, left_out } = style_line(text);
-    let left_out = left_out + cut;
+    let left_out = left_out + chars_cut_off;
     html! {
         li id={ "L" (seq) } {
             a href={ "#L" (seq) } { (seq) }
@@ -158,11 +158,11 @@ pub(super) fn log_section(
     };
     let block_bytes =
         |step| BLOCK_FRAME_BYTES + name(step).map_or(0, |name| html! { (name) }.into_string().len());
-    let RenderedLines {
+    let LinesThatFit {
         lines: rendered,
         has_earlier,
         next: cut,
-    } = render_lines(&excerpt.lines, excerpt.is_end, space, block_bytes);
+    } = render_each_line_that_fits(&excerpt.lines, excerpt.is_end, space, block_bytes);
     let has_earlier = has_earlier || excerpt.has_earlier;
     let next = cut.unwrap_or(excerpt.next);
     let has_later = cut.is_some() || excerpt.has_later;
@@ -236,7 +236,7 @@ pub(super) fn log_section(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buildkit::StepFacts;
+    use crate::buildkit::StepOrExportPartFacts;
 
     fn line(seq: u64, step: Option<u32>, text: &str) -> LogLine {
         LogLine {
@@ -393,10 +393,10 @@ mod tests {
     #[test]
     fn lines_of_steps_that_run_at_the_same_time_take_no_more_than_their_budget() {
         let name = "RUN <make> ".repeat(20);
-        let facts = |digest: &str| StepFacts {
+        let facts = |digest: &str| StepOrExportPartFacts {
             digest: digest.to_owned(),
             name: name.clone(),
-            ..StepFacts::default()
+            ..StepOrExportPartFacts::default()
         };
         let excerpt = LogExcerpt {
             lines: (1..=300)

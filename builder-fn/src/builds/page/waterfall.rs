@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::ansi::show_controls_keeping_tabs_and_newlines;
 use super::words;
-use crate::buildkit::StepFacts;
+use crate::buildkit::StepOrExportPartFacts;
 use crate::builds::log_excerpt::LogExcerpt;
 use crate::builds::{BuildPhase, BuildRecord};
 
@@ -70,12 +70,12 @@ struct Row {
 }
 
 impl Row {
-    fn of_step(number: Option<u32>, facts: &StepFacts, is_running: bool) -> Self {
+    fn of_step(number: Option<u32>, facts: &StepOrExportPartFacts, build_is_running: bool) -> Self {
         let state = match (facts.cached, facts.started, facts.ended) {
             _ if facts.failed => RowState::Failed,
             (true, _, _) => RowState::Cached,
             (_, _, Some(_)) => RowState::Executed,
-            (_, Some(_), None) if is_running => RowState::Running,
+            (_, Some(_), None) if build_is_running => RowState::Running,
             _ => RowState::Waited,
         };
         Self {
@@ -88,7 +88,7 @@ impl Row {
     }
 
     /// Returns what the row says of its time.
-    fn duration_text(&self, now: SystemTime) -> String {
+    fn duration_or_state_text(&self, now: SystemTime) -> String {
         let took = self.began.map(|began| {
             let ended = self.ended.unwrap_or(now);
             words::duration(ended.duration_since(began).unwrap_or_default())
@@ -181,7 +181,7 @@ struct Axis {
 impl Axis {
     /// Returns the axis on which all rows fit. A wait that is longer than everything after it is cut, so that the steps
     /// are wide enough to be seen.
-    fn of(rows: &[Row], now: SystemTime) -> Option<Self> {
+    fn of_rows_with_long_wait_cut(rows: &[Row], now: SystemTime) -> Option<Self> {
         let first = rows.iter().filter_map(|row| row.began).min()?;
         let end = rows
             .iter()
@@ -251,7 +251,7 @@ fn render_row(row: &Row, axis: Option<&Axis>, now: SystemTime) -> Markup {
         li data-step=[row.number] {
             span.name { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(&row.name).replace('\n', " "), NAME_CHARS_MAX)) }
             " "
-            span.time { (row.duration_text(now)) }
+            span.time { (row.duration_or_state_text(now)) }
             @if let (Some(axis), Some(began)) = (axis, row.began) {
                 @let (from, width) = axis.bar_start_and_width_in_thousandths(began, row.ended.unwrap_or(now));
                 svg.bar.(row.state.class()) viewBox="0 0 1000 8" preserveAspectRatio="none" aria-hidden="true" {
@@ -262,15 +262,16 @@ fn render_row(row: &Row, axis: Option<&Axis>, now: SystemTime) -> Markup {
     }
 }
 
-/// Returns the list of steps with their bars, as many as fit into about `max_html_bytes` bytes.
+/// Returns the list of steps with their bars, as many as fit into `soft_max_html_bytes` bytes, and
+/// at least [`ROWS_MIN`].
 pub(super) fn render_waterfall(
     record: &BuildRecord,
     excerpt: &LogExcerpt,
-    max_html_bytes: usize,
+    soft_max_html_bytes: usize,
     now: SystemTime,
 ) -> Markup {
     let mut rows = rows(record, excerpt, now);
-    let axis = Axis::of(&rows, now);
+    let axis = Axis::of_rows_with_long_wait_cut(&rows, now);
     let count = rows.len();
     let mut max = ROWS_MAX;
     let html = loop {
@@ -279,11 +280,11 @@ pub(super) fn render_waterfall(
             .iter()
             .map(|row| render_row(row, axis.as_ref(), now).into_string());
         let html: String = items.collect();
-        if html.len() <= max_html_bytes || rows.len() <= ROWS_MIN {
+        if html.len() <= soft_max_html_bytes || rows.len() <= ROWS_MIN {
             break PreEscaped(html);
         }
         max = (rows.len() - 1)
-            .min(rows.len() * max_html_bytes / html.len())
+            .min(rows.len() * soft_max_html_bytes / html.len())
             .max(ROWS_MIN);
     };
     let left_out = count - rows.len();
@@ -357,8 +358,8 @@ mod tests {
         record
     }
 
-    fn step(name: &str, began: u64, ended: Option<u64>, cached: bool, error: &str) -> StepFacts {
-        StepFacts {
+    fn step(name: &str, began: u64, ended: Option<u64>, cached: bool, error: &str) -> StepOrExportPartFacts {
+        StepOrExportPartFacts {
             digest: name.to_owned(),
             name: name.to_owned(),
             started: Some(at(began)),
@@ -383,7 +384,7 @@ mod tests {
         let rows = rows(&record(), &excerpt, at(130));
         let words: Vec<_> = rows
             .iter()
-            .map(|row| format!("{}: {}", row.name, row.duration_text(at(130))))
+            .map(|row| format!("{}: {}", row.name, row.duration_or_state_text(at(130))))
             .collect();
         assert_eq!(
             words,
@@ -462,7 +463,7 @@ mod tests {
             ..BuildRecord::accepted("a", at(100))
         };
         let rows = rows(&record, &excerpt, at(1120));
-        let axis = Axis::of(&rows, at(1120)).expect("an axis");
+        let axis = Axis::of_rows_with_long_wait_cut(&rows, at(1120)).expect("an axis");
         assert_eq!((axis.start, axis.seconds), (at(1100), 20.0));
         for row in &rows {
             let (from, width) = axis

@@ -15,11 +15,11 @@ use function_host::ErrorChain;
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 
-use super::document::{ArtifactManifest, StoredBodyReference, StoredRecord};
+use super::document::{ArtifactManifest, StoredBodyDigest, StoredRecord};
 use super::index_tag::{self, IndexTag, RELEASED_OWNER};
 use super::lease::{DISTINCT_SIGNS_OF_LIFE, ObservedOwners};
 use super::{
-    CONCURRENT_READS, RECORD_AGE_MAX, RECORDS_MAX_PER_TENANT, RecordPlace, RecordStore, ResumableRequest,
+    CONCURRENT_READS, RECORD_AGE_MAX, RECORDS_MAX_PER_TENANT, RecordPlace, RecordStore, ResumableRequestHead,
     SealedContent, StoreError, lock,
 };
 use crate::builds::{BuildPhase, BuildRecord, RecordKey};
@@ -65,7 +65,7 @@ pub(crate) struct ClaimedBuild {
     /// The number of attempts that the build's record has.
     pub(crate) attempts: u32,
     /// What the build is resumed with.
-    pub(crate) request: ResumableRequest,
+    pub(crate) request: ResumableRequestHead,
     /// The body of the request.
     pub(crate) body: Bytes,
     /// The place of the build's record.
@@ -74,10 +74,10 @@ pub(crate) struct ClaimedBuild {
 
 /// A claim that is not confirmed yet.
 #[derive(Debug)]
-struct UnconfirmedClaim {
+struct ClaimInProgress {
     build: BuildRecord,
-    request: ResumableRequest,
-    body: StoredBodyReference,
+    request: ResumableRequestHead,
+    body: StoredBodyDigest,
     place: RecordPlace,
     /// The process that left the build unfinished.
     owner: String,
@@ -93,7 +93,7 @@ pub(crate) struct ClaimSearchState {
     /// Entries of builds that have ended, or whose records were never written.
     settled: HashSet<(Option<String>, IndexTag)>,
     /// Claims of this process that the registry has not let it write or confirm yet, by tenant.
-    claims: HashMap<Option<String>, Vec<UnconfirmedClaim>>,
+    claims: HashMap<Option<String>, Vec<ClaimInProgress>>,
     /// The number of the current pass over the records of all tenants.
     pass: u64,
 }
@@ -101,7 +101,7 @@ pub(crate) struct ClaimSearchState {
 impl RecordStore {
     /// Renews the sign that this process lives, again and again while it has builds that are not finished. Runs until
     /// it is dropped.
-    pub(crate) async fn renew_sign_of_life_periodically(&self) {
+    pub(crate) async fn renew_sign_of_life_forever_when_builds_are_unfinished(&self) {
         loop {
             let has_unfinished = !lock(&self.0.unfinished).is_empty();
             if has_unfinished && let Err(error) = self.renew_sign_of_life().await {
@@ -139,7 +139,7 @@ impl RecordStore {
     ///
     /// # Errors
     /// Fails if the registry cannot be read. What was claimed before is confirmed by the next search.
-    pub(crate) async fn claim_unfinished(
+    pub(crate) async fn claim_and_confirm_unfinished_builds(
         &self,
         search: &mut ClaimSearchState,
         tenant: &Option<String>,
@@ -166,7 +166,7 @@ impl RecordStore {
         let mut builds = Vec::new();
         for claim in open {
             if claim.is_written {
-                match self.confirm_claim_and_read_body(&claim).await {
+                match self.confirm_claim_and_read_body_or_record_loss(&claim).await {
                     Ok(None) => continue,
                     Ok(Some(body)) => {
                         // Builds may be handed back and claimed again for a day.
@@ -193,7 +193,7 @@ impl RecordStore {
         &self,
         search: &mut ClaimSearchState,
         tenant: &Option<String>,
-        claims: &mut Vec<UnconfirmedClaim>,
+        claims: &mut Vec<ClaimInProgress>,
         limit: usize,
     ) -> Result<(), StoreError> {
         let tags = self.list_unexpired_and_maybe_older_index_tags(tenant).await?;
@@ -212,7 +212,7 @@ impl RecordStore {
             if claims.len() >= limit {
                 break;
             }
-            if self.may_take_over_from(search, &owner).await? {
+            if self.observe_owner_and_check_may_take_over(search, &owner).await? {
                 self.prepare_claims_of_orphaned_entries(search, tenant, entries, claims, limit)
                     .await?;
             }
@@ -226,7 +226,7 @@ impl RecordStore {
     }
 
     /// Returns whether `owner` does not run the builds that it has not finished. This process runs those that it knows.
-    async fn may_take_over_from(
+    async fn observe_owner_and_check_may_take_over(
         &self,
         search: &mut ClaimSearchState,
         owner: &str,
@@ -249,7 +249,7 @@ impl RecordStore {
         search: &mut ClaimSearchState,
         tenant: &Option<String>,
         entries: Vec<IndexTag>,
-        claims: &mut Vec<UnconfirmedClaim>,
+        claims: &mut Vec<ClaimInProgress>,
         limit: usize,
     ) -> Result<(), StoreError> {
         let mut records = stream::iter(entries)
@@ -277,7 +277,9 @@ impl RecordStore {
             let Some((record, digest)) = record else { continue };
             // Another process may have written the record last, or this one a moment ago.
             let is_orphaned = (record.owner == entry.owner()
-                || self.may_take_over_from(search, &record.owner).await?)
+                || self
+                    .observe_owner_and_check_may_take_over(search, &record.owner)
+                    .await?)
                 && !self.is_unfinished_here(&entry);
             if is_orphaned {
                 claims.extend(self.prepare_claim_or_record_loss(tenant, record, digest).await?);
@@ -296,7 +298,7 @@ impl RecordStore {
         tenant: &Option<String>,
         record: StoredRecord,
         digest: String,
-    ) -> Result<Option<UnconfirmedClaim>, StoreError> {
+    ) -> Result<Option<ClaimInProgress>, StoreError> {
         let StoredRecord {
             owner,
             build,
@@ -310,7 +312,7 @@ impl RecordStore {
         };
         let mut place = self.new_place(key, SystemTime::now());
         // The time in the tag does not count: every writer to the registry can choose it.
-        let is_old = |request: &ResumableRequest| {
+        let is_old = |request: &ResumableRequestHead| {
             let age = SystemTime::now().duration_since(request.arrived);
             age.is_ok_and(|age| age > RESUMED_AGE_MAX)
         };
@@ -335,7 +337,7 @@ impl RecordStore {
                 // A build of this process that it does not run was to be handed back.
                 let is_handed_back = owner == RELEASED_OWNER || owner == self.0.owner;
                 request.resumptions += u32::from(!is_handed_back);
-                return Ok(Some(UnconfirmedClaim {
+                return Ok(Some(ClaimInProgress {
                     owner,
                     replaced: digest,
                     build,
@@ -369,10 +371,13 @@ impl RecordStore {
     }
 
     /// Hands back the claims that were written and not confirmed, when the process ends.
-    pub(crate) async fn hand_back_claims(&self, search: ClaimSearchState) {
+    pub(crate) async fn hand_back_written_unconfirmed_claims(&self, search: ClaimSearchState) {
         let claims = search.claims.into_values().flatten();
         for claim in claims.filter(|claim| claim.is_written) {
-            if let Err(error) = self.hand_back(&claim.place, claim.build, true).await {
+            if let Err(error) = self
+                .hand_back_unless_outranked(&claim.place, claim.build, true)
+                .await
+            {
                 log_claim_error(&claim.place.key, &error);
             }
         }
@@ -380,7 +385,7 @@ impl RecordStore {
 
     /// Writes a claim. Returns `false`, and writes nothing, if the build has ended meanwhile or another process has
     /// claimed it.
-    async fn write_claim_if_open(&self, claim: &mut UnconfirmedClaim) -> Result<bool, StoreError> {
+    async fn write_claim_if_open(&self, claim: &mut ClaimInProgress) -> Result<bool, StoreError> {
         let is_open = self.read_stored(&claim.place.key).await?.is_some_and(|current| {
             let is_unclaimed = current.owner == claim.owner || current.owner == self.0.owner;
             is_unclaimed && !current.build.phase.is_terminal()
@@ -395,9 +400,9 @@ impl RecordStore {
 
     /// Returns the body of a claimed build's request; `None` if another process has claimed the build since, or it
     /// cannot be resumed.
-    async fn confirm_claim_and_read_body(
+    async fn confirm_claim_and_read_body_or_record_loss(
         &self,
-        claim: &UnconfirmedClaim,
+        claim: &ClaimInProgress,
     ) -> Result<Option<Bytes>, StoreError> {
         let key = &claim.place.key;
         let current = self.read_stored(key).await?;

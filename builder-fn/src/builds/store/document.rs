@@ -48,14 +48,14 @@ pub(super) struct StoredRecord {
     /// What is known of the build.
     pub(super) build: BuildRecord,
     /// What is needed to resume the build, until it ends.
-    pub(super) request: Option<ResumableRequest>,
+    pub(super) request: Option<ResumableRequestHead>,
     /// The body of the request.
-    pub(super) body: Option<StoredBodyReference>,
+    pub(super) body: Option<StoredBodyDigest>,
 }
 
 /// The parts of an accepted request that its build is resumed with, besides the body.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct ResumableRequest {
+pub(crate) struct ResumableRequestHead {
     /// The value of the header with the signature of the body.
     pub(crate) signature: Option<String>,
     /// The value of the header with the name of the tenant.
@@ -72,17 +72,17 @@ pub(crate) struct ResumableRequest {
     pub(crate) resumptions: u32,
 }
 
-/// The reference to the manifest with the sealed body of a request.
+/// The digest of the manifest with the sealed body of a request.
 ///
 /// A manifest and not a blob: registries redirect requests for blobs to storage elsewhere, and a manifest is deleted at
 /// once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct StoredBodyReference {
+pub(super) struct StoredBodyDigest {
     /// The digest of the manifest, `sha256:…`.
     pub(super) digest: String,
 }
 
-impl ResumableRequest {
+impl ResumableRequestHead {
     /// Returns what the build of a request that arrived with `head` is resumed with, within `time_limit` each time.
     pub(crate) fn new(head: &RequestHead, time_limit: Option<Duration>) -> Self {
         Self {
@@ -97,7 +97,7 @@ impl ResumableRequest {
     }
 
     /// Returns the head of the request, as it is when its build is resumed.
-    pub(crate) fn to_head(&self) -> RequestHead {
+    pub(crate) fn to_resumed_head(&self) -> RequestHead {
         RequestHead {
             signature: self.signature.clone(),
             tenant: self.tenant.clone(),

@@ -13,7 +13,7 @@ use crate::inputs::BuildInputs;
 impl RecordStore {
     /// Writes in the background what a build was made from, unless too many records wait for the registry. It is tried
     /// once: nothing but comparisons needs it. `dropped_afterwards` is dropped after that.
-    pub(crate) fn record_inputs(
+    pub(crate) fn record_inputs_in_background_unless_crowded(
         &self,
         key: RecordKey,
         inputs: impl Future<Output = BuildInputs> + Send + 'static,
@@ -58,11 +58,14 @@ impl RecordStore {
         self.0.repository.put(&key.tenant, &tag, &manifest).await
     }
 
-    /// Reads what a build was made from, if that is recorded.
+    /// Reads what a build was made from; `None` if that is not recorded, or not readable with the current keys.
     ///
     /// # Errors
     /// Fails if the registry does not answer in a short time.
-    pub(crate) async fn read_inputs(&self, key: &RecordKey) -> Result<Option<BuildInputs>, StoreError> {
+    pub(crate) async fn read_inputs_unless_missing_or_unreadable(
+        &self,
+        key: &RecordKey,
+    ) -> Result<Option<BuildInputs>, StoreError> {
         let limit = self.0.times.exchange;
         let reading = async {
             let tag = index_tag::inputs_tag(key);

@@ -76,7 +76,7 @@ impl RecordStore {
             // Last, so that what is left by a failure is found again.
             tags.push(entry.to_string());
             for tag in tags {
-                self.delete_tagged(tenant, &tag).await?;
+                self.delete_tagged_if_registry_allows(tenant, &tag).await?;
             }
         }
         for part in orphans.into_iter().take(DELETIONS_MAX_PER_SWEEP) {
@@ -96,7 +96,11 @@ impl RecordStore {
 
     /// Deletes the manifest that has the tag, and with it all its tags. A newer record of the same build has another
     /// manifest.
-    async fn delete_tagged(&self, tenant: &Option<String>, tag: &str) -> Result<(), StoreError> {
+    async fn delete_tagged_if_registry_allows(
+        &self,
+        tenant: &Option<String>,
+        tag: &str,
+    ) -> Result<(), StoreError> {
         if let Some(digest) = self.0.repository.digest_of_tag(tenant, tag).await? {
             self.0.repository.delete(tenant, &digest).await;
         }

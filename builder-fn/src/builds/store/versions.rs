@@ -65,7 +65,7 @@ impl RecordStore {
     /// Begins to record in the background that a version is being deployed, unless too many records wait for the
     /// registry; records the outcome later, once the caller passes it to [`DeploymentRecording::finish`].
     /// `dropped_afterwards` is dropped after that.
-    pub(crate) fn begin_recording_deployment(
+    pub(crate) fn begin_recording_deployment_unless_crowded(
         &self,
         tenant: Option<String>,
         version: FunctionVersion,
@@ -127,7 +127,9 @@ impl RecordStore {
                     if let BegunVersion::Written(digest) = &begun {
                         self.0.repository.delete(tenant, digest).await;
                     }
-                    return self.delete_old_versions(tenant, &version.function).await;
+                    return self
+                        .delete_old_versions_except_last_good(tenant, &version.function)
+                        .await;
                 }
                 Err(error) => log_version_error(&version, &error),
             }
@@ -262,7 +264,7 @@ impl RecordStore {
     /// Deletes the versions of a function that cannot be chosen any more, except the newest good one of them if none
     /// that can be chosen is good: those may turn out not to be deployed. A failure is logged: the next deployment
     /// tries again.
-    async fn delete_old_versions(&self, tenant: &Option<String>, function: &str) {
+    async fn delete_old_versions_except_last_good(&self, tenant: &Option<String>, function: &str) {
         if self.0.repository.refuses_deletion(tenant) {
             return;
         }

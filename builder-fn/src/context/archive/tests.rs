@@ -115,7 +115,7 @@ fn read_in_pieces(tar: &[u8], cuts: &[usize]) -> Result<ArchiveContents, Archive
 }
 
 /// Returns a tar with a configuration and a Dockerfile, without the end marker.
-fn small_tar() -> TarBuilder {
+fn small_tar_without_end_marker() -> TarBuilder {
     TarBuilder::default()
         .with_file("com.openfaas.docker.config", b"{}")
         .with_file("context/Dockerfile", b"FROM scratch\n")
@@ -125,7 +125,7 @@ fn small_tar() -> TarBuilder {
 fn paths_and_entries(index: &Index) -> Vec<(String, Entry<'_>)> {
     let mut listed = Vec::new();
     let mut walk = index.walk();
-    while let Some((at, path)) = walk.next_entry() {
+    while let Some((at, path)) = walk.next_entry_or_none_then_restart() {
         listed.push((path.to_owned(), index.entry_by_number(at)));
     }
     listed

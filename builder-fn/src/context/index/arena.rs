@@ -25,7 +25,7 @@ impl Arena {
     }
 
     /// Adds the concatenation of `parts` to the arena, and returns its position.
-    pub(super) fn add(&mut self, parts: &[&[u8]]) -> u32 {
+    pub(super) fn add_concatenation(&mut self, parts: &[&[u8]]) -> u32 {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         self.bytes += length;
         let is_first = self.chunks.is_empty();
@@ -82,7 +82,7 @@ mod tests {
         let given: Vec<_> = given.collect();
         let positions: Vec<_> = given
             .iter()
-            .map(|text| texts.add(&[&text[..text.len() / 2], &text[text.len() / 2..]]))
+            .map(|text| texts.add_concatenation(&[&text[..text.len() / 2], &text[text.len() / 2..]]))
             .collect();
         for (text, position) in given.iter().zip(positions) {
             assert!(texts.chunk_bytes_from(position).starts_with(text), "{position}");

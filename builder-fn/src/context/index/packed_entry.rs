@@ -83,7 +83,7 @@ impl PackedEntry {
             [] => &[][..],
             _ => &attributes_length,
         };
-        texts.add(&[
+        texts.add_concatenation(&[
             &length,
             name.as_bytes(),
             target.as_bytes(),

@@ -10,7 +10,9 @@ use crate::context::{ExtendedAttributes, Kind};
 
 impl Index {
     /// Builds an index of `entries`. Files with the same offset are hard links of each other.
-    pub(crate) fn of<'a, P: AsRef<str>>(entries: impl IntoIterator<Item = (P, Entry<'a>)>) -> Self {
+    pub(crate) fn of_entries_linking_same_offset<'a, P: AsRef<str>>(
+        entries: impl IntoIterator<Item = (P, Entry<'a>)>,
+    ) -> Self {
         let mut tree = ContextTree::default();
         let mut files = BTreeMap::new();
         for (path, entry) in entries {
@@ -18,7 +20,7 @@ impl Index {
             if let Kind::File { offset, .. } = entry.kind
                 && let Some(first) = files.insert(offset, path.to_owned())
             {
-                tree.insert_hard_link(path, &first).unwrap();
+                tree.insert_hard_link_or_copy_of_symlink(path, &first).unwrap();
             } else {
                 tree.insert(path, &entry).unwrap();
             }
@@ -43,7 +45,7 @@ fn file_entry_at_block(block: u64) -> Entry<'static> {
 fn walked_numbers_and_paths(index: &Index) -> Vec<(u32, String)> {
     let mut walk = index.walk();
     let mut seen = Vec::new();
-    while let Some((at, path)) = walk.next_entry() {
+    while let Some((at, path)) = walk.next_entry_or_none_then_restart() {
         seen.push((at, path.to_owned()));
     }
     seen
@@ -63,7 +65,7 @@ fn a_folders_entries_come_before_siblings_whose_names_are_longer() {
     ];
     let folders = ["a", "a/b", "ä"];
     let files = sorted.iter().rev().filter(|path| !folders.contains(path));
-    let index = Index::of(
+    let index = Index::of_entries_linking_same_offset(
         files
             .zip(0..)
             .map(|(path, number)| (path, file_entry_at_block(number))),
@@ -74,7 +76,7 @@ fn a_folders_entries_come_before_siblings_whose_names_are_longer() {
 #[test]
 fn a_folder_whose_children_are_skipped_is_walked_without_them() {
     let files = ["a/b/c", "a/b/d", "a/e", "f/g", "h"];
-    let index = Index::of(
+    let index = Index::of_entries_linking_same_offset(
         files
             .iter()
             .zip(0..)
@@ -82,7 +84,7 @@ fn a_folder_whose_children_are_skipped_is_walked_without_them() {
     );
     let mut walk = index.walk();
     let mut seen = Vec::new();
-    while let Some((_, path)) = walk.next_entry() {
+    while let Some((_, path)) = walk.next_entry_or_none_then_restart() {
         seen.push(path.to_owned());
         if ["a/b", "f", "h"].contains(&path) {
             walk.skip_children();
@@ -93,7 +95,10 @@ fn a_folder_whose_children_are_skipped_is_walked_without_them() {
 
 #[test]
 fn paths_that_do_not_exist_are_not_found() {
-    let index = Index::of([("a/b", file_entry_at_block(1)), ("c", file_entry_at_block(2))]);
+    let index = Index::of_entries_linking_same_offset([
+        ("a/b", file_entry_at_block(1)),
+        ("c", file_entry_at_block(2)),
+    ]);
     for path in [
         "", ".", "/", "a/", "/a", "a//b", "a/b/", "a/b/c", "b", "c/b", "a/c", "aa", "a/./b",
     ] {
@@ -106,7 +111,7 @@ fn paths_that_do_not_exist_are_not_found() {
 #[test]
 fn two_indexes_are_equal_only_if_all_their_entries_are() {
     let index = |path: &str, number| {
-        Index::of([
+        Index::of_entries_linking_same_offset([
             ("a/b", file_entry_at_block(9)),
             (path, file_entry_at_block(number)),
         ])
@@ -114,7 +119,10 @@ fn two_indexes_are_equal_only_if_all_their_entries_are() {
     assert_eq!(index("a/c", 1), index("a/c", 1));
     assert_ne!(index("a/c", 1), index("a/c", 2));
     assert_ne!(index("a/c", 1), index("a/d", 1));
-    assert_ne!(index("a/c", 1), Index::of([("a/b", file_entry_at_block(9))]));
+    assert_ne!(
+        index("a/c", 1),
+        Index::of_entries_linking_same_offset([("a/b", file_entry_at_block(9))])
+    );
     assert_eq!(format!("{:?}", index("x", 1)).matches("offset").count(), 2);
 }
 
@@ -122,7 +130,7 @@ fn two_indexes_are_equal_only_if_all_their_entries_are() {
 fn folders_may_be_as_deep_as_the_longest_path() {
     let deep = "d/".repeat(2000);
     let files = (0..3000).map(|at| (format!("{deep}{at}"), file_entry_at_block(at)));
-    let index = Index::of(files);
+    let index = Index::of_entries_linking_same_offset(files);
     assert_eq!(index.len(), 5000);
     for (at, path) in walked_numbers_and_paths(&index) {
         if at % 97 == 0 {

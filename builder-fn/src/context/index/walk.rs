@@ -26,7 +26,7 @@ impl<'a> IndexWalk<'a> {
     }
 
     /// Moves to the next entry, and returns its number and path; `None` after the last, and then starts anew.
-    pub fn next_entry(&mut self) -> Option<(u32, &str)> {
+    pub fn next_entry_or_none_then_restart(&mut self) -> Option<(u32, &str)> {
         let skips_children = std::mem::take(&mut self.skips_children);
         let inside = match skips_children {
             true => None,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::PatternError;
+use super::PatternOrCancellationError;
 use super::effort::MatchingEffort;
 use super::glob::{self, Glob};
 use crate::context::{Kind, SourceContext};
@@ -23,7 +23,7 @@ pub(super) fn follow_links_or_none_for_root(
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,
     paths: &[String],
-) -> Result<Option<Vec<String>>, PatternError> {
+) -> Result<Option<Vec<String>>, PatternOrCancellationError> {
     let limit = "too many links have to be followed from it";
     follow_links_with_effort(
         MatchingEffort::new(LINK_EFFORT_MAX_BYTES, limit, is_wanted),
@@ -37,7 +37,7 @@ fn follow_links_with_effort(
     effort: MatchingEffort<'_>,
     context: &SourceContext,
     paths: &[String],
-) -> Result<Option<Vec<String>>, PatternError> {
+) -> Result<Option<Vec<String>>, PatternOrCancellationError> {
     let mut follower = LinkFollower {
         context,
         resolved: BTreeSet::new(),
@@ -47,12 +47,13 @@ fn follow_links_with_effort(
     let mut pending: Vec<String> = paths.iter().rev().cloned().collect();
     while let Some(path) = pending.pop() {
         let path = glob::join_paths(".", &path);
-        let targets = follower
-            .resolve_up_to_first_link(&path)
-            .map_err(|reason| PatternError {
-                pattern: path.chars().take(100).collect(),
-                reason,
-            })?;
+        let targets =
+            follower
+                .resolve_up_to_first_link(&path)
+                .map_err(|reason| PatternOrCancellationError {
+                    pattern: path.chars().take(100).collect(),
+                    reason,
+                })?;
         pending.extend(targets.into_iter().rev());
     }
     Ok(without_paths_below_previous_or_none_for_root(follower.resolved))
@@ -75,7 +76,7 @@ impl LinkFollower<'_> {
         for end in ends.chain([path.len()]) {
             let current = &path[..end];
             let rest = path.get(end + 1..).unwrap_or_default();
-            let targets = self.targets_of_matching_links(current)?;
+            let targets = self.targets_of_link_or_matching_links(current)?;
             if !targets.is_empty() {
                 let is_new = self.resolved.insert(current.to_owned());
                 let further = targets.iter().map(|to| glob::join_paths(to, rest));
@@ -88,7 +89,7 @@ impl LinkFollower<'_> {
 
     /// Looks up the symbolic link at `path` and returns its target, as a path from the root; for a pattern, the
     /// targets of all matching links.
-    fn targets_of_matching_links(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
+    fn targets_of_link_or_matching_links(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         self.effort.check_wanted()?;
         self.effort.spend_within_limit(path.len())?;
         let (folder, name) = glob::split_folder_or_dot_and_name(path);

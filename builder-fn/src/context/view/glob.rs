@@ -121,7 +121,11 @@ impl Glob {
                     token += 1;
                     continue;
                 }
-                Some(one) if name.get(at).is_some_and(|character| one.matches(*character)) => {
+                Some(one)
+                    if name
+                        .get(at)
+                        .is_some_and(|character| one.matches_unless_star(*character)) =>
+                {
                     token += 1;
                     at += 1;
                     continue;
@@ -141,7 +145,7 @@ impl Glob {
 
 impl GlobToken {
     /// Returns whether the token of a pattern matches `character`. A star matches none here: see [`Glob::matches`].
-    fn matches(&self, character: char) -> bool {
+    fn matches_unless_star(&self, character: char) -> bool {
         match self {
             Self::Star => false,
             Self::AnyCharacter => character != '/',
@@ -172,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_cleaned_as_in_go() {
+    fn paths_are_cleaned_and_joined_as_in_go() {
         for (path, cleaned) in [
             ("", "."),
             ("a", "a"),

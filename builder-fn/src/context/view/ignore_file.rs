@@ -24,7 +24,7 @@ pub(crate) struct PatternProblem {
 /// BuildKit's clients reject some of them, and do not notice others, or only when they try them.
 pub(crate) fn pattern_problems(content: &[u8]) -> impl Iterator<Item = PatternProblem> {
     line_numbers_and_pattern_texts(content).filter_map(|(line, pattern)| {
-        let reason = match Pattern::parse(&pattern) {
+        let reason = match Pattern::parse_deferring_some_errors_until_tried(&pattern) {
             Ok(parsed) => parsed.problem()?,
             Err(error) => error.reason,
         };
@@ -77,7 +77,7 @@ pub fn excluding_pattern_if_found(content: &[u8], path: &str) -> Option<(usize, 
                 return None;
             }
         }
-        let pattern = Pattern::parse(&text).ok()?;
+        let pattern = Pattern::parse_deferring_some_errors_until_tried(&text).ok()?;
         for path in &paths {
             if pattern.matches(path, &mut effort).ok()? {
                 return (!pattern.is_exception()).then_some((line, text));

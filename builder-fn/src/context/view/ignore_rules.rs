@@ -2,8 +2,8 @@
 
 use super::effort::MatchingEffort;
 use super::ignore_file::line_numbers_and_pattern_texts;
-use super::patterns::MatchedPatterns;
-use super::{PatternError, PatternSelection};
+use super::patterns::MatchedOfTriedPatterns;
+use super::{PatternOrCancellationError, PatternSelection};
 
 /// The rules of an ignore file such as `.dockerignore`, applied path by path from the root of a context down.
 pub struct IgnoreRules {
@@ -12,7 +12,7 @@ pub struct IgnoreRules {
 
 /// The patterns that match a folder, which the paths directly in it inherit. The default is that of the context's root.
 #[derive(Clone, Debug, Default)]
-pub struct PatternsMatchingFolder(MatchedPatterns);
+pub struct PatternsMatchingFolder(MatchedOfTriedPatterns);
 
 /// The decision of [`IgnoreRules`] about one path.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ impl IgnoreRules {
     ///
     /// # Errors
     /// Fails if a pattern is malformed, or there are too many or too long ones.
-    pub fn parse(content: &[u8]) -> Result<Self, PatternError> {
+    pub fn parse(content: &[u8]) -> Result<Self, PatternOrCancellationError> {
         let texts: Vec<_> = line_numbers_and_pattern_texts(content)
             .map(|(_, text)| text)
             .collect();
@@ -48,7 +48,7 @@ impl IgnoreRules {
         &self,
         path: &str,
         parent: &PatternsMatchingFolder,
-    ) -> Result<IgnoreDecision, PatternError> {
+    ) -> Result<IgnoreDecision, PatternOrCancellationError> {
         let mut effort = MatchingEffort::new(usize::MAX, "the patterns are too complex", &|| true);
         let (is_excluded, matched) = self.patterns.patterns.matches(path, &parent.0, &mut effort)?;
         Ok(IgnoreDecision {

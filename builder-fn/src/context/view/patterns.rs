@@ -8,7 +8,7 @@
 use regex::{Regex, RegexBuilder};
 
 use super::effort::MatchingEffort;
-use super::{PatternError, glob, go_match};
+use super::{PatternOrCancellationError, glob, go_match};
 
 /// The limit on the memory of one compiled pattern, in bytes: more than any real pattern needs.
 const COMPILED_PATTERN_MAX_BYTES: usize = 1 << 20;
@@ -50,8 +50,9 @@ enum MatchRule {
     Malformed(&'static str),
 }
 
-/// The patterns that match a folder, as one flag each, for the entries in the folder. Empty for the root.
-pub(super) type MatchedPatterns = Vec<bool>;
+/// A flag for each pattern of a list: whether it was tried for a folder and matches it. The entries in the folder inherit
+/// the flags. Empty for the root.
+pub(super) type MatchedOfTriedPatterns = Vec<bool>;
 
 impl Patterns {
     /// Parses a list of patterns, without the blank ones.
@@ -59,9 +60,11 @@ impl Patterns {
     /// # Errors
     /// Fails if a pattern is malformed, or there are too many or too long ones. Some malformed patterns are rejected
     /// only when they are tried, as in the original.
-    pub(super) fn parse(patterns: &[String]) -> Result<Self, PatternError> {
+    pub(super) fn parse_deferring_some_errors_until_tried(
+        patterns: &[String],
+    ) -> Result<Self, PatternOrCancellationError> {
         if let Some(one_more) = patterns.get(PATTERN_COUNT_MAX) {
-            return Err(PatternError {
+            return Err(PatternOrCancellationError {
                 pattern: one_more.clone(),
                 reason: "there are more than 10000 patterns",
             });
@@ -72,11 +75,11 @@ impl Patterns {
             .filter(|pattern| !pattern.is_empty());
         let mut length = 0;
         let parsed = present.map(|text| {
-            let pattern = Pattern::parse(text)?;
+            let pattern = Pattern::parse_deferring_some_errors_until_tried(text)?;
             length += pattern.rule.bytes_counted_against_expressions_limit();
             match length <= EXPRESSIONS_TOTAL_MAX_BYTES {
                 true => Ok(pattern),
-                false => Err(PatternError {
+                false => Err(PatternOrCancellationError {
                     pattern: text.chars().take(100).collect(),
                     reason: "the patterns with wildcards up to this one are too many or too long",
                 }),
@@ -104,7 +107,7 @@ impl Patterns {
         path: &str,
         folder_matches: &[bool],
         effort: &mut MatchingEffort<'_>,
-    ) -> Result<(bool, MatchedPatterns), PatternError> {
+    ) -> Result<(bool, MatchedOfTriedPatterns), PatternOrCancellationError> {
         let mut matched = false;
         let mut each = vec![false; self.0.len()];
         for (at, pattern) in self.0.iter().enumerate() {
@@ -128,8 +131,10 @@ impl Patterns {
 impl Pattern {
     /// Parses one pattern; fails if Go's `filepath.Match` rejects it. A pattern that fails only once it is tried is
     /// kept.
-    pub(super) fn parse(pattern_text: &str) -> Result<Self, PatternError> {
-        let reject = |reason| PatternError {
+    pub(super) fn parse_deferring_some_errors_until_tried(
+        pattern_text: &str,
+    ) -> Result<Self, PatternOrCancellationError> {
+        let reject = |reason| PatternOrCancellationError {
             pattern: pattern_text.to_owned(),
             reason,
         };
@@ -171,8 +176,8 @@ impl Pattern {
     }
 
     /// Returns the error that names the pattern, cut after 100 characters.
-    fn error(&self, reason: &'static str) -> PatternError {
-        PatternError {
+    fn error(&self, reason: &'static str) -> PatternOrCancellationError {
+        PatternOrCancellationError {
             pattern: self.text.chars().take(100).collect(),
             reason,
         }

@@ -113,7 +113,7 @@ fn read_oci(fields: &mut ConfigFields, context: &Map<String, Value>) -> Option<C
     let text = context.get("oci").and_then(Value::as_str).unwrap_or_default();
     let parsed = text.rsplit_once('@').and_then(|(name, digest)| {
         // A tag beside the digest would be ignored, as the digest alone says what is fetched.
-        let image = ImageName::parse(name).filter(|image| image.to_string() == name)?;
+        let image = ImageName::parse_with_registry(name).filter(|image| image.to_string() == name)?;
         let digest = Sha256Digest::parse(digest)?;
         Some(ContextArtifactReference { image, digest })
     });

@@ -81,7 +81,7 @@ fn read_repository(fields: &mut ConfigFields, git: &Map<String, Value>) -> Optio
     let text = git.get("repository").and_then(Value::as_str).unwrap_or_default();
     let problem = match WebUrl::parse(text) {
         // BuildKit takes another URL for a file.
-        Ok(url) if url.is_git_repository() => return Some(url),
+        Ok(url) if url.ends_with_git_and_needs_no_decoding() => return Some(url),
         Ok(_) => {
             "should end with .git, like https://example.com/team/app.git, and have neither a query nor percent-encoded characters"
                 .to_owned()

@@ -99,7 +99,7 @@ async fn many_keys_limit_the_length_of_a_body_that_names_no_tenant() {
 #[tokio::test]
 async fn a_body_that_declares_more_than_the_limit_for_many_keys_is_rejected_unread() {
     let head = request_head(Some(&sign_as_numbered_tenant(0, b"")), None);
-    let declared = DeclaredBody { length: 5 << 20 };
+    let declared = BodyOfLengthPanickingWhenRead { length: 5 << 20 };
     let error = receive_body(
         declared,
         &head,

@@ -56,8 +56,8 @@ pub(crate) fn check_index(mode_piece_and_tar: &[u8]) {
     let entries = paths_and_entries(&index);
     assert_eq!(entries.len(), index.len());
     check_limits_and_file_ranges(&entries, tar.len());
-    check_paths(&entries);
-    check_against_another_reader(&entries, &tar);
+    check_paths_and_their_order(&entries);
+    check_against_tar_crate_if_comparable(&entries, &tar);
     drop(entries);
     check_contents_of_files(index, tar);
 }
@@ -145,7 +145,7 @@ fn check_limits_and_file_ranges(entries: &[(String, Entry<'_>)], length: usize) 
 
 /// Checks that no path in an index leads out of the context, and that each is there once, in order and after its
 /// folder.
-fn check_paths(entries: &[(String, Entry<'_>)]) {
+fn check_paths_and_their_order(entries: &[(String, Entry<'_>)]) {
     let mut folders = std::collections::HashSet::new();
     for (at, (path, entry)) in entries.iter().enumerate() {
         let is_part = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
@@ -165,7 +165,7 @@ fn check_paths(entries: &[(String, Entry<'_>)]) {
 
 /// Checks that the `tar` crate reads the same files as the index, unless it rejects the tar or is known to read it
 /// otherwise.
-fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
+fn check_against_tar_crate_if_comparable(entries: &[(String, Entry<'_>)], tar: &[u8]) {
     let mut archive = tar::Archive::new(tar);
     let Ok(others) = archive.entries() else { return };
     let mut files = HashMap::new();

@@ -21,7 +21,7 @@ pub(crate) use request::check_receiving_of_request;
 fn paths_and_entries(index: &Index) -> Vec<(String, Entry<'_>)> {
     let mut paths_and_entries = Vec::new();
     let mut walk = index.walk();
-    while let Some((at, path)) = walk.next_entry() {
+    while let Some((at, path)) = walk.next_entry_or_none_then_restart() {
         paths_and_entries.push((path.to_owned(), index.entry_by_number(at)));
     }
     paths_and_entries

@@ -47,7 +47,7 @@ pub(crate) async fn check_file_sync_with_fuzzed_daemon(mode_patterns_and_packets
     daemon.patterns.push(("followpaths-encoded", encoded.to_owned()));
     let context = shared_context(mode & 2 != 0);
     let keys = SharedKeyPool::new(IntCounter::new("sent", "sent").expect("counter"));
-    let lease = Arc::new(keys.lease_for_image("image", &context));
+    let lease = Arc::new(keys.lease_for_image_blocking("image", &context));
     let server = FileSyncServer::new(FileSync::new(context.clone(), lease));
     if mode & 1 == 0 {
         daemon.send_frames_and_check_no_internal_error(server, rest).await;

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::{
     BROWSER_ACCEPT_HEADER, build_successfully, build_with_statuses, builder_with_build_and_page_addresses,
-    open_in_browser, page_address_of, send_unsigned_request, statuses_with_step_and_output,
+    open_in_browser, page_address_of, send_unsigned_request,
+    statuses_with_step_output_cached_step_and_context,
 };
-use crate::builds::{answer_statuses_holding_back_the_last, ask, signed_question};
+use crate::builds::{answer_statuses_holding_back_the_last, ask, signed_bodyless_request};
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
 use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, request_tar_with};
@@ -19,7 +20,10 @@ async fn start_build_and_return_log_address(
     builder: &TestBuilder,
     calls: &mut DaemonCalls,
 ) -> (String, SolveCall) {
-    answer_statuses_holding_back_the_last(calls, statuses_with_step_and_output("[2/2] RUN make", &["x"]));
+    answer_statuses_holding_back_the_last(
+        calls,
+        statuses_with_step_output_cached_step_and_context("[2/2] RUN make", &["x"]),
+    );
     let own = builder.clone();
     tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
     let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
@@ -53,7 +57,7 @@ async fn at_most_eight_readers_use_one_link_and_signed_readers_are_still_accepte
             .status,
         429
     );
-    let signed = signed_question(PAYLOAD_KEY, Method::GET, &format!("/builds/{CALL_ID}/log"), "*/*");
+    let signed = signed_bodyless_request(PAYLOAD_KEY, Method::GET, &format!("/builds/{CALL_ID}/log"), "*/*");
     assert_eq!(builder.send_request(signed).await.status(), 200);
     drop(readers);
 }
@@ -219,7 +223,7 @@ async fn a_tenants_link_shows_its_own_builds_only() {
     }}));
     answer_statuses_holding_back_the_last(
         &mut calls,
-        statuses_with_step_and_output("[1/1] RUN make", &["x"]),
+        statuses_with_step_output_cached_step_and_context("[1/1] RUN make", &["x"]),
     )
     .send_replace(true);
     let mut pages = Vec::new();
@@ -227,7 +231,7 @@ async fn a_tenants_link_shows_its_own_builds_only() {
         let own = builder.clone();
         let tar = request_tar_with(json!({"image": format!("registry:5000/{name}/hello:1")}));
         let key = format!("the payload key of {name}");
-        let build = tokio::spawn(async move { own.send_signed_build_as(&key, None, tar).await });
+        let build = tokio::spawn(async move { own.send_build_signed_with(&key, None, tar).await });
         let solve = complete_or_panic(calls.solves.recv()).await.expect("a solve");
         solve.answer_with_digest("sha256:12");
         let answer = complete_or_panic(build).await.expect("no panic");
@@ -273,7 +277,7 @@ async fn the_list_of_builds_is_open_without_a_link_where_signatures_are_disabled
     let answer = build_with_statuses(
         &builder,
         &mut calls,
-        statuses_with_step_and_output("[2/2] RUN make", &["x"]),
+        statuses_with_step_output_cached_step_and_context("[2/2] RUN make", &["x"]),
     )
     .await;
     assert_eq!(answer.status, 200);

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     ResponseToUnsignedRequest, build_successfully, open_in_browser, page_address_of,
-    some_timestamp_after_start, statuses_with_step_and_output,
+    some_timestamp_after_start, statuses_with_step_output_cached_step_and_context,
 };
 use crate::builds::{answer_statuses_holding_back_the_last, ask};
 use crate::complete_or_panic;
@@ -43,7 +43,7 @@ async fn the_page_of_a_failed_build_says_that_its_log_was_not_read_to_its_end_in
     let address = page_address_of_failed_build_without_log_end(
         &builder,
         &mut calls,
-        statuses_with_step_and_output("[2/2] RUN make", &lines),
+        statuses_with_step_output_cached_step_and_context("[2/2] RUN make", &lines),
     )
     .await;
     let page = open_in_browser(&builder, &address).await.body;
@@ -64,7 +64,7 @@ async fn the_page_of_a_failed_build_says_that_its_log_was_not_read_to_its_end_in
 async fn the_page_of_a_build_whose_log_was_not_read_does_not_say_that_it_has_no_lines() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let builder = TestBuilder::new(daemon);
-    let mut statuses = statuses_with_step_and_output("[2/2] RUN make", &["x"]);
+    let mut statuses = statuses_with_step_output_cached_step_and_context("[2/2] RUN make", &["x"]);
     let last = statuses.pop().expect("a response");
     let address = page_address_of_failed_build_without_log_end(&builder, &mut calls, vec![last]).await;
     let page = open_in_browser(&builder, &address).await.body;
@@ -84,7 +84,7 @@ async fn the_page_of_a_running_build_reloads_itself_in_browsers_without_scripts(
     let builder = TestBuilder::new(daemon);
     let ended = answer_statuses_holding_back_the_last(
         &mut calls,
-        statuses_with_step_and_output("[2/2] RUN make", &["x"]),
+        statuses_with_step_output_cached_step_and_context("[2/2] RUN make", &["x"]),
     );
     let own = builder.clone();
     let build = tokio::spawn(async move { own.send_signed_build(request_tar_with(json!({}))).await });
@@ -186,7 +186,7 @@ async fn a_browser_without_scripts_is_refreshed_to_the_last_lines_of_a_finished_
     let builder = TestBuilder::new(daemon);
     let ended = answer_statuses_holding_back_the_last(
         &mut calls,
-        statuses_with_step_and_output("[2/2] RUN make", &["compiling", "done"]),
+        statuses_with_step_output_cached_step_and_context("[2/2] RUN make", &["compiling", "done"]),
     );
     ended.send_replace(true);
     let answer = build_successfully(&builder, &mut calls).await;

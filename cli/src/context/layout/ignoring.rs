@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use builder_fn::context::{IgnoreRules, PatternError, PatternsMatchingFolder};
+use builder_fn::context::{IgnoreRules, PatternOrCancellationError, PatternsMatchingFolder};
 
 use super::{drop_dot_and_dot_dot_components, unreadable};
 use crate::failure::Failure;
@@ -111,7 +111,7 @@ impl ContextIgnoreRules {
     }
 }
 
-fn malformed(file: &std::path::Path, error: &PatternError) -> Failure {
+fn malformed(file: &std::path::Path, error: &PatternOrCancellationError) -> Failure {
     Failure::usage(
         format!("{}: {error}", file.display()),
         "correct the pattern in that file",

@@ -211,10 +211,10 @@ fn a_context_without_a_dockerfile_and_a_broken_ignore_file_are_errors() {
 #[test]
 fn copied_paths_outside_or_missing_in_the_working_folder_or_all_of_it_are_errors() {
     for path in ["..", "/etc", "a/../../b", ".", "./", "no-such-folder"] {
-        copied_path_in_project(path).expect_err(path);
+        existing_copied_path_in_project(path).expect_err(path);
     }
     assert_eq!(
-        copied_path_in_project("./src/").expect("it exists"),
+        existing_copied_path_in_project("./src/").expect("it exists"),
         Path::new("src")
     );
 }

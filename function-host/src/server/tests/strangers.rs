@@ -14,7 +14,7 @@ fn app_that_accepts_key_body() -> App {
         context.accept()?;
         Ok(reply::text("accepted\n"))
     };
-    App::new(handler).verifies_requests(8)
+    App::new(handler).handler_verifies_requests(8)
 }
 
 fn post_request_text(body: &str) -> String {
@@ -95,7 +95,7 @@ async fn accepted_requests_in_progress_leave_the_places_of_others_free() {
             Ok::<_, Error>(reply::text("never"))
         }
     };
-    let served = serve_app(&[], App::new(handler).verifies_requests(8)).await;
+    let served = serve_app(&[], App::new(handler).handler_verifies_requests(8)).await;
     let mut clients = Vec::new();
     for _ in 0..CROWD_CONNECTION_COUNT {
         clients.push(connect_and_send(served.address, &post_request_text("key")).await);
@@ -147,7 +147,11 @@ async fn only_accepted_requests_count_against_max_inflight() {
             Ok::<_, Error>(reply::text("finished\n"))
         }
     };
-    let served = serve_app(&[("max_inflight", "1")], App::new(handler).verifies_requests(8)).await;
+    let served = serve_app(
+        &[("max_inflight", "1")],
+        App::new(handler).handler_verifies_requests(8),
+    )
+    .await;
     let half = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\nhalf";
     let mut strangers = Vec::new();
     for request in [half, half, &post_request_text("wrong")] {

@@ -24,7 +24,7 @@ const CHART_PARTS: [&str; 3] = ["builder", "deployer", "buildkit"];
 
 /// Returns the path of every value in `values.yaml`, such as `builder.image.tag`, and of every group of values, but not
 /// those below [`OPAQUE_VALUES`].
-fn value_paths_in_values_yaml() -> BTreeSet<String> {
+fn non_opaque_value_paths_in_values_yaml() -> BTreeSet<String> {
     let key = Regex::new(r"^( *)([A-Za-z]+):(.*)$").unwrap();
     let mut parents: Vec<(usize, String)> = Vec::new();
     let mut paths = BTreeSet::new();
@@ -65,7 +65,7 @@ fn is_within_opaque_value(path: &str) -> bool {
 
 /// Adds the path of every property of `schema`, an object in the whole schema `root`, and of the properties in it to
 /// `paths`, but not those below [`OPAQUE_VALUES`].
-fn add_schema_paths(root: &Value, schema: &Value, prefix: &str, paths: &mut BTreeSet<String>) {
+fn add_non_opaque_schema_paths(root: &Value, schema: &Value, prefix: &str, paths: &mut BTreeSet<String>) {
     let schema = match schema["$ref"].as_str() {
         Some(reference) => root
             .pointer(reference.trim_start_matches('#'))
@@ -79,7 +79,7 @@ fn add_schema_paths(root: &Value, schema: &Value, prefix: &str, paths: &mut BTre
         };
         if !is_within_opaque_value(&path) {
             paths.insert(path.clone());
-            add_schema_paths(root, property, &path, paths);
+            add_non_opaque_schema_paths(root, property, &path, paths);
         }
     }
 }
@@ -126,8 +126,8 @@ fn the_schema_of_the_chart_has_the_values_and_no_others() {
     let schema = repository::read(&format!("{CHART_FOLDER}/values.schema.json"));
     let schema: Value = serde_json::from_str(&schema).unwrap();
     let mut in_schema = BTreeSet::new();
-    add_schema_paths(&schema, &schema, "", &mut in_schema);
-    let in_values = value_paths_in_values_yaml();
+    add_non_opaque_schema_paths(&schema, &schema, "", &mut in_schema);
+    let in_values = non_opaque_value_paths_in_values_yaml();
     assert!(in_values.len() > 100, "{in_values:?}");
     let missing: Vec<_> = in_values.difference(&in_schema).collect();
     // The rules of a tenant are values that the operator names.
@@ -140,7 +140,10 @@ fn the_schema_of_the_chart_has_the_values_and_no_others() {
 
 #[test]
 fn the_readme_of_the_chart_names_the_values_and_no_others() {
-    let (in_values, in_readme) = (value_paths_in_values_yaml(), value_paths_in_chart_readme());
+    let (in_values, in_readme) = (
+        non_opaque_value_paths_in_values_yaml(),
+        value_paths_in_chart_readme(),
+    );
     let is_group = |path: &String| {
         let prefix = format!("{path}.");
         in_values.iter().any(|other| other.starts_with(&prefix))

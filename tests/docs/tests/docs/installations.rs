@@ -62,7 +62,7 @@ fn installation_in_store_json(name: &str) -> EnvironmentAndLabels {
 }
 
 #[test]
-fn the_labels_of_the_deployer_keep_it_at_one_replica() {
+fn the_labels_in_stack_yml_and_store_json_keep_the_deployer_at_one_replica() {
     for deployer in [
         installation_in_stack_yml("deployer-fn"),
         installation_in_store_json("deployer-fn"),

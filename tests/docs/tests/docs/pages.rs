@@ -12,7 +12,7 @@ const MAX_LINE_CHARS: usize = 120;
 
 /// Returns the paths of the repository's documents.
 fn document_paths() -> Vec<String> {
-    repository::files("", |name| name.ends_with(".md"))
+    repository::files_not_built_or_downloaded("", |name| name.ends_with(".md"))
 }
 
 /// Returns what is wrong with a link to `target` in the document or source `from`, if anything is.
@@ -75,7 +75,7 @@ fn every_path_from_the_root_in_a_document_exists() {
 }
 
 #[test]
-fn every_make_target_in_a_document_exists() {
+fn every_make_target_in_a_code_span_of_a_document_exists() {
     let makefile = repository::read("Makefile");
     let exists = |target: &str| {
         makefile
@@ -123,7 +123,7 @@ fn every_reference_from_the_code_to_a_document_leads_somewhere() {
     };
     let mut faults = Vec::new();
     // As a document in the root would link to it.
-    for path in repository::files("", is_source) {
+    for path in repository::files_not_built_or_downloaded("", is_source) {
         if path.starts_with("tests/docs/") {
             continue;
         }

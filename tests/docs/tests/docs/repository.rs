@@ -26,7 +26,10 @@ pub(crate) fn read(path: &str) -> String {
 }
 
 /// Returns the paths, relative to the root, of all files in `folder` that `is_wanted_name` accepts by their name.
-pub(crate) fn files(folder: &str, is_wanted_name: impl Fn(&str) -> bool) -> Vec<String> {
+pub(crate) fn files_not_built_or_downloaded(
+    folder: &str,
+    is_wanted_name: impl Fn(&str) -> bool,
+) -> Vec<String> {
     let root = root();
     let mut found = Vec::new();
     let mut folders = vec![root.join(folder)];

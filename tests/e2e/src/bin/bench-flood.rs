@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use slipway_e2e::{
-    flood::process::{SENDERS_COMMAND, SenderOptions, run_senders_until_stdin_ends},
+    flood::process::{AllKindsSenderOptions, SENDERS_COMMAND, run_senders_until_stdin_ends},
     flood_benchmark::{FloodBenchmark, FloodReceiverPlacement},
 };
 
@@ -33,7 +33,7 @@ struct FloodBenchmarkOptions {
 enum HiddenCommand {
     /// Run as the process of a flood, which the benchmark starts
     #[command(name = SENDERS_COMMAND, hide = true)]
-    Senders(SenderOptions),
+    Senders(AllKindsSenderOptions),
 }
 
 fn main() -> Result<()> {
@@ -47,7 +47,7 @@ fn main() -> Result<()> {
         false => FloodReceiverPlacement::Stack,
     };
     let runtime = tokio::runtime::Runtime::new()?;
-    let benchmark = runtime.block_on(FloodBenchmark::start(receivers))?;
+    let benchmark = runtime.block_on(FloodBenchmark::find_or_start_functions(receivers))?;
     let [warm_up, length] = [options.warm_up, options.seconds].map(Duration::from_secs);
     println!(
         "{}",

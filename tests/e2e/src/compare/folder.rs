@@ -29,7 +29,7 @@ impl UniqueContextFolder {
             }
             fs::write(
                 path,
-                pseudorandom_content(shape.bytes, salt ^ ((number as u64) << 8)),
+                pseudorandom_content_ignoring_lowest_seed_bit(shape.bytes, salt ^ ((number as u64) << 8)),
             )?;
         }
         folder.equalize_modification_times()?;
@@ -37,7 +37,7 @@ impl UniqueContextFolder {
     }
 
     /// Creates a folder with a copy of `source`, and with the salt in a file.
-    pub(super) fn copy_of(source: &Path, salt: u64) -> Result<Self> {
+    pub(super) fn with_source_in_subfolder(source: &Path, salt: u64) -> Result<Self> {
         let folder = Self::with_dockerfile_and_salt(salt)?;
         run_command(
             Command::new("cp")
@@ -71,7 +71,10 @@ impl UniqueContextFolder {
     pub(super) fn change_content_and_time_of_one_file(&self) -> Result<()> {
         let path = self.context_path().join("0/0");
         let bytes = fs::metadata(&path)?.len() as usize;
-        fs::write(&path, pseudorandom_content(bytes, !self.salt))?;
+        fs::write(
+            &path,
+            pseudorandom_content_ignoring_lowest_seed_bit(bytes, !self.salt),
+        )?;
         self.equalize_modification_times()?;
         run_command(Command::new("touch").args(["-d", "@1700000007"]).arg(path))
     }
@@ -83,11 +86,15 @@ impl UniqueContextFolder {
     }
 
     /// Returns the tar with a config for this compression; an empty text means the builder's default.
-    pub(super) fn tar_for_builder(&self, comparison: &SpeedComparison, compression: &str) -> Result<Vec<u8>> {
+    pub(super) fn tar_for_builder(
+        &self,
+        comparison: &SpeedComparison,
+        compression_or_empty: &str,
+    ) -> Result<Vec<u8>> {
         let image = comparison
             .testbed
             .image_name(BUILDER_FN_REPOSITORY, &self.salt.to_string());
-        let compression = Some(compression).filter(|name| !name.is_empty());
+        let compression = Some(compression_or_empty).filter(|name| !name.is_empty());
         let config: Value = json!({ "image": image, "compression": compression });
         fs::write(
             self.dir.path().join("com.openfaas.docker.config"),
@@ -107,8 +114,8 @@ impl UniqueContextFolder {
     }
 }
 
-/// Returns incompressible bytes, the same ones for the same seed.
-pub(crate) fn pseudorandom_content(bytes: usize, seed: u64) -> Vec<u8> {
+/// Returns incompressible bytes, the same ones for seeds that differ at most in the lowest bit.
+pub(crate) fn pseudorandom_content_ignoring_lowest_seed_bit(bytes: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
         state ^= state << 13;
@@ -129,9 +136,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_depends_on_the_seed_alone() {
-        assert_eq!(pseudorandom_content(100, 7), pseudorandom_content(100, 7));
-        assert_ne!(pseudorandom_content(100, 7), pseudorandom_content(100, 8 << 8));
-        assert_eq!(pseudorandom_content(13, 1).len(), 13);
+    fn equal_seeds_give_equal_content_and_seeds_that_differ_in_higher_bits_other_content() {
+        assert_eq!(
+            pseudorandom_content_ignoring_lowest_seed_bit(100, 7),
+            pseudorandom_content_ignoring_lowest_seed_bit(100, 7)
+        );
+        assert_ne!(
+            pseudorandom_content_ignoring_lowest_seed_bit(100, 7),
+            pseudorandom_content_ignoring_lowest_seed_bit(100, 8 << 8)
+        );
+        assert_eq!(pseudorandom_content_ignoring_lowest_seed_bit(13, 1).len(), 13);
     }
 }

@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 ///
 /// # Errors
 /// Fails after three minutes, or once `stop` is set.
-pub(super) fn wait_for_page(url: &str, text: &str, stop: &AtomicBool) -> Result<Instant> {
+pub(super) fn wait_for_root_page_containing(url: &str, text: &str, stop: &AtomicBool) -> Result<Instant> {
     let end = Instant::now() + LIMIT;
     loop {
         let answer = blocking_client::get_root_page(url);

@@ -22,7 +22,7 @@ impl ScenarioMeasurements {
     fn median_ratio_if_reference_measured(&self, contender: Contender) -> Option<f64> {
         let reference = self.seconds.get(&Contender::Reference)?;
         let ratios = self.seconds.get(&contender)?.iter().zip(reference);
-        Some(quantile(
+        Some(quantile_or_nan(
             &ratios.map(|(own, other)| own / other).collect::<Vec<_>>(),
             0.5,
         ))
@@ -30,7 +30,7 @@ impl ScenarioMeasurements {
 }
 
 /// Returns the smallest number that is not exceeded by this part of `numbers`; NaN if there are none.
-fn quantile(numbers: &[f64], part: f64) -> f64 {
+fn quantile_or_nan(numbers: &[f64], part: f64) -> f64 {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (sorted.len() as f64 * part).ceil() as usize;
@@ -51,8 +51,8 @@ impl fmt::Display for ScenarioMeasurements {
                 "{separator}| {} | {} | {:.3} | {:.3} | {ratio} |",
                 self.scenario.title(),
                 contender.title(),
-                quantile(seconds, 0.5),
-                quantile(seconds, 0.95),
+                quantile_or_nan(seconds, 0.5),
+                quantile_or_nan(seconds, 0.95),
             )?;
         }
         Ok(())
@@ -106,7 +106,10 @@ mod tests {
     #[test]
     fn quantiles_are_measured_numbers() {
         let numbers = (1..=20).map(f64::from).collect::<Vec<_>>();
-        assert_eq!((quantile(&numbers, 0.5), quantile(&numbers, 0.95)), (10.0, 19.0));
-        assert!(quantile(&[], 0.5).is_nan());
+        assert_eq!(
+            (quantile_or_nan(&numbers, 0.5), quantile_or_nan(&numbers, 0.95)),
+            (10.0, 19.0)
+        );
+        assert!(quantile_or_nan(&[], 0.5).is_nan());
     }
 }

@@ -1,7 +1,7 @@
 //! What is built, and how far.
 
 use super::Contender;
-use crate::{build_context::BuildContext, compare::pseudorandom_content};
+use crate::{build_context::BuildContext, compare::pseudorandom_content_ignoring_lowest_seed_bit};
 
 /// The scenarios of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Scenario {
         }
     }
 
-    pub(super) fn is_deployed(self) -> bool {
+    pub(super) fn deploys_built_image(self) -> bool {
         !matches!(self, Self::LargeUnchanged | Self::SmallPushed)
     }
 
@@ -89,27 +89,36 @@ impl Scenario {
 
     /// Returns a context whose only change from that of another round is in the page. The size of the changed file
     /// changes with it: `buildctl` does not send a file again that has the size and the time of the one before.
-    pub(super) fn context(self, base_image: &str, page: &str) -> BuildContext {
-        let served = BuildContext::static_page_function(base_image, page);
+    pub(super) fn context(self, busybox_image: &str, page: &str) -> BuildContext {
+        let served = BuildContext::static_page_function(busybox_image, page);
         match self {
             Self::LargeUnchanged => (0..64).fold(
                 BuildContext::dockerfile("FROM scratch\nCOPY . /\n"),
                 |context, number| {
-                    context.with_file(&number.to_string(), pseudorandom_content(8 << 20, number << 8))
+                    context.with_file(
+                        &number.to_string(),
+                        pseudorandom_content_ignoring_lowest_seed_bit(8 << 20, number << 8),
+                    )
                 },
             ),
             Self::ManyFilesDeployed => {
                 let dockerfile = format!(
-                    "FROM {base_image}\nCOPY data /data\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
+                    "FROM {busybox_image}\nCOPY data /data\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
                      CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
                 );
                 (0..10_000).fold(served.with_dockerfile(&dockerfile), |context, number| {
                     let path = format!("data/{}/{number}", number % 100);
-                    context.with_file(&path, pseudorandom_content(4_096, number << 8))
+                    context.with_file(
+                        &path,
+                        pseudorandom_content_ignoring_lowest_seed_bit(4_096, number << 8),
+                    )
                 })
             }
             _ => (0..7).fold(served, |context, number| {
-                context.with_file(&format!("www/{number}"), pseudorandom_content(3_000, number << 8))
+                context.with_file(
+                    &format!("www/{number}"),
+                    pseudorandom_content_ignoring_lowest_seed_bit(3_000, number << 8),
+                )
             }),
         }
     }

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{Flood, FloodTarget, UnsignedSender};
+use super::{Flood, FloodTargetAndRequestForm, UnsignedSender};
 use crate::network_namespace::NetworkNamespace;
 
 /// The argument with which a benchmark's program runs as the process of a flood.
@@ -34,7 +34,7 @@ pub enum FloodedFunction {
 
 /// The arguments of the process of a flood.
 #[derive(Debug, Clone, Args)]
-pub struct SenderOptions {
+pub struct AllKindsSenderOptions {
     /// The function that receives the flood
     #[arg(long)]
     pub function: FloodedFunction,
@@ -81,16 +81,16 @@ pub struct FloodAnswer {
 
 impl FloodedFunction {
     /// Returns the form of requests to the function on this port of the loopback interface.
-    pub fn target(self, port: u16) -> FloodTarget {
+    pub fn target(self, port: u16) -> FloodTargetAndRequestForm {
         let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         match self {
-            Self::Builder => FloodTarget {
+            Self::Builder => FloodTargetAndRequestForm {
                 address,
                 path: "/build",
                 signature: "X-Build-Signature",
                 body: 1 << 20,
             },
-            Self::Deployer => FloodTarget {
+            Self::Deployer => FloodTargetAndRequestForm {
                 address,
                 path: "/",
                 signature: "X-Deploy-Signature",
@@ -102,7 +102,7 @@ impl FloodedFunction {
 
 impl FloodProcess {
     /// Starts senders of all kinds, in a session of its own and with the scheduling policy for idle time.
-    pub fn start(options: &SenderOptions) -> Result<Self> {
+    pub fn start(options: &AllKindsSenderOptions) -> Result<Self> {
         let function = options.function.to_possible_value().context("the function")?;
         let child = Command::new("setsid")
             .args(["chrt", "--idle", "0"])
@@ -168,7 +168,7 @@ impl FloodReport {
 
 /// Runs senders until the standard input ends, and returns what they have sent as JSON, for
 /// [`FloodProcess::stop`].
-pub fn run_senders_until_stdin_ends(options: &SenderOptions) -> Result<String> {
+pub fn run_senders_until_stdin_ends(options: &AllKindsSenderOptions) -> Result<String> {
     // Sessions share the processors before the policies of their processes count. Without the file they do not.
     fs::write("/proc/self/autogroup", LOWEST_AUTOGROUP_PRIORITY).ok();
     let flood = Flood::start(

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 /// The use of the budget during a phase: unverified bodies, what was displaced, and the time of verified builds.
 #[derive(Debug, Default)]
-pub(super) struct BudgetUse {
+pub(super) struct BodySamplesDisplacementsAndBuildTime {
     /// The number of unverified bodies in each sample, sorted.
     senders: Vec<f64>,
     displaced: f64,
@@ -19,18 +19,18 @@ pub(super) struct BudgetUse {
 pub(super) struct BudgetSamples {
     url: String,
     http: reqwest::Client,
-    first: MetricValues,
+    first: MetricsPageText,
     senders: Vec<f64>,
 }
 
 /// The values of a function's metrics, as its page of metrics shows them.
-struct MetricValues(String);
+struct MetricsPageText(String);
 
 impl BudgetSamples {
     /// Takes the first sample.
     pub(super) async fn begin(url: &str) -> Result<Self> {
         let http = reqwest::Client::builder().no_proxy().build()?;
-        let first = MetricValues::read(&http, url).await?;
+        let first = MetricsPageText::read(&http, url).await?;
         Ok(Self {
             url: url.to_owned(),
             http,
@@ -40,20 +40,20 @@ impl BudgetSamples {
     }
 
     /// Takes another sample.
-    pub(super) async fn add_sample(&mut self) -> Result<()> {
-        let values = MetricValues::read(&self.http, &self.url).await?;
+    pub(super) async fn add_body_count_sample(&mut self) -> Result<()> {
+        let values = MetricsPageText::read(&self.http, &self.url).await?;
         self.senders.push(values.sum_of("slipway_unverified_bodies"));
         Ok(())
     }
 
     /// Takes the last sample, and returns the use of the budget since the first one.
-    pub(super) async fn end(mut self) -> Result<BudgetUse> {
-        let last = MetricValues::read(&self.http, &self.url).await?;
+    pub(super) async fn end(mut self) -> Result<BodySamplesDisplacementsAndBuildTime> {
+        let last = MetricsPageText::read(&self.http, &self.url).await?;
         let since = |name: &str| last.sum_of(name) - self.first.sum_of(name);
         self.senders.sort_unstable_by(f64::total_cmp);
         let builds = since("slipway_build_duration_seconds_count{outcome=\"success\"}");
         let seconds = since("slipway_build_duration_seconds_sum{outcome=\"success\"}");
-        Ok(BudgetUse {
+        Ok(BodySamplesDisplacementsAndBuildTime {
             displaced: since("slipway_unverified_displaced_total"),
             displaced_connections: since("http_connections_displaced_total"),
             build: Duration::try_from_secs_f64(seconds / builds).unwrap_or_default(),
@@ -62,7 +62,7 @@ impl BudgetSamples {
     }
 }
 
-impl MetricValues {
+impl MetricsPageText {
     async fn read(http: &reqwest::Client, url: &str) -> Result<Self> {
         Ok(Self(http.get(url).send().await?.text().await?))
     }
@@ -78,7 +78,7 @@ impl MetricValues {
     }
 }
 
-impl fmt::Display for BudgetUse {
+impl fmt::Display for BodySamplesDisplacementsAndBuildTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = |part: usize| {
             let last = self.senders.len().saturating_sub(1);

@@ -4,7 +4,7 @@ use std::{fmt, fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{metrics::BudgetUse, processors::ProcessorTimes};
+use super::{metrics::BodySamplesDisplacementsAndBuildTime, processors::ProcessorTimesByPart};
 
 /// The measurements of one phase: with the flood, or without it.
 #[derive(Debug, Default)]
@@ -18,9 +18,9 @@ pub struct FloodPhase {
     /// The peak memory of deployer-fn, in bytes.
     pub deployer: u64,
     /// The processor time of each part.
-    pub(super) processors: ProcessorTimes,
+    pub(super) processors: ProcessorTimesByPart,
     /// The use of builder-fn's budget for unverified bodies.
-    pub(super) budget: BudgetUse,
+    pub(super) budget: BodySamplesDisplacementsAndBuildTime,
 }
 
 impl FloodPhase {

@@ -20,7 +20,7 @@ pub(super) struct MeasuredProcess {
 
 /// The processor times of the parts, and of the whole machine.
 #[derive(Debug, Default)]
-pub(super) struct ProcessorTimes {
+pub(super) struct ProcessorTimesByPart {
     parts: BTreeMap<&'static str, Duration>,
     /// The time for which the machine's processors were not idle.
     machine: Duration,
@@ -33,9 +33,9 @@ impl MeasuredProcess {
     }
 }
 
-impl ProcessorTimes {
+impl ProcessorTimesByPart {
     /// Reads the times of these processes so far. One that has ended counts as zero.
-    pub(super) fn read(processes: &[MeasuredProcess]) -> Result<Self> {
+    pub(super) fn read_or_zero_if_ended(processes: &[MeasuredProcess]) -> Result<Self> {
         let mut parts = BTreeMap::new();
         for process in processes {
             let time = processor_time(process.pid).unwrap_or_default();
@@ -73,7 +73,7 @@ impl ProcessorTimes {
     }
 }
 
-impl fmt::Display for ProcessorTimes {
+impl fmt::Display for ProcessorTimesByPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let share = |time: Duration| 100.0 * time.as_secs_f64() / self.elapsed.as_secs_f64();
         for (part, time) in &self.parts {

@@ -18,16 +18,16 @@ pub(super) struct HeaderFields<'a> {
     pub(super) owner: &'a EntryOwner<'a>,
 }
 
-/// Appends an entry as Go's `archive/tar` writes it. `prefix_or_pax_encoding` is the encoding of a name that is over 100
+/// Appends an entry as Go's `archive/tar` writes it. `ustar_prefix_or_pax_if_long` is the encoding of a name that is over 100
 /// bytes long or not ASCII.
 pub(super) fn append_entry(
     tar: &mut Vec<u8>,
     path: &str,
-    prefix_or_pax_encoding: Option<&str>,
+    ustar_prefix_or_pax_if_long: Option<&str>,
     header: &HeaderFields<'_>,
     content: &[u8],
 ) -> Result<()> {
-    match prefix_or_pax_encoding {
+    match ustar_prefix_or_pax_if_long {
         None => append_header_block(tar, "", path, header, content.len(), true)?,
         Some("prefix") => {
             let end = path.len().min(156);

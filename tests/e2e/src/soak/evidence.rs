@@ -107,7 +107,7 @@ pub(super) async fn collect_evidence(
             ..SubmissionEvidence::default()
         };
         evidence.image = image_by_digest_or_empty(submission, evidence.digest.as_deref());
-        evidence.count_routed_traffic(&platform.router.traffic());
+        evidence.set_counts_from_routed_traffic(&platform.router.traffic());
         all.push(evidence);
     }
     distrust_unproved_supersession(&mut all);
@@ -128,7 +128,7 @@ fn distrust_unproved_supersession(all: &mut [SubmissionEvidence]) {
 }
 
 impl SubmissionEvidence {
-    fn count_routed_traffic(&mut self, traffic: &RoutedTraffic) {
+    fn set_counts_from_routed_traffic(&mut self, traffic: &RoutedTraffic) {
         self.deliveries = traffic.deliveries_of(&self.call_id).count();
         self.deployments = traffic.possible_changes_to(&self.image).count();
         let callbacks = traffic.callbacks.iter();

@@ -82,7 +82,7 @@ impl Fault {
             Self::QueueWorker => {
                 platform.workers.kill_all()?;
                 tokio::time::sleep(GATEWAY_OR_WORKERS_OUTAGE).await;
-                platform.workers.start_missing().await?;
+                platform.workers.start_missing_and_wait_until_all_listen().await?;
             }
             Self::Nats => {
                 platform.stack().stop_part(StackPart::Nats).await?;

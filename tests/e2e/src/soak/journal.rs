@@ -10,7 +10,7 @@ pub(super) struct RoutedTraffic {
     /// The requests to create or update a function that the router forwarded to the provider.
     pub(super) changes: Vec<FunctionCreationOrUpdate>,
     /// The results that the queue posted to the callback address.
-    pub(super) callbacks: Vec<Callback>,
+    pub(super) callbacks: Vec<CallbackCallAndStatus>,
 }
 
 /// A delivery of a queued call.
@@ -53,9 +53,9 @@ impl FunctionCreationOrUpdate {
     }
 }
 
-/// A result that the queue posted.
+/// The call and the status of a result that the queue posted.
 #[derive(Debug, Clone)]
-pub(super) struct Callback {
+pub(super) struct CallbackCallAndStatus {
     pub(super) call_id: String,
     /// The status of the builder's answer, as the queue-worker reports it.
     pub(super) status: u16,

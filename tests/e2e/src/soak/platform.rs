@@ -62,7 +62,7 @@ pub(super) struct SoakPlatform {
 
 impl SoakPlatform {
     /// Removes the stack of an earlier run, and starts the platform.
-    pub(super) async fn start(options: &SoakOptions) -> Result<Self> {
+    pub(super) async fn remove_earlier_stack_and_start(options: &SoakOptions) -> Result<Self> {
         let progress = ProgressSink::to_stderr();
         stop_named_stack(&options.stack, true, &progress).await?;
         let mut stack_options = StackOptions::with_stack_name(&options.stack);
@@ -82,7 +82,7 @@ impl SoakPlatform {
         let testbed = Testbed::for_stack(stack)?;
         let stack = &testbed.stack;
         let namespace = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
-        let router = Router::start(namespace, &stack.provider_url(), BUILDER_COUNT)?;
+        let router = Router::start(namespace, &stack.provider_url_in_stack_network(), BUILDER_COUNT)?;
         let gateway = start_gateway(stack, &router).await?;
         let deployer = DeployerProcess::start(&testbed, &stack.gateway.url, &DEPLOYER_SETTINGS).await?;
         router.set_deployer(url_reachable_from_stack(stack, deployer.url())?);
@@ -102,7 +102,11 @@ impl SoakPlatform {
         for number in 0..BUILDER_COUNT {
             platform.start_builder(number).await?;
         }
-        build_busybox_image(&platform.first_running_builder()?.client()?, &platform.base_image).await?;
+        build_busybox_image(
+            &platform.first_running_builder()?.build_client_with_own_key()?,
+            &platform.base_image,
+        )
+        .await?;
         Ok(platform)
     }
 
@@ -226,7 +230,7 @@ impl SoakPlatform {
 
 /// Starts a gateway that calls the router, and waits until it answers.
 async fn start_gateway(stack: &Stack, router: &Router) -> Result<LoggedProcess> {
-    let command = stack.gateway_command(&format!("{}/", router.url()))?;
+    let command = stack.gateway_command_in_place_of_stacks_own(&format!("{}/", router.url()))?;
     let gateway = spawn_in_network_of(stack, command)?;
     wait_for_success(&format!("{}/healthz", stack.gateway.url)).await?;
     Ok(gateway)

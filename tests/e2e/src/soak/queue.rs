@@ -15,7 +15,7 @@ const CHANNEL_STATE_PATH: &str = "/streaming/channelsz?channel=faas-request&subs
 /// # Errors
 /// Fails if NATS does not answer.
 pub(super) fn has_workers_and_all_are_idle(stack: &Stack) -> Result<bool> {
-    let address = stack.nats_monitor_address();
+    let address = stack.nats_monitor_address_in_stack_network();
     let namespace = NetworkNamespace::of_process(stack.supervisor_pid()?)?;
     let channel = namespace.run_inside(|| blocking_client::get_json(address, CHANNEL_STATE_PATH))?;
     Ok(channel_has_workers_and_all_are_idle(&channel))

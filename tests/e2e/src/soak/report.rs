@@ -38,7 +38,7 @@ pub(super) struct PhaseReport {
     pub(super) fault: Fault,
     pub(super) evidence: Vec<SubmissionEvidence>,
     /// The outage and the recovery from each occurrence of the fault, in order.
-    pub(super) recoveries: Vec<Recovery>,
+    pub(super) recoveries: Vec<OutageAndRecoveryTimes>,
     /// A description of each function that does not serve the page of its newest deployed version.
     pub(super) wrong_pages: Vec<String>,
     /// The number of submissions that the gateway did not accept at first, and that were sent again.
@@ -48,9 +48,9 @@ pub(super) struct PhaseReport {
     pub(super) took: Duration,
 }
 
-/// How long the platform took to recover from a fault.
+/// The time for which a part was away, and the times that the platform took to recover.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Recovery {
+pub(super) struct OutageAndRecoveryTimes {
     /// The time for which the part was away, until it was ready again.
     pub(super) outage: Duration,
     /// The time from the part's return to the next deployment; `None` if there was none.
@@ -233,7 +233,7 @@ fn format_seconds_or_dash(time: Option<Duration>) -> String {
 mod tests {
     use super::*;
 
-    fn finished() -> SubmissionEvidence {
+    fn finished_evidence() -> SubmissionEvidence {
         SubmissionEvidence {
             call_id: "call".to_owned(),
             deliveries: 2,
@@ -246,14 +246,14 @@ mod tests {
     }
 
     fn report_of_finished_and(fault: Fault, evidence: SubmissionEvidence) -> SoakReport {
-        let recovery = Recovery {
+        let recovery = OutageAndRecoveryTimes {
             outage: Duration::from_secs(2),
             first: Some(Duration::from_secs(3)),
             all: None,
         };
         let phase = PhaseReport {
             fault,
-            evidence: vec![finished(), evidence],
+            evidence: vec![finished_evidence(), evidence],
             recoveries: vec![recovery; fault.occurrences()],
             wrong_pages: Vec::new(),
             sent_again: 0,
@@ -266,21 +266,21 @@ mod tests {
     #[test]
     fn what_is_lost_or_done_twice_is_a_violation() {
         assert_eq!(
-            report_of_finished_and(Fault::Nats, finished()).violations(),
+            report_of_finished_and(Fault::Nats, finished_evidence()).violations(),
             Vec::<String>::new()
         );
         for evidence in [
             SubmissionEvidence {
                 deployments: 0,
-                ..finished()
+                ..finished_evidence()
             },
             SubmissionEvidence {
                 deployments: 2,
-                ..finished()
+                ..finished_evidence()
             },
             SubmissionEvidence {
                 builds: 2,
-                ..finished()
+                ..finished_evidence()
             },
         ] {
             let report = report_of_finished_and(Fault::Nats, evidence);
@@ -292,7 +292,7 @@ mod tests {
     fn without_a_fault_a_build_that_was_delivered_only_once_is_a_violation() {
         let delivered_once = SubmissionEvidence {
             deliveries: 1,
-            ..finished()
+            ..finished_evidence()
         };
         for (fault, violations) in [(Fault::None, 1), (Fault::Nats, 0)] {
             let report = report_of_finished_and(fault, delivered_once.clone());
@@ -321,21 +321,21 @@ mod tests {
 
     #[test]
     fn a_fault_that_did_not_happen_is_a_violation() {
-        let mut report = report_of_finished_and(Fault::Nats, finished());
+        let mut report = report_of_finished_and(Fault::Nats, finished_evidence());
         report.phases[0].recoveries.clear();
         assert_eq!(report.violations().len(), 1);
     }
 
     #[test]
     fn a_phase_in_which_nothing_happened_any_more_is_a_violation() {
-        let mut report = report_of_finished_and(Fault::Nats, finished());
+        let mut report = report_of_finished_and(Fault::Nats, finished_evidence());
         report.phases[0].has_stalled = true;
         assert_eq!(report.violations().len(), 1);
     }
 
     #[test]
     fn the_table_has_a_row_for_each_phase() {
-        let table = report_of_finished_and(Fault::Nats, finished()).to_string();
+        let table = report_of_finished_and(Fault::Nats, finished_evidence()).to_string();
         let rows: Vec<_> = table.lines().collect();
         assert_eq!(rows.len(), 3, "{table}");
         assert!(rows[2].starts_with("| nats         | 2         | 4 "), "{table}");

@@ -30,7 +30,7 @@ use axum::{
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
-use super::journal::{Callback, Delivery, DeliveryEnd, FunctionCreationOrUpdate, RoutedTraffic};
+use super::journal::{CallbackCallAndStatus, Delivery, DeliveryEnd, FunctionCreationOrUpdate, RoutedTraffic};
 use crate::network_namespace::NetworkNamespace;
 
 /// The path to which the queue posts results.
@@ -167,7 +167,7 @@ impl RouterShared {
     }
 
     /// Returns the URLs of the builders that run, in the order in which this call tries them.
-    fn builder_urls_in_turn(&self) -> Vec<String> {
+    fn take_turn_and_get_running_builder_urls(&self) -> Vec<String> {
         let mut builders = lock(&self.builders).clone();
         let first = self.next.fetch_add(1, Ordering::Relaxed) % builders.len().max(1);
         builders.rotate_left(first);
@@ -182,7 +182,7 @@ impl RouterShared {
         body: Bytes,
     ) -> Response {
         let delivery = self.begin_delivery(call_id_or_empty(&head.headers)).await;
-        for builder in self.builder_urls_in_turn() {
+        for builder in self.take_turn_and_get_running_builder_urls() {
             match self
                 .forward(head, &format!("{builder}{path}"), body.clone())
                 .await
@@ -225,8 +225,8 @@ impl RouterShared {
         answer.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
     }
 
-    /// Forwards a request to the provider, and records a change of a function.
-    async fn forward_to_provider_and_record_change(&self, head: &Parts, body: Bytes) -> Response {
+    /// Forwards a request to the provider, and records it if it creates or updates a function.
+    async fn forward_to_provider_and_record_creation_or_update(&self, head: &Parts, body: Bytes) -> Response {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let change = image_in_function_creation_or_update(head, &body).map(|image| {
             let mut traffic = lock(&self.traffic);
@@ -251,11 +251,11 @@ impl RouterShared {
 
     async fn forward(&self, head: &Parts, url: &str, body: Bytes) -> reqwest::Result<Response> {
         let request = self.http.request(head.method.clone(), url);
-        let request = request.headers(without_connection_headers(head.headers.clone()));
+        let request = request.headers(without_host_length_and_connection_headers(head.headers.clone()));
         let answer = request.body(body).send().await?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         let body = answer.bytes().await?;
-        Ok((status, without_connection_headers(headers), body).into_response())
+        Ok((status, without_host_length_and_connection_headers(headers), body).into_response())
     }
 }
 
@@ -322,7 +322,7 @@ async fn route_request(State(shared): State<Arc<RouterShared>>, request: Request
     };
     let path = head.uri.path().to_owned();
     if path == CALLBACK_PATH {
-        lock(&shared.traffic).callbacks.push(Callback {
+        lock(&shared.traffic).callbacks.push(CallbackCallAndStatus {
             call_id: call_id_or_empty(&head.headers),
             status: header_text_or_empty(&head.headers, "x-function-status")
                 .parse()
@@ -339,8 +339,11 @@ async fn route_request(State(shared): State<Arc<RouterShared>>, request: Request
         return shared.forward_to_deployer(&head, path, body).await;
     }
     // A task of its own: the provider completes a change whose caller has disconnected, and its status counts.
-    let forwarding =
-        tokio::spawn(async move { shared.forward_to_provider_and_record_change(&head, body).await });
+    let forwarding = tokio::spawn(async move {
+        shared
+            .forward_to_provider_and_record_creation_or_update(&head, body)
+            .await
+    });
     forwarding
         .await
         .unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
@@ -372,7 +375,7 @@ fn header_text_or_empty(headers: &HeaderMap, name: &str) -> String {
 }
 
 /// Removes headers that belong to a connection rather than to the message.
-fn without_connection_headers(mut headers: HeaderMap) -> HeaderMap {
+fn without_host_length_and_connection_headers(mut headers: HeaderMap) -> HeaderMap {
     for name in [HOST, CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
         headers.remove(name);
     }
@@ -413,13 +416,13 @@ mod tests {
         Ok((response.status().as_u16(), response.text().await?))
     }
 
-    fn start_router(provider: &str) -> Result<Router> {
+    fn start_router_for_two_builders(provider: &str) -> Result<Router> {
         Router::start(NetworkNamespace::of_process(std::process::id())?, provider, 2)
     }
 
     #[tokio::test]
     async fn a_builder_that_refuses_the_connection_is_skipped() -> Result<()> {
-        let router = start_router("http://127.0.0.1:1")?;
+        let router = start_router_for_two_builders("http://127.0.0.1:1")?;
         router.set_builder(0, Some(closed_url().await?));
         router.set_builder(1, Some(start_server("second").await?));
         for _ in 0..4 {
@@ -445,7 +448,7 @@ mod tests {
 
     #[tokio::test]
     async fn calls_take_turns_between_the_builders() -> Result<()> {
-        let router = start_router("http://127.0.0.1:1")?;
+        let router = start_router_for_two_builders("http://127.0.0.1:1")?;
         router.set_builder(0, Some(start_server("first").await?));
         router.set_builder(1, Some(start_server("second").await?));
         let mut answers = Vec::new();
@@ -462,7 +465,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_delivery_that_is_held_back_goes_to_a_builder_that_runs_afterwards() -> Result<()> {
-        let router = start_router("http://127.0.0.1:1")?;
+        let router = start_router_for_two_builders("http://127.0.0.1:1")?;
         router.set_builder(0, Some(closed_url().await?));
         let held = router.hold_deliveries();
         let mut call = std::pin::pin!(call_router(&router, Method::POST, "/function/builder-fn", ""));
@@ -477,7 +480,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_reads_updates_deletions_and_calls_only_updates_are_recorded_as_changes() -> Result<()> {
-        let router = start_router(&start_server("done").await?)?;
+        let router = start_router_for_two_builders(&start_server("done").await?)?;
         let body = r#"{"service": "a", "image": "registry/a@sha256:12"}"#;
         for method in [Method::GET, Method::PUT, Method::DELETE] {
             let answer = call_router(&router, method, "/system/functions", body).await?;

@@ -16,7 +16,7 @@ use super::{
     journal::RoutedTraffic,
     platform::SoakPlatform,
     queue,
-    report::{PhaseReport, Recovery},
+    report::{OutageAndRecoveryTimes, PhaseReport},
     submission::{Submission, submissions_of_phase, submit_all_and_count_resent},
 };
 
@@ -39,7 +39,7 @@ pub async fn run_soak(
     logs_folder: Option<&Path>,
     progress: impl Fn(&str),
 ) -> Result<SoakReport> {
-    let mut platform = SoakPlatform::start(options).await?;
+    let mut platform = SoakPlatform::remove_earlier_stack_and_start(options).await?;
     let report = run_phases(&mut platform, options, &progress).await;
     let written = logs_folder.map_or(Ok(()), |folder| platform.write_builder_and_deployer_logs(folder));
     platform.stop_all_and_remove_stack().await?;
@@ -124,7 +124,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         let wrong_pages = self.describe_functions_with_wrong_page(&evidence).await?;
         Ok(PhaseReport {
             fault: self.fault,
-            recoveries: self.recoveries(&evidence),
+            recoveries: self.outage_and_recovery_times(&evidence),
             evidence,
             wrong_pages,
             sent_again: self.sent_again,
@@ -139,7 +139,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
         let (mut idle_polls, mut last_progress, mut progressed_at) = (0, 0, Instant::now());
         loop {
             self.join_submitting_if_finished().await?;
-            self.kill_and_restart_worker_when_due().await?;
+            self.kill_and_restart_worker_after_next_deployment().await?;
             self.let_fault_happen_when_due().await?;
             let now = self.platform.router.traffic().event_count();
             if now != last_progress {
@@ -180,15 +180,20 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
 
     /// Kills the next queue-worker when enough functions are deployed, while a delivery is in progress, and starts it
     /// again.
-    async fn kill_and_restart_worker_when_due(&mut self) -> Result<()> {
+    async fn kill_and_restart_worker_after_next_deployment(&mut self) -> Result<()> {
         let due = {
             let traffic = self.platform.router.traffic();
             let is_early = traffic.deployed_image_count() <= self.killed_workers;
             !is_early && traffic.has_delivery_in_progress()
         };
         if due && self.killed_workers < self.options.killed_workers {
-            self.platform.workers.kill_one(self.killed_workers)?;
-            self.platform.workers.start_missing().await?;
+            self.platform
+                .workers
+                .kill_running_worker_modulo_count(self.killed_workers)?;
+            self.platform
+                .workers
+                .start_missing_and_wait_until_all_listen()
+                .await?;
             self.killed_workers += 1;
         }
         Ok(())
@@ -266,7 +271,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
     }
 
     /// Returns how long the platform took to recover from each occurrence of the fault.
-    fn recoveries(&self, evidence: &[SubmissionEvidence]) -> Vec<Recovery> {
+    fn outage_and_recovery_times(&self, evidence: &[SubmissionEvidence]) -> Vec<OutageAndRecoveryTimes> {
         let traffic = self.platform.router.traffic();
         let deployed: Vec<_> = evidence
             .iter()
@@ -285,7 +290,7 @@ impl<'a, P: Fn(&str)> Phase<'a, P> {
                 deliveries.any(|delivery| delivery.began < began)
             };
             let interrupted = deployed.iter().filter(|(call_id, _)| was_delivered(call_id));
-            Recovery {
+            OutageAndRecoveryTimes {
                 outage: ended.duration_since(began),
                 first,
                 all: interrupted.filter_map(|(_, at)| after(began, *at)).max(),

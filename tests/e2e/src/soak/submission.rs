@@ -49,7 +49,7 @@ pub(super) fn submissions_of_phase(
             let call_id = format!("{run_id}-{function}-{version}");
             let page = format!("version {version} of {function} in {run_id}");
             let config = json!({ "image": image, "deploy": { "service": function } });
-            let tar = slow_page_function(&platform.base_image, &page, options.build_time)
+            let tar = page_context_with_min_build_time(&platform.base_image, &page, options.build_time)
                 .tar_with_config_last(&config)?;
             Ok(Submission {
                 call_id,
@@ -65,13 +65,13 @@ pub(super) fn submissions_of_phase(
         .collect()
 }
 
-/// Returns the context of a function that serves this page, and whose build takes at least `build_time`.
-fn slow_page_function(base: &str, page: &str, build_time: Duration) -> BuildContext {
+/// Returns the context of a function that serves this page, and whose build takes at least `min_build_time`.
+fn page_context_with_min_build_time(base: &str, page: &str, min_build_time: Duration) -> BuildContext {
     // The step names the page, so that it is never in the cache.
     BuildContext::static_page_function(base, page).with_dockerfile(&format!(
         "FROM {base}\nRUN sleep {} && echo '{page}' > /version\nCOPY www /www\nUSER 1000\n\
          CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n",
-        build_time.as_secs_f64()
+        min_build_time.as_secs_f64()
     ))
 }
 

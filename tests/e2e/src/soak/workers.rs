@@ -30,7 +30,7 @@ impl QueueWorkers {
             ack_wait,
             workers: (0..count).map(|_| None).collect(),
         };
-        workers.start_missing().await?;
+        workers.start_missing_and_wait_until_all_listen().await?;
         Ok(workers)
     }
 
@@ -44,15 +44,15 @@ impl QueueWorkers {
         Ok(())
     }
 
-    /// Kills one queue-worker, as a crash does.
-    pub(super) fn kill_one(&mut self, number: usize) -> Result<()> {
+    /// Kills the queue-worker with this number, modulo their count, as a crash does. Fails if it does not run.
+    pub(super) fn kill_running_worker_modulo_count(&mut self, number: usize) -> Result<()> {
         let count = self.workers.len().max(1);
         let worker = self.workers.get_mut(number % count).and_then(Option::take);
         worker.context("the queue-worker does not run")?.kill()
     }
 
     /// Starts the queue-workers that do not run, and waits until they receive calls.
-    pub(super) async fn start_missing(&mut self) -> Result<()> {
+    pub(super) async fn start_missing_and_wait_until_all_listen(&mut self) -> Result<()> {
         let Self {
             stack,
             ack_wait,
@@ -65,7 +65,7 @@ impl QueueWorkers {
         }
         for worker in workers.iter_mut().flatten() {
             worker
-                .wait_for_line(|line| line.contains(READY_LOG_TEXT).then_some(()))
+                .wait_for_line_in_whole_output(|line| line.contains(READY_LOG_TEXT).then_some(()))
                 .await?;
         }
         Ok(())

@@ -68,7 +68,7 @@ async fn with_rolling_updates_a_second_version_replaces_the_first_without_a_fail
         .await?;
 
     let done = Arc::new(AtomicBool::new(false));
-    let counting = tokio::spawn(count_pages_until_done(
+    let counting = tokio::spawn(count_pages_until_done_and_second_seen(
         testbed.functions.clone(),
         name,
         done.clone(),
@@ -96,7 +96,7 @@ async fn with_rolling_updates_a_second_version_replaces_the_first_without_a_fail
     let counts = counting.await?;
 
     assert!(counts.first > 0 && counts.second > 0, "{counts:?}");
-    if testbed.stack.has_rolling_updates() {
+    if testbed.stack.is_known_to_have_rolling_updates() {
         assert!(
             counts.failed.is_empty(),
             "of {} requests failed: {:?}",
@@ -116,7 +116,7 @@ struct PageCounts {
 }
 
 /// Calls the function repeatedly until `done` is set and the second version has answered; counts the answers.
-async fn count_pages_until_done(
+async fn count_pages_until_done_and_second_seen(
     functions: FunctionsClient,
     name: &'static str,
     done: Arc<AtomicBool>,

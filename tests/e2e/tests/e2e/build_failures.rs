@@ -57,12 +57,12 @@ impl FailingBuild {
 }
 
 /// A web server on the loopback address that serves the files of a folder below `/files`, and 404 for all others.
-struct WebServer {
+struct InProcessFileServer {
     url: String,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
-impl WebServer {
+impl InProcessFileServer {
     async fn start(folder: &Path) -> Result<Self> {
         let folder: Arc<Path> = folder.into();
         let file = move |axum::extract::Path(path): axum::extract::Path<String>| {
@@ -77,14 +77,14 @@ impl WebServer {
     }
 }
 
-impl Drop for WebServer {
+impl Drop for InProcessFileServer {
     fn drop(&mut self) {
         self.serving.abort();
     }
 }
 
 /// Creates a git repository with one commit that can be fetched as plain files.
-fn create_git_repository(folder: &Path) -> Result<()> {
+fn create_repository_for_dumb_http(folder: &Path) -> Result<()> {
     for arguments in [
         &["init", "--quiet", "--initial-branch=main"][..],
         &["config", "user.email", "e2e@example.com"],
@@ -449,7 +449,7 @@ async fn build_and_list_differences(
     builder: &BuilderProcess,
     cases: Vec<FailingBuild>,
 ) -> Result<Vec<String>> {
-    let client = builder.client()?;
+    let client = builder.build_client_with_own_key()?;
     let default_image = testbed.image_name("e2e/build-failures", "1");
     let (client, default_image) = (&client, &default_image);
     let answers = stream::iter(cases).map(|case| async move {
@@ -488,8 +488,8 @@ async fn every_failing_build_has_the_status_of_the_party_at_fault_and_names_the_
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("page"), "a page")?;
     std::fs::create_dir(folder.path().join("repository"))?;
-    create_git_repository(&folder.path().join("repository"))?;
-    let web = WebServer::start(folder.path()).await?;
+    create_repository_for_dumb_http(&folder.path().join("repository"))?;
+    let web = InProcessFileServer::start(folder.path()).await?;
     let web_host = web.url.strip_prefix("http://").unwrap_or(&web.url).to_owned();
     let settings = [
         ("allowed_sources", web_host),
@@ -529,7 +529,7 @@ async fn a_private_base_image_without_credentials_is_the_platforms_fault() -> Re
     let source = BuildContext::dockerfile(format!("FROM {base}\n"));
 
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_config_last(&config)?)
         .await?;
 

@@ -36,11 +36,13 @@ const BYTES_FROM_BUILDKIT_MAX: u64 = 200 << 20;
 /// The limit on the builder's own memory.
 const BUILDER_MEMORY_MAX: usize = 96 << 20;
 
-/// Returns a command that writes the lines with these numbers.
-fn command_writing_lines(from: u64, end: u64) -> String {
+/// Returns a command that writes the lines with the numbers from `from` to `end_exclusive` - 1.
+fn command_writing_lines(from: u64, end_exclusive: u64) -> String {
     // "a line ", the number, and a space come before the rest of the line.
     let rest = "x".repeat(LINE_BYTES - "a line 000000 \n".len());
-    format!("awk 'BEGIN {{ for (i = {from}; i < {end}; i++) printf \"a line %06d {rest}\\n\", i }}'")
+    format!(
+        "awk 'BEGIN {{ for (i = {from}; i < {end_exclusive}; i++) printf \"a line %06d {rest}\\n\", i }}'"
+    )
 }
 
 /// Returns the number that the build wrote into a line of its output.
@@ -50,7 +52,7 @@ fn written_number(line: &str) -> Option<u64> {
 
 /// Returns the seed of the places at which the reader is cut off: another one in every run, unless
 /// `SLIPWAY_LOG_CUTS_SEED` is set to one that an earlier run has printed.
-fn seed() -> Result<u64> {
+fn cut_seed_from_environment_or_clock() -> Result<u64> {
     match env::var("SLIPWAY_LOG_CUTS_SEED") {
         Ok(seed) => seed.parse().context("SLIPWAY_LOG_CUTS_SEED should be a number"),
         Err(_) => Ok(u64::from(
@@ -92,14 +94,18 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
     let tar = BuildContext::dockerfile(dockerfile).tar_with_config_last(&config)?;
     let id = format!("long-log-{now}");
     // A call that came from the queue has two times.
-    let (client, call_id, times) = (builder.client()?, id.clone(), format!("{now}, {now}"));
+    let (client, call_id, times) = (
+        builder.build_client_with_own_key()?,
+        id.clone(),
+        format!("{now}, {now}"),
+    );
     let build = tokio::spawn(async move {
         let headers = [("X-Call-Id", call_id.as_str()), ("X-Start-Time", times.as_str())];
         client.post_signed_with_headers(tar, &headers).await
     });
     testbed.wait_for_step(&gates[0], true).await?;
 
-    let seed = seed()?;
+    let seed = cut_seed_from_environment_or_clock()?;
     eprintln!("SLIPWAY_LOG_CUTS_SEED={seed}");
     let begun = Instant::now();
     let mut reader = CutLogReader::new(builder.questions()?, &id, seed);
@@ -133,7 +139,7 @@ async fn a_reader_that_is_cut_off_200_times_at_random_sees_each_of_50_megabytes_
     assert_eq!(written, LINES_WRITTEN_BY_BUILD);
     assert_eq!(terminal["status"], "success", "{terminal:#}");
     assert_eq!(build.await??.status, 200);
-    let memory = builder.peak_memory_bytes_without_file_pages()?;
+    let memory = builder.peak_memory_bytes_minus_current_file_pages()?;
     eprintln!(
         "read {} bytes of records in {took:?}, and {} of cut off ones; the builder used {memory} bytes of memory",
         reader.complete_record_bytes(),

@@ -39,7 +39,7 @@ async fn sealed_secrets_reach_the_steps_and_neither_answer_nor_image_and_those_f
     ));
     let config = json!({ "image": testbed.image_name("e2e/sealed", "1") });
     let tar = source.tar_with_secrets(&config, text("sealed")?)?;
-    let reply = builder.client()?.post_signed(tar).await?;
+    let reply = builder.build_client_with_own_key()?.post_signed(tar).await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
     let log: Vec<String> = serde_json::from_value(reply.json_or_error_text()["log"].clone())?;
@@ -87,7 +87,7 @@ async fn sealed_secrets_reach_the_steps_and_neither_answer_nor_image_and_those_f
 
     let wrong = text("sealed")?.replace("UWnDv86x", "ABCDEFGH");
     let refused = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_secrets(
             &json!({ "image": testbed.image_name("e2e/sealed-wrong", "1") }),
             &wrong,

@@ -34,7 +34,7 @@ impl TwoBuilders<'_> {
     /// Starts a build at one builder, and cancels it at the other while its step runs. Returns the time from the
     /// request until the end of the solve. Asserts that nothing is pushed or deployed, also if the call is delivered
     /// once more.
-    async fn cancel_build(&self, number: usize) -> Result<Duration> {
+    async fn build_at_owner_cancel_at_other_and_time_solve_end(&self, number: usize) -> Result<Duration> {
         let Self {
             testbed,
             owner,
@@ -50,8 +50,12 @@ impl TwoBuilders<'_> {
         });
         let base = testbed.build_busybox_once_and_get_name().await?;
         let tar = BuildContext::with_gated_step(base, &gate).tar_with_config_last(&config)?;
-        let mut events = self.control.follow_history().await?;
-        let (client, call_id, times) = (owner.client()?, id.clone(), format!("{run}, {}", run + 1));
+        let mut events = self.control.follow_new_history_events().await?;
+        let (client, call_id, times) = (
+            owner.build_client_with_own_key()?,
+            id.clone(),
+            format!("{run}, {}", run + 1),
+        );
         let delivered = tar.clone();
         let build = tokio::spawn(async move {
             let headers = [("X-Call-Id", call_id.as_str()), ("X-Start-Time", times.as_str())];
@@ -87,7 +91,7 @@ impl TwoBuilders<'_> {
                 (200, &json!("cancelled")),
                 "{answer:#}"
             );
-            let again = builder.client()?;
+            let again = builder.build_client_with_own_key()?;
             let again = again
                 .post_signed_with_headers(tar.clone(), &[("X-Call-Id", &id)])
                 .await?;
@@ -132,7 +136,11 @@ async fn one_of_3_builds_cancelled_at_another_builder_ends_within_2_seconds_what
             if took.len() == MEASUREMENTS_MAX {
                 bail!("each solve went on for more than {SOLVE_END_LIMIT:?}: {took:?}");
             }
-            took.push(builders.cancel_build(took.len()).await?);
+            took.push(
+                builders
+                    .build_at_owner_cancel_at_other_and_time_solve_end(took.len())
+                    .await?,
+            );
             eprintln!("records: {has_store}; the solve ended after {took:?}");
         }
     }
@@ -159,7 +167,7 @@ async fn a_build_that_waits_for_a_slot_is_cancelled_at_every_builder_and_never_b
     let gate = format!("gate-of-the-only-slot-{run}");
     let config = json!({ "image": testbed.image_name(repository, "first"), "skipPush": true });
     let (client, tar) = (
-        owner.client()?,
+        owner.build_client_with_own_key()?,
         BuildContext::with_gated_step(base, &gate).tar_with_config_last(&config)?,
     );
     let first = tokio::spawn(async move { client.post_signed(tar).await });
@@ -170,7 +178,7 @@ async fn a_build_that_waits_for_a_slot_is_cancelled_at_every_builder_and_never_b
         let config = json!({ "image": testbed.image_name(repository, &tag) });
         let context = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", tag.clone());
         let (client, call_id, tar) = (
-            owner.client()?,
+            owner.build_client_with_own_key()?,
             id.clone(),
             context.tar_with_config_last(&config)?,
         );
@@ -181,7 +189,7 @@ async fn a_build_that_waits_for_a_slot_is_cancelled_at_every_builder_and_never_b
         });
         let path = format!("/builds/{id}");
         testbed
-            .wait_until(&format!("{id} waits"), async || {
+            .wait_until_async_condition(&format!("{id} waits"), async || {
                 let (status, answer) = asked.ask(&path).await?;
                 Ok(status == 200 && answer["state"] == "waiting")
             })

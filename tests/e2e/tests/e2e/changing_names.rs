@@ -13,7 +13,7 @@ use slipway_e2e::{
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
     changing_dns::{ChangingDns, ChangingName},
-    private_network::PrivateNetwork,
+    private_network::LoopbackOnlyNamespace,
     testbed::Testbed,
 };
 
@@ -65,7 +65,7 @@ async fn wait_for_failed_notifications(builder: &BuilderProcess, count: f64) -> 
 /// server at each of them.
 async fn assert_no_private_server_is_reached(
     testbed: &Testbed,
-    network: &PrivateNetwork,
+    network: &LoopbackOnlyNamespace,
     daemon: &BuildkitDaemon,
 ) -> Result<()> {
     let private = PRIVATE_NAMES_ADDRESSES_AND_KINDS.map(|(_, address, _)| address);
@@ -112,7 +112,7 @@ async fn assert_no_private_server_is_reached(
     let from_url = async |url: String| {
         let context = json!({ "url": url, "sha256": "0".repeat(64) });
         let request = json!({ "image": image, "skipPush": true, "context": context });
-        builder.client()?.post_json(&request).await
+        builder.build_client_with_own_key()?.post_json(&request).await
     };
     for (name, _, kind) in PRIVATE_NAMES_ADDRESSES_AND_KINDS {
         let reply = from_url(format!("http://{name}/a")).await?;
@@ -147,7 +147,7 @@ async fn assert_no_private_server_is_reached(
         let config = json!({ "image": image, "skipPush": true, "notify": url });
         let tar =
             BuildContext::dockerfile("FROM scratch\nLABEL by=notify\n").tar_with_config_last(&config)?;
-        let reply = builder.client()?.post_signed(tar).await?;
+        let reply = builder.build_client_with_own_key()?.post_signed(tar).await?;
         assert_eq!(reply.status, 200, "{}", reply.text);
         failed += 1.0;
         let failing = wait_for_failed_notifications(&builder, failed);
@@ -182,7 +182,7 @@ async fn a_name_that_becomes_private_is_rejected_by_name_and_not_connected_to_fo
     let _parts = testbed.share_parts().await;
     // Its socket is reached from every network.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
-    let network = PrivateNetwork::create().await?;
+    let network = LoopbackOnlyNamespace::create().await?;
     // Builds the binary where the machine's network is.
     drop(BuilderProcess::start_with_settings(&testbed, &[]).await?);
     let (sender, receiver) = tokio::sync::oneshot::channel();

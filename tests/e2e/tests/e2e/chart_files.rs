@@ -62,7 +62,7 @@ async fn build_and_deploy(
         ensure!(reply.status == 200, "{}", reply.text);
         let hand_over = &reply.json_or_error_text()["deployment"]["handOver"];
         ensure!(hand_over.is_object(), "{}", reply.text);
-        let deployed = deployer.send_hand_over(hand_over).await?;
+        let deployed = deployer.send_hand_over_and_get_status_and_text(hand_over).await?;
         ensure!(deployed.status == 200, "{}", deployed.text);
     }
     testbed.functions.remove_function(name).await

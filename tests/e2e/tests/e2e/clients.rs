@@ -127,7 +127,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
     let image = |name: &str| testbed.image_name(&format!("e2e/go-sdk-{name}"), "1");
 
     let output = fixture.run_client(sdk, &["build", &good, &image("build")], &[])?;
-    let result = output.json_or_error_text();
+    let result = output.last_line_as_json_or_error_text();
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(result["status"], "success", "{result}");
     assert_eq!(result["image"], image("build").as_str(), "{result}");
@@ -144,7 +144,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
         handler,
     ];
     let output = fixture.run_client(sdk, &[&stream[..], &[&image("stream")]].concat(), &[])?;
-    let result = output.json_or_error_text();
+    let result = output.last_line_as_json_or_error_text();
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(result["image"], image("stream").as_str(), "{result}");
     assert_eq!(result["terminal"], true, "{result}");
@@ -153,7 +153,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
     assert!(fixture.is_tag_1_pushed("e2e/go-sdk-stream").await?);
 
     let output = fixture.run_client(sdk, &["stream", "-log", &bad, &image("bad")], &[])?;
-    let result = output.json_or_error_text();
+    let result = output.last_line_as_json_or_error_text();
     assert_eq!(
         (output.code, &result["status"]),
         (1, &json!("failed")),
@@ -172,7 +172,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
     let output = fixture.run_client(sdk, &["build", &bad, &image("bad")], &[])?;
     assert_eq!(output.code, 2, "{output:?}");
     assert!(
-        output.json_or_error_text()["error"]
+        output.last_line_as_json_or_error_text()["error"]
             .as_str()
             .is_some_and(|text| text.ends_with("status code 422")),
         "{output:?}"
@@ -185,7 +185,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
         let output = fixture.run_client(sdk, &[call, &good, &image("bad")], &wrong)?;
         assert_eq!(output.code, 2, "{output:?}");
         assert!(
-            output.json_or_error_text()["error"]
+            output.last_line_as_json_or_error_text()["error"]
                 .as_str()
                 .is_some_and(|text| text.ends_with("status code 401")),
             "{output:?}"
@@ -196,7 +196,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
 
 /// The program fetches the public key from the builder or reads it from a file, and gives it to the SDK.
 #[tokio::test]
-async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
+async fn secrets_sealed_by_the_go_sdk_reach_the_build_masked_and_those_for_another_key_fail() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let fixture = ClientFixture::new(&testbed).await?;
@@ -225,7 +225,7 @@ async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
         .concat();
         let output = fixture.run_client(sdk, &given, &[])?;
         assert_eq!(
-            (output.code, &output.json_or_error_text()["status"]),
+            (output.code, &output.last_line_as_json_or_error_text()["status"]),
             (0, &json!("success")),
             "{given:?}: {output:?}"
         );
@@ -251,7 +251,7 @@ async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
     ];
     let output = fixture.run_client(sdk, &given, &[])?;
     assert_eq!(
-        (output.code, &output.json_or_error_text()["status"]),
+        (output.code, &output.last_line_as_json_or_error_text()["status"]),
         (1, &json!("failed")),
         "{output:?}"
     );
@@ -308,7 +308,7 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
             let arguments = arguments(image, folder, lang);
             let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
             let output = fixture.run_client(program, &arguments, more)?;
-            let result = output.json_or_error_text();
+            let result = output.last_line_as_json_or_error_text();
             anyhow::ensure!(result.is_object(), "{program}: {output:?}");
             Ok((output.code, result))
         };
@@ -339,7 +339,8 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
 }
 
 #[tokio::test]
-async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<()> {
+async fn curl_with_openssl_builds_directly_and_through_the_gateway_and_exits_with_an_error_if_rejected()
+-> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let fixture = ClientFixture::new(&testbed).await?;
@@ -354,10 +355,18 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
 
     let output = fixture.run_client(curl, &[&refused, &bad], &[])?;
     assert_eq!(output.code, 22, "{output:?}");
-    assert_eq!(output.json_or_error_text()["status"], "failed", "{output:?}");
+    assert_eq!(
+        output.last_line_as_json_or_error_text()["status"],
+        "failed",
+        "{output:?}"
+    );
     let output = fixture.run_client(curl, &[&refused, &bad], &[("ACCEPT", "application/x-ndjson")])?;
     assert_eq!(output.code, 1, "{output:?}");
-    assert_eq!(output.json_or_error_text()["status"], "failed", "{output:?}");
+    assert_eq!(
+        output.last_line_as_json_or_error_text()["status"],
+        "failed",
+        "{output:?}"
+    );
     let wrong = fixture.work_dir.write_file("wrong", "another key")?;
     let wrong = wrong.to_str().context("the path is not UTF-8")?;
     let output = fixture.run_client(curl, &[&refused, &good], &[("PAYLOAD_SECRET", wrong)])?;
@@ -383,7 +392,11 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
     ];
     let output = fixture.run_client(curl, &arguments, &[("BUILDER_URL", &through)])?;
     assert_eq!(output.code, 0, "{output:?}");
-    assert_eq!(output.json_or_error_text()["image"], image.as_str(), "{output:?}");
+    assert_eq!(
+        output.last_line_as_json_or_error_text()["image"],
+        image.as_str(),
+        "{output:?}"
+    );
     assert!(fixture.is_tag_1_pushed("e2e/client-curl-gateway").await?);
     Ok(())
 }

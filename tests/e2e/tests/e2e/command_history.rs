@@ -68,7 +68,7 @@ impl ProjectWithBuilder {
     }
 
     /// Builds and deploys the function with this page, and returns the ID of the build.
-    async fn deploy(&self, name: &str, page: &str) -> Result<String> {
+    async fn deploy_page_and_get_build_id(&self, name: &str, page: &str) -> Result<String> {
         self.folder.write_file(&format!("{name}/index.html"), page)?;
         let arguments = ["up", "--via", "builder", "--progress", "json"];
         let output = self.slipway.run(self.folder.path(), &arguments).await?;
@@ -83,7 +83,11 @@ impl ProjectWithBuilder {
     }
 
     /// Runs a command with `--json` until its answer is as expected: it depends on what is written in the background.
-    async fn wait_for(&self, arguments: &[&str], is_expected: impl Fn(&Value) -> bool) -> Result<Value> {
+    async fn run_until_json_is(
+        &self,
+        arguments: &[&str],
+        is_expected: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         let end = Instant::now() + BACKGROUND_TIMEOUT;
         loop {
             // Read the clock first: the last answer counts, however late it is.
@@ -105,8 +109,8 @@ async fn a_rollback_brings_the_version_before_back_and_is_known_as_a_build() -> 
     let _parts = testbed.share_parts().await;
     let name = "cmd-rollback";
     let setting = ProjectWithBuilder::start_builder_and_create_project(&testbed, name).await?;
-    let first = setting.deploy(name, "one").await?;
-    let second = setting.deploy(name, "two").await?;
+    let first = setting.deploy_page_and_get_build_id(name, "one").await?;
+    let second = setting.deploy_page_and_get_build_id(name, "two").await?;
     let list = ["rollback", name, "--list", "--json"];
     let are_ready = |answer: &Value| {
         let versions = answer["versions"]
@@ -115,7 +119,7 @@ async fn a_rollback_brings_the_version_before_back_and_is_known_as_a_build() -> 
             .unwrap_or_default();
         versions.len() == 2 && versions.iter().all(|version| version["state"] == "ready")
     };
-    let versions = setting.wait_for(&list, are_ready).await?;
+    let versions = setting.run_until_json_is(&list, are_ready).await?;
     assert_eq!(versions["versions"][0]["id"], second.as_str(), "{versions}");
     assert_eq!(versions["versions"][1]["target"], true, "{versions}");
     assert_eq!(
@@ -190,11 +194,15 @@ async fn a_difference_names_the_first_step_without_its_cache_and_the_file_that_c
     setting.folder.write_file(&format!("{name}/kept.txt"), "stays")?;
     // The pages of each run are new, so that no step is cached from another one.
     let run = format!("of {:?}", SystemTime::now());
-    let first = setting.deploy(name, &format!("one {run}")).await?;
-    let second = setting.deploy(name, &format!("two {run}")).await?;
+    let first = setting
+        .deploy_page_and_get_build_id(name, &format!("one {run}"))
+        .await?;
+    let second = setting
+        .deploy_page_and_get_build_id(name, &format!("two {run}"))
+        .await?;
     let recorded = |answer: &Value| answer["firstMiss"].is_object();
     let difference = setting
-        .wait_for(&["diff", &first, &second, "--json"], recorded)
+        .run_until_json_is(&["diff", &first, &second, "--json"], recorded)
         .await?;
 
     let miss = &difference["firstMiss"];

@@ -47,7 +47,7 @@ async fn several_platforms_make_one_index_under_every_tag_and_a_target_alone_a_m
         "platforms": [" linux/amd64", "linux/arm64 ", ""],
     });
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -83,7 +83,7 @@ async fn several_platforms_make_one_index_under_every_tag_and_a_target_alone_a_m
         "noCache": true,
     });
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -126,7 +126,7 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let to = json!({ "cacheTo": [format!("type=registry,ref={cache},mode=max")] });
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_config_last(&config("1", to))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -142,7 +142,7 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
         BuilderProcess::start_with_settings(&testbed, &[("buildkit_url", &other.socket_url())]).await?;
     let from = json!({ "cacheFrom": [cache] });
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_config_last(&config("2", from))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -179,7 +179,7 @@ async fn the_index_has_sbom_and_provenance_without_build_arguments_and_an_sbom_n
 
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(small.tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 400, "{}", reply.text);
@@ -195,14 +195,14 @@ async fn the_index_has_sbom_and_provenance_without_build_arguments_and_an_sbom_n
     let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY scan /scan\nENTRYPOINT [\"/scan\"]\n"))
         .with_file_of_mode("scan", scan, 0o755);
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_config_last(&json!({ "image": generator }))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
     let builder = BuilderProcess::start_with_settings(&testbed, &[("sbom_generator", &generator)]).await?;
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(small.tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -249,7 +249,7 @@ async fn a_foreign_syntax_line_is_rejected_and_one_of_docker_or_behind_a_link_is
     let evil = "# syntax=registry.invalid/frontend:1\nFROM scratch\nCOPY a /a\n";
     let post = async |source: BuildContext| {
         builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed(source.with_file("a", "a").tar_with_config_last(&config)?)
             .await
     };
@@ -291,7 +291,7 @@ async fn a_build_and_its_step_end_at_the_time_limit_and_an_expired_request_is_re
             config[key] = value.clone();
         }
         builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed(source.tar_with_config_last(&config)?)
             .await
     };

@@ -14,14 +14,14 @@ use slipway_e2e::{
 const COPY_DOCKERFILE: &str = "FROM scratch\nCOPY . /\n";
 
 /// Starts a builder-fn with the stack's BuildKit.
-async fn start_builder(testbed: &Testbed) -> Result<BuilderProcess> {
+async fn start_builder_with_stack_credentials(testbed: &Testbed) -> Result<BuilderProcess> {
     let registry = &testbed.stack.registry;
     let credentials = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
     BuilderProcess::start_with_docker_config(testbed, &credentials, &[]).await
 }
 
 /// Builds `tree`, and fails unless the image has its entries.
-async fn build_and_compare(
+async fn build_and_fail_unless_image_has_entries_of_tree(
     testbed: &Testbed,
     builder: &BuilderProcess,
     repository: &str,
@@ -30,11 +30,11 @@ async fn build_and_compare(
 ) -> Result<()> {
     let image = testbed.image_name(repository, tag);
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(tree.tar_with_config_last(&json!({ "image": image }))?)
         .await?;
     ensure!(reply.status == 200, "{}", reply.text);
-    let files = context_tree::read_image_files(&testbed.registry, repository, tag).await?;
+    let files = context_tree::read_image_files_if_layers_only_add(&testbed.registry, repository, tag).await?;
     ensure!(
         files == tree.entries_in_image(),
         "the image {image} has {files:#?}, not the files of its context {tree:#?}"
@@ -46,7 +46,10 @@ async fn build_and_compare(
 async fn files_of_equal_size_and_time_are_never_mixed_up() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let (one, two) = tokio::try_join!(start_builder(&testbed), start_builder(&testbed))?;
+    let (one, two) = tokio::try_join!(
+        start_builder_with_stack_credentials(&testbed),
+        start_builder_with_stack_credentials(&testbed)
+    )?;
     let tree = |content: &str| {
         ContextTree::dockerfile(COPY_DOCKERFILE)
             .with_file("a/same", "1")
@@ -56,19 +59,19 @@ async fn files_of_equal_size_and_time_are_never_mixed_up() -> Result<()> {
     let (red, blue) = (tree("red!"), tree("blue"));
     // Sequential builds of the same image and of another one.
     for (tag, tree) in [("1", &red), ("2", &blue), ("3", &red), ("4", &blue), ("5", &blue)] {
-        build_and_compare(&testbed, &one, "e2e/alike", tag, tree).await?;
-        build_and_compare(&testbed, &one, "e2e/alike-too", tag, &red).await?;
+        build_and_fail_unless_image_has_entries_of_tree(&testbed, &one, "e2e/alike", tag, tree).await?;
+        build_and_fail_unless_image_has_entries_of_tree(&testbed, &one, "e2e/alike-too", tag, &red).await?;
     }
     // Concurrent builds by one builder and by two.
     tokio::try_join!(
-        build_and_compare(&testbed, &one, "e2e/alike", "6", &red),
-        build_and_compare(&testbed, &one, "e2e/alike", "7", &blue),
-        build_and_compare(&testbed, &two, "e2e/alike", "8", &red),
-        build_and_compare(&testbed, &two, "e2e/alike", "9", &blue),
-        build_and_compare(&testbed, &two, "e2e/alike-too", "6", &blue),
+        build_and_fail_unless_image_has_entries_of_tree(&testbed, &one, "e2e/alike", "6", &red),
+        build_and_fail_unless_image_has_entries_of_tree(&testbed, &one, "e2e/alike", "7", &blue),
+        build_and_fail_unless_image_has_entries_of_tree(&testbed, &two, "e2e/alike", "8", &red),
+        build_and_fail_unless_image_has_entries_of_tree(&testbed, &two, "e2e/alike", "9", &blue),
+        build_and_fail_unless_image_has_entries_of_tree(&testbed, &two, "e2e/alike-too", "6", &blue),
     )?;
     for (builder, tree) in [(&one, &blue), (&two, &red), (&one, &red), (&two, &blue)] {
-        build_and_compare(&testbed, builder, "e2e/alike", "10", tree).await?;
+        build_and_fail_unless_image_has_entries_of_tree(&testbed, builder, "e2e/alike", "10", tree).await?;
     }
     Ok(())
 }
@@ -77,14 +80,14 @@ async fn files_of_equal_size_and_time_are_never_mixed_up() -> Result<()> {
 async fn only_changed_files_are_sent_again() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = start_builder(&testbed).await?;
+    let builder = start_builder_with_stack_credentials(&testbed).await?;
     let mut tree = ContextTree::dockerfile(COPY_DOCKERFILE);
     for number in 0..200 {
         tree = tree.with_file(&format!("folder/{number}"), vec![number; 5000]);
     }
     let sent = async |tree: &ContextTree| {
         let before = builder.metric_value("slipway_context_sent_bytes_total").await?;
-        build_and_compare(&testbed, &builder, "e2e/warm", "1", tree).await?;
+        build_and_fail_unless_image_has_entries_of_tree(&testbed, &builder, "e2e/warm", "1", tree).await?;
         // The frontend reads the Dockerfile in every build.
         let dockerfile = COPY_DOCKERFILE.len() as f64;
         anyhow::Ok(builder.metric_value("slipway_context_sent_bytes_total").await? - before - dockerfile)
@@ -115,18 +118,18 @@ async fn only_changed_files_are_sent_again() -> Result<()> {
 async fn an_aborted_transfer_does_not_affect_later_builds() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = start_builder(&testbed).await?;
+    let builder = start_builder_with_stack_credentials(&testbed).await?;
     let large = |seed: u8| -> Vec<u8> { (0..12u32 << 20).map(|at| (at >> 7) as u8 ^ seed).collect() };
     let tree = |seed| {
         ContextTree::dockerfile(COPY_DOCKERFILE)
             .with_file("small", [seed; 4])
             .with_file("large", large(seed))
     };
-    build_and_compare(&testbed, &builder, "e2e/broken", "1", &tree(1)).await?;
+    build_and_fail_unless_image_has_entries_of_tree(&testbed, &builder, "e2e/broken", "1", &tree(1)).await?;
 
     let sent = builder.metric_value("slipway_context_sent_bytes_total").await?;
     let tar = tree(2).tar_with_config_last(&json!({ "image": testbed.image_name("e2e/broken", "2") }))?;
-    let client = builder.client()?;
+    let client = builder.build_client_with_own_key()?;
     let posting = tokio::spawn(async move { client.post_signed(tar).await });
     while builder.metric_value("slipway_context_sent_bytes_total").await? < sent + 1e5 {
         ensure!(
@@ -139,8 +142,8 @@ async fn an_aborted_transfer_does_not_affect_later_builds() -> Result<()> {
     posting.abort();
     let _ = posting.await;
 
-    build_and_compare(&testbed, &builder, "e2e/broken", "3", &tree(3)).await?;
-    build_and_compare(&testbed, &builder, "e2e/broken", "4", &tree(2)).await
+    build_and_fail_unless_image_has_entries_of_tree(&testbed, &builder, "e2e/broken", "3", &tree(3)).await?;
+    build_and_fail_unless_image_has_entries_of_tree(&testbed, &builder, "e2e/broken", "4", &tree(2)).await
 }
 
 /// Returns a random entry for one path of a tree, or `None`.
@@ -193,7 +196,7 @@ fn random_tree(random: &mut SeededRandom) -> ContextTree {
 async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let builder = start_builder(&testbed).await?;
+    let builder = start_builder_with_stack_credentials(&testbed).await?;
     let seed = std::env::var("SLIPWAY_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
@@ -215,7 +218,7 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
         }
         let image = testbed.image_name("e2e/random", &tag);
         let reply = builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed(posted.tar_with_config_last(&json!({ "image": image }))?)
             .await?;
         ensure!(
@@ -226,7 +229,8 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
         if fails {
             continue;
         }
-        let files = context_tree::read_image_files(&testbed.registry, "e2e/random", &tag).await?;
+        let files =
+            context_tree::read_image_files_if_layers_only_add(&testbed.registry, "e2e/random", &tag).await?;
         let expected = entries_without_ignored_of_random_tree(&tree);
         ensure!(
             files == expected,

@@ -62,7 +62,7 @@ async fn every_form_of_the_credentials_file_gets_a_token_and_wrong_credentials_f
         let source = BuildContext::dockerfile(format!("FROM {from}\nCOPY a /a\n")).with_file("a", tag);
         let config = json!({ "image": format!("{host}/team/app:{tag}") });
         builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed(source.tar_with_config_last(&config)?)
             .await
     };
@@ -146,7 +146,7 @@ async fn credentials_are_not_sent_to_a_registry_with_an_untrusted_certificate() 
     let config = json!({ "image": format!("{host}/team/app:1") });
 
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_config_last(&config)?)
         .await?;
 

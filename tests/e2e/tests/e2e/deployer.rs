@@ -44,7 +44,7 @@ use for_both_update_strategies;
 
 /// The images that the tests deploy, by digest.
 #[derive(Debug)]
-struct DeployedImages {
+struct DeployerTestImages {
     /// An image whose function answers with the text `first`.
     first: String,
     /// An image whose function answers with the text `second`.
@@ -58,11 +58,11 @@ struct DeployedImages {
 }
 
 /// The images, once this process has built them.
-static DEPLOYED_IMAGES: OnceCell<DeployedImages> = OnceCell::const_new();
+static DEPLOYED_IMAGES: OnceCell<DeployerTestImages> = OnceCell::const_new();
 
-impl DeployedImages {
+impl DeployerTestImages {
     /// Builds and pushes all images but the absent one.
-    async fn build_images(testbed: &Testbed) -> Result<Self> {
+    async fn build_and_push_all_but_absent(testbed: &Testbed) -> Result<Self> {
         let base = testbed.build_busybox_once_and_get_name().await?;
         let runs = |command: &str| {
             BuildContext::dockerfile(format!(
@@ -89,7 +89,7 @@ impl DeployedImages {
 /// A function under test, and a deployer with a pausing proxy to the gateway.
 struct DeployerFixture {
     testbed: Testbed,
-    images: &'static DeployedImages,
+    images: &'static DeployerTestImages,
     proxy: PausingProxy,
     /// The TCP proxy between the pausing proxy and the gateway; `None` if the launcher runs the stack's parts.
     tcp_proxy: Option<TcpProxy>,
@@ -110,7 +110,11 @@ type SettingNameAndValue = (&'static str, &'static str);
 
 impl DeployerFixture {
     /// Removes the function and starts a deployer, with the shared lock on the parts.
-    async fn open(case: &str, strategy: &'static str, settings: &[SettingNameAndValue]) -> Result<Self> {
+    async fn open_sharing_parts(
+        case: &str,
+        strategy: &'static str,
+        settings: &[SettingNameAndValue],
+    ) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         let parts = PartsLockGuard::Shared {
             _held: testbed.share_parts().await,
@@ -139,7 +143,7 @@ impl DeployerFixture {
         settings: &[SettingNameAndValue],
     ) -> Result<Self> {
         let images = DEPLOYED_IMAGES
-            .get_or_try_init(|| DeployedImages::build_images(&testbed))
+            .get_or_try_init(|| DeployerTestImages::build_and_push_all_but_absent(&testbed))
             .await?;
         let name = format!("{case}-{strategy}");
         testbed.functions.remove_function(&name).await?;
@@ -166,7 +170,7 @@ impl DeployerFixture {
     }
 
     /// Stops the provider, or drops all connections to the gateway if the launcher does not run the provider.
-    async fn stop_or_cut_off_provider(&self) -> Result<()> {
+    async fn stop_provider_or_cut_off_gateway(&self) -> Result<()> {
         match &self.tcp_proxy {
             None => Ok(self.testbed.stack.stop_part(StackPart::Provider).await?),
             Some(tcp_proxy) => {
@@ -177,7 +181,7 @@ impl DeployerFixture {
     }
 
     /// Starts the provider again, or lets new connections to the gateway through.
-    async fn start_or_reconnect_provider(&self) -> Result<()> {
+    async fn start_provider_or_reconnect_gateway(&self) -> Result<()> {
         match &self.tcp_proxy {
             None => Ok(self.testbed.stack.start_part(StackPart::Provider).await?),
             Some(tcp_proxy) => {
@@ -188,43 +192,52 @@ impl DeployerFixture {
     }
 
     /// Returns a hand-over as builder-fn sends it. A greater number is a newer build.
-    fn hand_over_with_number(&self, image: &str, number: usize) -> Value {
+    fn hand_over_of_build(&self, image: &str, build_number: usize) -> Value {
         json!({
             "image": image,
-            "callId": format!("{}-{number}", self.name),
-            "builtAt": format!("2026-01-01T00:{:02}:{:02}Z", number / 60, number % 60),
+            "callId": format!("{}-{build_number}", self.name),
+            "builtAt": format!("2026-01-01T00:{:02}:{:02}Z", build_number / 60, build_number % 60),
             "deploy": {
                 "service": self.name,
-                "envVars": { "NUMBER": number.to_string() },
+                "envVars": { "NUMBER": build_number.to_string() },
                 "annotations": { STRATEGY_ANNOTATION: self.strategy },
             },
         })
     }
 
     /// Deploys this image as the build with this number.
-    async fn deploy_image(&self, image: &str, number: usize) -> Result<HttpReply> {
+    async fn deploy_build(&self, image: &str, build_number: usize) -> Result<HttpReply> {
         self.deployer
-            .send_hand_over(&self.hand_over_with_number(image, number))
+            .send_hand_over_and_get_status_and_text(&self.hand_over_of_build(image, build_number))
             .await
     }
 
     /// Deploys this image and asserts that the function becomes ready.
-    async fn deploy_and_assert_ready(&self, image: &str, number: usize) -> Result<Value> {
-        let reply = self.deploy_image(image, number).await?;
-        anyhow::ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
+    async fn deploy_build_and_assert_ready(&self, image: &str, build_number: usize) -> Result<Value> {
+        let reply = self.deploy_build(image, build_number).await?;
+        anyhow::ensure!(
+            reply.status == 200,
+            "{build_number}: {} {}",
+            reply.status,
+            reply.text
+        );
         let report = reply.json_or_error_text();
         assert_eq!(report["status"], "ready", "{report:#}");
         assert_eq!(report["image"], image, "{report:#}");
         assert_eq!(report["running"]["image"], image, "{report:#}");
-        self.assert_runs_and_answers(image, number).await?;
+        self.assert_build_runs_and_answers(image, build_number).await?;
         Ok(report)
     }
 
     /// Asserts that the provider reports the build with this number and that it answers.
-    async fn assert_runs_and_answers(&self, image: &str, number: usize) -> Result<()> {
+    async fn assert_build_runs_and_answers(&self, image: &str, build_number: usize) -> Result<()> {
         let status = self.function_status().await?;
         assert_eq!(status["image"], image, "{status:#}");
-        assert_eq!(status["envVars"]["NUMBER"], number.to_string(), "{status:#}");
+        assert_eq!(
+            status["envVars"]["NUMBER"],
+            build_number.to_string(),
+            "{status:#}"
+        );
         let page = match image {
             image if image == self.images.first => "first",
             _ => "second",

@@ -114,7 +114,7 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
         .with_context(|| format!("builder-fn with {name}"))?;
         let image = testbed.image_name(repository, name);
         let reply = builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed(source.tar_with_config_last(&json!({ "image": image, "noCache": true }))?)
             .await?;
         assert_eq!(reply.status, 200, "{name}: {}", reply.text);
@@ -141,7 +141,9 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
             "builtAt": "2026-01-01T00:00:00Z",
             "deploy": { "service": function },
         });
-        let reply = deployer.send_hand_over(&hand_over).await?;
+        let reply = deployer
+            .send_hand_over_and_get_status_and_text(&hand_over)
+            .await?;
         testbed.functions.remove_function(&function).await?;
         assert_eq!(reply.status, 200, "{name}: {}", reply.text);
         let absent = format!(
@@ -151,7 +153,9 @@ async fn an_odd_config_of_docker_serves_pushes_pulls_and_the_deployers_check() -
         );
         let mut hand_over = hand_over;
         hand_over["image"] = json!(absent);
-        let reply = deployer.send_hand_over(&hand_over).await?;
+        let reply = deployer
+            .send_hand_over_and_get_status_and_text(&hand_over)
+            .await?;
         assert_eq!(reply.status, 422, "{name}: {}", reply.text);
         assert!(reply.text.contains("has no image"), "{name}: {}", reply.text);
     }

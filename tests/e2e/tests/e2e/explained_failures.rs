@@ -57,7 +57,7 @@ async fn build_case_and_describe_wrong_hint(
         config[key] = value.clone();
     }
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_config_last(&config)?)
         .await?;
     let hint = &reply.json_or_error_text()["hint"];
@@ -130,7 +130,7 @@ async fn the_last_lines_of_a_function_that_does_not_run_are_in_the_answer_and_it
         let image = testbed.image_name(&format!("e2e/{name}"), "1");
         let config = json!({"image": image, "deploy": {"service": name}});
         let reply = builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed(source.tar_with_config_last(&config)?)
             .await?;
         let answer = reply.json_or_error_text();

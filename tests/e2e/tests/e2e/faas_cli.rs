@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
     builder_process::BuilderProcess,
     client::sign_body,
-    recorded::{FaasCliRecording, RequestVariables, faas_cli_outcome},
+    recorded::{BuildBodyVariables, FaasCliRecording, faas_cli_outcome},
     registry::ManifestWithDigest,
     testbed::Testbed,
     work_dir::ClientFolder,
@@ -31,13 +31,13 @@ struct CommandResult {
 }
 
 /// A function to build: its name, its image without a tag, and its Dockerfile.
-struct FunctionToBuild<'a> {
+struct FunctionWithDockerfile<'a> {
     name: &'a str,
     repository: String,
     dockerfile: String,
 }
 
-impl<'a> FunctionToBuild<'a> {
+impl<'a> FunctionWithDockerfile<'a> {
     /// Describes a function that serves its handler's folder as web pages; `more_steps` are additional steps of its
     /// Dockerfile.
     fn page_server(testbed: &Testbed, base: &str, name: &'a str, more_steps: &str) -> Self {
@@ -77,7 +77,7 @@ impl<'a> FaasCliProgramOrRecording<'a> {
         &self,
         command_name: &str,
         builder_url: &str,
-        function: &FunctionToBuild<'_>,
+        function: &FunctionWithDockerfile<'_>,
     ) -> Result<CommandResult> {
         match self {
             Self::Program(testbed) => {
@@ -109,7 +109,7 @@ impl<'a> FaasCliProgramOrRecording<'a> {
                     "-f",
                     "stack.yaml",
                 ]);
-                let output = work_dir.run_faas_cli(testbed, &arguments, b"").await?;
+                let output = work_dir.run_logged_in_faas_cli(testbed, &arguments, b"").await?;
                 Ok(CommandResult {
                     code: output.code,
                     output: output.stdout_and_stderr(),
@@ -129,7 +129,7 @@ fn command_has_secrets(command_name: &str) -> bool {
 /// Creates a project like the one that the requests were recorded with.
 fn create_project_for_faas_cli(
     testbed: &Testbed,
-    function: &FunctionToBuild<'_>,
+    function: &FunctionWithDockerfile<'_>,
     with_secrets: bool,
     recorded: &FaasCliRecording,
 ) -> Result<ClientFolder> {
@@ -173,12 +173,12 @@ async fn replay_recorded_requests(
     recorded: &FaasCliRecording,
     command_name: &str,
     builder: &str,
-    function: &FunctionToBuild<'_>,
+    function: &FunctionWithDockerfile<'_>,
 ) -> Result<CommandResult> {
     let http = reqwest::Client::builder().no_proxy().build()?;
     let key = std::fs::read(&testbed.stack.payload_secret)?;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-    let variables = RequestVariables {
+    let variables = BuildBodyVariables {
         repository: function.repository.clone(),
         // faas-cli rounds up, to at most half a second in the future.
         mtime: now.as_secs() + 1,
@@ -199,7 +199,7 @@ async fn replay_recorded_requests(
             .context("requests.json: no method")?
             .parse()?;
         let mut request = http.request(method, format!("{to}{path}"));
-        for (name, value) in recorded.request_headers(path)? {
+        for (name, value) in recorded.request_headers_without_body_host_or_user(path)? {
             request = request.header(name, value);
         }
         let result = match path {
@@ -301,7 +301,11 @@ async fn manifest_of_image(testbed: &Testbed, name_below_e2e: &str, tag: &str) -
 }
 
 /// Fetches the labels of an image, or of the first image of an index.
-async fn labels_of_image(testbed: &Testbed, name_below_e2e: &str, tag: &str) -> Result<Value> {
+async fn labels_of_image_or_first_of_index(
+    testbed: &Testbed,
+    name_below_e2e: &str,
+    tag: &str,
+) -> Result<Value> {
     let manifest = manifest_of_image(testbed, name_below_e2e, tag).await?;
     let manifest = match manifest.body["manifests"][0]["digest"].as_str() {
         Some(digest) => manifest_of_image(testbed, name_below_e2e, digest).await?,
@@ -327,7 +331,7 @@ async fn a_current_faas_cli_publishes_with_all_its_flags() -> Result<()> {
         .enumerate()
     {
         let name = format!("cli-publish-{at}");
-        let function = FunctionToBuild::page_server(&testbed, base, &name, "");
+        let function = FunctionWithDockerfile::page_server(&testbed, base, &name, "");
         let run = async |command: &str| -> Result<()> {
             let result = client
                 .run_recorded_command(command, builder.url(), &function)
@@ -353,7 +357,7 @@ async fn a_current_faas_cli_publishes_with_all_its_flags() -> Result<()> {
             assert_eq!(platforms, ["amd64", "arm64"], "{command}: {index:?}");
         }
         run("publish with build arguments").await?;
-        let labels = labels_of_image(&testbed, &name, "0.1.0").await?;
+        let labels = labels_of_image_or_first_of_index(&testbed, &name, "0.1.0").await?;
         assert_eq!(labels["note"], "a<b>&c=\"d\" é", "{labels}");
         assert_eq!(labels["packages"], "curl gcc make zlib", "{labels}");
         run("publish for the daemon's own platform").await?;
@@ -402,7 +406,7 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
         ] {
             // A cached step would need no secret.
             let fresh = format!("ENV AT=\"{:?}\"\n{steps}", std::time::SystemTime::now());
-            let function = FunctionToBuild::page_server(&testbed, base, &name, &fresh);
+            let function = FunctionWithDockerfile::page_server(&testbed, base, &name, &fresh);
             let result = client
                 .run_recorded_command(command, builder.url(), &function)
                 .await?;
@@ -425,7 +429,7 @@ async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()
         .enumerate()
     {
         let bad = format!("cli-bad-{at}");
-        let failing = FunctionToBuild::page_server(&testbed, base, &bad, "RUN echo before; exit 3");
+        let failing = FunctionWithDockerfile::page_server(&testbed, base, &bad, "RUN echo before; exit 3");
         for command in ["publish", "up", "up --publish"] {
             let result = client
                 .run_recorded_command(command, builder.url(), &failing)
@@ -448,7 +452,7 @@ async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()
         assert_eq!(testbed.functions.function_status(&bad).await?, None);
 
         let name = format!("cli-up-{at}");
-        let function = FunctionToBuild::page_server(&testbed, base, &name, "");
+        let function = FunctionWithDockerfile::page_server(&testbed, base, &name, "");
         testbed.functions.remove_function(&name).await?;
         for command in ["up", "up --publish", "up --skip-push"] {
             let result = client
@@ -472,7 +476,7 @@ async fn a_current_faas_cli_deploys_only_after_a_successful_build() -> Result<()
 /// Runs the stack's faas-cli for its help, and returns whether that names `--remote-builder`.
 async fn stacks_faas_cli_supports_remote_builder(testbed: &Testbed, work_dir: &ClientFolder) -> Result<bool> {
     let help = work_dir
-        .run_faas_cli(testbed, &["publish", "--help"], b"")
+        .run_logged_in_faas_cli(testbed, &["publish", "--help"], b"")
         .await?;
     Ok(help.stdout_and_stderr().contains("--remote-builder"))
 }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
     builder_process::BuilderProcess, buildkit::BuildkitDaemon, control_api::ControlApi,
-    registry::RegistryClient, sealed_secrets::SealingKey, smart_git_server::GitRepository,
+    registry::RegistryClient, sealed_secrets::BuilderPrivateKey, smart_git_server::GitRepository,
     smart_git_server::SmartGitServer, testbed::Testbed,
 };
 
@@ -62,7 +62,7 @@ async fn an_operators_git_token_reads_a_context_that_its_tenants_rules_allow_and
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;
     let repository = GitRepository::create().await?;
-    let server = SmartGitServer::start(&repository, GIT_TOKEN).await?;
+    let server = SmartGitServer::start_with_token(&repository, GIT_TOKEN).await?;
     let secrets = format!("GIT_AUTH_TOKEN GIT_AUTH_TOKEN.{}", server.host());
     let mounts: String = secrets
         .split(' ')
@@ -75,7 +75,7 @@ async fn an_operators_git_token_reads_a_context_that_its_tenants_rules_allow_and
          RUN {mounts} test -z \"$(ls /secrets 2>/dev/null)\" && ! grep -rq {start}''{end} /context\n"
     );
     let commit = repository
-        .commit_files(&[("fn/Dockerfile", &dockerfile), ("fn/text", "of main")])
+        .write_files_and_commit_all(&[("fn/Dockerfile", &dockerfile), ("fn/text", "of main")])
         .await?;
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let docker_config = RegistryClient::docker_config(
@@ -120,14 +120,14 @@ async fn an_operators_git_token_reads_a_context_that_its_tenants_rules_allow_and
         "context": {"git": {"repository": server.repository_url(), "ref": "main", "subdir": "fn"}},
     });
 
-    let reply = without.client()?.post_json(&request).await?;
+    let reply = without.build_client_with_own_key()?.post_json(&request).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
     assert!(
         reply.text_field("error").contains("needs its token"),
         "{}",
         reply.text
     );
-    let reply = with_rule.client()?.post_json(&request).await?;
+    let reply = with_rule.build_client_with_own_key()?.post_json(&request).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert_eq!(reply.text_field("commit"), commit);
     assert!(!reply.text.contains(GIT_TOKEN), "{}", reply.text);
@@ -136,7 +136,7 @@ async fn an_operators_git_token_reads_a_context_that_its_tenants_rules_allow_and
     assert!(!texts.contains(GIT_TOKEN), "{texts}");
     assert_token_is_in_no_answer_about_builds_and_no_log(&with_rule).await?;
     // The checkout is the tenant's alone.
-    let reply = without.client()?.post_json(&request).await?;
+    let reply = without.build_client_with_own_key()?.post_json(&request).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
     Ok(())
 }
@@ -148,21 +148,23 @@ async fn a_private_git_subdir_is_built_at_the_refs_commit_and_its_token_is_in_no
     let _parts = testbed.share_parts().await;
     let repository = GitRepository::create().await?;
     let tagged = repository
-        .commit_files(&[
+        .write_files_and_commit_all(&[
             ("fn/Dockerfile", "FROM scratch\nCOPY text /\n"),
             ("fn/text", "of the tag"),
             ("other", "outside of the context"),
         ])
         .await?;
     repository.tag_last_commit("v1.0+build").await?;
-    let latest = repository.commit_files(&[("fn/text", "of main")]).await?;
-    let server = SmartGitServer::start(&repository, GIT_TOKEN).await?;
+    let latest = repository
+        .write_files_and_commit_all(&[("fn/text", "of main")])
+        .await?;
+    let server = SmartGitServer::start_with_token(&repository, GIT_TOKEN).await?;
     // A daemon of its own: the stack's is in another network.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
-    let key = SealingKey::generate()?;
+    let key = BuilderPrivateKey::generate()?;
     let keys = tempfile::tempdir()?;
     let key_path = keys.path().join("key");
-    std::fs::write(&key_path, key.file_content())?;
+    std::fs::write(&key_path, key.private_key_file_content())?;
     let key_path = key_path.to_str().context("the path is not UTF-8")?;
     let policy = json!({"tenants": {"acme": {
         "keys": ["payload-secret"],
@@ -202,7 +204,7 @@ async fn a_private_git_subdir_is_built_at_the_refs_commit_and_its_token_is_in_no
         (&of_tenant, "v1.0+build", &tagged),
     ] {
         let reply = builder
-            .client()?
+            .build_client_with_own_key()?
             .post_json(&request(git(reference), Some(&sealed)))
             .await?;
 
@@ -234,7 +236,7 @@ async fn a_private_git_subdir_is_built_at_the_refs_commit_and_its_token_is_in_no
         ),
     ] {
         let reply = builder
-            .client()?
+            .build_client_with_own_key()?
             .post_json(&request(git.clone(), secrets))
             .await?;
         assert_eq!(reply.status, 422, "{git}: {}", reply.text);

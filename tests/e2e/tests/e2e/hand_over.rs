@@ -52,7 +52,7 @@ impl BuilderWithDeployer {
         let source =
             BuildContext::static_page_function(self.testbed.build_busybox_once_and_get_name().await?, text);
         self.builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed(source.tar_with_config_last(&config)?)
             .await
     }
@@ -110,7 +110,11 @@ async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
             &json!({ "image": image, "deploy": deploy, "noCache": true, "timeout": format!("{TIME_LIMIT_OF_REFUSED_BUILD:?}") }),
         )?;
         let started = Instant::now();
-        let reply = fixture.builder.client()?.post_signed(tar).await?;
+        let reply = fixture
+            .builder
+            .build_client_with_own_key()?
+            .post_signed(tar)
+            .await?;
 
         assert_eq!(reply.status, 422, "{what}: {}", reply.text);
         assert!(reply.text_field("error").contains(part), "{what}: {}", reply.text);
@@ -229,7 +233,7 @@ async fn a_deployers_own_refusal_is_not_retried() -> Result<()> {
         "image": fixture.testbed.image_name("e2e/hand-over", "refused"),
         "deploy": { "service": name, "secrets": [name] },
     }))?;
-    let client = fixture.builder.client()?;
+    let client = fixture.builder.build_client_with_own_key()?;
     let building = tokio::spawn(async move { client.post_signed(tar).await });
     fixture.testbed.wait_for_step(gate, true).await?;
     functions.remove_existing_secret(name).await?;

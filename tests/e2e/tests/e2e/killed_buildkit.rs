@@ -49,7 +49,7 @@ impl FollowingReader {
             let mut log = open_log_once_a_place_has_it(&questions, &id, from).await?;
             let mut lines = Vec::new();
             loop {
-                match log.next_numbered_record().await? {
+                match log.next_numbered_line_or_end_record().await? {
                     Some(NumberedRecord::Line(number, text)) => {
                         if written_number(&text).is_some() {
                             sender.send_modify(|seen| *seen += 1);
@@ -163,7 +163,11 @@ async fn readers_at_every_builder_get_each_line_once_although_buildkit_is_killed
     let tar = BuildContext::dockerfile(dockerfile).tar_with_config_last(&config)?;
     let id = format!("killed-buildkit-{now}");
     // A call that came from the queue has two times.
-    let (client, call_id, times) = (running.client()?, id.clone(), format!("{now}, {now}"));
+    let (client, call_id, times) = (
+        running.build_client_with_own_key()?,
+        id.clone(),
+        format!("{now}, {now}"),
+    );
     let build = tokio::spawn(async move {
         let headers = [("X-Call-Id", call_id.as_str()), ("X-Start-Time", times.as_str())];
         client.post_signed_with_headers(tar, &headers).await

@@ -25,13 +25,13 @@ const LINES_WRITTEN_BY_STEP: usize = 60_000;
 const LINE_NUMBERS_PER_ATTEMPT: u64 = 1_000_000_000;
 
 /// The replicas of builder-fn, all of which are killed and started again at a time.
-struct BuilderReplicas<'t> {
+struct TwoBuilderReplicas<'t> {
     testbed: &'t Testbed,
     settings: Vec<(&'static str, String)>,
     builders: Vec<BuilderProcess>,
 }
 
-impl<'t> BuilderReplicas<'t> {
+impl<'t> TwoBuilderReplicas<'t> {
     /// Starts two builders that build on this daemon and keep records of their own.
     async fn start(testbed: &'t Testbed, daemon: &BuildkitDaemon, records_name: &str) -> Result<Self> {
         let records = format!("{}/e2e/records/{records_name}", testbed.stack.registry.host);
@@ -127,7 +127,7 @@ async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildki
     let mut daemon = BuildkitDaemon::start(&testbed, "").await?;
     let now = Timestamp::now().as_nanosecond();
     let (id, gate) = (format!("known-{now}"), "gate-of-a-known-build");
-    let mut replicas = BuilderReplicas::start(&testbed, &daemon, &id).await?;
+    let mut replicas = TwoBuilderReplicas::start(&testbed, &daemon, &id).await?;
     let text = "x".repeat(70);
     let dockerfile = format!(
         "FROM {base}\nRUN awk 'BEGIN {{ for (i = 0; i < {LINES_WRITTEN_BY_STEP}; i++) print \"a line \" i \" {text}\" }}'; {}\n",
@@ -137,7 +137,7 @@ async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildki
     let tar = BuildContext::dockerfile(dockerfile).tar_with_config_last(&json!({ "image": image }))?;
     // A call that came from the queue has two times.
     let times = format!("{now}, {}", now + 1);
-    let (client, call_id) = (replicas.builders[0].client()?, id.clone());
+    let (client, call_id) = (replicas.builders[0].build_client_with_own_key()?, id.clone());
     let submission = tokio::spawn(async move {
         let headers = [("X-Call-Id", call_id.as_str()), ("X-Start-Time", times.as_str())];
         client.post_signed_with_headers(tar, &headers).await
@@ -168,7 +168,7 @@ async fn status_and_whole_log_outlive_every_builder_during_the_build_and_buildki
             .await?;
         let mut log = log.context("too many readers")?;
         loop {
-            match log.next_numbered_record().await? {
+            match log.next_numbered_line_or_end_record().await? {
                 Some(NumberedRecord::Line(_, text)) if text.contains(&last_line) => break,
                 Some(NumberedRecord::Line(..)) => {}
                 other => anyhow::bail!("the log ended before its last line: {other:?}"),

@@ -33,21 +33,23 @@ const BUILDER_OWN_MEMORY_MAX_BYTES: usize = 64 << 20;
 const CONTEXTS_REPOSITORY: &str = "e2e/contexts-large";
 
 /// A context with one large file, whose image has the file and the file's hash as the builder's step computed it.
-struct LargeContext {
+struct LargeContextAsTarAndGitCommit {
     hash: String,
     tar: Bytes,
     repository: GitRepository,
     commit: String,
 }
 
-impl LargeContext {
+impl LargeContextAsTarAndGitCommit {
     async fn generate(base: &str) -> Result<Self> {
         let file = incompressible_bytes_rounded_down_to_8(LARGE_FILE_BYTES);
         let hash = hex::encode(Sha256::digest(&file));
         let dockerfile = format!("FROM {base}\nCOPY large /large\nRUN sha256sum </large >/digest\n");
         let repository = GitRepository::create().await?;
         repository.write_file("large", &file)?;
-        let commit = repository.commit_files(&[("Dockerfile", &dockerfile)]).await?;
+        let commit = repository
+            .write_files_and_commit_all(&[("Dockerfile", &dockerfile)])
+            .await?;
         let tar = BuildContext::dockerfile(dockerfile).with_file("large", file);
         Ok(Self {
             hash,
@@ -89,7 +91,7 @@ impl SeenBuild {
 async fn build_through_queue_and_assert_image(
     testbed: &Testbed,
     builder: &DeployedBuilder<'_>,
-    context: &LargeContext,
+    context: &LargeContextAsTarAndGitCommit,
     reference_kind: &str,
     reference: Value,
 ) -> Result<SeenBuild> {
@@ -97,7 +99,7 @@ async fn build_through_queue_and_assert_image(
     if let Some(manifest) = testbed.registry.get_manifest(&repository, "1").await? {
         testbed
             .registry
-            .delete_manifest(&repository, &manifest.digest)
+            .delete_manifest_and_its_tags(&repository, &manifest.digest)
             .await?;
     }
     let request = json!({ "image": testbed.image_name(&repository, "1"), "context": reference });
@@ -142,7 +144,7 @@ async fn build_through_queue_and_assert_image(
     let last = image.layer_digests().pop().context("no layers")?;
     let layer = decompress_layer(&testbed.registry.get_blob(&repository, &last).await?)?;
     assert_eq!(
-        text_of_digest_file_in_layer(&layer)?,
+        text_of_digest_file_in_layer_tar(&layer)?,
         format!("{}  -\n", context.hash),
         "{reference_kind}"
     );
@@ -155,8 +157,8 @@ async fn build_through_queue_and_assert_image(
 }
 
 /// Returns the content of the file `digest` in a layer's tar.
-fn text_of_digest_file_in_layer(layer: &[u8]) -> Result<String> {
-    let mut archive = tar::Archive::new(layer);
+fn text_of_digest_file_in_layer_tar(layer_tar: &[u8]) -> Result<String> {
+    let mut archive = tar::Archive::new(layer_tar);
     for entry in archive.entries()? {
         let entry = entry?;
         if entry.path()?.as_os_str() == "digest" {
@@ -171,9 +173,9 @@ const SPOOLED_BYTES_MAX: u64 = 1 << 20;
 
 /// Asserts that a builder has used little memory, and stores no context any more.
 fn assert_little_memory_and_no_stored_context(builder: &DeployedBuilder<'_>) -> Result<()> {
-    let peak = builder.peak_memory_bytes_without_file_pages()?;
+    let peak = builder.peak_memory_bytes_minus_current_file_pages()?;
     assert!(peak <= BUILDER_OWN_MEMORY_MAX_BYTES, "{} KiB", peak >> 10);
-    let spooled = builder.spooled_bytes()?;
+    let spooled = builder.unlinked_open_file_bytes_of_process()?;
     assert!(spooled <= SPOOLED_BYTES_MAX, "{spooled} bytes");
     Ok(())
 }
@@ -187,7 +189,8 @@ fn assert_little_memory_and_no_stored_context(builder: &DeployedBuilder<'_>) -> 
 async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_reference() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let context = LargeContext::generate(testbed.build_busybox_once_and_get_name().await?).await?;
+    let context =
+        LargeContextAsTarAndGitCommit::generate(testbed.build_busybox_once_and_get_name().await?).await?;
     let machine = IpAddr::from(testbed.stack.machine_address()?);
     let files = FileServer::start(context.tar.clone()).await?;
     let authority = CertificateAuthority::new("large-contexts-ca")?;
@@ -204,7 +207,13 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
         ("contexts_repository", &contexts),
         ("delete_contexts", "true"),
     ];
-    let builder = DeployedBuilder::deploy(&testbed, "builder-large", &settings, &["gateway-ca"]).await?;
+    let builder = DeployedBuilder::deploy_anew_and_wait_until_ready(
+        &testbed,
+        "builder-large",
+        &settings,
+        &["gateway-ca"],
+    )
+    .await?;
     let build = async |name: &str, reference: Value| {
         build_through_queue_and_assert_image(&testbed, &builder, &context, name, reference).await
     };
@@ -253,7 +262,9 @@ async fn a_context_of_300_megabytes_is_built_through_the_queue_by_every_kind_of_
         ("buildkit_plaintext", "true"),
         ("buildkit_url", proxy.url()),
     ];
-    let builder = DeployedBuilder::deploy(&testbed, "builder-large-git", &settings, &[]).await?;
+    let builder =
+        DeployedBuilder::deploy_anew_and_wait_until_ready(&testbed, "builder-large-git", &settings, &[])
+            .await?;
     let git = json!({ "git": { "repository": server.repository_url(), "ref": "main" } });
     let build = build_through_queue_and_assert_image(&testbed, &builder, &context, "git", git).await?;
     assert_eq!(build.state["commit"], context.commit, "{:#}", build.state);

@@ -33,7 +33,10 @@ async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
         "image": testbed.image_name("e2e/metrics", "1"), "buildArgs": { "AT": at }, "skipPush": true,
     });
     let tar = source.tar_with_config_last(&config)?;
-    let reply = builder.client()?.post_signed(tar.clone()).await?;
+    let reply = builder
+        .build_client_with_own_key()?
+        .post_signed(tar.clone())
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let executed = value("slipway_build_steps_total{result=\"executed\"}").await?;
     let cached = value("slipway_build_steps_total{result=\"cached\"}").await?;
@@ -42,12 +45,19 @@ async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
     assert!(value("slipway_context_sent_bytes_total").await? >= 5000.0);
 
     // The same context again: its steps are cached.
-    let reply = builder.client()?.post_signed(tar).await?;
+    let reply = builder.build_client_with_own_key()?.post_signed(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(value("slipway_build_steps_total{result=\"cached\"}").await? >= cached + 2.0);
     let failing =
         BuildContext::dockerfile(format!("FROM {base}\nRUN exit 3\n")).tar_with_config_last(&config)?;
-    assert_eq!(builder.client()?.post_signed(failing).await?.status, 422);
+    assert_eq!(
+        builder
+            .build_client_with_own_key()?
+            .post_signed(failing)
+            .await?
+            .status,
+        422
+    );
     assert_eq!((value(success).await?, value(failed).await?), (2.0, 1.0));
     assert_eq!(value("slipway_builds_in_flight").await?, 0.0);
     assert_eq!(value("slipway_queue_duration_seconds_count").await?, 3.0);

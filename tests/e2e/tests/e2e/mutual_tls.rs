@@ -56,7 +56,12 @@ async fn builds_run_over_mutual_tls_and_the_builder_uses_rotated_certificates_wi
     let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
         .with_file("a", "a")
         .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/secured", "1") }))?;
-    let post = async || builder.client()?.post_signed(tar.clone()).await;
+    let post = async || {
+        builder
+            .build_client_with_own_key()?
+            .post_signed(tar.clone())
+            .await
+    };
     let assert_fails = async |reason: &str| -> Result<()> {
         let reply = post().await?;
         assert_eq!(reply.status, 502, "{}", reply.text);

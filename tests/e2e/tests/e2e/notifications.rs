@@ -68,7 +68,7 @@ async fn a_result_is_sent_over_tls_until_the_receiver_accepts_it() -> Result<()>
         "notify": format!("{}/results?of=e2e", proxy.url()),
     }))?;
 
-    let reply = builder.client()?.post_signed(tar).await?;
+    let reply = builder.build_client_with_own_key()?.post_signed(tar).await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
     let key = std::fs::read_to_string(&testbed.stack.payload_secret)?;

@@ -27,7 +27,7 @@ async fn a_wrong_registry_password_is_a_502_and_pushes_nothing() -> Result<()> {
     let image = testbed.image_name("e2e/wrong-password", "1");
     let config = json!({ "image": image, "deploy": { "service": "wrong-password" } });
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(small_context().tar_with_config_last(&config)?)
         .await?;
     assert_eq!(reply.status, 502, "{}", reply.text);
@@ -78,7 +78,7 @@ async fn a_caller_that_disconnects_leaves_no_spooled_file_no_running_step_and_no
     ))
     .with_file("pad", vec![1; 12 << 20]);
     let tar = source.tar_with_config_last(&json!({ "image": image, "buildArgs": { "AT": at } }))?;
-    let client = builder.client()?;
+    let client = builder.build_client_with_own_key()?;
     let running = tokio::spawn(async move { client.post_signed(tar).await });
     testbed.wait_for_step("sleep 300", true).await?;
     running.abort();
@@ -99,7 +99,8 @@ async fn without_buildkit_a_build_is_a_502_and_afterwards_builds_work_again() ->
     let tar = small_context().tar_with_config_last(
         &json!({ "image": testbed.image_name("e2e/no-buildkit", "1"), "deploy": { "service": "no-buildkit" } }),
     )?;
-    let buildkit = PartOutage::prepare(&testbed, StackPart::Buildkit).await?;
+    let buildkit =
+        PartOutage::start_affected_builder_unless_stacks_own(&testbed, StackPart::Buildkit).await?;
     buildkit.make_unavailable().await?;
     let reply = buildkit.builder_client()?.post_signed(tar.clone()).await;
     buildkit.make_available().await?;
@@ -138,7 +139,8 @@ async fn buildkit_lost_during_a_build_is_a_502_and_leaves_no_session() -> Result
     let tar = source.tar_with_config_last(
         &json!({ "image": testbed.image_name("e2e/lost", &tag), "buildArgs": { "AT": at } }),
     )?;
-    let buildkit = PartOutage::prepare(&testbed, StackPart::Buildkit).await?;
+    let buildkit =
+        PartOutage::start_affected_builder_unless_stacks_own(&testbed, StackPart::Buildkit).await?;
     let client = buildkit.builder_client()?;
     let running = tokio::spawn(async move { client.post_signed(tar).await });
     let started = testbed.wait_for_step("sleep 301", true).await;
@@ -164,7 +166,7 @@ async fn without_the_gateway_a_build_with_a_deployment_is_a_502_and_leaves_no_se
     let tar = small_context().tar_with_config_last(
         &json!({ "image": testbed.image_name("e2e/no-gateway", "1"), "deploy": { "service": name } }),
     )?;
-    let gateway = PartOutage::prepare(&testbed, StackPart::Gateway).await?;
+    let gateway = PartOutage::start_affected_builder_unless_stacks_own(&testbed, StackPart::Gateway).await?;
     gateway.make_unavailable().await?;
     let reply = gateway.builder_client()?.post_signed(tar).await;
     gateway.make_available().await?;
@@ -189,7 +191,8 @@ async fn a_successful_build_leaves_no_connection_to_buildkit_open() -> Result<()
     let tar = small_context()
         .with_file("pad", vec![3; 12 << 20])
         .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/tidy", "1") }))?;
-    let buildkit = PartOutage::prepare(&testbed, StackPart::Buildkit).await?;
+    let buildkit =
+        PartOutage::start_affected_builder_unless_stacks_own(&testbed, StackPart::Buildkit).await?;
     let reply = buildkit.builder_client()?.post_signed(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     testbed

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
     build_context::BuildContext,
-    buildctl::{Buildctl, RecordedBuild},
+    buildctl::{BuildNamesAndCachedSteps, Buildctl},
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
     client::HttpReply,
@@ -67,31 +67,31 @@ impl DaemonPool {
     }
 
     /// Returns the name of an image of this run.
-    fn image_name(&self, name: &str) -> String {
+    fn image_name_of_run(&self, name: &str) -> String {
         self.testbed
             .image_name(&format!("e2e/pool/{}/{name}", self.run), "1")
     }
 
     /// Returns the tar of a function whose build takes no time.
-    fn small_tar(&self, name: &str) -> Result<Vec<u8>> {
-        let config = json!({ "image": self.image_name(name), "skipPush": true });
+    fn small_tar_without_push(&self, name: &str) -> Result<Vec<u8>> {
+        let config = json!({ "image": self.image_name_of_run(name), "skipPush": true });
         BuildContext::dockerfile("FROM scratch\nCOPY file /file\n")
             .with_file("file", name)
             .tar_with_config_last(&config)
     }
 
     /// Returns the tar of a function whose build runs until the gate is opened.
-    async fn gated_tar(&self, name: &str, gate: &str) -> Result<Vec<u8>> {
-        let config = json!({ "image": self.image_name(name), "skipPush": true });
+    async fn gated_tar_without_push(&self, name: &str, gate: &str) -> Result<Vec<u8>> {
+        let config = json!({ "image": self.image_name_of_run(name), "skipPush": true });
         let base = self.testbed.build_busybox_once_and_get_name().await?;
         BuildContext::with_gated_step(base, gate).tar_with_config_last(&config)
     }
 
     /// Reads the history of every daemon.
-    fn histories(&self) -> Result<Vec<Vec<RecordedBuild>>> {
+    fn histories(&self) -> Result<Vec<Vec<BuildNamesAndCachedSteps>>> {
         let daemons = self.daemons.iter();
         daemons
-            .map(|daemon| Buildctl::new(&self.testbed, daemon)?.recorded_builds())
+            .map(|daemon| Buildctl::new(&self.testbed, daemon)?.running_and_ended_builds())
             .collect()
     }
 
@@ -124,7 +124,10 @@ async fn post_with_headers_of_queue(
         ("X-Start-Time", time.as_str()),
         ("X-Start-Time", time.as_str()),
     ];
-    builder.client()?.post_signed_with_headers(tar, &headers).await
+    builder
+        .build_client_with_own_key()?
+        .post_signed_with_headers(tar, &headers)
+        .await
 }
 
 #[tokio::test]
@@ -136,9 +139,9 @@ async fn at_least_95_percent_of_rebuilds_land_on_the_daemon_that_has_their_cache
     let build_all = async |names: &[String]| -> Result<()> {
         // Nothing about the first round is left in the second one's process.
         let builder = pool.start_ready_builder(3, &[]).await?;
-        let client = builder.client()?;
+        let client = builder.build_client_with_own_key()?;
         let builds = names.iter().map(|name| {
-            let (client, tar) = (client.clone(), pool.small_tar(name));
+            let (client, tar) = (client.clone(), pool.small_tar_without_push(name));
             async move { assert_built(&client.post_signed(tar?).await?) }
         });
         futures_util::stream::iter(builds)
@@ -156,8 +159,8 @@ async fn at_least_95_percent_of_rebuilds_land_on_the_daemon_that_has_their_cache
 
     let mut hits = 0;
     for name in &names {
-        let image = pool.image_name(name);
-        let builds_of = |history: &[RecordedBuild]| -> Vec<RecordedBuild> {
+        let image = pool.image_name_of_run(name);
+        let builds_of = |history: &[BuildNamesAndCachedSteps]| -> Vec<BuildNamesAndCachedSteps> {
             history
                 .iter()
                 .filter(|build| build.image == image)
@@ -187,15 +190,20 @@ async fn a_call_that_two_builders_get_is_built_once_also_with_a_daemon_added_in_
     let mut chosen = None;
     for number in 0..64 {
         let name = format!("twice-{number}");
-        assert_built(&after.client()?.post_signed(pool.small_tar(&name)?).await?)?;
-        if pool.daemon_number_of_each_build_of(&pool.image_name(&name))? == [2] {
+        assert_built(
+            &after
+                .build_client_with_own_key()?
+                .post_signed(pool.small_tar_without_push(&name)?)
+                .await?,
+        )?;
+        if pool.daemon_number_of_each_build_of(&pool.image_name_of_run(&name))? == [2] {
             chosen = Some(name);
             break;
         }
     }
     let name = chosen.context("no function prefers the new daemon")?;
     let call_id = format!("twice-{}", pool.run);
-    let tar = pool.gated_tar(&name, GATE_NAME).await?;
+    let tar = pool.gated_tar_without_push(&name, GATE_NAME).await?;
 
     let first = post_with_headers_of_queue(&before, tar.clone(), &call_id);
     let second = async {
@@ -236,7 +244,7 @@ async fn builds_go_on_after_the_loss_of_a_daemon_whose_running_build_is_retried_
         (ready, text.as_str()),
         (200, "OK\n3 of 3 BuildKit daemons answer\n")
     );
-    let tar = pool.gated_tar("lost", GATE_NAME).await?;
+    let tar = pool.gated_tar_without_push("lost", GATE_NAME).await?;
     let call_id = format!("lost-{}", pool.run);
     let running = post_with_headers_of_queue(&builder, tar, &call_id);
     let others = async {
@@ -249,8 +257,8 @@ async fn builds_go_on_after_the_loss_of_a_daemon_whose_running_build_is_retried_
         pool.daemons[lost].kill_without_unmounting()?;
         let start = Instant::now();
         for number in 0..12 {
-            let tar = pool.small_tar(&format!("after-loss-{number}"))?;
-            assert_built(&builder.client()?.post_signed(tar).await?)?;
+            let tar = pool.small_tar_without_push(&format!("after-loss-{number}"))?;
+            assert_built(&builder.build_client_with_own_key()?.post_signed(tar).await?)?;
             if number == 0 {
                 println!("the first build after the loss took {:?}", start.elapsed());
             }

@@ -24,7 +24,7 @@ struct QueueClient {
 }
 
 /// The environment of the programs, and a folder in which they run.
-struct QueueFixture<'t> {
+struct QueueClientFolderAndRun<'t> {
     testbed: &'t Testbed,
     work_dir: ClientFolder,
     base: &'t str,
@@ -61,9 +61,9 @@ impl QueueClient {
     }
 
     /// Builds a folder as an image, and waits for the end.
-    fn build(
+    fn build_through_queue_and_wait(
         &self,
-        fixture: &QueueFixture<'_>,
+        fixture: &QueueClientFolderAndRun<'_>,
         image: &str,
         folder: &str,
         builder_url: &str,
@@ -75,13 +75,13 @@ impl QueueClient {
     }
 
     /// Cancels a build.
-    fn cancel(&self, fixture: &QueueFixture<'_>, id: &str) -> Result<ProgramOutput> {
+    fn cancel(&self, fixture: &QueueClientFolderAndRun<'_>, id: &str) -> Result<ProgramOutput> {
         self.run(fixture, &["cancel", id], &fixture.testbed.stack.builder_url)
     }
 
     fn run(
         &self,
-        fixture: &QueueFixture<'_>,
+        fixture: &QueueClientFolderAndRun<'_>,
         arguments: &[&str],
         builder_url: &str,
     ) -> Result<ProgramOutput> {
@@ -106,7 +106,7 @@ impl QueueClient {
     }
 }
 
-impl<'t> QueueFixture<'t> {
+impl<'t> QueueClientFolderAndRun<'t> {
     async fn new(testbed: &'t Testbed) -> Result<Self> {
         let base = testbed.build_busybox_once_and_get_name().await?;
         Ok(Self {
@@ -136,7 +136,7 @@ impl<'t> QueueFixture<'t> {
 async fn clients_of_all_languages_build_through_the_queue_and_report_how_the_build_ended() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let fixture = QueueFixture::new(&testbed).await?;
+    let fixture = QueueClientFolderAndRun::new(&testbed).await?;
     let run = &fixture.run;
     let from =
         |command: &str| BuildContext::dockerfile(format!("FROM {}\nRUN : {run}; {command}\n", fixture.base));
@@ -149,18 +149,20 @@ async fn clients_of_all_languages_build_through_the_queue_and_report_how_the_bui
         let image = fixture.image_name_with_tag_of_run(&repository);
         let builder = &testbed.stack.builder_url;
 
-        let built = client.build(&fixture, &image, &good, builder)?;
+        let built = client.build_through_queue_and_wait(&fixture, &image, &good, builder)?;
         assert_eq!(built.code, 0, "{name}: {built:?}");
-        let found = built.json_or_error_text();
+        let found = built.last_line_as_json_or_error_text();
         assert_eq!(found["image"], image.as_str(), "{name}: {built:?}");
         let line = format!("to {name} by /bin/sh");
         assert!(built.stderr.contains(&line), "{name} follows the log: {built:?}");
         assert!(fixture.registry_has_tag_of_run(&repository).await?, "{name}");
 
         let failed = fixture.image_name_with_tag_of_run(&format!("e2e/queued-{name}-bad"));
-        let failed = client.build(&fixture, &failed, &bad, builder)?;
+        let failed = client.build_through_queue_and_wait(&fixture, &failed, &bad, builder)?;
         assert_eq!(failed.code, 1, "{name}: {failed:?}");
-        let error = failed.json_or_error_text()["error"].as_str().map(str::to_owned);
+        let error = failed.last_line_as_json_or_error_text()["error"]
+            .as_str()
+            .map(str::to_owned);
         assert!(
             error.is_some_and(|error| error.contains("exit code: 3")),
             "{name}: {failed:?}"
@@ -173,7 +175,7 @@ async fn clients_of_all_languages_build_through_the_queue_and_report_how_the_bui
 async fn clients_of_all_languages_store_a_context_that_is_too_large_for_the_queue() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let fixture = QueueFixture::new(&testbed).await?;
+    let fixture = QueueClientFolderAndRun::new(&testbed).await?;
     let repository = format!("{}/e2e/contexts-of-queued-clients", testbed.stack.registry.host);
     let settings = [("contexts_repository", repository.as_str())];
     let builder = BuilderProcess::start_with_settings(&testbed, &settings).await?;
@@ -183,7 +185,7 @@ async fn clients_of_all_languages_store_a_context_that_is_too_large_for_the_queu
         let context = context.with_file("large", format!("{name} {}\n", fixture.run).repeat(20_000));
         let folder = fixture.write_context(&format!("large-{name}"), &context)?;
         let repository = format!("e2e/queued-large-{name}");
-        let built = client.build(
+        let built = client.build_through_queue_and_wait(
             &fixture,
             &fixture.image_name_with_tag_of_run(&repository),
             &folder,
@@ -199,7 +201,7 @@ async fn clients_of_all_languages_store_a_context_that_is_too_large_for_the_queu
 async fn clients_of_all_languages_cancel_a_queued_build() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let fixture = QueueFixture::new(&testbed).await?;
+    let fixture = QueueClientFolderAndRun::new(&testbed).await?;
     let clients = QueueClient::client_of_each_language().await?;
     let shell = clients.first().context("a client")?.clone();
     for client in clients {
@@ -219,7 +221,7 @@ async fn clients_of_all_languages_cancel_a_queued_build() -> Result<()> {
         assert_eq!(log.code, 0, "{name}: {log:?}");
         let found = shell.run(&fixture, &["status", &id], &testbed.stack.builder_url)?;
         assert_eq!(
-            found.json_or_error_text()["state"],
+            found.last_line_as_json_or_error_text()["state"],
             "cancelled",
             "{name}: {found:?}"
         );
@@ -231,7 +233,7 @@ async fn clients_of_all_languages_cancel_a_queued_build() -> Result<()> {
 async fn faas_cli_builds_through_the_queue_and_its_build_is_found_by_its_id() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
-    let fixture = QueueFixture::new(&testbed).await?;
+    let fixture = QueueClientFolderAndRun::new(&testbed).await?;
     let repository = "e2e/queued-faas-cli";
     let image = fixture.image_name_with_tag_of_run(repository);
     let stack = format!(
@@ -255,7 +257,7 @@ async fn faas_cli_builds_through_the_queue_and_its_build_is_found_by_its_id() ->
         b"",
     )?;
     ensure!(built.code == 0, "{built:?}");
-    let found = built.json_or_error_text();
+    let found = built.last_line_as_json_or_error_text();
     assert_eq!(
         (&found["state"], &found["image"]),
         (&Value::from("success"), &Value::from(image.as_str())),

@@ -34,7 +34,11 @@ async fn a_queued_build_that_sigterm_interrupts_is_finished_by_another_builder()
     let dockerfile = format!("FROM {base}\nRUN {}\n", gated_command(gate));
     let config = json!({"image": testbed.image_name(repository, &run)});
     let tar = BuildContext::dockerfile(dockerfile).tar_with_config_last(&config)?;
-    let (client, call_id, times) = (builder.client()?, id.clone(), format!("{run}, {run}"));
+    let (client, call_id, times) = (
+        builder.build_client_with_own_key()?,
+        id.clone(),
+        format!("{run}, {run}"),
+    );
     let delivery = tokio::spawn(async move {
         let headers = [("X-Call-Id", call_id.as_str()), ("X-Start-Time", times.as_str())];
         client.post_signed_with_headers(tar, &headers).await

@@ -43,13 +43,19 @@ async fn an_artifact_as_oras_pushes_it_is_built_and_pushed() -> Result<()> {
         })
     };
 
-    let reply = builder.client()?.post_json(&request(&digest)).await?;
+    let reply = builder
+        .build_client_with_own_key()?
+        .post_json(&request(&digest))
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     let pushed = testbed.registry.get_manifest("e2e/referenced", "1").await?;
     assert_eq!(pushed.context("the image")?.digest, reply.text_field("digest"));
 
     let none = format!("sha256:{}", "0".repeat(64));
-    let reply = builder.client()?.post_json(&request(&none)).await?;
+    let reply = builder
+        .build_client_with_own_key()?
+        .post_json(&request(&none))
+        .await?;
     assert_eq!(reply.status, 400, "{}", reply.text);
     assert!(
         reply.text_field("error").contains("is not there"),

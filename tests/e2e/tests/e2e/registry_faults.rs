@@ -88,7 +88,7 @@ impl FaultyPlatform {
         let tar = small_context().tar_with_config_last(&config)?;
         let reply = self
             .builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed_with_headers(tar, &headers)
             .await?;
         Ok((id, reply))
@@ -127,7 +127,7 @@ async fn a_push_that_the_registry_limits_is_retried_until_it_succeeds_and_each_a
         };
         // The requests of several blobs are sent at the same time, so a push may take more of them.
         let times = 2 * REQUESTS_BEFORE_A_LIMITED_PUSH_FAILS + 1;
-        platform.registry.reject_next(pattern, times, limited);
+        platform.registry.set_rejection_of_next(pattern, times, limited);
 
         let (id, reply) = platform
             .deliver_small_build_as_queue(repository, &[("timeout", json!("300s"))])
@@ -137,7 +137,7 @@ async fn a_push_that_the_registry_limits_is_retried_until_it_succeeds_and_each_a
         let result = reply.json_or_error_text();
         assert_eq!(result["status"], "success", "{result:#}");
         assert_eq!(
-            platform.registry.rejected_since_reject_next(),
+            platform.registry.rejected_since_set_rejection(),
             times,
             "{result:#}"
         );
@@ -189,16 +189,18 @@ async fn a_push_that_the_registry_fails_with_500_502_503_or_504_is_retried_until
             retry_after: None,
             error,
         };
-        platform.registry.reject_next(pattern, usize::MAX, fault);
+        platform
+            .registry
+            .set_rejection_of_next(pattern, usize::MAX, fault);
         let path = format!("/builds/{}", platform.id_of_small_build(repository));
         let config = [("timeout", json!("300s"))];
-        let is_tried_again = testbed.wait_until("the build is tried again", async || {
+        let is_tried_again = testbed.wait_until_async_condition("the build is tried again", async || {
             let (_, build) = platform.builder.ask(&path).await?;
             Ok(build["attempts"].as_u64() >= Some(2))
         });
         let recovery = async {
             is_tried_again.await?;
-            platform.registry.reject_next(pattern, 0, fault);
+            platform.registry.set_rejection_of_next(pattern, 0, fault);
             anyhow::Ok(())
         };
 
@@ -235,7 +237,9 @@ async fn a_push_that_stays_limited_ends_at_the_timeout_of_the_build() -> Result<
         retry_after: Some("1"),
         error: None,
     };
-    platform.registry.reject_next(PUT_MANIFEST, usize::MAX, limited);
+    platform
+        .registry
+        .set_rejection_of_next(PUT_MANIFEST, usize::MAX, limited);
 
     let (_, reply) = platform
         .deliver_small_build_as_queue("e2e/always-limited", &[("timeout", json!("40s"))])
@@ -279,7 +283,9 @@ async fn a_push_that_the_registry_refuses_with_403_404_412_or_413_is_not_retried
             retry_after: None,
             error,
         };
-        platform.registry.reject_next(pattern, usize::MAX, refusal);
+        platform
+            .registry
+            .set_rejection_of_next(pattern, usize::MAX, refusal);
 
         let (id, reply) = platform.deliver_small_build_as_queue(repository, &[]).await?;
 
@@ -294,7 +300,7 @@ async fn a_push_that_the_registry_refuses_with_403_404_412_or_413_is_not_retried
         assert_eq!(build["attempts"], 1, "{repository}: {build:#}");
         // The requests of all blobs may be rejected, each once.
         assert!(
-            (1..=2).contains(&platform.registry.rejected_since_reject_next()),
+            (1..=2).contains(&platform.registry.rejected_since_set_rejection()),
             "{repository}"
         );
     }
@@ -311,7 +317,7 @@ enum OperatorOrTenant {
 }
 
 /// A builder with a registry that wants tokens, for one of its users.
-struct TokenPlatform {
+struct PlatformWithRevocableTokens {
     registry: RegistryProxy,
     builder: BuilderProcess,
     client: SigningClient,
@@ -319,9 +325,9 @@ struct TokenPlatform {
     _folder: tempfile::TempDir,
 }
 
-impl TokenPlatform {
-    async fn start(testbed: &Testbed, user: OperatorOrTenant, expires_in_seconds: u32) -> Result<Self> {
-        let registry = RegistryProxy::start_with_tokens(testbed, expires_in_seconds).await?;
+impl PlatformWithRevocableTokens {
+    async fn start(testbed: &Testbed, user: OperatorOrTenant, claimed_lifetime_seconds: u32) -> Result<Self> {
+        let registry = RegistryProxy::start_with_tokens(testbed, claimed_lifetime_seconds).await?;
         let daemon = BuildkitDaemon::start(testbed, "").await?;
         let folder = tempfile::tempdir()?;
         let config = registry.docker_config_for_proxy_and_registry(testbed)?;
@@ -343,7 +349,7 @@ impl TokenPlatform {
             BuilderProcess::start_with_secrets_replacing_registry_config(testbed, &settings, &secrets)
                 .await?;
         let client = match user {
-            OperatorOrTenant::Operator => builder.client()?,
+            OperatorOrTenant::Operator => builder.build_client_with_own_key()?,
             OperatorOrTenant::Tenant => {
                 SigningClient::new(format!("{}/build", builder.url()), key.as_bytes())?
             }
@@ -361,7 +367,7 @@ impl TokenPlatform {
 /// The base image is pulled with a token that is no longer valid when the push begins. The token's server says either
 /// that it is valid for a second, or for an hour, in which case BuildKit has to learn from the registry that it is not.
 #[tokio::test]
-async fn a_token_that_expires_during_a_long_build_is_renewed_for_its_push() -> Result<()> {
+async fn a_token_that_is_revoked_during_a_long_build_is_renewed_for_its_push() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;
@@ -373,7 +379,7 @@ async fn a_token_that_expires_during_a_long_build_is_renewed_for_its_push() -> R
         (OperatorOrTenant::Tenant, 1),
         (OperatorOrTenant::Tenant, 3600),
     ] {
-        let platform = TokenPlatform::start(&testbed, user, expires_in).await?;
+        let platform = PlatformWithRevocableTokens::start(&testbed, user, expires_in).await?;
         let what = format!("{user:?} {expires_in}").to_lowercase().replace(' ', "-");
         let gate = format!("gate-before-the-push-of-{what}-{run}");
         let repository = format!("e2e/renewed/{what}");
@@ -421,12 +427,12 @@ async fn a_token_that_expires_during_a_long_build_is_renewed_for_its_push() -> R
 }
 
 #[tokio::test]
-async fn a_token_that_expires_in_the_middle_of_a_push_is_renewed() -> Result<()> {
+async fn a_token_that_is_revoked_in_the_middle_of_a_push_is_renewed() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let run = Timestamp::now().as_nanosecond().to_string();
     for user in [OperatorOrTenant::Operator, OperatorOrTenant::Tenant] {
-        let platform = TokenPlatform::start(&testbed, user, 3600).await?;
+        let platform = PlatformWithRevocableTokens::start(&testbed, user, 3600).await?;
         let host = &platform.registry.host;
         for (number, (method, path_part)) in [
             ("HEAD", "/blobs/"),

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use axum::{Router, body::Bytes, extract::State, routing::any};
 use serde_json::Value;
 use slipway_e2e::{
-    build_context::gated_command, builder_process::BuilderProcess, sealed_secrets::SealingKey,
+    build_context::gated_command, builder_process::BuilderProcess, sealed_secrets::BuilderPrivateKey,
     slipway_command::SlipwayProgram, testbed::Testbed, work_dir::ClientFolder,
 };
 
@@ -74,7 +74,11 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
     // The build can be asked about afterwards, by its ID and by the function's name.
     let id = submitted["id"].as_str().context("no ID")?;
     let status = slipway.run(folder.path(), &["status", id, "--json"]).await?;
-    assert_eq!(status.json_or_error_text()["state"], "success", "{status:?}");
+    assert_eq!(
+        status.last_line_as_json_or_error_text()["state"],
+        "success",
+        "{status:?}"
+    );
     let log = slipway.run(folder.path(), &["logs", id]).await?;
     assert!(
         log.code == 0 && log.stdout.contains("COPY function /www"),
@@ -83,7 +87,11 @@ async fn up_brings_a_folder_to_a_function_that_answers_and_prints_its_url_and_no
     let list = slipway
         .run(folder.path(), &["builds", "--function", name, "--json"])
         .await?;
-    assert_eq!(list.json_or_error_text()["builds"][0]["id"], id, "{list:?}");
+    assert_eq!(
+        list.last_line_as_json_or_error_text()["builds"][0]["id"],
+        id,
+        "{list:?}"
+    );
     testbed.functions.remove_function(name).await
 }
 
@@ -170,7 +178,7 @@ async fn a_build_is_cancelled_by_its_id_and_up_exits_with_5() -> Result<()> {
     let cancelled = slipway.run(folder.path(), &["cancel", id, "--json"]).await?;
 
     assert_eq!(cancelled.code, 0, "{cancelled:?}");
-    let output = up.wait_for_end().await?;
+    let output = up.wait_for_end_and_rest_of_stderr().await?;
     assert_eq!((output.code, output.stdout.as_str()), (5, ""), "{output:?}");
     testbed.wait_for_step(gate, false).await
 }
@@ -215,7 +223,7 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
     dev.read_stderr_lines_until_one_contains(&format!("/function/{name}"))
         .await?;
     dev.interrupt()?;
-    let output = dev.wait_for_end().await?;
+    let output = dev.wait_for_end_and_rest_of_stderr().await?;
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(
         output.stdout,
@@ -231,7 +239,7 @@ async fn build_secrets_are_sealed_to_the_builders_key_reach_the_step_and_are_not
     let _parts = testbed.share_parts().await;
     let name = "cmd-sealed";
     let folder = create_project(&testbed, name, "sealed").await?;
-    let key = folder.write_file("key", SealingKey::generate()?.file_content())?;
+    let key = folder.write_file("key", BuilderPrivateKey::generate()?.private_key_file_content())?;
     let key = key.display().to_string();
     let builder =
         BuilderProcess::start_with_settings(&testbed, &[("build_secrets_private_key_path", &key)]).await?;
@@ -334,7 +342,7 @@ async fn a_context_has_the_files_that_faas_cli_lays_out_without_the_ignored_ones
     )?;
 
     let shrinkwrapped = folder
-        .run_faas_cli(&testbed, &["build", "--shrinkwrap", "-f", "stack.yaml"], b"")
+        .run_logged_in_faas_cli(&testbed, &["build", "--shrinkwrap", "-f", "stack.yaml"], b"")
         .await?;
     ensure!(shrinkwrapped.code == 0, "{shrinkwrapped:?}");
     let mut expected = ContentsAndExecutableBitsByPath::new();

@@ -17,14 +17,17 @@ async fn start_gated_build_and_wait_for_its_step(
 ) -> Result<tokio::task::JoinHandle<Result<HttpReply>>> {
     let context = BuildContext::with_gated_step(testbed.build_busybox_once_and_get_name().await?, gate);
     let config = json!({ "image": testbed.image_name("e2e/slots", "1"), "skipPush": true });
-    let (client, tar) = (builder.client()?, context.tar_with_config_last(&config)?);
+    let (client, tar) = (
+        builder.build_client_with_own_key()?,
+        context.tar_with_config_last(&config)?,
+    );
     let build = tokio::spawn(async move { client.post_signed(tar).await });
     testbed.wait_for_step(gate, true).await?;
     Ok(build)
 }
 
 /// Returns the tar of a small build that pushes nothing.
-fn small_tar(testbed: &Testbed) -> Result<Vec<u8>> {
+fn small_tar_without_push(testbed: &Testbed) -> Result<Vec<u8>> {
     BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
         .with_file("a", "a")
         .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/slots", "2"), "skipPush": true }))
@@ -46,7 +49,12 @@ async fn over_max_inflight_a_call_is_rejected_at_once_and_the_builder_is_not_rea
     let gate = "gate-of-max-inflight";
     let running = start_gated_build_and_wait_for_its_step(&testbed, &builder, gate).await?;
 
-    assert_rejected_with_429(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
+    assert_rejected_with_429(
+        &builder
+            .build_client_with_own_key()?
+            .post_signed(small_tar_without_push(&testbed)?)
+            .await?,
+    );
     for path in ["/ready", "/_/ready"] {
         assert_eq!(builder.get(path).await?.0, 503, "{path}");
     }
@@ -55,7 +63,10 @@ async fn over_max_inflight_a_call_is_rejected_at_once_and_the_builder_is_not_rea
     running.abort();
     testbed.wait_for_step(gate, false).await?;
     builder.wait_until_ready().await?;
-    let reply = builder.client()?.post_signed(small_tar(&testbed)?).await?;
+    let reply = builder
+        .build_client_with_own_key()?
+        .post_signed(small_tar_without_push(&testbed)?)
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
 }
@@ -71,10 +82,18 @@ async fn with_queue_wait_a_call_waits_for_a_slot_and_calls_over_queue_length_are
     let running = start_gated_build_and_wait_for_its_step(&testbed, &builder, gate).await?;
     assert_eq!(builder.get("/ready").await?.0, 200, "one more call may wait");
 
-    let (client, tar) = (builder.client()?, small_tar(&testbed)?);
+    let (client, tar) = (
+        builder.build_client_with_own_key()?,
+        small_tar_without_push(&testbed)?,
+    );
     let waiting = tokio::spawn(async move { client.post_signed(tar).await });
     builder.wait_until_not_ready().await?;
-    assert_rejected_with_429(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
+    assert_rejected_with_429(
+        &builder
+            .build_client_with_own_key()?
+            .post_signed(small_tar_without_push(&testbed)?)
+            .await?,
+    );
 
     testbed.open_gate_of_step(gate)?;
     for served in [running, waiting] {
@@ -93,7 +112,12 @@ async fn a_call_that_gets_no_slot_within_queue_wait_is_rejected_like_one_that_do
     let gate = "gate-of-expired-wait";
     let running = start_gated_build_and_wait_for_its_step(&testbed, &builder, gate).await?;
 
-    assert_rejected_with_429(&builder.client()?.post_signed(small_tar(&testbed)?).await?);
+    assert_rejected_with_429(
+        &builder
+            .build_client_with_own_key()?
+            .post_signed(small_tar_without_push(&testbed)?)
+            .await?,
+    );
 
     running.abort();
     testbed.wait_for_step(gate, false).await
@@ -121,10 +145,10 @@ async fn a_stream_that_gets_no_slot_before_its_deadline_ends_with_a_terminal_rec
     let config = json!({ "image": testbed.image_name("e2e/slots", "2"), "skipPush": true });
 
     let waiting = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_and_stream_records(context.tar_with_config_last(&config)?, "application/x-ndjson")
         .await?;
-    let (_, last) = waiting.read_to_terminal_record().await?;
+    let (_, last) = waiting.read_remaining_lines_and_terminal_record().await?;
 
     assert_eq!(last["status"], "failed", "{last}");
     assert!(last["error"].is_string(), "{last}");

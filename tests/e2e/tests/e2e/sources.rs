@@ -103,7 +103,7 @@ async fn no_spelling_of_a_private_address_is_read_and_no_connection_is_made() ->
             &json!({ "image": testbed.image_name("e2e/sources", "1"), "skipPush": true }),
         )?;
 
-        let reply = builder.client()?.post_signed(tar).await?;
+        let reply = builder.build_client_with_own_key()?.post_signed(tar).await?;
 
         assert_eq!(reply.status, 422, "{source}: {}", reply.text);
         let error = reply.text_field("error");
@@ -138,7 +138,7 @@ async fn allowed_sources_let_a_build_read_from_a_private_host() -> Result<()> {
         &json!({ "image": testbed.image_name("e2e/sources", "2"), "skipPush": true }),
     )?;
 
-    let reply = builder.client()?.post_signed(tar).await?;
+    let reply = builder.build_client_with_own_key()?.post_signed(tar).await?;
 
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(server.connection_count() > 0);

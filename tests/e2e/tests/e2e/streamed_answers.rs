@@ -36,11 +36,14 @@ async fn assert_output_arrives_during_the_build(
         .tar_with_config_last(&json!({ "image": testbed.image_name(repository, "1") }))?;
     let mut records = client.post_and_stream_records(tar, accept).await?;
 
-    let first = records.next_record().await?.context("the stream has no record")?;
+    let first = records
+        .next_record_below_64_kib()
+        .await?
+        .context("the stream has no record")?;
     assert_eq!(first["status"], "in_progress", "{first}");
     records.read_until_log_contains("Z waiting").await?;
     testbed.open_gate_of_step(&gate)?;
-    let (lines, last) = records.read_to_terminal_record().await?;
+    let (lines, last) = records.read_remaining_lines_and_terminal_record().await?;
 
     assert!(lines.iter().any(|line| line.ends_with("Z through")), "{lines:?}");
     assert_eq!(last["status"], "success", "{last}");
@@ -65,14 +68,14 @@ async fn records_arrive_during_the_build() -> Result<()> {
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
     assert_output_arrives_during_the_build(
         &testbed,
-        &builder.client()?,
+        &builder.build_client_with_own_key()?,
         JSON_LINES_MEDIA_TYPE,
         "e2e/stream-lines",
     )
     .await?;
     assert_output_arrives_during_the_build(
         &testbed,
-        &builder.client()?,
+        &builder.build_client_with_own_key()?,
         EVENT_STREAM_MEDIA_TYPE,
         "e2e/stream-events",
     )
@@ -91,7 +94,7 @@ async fn events_of_a_build_pass_the_gateway_up_to_the_terminal_record() -> Resul
         .through_gateway
         .post_and_stream_records(tar, EVENT_STREAM_MEDIA_TYPE)
         .await?
-        .read_to_terminal_record()
+        .read_remaining_lines_and_terminal_record()
         .await?;
     assert!(
         lines.iter().any(|line| line.ends_with("through the gateway")),
@@ -107,7 +110,7 @@ async fn every_failure_of_a_signed_request_ends_with_a_terminal_record() -> Resu
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
-    let client = builder.client()?;
+    let client = builder.build_client_with_own_key()?;
     let image = testbed.image_name("e2e/stream-failed", "1");
 
     let tar = uncached_context(base, "RUN echo this is said before; exit 3")
@@ -115,7 +118,7 @@ async fn every_failure_of_a_signed_request_ends_with_a_terminal_record() -> Resu
     let (lines, last) = client
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
         .await?
-        .read_to_terminal_record()
+        .read_remaining_lines_and_terminal_record()
         .await?;
     assert!(
         lines.iter().any(|line| line.ends_with("this is said before")),
@@ -134,7 +137,7 @@ async fn every_failure_of_a_signed_request_ends_with_a_terminal_record() -> Resu
     let (_, last) = client
         .post_and_stream_records(tar, EVENT_STREAM_MEDIA_TYPE)
         .await?
-        .read_to_terminal_record()
+        .read_remaining_lines_and_terminal_record()
         .await?;
     assert_eq!(last["error"], "the build ran past its time limit of 3s", "{last}");
     testbed.wait_for_step("sleep 302", false).await?;
@@ -143,7 +146,7 @@ async fn every_failure_of_a_signed_request_ends_with_a_terminal_record() -> Resu
     let (_, last) = client
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
         .await?
-        .read_to_terminal_record()
+        .read_remaining_lines_and_terminal_record()
         .await?;
     assert!(
         last["error"]
@@ -183,7 +186,7 @@ async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
         .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/stream-unicode", "1") }))?;
     for accept in [JSON_LINES_MEDIA_TYPE, EVENT_STREAM_MEDIA_TYPE, "application/json"] {
         let reply = builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed_with_headers(tar.clone(), &[("Accept", accept)])
             .await?;
         assert!(
@@ -195,10 +198,10 @@ async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
         assert!(reply.text.contains(line), "{accept}: {}", reply.text);
     }
     let (lines, _) = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
         .await?
-        .read_to_terminal_record()
+        .read_remaining_lines_and_terminal_record()
         .await?;
     let line = "a\u{2028}b\u{2029}c\u{85}d";
     assert!(lines.iter().any(|one| one.ends_with(line)), "{lines:?}");
@@ -219,14 +222,14 @@ async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result
     let tar = uncached_context(base, "RUN echo begun; sleep 303; echo over")
         .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/stream-ended", "1") }))?;
     let mut records = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
         .await?;
     records.read_until_log_contains("Z begun").await?;
 
     builder.send_sigterm()?;
 
-    let (_, last) = records.read_to_terminal_record().await?;
+    let (_, last) = records.read_remaining_lines_and_terminal_record().await?;
     assert_eq!(last["status"], "failed", "{last}");
     assert!(
         last["error"]
@@ -246,7 +249,7 @@ async fn a_client_that_disconnects_cancels_its_build() -> Result<()> {
     let tar = uncached_context(base, "RUN echo begun; sleep 304; echo over")
         .tar_with_config_last(&json!({ "image": testbed.image_name("e2e/stream-gone", "1") }))?;
     let mut records = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
         .await?;
     records.read_until_log_contains("Z begun").await?;
@@ -290,10 +293,10 @@ async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_s
     builder.wait_until_ready().await?;
     let tar = uncached_context(base, "RUN echo next").tar_with_config_last(&config)?;
     let (_, last) = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
         .await?
-        .read_to_terminal_record()
+        .read_remaining_lines_and_terminal_record()
         .await?;
     assert_eq!(last["status"], "success", "{last}");
     // The answer is truncated, so that no client can take it for a successful one.
@@ -319,7 +322,7 @@ async fn long_lines_arrive_complete_and_unread_output_takes_one_of_3_builders_li
     let _parts = testbed.share_parts().await;
     let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
-    let client = builder.client()?;
+    let client = builder.build_client_with_own_key()?;
 
     let steps = format!("RUN head -c {LONG_LINE_BYTES} /dev/zero | tr '\\0' x; echo");
     let config = json!({ "image": testbed.image_name("e2e/stream-long", "1"), "skipPush": true });
@@ -329,7 +332,7 @@ async fn long_lines_arrive_complete_and_unread_output_takes_one_of_3_builders_li
             JSON_LINES_MEDIA_TYPE,
         )
         .await?
-        .read_to_terminal_record()
+        .read_remaining_lines_and_terminal_record()
         .await?;
     assert_eq!(last["status"], "success", "{last}");
     let long: usize = lines
@@ -356,7 +359,7 @@ async fn long_lines_arrive_complete_and_unread_output_takes_one_of_3_builders_li
 async fn memory_bytes_for_unread_output(testbed: &Testbed, measurement_number: usize) -> Result<usize> {
     let base = testbed.build_busybox_once_and_get_name().await?;
     let builder = BuilderProcess::start_with_settings(testbed, &[]).await?;
-    let client = builder.client()?;
+    let client = builder.build_client_with_own_key()?;
     let config = json!({ "image": testbed.image_name("e2e/stream-unread", "1"), "skipPush": true });
     // By default, BuildKit keeps 2 MiB of a step's output, so several steps are needed.
     let gate = &format!("gate-of-unread-output-{measurement_number}");
@@ -371,12 +374,15 @@ async fn memory_bytes_for_unread_output(testbed: &Testbed, measurement_number: u
             JSON_LINES_MEDIA_TYPE,
         )
         .await?;
-    records.next_record().await?.context("the stream has no record")?;
+    records
+        .next_record_below_64_kib()
+        .await?
+        .context("the stream has no record")?;
     // The client reads nothing until BuildKit has run the last step.
     testbed.wait_for_step(gate, true).await?;
     testbed.open_gate_of_step(gate)?;
     testbed.wait_for_step(gate, false).await?;
-    let (lines, last) = records.read_to_terminal_record().await?;
+    let (lines, last) = records.read_remaining_lines_and_terminal_record().await?;
     assert_eq!(last["status"], "success", "{last}");
     assert!(
         lines

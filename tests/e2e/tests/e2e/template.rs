@@ -74,7 +74,7 @@ async fn a_changed_handler_changes_the_answer_of_a_function_from_the_template() 
         "the starter handler does not return its input: {first}"
     );
 
-    project.replace_greeting(name, "Good day")?;
+    project.write_starter_handler_with_greeting(name, "Good day")?;
     let (status, second) = build_and_call(&testbed, &project, name, "there").await?;
     assert_eq!((status, second), (200, first.replace("Hello", "Good day")));
 
@@ -98,7 +98,7 @@ async fn functions_of_the_template_share_all_that_is_compiled_except_their_handl
         "Welcome {}",
         SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos()
     );
-    project.replace_greeting("shared-second", &greeting)?;
+    project.write_starter_handler_with_greeting("shared-second", &greeting)?;
     let second = build_and_deploy_or_fail(&testbed, &project, "shared-second").await?;
     assert_eq!(
         compiled_crates(&second)?,

@@ -213,7 +213,7 @@ async fn a_tenant_with_a_daemon_of_its_own_builds_there_and_nowhere_else() -> Re
     let _parts = testbed.share_parts().await;
     let shared = BuildkitDaemon::start(&testbed, "").await?;
     let own = BuildkitDaemon::start(&testbed, "").await?;
-    let recorded = |daemon: &BuildkitDaemon| Buildctl::new(&testbed, daemon)?.recorded_build_count();
+    let recorded = |daemon: &BuildkitDaemon| Buildctl::new(&testbed, daemon)?.running_and_ended_build_count();
     let registry = &testbed.stack.registry;
     let login = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
     let rules =

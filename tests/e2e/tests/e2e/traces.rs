@@ -137,17 +137,21 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         .tar_with_config_last(&config)?;
     let parent = format!("00-{CALLER_TRACE_ID}-{CALLER_SPAN_ID}-01");
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed_with_headers(tar, &[("traceparent", &parent), ("X-Call-Id", "traced-1")])
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
     collector
-        .wait_for_trace("builder-fn", "POST /build", |span| span.trace == CALLER_TRACE_ID)
+        .wait_for_span_and_get_trace_received_so_far("builder-fn", "POST /build", |span| {
+            span.trace == CALLER_TRACE_ID
+        })
         .await?;
     // The deployer has two requests: the dry run, and the hand-over, which has the deployment.
     let spans = collector
-        .wait_for_trace("deployer-fn", "deployment", |span| span.trace == CALLER_TRACE_ID)
+        .wait_for_span_and_get_trace_received_so_far("deployer-fn", "deployment", |span| {
+            span.trace == CALLER_TRACE_ID
+        })
         .await?;
     let hand_over = spans
         .into_iter()
@@ -155,7 +159,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         .context("no span of the deployment")?
         .parent;
     collector
-        .wait_for_trace("deployer-fn", "POST /", |span| span.id == hand_over)
+        .wait_for_span_and_get_trace_received_so_far("deployer-fn", "POST /", |span| span.id == hand_over)
         .await?;
     let all = collector.received_spans();
     let trace = SpansOfTrace(
@@ -220,9 +224,18 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     let failing = BuildContext::dockerfile(format!("FROM {base}\nARG SHOWN\nRUN echo $SHOWN $AT; exit 3\n")).tar_with_config_last(&json!({
         "image": testbed.image_name(&format!("e2e/{name}"), "1"), "buildArgs": { "SHOWN": SECRET_BUILD_ARGUMENT }, "skipPush": true,
     }))?;
-    assert_eq!(builder.client()?.post_signed(failing).await?.status, 422);
+    assert_eq!(
+        builder
+            .build_client_with_own_key()?
+            .post_signed(failing)
+            .await?
+            .status,
+        422
+    );
     let failed = collector
-        .wait_for_trace("builder-fn", "POST /build", |span| span.trace != CALLER_TRACE_ID)
+        .wait_for_span_and_get_trace_received_so_far("builder-fn", "POST /build", |span| {
+            span.trace != CALLER_TRACE_ID
+        })
         .await?;
     let failed = SpansOfTrace(failed);
     let root = failed
@@ -301,7 +314,7 @@ async fn a_collector_that_refuses_connections_or_hangs_affects_neither_builds_no
             let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
                 .with_file("a", format!("{number} {address}"));
             let reply = builder
-                .client()?
+                .build_client_with_own_key()?
                 .post_signed(source.tar_with_config_last(&config)?)
                 .await?;
             assert_eq!(reply.status, 200, "{}", reply.text);

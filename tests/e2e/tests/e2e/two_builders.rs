@@ -151,7 +151,7 @@ impl TwoBuildersAndOneDeployer {
         tar: &[u8],
         headers: &[(&str, &str)],
     ) -> Result<HttpReply> {
-        let client = self.builders[index].client()?;
+        let client = self.builders[index].build_client_with_own_key()?;
         client.post_signed_with_headers(tar.to_vec(), headers).await
     }
 
@@ -175,7 +175,7 @@ impl TwoBuildersAndOneDeployer {
         tar: &[u8],
         headers: &[(&'static str, &str)],
     ) -> Result<JoinHandle<Result<HttpReply>>> {
-        let (client, tar) = (self.builders[index].client()?, tar.to_vec());
+        let (client, tar) = (self.builders[index].build_client_with_own_key()?, tar.to_vec());
         let headers: Vec<_> = headers
             .iter()
             .map(|(name, value)| (*name, (*value).to_owned()))
@@ -190,7 +190,7 @@ impl TwoBuildersAndOneDeployer {
     }
 
     /// Asks the gateway when the provider created the running version of the function.
-    async fn creation_time_of_function(&self) -> Result<Value> {
+    async fn creation_time_of_running_version(&self) -> Result<Value> {
         let status = self.testbed.functions.function_status(&self.function).await?;
         Ok(status.context("there is no such function")?["createdAt"].take())
     }
@@ -211,11 +211,13 @@ impl TwoBuildersAndOneDeployer {
     }
 
     /// Removes the manifest of this tag, which an earlier run of the tests may have pushed.
-    async fn remove_image_manifest(&self, tag: &str) -> Result<()> {
+    async fn remove_image_manifest_if_any(&self, tag: &str) -> Result<()> {
         let repository = self.repository_path_of_function();
         let registry = &self.testbed.registry;
         if let Some(manifest) = registry.get_manifest(&repository, tag).await? {
-            registry.delete_manifest(&repository, &manifest.digest).await?;
+            registry
+                .delete_manifest_and_its_tags(&repository, &manifest.digest)
+                .await?;
         }
         Ok(())
     }

@@ -24,7 +24,9 @@ async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_
         ("exec_timeout", "0s"),
         ("write_timeout", BUILDER_GRACE_PERIOD),
     ];
-    let mut builder = DeployedBuilder::deploy(&testbed, "builder-updated", &settings, &[]).await?;
+    let mut builder =
+        DeployedBuilder::deploy_anew_and_wait_until_ready(&testbed, "builder-updated", &settings, &[])
+            .await?;
     let run = Timestamp::now().as_nanosecond();
     let gate = "gate-of-the-updated-builder";
     let repository = "e2e/updated-builder";
@@ -33,7 +35,7 @@ async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_
         if let Some(manifest) = testbed.registry.get_manifest(repository, tag).await? {
             testbed
                 .registry
-                .delete_manifest(repository, &manifest.digest)
+                .delete_manifest_and_its_tags(repository, &manifest.digest)
                 .await?;
         }
     }

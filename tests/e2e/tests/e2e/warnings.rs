@@ -17,7 +17,7 @@ async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record(
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let builder = BuilderProcess::start_with_settings(&testbed, &[]).await?;
-    let client = builder.client()?;
+    let client = builder.build_client_with_own_key()?;
     let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").with_file("a", "a");
     let image = testbed.image_name("e2e/warnings", "1");
     let with = |key: &str| {
@@ -46,7 +46,7 @@ async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record(
         let (lines, last) = client
             .post_and_stream_records(tar, JSON_LINES_MEDIA_TYPE)
             .await?
-            .read_to_terminal_record()
+            .read_remaining_lines_and_terminal_record()
             .await?;
         assert_eq!(
             warnings_in_answer(&last),
@@ -73,7 +73,7 @@ async fn a_failed_build_has_its_warnings_too() -> Result<()> {
     let config = json!({ "image": testbed.image_name("e2e/warnings", "1"), "nonsense": 1 });
 
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_config_last(&config)?)
         .await?;
 

@@ -15,7 +15,9 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error},
+    attack::{
+        AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error_or_text,
+    },
     world::AttackWorld,
 };
 
@@ -68,7 +70,7 @@ async fn no_build_without_a_policy_gets_platform_secrets_or_replaces_slipways_fu
     ] {
         outcomes.add_outcome(
             name,
-            deploy_with_platform_secrets_and_read_them(testbed, name, field).await?,
+            deploy_with_platform_secrets_and_look_for_gateway_password(testbed, name, field).await?,
         );
     }
 
@@ -82,7 +84,7 @@ async fn no_build_without_a_policy_gets_platform_secrets_or_replaces_slipways_fu
         BuilderProcess::start_with_settings(testbed, &[("gateway_url", route.gateway_url())]).await?;
     // An ordinary function is written to the gateway in the same way.
     let tar = tar_of_secret_printer(testbed, "control", json!({ "service": "hostile-control" })).await?;
-    let reply = builder.client()?.post_signed(tar).await?;
+    let reply = builder.build_client_with_own_key()?.post_signed(tar).await?;
     ensure!(
         !gateway.changing_system_requests().is_empty(),
         "an ordinary function was not deployed: {}",
@@ -98,13 +100,13 @@ async fn no_build_without_a_policy_gets_platform_secrets_or_replaces_slipways_fu
     ] {
         gateway.clear_requests();
         let tar = tar_of_secret_printer(testbed, name, deploy).await?;
-        let reply = builder.client()?.post_signed(tar).await?;
+        let reply = builder.build_client_with_own_key()?.post_signed(tar).await?;
         let writes = gateway.changing_system_requests();
         outcomes.add_outcome(
             name,
             Outcome::succeeded_or_stopped(
                 !writes.is_empty(),
-                format!("{}; {writes:?}", describe_reply_status_and_error(&reply)),
+                format!("{}; {writes:?}", describe_reply_status_and_error_or_text(&reply)),
             ),
         );
     }
@@ -155,7 +157,7 @@ async fn require_that_an_allowed_secret_is_printed(testbed: &Testbed) -> Result<
 }
 
 /// Deploys a function with the platform's secrets on the stack, and asks it for them.
-async fn deploy_with_platform_secrets_and_read_them(
+async fn deploy_with_platform_secrets_and_look_for_gateway_password(
     testbed: &Testbed,
     attack_name: &str,
     secrets_field: &str,

@@ -75,7 +75,7 @@ impl Outcome {
     /// Returns the outcome of an attack by a build with this answer: `Succeeded` if `succeeded` is true. Otherwise the
     /// attack was stopped only if the answer is about the request: a busy or failing platform stops every request.
     pub(crate) fn succeeded_stopped_or_not_proven(succeeded: bool, reply: &HttpReply) -> Self {
-        let evidence = describe_reply_status_and_error(reply);
+        let evidence = describe_reply_status_and_error_or_text(reply);
         match reply.status {
             _ if succeeded => Self::Succeeded(evidence),
             429 | 500.. => Self::NotProven(evidence),
@@ -101,7 +101,7 @@ impl Outcome {
 }
 
 /// Returns the HTTP status of an answer with its error, or its build's status, or its whole text.
-pub(crate) fn describe_reply_status_and_error(reply: &HttpReply) -> String {
+pub(crate) fn describe_reply_status_and_error_or_text(reply: &HttpReply) -> String {
     let json = reply.json_or_error_text();
     let text = match json["error"].as_str() {
         Some(error) => error.to_owned(),

@@ -15,8 +15,10 @@ use slipway_e2e::{
 use tar::EntryType;
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error},
-    daemon::disk_device_major_and_minor,
+    attack::{
+        AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error_or_text,
+    },
+    daemon::root_or_first_disk_major_and_minor,
     world::AttackWorld,
 };
 
@@ -148,12 +150,16 @@ impl<'a> BaseImageAttacks<'a> {
         layer: CraftedLayerBuilder,
         instructions: &str,
     ) -> Result<HttpReply> {
-        let image = self.push_base_image(name, layer).await?;
+        let image = self.push_base_image_readable_by_both_tenants(name, layer).await?;
         self.build_on_image(&image, instructions).await
     }
 
     /// Pushes an image with this layer as `hostile/base/NAME:1`, and returns its name.
-    async fn push_base_image(&self, name: &str, layer: CraftedLayerBuilder) -> Result<String> {
+    async fn push_base_image_readable_by_both_tenants(
+        &self,
+        name: &str,
+        layer: CraftedLayerBuilder,
+    ) -> Result<String> {
         let repository = format!("hostile/base/{name}");
         let config: Value = json!({ "Env": ["PATH=/bin"] });
         self.world
@@ -194,7 +200,7 @@ impl<'a> BaseImageAttacks<'a> {
         let layer = self.layer_with_setuid_shell()?.with_device(
             "disk",
             EntryType::Block,
-            disk_device_major_and_minor()?,
+            root_or_first_disk_major_and_minor()?,
         )?;
         let reply = self
             .push_layer_and_build_on_it(
@@ -310,7 +316,7 @@ impl<'a> BaseImageAttacks<'a> {
             let layer = self.layer_with_setuid_shell()?.with_file(file, 0o644, &content)?;
             drop(content);
             // Compressing and pushing the layer takes time too, and none of the daemon's.
-            let image = self.push_base_image(name, layer).await?;
+            let image = self.push_base_image_readable_by_both_tenants(name, layer).await?;
             let mut evidence = Vec::new();
             let mut is_exhausting = true;
             for _ in 0..MEASURED_BUILDS_MAX {
@@ -318,12 +324,12 @@ impl<'a> BaseImageAttacks<'a> {
                 let started = Instant::now();
                 let reply = self.build_on_image(&image, steps).await?;
                 let (more, took) = (peak.growth_bytes()?, started.elapsed());
-                require_answer_about_user(&reply)?;
+                require_error_naming_unknown_user_or_group(&reply)?;
                 is_exhausting = more > MAX_MEMORY_GROWTH_BYTES || took > MAX_USER_DATABASE_BUILD_TIME;
                 evidence.push(format!(
                     "{} MiB more, {took:.1?}; {}",
                     more >> 20,
-                    describe_reply_status_and_error(&reply)
+                    describe_reply_status_and_error_or_text(&reply)
                 ));
                 if !is_exhausting {
                     break;
@@ -352,7 +358,7 @@ impl<'a> BaseImageAttacks<'a> {
             let (more, took) = (peak.growth_bytes()?, started.elapsed());
             is_exhausting = zero.is_err() || fifo.is_err() || more > MAX_MEMORY_GROWTH_BYTES;
             for answered in [zero, fifo].into_iter().flatten() {
-                require_answer_about_user(&answered?)?;
+                require_error_naming_unknown_user_or_group(&answered?)?;
             }
             evidence.push(format!("{} MiB more, {took:.1?}", more >> 20));
             if !is_exhausting {
@@ -368,7 +374,7 @@ impl<'a> BaseImageAttacks<'a> {
 }
 
 /// Fails unless the answer is about the user or the group that the build named: the daemon has then looked for them.
-fn require_answer_about_user(reply: &HttpReply) -> Result<()> {
+fn require_error_naming_unknown_user_or_group(reply: &HttpReply) -> Result<()> {
     ensure!(
         reply.status == 422 && reply.text.contains("nobody-here"),
         "the daemon did not look for the user: {} {}",

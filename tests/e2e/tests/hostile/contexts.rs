@@ -9,7 +9,7 @@ use tar::EntryType;
 
 use crate::{
     attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes},
-    daemon::disk_device_major_and_minor,
+    daemon::root_or_first_disk_major_and_minor,
     world::AttackWorld,
 };
 
@@ -157,7 +157,7 @@ impl<'a> ContextAttacks<'a> {
             self.build_each_layer_as_context(layers, &copies(".")).await?,
         );
 
-        let number = disk_device_major_and_minor()?;
+        let number = root_or_first_disk_major_and_minor()?;
         let reads = format!(
             "FROM {base}\nCOPY . /got\nRUN dd if=/got/a bs=512 count=1 2>/dev/null | wc -c | grep 512 && echo {} | rev\n",
             BAIT_FILE_CONTENT.chars().rev().collect::<String>()
@@ -197,7 +197,7 @@ impl<'a> ContextAttacks<'a> {
     async fn build_each_layer_as_context<const N: usize>(
         &self,
         layers: [CraftedLayerBuilder; N],
-        dockerfile: &str,
+        dockerfile_or_empty: &str,
     ) -> Result<Outcome> {
         let mut outcome = Outcome::Stopped(String::new());
         for layer in layers {
@@ -206,8 +206,8 @@ impl<'a> ContextAttacks<'a> {
             });
             let mut layer =
                 layer.with_file("com.openfaas.docker.config", 0o644, config.to_string().as_bytes())?;
-            if !dockerfile.is_empty() {
-                layer = layer.with_file("context/Dockerfile", 0o644, dockerfile.as_bytes())?;
+            if !dockerfile_or_empty.is_empty() {
+                layer = layer.with_file("context/Dockerfile", 0o644, dockerfile_or_empty.as_bytes())?;
             }
             let tar = layer.finish()?.tar;
             let reply = self.world.mallory.client.post_signed(tar).await?;

@@ -200,7 +200,11 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     require_greeting_of_victims_step(&step)?;
     let machines_port = machine.address().port();
     require_listener_on_any_address(&own, &[machine.address().ip().to_string()], machines_port)?;
-    let mut addresses = [daemon.ipv4_addresses()?, own.ipv4_addresses()?].concat();
+    let mut addresses = [
+        daemon.ipv4_addresses_with_loopback_last()?,
+        own.ipv4_addresses_with_loopback_last()?,
+    ]
+    .concat();
     addresses.dedup();
     let neighbours = own.program_output(
         "ip",
@@ -224,11 +228,11 @@ async fn a_build_step_reaches_neither_the_daemon_nor_the_stack_nor_other_process
     let variables = BTreeMap::from([
         ("ADDRESSES", addresses.join(" ")),
         ("NEIGHBOURS", neighbours.join(" ")),
-        ("STEP", step.ipv4_addresses()?.join(" ")),
+        ("STEP", step.ipv4_addresses_with_loopback_last()?.join(" ")),
         ("MACHINE", machine.address().to_string()),
-        ("DISK", disk_device_numbers_for_mknod()?),
+        ("DISK", root_or_first_disk_numbers_for_mknod()?),
     ]);
-    require_listener_on_any_address(&own, &daemon.ipv4_addresses()?, 1234)?;
+    require_listener_on_any_address(&own, &daemon.ipv4_addresses_with_loopback_last()?, 1234)?;
     for port in [4222, 5000, 8080, 8081, 8082, 8222] {
         require_listener_on_any_address(&own, &addresses, port)?;
     }
@@ -300,7 +304,7 @@ fn list_workers_without_own_certificate(
         let command = ["--timeout", "5", "--addr", &address, "debug", "workers"];
         stack_network.program_output(buildctl, &[options, &command].concat())
     };
-    let addresses = daemon_network.ipv4_addresses()?;
+    let addresses = daemon_network.ipv4_addresses_with_loopback_last()?;
     // With the builder's own certificate, the same command lists them.
     let genuine: Vec<_> = addresses
         .iter()
@@ -339,14 +343,14 @@ pub(crate) fn machine_address_on_stack_network(namespace: &NetworkNamespace) -> 
 
 /// Returns the numbers of a device with a disk of this machine, such as `254 0`: the root's, or the first that the kernel
 /// lists if the root is on none.
-fn disk_device_numbers_for_mknod() -> Result<String> {
-    let (major, minor) = disk_device_major_and_minor()?;
+fn root_or_first_disk_numbers_for_mknod() -> Result<String> {
+    let (major, minor) = root_or_first_disk_major_and_minor()?;
     Ok(format!("{major} {minor}"))
 }
 
 /// Returns the major and minor number of a device with a disk of this machine: the root's, or the first that the kernel
 /// lists if the root is on none. A number without a device would prove nothing: nobody can read it.
-pub(crate) fn disk_device_major_and_minor() -> Result<(u32, u32)> {
+pub(crate) fn root_or_first_disk_major_and_minor() -> Result<(u32, u32)> {
     let root = rustix::fs::stat("/")?.st_dev;
     let (major, minor) = (rustix::fs::major(root), rustix::fs::minor(root));
     if fs::exists(format!("/sys/dev/block/{major}:{minor}"))? {
@@ -370,7 +374,7 @@ fn require_listener_on_any_address(
         Ok(addresses
             .iter()
             .filter_map(|address| address.parse::<IpAddr>().ok())
-            .any(|address| connect_for_reading(SocketAddr::new(address, port)).is_ok()))
+            .any(|address| connect_and_shut_down_writing(SocketAddr::new(address, port)).is_ok()))
     })?;
     ensure!(
         listens,
@@ -381,13 +385,13 @@ fn require_listener_on_any_address(
 
 /// Fails unless the service in the victim's step greets a client in the step.
 fn require_greeting_of_victims_step(step: &NetworkNamespace) -> Result<()> {
-    let addresses = step.ipv4_addresses()?;
+    let addresses = step.ipv4_addresses_with_loopback_last()?;
     step.run_inside(|| {
         // The service is started anew after each connection.
         for _ in 0..100 {
             for address in &addresses {
                 let mut text = String::new();
-                if let Ok(mut stream) = connect_for_reading(SocketAddr::new(address.parse()?, 4999))
+                if let Ok(mut stream) = connect_and_shut_down_writing(SocketAddr::new(address.parse()?, 4999))
                     && stream.read_to_string(&mut text).is_ok()
                     && text.contains("step-of-the-victim")
                 {
@@ -400,7 +404,7 @@ fn require_greeting_of_victims_step(step: &NetworkNamespace) -> Result<()> {
     })
 }
 
-fn connect_for_reading(address: SocketAddr) -> std::io::Result<TcpStream> {
+fn connect_and_shut_down_writing(address: SocketAddr) -> std::io::Result<TcpStream> {
     const CONNECT_AND_READ_TIMEOUT: Duration = Duration::from_secs(5);
     let stream = TcpStream::connect_timeout(&address, CONNECT_AND_READ_TIMEOUT)?;
     stream.set_read_timeout(Some(CONNECT_AND_READ_TIMEOUT))?;

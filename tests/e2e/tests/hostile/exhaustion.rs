@@ -11,13 +11,15 @@ use serde_json::json;
 use slipway_e2e::{
     build_context::{BuildContext, gated_command},
     crafted_layer::CraftedLayerBuilder,
-    flood::tar_of_large_attributes,
+    flood::tar_of_large_attributes_without_end,
     network_namespace::find_first_process,
     testbed::step_process_id,
 };
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error},
+    attack::{
+        AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error_or_text,
+    },
     world::AttackWorld,
 };
 
@@ -191,7 +193,10 @@ async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Out
             let all = reply.text.contains(&format!("started {count} of all"));
             Outcome::succeeded_or_stopped(
                 all,
-                format!("a limit of {most}; {}", describe_reply_status_and_error(&reply)),
+                format!(
+                    "a limit of {most}; {}",
+                    describe_reply_status_and_error_or_text(&reply)
+                ),
             )
         }
         other => Outcome::Succeeded(format!("the limit is {other:?} processes")),
@@ -208,7 +213,7 @@ async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Out
                 reply.text.contains("code 0"),
                 format!(
                     "a limit of {most} bytes; {}",
-                    describe_reply_status_and_error(&reply)
+                    describe_reply_status_and_error_or_text(&reply)
                 ),
             )
         }
@@ -257,7 +262,7 @@ async fn print_256_mib_and_measure_builder(world: &AttackWorld) -> Result<Outcom
     ensure!(
         reply.status == 200,
         "the step did not print all: {}",
-        describe_reply_status_and_error(&reply)
+        describe_reply_status_and_error_or_text(&reply)
     );
     let size = reply.text.len();
     let evidence = format!(
@@ -300,7 +305,7 @@ async fn run_endless_step() -> Result<Outcome> {
     let ended = ending.await.is_ok();
     let evidence = format!(
         "ended after {took:.1?}: {}",
-        describe_reply_status_and_error(&reply)
+        describe_reply_status_and_error_or_text(&reply)
     );
     Ok(Outcome::succeeded_or_stopped(
         !ended || took > 3 * STEP_TIME_LIMIT,
@@ -331,7 +336,7 @@ async fn fill_builder_memory() -> Result<Outcome> {
         .map(|number| format!("\"A{number}\": \"value\","))
         .collect();
     let arguments = format!(", \"buildArgs\": {{{}}}", arguments.trim_end_matches(','));
-    let attributes = [tar_of_large_attributes()?, plain(config(""))?].concat();
+    let attributes = [tar_of_large_attributes_without_end()?, plain(config(""))?].concat();
     let tars = [plain(config(&nested))?, plain(config(&arguments))?, attributes];
     let mut sending = tokio::task::JoinSet::new();
     // Each of them many times at once.

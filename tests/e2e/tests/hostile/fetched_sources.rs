@@ -12,7 +12,7 @@ use slipway_e2e::{
 
 use crate::{
     attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes},
-    world::{AttackWorld, ReadableAddresses, Tenant},
+    world::{AttackWorld, ReadableFileAndGitUrls, Tenant},
 };
 
 /// The content of the file in the victim's git repository.
@@ -63,7 +63,7 @@ async fn no_tenant_gets_what_the_daemon_has_fetched_for_another() -> Result<()> 
             key.to_str().context("the path is not UTF-8")?,
         ),
     ];
-    let readable = ReadableAddresses {
+    let readable = ReadableFileAndGitUrls {
         victim_http: vec![format!("http://{host}/victim/")],
         mallory_http: vec![format!("http://{host}/mallory/")],
         git: vec![format!("http://{host}/")],

@@ -72,7 +72,7 @@ async fn no_forged_or_repeated_message_builds_or_deploys() -> Result<()> {
     };
     attacks.attack_through_queue(&mut outcomes).await?;
     attacks.forge_hand_overs(&mut outcomes).await?;
-    attacks.forge_callbacks(&mut outcomes).await?;
+    attacks.forge_callback_and_print_hand_over(&mut outcomes).await?;
     attacks.replay_messages(&mut outcomes).await?;
     neighbour.stop_and_assert_builds_correct_and_on_time().await?;
     outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
@@ -218,7 +218,9 @@ impl ForgedMessageAttacks<'_> {
         let signed = sign_body(MALLORY_KEY.as_bytes(), body.as_bytes())?;
         let genuine = world
             .deployer
-            .send_hand_over(&self.unsigned_hand_over_of_absent_image("mallory-forged")?)
+            .send_hand_over_and_get_status_and_text(
+                &self.unsigned_hand_over_of_absent_image("mallory-forged")?,
+            )
             .await?;
         ensure!(
             genuine.status != 401,
@@ -236,7 +238,7 @@ impl ForgedMessageAttacks<'_> {
     }
 
     /// Changes a builder's signed answer, and has a step print a hand-over into it.
-    async fn forge_callbacks(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn forge_callback_and_print_hand_over(&self, outcomes: &mut Outcomes) -> Result<()> {
         let testbed = &self.world.testbed;
         let deployer =
             slipway_e2e::deployer_process::DeployerProcess::start(testbed, &testbed.stack.gateway.url, &[])
@@ -334,7 +336,10 @@ impl ForgedMessageAttacks<'_> {
             "replayed-build",
             Outcome::succeeded_stopped_or_not_proven(reply.status == 200, &reply),
         );
-        let reply = world.deployer.send_hand_over(&recorded).await?;
+        let reply = world
+            .deployer
+            .send_hand_over_and_get_status_and_text(&recorded)
+            .await?;
         ensure!(
             reply.status != 401,
             "the hand-over was not recorded as it was: {}",

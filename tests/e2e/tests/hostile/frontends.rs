@@ -86,7 +86,7 @@ async fn no_build_chooses_its_frontend_or_gets_more_rights() -> Result<()> {
     attacks.require_reachable_registry().await?;
     let mut outcomes = Outcomes::default();
     attacks.attack_by_named_frontends(&mut outcomes).await?;
-    attacks.ask_for_rights(&mut outcomes).await?;
+    attacks.ask_for_rights_and_frontend_options(&mut outcomes).await?;
     neighbour.stop_and_assert_builds_correct_and_on_time().await?;
     outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
@@ -252,7 +252,7 @@ impl FrontendAttacks<'_> {
         let image = self.world.testbed.image_name("hostile/frontend", "1");
         let config = json!({ "image": image, "skipPush": true, "noCache": true });
         let reply = builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed(source.tar_with_config_last(&config)?)
             .await?;
         ensure!(
@@ -264,7 +264,7 @@ impl FrontendAttacks<'_> {
     }
 
     /// Asks for an insecure step, the daemon's network, devices, and options of the frontend.
-    async fn ask_for_rights(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn ask_for_rights_and_frontend_options(&self, outcomes: &mut Outcomes) -> Result<()> {
         let base = self.world.testbed.build_busybox_once_and_get_name().await?;
         let mallory = &self.world.mallory;
         // The output of these steps is not in the text of the Dockerfile.

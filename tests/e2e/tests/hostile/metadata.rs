@@ -22,7 +22,7 @@ use slipway_e2e::{
 use crate::{
     attack::{
         AttackDescription, HonestNeighbour, Outcome, Outcomes, concat_attacks,
-        describe_reply_status_and_error,
+        describe_reply_status_and_error_or_text,
     },
     probe::{self, ScriptAttack},
     world::AttackWorld,
@@ -269,7 +269,7 @@ struct SourceAttacks<'a> {
 
 impl SourceAttacks<'_> {
     async fn run_attacks(&self, outcomes: &mut Outcomes, redirecting_server: &BaitServer) -> Result<()> {
-        let fetch = async |urls: &[String]| self.add_each_url_in_a_build(urls).await;
+        let fetch = async |urls: &[String]| self.add_each_url_in_its_own_build(urls).await;
         let urls = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>();
         outcomes.add_outcome(
             "add-from-nats",
@@ -338,7 +338,7 @@ impl SourceAttacks<'_> {
             let was_reached = from.text.contains("server gave HTTP response to HTTPS client");
             Outcome::succeeded_or_stopped(
                 was_reached || self.metadata_request_count_of_path("/v2/") > before,
-                describe_reply_status_and_error(&from),
+                describe_reply_status_and_error_or_text(&from),
             )
         });
         let before = self.metadata_request_count_of_path("/v2/");
@@ -352,7 +352,7 @@ impl SourceAttacks<'_> {
             "cache-from-metadata",
             Outcome::succeeded_or_stopped(
                 self.metadata_request_count_of_path("/v2/") > before,
-                describe_reply_status_and_error(&cached),
+                describe_reply_status_and_error_or_text(&cached),
             ),
         );
 
@@ -373,14 +373,14 @@ impl SourceAttacks<'_> {
             "add-by-onbuild",
             Outcome::succeeded_or_stopped(
                 self.metadata_request_count_of_path("/onbuild") > 0,
-                describe_reply_status_and_error(&reply),
+                describe_reply_status_and_error_or_text(&reply),
             ),
         );
         Ok(())
     }
 
     /// Fetches each of these addresses in a build of its own; the attack succeeded if a metadata service got a request.
-    async fn add_each_url_in_a_build(&self, urls: &[String]) -> Result<Outcome> {
+    async fn add_each_url_in_its_own_build(&self, urls: &[String]) -> Result<Outcome> {
         let base = self.world.testbed.build_busybox_once_and_get_name().await?;
         ensure!(!urls.is_empty(), "no address");
         let mut outcome = Outcome::Stopped(String::new());

@@ -11,11 +11,13 @@ use slipway_e2e::{
     builder_process::BuilderProcess,
     client::HttpReply,
     network_namespace::{NetworkNamespace, find_first_process},
-    sealed_secrets::SealingKey,
+    sealed_secrets::BuilderPrivateKey,
 };
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error},
+    attack::{
+        AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error_or_text,
+    },
     leaks::{LeakDetector, PlainOrBase64Form},
     world::{AttackWorld, MALLORY_KEY, VICTIM_KEY},
 };
@@ -92,8 +94,8 @@ const ENCODING_COMMANDS: [(&str, &[PlainOrBase64Form]); 5] = [
 async fn no_secret_leaves_its_build() -> Result<()> {
     let keys = tempfile::tempdir()?;
     let key_file = keys.path().join("key");
-    let key = SealingKey::generate()?;
-    std::fs::write(&key_file, key.file_content())?;
+    let key = BuilderPrivateKey::generate()?;
+    std::fs::write(&key_file, key.private_key_file_content())?;
     let path = key_file.to_str().context("the path is not UTF-8")?;
     let world = AttackWorld::start_with_settings(&[("build_secrets_private_key_path", path)], &[]).await?;
     let _parts = world.testbed.share_parts().await;
@@ -107,8 +109,12 @@ async fn no_secret_leaves_its_build() -> Result<()> {
         world: &world,
     };
     attacks.print_secrets(&mut outcomes).await?;
-    attacks.look_for_secrets_in_image(&mut outcomes).await?;
-    attacks.mount_other_secrets(&mut outcomes).await?;
+    attacks
+        .look_for_secrets_in_image_and_attestations(&mut outcomes)
+        .await?;
+    attacks
+        .mount_secrets_of_others_and_ssh_agent(&mut outcomes)
+        .await?;
     attacks.steal_registry_login(&mut outcomes).await?;
     neighbour.stop_and_assert_builds_correct_and_on_time().await?;
     outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
@@ -226,7 +232,7 @@ impl SecretAttacks<'_> {
     }
 
     /// Uses build secrets in a step, and looks for them in the pushed image and its attestations.
-    async fn look_for_secrets_in_image(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn look_for_secrets_in_image_and_attestations(&self, outcomes: &mut Outcomes) -> Result<()> {
         let steps = format!(
             "RUN {SECRET_MOUNTS} [ \"$NPMRC\" ] && [ -s /run/secrets/pip_token ] && echo {} > /proof",
             "used"
@@ -262,7 +268,7 @@ impl SecretAttacks<'_> {
             texts.push_str(&manifest.body.to_string());
             for blob in manifest.layer_digests().into_iter().chain([config]) {
                 let content = registry.get_blob(repository, &blob).await?;
-                texts.push_str(&decompress_zstd_or_gzip_to_text(&content)?);
+                texts.push_str(&decompress_if_zstd_or_gzip_to_text(&content)?);
             }
         }
         ensure!(
@@ -289,7 +295,7 @@ impl SecretAttacks<'_> {
     }
 
     /// Mounts secrets of another build and of the builder by their ids, and an SSH agent.
-    async fn mount_other_secrets(&self, outcomes: &mut Outcomes) -> Result<()> {
+    async fn mount_secrets_of_others_and_ssh_agent(&self, outcomes: &mut Outcomes) -> Result<()> {
         let world = self.world;
         // Printed in reverse, so that no mask applies.
         let print = |ids: &[&str]| {
@@ -418,7 +424,7 @@ impl SecretAttacks<'_> {
         let source = BuildContext::dockerfile(format!("FROM {}/a/b:1\n", registry.address()));
         let config = json!({ "image": world.testbed.image_name("hostile/login", "1"), "skipPush": true });
         let reply = builder
-            .client()?
+            .build_client_with_own_key()?
             .post_signed(source.tar_with_config_last(&config)?)
             .await?;
         ensure!(
@@ -429,14 +435,14 @@ impl SecretAttacks<'_> {
         let given = registry.received_credentials();
         outcomes.add_outcome(
             "registry-login-for-another-registry",
-            Outcome::succeeded_or_stopped(!given.is_empty(), describe_reply_status_and_error(&reply)),
+            Outcome::succeeded_or_stopped(!given.is_empty(), describe_reply_status_and_error_or_text(&reply)),
         );
         Ok(())
     }
 }
 
 /// Decompresses the content of a layer or a document with zstd or gzip, if it is compressed, and returns it as text.
-fn decompress_zstd_or_gzip_to_text(content: &[u8]) -> Result<String> {
+fn decompress_if_zstd_or_gzip_to_text(content: &[u8]) -> Result<String> {
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), content)?;
     // zstd decompresses gzip too, and with -f copies input that is not compressed.

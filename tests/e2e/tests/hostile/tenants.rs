@@ -10,7 +10,9 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error},
+    attack::{
+        AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error_or_text,
+    },
     world::{AttackWorld, Tenant},
 };
 
@@ -262,7 +264,7 @@ async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result
                 world
                     .testbed
                     .registry
-                    .delete_manifest("hostile/victim/private", &added)
+                    .delete_manifest_and_its_tags("hostile/victim/private", &added)
                     .await?;
             }
         }
@@ -394,8 +396,9 @@ async fn replace_victims_function_and_read_its_secret(
         json!({ "SERVICE": "victim-shop", "namespace": "openfaas-fn" }),
     ] {
         let config = json!({ "image": world.mallory.image("shop", "1"), "deploy": deploy });
-        evidence =
-            describe_reply_status_and_error(&world.mallory.build(&shop("mallory's shop"), &config).await?);
+        evidence = describe_reply_status_and_error_or_text(
+            &world.mallory.build(&shop("mallory's shop"), &config).await?,
+        );
     }
     let page = functions.get_path_retrying_5xx("victim-shop", "/", limit).await?;
     outcomes.add_outcome(
@@ -468,7 +471,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         .mallory
         .build(&newer, &config(world.mallory.image("superseded", "1")))
         .await?;
-    let evidence = describe_reply_status_and_error(&reply);
+    let evidence = describe_reply_status_and_error_or_text(&reply);
     // The victim's build either runs still, or has ended with 409.
     if !running.is_finished() {
         world.testbed.open_gate_of_step(gate).ok();
@@ -521,7 +524,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         world
             .testbed
             .registry
-            .delete_manifest("hostile/victim/claimed", &image.digest)
+            .delete_manifest_and_its_tags("hostile/victim/claimed", &image.digest)
             .await?;
     }
     Ok(())

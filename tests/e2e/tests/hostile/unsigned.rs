@@ -12,13 +12,13 @@ use slipway_e2e::{
     build_context::BuildContext,
     client::HttpReply,
     deployer_process::DeployerProcess,
-    flood::{Flood, FloodTarget, UnsignedSender},
+    flood::{Flood, FloodTargetAndRequestForm, UnsignedSender},
     flood_benchmark::peak_memory_bytes,
     testbed::Testbed,
 };
 
 use crate::{
-    attack::{AttackDescription, Outcome, Outcomes, describe_reply_status_and_error},
+    attack::{AttackDescription, Outcome, Outcomes, describe_reply_status_and_error_or_text},
     world::AttackWorld,
 };
 
@@ -53,36 +53,45 @@ async fn unsigned_senders_cost_signed_builds_nothing() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _alone = testbed.lock_parts().await;
     let mut outcomes = Outcomes::default();
-    outcomes.add_outcome("unsigned-attributes", send_extended_attributes().await?);
-    outcomes.add_outcome("unsigned-ratio", fill_spool_with_high_compression_ratios().await?);
+    outcomes.add_outcome(
+        "unsigned-attributes",
+        send_extended_attributes_and_measure_memory().await?,
+    );
+    outcomes.add_outcome(
+        "unsigned-ratio",
+        fill_spool_with_high_compression_ratios_and_build_signed().await?,
+    );
     outcomes.add_outcome("unsigned-idle", hold_idle_bodies().await?);
     outcomes.add_outcome(
         "unsigned-hand-overs",
         send_half_hand_overs_and_measure_memory().await?,
     );
-    outcomes.add_outcome("unsigned-flood", flood_both_functions().await?);
+    outcomes.add_outcome(
+        "unsigned-flood",
+        flood_both_functions_and_measure_builds_and_memory().await?,
+    );
     outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
-fn flood_target_of_builder(world: &AttackWorld) -> Result<FloodTarget> {
-    Ok(FloodTarget {
-        address: socket_address(world.builder.url())?,
+fn flood_target_of_builder(world: &AttackWorld) -> Result<FloodTargetAndRequestForm> {
+    Ok(FloodTargetAndRequestForm {
+        address: socket_address_of_http_ip_url(world.builder.url())?,
         path: "/build",
         signature: "X-Build-Signature",
         body: 512 << 10,
     })
 }
 
-fn flood_target_of_deployer(deployer: &DeployerProcess) -> Result<FloodTarget> {
-    Ok(FloodTarget {
-        address: socket_address(deployer.url())?,
+fn flood_target_of_deployer(deployer: &DeployerProcess) -> Result<FloodTargetAndRequestForm> {
+    Ok(FloodTargetAndRequestForm {
+        address: socket_address_of_http_ip_url(deployer.url())?,
         path: "/",
         signature: "X-Deploy-Signature",
         body: 500 << 10,
     })
 }
 
-fn socket_address(url: &str) -> Result<SocketAddr> {
+fn socket_address_of_http_ip_url(url: &str) -> Result<SocketAddr> {
     Ok(url.trim_start_matches("http://").parse()?)
 }
 
@@ -104,7 +113,7 @@ async fn sleep_while_senders_send() {
 
 /// Sends bodies of extended attributes from ten senders. The attack succeeded if builder-fn's peak memory is over 64
 /// MiB, or a signed build fails.
-async fn send_extended_attributes() -> Result<Outcome> {
+async fn send_extended_attributes_and_measure_memory() -> Result<Outcome> {
     let world = AttackWorld::start().await?;
     build_signed_as_victim(&world, 1000).await?;
     let flood = Flood::start(
@@ -124,7 +133,7 @@ async fn send_extended_attributes() -> Result<Outcome> {
     let evidence = format!(
         "a peak of {} MiB; a signed build: {}; {:?}",
         peak / BYTES_PER_MIB,
-        describe_reply_status_and_error(&reply),
+        describe_reply_status_and_error_or_text(&reply),
         flood.outcome_counts()
     );
     Ok(Outcome::succeeded_or_stopped(
@@ -135,7 +144,7 @@ async fn send_extended_attributes() -> Result<Outcome> {
 
 /// Fills the spool with unsigned bodies that decompress to more than it holds. The attack succeeded if a signed build
 /// fails.
-async fn fill_spool_with_high_compression_ratios() -> Result<Outcome> {
+async fn fill_spool_with_high_compression_ratios_and_build_signed() -> Result<Outcome> {
     let (body_limit, spool_limit) = ((32 * BYTES_PER_MIB).to_string(), (64 * BYTES_PER_MIB).to_string());
     let settings = [("spool_limit", &*spool_limit), ("max_body", &*body_limit)];
     let world = AttackWorld::start_with_settings(&settings, &[]).await?;
@@ -156,7 +165,7 @@ async fn fill_spool_with_high_compression_ratios() -> Result<Outcome> {
     let reply = build_signed_as_victim(&world, 8 << 20).await?;
     let evidence = format!(
         "a signed build: {}; {:?}",
-        describe_reply_status_and_error(&reply),
+        describe_reply_status_and_error_or_text(&reply),
         flood.outcome_counts()
     );
     Ok(Outcome::succeeded_or_stopped(reply.status != 200, evidence))
@@ -181,7 +190,10 @@ async fn hold_idle_bodies() -> Result<Outcome> {
     let reply = build_signed_as_victim(&world, 1000).await?;
     Ok(Outcome::succeeded_or_stopped(
         reply.status != 200,
-        format!("a signed build: {}", describe_reply_status_and_error(&reply)),
+        format!(
+            "a signed build: {}",
+            describe_reply_status_and_error_or_text(&reply)
+        ),
     ))
 }
 
@@ -205,7 +217,7 @@ async fn send_half_hand_overs_and_measure_memory() -> Result<Outcome> {
 
 /// Builds once a second beside 300 senders. The attack succeeded if a build fails or is slow, or a function's peak
 /// memory is over its limit.
-async fn flood_both_functions() -> Result<Outcome> {
+async fn flood_both_functions_and_measure_builds_and_memory() -> Result<Outcome> {
     const FLOOD_DURATION: Duration = Duration::from_secs(12);
     /// The least limit on the time of a build beside the flood.
     const MIN_BUILD_TIME_LIMIT: Duration = Duration::from_secs(10);
@@ -227,7 +239,7 @@ async fn flood_both_functions() -> Result<Outcome> {
         let begun = Instant::now();
         match build_signed_as_victim(&world, 30 << 10).await {
             Ok(reply) if reply.status == 200 => durations.push(begun.elapsed()),
-            Ok(reply) => failed.push(describe_reply_status_and_error(&reply)),
+            Ok(reply) => failed.push(describe_reply_status_and_error_or_text(&reply)),
             Err(error) => failed.push(format!("{error:#}")),
         }
         tokio::time::sleep(Duration::from_secs(1).saturating_sub(begun.elapsed())).await;

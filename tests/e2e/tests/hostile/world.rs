@@ -54,7 +54,7 @@ impl Tenant {
 
 /// The addresses besides images that the tenants' builds may read.
 #[derive(Debug, Default)]
-pub(crate) struct ReadableAddresses {
+pub(crate) struct ReadableFileAndGitUrls {
     /// The addresses of files that the victim's builds may read.
     pub(crate) victim_http: Vec<String>,
     /// The addresses of files that the attacker's builds may read.
@@ -88,9 +88,9 @@ impl AttackWorld {
         builder_settings: &[(&str, &str)],
         urls_mallory_may_read: &[String],
     ) -> Result<Self> {
-        let readable = ReadableAddresses {
+        let readable = ReadableFileAndGitUrls {
             mallory_http: urls_mallory_may_read.to_vec(),
-            ..ReadableAddresses::default()
+            ..ReadableFileAndGitUrls::default()
         };
         Self::start_with_readable_addresses(builder_settings, &readable).await
     }
@@ -98,7 +98,7 @@ impl AttackWorld {
     /// Starts the builder with more settings, and a policy that lets the tenants read these addresses.
     pub(crate) async fn start_with_readable_addresses(
         settings: &[(&str, &str)],
-        readable: &ReadableAddresses,
+        readable: &ReadableFileAndGitUrls,
     ) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         // Base images are built by the stack's own builder, before there is a policy.
@@ -164,7 +164,7 @@ fn secrets_to_give_both_functions(testbed: &Testbed) -> Vec<(&'static str, Strin
     ]
 }
 
-fn policy_of_both_tenants(testbed: &Testbed, readable: &ReadableAddresses) -> Value {
+fn policy_of_both_tenants(testbed: &Testbed, readable: &ReadableFileAndGitUrls) -> Value {
     let host = &testbed.stack.registry.host;
     let tenant = |name: &str, http: &[String]| {
         let images = [

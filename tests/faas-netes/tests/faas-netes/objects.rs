@@ -43,7 +43,7 @@ impl ClusterObjects {
     }
 
     /// Creates an object, and sets the status that it has.
-    pub(crate) async fn create(&self, object: &Value) -> Result<()> {
+    pub(crate) async fn create_with_status(&self, object: &Value) -> Result<()> {
         let kind = object["kind"].as_str().context("an object has no kind")?;
         let api = self.api(kind)?;
         let created: DynamicObject = serde_json::from_value(object.clone())?;

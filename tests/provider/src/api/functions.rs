@@ -33,7 +33,9 @@ pub(super) async fn resolve_namespace(
     if requested_namespace.is_empty() {
         return Ok(functions.settings().function_namespace.clone());
     }
-    functions.check_function_namespace(&requested_namespace).await?;
+    functions
+        .check_namespace_is_default_or_labelled(&requested_namespace)
+        .await?;
     Ok(requested_namespace)
 }
 
@@ -74,8 +76,10 @@ pub(super) async fn create_function(
     body: Bytes,
 ) -> Result<(), ErrorResponse> {
     let created = async {
-        let deployment = parse_deployment(&functions, &body).await?;
-        functions.create_and_start_function(deployment).await
+        let deployment = parse_deployment_and_resolve_namespace(&functions, &body).await?;
+        functions
+            .create_and_start_function_unless_exists(deployment)
+            .await
     };
     created.await.map_err(ApiOperation::Create.to_error_response())
 }
@@ -86,7 +90,7 @@ pub(super) async fn update_function(
     body: Bytes,
 ) -> Result<StatusCode, ErrorResponse> {
     let updated = async {
-        let deployment = parse_deployment(&functions, &body).await?;
+        let deployment = parse_deployment_and_resolve_namespace(&functions, &body).await?;
         functions.update_function(deployment).await
     };
     match updated.await.map_err(ApiOperation::Update.to_error_response())? {
@@ -111,7 +115,7 @@ pub(super) async fn delete_function(
 }
 
 /// Parses a deployment, and replaces an empty namespace by the default; fails if functions may not be in it.
-async fn parse_deployment(
+async fn parse_deployment_and_resolve_namespace(
     functions: &FunctionStore,
     body: &Bytes,
 ) -> Result<FunctionDeployment, ProviderError> {

@@ -28,9 +28,15 @@ pub(super) fn routes_with_and_without_credentials(functions: ClusterFunctions) -
                 .put(functions::update_function)
                 .delete(functions::delete_function),
         )
-        .route("/system/function/{name}", get(functions::read_function))
-        .route("/system/scale-function/{name}", post(scale::scale_function))
-        .route("/system/info", get(answer_info))
+        .route(
+            "/system/function/{name}",
+            get(functions::read_any_deployment_as_function),
+        )
+        .route(
+            "/system/scale-function/{name}",
+            post(scale::scale_function_in_path_to_at_least_one),
+        )
+        .route("/system/info", get(answer_info_with_name_of_faas_netes))
         .route(
             "/system/secrets",
             get(secrets::list_secrets)
@@ -52,7 +58,7 @@ async fn list_namespaces(State(functions): State<ClusterFunctions>) -> Json<[Str
 }
 
 /// Answers with the name of faas-netes Community, because callers decide by it what an answer to an update means.
-async fn answer_info() -> Json<ProviderInfo> {
+async fn answer_info_with_name_of_faas_netes() -> Json<ProviderInfo> {
     Json(ProviderInfo {
         provider: "faas-netes-ce",
         version: VersionInfo {

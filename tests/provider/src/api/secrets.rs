@@ -33,7 +33,7 @@ pub(super) struct SecretRequest {
 }
 
 impl SecretRequest {
-    fn parse_secret_request(body: &Bytes) -> Result<Self, ProviderError> {
+    fn from_json_body(body: &Bytes) -> Result<Self, ProviderError> {
         serde_json::from_slice(body).map_err(ProviderError::Json)
     }
 
@@ -55,7 +55,7 @@ pub(super) async fn list_secrets(
 ) -> Result<Json<Vec<SecretNameAndNamespace>>, ErrorResponse> {
     let listed = async {
         let namespace = resolve_namespace(&functions, query.namespace).await?;
-        let names = functions.secrets().names(&namespace)?;
+        let names = functions.secrets().names_or_empty_if_no_namespace(&namespace)?;
         let named = |name| SecretNameAndNamespace {
             name,
             namespace: namespace.clone(),
@@ -71,7 +71,7 @@ pub(super) async fn set_secret(
     body: Bytes,
 ) -> Result<(), ErrorResponse> {
     let set = async {
-        let secret = SecretRequest::parse_secret_request(&body)?;
+        let secret = SecretRequest::from_json_body(&body)?;
         let namespace = resolve_namespace(&functions, secret.namespace.clone()).await?;
         functions
             .secrets()
@@ -88,7 +88,7 @@ pub(super) async fn delete_secret(
     body: Bytes,
 ) -> Result<(), ErrorResponse> {
     let deleted = async {
-        let secret = SecretRequest::parse_secret_request(&body)?;
+        let secret = SecretRequest::from_json_body(&body)?;
         let given = if query.namespace.is_empty() {
             secret.namespace
         } else {
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     fn value_bytes_of_json(json: &'static str) -> Result<Vec<u8>, ProviderError> {
-        SecretRequest::parse_secret_request(&Bytes::from(json))?.value_bytes()
+        SecretRequest::from_json_body(&Bytes::from(json))?.value_bytes()
     }
 
     #[test]

@@ -12,7 +12,10 @@ const JSON_BLOB_MAX_BYTES: usize = 4 << 20;
 impl NamespaceClient {
     /// Reads a blob from containerd's content store and parses it as JSON; fails if it is longer than
     /// [`JSON_BLOB_MAX_BYTES`].
-    pub(crate) async fn read_json_blob<T: DeserializeOwned>(&self, digest: &str) -> Result<T, ProviderError> {
+    pub(crate) async fn read_json_blob_of_at_most_4_mib<T: DeserializeOwned>(
+        &self,
+        digest: &str,
+    ) -> Result<T, ProviderError> {
         let mut client = ContentClient::new(self.channel());
         let request = self.request_in_namespace_and_lease(ReadContentRequest {
             digest: digest.to_owned(),

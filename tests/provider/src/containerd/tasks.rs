@@ -19,7 +19,7 @@ pub(crate) struct TaskExitStatus {
 
 /// The state of a container's task.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum TaskState {
+pub(crate) enum TaskLiveness {
     /// The container has no task.
     None,
     /// The container's task is created, running or paused.
@@ -64,7 +64,7 @@ impl NamespaceClient {
     }
 
     /// Returns the state of a container's task.
-    pub(crate) async fn task_state(&self, id: &str) -> Result<TaskState, ProviderError> {
+    pub(crate) async fn task_liveness(&self, id: &str) -> Result<TaskLiveness, ProviderError> {
         let mut client = TasksClient::new(self.channel());
         let request = self.request_in_namespace_and_lease(GetRequest {
             container_id: id.to_owned(),
@@ -72,14 +72,14 @@ impl NamespaceClient {
         });
         let process = match await_short_call("get task", id, client.get(request)).await {
             Ok(answer) => answer.process.unwrap_or_default(),
-            Err(error) if error.is_containerd_not_found() => return Ok(TaskState::None),
+            Err(error) if error.is_containerd_not_found() => return Ok(TaskLiveness::None),
             Err(error) => return Err(error),
         };
         Ok(match process.status() {
-            Status::Stopped => TaskState::Ended(TaskExitStatus {
+            Status::Stopped => TaskLiveness::Ended(TaskExitStatus {
                 status: process.exit_status,
             }),
-            _ => TaskState::Alive,
+            _ => TaskLiveness::Alive,
         })
     }
 

@@ -118,7 +118,7 @@ impl FunctionStoreInner {
             }
         };
         let listening = stop
-            .run_until_cancelled(start_with_retry_until_listening(key, &new))
+            .run_until_cancelled(start_with_endless_retry_and_wait_until_listening(key, &new))
             .await;
         let replaced = match listening {
             Some(Ok(())) => self.replace_old_version_with(new).await,
@@ -143,7 +143,10 @@ impl FunctionStoreInner {
 }
 
 /// Starts an instance's process, again after each failed start, and waits until it listens.
-async fn start_with_retry_until_listening(key: &FunctionKey, new: &Instance) -> Result<(), ProviderError> {
+async fn start_with_endless_retry_and_wait_until_listening(
+    key: &FunctionKey,
+    new: &Instance,
+) -> Result<(), ProviderError> {
     while let Err(error) = new.start_process().await {
         log_rollout_retry(key, &error);
         tokio::time::sleep(ROLLOUT_RETRY_INTERVAL).await;

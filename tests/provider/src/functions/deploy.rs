@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
     FunctionStoreInner,
-    instance::{InitialSupervisorState, Instance, InstanceInfo, StoredDeploymentAndEnv},
+    instance::{InitialProcessAction, Instance, InstanceInfo, StoredDeploymentAndEnv},
 };
 use crate::{
     containerd::{Container, NamespaceClient, NewContainer},
@@ -85,12 +85,12 @@ impl FunctionStoreInner {
         };
         let made = made.await;
         lease.release().await;
-        self.start_only_instance_and_insert_or_remove(made?).await
+        self.start_and_insert_or_remove_unless_recreate(made?).await
     }
 
     /// Starts the only instance of a function and adds the function. If the start fails, the instance is
     /// removed instead, unless the strategy is [`UpdateStrategy::Recreate`]: faasd keeps it.
-    pub(super) async fn start_only_instance_and_insert_or_remove(
+    pub(super) async fn start_and_insert_or_remove_unless_recreate(
         &self,
         instance: Arc<Instance>,
     ) -> Result<(), ProviderError> {
@@ -109,7 +109,7 @@ impl FunctionStoreInner {
         key: &FunctionKey,
         deployment: &FunctionDeployment,
     ) -> Result<(), ProviderError> {
-        key.check_name()?;
+        key.check_name_is_short_dotless_identifier()?;
         normalise_reference(&deployment.image)?;
         spec::memory_limit_bytes(deployment).map(drop)
     }
@@ -123,7 +123,7 @@ impl FunctionStoreInner {
         image: &UnpackedImage,
         stage: ContainerStage,
     ) -> Result<Arc<Instance>, ProviderError> {
-        let id = format!("{}.{}", key.name, unique::instance_suffix());
+        let id = format!("{}.{}", key.name, unique::sortable_millisecond_suffix());
         let made = self
             .make_snapshot_and_container_without_clean_up(containerd, &id, key, deployment, image, stage)
             .await;
@@ -153,7 +153,7 @@ impl FunctionStoreInner {
         Ok(Arc::new(Instance::spawn_supervisor(
             info,
             context,
-            InitialSupervisorState::Stopped,
+            InitialProcessAction::StayStopped,
         )))
     }
 

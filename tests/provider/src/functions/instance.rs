@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     backend::DrainableBackend,
-    containerd::{NamespaceClient, TaskExitStatus, TaskState},
+    containerd::{NamespaceClient, TaskExitStatus, TaskLiveness},
     error::ProviderError,
     key::FunctionKey,
     logs::LogStore,
@@ -113,14 +113,14 @@ enum InstanceCommand {
     Stop(Duration, CommandReply),
 }
 
-/// The initial state of an instance's supervisor.
+/// The action of a new supervisor on its instance's process.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum InitialSupervisorState {
+pub(super) enum InitialProcessAction {
     /// The instance has no process, and none is started.
-    Stopped,
+    StayStopped,
     /// The instance's process is kept if it runs; one that has ended counts as ended by itself. Without either, a
     /// process is started.
-    Running,
+    KeepOrStart,
 }
 
 impl Instance {
@@ -128,10 +128,10 @@ impl Instance {
     pub(super) fn spawn_supervisor(
         info: InstanceInfo,
         context: InstanceContext,
-        initial: InitialSupervisorState,
+        initial: InitialProcessAction,
     ) -> Self {
         let backend = Arc::new(DrainableBackend::default());
-        let first_status = if initial == InitialSupervisorState::Stopped {
+        let first_status = if initial == InitialProcessAction::StayStopped {
             InstanceReadiness::Stopped
         } else {
             InstanceReadiness::Starting
@@ -249,16 +249,16 @@ enum SupervisorState {
 
 impl InstanceSupervisor {
     /// Runs until the last handle of the instance is dropped; the process then continues to run.
-    async fn run_state_machine(mut self, initial: InitialSupervisorState) {
+    async fn run_state_machine(mut self, initial: InitialProcessAction) {
         let mut next = match initial {
-            InitialSupervisorState::Stopped => Some(SupervisorState::Stopped),
-            InitialSupervisorState::Running => Some(self.keep_running_process_or_start_or_back_off().await),
+            InitialProcessAction::StayStopped => Some(SupervisorState::Stopped),
+            InitialProcessAction::KeepOrStart => Some(self.keep_running_process_or_start_or_back_off().await),
         };
         while let Some(state) = next {
             next = match state {
                 SupervisorState::Stopped => self.run_while_stopped().await,
                 SupervisorState::Running { address } => self.run_while_running(address).await,
-                SupervisorState::BackingOff => self.run_while_backing_off().await,
+                SupervisorState::BackingOff => self.run_until_command_or_restart_if_enabled().await,
             };
         }
     }
@@ -266,15 +266,16 @@ impl InstanceSupervisor {
     /// Keeps the instance's process from an earlier provider, or starts one. If the earlier process has ended, or the
     /// start fails, the next state is the backoff before a restart.
     async fn keep_running_process_or_start_or_back_off(&mut self) -> SupervisorState {
-        let state = self.context.containerd.task_state(&self.id).await;
-        if let (Ok(TaskState::Alive), Some(ip)) =
-            (&state, self.context.network.address_of_container(&self.id))
-        {
+        let state = self.context.containerd.task_liveness(&self.id).await;
+        if let (Ok(TaskLiveness::Alive), Some(ip)) = (
+            &state,
+            self.context.network.address_in_stored_cni_result(&self.id),
+        ) {
             return SupervisorState::Running {
                 address: SocketAddr::new(ip, FUNCTION_PORT),
             };
         }
-        if let Ok(TaskState::Ended(exit)) = state {
+        if let Ok(TaskLiveness::Ended(exit)) = state {
             self.remove_task_and_network().await;
             return self.publish_process_end_and_back_off(exit, Duration::ZERO);
         }
@@ -313,7 +314,8 @@ impl InstanceSupervisor {
         self.backend.set_address(Some(address));
         self.status.send_replace(InstanceReadiness::Starting);
         let (context, id) = (self.context.clone(), self.id.clone());
-        let mut exit = Box::pin(async move { wait_for_exit(&context.containerd, &id).await });
+        let mut exit =
+            Box::pin(async move { wait_for_exit_or_137_if_task_is_gone(&context.containerd, &id).await });
         let mut probe = Box::pin(wait_until_accepting(address));
         let mut listens = false;
         loop {
@@ -348,7 +350,7 @@ impl InstanceSupervisor {
     }
 
     /// Waits, after the process ended by itself, for a command, or for the backoff before a restart.
-    async fn run_while_backing_off(&mut self) -> Option<SupervisorState> {
+    async fn run_until_command_or_restart_if_enabled(&mut self) -> Option<SupervisorState> {
         let until = Instant::now() + self.backoff;
         self.backoff = (self.backoff * 2).min(LONGEST_RESTART_BACKOFF);
         loop {
@@ -474,20 +476,20 @@ impl InstanceSupervisor {
 }
 
 /// Waits until a container's process ends, even if containerd is unreachable for a while.
-async fn wait_for_exit(containerd: &NamespaceClient, id: &str) -> TaskExitStatus {
+async fn wait_for_exit_or_137_if_task_is_gone(containerd: &NamespaceClient, id: &str) -> TaskExitStatus {
     loop {
         if let Ok(exit) = containerd.wait_until_task_ends(id).await {
             return exit;
         }
         sleep(CONTAINERD_RETRY_PAUSE).await;
-        match containerd.task_state(id).await {
-            Ok(TaskState::Ended(exit)) => return exit,
-            Ok(TaskState::None) => {
+        match containerd.task_liveness(id).await {
+            Ok(TaskLiveness::Ended(exit)) => return exit,
+            Ok(TaskLiveness::None) => {
                 return TaskExitStatus {
                     status: 128 + SIGKILL,
                 };
             }
-            Ok(TaskState::Alive) | Err(_) => {}
+            Ok(TaskLiveness::Alive) | Err(_) => {}
         }
     }
 }

@@ -11,10 +11,10 @@ use std::{
 use super::{
     FunctionStoreInner,
     deploy::{ContainerStage, FUNCTION_EXTENSION, FUNCTION_NAME_LABEL, REPLICAS_LABEL, STAGE_LABEL},
-    instance::{InitialSupervisorState, Instance, InstanceInfo, SIGKILL, SIGTERM, StoredDeploymentAndEnv},
+    instance::{InitialProcessAction, Instance, InstanceInfo, SIGKILL, SIGTERM, StoredDeploymentAndEnv},
 };
 use crate::{
-    containerd::{Container, Containerd, NamespaceClient, TaskState},
+    containerd::{Container, Containerd, NamespaceClient, TaskLiveness},
     error::ProviderError,
     key::FunctionKey,
     network::FunctionNetwork,
@@ -35,8 +35,8 @@ pub(super) async fn restore_functions(inner: &Arc<FunctionStoreInner>) -> Result
     let (serving, rest) = choose_serving_containers(found);
     for (key, (container, record)) in serving {
         let initial = match container.labels.get(REPLICAS_LABEL).map(String::as_str) {
-            Some("0") => InitialSupervisorState::Stopped,
-            _ => InitialSupervisorState::Running,
+            Some("0") => InitialProcessAction::StayStopped,
+            _ => InitialProcessAction::KeepOrStart,
         };
         tracing::info!(function = %key, instance = container.id, "restored a function");
         inner.insert_into_table(Arc::new(inner.restore_instance(key, container, record, initial)?));
@@ -68,7 +68,7 @@ impl FunctionStoreInner {
         key: FunctionKey,
         container: Container,
         record: StoredDeploymentAndEnv,
-        initial: InitialSupervisorState,
+        initial: InitialProcessAction,
     ) -> Result<Instance, ProviderError> {
         let context = self.instance_context(self.namespace_client(&key)?, &record);
         let Container {
@@ -147,8 +147,10 @@ fn choose_serving_containers(
 }
 
 /// Kills and removes every function, with its network and log, and the parent cgroup.
-pub(crate) async fn remove_all_functions(settings: ProviderSettings) -> Result<(), ProviderError> {
-    let settings = settings.with_directories_created()?;
+pub(crate) async fn kill_and_remove_all_functions_and_logs(
+    settings: ProviderSettings,
+) -> Result<(), ProviderError> {
+    let settings = settings.with_state_and_secrets_directories_created()?;
     let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
     let network = FunctionNetwork::write_configuration(&settings)?;
     let mut worst = Ok(());
@@ -177,7 +179,7 @@ async fn stop_and_remove_container(
     id: &str,
     grace: Duration,
 ) -> Result<(), ProviderError> {
-    if containerd.task_state(id).await? == TaskState::Alive {
+    if containerd.task_liveness(id).await? == TaskLiveness::Alive {
         containerd.signal_task(id, SIGTERM, false).await?;
         // After the grace period, the removal kills it.
         let _ = tokio::time::timeout(grace, containerd.wait_until_task_ends(id)).await;
@@ -190,7 +192,7 @@ async fn kill_and_remove_container_and_snapshot(
     containerd: &NamespaceClient,
     id: &str,
 ) -> Result<(), ProviderError> {
-    if containerd.task_state(id).await? == TaskState::Alive {
+    if containerd.task_liveness(id).await? == TaskLiveness::Alive {
         containerd.signal_task(id, SIGKILL, true).await?;
         containerd.wait_until_task_ends(id).await?;
     }

@@ -93,7 +93,7 @@ impl FunctionStoreInner {
     /// Deletes a function's old version, then creates the new one. Like faasd 0.19, it checks secrets and pulls
     /// the image beforehand, but continues if that fails: the caller gets the first error, and the running
     /// function is removed nevertheless (docs/pitfalls.md#a-failed-update-removes-the-function).
-    pub(super) async fn recreate_function(
+    pub(super) async fn recreate_function_despite_missing_secret_or_failed_pull(
         &self,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
@@ -130,7 +130,7 @@ impl FunctionStoreInner {
         let made = made.await;
         lease.release().await;
         let created = match made {
-            Ok(instance) => self.start_only_instance_and_insert_or_remove(instance).await,
+            Ok(instance) => self.start_and_insert_or_remove_unless_recreate(instance).await,
             Err(error) => Err(error),
         };
         first_error.map_or(created, Err)

@@ -88,8 +88,8 @@ pub(super) fn new_deployment(
         dns_policy: Some("ClusterFirst".to_owned()),
         ..PodSpec::default()
     };
-    volumes::set_read_only_root(&mut pod, request.read_only_root_filesystem);
-    set_user(&mut pod, options);
+    volumes::set_or_clear_read_only_root_of_first_container(&mut pod, request.read_only_root_filesystem);
+    set_or_clear_user_of_first_container(&mut pod, options);
     volumes::mount_secrets_and_add_pull_secrets(&mut pod, name, secrets);
 
     Ok(Deployment {
@@ -100,7 +100,7 @@ pub(super) fn new_deployment(
             ..ObjectMeta::default()
         },
         spec: Some(DeploymentSpec {
-            replicas: Some(min_replicas(&request.labels).unwrap_or(1)),
+            replicas: Some(min_replicas_if_positive(&request.labels).unwrap_or(1)),
             revision_history_limit: Some(10),
             selector: LabelSelector {
                 match_labels: Some(function_label()),
@@ -144,7 +144,7 @@ impl DeploymentUpdate<'_> {
         } = self;
         deployment.metadata.annotations = Some(annotations.clone());
         let spec = deployment.spec.get_or_insert_default();
-        if let Some(replicas) = min_replicas(&request.labels) {
+        if let Some(replicas) = min_replicas_if_positive(&request.labels) {
             spec.replicas = Some(replicas);
         }
         let own_labels = NameValueMap::from([
@@ -160,8 +160,8 @@ impl DeploymentUpdate<'_> {
         if let Some(container) = pod.containers.first_mut() {
             set_image_env_resources_and_probes(container, request, resources, options);
         }
-        volumes::set_read_only_root(pod, request.read_only_root_filesystem);
-        set_user(pod, options);
+        volumes::set_or_clear_read_only_root_of_first_container(pod, request.read_only_root_filesystem);
+        set_or_clear_user_of_first_container(pod, options);
         volumes::mount_secrets_and_add_pull_secrets(pod, &request.service, secrets);
     }
 }
@@ -177,12 +177,12 @@ fn set_image_env_resources_and_probes(
     container.image_pull_policy = Some("Always".to_owned());
     container.env = Some(environment(request));
     container.resources = Some(resources);
-    container.liveness_probe = Some(probe(options));
-    container.readiness_probe = Some(probe(options));
+    container.liveness_probe = Some(http_or_lock_file_probe(options));
+    container.readiness_probe = Some(http_or_lock_file_probe(options));
 }
 
 /// Sets the user of a pod's first container, or removes the one that was set.
-fn set_user(pod: &mut PodSpec, options: ProbeAndUserOptions) {
+fn set_or_clear_user_of_first_container(pod: &mut PodSpec, options: ProbeAndUserOptions) {
     if let Some(container) = pod.containers.first_mut() {
         let context = container.security_context.get_or_insert_default();
         context.run_as_user = options.set_nonroot_user.then_some(NONROOT_USER);
@@ -226,13 +226,13 @@ fn node_selector(constraints: &[String]) -> Option<BTreeMap<String, String>> {
 }
 
 /// Returns the number of replicas that a request's labels name, if it is a positive number.
-fn min_replicas(labels: &NameValueMap) -> Option<i32> {
+fn min_replicas_if_positive(labels: &NameValueMap) -> Option<i32> {
     let replicas: i32 = labels.get(MIN_REPLICAS_LABEL)?.parse().ok()?;
     (replicas > 0).then_some(replicas)
 }
 
 /// Returns the probe of readiness and of liveness, which are the same.
-fn probe(options: ProbeAndUserOptions) -> Probe {
+fn http_or_lock_file_probe(options: ProbeAndUserOptions) -> Probe {
     let over_http = || HTTPGetAction {
         path: Some("/_/health".to_owned()),
         port: IntOrString::Int(FUNCTION_PORT.into()),

@@ -42,7 +42,7 @@ impl ClusterFunctions {
     /// Starts to read the logs of a function's pods, and returns the channel that gets their lines; it ends after the
     /// last one, or, if the query follows the logs, at the deadline or when the receiver is dropped. Fails if there are
     /// no pods.
-    pub(crate) async fn stream_pod_logs(
+    pub(crate) async fn stream_pod_logs_or_fail_without_pods(
         &self,
         query: PodLogQuery,
         deadline: Instant,

@@ -17,7 +17,7 @@ const SECRET_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "openfaas");
 
 impl ClusterFunctions {
     /// Returns the names of the labelled secrets.
-    pub(crate) async fn list_secret_names(&self) -> Result<Vec<String>, ProviderError> {
+    pub(crate) async fn list_names_of_labelled_secrets(&self) -> Result<Vec<String>, ProviderError> {
         let labelled = ListParams::default().labels(&format!("{}={}", SECRET_LABEL.0, SECRET_LABEL.1));
         let secrets = self
             .api::<Secret>()
@@ -55,7 +55,11 @@ impl ClusterFunctions {
     }
 
     /// Replaces all keys of a secret by its name. Its labels do not change.
-    pub(crate) async fn replace_secret(&self, name: &str, value: Vec<u8>) -> Result<(), ProviderError> {
+    pub(crate) async fn replace_all_keys_of_secret(
+        &self,
+        name: &str,
+        value: Vec<u8>,
+    ) -> Result<(), ProviderError> {
         check_secret_name_not_empty(name)?;
         let api = self.api::<Secret>();
         let mut secret = api

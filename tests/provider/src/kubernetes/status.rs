@@ -13,7 +13,7 @@ use crate::model::{FunctionStatus, NameValueMap};
 
 /// Returns the status of a Deployment as a function's; `None` if it has no containers. Of the environment it has only
 /// the process of the watchdog.
-pub(super) fn status_of_deployment_with_containers(deployment: &Deployment) -> Option<FunctionStatus> {
+pub(super) fn status_none_if_deployment_has_no_containers(deployment: &Deployment) -> Option<FunctionStatus> {
     let spec = deployment.spec.as_ref()?;
     let pod = spec.template.spec.as_ref()?;
     let container = pod.containers.first()?;
@@ -107,11 +107,11 @@ mod tests {
             "status": status,
         });
         let deployment = serde_json::from_value(deployment).unwrap();
-        serde_json::to_value(status_of_deployment_with_containers(&deployment).unwrap()).unwrap()
+        serde_json::to_value(status_none_if_deployment_has_no_containers(&deployment).unwrap()).unwrap()
     }
 
     #[test]
-    fn a_status_has_no_more_than_the_deployment_says() {
+    fn a_status_of_a_sparse_deployment_has_null_annotations_and_omits_empty_fields() {
         assert_eq!(
             status_of(json!({"name": "hello", "image": "hello:2"}), json!({}), json!({})),
             json!({
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn each_part_of_a_deployment_has_its_place_in_the_status() {
+    fn a_status_has_process_secrets_and_limits_but_no_variables_or_read_only_root() {
         let pod = json!({
             "imagePullSecrets": [{"name": "registry"}],
             "volumes": [

@@ -66,7 +66,7 @@ pub(super) fn mount_secrets_and_add_pull_secrets(pod: &mut PodSpec, function: &s
 }
 
 /// Makes the root of a pod's first container read-only, with an empty `/tmp`, or writable without one.
-pub(super) fn set_read_only_root(pod: &mut PodSpec, read_only: bool) {
+pub(super) fn set_or_clear_read_only_root_of_first_container(pod: &mut PodSpec, read_only: bool) {
     remove_volume(pod, TEMP_VOLUME);
     let Some(container) = pod.containers.first_mut() else {
         return;

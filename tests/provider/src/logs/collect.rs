@@ -101,7 +101,7 @@ async fn send_lines_as_records(
         let read = pipe.read(&mut buffer).await.unwrap_or(0);
         let complete = match read {
             0 => lines.take_incomplete_line(),
-            read => lines.push_chunk(&buffer[..read]),
+            read => lines.push_chunk_and_take_complete_or_long_lines(&buffer[..read]),
         };
         for text in complete {
             let text = String::from_utf8_lossy(&text).into_owned();
@@ -131,7 +131,7 @@ struct LineAssembler {
 
 impl LineAssembler {
     /// Adds a chunk of output and returns the lines that it completes or makes too long.
-    fn push_chunk(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
+    fn push_chunk_and_take_complete_or_long_lines(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
         let mut complete = Vec::new();
         for part in chunk.split_inclusive(|byte| *byte == b'\n') {
             self.partial.extend_from_slice(part);
@@ -220,9 +220,9 @@ mod tests {
     #[test]
     fn log_lines_are_assembled_from_chunks_of_output() {
         let mut lines = LineAssembler::default();
-        assert!(lines.push_chunk(b"on").is_empty());
+        assert!(lines.push_chunk_and_take_complete_or_long_lines(b"on").is_empty());
         assert_eq!(
-            lines_as_text(lines.push_chunk(b"e\ntwo\n\nth")),
+            lines_as_text(lines.push_chunk_and_take_complete_or_long_lines(b"e\ntwo\n\nth")),
             ["one", "two", ""]
         );
         assert_eq!(lines_as_text(lines.take_incomplete_line()), ["th"]);
@@ -233,8 +233,11 @@ mod tests {
     fn a_log_line_longer_than_the_limit_is_split() {
         let mut lines = LineAssembler::default();
         let long = vec![b'x'; LOG_LINE_MAX_BYTES];
-        assert_eq!(lines.push_chunk(&long).len(), 1);
-        assert_eq!(lines_as_text(lines.push_chunk(b"rest\n")), ["rest"]);
+        assert_eq!(lines.push_chunk_and_take_complete_or_long_lines(&long).len(), 1);
+        assert_eq!(
+            lines_as_text(lines.push_chunk_and_take_complete_or_long_lines(b"rest\n")),
+            ["rest"]
+        );
     }
 
     #[test]

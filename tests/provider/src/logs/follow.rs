@@ -28,7 +28,7 @@ impl DirectoryWatch {
     }
 
     /// Waits for a change of the directory's files since the last call, or since the watch was created.
-    pub(super) async fn wait_for_change(&mut self) -> Result<(), ProviderError> {
+    pub(super) async fn wait_for_change_since_last_call(&mut self) -> Result<(), ProviderError> {
         let failed = || ProviderError::io_error("watch", "logs");
         let mut buffer = [0; 4096];
         loop {

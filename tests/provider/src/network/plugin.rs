@@ -42,7 +42,7 @@ impl CniPlugins {
 
     /// Runs the CNI plugin that the configuration names, and returns its result, if it prints one. `previous_result` is
     /// the result of the plugin before it.
-    pub(super) async fn run_plugin(
+    pub(super) async fn run_plugin_and_parse_output_if_json(
         &self,
         invocation: &PluginInvocation<'_>,
         conf: &Value,
@@ -155,7 +155,7 @@ mod tests {
         };
         let conf = json!({"type": "echo"});
         let answer = CniPlugins::new(directory.path())
-            .run_plugin(&invocation, &conf, None)
+            .run_plugin_and_parse_output_if_json(&invocation, &conf, None)
             .await
             .unwrap()
             .unwrap();

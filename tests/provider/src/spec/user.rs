@@ -45,7 +45,7 @@ impl<'a> ImageUser<'a> {
     /// Looks up the user of the process in the image's files. An unknown number is used as it is; its group is 0 unless
     /// one is given.
     pub(crate) fn resolve_ids(&self, files: &UserFiles) -> Result<User, ProviderError> {
-        let entry = fields_of_each_line(&files.passwd)
+        let entry = colon_separated_fields_of_nonempty_lines(&files.passwd)
             .find(|line| line[0] == self.user || line.get(2) == Some(&self.user));
         let number = |line: &[&str], field: usize| line.get(field).and_then(|text| text.parse().ok());
         let uid = match &entry {
@@ -57,7 +57,8 @@ impl<'a> ImageUser<'a> {
             uid.ok_or_else(|| ProviderError::Invalid(format!("the image has no user {:?}", self.user)))?;
         let gid = match self.group {
             Some(group) => {
-                let line = fields_of_each_line(&files.group).find(|line| line[0] == group);
+                let line =
+                    colon_separated_fields_of_nonempty_lines(&files.group).find(|line| line[0] == group);
                 line.as_deref()
                     .and_then(|line| number(line, 2))
                     .or_else(|| group.parse().ok())
@@ -75,7 +76,7 @@ impl<'a> ImageUser<'a> {
             line.get(3)
                 .is_some_and(|all| all.split(',').any(|one| one == name))
         };
-        let others = fields_of_each_line(&files.group)
+        let others = colon_separated_fields_of_nonempty_lines(&files.group)
             .filter(is_member)
             .filter_map(|line| number(&line, 2));
         let others: Vec<u32> = others.filter(|other| *other != gid).collect();
@@ -95,7 +96,7 @@ pub(crate) fn user_with_ids(uid: u32, gid: u32) -> User {
 }
 
 /// Returns the fields of each line, which colons separate.
-fn fields_of_each_line(file_text: &str) -> impl Iterator<Item = Vec<&str>> {
+fn colon_separated_fields_of_nonempty_lines(file_text: &str) -> impl Iterator<Item = Vec<&str>> {
     file_text
         .lines()
         .filter(|line| !line.is_empty())

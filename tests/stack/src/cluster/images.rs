@@ -10,12 +10,12 @@ use std::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::plan::ClusterPrograms;
+use super::plan::ClusterProgramDirectories;
 use crate::{
     command::{new_command, run_program},
     directories::{self, LauncherDirectories},
     error::{IoResultExt as _, LauncherError, Result},
-    image::{ArchivedImage, LayerEntry, LayerEntryContent, layer_from_entries_in_memory, write_archive},
+    image::{BytesLinkOrDirectory, ImageToArchive, LayerEntry, layer_from_entries_in_memory, write_archive},
     progress::ProgressSink,
 };
 
@@ -65,11 +65,11 @@ impl SystemImage {
     }
 
     /// Returns the programs that the image contains.
-    fn programs(self, programs: &ClusterPrograms, registry: &Path) -> Vec<PathBuf> {
+    fn programs(self, programs: &ClusterProgramDirectories, registry_program: &Path) -> Vec<PathBuf> {
         match self {
             SystemImage::Pause => vec![programs.kubernetes.join("pause")],
             SystemImage::Coredns => vec![programs.coredns.join("coredns")],
-            SystemImage::Registry => vec![registry.to_owned()],
+            SystemImage::Registry => vec![registry_program.to_owned()],
             SystemImage::Tools => vec!["/bin/busybox".into(), "/usr/bin/curl".into()],
         }
     }
@@ -89,19 +89,22 @@ impl SystemImage {
 /// Returns the path of the archive with all images; makes it if it is not in the cache.
 pub(crate) async fn load_or_make_archive(
     directories: &LauncherDirectories,
-    programs: &ClusterPrograms,
-    registry: &Path,
+    programs: &ClusterProgramDirectories,
+    registry_program: &Path,
     progress: &ProgressSink,
 ) -> Result<PathBuf> {
     let cache = directories.cache.join("images");
     fs::create_dir_all(&cache).with_operation("create", &cache)?;
-    let archive = cache.join(format!("cluster-{}.tar", fingerprint(programs, registry)?));
+    let archive = cache.join(format!(
+        "cluster-{}.tar",
+        fingerprint_of_program_paths_and_sizes(programs, registry_program)?
+    ));
     if !archive.exists() {
-        let _lock = directories::lock_file_async(cache.join(".cluster.lock")).await?;
-        progress.emit_step("images", "making the cluster's images");
+        let _lock = directories::truncate_and_lock_file_async(cache.join(".cluster.lock")).await?;
+        progress.emit_progress_line("images", "making the cluster's images");
         let mut images = Vec::new();
         for image in SystemImage::ALL {
-            images.push(make_image(image, programs, registry).await?);
+            images.push(make_image(image, programs, registry_program).await?);
         }
         let new = tempfile::NamedTempFile::new_in(&cache).with_operation("create a file in", &cache)?;
         write_archive(new.path(), &images)?;
@@ -113,11 +116,14 @@ pub(crate) async fn load_or_make_archive(
 }
 
 /// Returns 16 hexadecimal digits that change when a program in one of the images changes.
-fn fingerprint(programs: &ClusterPrograms, registry: &Path) -> Result<String> {
+fn fingerprint_of_program_paths_and_sizes(
+    programs: &ClusterProgramDirectories,
+    registry_program: &Path,
+) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(RECIPE.to_le_bytes());
     for image in SystemImage::ALL {
-        for program in image.programs(programs, registry) {
+        for program in image.programs(programs, registry_program) {
             // The path of one of the launcher's programs has a hash of its sources.
             let size = fs::metadata(&program).with_operation("read", &program)?.len();
             hash.update(format!("{}\n{}\n{size}\n", image.name(), program.display()));
@@ -130,21 +136,24 @@ fn fingerprint(programs: &ClusterPrograms, registry: &Path) -> Result<String> {
 
 async fn make_image(
     image: SystemImage,
-    programs: &ClusterPrograms,
-    registry: &Path,
-) -> Result<ArchivedImage> {
+    programs: &ClusterProgramDirectories,
+    registry_program: &Path,
+) -> Result<ImageToArchive> {
     let mut entries = vec![LayerEntry {
         path: "tmp".to_owned(),
         mode: 0o1777,
-        content: LayerEntryContent::Directory,
+        content: BytesLinkOrDirectory::Directory,
     }];
-    for program in image.programs(programs, registry) {
+    for program in image.programs(programs, registry_program) {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
-        entries.push(file_entry(&format!("{PROGRAMS_IN_IMAGE}/{name}"), &program)?);
+        entries.push(read_executable_file_entry(
+            &format!("{PROGRAMS_IN_IMAGE}/{name}"),
+            &program,
+        )?);
         for library in libraries_of(&program).await? {
             let path = library.trim_start_matches('/').to_owned();
             if entries.iter().all(|entry| entry.path != path) {
-                entries.push(file_entry(&path, Path::new(&library))?);
+                entries.push(read_executable_file_entry(&path, Path::new(&library))?);
             }
         }
     }
@@ -158,11 +167,11 @@ async fn make_image(
             .map(|name| LayerEntry {
                 path: format!("{PROGRAMS_IN_IMAGE}/{name}"),
                 mode: 0o777,
-                content: LayerEntryContent::SymbolicLink("busybox".to_owned()),
+                content: BytesLinkOrDirectory::SymbolicLink("busybox".to_owned()),
             });
         entries.extend(links);
     }
-    Ok(ArchivedImage {
+    Ok(ImageToArchive {
         reference: image.reference(),
         layers: vec![layer_from_entries_in_memory(entries)?],
         settings: image.settings(),
@@ -170,11 +179,11 @@ async fn make_image(
 }
 
 /// Reads a program or library as an executable entry of a layer.
-fn file_entry(path_in_image: &str, source: &Path) -> Result<LayerEntry> {
+fn read_executable_file_entry(path_in_image: &str, source: &Path) -> Result<LayerEntry> {
     Ok(LayerEntry {
         path: path_in_image.to_owned(),
         mode: 0o755,
-        content: LayerEntryContent::File(fs::read(source).with_operation("read", source)?),
+        content: BytesLinkOrDirectory::File(fs::read(source).with_operation("read", source)?),
     })
 }
 

@@ -42,7 +42,7 @@ struct ApiClient {
 }
 
 /// Returns the clients that have a kubeconfig.
-fn clients_with_kubeconfig() -> [ApiClient; 5] {
+fn administrator_and_components_with_kubeconfig() -> [ApiClient; 5] {
     let client = |name, user: &str, group| ApiClient {
         name,
         user: user.to_owned(),
@@ -74,7 +74,7 @@ pub(crate) fn pki_file(dir: &StackDir, name: &str, kind: &str) -> PathBuf {
 /// Makes and writes all certificates, keys and kubeconfigs of a cluster whose API server has this address.
 pub(crate) fn write_certificates_and_kubeconfigs(dir: &StackDir, node: Ipv4Addr) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let authority = Authority::create(now)?;
+    let authority = Authority::create_valid_from_an_hour_before(now)?;
     let write = |name: &str, (certificate, key): &(String, String)| {
         write_private_file(&pki_file(dir, name, "crt"), certificate.as_bytes())?;
         write_private_file(&pki_file(dir, name, "key"), key.as_bytes())
@@ -109,7 +109,7 @@ pub(crate) fn write_certificates_and_kubeconfigs(dir: &StackDir, node: Ipv4Addr)
     for (kind, text) in [("key", key.serialize_pem()), ("pub", key.public_key_pem())] {
         write_private_file(&pki_file(dir, "service-accounts", kind), text.as_bytes())?;
     }
-    for client in clients_with_kubeconfig() {
+    for client in administrator_and_components_with_kubeconfig() {
         let text = kubeconfig(
             node,
             &authority.certificate(),
@@ -149,7 +149,7 @@ struct Authority {
 }
 
 impl Authority {
-    fn create(now_since_epoch: Duration) -> Result<Self> {
+    fn create_valid_from_an_hour_before(now_since_epoch: Duration) -> Result<Self> {
         let mut params = certificate_params("slipway-cluster", None, Vec::new(), now_since_epoch)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];

@@ -65,7 +65,7 @@ pub fn supervise_cluster(name: &str) -> Result<()> {
     resolver.mount_stack_resolv_conf()?;
     mount_own_directories(&dir)?;
     write_fake_kernel_setting_files_for_kubelet()?;
-    set_up_network(&plan)?;
+    create_and_enter_network_namespace(&plan)?;
     let (source, reaper) = (
         ClusterPartSource {
             dir: dir.clone(),
@@ -75,7 +75,7 @@ pub fn supervise_cluster(name: &str) -> Result<()> {
     );
     supervisor::run_on_this_thread(
         &dir,
-        supervisor::supervise_parts(&dir, source, &reaper, std::future::pending()),
+        supervisor::supervise_parts_until_shutdown_or_failure(&dir, source, &reaper, std::future::pending()),
     )
 }
 
@@ -120,7 +120,7 @@ fn write_fake_kernel_setting_files_for_kubelet() -> Result<()> {
 }
 
 /// Creates the cluster's network namespace, and moves this thread into it.
-fn set_up_network(plan: &ClusterPlan) -> Result<()> {
+fn create_and_enter_network_namespace(plan: &ClusterPlan) -> Result<()> {
     network::create_namespace_with_link_to_machine(plan.number)?;
     network::enter_namespace_and_set_up_link_without_route(plan.number)?;
     for scope in ["all", "default"] {

@@ -131,7 +131,7 @@ async fn send_and_follow(
     let mut stream = RecordStream::default();
     loop {
         match response.chunk().await {
-            Ok(Some(chunk)) => stream.push(&chunk, |line| messages.set_message(line)),
+            Ok(Some(chunk)) => stream.push(&chunk, |line| messages.set_message_for_next_refresh(line)),
             Ok(None) => break,
             Err(source) => {
                 return Err(LauncherError::NoAnswer {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn slipways_functions_are_built_with_the_host_features_of_stack_yml() {
+    fn the_host_features_of_builds_equal_those_of_both_functions_in_stack_yml() {
         let stack_yml = fs::read_to_string(crate::directories::repository_root().join("stack.yml")).unwrap();
         let line = format!("      HOST_FEATURES: {HOST_FEATURES}\n");
         assert_eq!(stack_yml.matches(&line).count(), 2);

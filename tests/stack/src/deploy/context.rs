@@ -27,7 +27,7 @@ struct ContextFile {
 
 impl StackBuildContext {
     /// Reads the build context with all files of a directory and of the directories in it.
-    pub(super) fn read_directory(directory: &Path) -> Result<Self> {
+    pub(super) fn read_directory_tree(directory: &Path) -> Result<Self> {
         let mut files = Vec::new();
         read_files_below(directory, Path::new(""), &mut files)?;
         files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -134,7 +134,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        StackBuildContext::read_directory(directory.path()).unwrap()
+        StackBuildContext::read_directory_tree(directory.path()).unwrap()
     }
 
     #[test]
@@ -156,7 +156,7 @@ mod tests {
     fn a_plain_tar_of_a_new_function_has_less_than_200_000_bytes() {
         // faas-cli puts a new handler, which is a copy of the template's folder `function`, into that folder's place.
         let template = crate::directories::repository_root().join("template/rust-hyper");
-        let context = StackBuildContext::read_directory(&template).unwrap();
+        let context = StackBuildContext::read_directory_tree(&template).unwrap();
         let folders = context
             .files
             .iter()

@@ -24,7 +24,7 @@ pub(super) struct FaasCliProject {
 impl FaasCliProject {
     /// Copies the template, the handlers and `stack.yml` into faas-cli's working directory; replaces an earlier
     /// copy.
-    pub(super) fn create_project(stack: &Stack) -> Result<Self> {
+    pub(super) fn recreate_project_from_repository(stack: &Stack) -> Result<Self> {
         let directory = stack.dir.faas_cli_directory();
         if directory.exists() {
             fs::remove_dir_all(&directory).with_operation("remove", &directory)?;

@@ -25,13 +25,13 @@ pub(super) struct GatewayClient {
 
 /// The gateway's status of a function.
 #[derive(Debug, Deserialize)]
-pub(super) struct FunctionStatus {
+pub(super) struct FunctionImageAndAnnotations {
     /// The image that the function runs.
     pub(super) image: String,
     annotations: Option<HashMap<String, String>>,
 }
 
-impl FunctionStatus {
+impl FunctionImageAndAnnotations {
     /// Returns the value of an annotation of the function.
     pub(super) fn annotation(&self, name: &str) -> Option<&String> {
         self.annotations.as_ref()?.get(name)
@@ -81,7 +81,7 @@ impl GatewayClient {
     }
 
     /// Asks the gateway for the status of a function; returns `None` if the function does not exist.
-    pub(super) async fn function_status(&self, name: &str) -> Result<Option<FunctionStatus>> {
+    pub(super) async fn function_status(&self, name: &str) -> Result<Option<FunctionImageAndAnnotations>> {
         let response = send_request(self.system_request(Method::GET, &format!("function/{name}"))).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);

@@ -40,21 +40,25 @@ const SAMPLE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The sample function, with the clients that build, deploy and call it.
 #[derive(Debug)]
-pub(super) struct SampleFunction<'a> {
+pub(super) struct SampleFunctionDeployer<'a> {
     pub(super) stack: &'a Stack,
     pub(super) registry: &'a RegistryClient,
     pub(super) gateway: &'a GatewayClient,
     pub(super) progress: &'a ProgressSink,
 }
 
-impl SampleFunction<'_> {
+impl SampleFunctionDeployer<'_> {
     /// Builds and deploys the sample function unless its current image already runs, calls it, and reports its answer;
     /// fails without a successful answer.
-    pub(super) async fn deploy_and_call(&self, faas_cli: &FaasCliProject) -> Result<()> {
+    pub(super) async fn deploy_if_outdated_and_require_successful_call(
+        &self,
+        faas_cli: &FaasCliProject,
+    ) -> Result<()> {
         faas_cli
             .write_sample_context(self.stack, SAMPLE_FUNCTION_NAME)
             .await?;
-        let context = StackBuildContext::read_directory(&faas_cli.context_directory(SAMPLE_FUNCTION_NAME))?;
+        let context =
+            StackBuildContext::read_directory_tree(&faas_cli.context_directory(SAMPLE_FUNCTION_NAME))?;
         let tag = context.tag_hash(&[&self.stack.rust_image()]);
         if !self.runs_image_and_is_ready(&tag).await? {
             // faasd keeps functions whose processes ended with an earlier stack, and would treat them as
@@ -70,7 +74,8 @@ impl SampleFunction<'_> {
                     .remove_existing_function(SAMPLE_FUNCTION_NAME)
                     .await?;
             }
-            self.send_build_through_queue_and_wait(&context, &tag).await?;
+            self.send_build_through_queue_and_wait_for_outcome_or_deployment(&context, &tag)
+                .await?;
         }
         let url = self.gateway.function_url(SAMPLE_FUNCTION_NAME);
         match self
@@ -78,7 +83,7 @@ impl SampleFunction<'_> {
             .call_function(SAMPLE_FUNCTION_NAME, SAMPLE_CALL_BODY)
             .await
         {
-            Some(answer) => self.progress.emit_step(
+            Some(answer) => self.progress.emit_progress_line(
                 SAMPLE_FUNCTION_NAME,
                 format_args!("{url} answers: {}", answer.trim()),
             ),
@@ -113,7 +118,11 @@ impl SampleFunction<'_> {
 
     /// Sends the sample's build context to builder-fn through the queue and waits until it is built and deployed; fails
     /// if the build fails.
-    async fn send_build_through_queue_and_wait(&self, context: &StackBuildContext, tag: &str) -> Result<()> {
+    async fn send_build_through_queue_and_wait_for_outcome_or_deployment(
+        &self,
+        context: &StackBuildContext,
+        tag: &str,
+    ) -> Result<()> {
         let image = format!(
             "{}/{SLIPWAY_REPOSITORY_PREFIX}/{SAMPLE_FUNCTION_NAME}:{tag}",
             self.stack.registry.host
@@ -130,7 +139,7 @@ impl SampleFunction<'_> {
         let callback =
             CallbackListener::open_on_address(self.stack.plan()?.number.machines_end_address()).await?;
         let signature = build::sign_build_request(&self.stack.payload_secret, &body)?;
-        let step = |what: String| self.progress.emit_step(SAMPLE_FUNCTION_NAME, what);
+        let step = |what: String| self.progress.emit_progress_line(SAMPLE_FUNCTION_NAME, what);
         step(format!(
             "sending {} bytes of source to builder-fn through the queue",
             body.len()
@@ -155,7 +164,10 @@ impl SampleFunction<'_> {
             }
         });
         match tokio::time::timeout(SAMPLE_DEPLOYMENT_TIMEOUT, outcome).await {
-            Ok(Ok(Some(body))) => self.check_and_report_build_outcome(call, &body).await,
+            Ok(Ok(Some(body))) => {
+                self.report_deployment_status_or_fail_if_build_failed(call, &body)
+                    .await
+            }
             Ok(Ok(None)) => Ok(()),
             Ok(Err(error)) => Err(error),
             Err(_) => {
@@ -178,7 +190,11 @@ impl SampleFunction<'_> {
     }
 
     /// Reports the deployment status in the outcome of a queued build; fails if the build failed.
-    async fn check_and_report_build_outcome(&self, call: &str, outcome: &[u8]) -> Result<()> {
+    async fn report_deployment_status_or_fail_if_build_failed(
+        &self,
+        call: &str,
+        outcome: &[u8],
+    ) -> Result<()> {
         let Ok(record) = serde_json::from_slice::<StreamedBuildRecord>(outcome) else {
             let log = self.gateway.function_log_tail_or_empty("builder-fn").await;
             let output = format!("{}\n{log}", String::from_utf8_lossy(outcome));
@@ -193,7 +209,7 @@ impl SampleFunction<'_> {
             .deployment
             .unwrap_or_default();
         let status = deployment["status"].as_str().unwrap_or("not deployed").to_owned();
-        self.progress.emit_step(
+        self.progress.emit_progress_line(
             SAMPLE_FUNCTION_NAME,
             format_args!("built; deployment status: {status}"),
         );

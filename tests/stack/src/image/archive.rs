@@ -7,24 +7,24 @@ use serde_json::{Value, json};
 use super::{
     ImageDocuments,
     blob::{BlobContent, ImageBlob},
-    layer::Layer,
+    layer::PlainInMemoryOrZstdFileLayer,
     registry::MANIFEST_MEDIA_TYPE,
 };
 use crate::error::{IoResultExt as _, Result};
 
 /// An image to be put into an archive.
 #[derive(Debug)]
-pub(crate) struct ArchivedImage {
+pub(crate) struct ImageToArchive {
     /// The reference that the image has after it is imported.
     pub(crate) reference: String,
     /// The layers of the image, from the lowest to the topmost.
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) layers: Vec<PlainInMemoryOrZstdFileLayer>,
     /// The settings of the image's containers: the field `config` of an image's configuration.
     pub(crate) settings: Value,
 }
 
 /// Writes an archive with these images, whose layers are in memory.
-pub(crate) fn write_archive(path: &Path, images: &[ArchivedImage]) -> Result<()> {
+pub(crate) fn write_archive(path: &Path, images: &[ImageToArchive]) -> Result<()> {
     let mut blobs = BTreeMap::new();
     let mut add = |blob: ImageBlob| blobs.insert(blob.digest.clone(), blob);
     let mut manifests = Vec::new();
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn an_archive_names_each_image_and_has_every_blob_once() {
         let layer = layer_from_files(vec![("a".to_owned(), b"a".to_vec())]).unwrap();
-        let image = |reference: &str| ArchivedImage {
+        let image = |reference: &str| ImageToArchive {
             reference: reference.to_owned(),
             layers: vec![layer.clone()],
             settings: json!({ "Entrypoint": [reference] }),

@@ -34,7 +34,7 @@ const EXCLUDED_TOOLCHAIN_PATHS: &[&str] = &[
 
 /// An image layer.
 #[derive(Debug, Clone)]
-pub(crate) struct Layer {
+pub(crate) struct PlainInMemoryOrZstdFileLayer {
     pub(super) media_type: &'static str,
     /// The digest of the layer's stored blob.
     pub(super) digest: String,
@@ -45,7 +45,7 @@ pub(crate) struct Layer {
     content: BlobContent,
 }
 
-impl Layer {
+impl PlainInMemoryOrZstdFileLayer {
     /// Returns the layer's blob for a push.
     pub(super) fn blob_to_push(&self) -> ImageBlob {
         ImageBlob {
@@ -69,7 +69,7 @@ pub(super) async fn load_or_make_debian_layer(
     cache: &Path,
     release: &str,
     progress: &ProgressSink,
-) -> Result<Layer> {
+) -> Result<PlainInMemoryOrZstdFileLayer> {
     let arguments = [
         "--variant=apt",
         "--include=ca-certificates,gcc,libc6-dev",
@@ -93,7 +93,7 @@ pub(super) async fn load_or_make_toolchain_layer(
     cache: &Path,
     path_in_image: &str,
     progress: &ProgressSink,
-) -> Result<Layer> {
+) -> Result<PlainInMemoryOrZstdFileLayer> {
     let rustc = |argument: &'static [&'static str]| {
         let mut rustc = new_command("rustc");
         rustc.current_dir(directories::repository_root()).args(argument);
@@ -136,28 +136,30 @@ pub(crate) struct LayerEntry {
     pub(crate) path: String,
     /// The permissions of the entry; they have no meaning for a symbolic link.
     pub(crate) mode: u32,
-    pub(crate) content: LayerEntryContent,
+    pub(crate) content: BytesLinkOrDirectory,
 }
 
 /// The content of an entry of a layer.
 #[derive(Debug)]
-pub(crate) enum LayerEntryContent {
+pub(crate) enum BytesLinkOrDirectory {
     File(Vec<u8>),
     SymbolicLink(String),
     Directory,
 }
 
 /// Creates an uncompressed layer of small files, each with its path from the root, without the cache.
-pub(super) fn layer_from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
+pub(super) fn layer_from_files(files: Vec<(String, Vec<u8>)>) -> Result<PlainInMemoryOrZstdFileLayer> {
     layer_from_entries_in_memory(files.into_iter().map(|(path, content)| LayerEntry {
         path,
         mode: 0o644,
-        content: LayerEntryContent::File(content),
+        content: BytesLinkOrDirectory::File(content),
     }))
 }
 
 /// Creates an uncompressed layer of entries that root owns, without the cache.
-pub(crate) fn layer_from_entries_in_memory(entries: impl IntoIterator<Item = LayerEntry>) -> Result<Layer> {
+pub(crate) fn layer_from_entries_in_memory(
+    entries: impl IntoIterator<Item = LayerEntry>,
+) -> Result<PlainInMemoryOrZstdFileLayer> {
     let mut tar = tar::Builder::new(Vec::new());
     for LayerEntry { path, mode, content } in entries {
         let mut header = tar::Header::new_gnu();
@@ -165,15 +167,15 @@ pub(crate) fn layer_from_entries_in_memory(entries: impl IntoIterator<Item = Lay
         header.set_mtime(0);
         header.set_size(0);
         let added = match content {
-            LayerEntryContent::File(content) => {
+            BytesLinkOrDirectory::File(content) => {
                 header.set_size(content.len() as u64);
                 tar.append_data(&mut header, &path, content.as_slice())
             }
-            LayerEntryContent::SymbolicLink(target) => {
+            BytesLinkOrDirectory::SymbolicLink(target) => {
                 header.set_entry_type(tar::EntryType::Symlink);
                 tar.append_link(&mut header, &path, target)
             }
-            LayerEntryContent::Directory => {
+            BytesLinkOrDirectory::Directory => {
                 header.set_entry_type(tar::EntryType::Directory);
                 tar.append_data(&mut header, &path, std::io::empty())
             }
@@ -183,7 +185,7 @@ pub(crate) fn layer_from_entries_in_memory(entries: impl IntoIterator<Item = Lay
     let bytes = tar.into_inner().with_operation("finish", "the layer")?;
     let digest = bytes_digest(&bytes);
     let (size, diff_id) = (bytes.len() as u64, digest.clone());
-    Ok(Layer {
+    Ok(PlainInMemoryOrZstdFileLayer {
         media_type: PLAIN_LAYER_MEDIA_TYPE,
         digest,
         size,
@@ -200,7 +202,7 @@ async fn load_or_make_layer(
     recipe: &str,
     progress: &ProgressSink,
     make: impl FnOnce(&Path) -> Command,
-) -> Result<Layer> {
+) -> Result<PlainInMemoryOrZstdFileLayer> {
     let fingerprint = bytes_digest(recipe.as_bytes());
     let short = fingerprint
         .trim_start_matches("sha256:")
@@ -208,9 +210,9 @@ async fn load_or_make_layer(
         .unwrap_or_default();
     let dir = cache.join(format!("{name}-{short}"));
     if !dir.exists() {
-        let _lock = directories::lock_file_async(cache.join(format!(".{name}.lock"))).await?;
+        let _lock = directories::truncate_and_lock_file_async(cache.join(format!(".{name}.lock"))).await?;
         if !dir.exists() {
-            progress.emit_step("images", format_args!("making the {name} layer"));
+            progress.emit_progress_line("images", format_args!("making the {name} layer"));
             let new = tempfile::tempdir_in(cache).with_operation("create a directory in", cache)?;
             let tar = new.path().join("layer.tar");
             run_program(&mut make(&tar)).await?;
@@ -231,7 +233,7 @@ async fn load_or_make_layer(
             write_private_file(&path, &text)?;
             let new = new.keep();
             fs::rename(&new, &dir).with_operation("rename", &new)?;
-            progress.emit_step(
+            progress.emit_progress_line(
                 "images",
                 format_args!("made the {name} layer, {} MB", size / 1_000_000),
             );
@@ -246,7 +248,7 @@ const BLOB_FILE_NAME: &str = "layer.tar.zst";
 const DIGESTS_FILE_NAME: &str = "layer.json";
 
 /// Reads the digests of a layer in the cache; its content stays in its file.
-fn load_cached_layer(dir: &Path) -> Result<Layer> {
+fn load_cached_layer(dir: &Path) -> Result<PlainInMemoryOrZstdFileLayer> {
     let path = dir.join(DIGESTS_FILE_NAME);
     let text = fs::read(&path).with_operation("read", &path)?;
     let LayerDigests {
@@ -254,7 +256,7 @@ fn load_cached_layer(dir: &Path) -> Result<Layer> {
         size,
         diff_id,
     } = serde_json::from_slice(&text).map_err(|source| LauncherError::InvalidFile { path, source })?;
-    Ok(Layer {
+    Ok(PlainInMemoryOrZstdFileLayer {
         media_type: ZSTD_LAYER_MEDIA_TYPE,
         digest,
         size,

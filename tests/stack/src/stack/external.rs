@@ -49,7 +49,7 @@ pub(crate) async fn build_clients_and_check_login(progress: &ProgressSink) -> Re
         .get(format!("{url}/system/functions"))
         .basic_auth(user, Some(password));
     expect_status(send_request(request).await?, &[StatusCode::OK]).await?;
-    progress.emit_step("stack", format_args!("{url} accepts the credentials"));
+    progress.emit_progress_line("stack", format_args!("{url} accepts the credentials"));
     Ok(stack)
 }
 

@@ -14,8 +14,8 @@ use crate::{
     step_address, step_link, step_runtime,
     supervisor::{
         network,
-        part_spec::{PartSpec, PartSpecSource},
-        ready::ReadyCheck,
+        part_spec::{PartStartSpec, StackDirAndPlan},
+        ready::HttpCommandLogOrRouteCheck,
     },
 };
 
@@ -32,11 +32,11 @@ const UNLIMITED_STEP_LOG_SETTING: &str = "-1";
 /// The number of networks for steps that BuildKit prepares, so that a step does not wait for one.
 const STEP_NETWORK_POOL_SIZE: u32 = 16;
 
-impl PartSpecSource {
+impl StackDirAndPlan {
     /// Returns the specification of BuildKit.
     ///
     /// Its socket is for the machine; its port, for functions, requires a certificate.
-    pub(super) fn buildkit_spec(&self) -> PartSpec {
+    pub(super) fn buildkit_spec(&self) -> PartStartSpec {
         let config = self.dir.config_directory();
         let socket = format!("unix://{}", self.buildkit_socket_path().display());
         let networks = config.join("steps.conflist");
@@ -71,9 +71,9 @@ impl PartSpecSource {
         }
         let mut ready = self.command_with_part_environment(&self.plan.tools.buildctl);
         ready.args(["--addr", &socket, "debug", "workers"]);
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::Command(ready),
+            ready: HttpCommandLogOrRouteCheck::Command(ready),
             files: vec![(path, text), (networks, cni_configuration_of_steps())],
         }
     }

@@ -14,11 +14,11 @@ use std::{
 use rustix::process::{Pid, Signal};
 
 use crate::{
-    cgroup::{self, RunningStep},
+    cgroup::{self, StepGroupAndProcesses},
     command::run_program_blocking,
     directories::{StackDir, free_space_bytes},
     error::{IoResultExt as _, LauncherError, Result},
-    supervisor::{part_spec::PartSpecSource, reaper::ProcessReaper},
+    supervisor::{part_spec::StackDirAndPlan, reaper::ProcessReaper},
 };
 
 /// The share of the file system's blocks, and of its inodes, that stays free, as a divisor. With less, the step that
@@ -63,7 +63,7 @@ fn buildkit_disk_mount_command(dir: &StackDir) -> Command {
 /// must not run. Fails if the machine's disk is still full.
 pub(super) async fn repair_and_remount_unwritable_disk(dir: &StackDir, reaper: &ProcessReaper) -> Result<()> {
     let path = dir.part_data_directory("buildkit");
-    if is_mount_point(&path) && can_be_written_once_space_is_free(&path) {
+    if is_mount_point_or_unreadable(&path) && can_be_written_once_space_is_free(&path) {
         return Ok(());
     }
     let free = free_space_bytes(&dir.root)?;
@@ -104,7 +104,7 @@ pub(super) async fn repair_and_remount_unwritable_disk(dir: &StackDir, reaper: &
 }
 
 /// Returns whether a file system is mounted at `path`. After a repair that failed, none is.
-fn is_mount_point(path: &Path) -> bool {
+fn is_mount_point_or_unreadable(path: &Path) -> bool {
     let device_of = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev());
     match (device_of(path), path.parent().map(device_of)) {
         (Ok(own), Some(Ok(parent))) => own != parent,
@@ -160,7 +160,7 @@ fn mount_namespace_files_with_mount_at(path: &Path) -> Result<Vec<PathBuf>> {
 /// or the machine's file system below it, and the step that uses most kernel memory whenever inodes are scarce; returns
 /// only an error.
 pub(super) async fn end_steps_that_fill_disk_until_error(
-    config: &PartSpecSource,
+    config: &StackDirAndPlan,
     reaper: &ProcessReaper,
 ) -> Result<()> {
     let dir = &config.dir;
@@ -178,7 +178,7 @@ pub(super) async fn end_steps_that_fill_disk_until_error(
                 && end_step_that_uses_most(
                     &path,
                     KERNEL_MEMORY_OF_SPARED_STEP_BYTES,
-                    RunningStep::kernel_memory_bytes_or_zero,
+                    StepGroupAndProcesses::kernel_memory_bytes_or_zero,
                 );
         if ended {
             // Until BuildKit has freed what the step wrote, no other step has to end. By itself it frees it later.
@@ -194,9 +194,9 @@ pub(super) async fn end_steps_that_fill_disk_until_error(
 fn end_step_that_uses_most(
     disk_path_for_log: &Path,
     more_than_bytes: u64,
-    usage: impl Fn(&RunningStep) -> u64,
+    usage: impl Fn(&StepGroupAndProcesses) -> u64,
 ) -> bool {
-    let largest = cgroup::running_steps()
+    let largest = cgroup::running_steps_or_empty_if_unreadable()
         .into_iter()
         .map(|step| (usage(&step), step))
         .max_by_key(|(used, _)| *used);

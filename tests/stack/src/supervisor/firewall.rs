@@ -10,7 +10,7 @@ use crate::{
         STACKS_INTERFACE_TO_BUILDKIT, STACKS_INTERFACE_TO_MACHINE, STACKS_SUBNET, STEPS_SUBNET, StackNumber,
         tenant_steps_subnet,
     },
-    egress::{BuildPublicAccess, EgressRules},
+    egress::{BuildkitAndStepsEgressRules, BuildkitAndStepsPublicAccess},
 };
 
 /// The number of connections that a build step may have at a time.
@@ -20,7 +20,7 @@ const MAX_STEP_CONNECTIONS: u32 = 256;
 const ACCEPT_ESTABLISHED_RULE_END: &str = "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
 
 /// Returns the firewall's rules of the stack's network, with those for what BuildKit and build steps reach.
-pub(super) fn stack_iptables_rules(number: StackNumber, egress: &EgressRules) -> String {
+pub(super) fn stack_iptables_rules(number: StackNumber, egress: &BuildkitAndStepsEgressRules) -> String {
     let (outer, inner) = (number.machines_end_address(), number.stacks_end_address());
     let mut rules = vec![
         "*filter".to_owned(),
@@ -67,9 +67,11 @@ pub(super) fn stack_iptables_rules(number: StackNumber, egress: &EgressRules) ->
     let allowed = egress.allowed.iter();
     rules.extend(allowed.map(|network| format!("-A BUILDS -d {network} -j ACCEPT")));
     match egress.public {
-        BuildPublicAccess::All => rules.push("-A BUILDS -g PUBLIC".to_owned()),
-        BuildPublicAccess::Daemon => rules.push(format!("-A BUILDS -s {BUILDKIT_ADDRESS} -g PUBLIC")),
-        BuildPublicAccess::None => {}
+        BuildkitAndStepsPublicAccess::All => rules.push("-A BUILDS -g PUBLIC".to_owned()),
+        BuildkitAndStepsPublicAccess::Daemon => {
+            rules.push(format!("-A BUILDS -s {BUILDKIT_ADDRESS} -g PUBLIC"))
+        }
+        BuildkitAndStepsPublicAccess::None => {}
     }
     rules.push("-A BUILDS -j REJECT".to_owned());
     let denied = egress.denied.iter();
@@ -143,7 +145,8 @@ mod tests {
 
     #[test]
     fn rules_for_opened_networks_precede_those_for_closed_ones_and_stacks_stay_closed() {
-        let egress = EgressRules::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap();
+        let egress =
+            BuildkitAndStepsEgressRules::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap();
         let rules = stack_iptables_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
         let at = |rule: &str| rules.find(rule).unwrap_or_else(|| panic!("no {rule} in {rules}"));
         let order = [
@@ -167,10 +170,10 @@ mod tests {
             allowed: vec!["10.7.7.7".parse().unwrap()],
             is_public,
         };
-        let egress = EgressRules {
-            public: BuildPublicAccess::Daemon,
+        let egress = BuildkitAndStepsEgressRules {
+            public: BuildkitAndStepsPublicAccess::Daemon,
             tenants: vec![tenant("listed", false), tenant("open", true)],
-            ..EgressRules::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap()
+            ..BuildkitAndStepsEgressRules::new(vec!["10.1.0.0/16".parse().unwrap()], Vec::new()).unwrap()
         };
         let rules = stack_iptables_rules(StackNumber::FIRST_STACK_NUMBER, &egress);
         let lines = rules.lines().filter(|line| line.starts_with("-A BUILDS"));

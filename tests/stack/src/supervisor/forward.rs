@@ -24,7 +24,7 @@ use crate::{
     address::BUILDER_PORT,
     error::{IoResultExt as _, Result},
     plan::ProviderChoice,
-    supervisor::part_spec::PartSpecSource,
+    supervisor::part_spec::StackDirAndPlan,
 };
 
 /// The name of the function to which connections are forwarded.
@@ -58,12 +58,12 @@ enum ForwardTarget {
 /// Opens a listener at the registry's loopback address if the provider is faasd. A socket stays in the network
 /// namespace in which it was made, so this must run in the machine's.
 pub(crate) fn listen_for_loopback_registry_if_faasd(
-    config: &PartSpecSource,
+    config: &StackDirAndPlan,
 ) -> Result<Option<std::net::TcpListener>> {
     if matches!(config.plan.provider, ProviderChoice::Embedded(_)) {
         return Ok(None);
     }
-    let address = config.plan.number.loopback_registry_address();
+    let address = config.plan.number.loopback_registry_address_for_faasd();
     let listener = std::net::TcpListener::bind(address).with_operation("listen on", address.to_string())?;
     listener
         .set_nonblocking(true)
@@ -73,7 +73,7 @@ pub(crate) fn listen_for_loopback_registry_if_faasd(
 
 /// Opens the forwarders of a stack: to builder-fn and, if `loopback` is a listener, to the registry.
 pub(crate) async fn open_forwarders(
-    config: &PartSpecSource,
+    config: &StackDirAndPlan,
     loopback: Option<std::net::TcpListener>,
 ) -> Result<Vec<Forwarder>> {
     let number = config.plan.number;
@@ -92,8 +92,10 @@ pub(crate) async fn open_forwarders(
         target: ForwardTarget::Function(addresses),
     }];
     if let Some(loopback) = loopback {
-        let listener = TcpListener::from_std(loopback)
-            .with_operation("listen on", number.loopback_registry_address().to_string())?;
+        let listener = TcpListener::from_std(loopback).with_operation(
+            "listen on",
+            number.loopback_registry_address_for_faasd().to_string(),
+        )?;
         all.push(Forwarder {
             listener,
             target: ForwardTarget::Address(number.registry_address()),
@@ -111,7 +113,10 @@ impl Forwarder {
                 .accept()
                 .await
                 .with_operation("accept on", "a forwarder's address")?;
-            tokio::spawn(forward_connection(client, self.target.current_addresses()));
+            tokio::spawn(forward_to_first_accepting_address_or_close(
+                client,
+                self.target.current_addresses(),
+            ));
         }
     }
 }
@@ -132,7 +137,7 @@ impl ForwardTarget {
 
 /// Forwards one connection to the first address that accepts a connection. If none does, the connection is
 /// closed, as the function's own address would refuse it.
-async fn forward_connection(client: TcpStream, addresses: Vec<SocketAddr>) {
+async fn forward_to_first_accepting_address_or_close(client: TcpStream, addresses: Vec<SocketAddr>) {
     for address in addresses {
         let connect = TcpStream::connect(address);
         if let Ok(Ok(target)) = tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
@@ -294,7 +299,10 @@ mod tests {
     async fn forwarded_connection() -> (TcpStream, TcpStream) {
         let (client, accepted) = connection_pair().await;
         let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        tokio::spawn(forward_connection(accepted, vec![target.local_addr().unwrap()]));
+        tokio::spawn(forward_to_first_accepting_address_or_close(
+            accepted,
+            vec![target.local_addr().unwrap()],
+        ));
         (client, target.accept().await.unwrap().0)
     }
 
@@ -341,7 +349,7 @@ mod tests {
         drop(closed);
         let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addresses = vec![closed_address, target.local_addr().unwrap()];
-        tokio::spawn(forward_connection(accepted, addresses));
+        tokio::spawn(forward_to_first_accepting_address_or_close(accepted, addresses));
         client.write_all(b"x").await.unwrap();
         let mut byte = [0];
         target

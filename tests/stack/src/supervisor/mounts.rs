@@ -57,7 +57,7 @@ impl MachineResolvConf {
     pub(crate) fn mount_stack_resolv_conf(&self) -> Result<()> {
         write_file_and_create_directory(Path::new(MACHINE_RESOLV_CONF_PATH), &self.machine)?;
         let own = Path::new("/run/slipway/stack-resolv.conf");
-        write_file_and_create_directory(own, &stack_resolv_conf(&self.machine))?;
+        write_file_and_create_directory(own, &resolv_conf_with_machines_search_and_options(&self.machine))?;
         // If it was a link into /run, its target is hidden now.
         if !self.target.exists() {
             write_file_and_create_directory(&self.target, "")?;
@@ -68,7 +68,7 @@ impl MachineResolvConf {
 
 /// Returns the text of the stack's `resolv.conf`: the machine's search list and options, with the stack's
 /// resolver.
-fn stack_resolv_conf(machine_resolv_conf: &str) -> String {
+fn resolv_conf_with_machines_search_and_options(machine_resolv_conf: &str) -> String {
     let kept = machine_resolv_conf
         .lines()
         .filter(|line| line.starts_with("search") || line.starts_with("options"));
@@ -93,7 +93,7 @@ mod tests {
     fn in_the_stacks_resolv_conf_the_resolver_is_replaced_and_the_search_list_is_kept() {
         let machine = "# by a program\nnameserver 127.0.0.53\nsearch example.org\noptions edns0\n";
         assert_eq!(
-            stack_resolv_conf(machine),
+            resolv_conf_with_machines_search_and_options(machine),
             "search example.org\noptions edns0\nnameserver 10.0.2.3\n"
         );
     }

@@ -18,7 +18,7 @@ use crate::{
         STACKS_INTERFACE_TO_MACHINE, STEPS_SUBNET, StackNumber,
     },
     command::run_program_blocking,
-    egress::{EgressRules, parse_machine_networks},
+    egress::{BuildkitAndStepsEgressRules, parse_machine_networks},
     error::{IoResultExt as _, Result},
     plan::StackPlan,
     supervisor::firewall,
@@ -38,10 +38,10 @@ pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
     create_namespace_with_link_to_machine(number)?;
     run_ip("netns add buildkit")?;
     let machine = parse_machine_networks(&run_ip("-json -4 address show")?)?;
-    let egress = EgressRules {
+    let egress = BuildkitAndStepsEgressRules {
         public: plan.public,
         tenants: plan.tenants.clone(),
-        ..EgressRules::new(plan.allowed.clone(), machine)?
+        ..BuildkitAndStepsEgressRules::new(plan.allowed.clone(), machine)?
     };
 
     enter_namespace_and_set_up_link_without_route(number)?;
@@ -63,7 +63,7 @@ pub(crate) fn create_and_enter_stack_networks(plan: &StackPlan) -> Result<()> {
     run_ip(&format!("route add {STEPS_SUBNET} via {BUILDKIT_ADDRESS}"))?;
 
     enter_network_namespace(BUILDKIT_NAMESPACE_FILE)?;
-    set_up_buildkit_network()?;
+    set_up_buildkit_network_from_inside()?;
     enter_network_namespace(STACK_NAMESPACE_FILE)
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn enter_namespace_and_set_up_link_without_route(number: StackNumber)
 }
 
 /// Sets up BuildKit's network from inside: rules, kernel settings, addresses and the default route.
-fn set_up_buildkit_network() -> Result<()> {
+fn set_up_buildkit_network_from_inside() -> Result<()> {
     add_iptables_rules("buildkit", &firewall::buildkit_network_iptables_rules())?;
     for scope in ["all", "default"] {
         // The rules are for IPv4, and nothing in a stack needs IPv6.

@@ -15,7 +15,10 @@ use crate::{
     error::Result,
     part::StackPart,
     plan::{ProviderChoice, StackPlan},
-    supervisor::{disk, faasd, mounts, network, parts::PartSource, ready::ReadyCheck, reaper::ProcessReaper},
+    supervisor::{
+        disk, faasd, mounts, network, parts::PartSource, ready::HttpCommandLogOrRouteCheck,
+        reaper::ProcessReaper,
+    },
     tools::ToolPaths,
 };
 
@@ -31,26 +34,26 @@ const QUEUE_WORKER_READY_TEXT: &str = "Listening on [";
 
 /// The specification of one part.
 #[derive(Debug)]
-pub(crate) struct PartSpec {
+pub(crate) struct PartStartSpec {
     /// The command that starts the part.
     pub(crate) command: Command,
     /// The check whether the part is ready.
-    pub(crate) ready: ReadyCheck,
+    pub(crate) ready: HttpCommandLogOrRouteCheck,
     /// The part's configuration files, which are written before its start.
     pub(crate) files: Vec<(PathBuf, String)>,
 }
 
 /// The stack's directory and plan, from which the specifications of its parts are made.
 #[derive(Debug, Clone)]
-pub(crate) struct PartSpecSource {
+pub(crate) struct StackDirAndPlan {
     pub(crate) dir: StackDir,
     pub(crate) plan: StackPlan,
 }
 
-impl PartSource for PartSpecSource {
+impl PartSource for StackDirAndPlan {
     type Part = StackPart;
 
-    fn spec_of(&self, part: StackPart) -> PartSpec {
+    fn spec_of(&self, part: StackPart) -> PartStartSpec {
         match part {
             StackPart::Egress => egress_spec(self.command_with_part_environment("nsenter")),
             StackPart::Registry => self.registry_spec(),
@@ -80,7 +83,7 @@ impl PartSource for PartSpecSource {
     }
 }
 
-impl PartSpecSource {
+impl StackDirAndPlan {
     /// Returns the path of BuildKit's socket for clients on the machine.
     pub(crate) fn buildkit_socket_path(&self) -> PathBuf {
         self.dir.sockets_directory().join("buildkitd.sock")
@@ -97,7 +100,7 @@ impl PartSpecSource {
         command_with_clean_environment(&self.dir, program, &[containerd.as_path(), runc.as_path()])
     }
 
-    fn registry_spec(&self) -> PartSpec {
+    fn registry_spec(&self) -> PartStartSpec {
         let config = self.dir.config_directory().join("registry.yml");
         let with_password = self.plan.provider.registry_requires_password();
         let passwords = self.dir.config_directory().join("htpasswd");
@@ -115,11 +118,11 @@ impl PartSpecSource {
         );
         let mut command = self.command_with_part_environment(&self.plan.registry);
         command.arg("serve").arg(&config);
-        PartSpec {
+        PartStartSpec {
             command,
             // A registry that requires a password answers a request without one with 401, which shows that it
             // works.
-            ready: ReadyCheck::Http {
+            ready: HttpCommandLogOrRouteCheck::Http {
                 url: format!("http://{}/v2/", self.plan.number.registry_address()),
                 status: if with_password { 401 } else { 200 },
             },
@@ -127,7 +130,7 @@ impl PartSpecSource {
         }
     }
 
-    fn containerd_spec(&self) -> PartSpec {
+    fn containerd_spec(&self) -> PartStartSpec {
         let config = self.dir.config_directory().join("containerd.toml");
         let socket = self.containerd_socket_path();
         let text = format!(
@@ -142,14 +145,14 @@ impl PartSpecSource {
         command.arg("--config").arg(&config);
         let mut ready = self.command_with_part_environment(&self.plan.tools.ctr);
         ready.arg("--address").arg(&socket).arg("version");
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::Command(ready),
+            ready: HttpCommandLogOrRouteCheck::Command(ready),
             files: vec![(config, text)],
         }
     }
 
-    fn nats_spec(&self) -> PartSpec {
+    fn nats_spec(&self) -> PartStartSpec {
         let mut command = self.command_with_part_environment(&self.plan.tools.nats);
         command.args([
             "-a",
@@ -163,21 +166,21 @@ impl PartSpecSource {
             .args(["-cid", NATS_CLUSTER_NAME, "-store", "file", "-dir"])
             .arg(self.dir.part_data_directory("nats"));
         let url = format!("http://127.0.0.1:{NATS_MONITOR_PORT}/streaming/serverz");
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::Http { url, status: 200 },
+            ready: HttpCommandLogOrRouteCheck::Http { url, status: 200 },
             files: Vec::new(),
         }
     }
 
-    fn provider_spec(&self) -> PartSpec {
+    fn provider_spec(&self) -> PartStartSpec {
         match &self.plan.provider {
             ProviderChoice::Embedded(provider) => self.embedded_provider_spec(&provider.program),
             ProviderChoice::Faasd(_) => self.faasd_provider_spec(),
         }
     }
 
-    fn embedded_provider_spec(&self, program: &Path) -> PartSpec {
+    fn embedded_provider_spec(&self, program: &Path) -> PartStartSpec {
         let mut command = self.command_with_part_environment(program);
         command.args([
             "serve",
@@ -197,14 +200,14 @@ impl PartSpecSource {
         command.args(["--plain-http-registries", &self.plan.registry_host_and_port()]);
         command.args(["--service-timeout", CALL_TIMEOUT_SETTING]);
         command.args(["--extra-hosts", &format!("gateway.openfaas={BRIDGE_ADDRESS}")]);
-        PartSpec {
+        PartStartSpec {
             command,
             ready: provider_ready_check(),
             files: Vec::new(),
         }
     }
 
-    fn faasd_provider_spec(&self) -> PartSpec {
+    fn faasd_provider_spec(&self) -> PartStartSpec {
         let mut command = self.command_with_part_environment(faasd::FAASD_PATH);
         let work = self.dir.part_data_directory("faasd").join("provider");
         command.arg("provider").current_dir(&work);
@@ -214,18 +217,18 @@ impl PartSpecSource {
         command
             .env("basic_auth", "true")
             .env("service_timeout", CALL_TIMEOUT_SETTING);
-        PartSpec {
+        PartStartSpec {
             command,
             ready: provider_ready_check(),
             files: vec![(work.join("hosts"), String::new())],
         }
     }
 
-    fn gateway_spec(&self) -> PartSpec {
+    fn gateway_spec(&self) -> PartStartSpec {
         let url = format!("{}/healthz", self.plan.number.gateway_url());
-        PartSpec {
+        PartStartSpec {
             command: self.gateway_command(&format!("http://{BRIDGE_ADDRESS}:{PROVIDER_PORT}/")),
-            ready: ReadyCheck::Http { url, status: 200 },
+            ready: HttpCommandLogOrRouteCheck::Http { url, status: 200 },
             files: Vec::new(),
         }
     }
@@ -252,10 +255,10 @@ impl PartSpecSource {
         command
     }
 
-    fn queue_worker_spec(&self) -> PartSpec {
-        PartSpec {
+    fn queue_worker_spec(&self) -> PartStartSpec {
+        PartStartSpec {
             command: self.queue_worker_command(self.plan.ack_wait_seconds),
-            ready: ReadyCheck::LogContains(QUEUE_WORKER_READY_TEXT),
+            ready: HttpCommandLogOrRouteCheck::LogContains(QUEUE_WORKER_READY_TEXT),
             files: Vec::new(),
         }
     }
@@ -279,7 +282,7 @@ impl PartSpecSource {
         command
     }
 
-    fn builder_spec(&self) -> PartSpec {
+    fn builder_spec(&self) -> PartStartSpec {
         let mut command = self.command_with_part_environment(&self.plan.builder);
         command.env("port", PLAIN_BUILDER_PORT.to_string());
         command.env("metrics_port", PLAIN_BUILDER_METRICS_PORT.to_string());
@@ -292,9 +295,9 @@ impl PartSpecSource {
         command.env("insecure", "true").env("log_format", "text");
         command.env("exec_timeout", CALL_TIMEOUT_SETTING);
         let url = format!("{}/_/ready", self.plan.number.builder_process_url());
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::Http { url, status: 200 },
+            ready: HttpCommandLogOrRouteCheck::Http { url, status: 200 },
             files: Vec::new(),
         }
     }
@@ -332,7 +335,7 @@ pub(crate) fn command_with_clean_environment(
 /// Returns the specification of slirp4netns, which runs in the machine's network namespace and serves the namespace of
 /// the stack or cluster. It uses the resolver in `/etc/resolv.conf`, which has to be the machine's. `nsenter` is a
 /// command for this program without arguments.
-pub(crate) fn egress_spec(nsenter: Command) -> PartSpec {
+pub(crate) fn egress_spec(nsenter: Command) -> PartStartSpec {
     let mut command = nsenter;
     command.arg(format!("--net={}", network::MACHINE_NAMESPACE_FILE));
     command.args(["unshare", "--mount", "sh", "-c"]);
@@ -347,17 +350,17 @@ pub(crate) fn egress_spec(nsenter: Command) -> PartSpec {
         "--netns-type=path",
     ]);
     command.args([network::STACK_NAMESPACE_FILE, EGRESS_INTERFACE]);
-    PartSpec {
+    PartStartSpec {
         command,
-        ready: ReadyCheck::DefaultRoute(EGRESS_INTERFACE),
+        ready: HttpCommandLogOrRouteCheck::DefaultRoute(EGRESS_INTERFACE),
         files: Vec::new(),
     }
 }
 
 /// Returns the readiness check of a provider: its health endpoint, which the embedded provider and faasd
 /// have.
-fn provider_ready_check() -> ReadyCheck {
-    ReadyCheck::Http {
+fn provider_ready_check() -> HttpCommandLogOrRouteCheck {
+    HttpCommandLogOrRouteCheck::Http {
         url: format!("http://{BRIDGE_ADDRESS}:{PROVIDER_PORT}/healthz"),
         status: 200,
     }

@@ -22,8 +22,8 @@ use crate::{
     part::SupervisedPart,
     supervisor::{
         logs,
-        part_spec::PartSpec,
-        ready::{PartLogSinceStart, ReadyCheck},
+        part_spec::PartStartSpec,
+        ready::{HttpCommandLogOrRouteCheck, PartLogSinceStart},
         reaper::{ChildProcess, ProcessReaper},
     },
 };
@@ -50,7 +50,7 @@ pub(crate) trait PartSource: fmt::Debug + Clone + Send + Sync + 'static {
     type Part: SupervisedPart;
 
     /// Returns the specification of a part.
-    fn spec_of(&self, part: Self::Part) -> PartSpec;
+    fn spec_of(&self, part: Self::Part) -> PartStartSpec;
 
     /// Returns the path of a part's log.
     fn log_file_of(&self, part: Self::Part) -> PathBuf;
@@ -78,14 +78,14 @@ enum ReadyEndedOrTimeout {
 pub(crate) struct PartsHandle<S: PartSource> {
     config: Arc<S>,
     reaper: ProcessReaper,
-    entries: Arc<Mutex<BTreeMap<S::Part, PartEntry>>>,
+    entries: Arc<Mutex<BTreeMap<S::Part, PartStateSinceAndProcess>>>,
     /// A lock that is held while parts are started or stopped: one command at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The state of a part, the time of its last change, and the part's process, if one runs.
 #[derive(Debug)]
-struct PartEntry {
+struct PartStateSinceAndProcess {
     state: PartState,
     since: Instant,
     child: Option<ChildProcess>,
@@ -105,7 +105,7 @@ impl<S: PartSource> PartsHandle<S> {
     /// Returns the state of every part that was started at least once.
     pub(crate) fn statuses_of_parts_ever_started(&self) -> Vec<PartStateAndDuration<S::Part>> {
         let entries = self.lock_entries();
-        let status = |(part, entry): (&S::Part, &PartEntry)| PartStateAndDuration {
+        let status = |(part, entry): (&S::Part, &PartStateSinceAndProcess)| PartStateAndDuration {
             part: *part,
             state: entry.state.clone(),
             seconds: entry.since.elapsed().as_secs(),
@@ -219,7 +219,7 @@ impl<S: PartSource> PartsHandle<S> {
             )),
         };
         if let Err(reason) = &result {
-            child.signal_group(Signal::KILL);
+            child.signal_group_unless_reaped(Signal::KILL);
             self.set_part_state(
                 part,
                 PartState::Ended {
@@ -245,9 +245,9 @@ impl<S: PartSource> PartsHandle<S> {
     fn write_config_and_start_process_of_part(
         &self,
         part: S::Part,
-        spec: PartSpec,
-    ) -> Result<(ChildProcess, PartLogSinceStart, ReadyCheck), String> {
-        let PartSpec {
+        spec: PartStartSpec,
+    ) -> Result<(ChildProcess, PartLogSinceStart, HttpCommandLogOrRouteCheck), String> {
+        let PartStartSpec {
             mut command,
             ready,
             files,
@@ -328,7 +328,7 @@ impl<S: PartSource> PartsHandle<S> {
                 .as_ref()
                 .is_some_and(|current| current.is_same_process(child));
         if is_unrequested {
-            *entry = PartEntry {
+            *entry = PartStateSinceAndProcess {
                 state: PartState::Ended { reason },
                 since: Instant::now(),
                 child: None,
@@ -349,12 +349,12 @@ impl<S: PartSource> PartsHandle<S> {
             self.set_part_state(part, PartState::Stopped, None);
         }
         let Some(mut child) = child else { return };
-        child.signal_group(Signal::TERM);
+        child.signal_group_unless_reaped(Signal::TERM);
         if tokio::time::timeout(PART_END_TIMEOUT, child.wait_until_ended())
             .await
             .is_err()
         {
-            child.signal_group(Signal::KILL);
+            child.signal_group_unless_reaped(Signal::KILL);
             child.wait_until_ended().await;
         }
         on_event(CommandAnswerEvent::Stopped { part });
@@ -364,7 +364,7 @@ impl<S: PartSource> PartsHandle<S> {
     fn set_part_state(&self, part: S::Part, state: PartState, child: Option<ChildProcess>) {
         self.lock_entries().insert(
             part,
-            PartEntry {
+            PartStateSinceAndProcess {
                 state,
                 since: Instant::now(),
                 child,
@@ -372,7 +372,7 @@ impl<S: PartSource> PartsHandle<S> {
         );
     }
 
-    fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<S::Part, PartEntry>> {
+    fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<S::Part, PartStateSinceAndProcess>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

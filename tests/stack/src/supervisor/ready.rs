@@ -18,7 +18,7 @@ const READY_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A check whether a part of the stack is ready.
 #[derive(Debug)]
-pub(crate) enum ReadyCheck {
+pub(crate) enum HttpCommandLogOrRouteCheck {
     /// The part is ready if the default route uses this interface.
     DefaultRoute(&'static str),
     /// The part is ready if a GET request to this URL is answered with this status.
@@ -38,7 +38,7 @@ pub(crate) struct PartLogSinceStart {
     pub(crate) from: u64,
 }
 
-impl ReadyCheck {
+impl HttpCommandLogOrRouteCheck {
     /// Repeats the check until the part is ready; `last_failure` always has the last failure.
     pub(crate) async fn wait_until_ready(
         mut self,
@@ -55,7 +55,7 @@ impl ReadyCheck {
     /// Checks once whether the part is ready; the error is the reason for which it is not.
     async fn check_once(&mut self, reaper: &ProcessReaper, log: &PartLogSinceStart) -> Result<(), String> {
         match self {
-            ReadyCheck::DefaultRoute(interface) => {
+            HttpCommandLogOrRouteCheck::DefaultRoute(interface) => {
                 let routes =
                     fs::read_to_string("/proc/thread-self/net/route").map_err(|error| error.to_string())?;
                 let found = routes
@@ -65,7 +65,7 @@ impl ReadyCheck {
                     .then_some(())
                     .ok_or_else(|| format!("no default route over {interface}"))
             }
-            ReadyCheck::Http { url, status } => {
+            HttpCommandLogOrRouteCheck::Http { url, status } => {
                 let client = reqwest::Client::builder()
                     .no_proxy()
                     .timeout(READY_CHECK_TIMEOUT)
@@ -77,7 +77,7 @@ impl ReadyCheck {
                     .then_some(())
                     .ok_or_else(|| format!("{url} answers {got}"))
             }
-            ReadyCheck::Command(command) => {
+            HttpCommandLogOrRouteCheck::Command(command) => {
                 command
                     .stdin(Stdio::null())
                     .stdout(Stdio::null())
@@ -98,8 +98,10 @@ impl ReadyCheck {
                     )),
                 }
             }
-            ReadyCheck::LogContains(text) => {
-                let lines = log.read_new_lines().map_err(|error| error.to_string())?;
+            HttpCommandLogOrRouteCheck::LogContains(text) => {
+                let lines = log
+                    .read_first_mebibyte_since_start()
+                    .map_err(|error| error.to_string())?;
                 lines
                     .contains(*text)
                     .then_some(())
@@ -111,7 +113,7 @@ impl ReadyCheck {
 
 impl PartLogSinceStart {
     /// Returns the first MiB that was logged since the part's start.
-    fn read_new_lines(&self) -> std::io::Result<String> {
+    fn read_first_mebibyte_since_start(&self) -> std::io::Result<String> {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(self.from))?;
         let mut text = Vec::new();
@@ -152,14 +154,14 @@ mod tests {
         };
         let reaper = ProcessReaper::default();
         assert!(
-            ReadyCheck::LogContains("Listening")
+            HttpCommandLogOrRouteCheck::LogContains("Listening")
                 .check_once(&reaper, &log)
                 .await
                 .is_err()
         );
         fs::write(&path, "Listening on [Listening").unwrap();
         assert_eq!(
-            ReadyCheck::LogContains("Listening")
+            HttpCommandLogOrRouteCheck::LogContains("Listening")
                 .check_once(&reaper, &log)
                 .await,
             Ok(())

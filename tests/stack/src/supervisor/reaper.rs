@@ -88,7 +88,7 @@ impl ChildProcess {
     }
 
     /// Sends a signal to the child process and the processes of its group, unless the child was reaped.
-    pub(crate) fn signal_group(&self, signal: Signal) {
+    pub(crate) fn signal_group_unless_reaped(&self, signal: Signal) {
         // The process id of an ended child may already be another process's.
         if self.ended.borrow().is_none() {
             let _ = rustix::process::kill_process_group(self.pid, signal);

@@ -77,8 +77,8 @@ async fn execute_command<S: PartSource>(
     };
     match command {
         SupervisorCommand::StartAll => {
-            if let Err(error) =
-                cgroup::enter_subgroup_and_delegate_controllers().and_then(|()| parts.prepare_start_of_all())
+            if let Err(error) = cgroup::enter_subgroup_and_delegate_controllers_if_version_2_only()
+                .and_then(|()| parts.prepare_start_of_all())
             {
                 return CommandAnswerEvent::Rejected {
                     reason: error_with_causes(error),

@@ -1,6 +1,6 @@
 //! Tests the cluster that the launcher starts on this machine, and looks for what it leaves behind.
 //!
-//! The tests need root and everything that `Cluster::start_cluster_or_its_missing_parts` needs. They have a cluster of
+//! The tests need root and everything that `Cluster::start_complete_or_replace_changed_cluster` needs. They have a cluster of
 //! their own and remove it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
@@ -60,7 +60,7 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
     let progress = ProgressSink::to_stderr();
     stop_cluster(CLUSTER_NAME, &progress).await?;
     let before = HostFirewallSettingsAndFiles::current_host_state();
-    let cluster = Cluster::start_cluster_or_its_missing_parts(CLUSTER_NAME, &progress).await?;
+    let cluster = Cluster::start_complete_or_replace_changed_cluster(CLUSTER_NAME, &progress).await?;
     let node = cluster.node_address().to_string();
     let footprint = StackFootprint::footprint(&format!("cluster_{CLUSTER_NAME}"), &cluster.dir.root, &node);
     assert!(footprint.process_count() > 10, "{footprint:?}");
@@ -77,7 +77,7 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
         kubectl_output(&cluster, &list, "")
     };
     let first = pods();
-    Cluster::start_cluster_or_its_missing_parts(CLUSTER_NAME, &progress).await?;
+    Cluster::start_complete_or_replace_changed_cluster(CLUSTER_NAME, &progress).await?;
     assert_eq!(pods(), first);
 
     pods::volumes_names_and_the_registry_work_in_pods(&cluster);
@@ -89,7 +89,10 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
         "while the cluster runs"
     );
     stop_cluster(CLUSTER_NAME, &progress).await?;
-    assert_eq!(footprint.remaining_traces(), Vec::<String>::new());
+    assert_eq!(
+        footprint.remaining_traces_except_control_groups(),
+        Vec::<String>::new()
+    );
     assert_eq!(
         footprint.existing_control_groups(),
         Vec::<std::path::PathBuf>::new()

@@ -8,7 +8,7 @@ use crate::{kubectl, kubectl_output, output_of};
 const TOOLS_IMAGE: &str = "cluster.slipway.invalid/tools:1";
 
 /// Two pods with a shell; one of them serves a file on a volume, behind a Service.
-fn pods() -> String {
+fn manifests_of_pods_claim_and_service() -> String {
     let pod = |name: &str, command: &str, more: &str| {
         format!(
             r#"
@@ -54,7 +54,7 @@ spec: {{ selector: {{ app: server }}, ports: [{{ port: 80, targetPort: 8080 }}] 
 }
 
 /// Runs curl in the pod `client` until it succeeds or has been tried for half a minute.
-fn curl_in_pod(cluster: &Cluster, arguments: &[&str]) -> String {
+fn curl_in_client_pod_with_retries(cluster: &Cluster, arguments: &[&str]) -> String {
     let curl = [
         &[
             "exec",
@@ -80,7 +80,11 @@ fn curl_in_pod(cluster: &Cluster, arguments: &[&str]) -> String {
 }
 
 pub(crate) fn volumes_names_and_the_registry_work_in_pods(cluster: &Cluster) {
-    kubectl_output(cluster, &["apply", "--filename=-"], &pods());
+    kubectl_output(
+        cluster,
+        &["apply", "--filename=-"],
+        &manifests_of_pods_claim_and_service(),
+    );
     let wait = [
         "wait",
         "--for=condition=Ready",
@@ -90,9 +94,12 @@ pub(crate) fn volumes_names_and_the_registry_work_in_pods(cluster: &Cluster) {
         "--timeout=120s",
     ];
     kubectl_output(cluster, &wait, "");
-    assert_eq!(curl_in_pod(cluster, &["http://server"]), "hello\n");
+    assert_eq!(
+        curl_in_client_pod_with_retries(cluster, &["http://server"]),
+        "hello\n"
+    );
     let registry = "http://registry.registry.svc.cluster.local:5000/v2/_catalog";
-    assert!(curl_in_pod(cluster, &[registry]).contains("repositories"));
+    assert!(curl_in_client_pod_with_retries(cluster, &[registry]).contains("repositories"));
 }
 
 pub(crate) fn network_policies_are_enforced(cluster: &Cluster) {
@@ -120,5 +127,8 @@ spec:
     let denied = (0..30).any(|_| !output_of(&mut kubectl(cluster, &call), "").status.success());
     assert!(denied, "the policy does not keep the client from the server");
     kubectl_output(cluster, &["label", "pod", "client", "may=call"], "");
-    assert_eq!(curl_in_pod(cluster, &["http://server"]), "hello\n");
+    assert_eq!(
+        curl_in_client_pod_with_retries(cluster, &["http://server"]),
+        "hello\n"
+    );
 }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use slipway_stack::{
-    BuildPublicAccess, LauncherError, ProgressSink, Stack, StackOptions, StepLimits, stop_named_stack,
+    BuildkitAndStepsPublicAccess, LauncherError, ProgressSink, Stack, StackOptions, StepResourceLimits,
+    stop_named_stack,
 };
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -38,7 +39,7 @@ impl FinishedBuild {
 }
 
 /// Starts a new stack without base images and Slipway, with changed options; an earlier one is removed with its data.
-async fn start_fresh_stack_with_options(
+async fn start_fresh_bare_stack_with_options(
     name: &str,
     change: impl FnOnce(&mut StackOptions),
 ) -> Result<Stack, LauncherError> {
@@ -104,8 +105,9 @@ async fn tenant_build_on_busybox(stack: &Stack, instructions: &str, tenant: &str
     }
 }
 
-/// Returns the instruction that connects to each address and prints `reached ADDRESS` where a connection is made.
-fn connecting_instruction(addresses: &[String]) -> String {
+/// Returns the instruction that connects to each address and prints `reached ADDRESS` unless the connection is refused: a
+/// connection that times out counts as reached.
+fn instruction_that_prints_reached_unless_refused(addresses: &[String]) -> String {
     format!(
         "RUN for at in {}; do timeout 2 nc ${{at%:*}} ${{at#*:}} </dev/null >/dev/null 2>&1; \
          [ $? = 1 ] || echo reached $at; done",
@@ -142,7 +144,7 @@ fn stack_address(stack: &Stack) -> String {
 async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_registry_that_requires_a_password()
 -> Result<(), LauncherError> {
     let name = "test-builds";
-    let stack = start_fresh_stack_with_options(name, |_| ()).await?;
+    let stack = start_fresh_bare_stack_with_options(name, |_| ()).await?;
     let own = stack_address(&stack);
     let machine = own.replace(".2", ".1");
     let on_machine = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -163,7 +165,7 @@ async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_reg
         closed.extend(ports.iter().map(|port| format!("{host}:{port}")));
     }
     let all = [closed.as_slice(), &[STACK_RESOLVER_ADDRESS.to_owned()]].concat();
-    let built = build_on_busybox(&stack, &connecting_instruction(&all)).await;
+    let built = build_on_busybox(&stack, &instruction_that_prints_reached_unless_refused(&all)).await;
     assert!(built.succeeded, "{}", built.output);
     assert_eq!(
         built.texts_after_marker_in_output("reached "),
@@ -199,7 +201,7 @@ async fn builds_reach_no_other_build_and_no_service_but_the_resolver_and_the_reg
     let others = (1..64)
         .map(|host| format!("10.65.0.{host}:9999"))
         .collect::<Vec<_>>();
-    let built = build_on_busybox(&stack, &connecting_instruction(&others)).await;
+    let built = build_on_busybox(&stack, &instruction_that_prints_reached_unless_refused(&others)).await;
     assert!(built.succeeded, "{}", built.output);
     assert_eq!(
         built.texts_after_marker_in_output("reached "),
@@ -254,7 +256,8 @@ async fn an_operator_opens_an_address_for_builds_and_its_redirects_open_nothing(
     };
     let name = "test-allowed";
     let stack =
-        start_fresh_stack_with_options(name, |options| options.allowed = vec![address.to_string()]).await?;
+        start_fresh_bare_stack_with_options(name, |options| options.allowed = vec![address.to_string()])
+            .await?;
     let listener = TcpListener::bind(SocketAddr::from((address, 0))).unwrap();
     let server = listener.local_addr().unwrap();
     serve_file_and_redirect_other_paths(listener, format!("{}/healthz", stack.gateway.url));
@@ -309,8 +312,8 @@ async fn where_public_addresses_are_closed_builds_reach_only_what_is_listed_for_
     const ADDRESS_FOR_ACME: &str = "198.51.100.82";
     const ADDRESS_FOR_NOBODY: &str = "198.51.100.83";
     let name = "test-closed";
-    let stack = start_fresh_stack_with_options(name, |options| {
-        options.public = BuildPublicAccess::None;
+    let stack = start_fresh_bare_stack_with_options(name, |options| {
+        options.public = BuildkitAndStepsPublicAccess::None;
         options.allowed = vec![ADDRESS_FOR_ALL.to_owned()];
         options.tenant_networks = ["acme=198.51.100.82", "open=public", "closed="]
             .map(|rule| rule.parse().unwrap())
@@ -331,7 +334,12 @@ async fn where_public_addresses_are_closed_builds_reach_only_what_is_listed_for_
         ("closed", &[]),
         ("another", &servers[..1]),
     ] {
-        let built = tenant_build_on_busybox(&stack, &connecting_instruction(&servers), tenant).await;
+        let built = tenant_build_on_busybox(
+            &stack,
+            &instruction_that_prints_reached_unless_refused(&servers),
+            tenant,
+        )
+        .await;
         assert!(built.succeeded, "{tenant}: {}", built.output);
         assert_eq!(
             built.texts_after_marker_in_output("reached "),
@@ -363,14 +371,14 @@ async fn where_public_addresses_are_closed_builds_reach_only_what_is_listed_for_
 #[tokio::test]
 async fn a_build_that_uses_too_much_fails_and_another_build_goes_on() -> Result<(), LauncherError> {
     let name = "test-limits";
-    let limits = StepLimits {
+    let limits = StepResourceLimits {
         memory: 128 << 20,
         processes: 64,
         // An eighth of it is more than a step writes between two checks.
         disk: 4 << 30,
-        ..StepLimits::for_this_machine()?
+        ..StepResourceLimits::for_this_machine()?
     };
-    let stack = start_fresh_stack_with_options(name, |options| options.limits = Some(limits)).await?;
+    let stack = start_fresh_bare_stack_with_options(name, |options| options.limits = Some(limits)).await?;
     let greedy = [
         "RUN n=0; while [ $n -lt 200 ]; do sleep 60 & n=$((n + 1)); done",
         "RUN head -c 400m /dev/zero | tail -c 399m > /dev/null",

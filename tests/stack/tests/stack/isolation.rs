@@ -6,13 +6,13 @@ use std::net::{IpAddr, UdpSocket};
 use reqwest::StatusCode;
 use slipway_stack::{LauncherError, Stack};
 
-use crate::{machine::stacks_sockets_in_machines_network, remove_stack, start_fresh_stack};
+use crate::{machine::stacks_listening_sockets_in_machines_network, remove_stack, start_fresh_bare_stack};
 
 #[tokio::test]
 async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -> Result<(), LauncherError> {
     let (first, second) = (
-        start_fresh_stack("test-first").await?,
-        start_fresh_stack("test-second").await?,
+        start_fresh_bare_stack("test-first").await?,
+        start_fresh_bare_stack("test-second").await?,
     );
     assert_ne!(first.gateway.url, second.gateway.url);
     assert_ne!(first.gateway.password, second.gateway.password);
@@ -34,7 +34,10 @@ async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -
             status_of_registry_login(stack, &other.registry.password).await,
             StatusCode::UNAUTHORIZED
         );
-        assert_eq!(stacks_sockets_in_machines_network(stack), Vec::<String>::new());
+        assert_eq!(
+            stacks_listening_sockets_in_machines_network(stack),
+            Vec::<String>::new()
+        );
         // From another address of this machine, like a packet from another machine.
         if let Some(address) = own_outside_address() {
             let client = reqwest::Client::builder().no_proxy().local_address(address);

@@ -8,14 +8,14 @@ use slipway_stack::{LauncherError, PartState, Stack, StackPart};
 use crate::{
     CLEAN_UP_TIMEOUT,
     machine::{HostFirewallSettingsAndFiles, StackFootprint},
-    remove_stack, start_fresh_stack, start_stack,
+    remove_stack, start_bare_stack, start_fresh_bare_stack,
 };
 
 #[tokio::test]
 async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> Result<(), LauncherError> {
     let name = "test-down";
     let before = HostFirewallSettingsAndFiles::current_host_state();
-    let stack = start_fresh_stack(name).await?;
+    let stack = start_fresh_bare_stack(name).await?;
     let footprint = StackFootprint::footprint_of_stack(&stack);
     assert!(footprint.process_count() > 8, "{footprint:?}");
     assert_eq!(
@@ -29,7 +29,10 @@ async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> 
         "while the stack runs"
     );
     stack.down().await?;
-    assert_eq!(footprint.remaining_traces(), Vec::<String>::new());
+    assert_eq!(
+        footprint.remaining_traces_except_control_groups(),
+        Vec::<String>::new()
+    );
     assert_eq!(
         footprint.existing_control_groups(),
         Vec::<std::path::PathBuf>::new()
@@ -46,9 +49,9 @@ async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> 
 #[tokio::test]
 async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Result<(), LauncherError> {
     let name = "test-kill";
-    let stack = start_fresh_stack(name).await?;
+    let stack = start_fresh_bare_stack(name).await?;
     let footprint = StackFootprint::footprint_of_stack(&stack);
-    kill_process_by_id(stack.holder_pid()?);
+    kill_process_by_id(stack.recorded_holder_pid()?);
     assert_eq!(
         wait_and_list_remaining_traces(&footprint).await,
         Vec::<String>::new()
@@ -58,7 +61,7 @@ async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Resu
         "a stack whose holder was killed does not count as running"
     );
 
-    let again = start_stack(name).await?;
+    let again = start_bare_stack(name).await?;
     assert_eq!(
         again.gateway.password, stack.gateway.password,
         "credentials are kept as long as the data"
@@ -80,7 +83,7 @@ async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Resu
 #[tokio::test]
 async fn killing_the_supervisor_ends_the_whole_stack() -> Result<(), LauncherError> {
     let name = "test-supervisor";
-    let stack = start_fresh_stack(name).await?;
+    let stack = start_fresh_bare_stack(name).await?;
     let footprint = StackFootprint::footprint_of_stack(&stack);
     kill_process_by_id(stack.supervisor_pid()?);
     assert_eq!(
@@ -97,7 +100,7 @@ async fn killing_the_supervisor_ends_the_whole_stack() -> Result<(), LauncherErr
 async fn wait_and_list_remaining_traces(footprint: &StackFootprint) -> Vec<String> {
     let end = Instant::now() + CLEAN_UP_TIMEOUT;
     loop {
-        let remaining = footprint.remaining_traces();
+        let remaining = footprint.remaining_traces_except_control_groups();
         if remaining.is_empty() || Instant::now() > end {
             return remaining;
         }

@@ -8,22 +8,30 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use slipway_stack::{LauncherError, PartState, ProgressSink, Stack, StackOptions, StackPart};
 
-use crate::{STACK_START_LOCK, machine::StackFootprint, remove_stack, start_fresh_stack, start_stack};
+use crate::{
+    STACK_START_LOCK, machine::StackFootprint, remove_stack, start_bare_stack, start_fresh_bare_stack,
+};
 
 #[tokio::test]
-async fn each_part_can_be_stopped_and_started_and_starting_a_running_stack_restarts_none()
+async fn each_part_can_be_stopped_and_started_and_starting_a_running_stack_keeps_the_process_count()
 -> Result<(), LauncherError> {
     let name = "test-parts";
-    let stack = start_fresh_stack(name).await?;
-    for part in StackPart::all_parts().filter(|part| *part != StackPart::Builder) {
+    let stack = start_fresh_bare_stack(name).await?;
+    for part in StackPart::parts_in_start_order_then_builder().filter(|part| *part != StackPart::Builder) {
         stack.stop_part(part).await?;
         assert_eq!(part_state(&stack, part).await?, Some(PartState::Stopped));
         stack.start_part(part).await?;
         assert_eq!(part_state(&stack, part).await?, Some(PartState::Running));
     }
-    assert_eq!(stack.part_log_tail_of(StackPart::Buildkit, 5).lines().count(), 5);
+    assert_eq!(
+        stack
+            .current_part_log_tail_or_empty(StackPart::Buildkit, 5)
+            .lines()
+            .count(),
+        5
+    );
     let footprint = StackFootprint::footprint_of_stack(&stack);
-    start_stack(name).await?;
+    start_bare_stack(name).await?;
     assert_eq!(
         StackFootprint::footprint_of_stack(&stack).process_count(),
         footprint.process_count(),
@@ -54,8 +62,8 @@ async fn part_state(stack: &Stack, part: StackPart) -> Result<Option<PartState>,
 #[tokio::test]
 async fn a_part_that_is_killed_is_started_again() -> Result<(), LauncherError> {
     let name = "test-killed-parts";
-    let stack = start_fresh_stack(name).await?;
-    for part in StackPart::all_parts().filter(|part| *part != StackPart::Builder) {
+    let stack = start_fresh_bare_stack(name).await?;
+    for part in StackPart::parts_in_start_order_then_builder().filter(|part| *part != StackPart::Builder) {
         stack.stop_part(part).await?;
         let others = part_process_ids(&stack);
         stack.start_part(part).await?;
@@ -87,7 +95,7 @@ async fn a_part_that_is_killed_is_started_again() -> Result<(), LauncherError> {
 #[tokio::test]
 async fn a_part_that_has_ended_and_is_then_stopped_stays_stopped() -> Result<(), LauncherError> {
     let name = "test-stopped-after-its-end";
-    let stack = start_fresh_stack(name).await?;
+    let stack = start_fresh_bare_stack(name).await?;
     let with_part = part_process_ids(&stack);
     stack.stop_part(StackPart::QueueWorker).await?;
     let others = part_process_ids(&stack);
@@ -114,7 +122,7 @@ async fn a_part_that_has_ended_and_is_then_stopped_stays_stopped() -> Result<(),
 async fn starting_buildkit_repairs_its_disk_after_the_kernel_has_stopped_all_writes()
 -> Result<(), LauncherError> {
     let name = "test-read-only-disk";
-    let stack = start_fresh_stack(name).await?;
+    let stack = start_fresh_bare_stack(name).await?;
     let disk = stack.dir.root.join("data/buildkit");
     let in_stack = |program: &str, arguments: &[&str]| {
         let status = Command::new("nsenter")

@@ -137,7 +137,7 @@ impl StackFootprint {
 
     /// Returns the stack's processes, namespaces, mounts and interface that are still on the machine; control groups
     /// are not among them.
-    pub(crate) fn remaining_traces(&self) -> Vec<String> {
+    pub(crate) fn remaining_traces_except_control_groups(&self) -> Vec<String> {
         let mut remaining = Vec::new();
         for pid in process_ids() {
             let Some(identity) = pid_and_start_ticks(&pid) else {
@@ -170,7 +170,7 @@ impl StackFootprint {
     /// Returns the stack's control groups that still exist.
     pub(crate) fn existing_control_groups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        find_directories_with_name(
+        find_topmost_directories_with_name(
             Path::new("/sys/fs/cgroup"),
             &format!("slipway-{}", self.name),
             &mut found,
@@ -181,7 +181,7 @@ impl StackFootprint {
 
 /// Returns the sockets on which a stack's processes listen in this machine's network namespace, as `PROGRAM
 /// INODE`.
-pub(crate) fn stacks_sockets_in_machines_network(stack: &Stack) -> Vec<String> {
+pub(crate) fn stacks_listening_sockets_in_machines_network(stack: &Stack) -> Vec<String> {
     let here = fs::metadata("/proc/self/ns/net").unwrap().ino();
     let mut sockets = BTreeSet::new();
     for table in ["tcp", "tcp6", "udp", "udp6"] {
@@ -286,12 +286,12 @@ fn entry_names(dir: &Path) -> Vec<String> {
 }
 
 /// Adds the topmost directories with this name below `dir` to `found`.
-fn find_directories_with_name(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
+fn find_topmost_directories_with_name(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             match entry.file_name() == name {
                 true => found.push(entry.path()),
-                false => find_directories_with_name(&entry.path(), name, found),
+                false => find_topmost_directories_with_name(&entry.path(), name, found),
             }
         }
     }

@@ -24,13 +24,13 @@ static STACK_START_LOCK: Mutex<()> = Mutex::const_new(());
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Starts a stack without base images and Slipway, after removing an earlier one with its data.
-async fn start_fresh_stack(name: &str) -> Result<Stack, LauncherError> {
+async fn start_fresh_bare_stack(name: &str) -> Result<Stack, LauncherError> {
     stop_named_stack(name, true, &ProgressSink::discarding()).await?;
-    start_stack(name).await
+    start_bare_stack(name).await
 }
 
 /// Starts a stack, or its missing parts, without base images and Slipway.
-async fn start_stack(name: &str) -> Result<Stack, LauncherError> {
+async fn start_bare_stack(name: &str) -> Result<Stack, LauncherError> {
     let _one = STACK_START_LOCK.lock().await;
     let mut options = StackOptions::with_stack_name(name);
     (options.images, options.deploy) = (false, false);

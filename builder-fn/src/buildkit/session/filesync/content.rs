@@ -179,12 +179,12 @@ where
         error: None,
     };
     stream::unfold(sender, |mut sender| async move {
-        sender.queue_requests().await;
+        sender.queue_arrived_requests_or_wait_for_first().await;
         let batch = match (sender.queue.is_empty(), sender.error.take()) {
             (false, error) => {
                 sender.error = error;
                 let ranges = sender.queue.take_batch();
-                Ok(sender.transfer.read_batch(ranges))
+                Ok(sender.transfer.read_batch_off_thread_if_on_disk(ranges))
             }
             (true, Some(error)) => {
                 sender.is_finished = true;
@@ -204,7 +204,7 @@ where
 
 impl<S: Stream<Item = Result<Packet, Status>> + Unpin> ContentSender<S> {
     /// Queues the daemon's requests that have arrived; waits for one if no file is left to read.
-    async fn queue_requests(&mut self) {
+    async fn queue_arrived_requests_or_wait_for_first(&mut self) {
         while !self.is_finished && self.queue.takes_more_requests() {
             let next = match self.queue.is_empty() {
                 true => self.received.next().await,
@@ -243,16 +243,16 @@ impl FileTransfer {
     }
 
     /// Reads a batch of ranges from the spool into packets, on another thread if the spool is on disk.
-    fn read_batch(
+    fn read_batch_off_thread_if_on_disk(
         &self,
         ranges: Vec<FileRange>,
     ) -> impl Future<Output = Result<PacketBatch, Status>> + Send + use<> {
         let transfer = self.clone();
         // A read from memory is a copy, which is not worth another thread.
         let reading = match self.context.is_in_memory() {
-            true => Err(transfer.read_batch_blocking(ranges)),
+            true => Err(transfer.read_batch_and_count_as_sent_blocking(ranges)),
             false => Ok(tokio::task::spawn_blocking(move || {
-                transfer.read_batch_blocking(ranges)
+                transfer.read_batch_and_count_as_sent_blocking(ranges)
             })),
         };
         async move {
@@ -269,7 +269,7 @@ impl FileTransfer {
 
     /// Reads a batch of ranges from the spool into packets, and counts them as sent. Blocks while the spool's file is
     /// read.
-    fn read_batch_blocking(&self, ranges: Vec<FileRange>) -> io::Result<PacketBatch> {
+    fn read_batch_and_count_as_sent_blocking(&self, ranges: Vec<FileRange>) -> io::Result<PacketBatch> {
         let mut packets = Vec::with_capacity(ranges.len() + ranges.len() / 2);
         let packet = |id, data| Packet {
             r#type: PacketType::PacketData.into(),

@@ -101,7 +101,7 @@ mod tests {
     /// Returns the STAT of `entry` at `a/b`; with `link`, as a hard link of the same file at that path.
     fn stat_of_announced(entry: Entry<'_>, link: Option<&str>, is_forced: bool) -> Stat {
         let entries = [("a/b", entry)].into_iter().chain(link.map(|path| (path, entry)));
-        let index = Index::of(entries);
+        let index = Index::of_entries_linking_same_offset(entries);
         let number = |path| index.find(path).expect("it is in the context");
         let view_entry = ViewEntry {
             entry: number("a/b"),

@@ -5,19 +5,20 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use super::*;
-use crate::buildkit::StepFacts;
+use crate::buildkit::StepOrExportPartFacts;
 use crate::builds::log_excerpt::LogPart;
 use crate::builds::numbered_log::LogLine;
 
 /// What a caller repeats to make a page large.
 const HOSTILE: [&str; 4] = ["\"<&>", "\u{202e}", "\u{1b}[31m&\u{1b}[32m&", "語"];
 
-fn at(seconds: u64) -> SystemTime {
+/// Returns a fixed time of 2026, and this many seconds more.
+fn seconds_after_base(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000 + seconds)
 }
 
-/// Returns the record of a failed build whose texts consist of `text`, with a deployment and warnings.
-fn record_with_texts_of(text: &str) -> BuildRecord {
+/// Returns the record of a failed build whose texts each are `text` 2000 times, with a deployment and warnings.
+fn failed_record_with_texts_repeating(text: &str) -> BuildRecord {
     let long = text.repeat(2000);
     let hint = json!({
         "cause": long, "file": long, "line": 7, "next": long, "log": vec![&long; 10],
@@ -35,22 +36,22 @@ fn record_with_texts_of(text: &str) -> BuildRecord {
         phase: BuildPhase::Failed,
         image: Some(long.clone()),
         function: Some(long.clone()),
-        started_at: Some(at(1)),
-        ended_at: Some(at(100)),
+        started_at: Some(seconds_after_base(1)),
+        ended_at: Some(seconds_after_base(100)),
         outcome: outcome.as_object().expect("an object").clone(),
-        ..BuildRecord::accepted(&"\"".repeat(128), at(0))
+        ..BuildRecord::accepted(&"\"".repeat(128), seconds_after_base(0))
     }
 }
 
 /// Returns an excerpt with as many lines as a page has, in steps that run at the same time.
-fn excerpt_of_steps(step_name: &str, line: &str, unread: Option<LogPart>) -> LogExcerpt {
+fn excerpt_of_60_steps_and_300_lines(step_name: &str, line: &str, unread: Option<LogPart>) -> LogExcerpt {
     let steps = (0..60).map(|number| {
-        let facts = StepFacts {
+        let facts = StepOrExportPartFacts {
             digest: number.to_string(),
             name: step_name.to_owned(),
-            started: Some(at(number)),
-            ended: Some(at(number + 20)),
-            ..StepFacts::default()
+            started: Some(seconds_after_base(number)),
+            ended: Some(seconds_after_base(number + 20)),
+            ..StepOrExportPartFacts::default()
         };
         (Some(number as u32), facts)
     });
@@ -69,7 +70,7 @@ fn excerpt_of_steps(step_name: &str, line: &str, unread: Option<LogPart>) -> Log
     }
 }
 
-fn layers() -> Vec<ImageLayerSize> {
+fn sixty_layers() -> Vec<ImageLayerSize> {
     let layer = |bytes| ImageLayerSize {
         digest: format!("sha256:{}", "0".repeat(64)),
         bytes,
@@ -84,15 +85,15 @@ fn page(record: &BuildRecord, others: &[BuildRecord], excerpt: &LogExcerpt, form
         incomplete: None,
         excerpt,
         others,
-        layers: &layers(),
-        access: &PageAccess::Open,
+        layers: &sixty_layers(),
+        access: &PageReaderRights::Open,
         query: PageQuery {
             part: (form != BuildPageParts::Whole).then_some(LogPart::End),
             form,
         },
-        now: at(200),
+        now: seconds_after_base(200),
     };
-    page.render().into_string()
+    page.render_requested_parts().into_string()
 }
 
 fn is_followed_without_script(page: &str) -> bool {
@@ -102,15 +103,15 @@ fn is_followed_without_script(page: &str) -> bool {
 #[test]
 fn a_page_and_the_one_that_follows_it_take_no_more_than_a_visit_may_whatever_callers_send() {
     for text in HOSTILE {
-        let record = record_with_texts_of(text);
+        let record = failed_record_with_texts_repeating(text);
         let others = vec![record.clone(); 10];
         let line = text.repeat(8192 / text.len());
-        let read = excerpt_of_steps(&line, &line, None);
+        let read = excerpt_of_60_steps_and_300_lines(&line, &line, None);
         let whole = page(&record, &others, &read, BuildPageParts::Whole);
         let limit = VISIT_BYTES_MAX - HEADERS_BYTES_MAX;
         assert!(whole.len() <= limit, "{text:?}: {}", whole.len());
 
-        let unread = excerpt_of_steps(&line, &line, Some(LogPart::End));
+        let unread = excerpt_of_60_steps_and_300_lines(&line, &line, Some(LogPart::End));
         let first = page(&record, &others, &unread, BuildPageParts::Whole);
         let second = page(&record, &others, &read, BuildPageParts::StepsAndLog);
         let limit = VISIT_BYTES_MAX - 2 * HEADERS_BYTES_MAX;
@@ -131,14 +132,15 @@ fn a_page_and_the_one_that_follows_it_take_no_more_than_a_visit_may_whatever_cal
 
 #[test]
 fn the_page_that_follows_has_more_lines_and_steps_and_no_script() {
-    let mut record = record_with_texts_of("x");
+    let mut record = failed_record_with_texts_repeating("x");
     record.outcome = json!({"error": "exit code: 1"})
         .as_object()
         .expect("an object")
         .clone();
     record.function = Some("hello.openfaas-fn".to_owned());
-    let unread = excerpt_of_steps("[2/9] RUN cargo build --release", "compiling", Some(LogPart::End));
-    let read = excerpt_of_steps("[2/9] RUN cargo build --release", "compiling", None);
+    let unread =
+        excerpt_of_60_steps_and_300_lines("[2/9] RUN cargo build --release", "compiling", Some(LogPart::End));
+    let read = excerpt_of_60_steps_and_300_lines("[2/9] RUN cargo build --release", "compiling", None);
     let first = page(&record, &[], &unread, BuildPageParts::Whole);
     assert!(is_followed_without_script(&first), "{first}");
     assert!(first.contains("id=\"load\" href=\"?from=end#log\""), "{first}");
@@ -174,12 +176,17 @@ fn the_page_that_follows_has_more_lines_and_steps_and_no_script() {
         excerpt: &unread,
         others: &[],
         layers: &[],
-        access: &PageAccess::Open,
+        access: &PageReaderRights::Open,
         query: PageQuery {
             part: Some(LogPart::End),
             form: BuildPageParts::Whole,
         },
-        now: at(200),
+        now: seconds_after_base(200),
     };
-    assert!(!named.render().into_string().contains("http-equiv"));
+    assert!(
+        !named
+            .render_requested_parts()
+            .into_string()
+            .contains("http-equiv")
+    );
 }

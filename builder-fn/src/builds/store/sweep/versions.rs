@@ -34,7 +34,7 @@ impl RecordStore {
             .list_tags_after_and_maybe_earlier(tenant, VERSION_PREFIX, VERSION_PREFIX)
             .await?;
         let mut deletions_left = DELETIONS_MAX_PER_SWEEP;
-        for function in functions_to_check(&tags, now) {
+        for function in functions_undeployed_for_long_or_beyond_limit(&tags, now) {
             let mut versions = Vec::with_capacity(function.tags.len());
             for tag in &function.tags {
                 versions.push(
@@ -47,7 +47,8 @@ impl RecordStore {
                 .into_iter()
                 .take(deletions_left)
             {
-                self.delete_tagged(tenant, &tag.to_string()).await?;
+                self.delete_tagged_if_registry_allows(tenant, &tag.to_string())
+                    .await?;
                 deletions_left -= 1;
             }
             if deletions_left == 0 {
@@ -69,7 +70,7 @@ struct CheckedFunction {
 
 impl CheckedFunction {
     /// Returns the age that the last deployment of the function has at least if its versions are deleted.
-    fn age_max(&self) -> Duration {
+    fn last_deployment_age_max(&self) -> Duration {
         match self.is_beyond_limit {
             true => RECENT_AGE,
             false => VERSION_AGE_MAX,
@@ -82,7 +83,7 @@ impl CheckedFunction {
         // The caller's time is not believed alone: a clock that is behind made no version old.
         let deployed_at = |version: &FunctionVersion| version.submitted_at.max(version.built_at);
         let mut known = versions.iter().flatten();
-        if known.any(|version| age_at(now, deployed_at(version)) <= self.age_max()) {
+        if known.any(|version| age_at(now, deployed_at(version)) <= self.last_deployment_age_max()) {
             return Vec::new();
         }
         // The function may still run, and a rollback needs its last good version.
@@ -100,7 +101,7 @@ impl CheckedFunction {
 
 /// Returns the functions among `tags` whose newest version is too old by its tag, or that are beyond the limit and were
 /// not deployed a short time ago. The function that was deployed the longest time ago comes first.
-fn functions_to_check(tags: &[String], now: SystemTime) -> Vec<CheckedFunction> {
+fn functions_undeployed_for_long_or_beyond_limit(tags: &[String], now: SystemTime) -> Vec<CheckedFunction> {
     let mut by_function: BTreeMap<String, Vec<VersionTag>> = BTreeMap::new();
     for tag in tags.iter().filter_map(|tag| VersionTag::parse(tag)) {
         by_function
@@ -122,7 +123,7 @@ fn functions_to_check(tags: &[String], now: SystemTime) -> Vec<CheckedFunction> 
             tags,
             is_beyond_limit: rank >= FUNCTIONS_MAX,
         };
-        (age_at(now, newest) > function.age_max()).then_some(function)
+        (age_at(now, newest) > function.last_deployment_age_max()).then_some(function)
     });
     checked.collect()
 }
@@ -171,7 +172,7 @@ mod tests {
             found.expect("a version with the tag")
         };
         let mut ids = Vec::new();
-        for function in functions_to_check(&tags, now) {
+        for function in functions_undeployed_for_long_or_beyond_limit(&tags, now) {
             let read = function.tags.iter().map(find);
             let read: Vec<_> = read
                 .map(|version| (!unreadable.contains(&version.id.as_str())).then(|| version.clone()))

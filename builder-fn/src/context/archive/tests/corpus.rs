@@ -59,8 +59,14 @@ fn the_index_has_the_files_that_gnu_tar_extracts_in_every_format() {
             // In ustar a link cannot have a long target, which files that are archived twice would need.
             if (format, how) != ("ustar", "twice") {
                 // Folders that the tar does not have get the modes and times that the extracting program chooses.
-                let compares_folders = how != "no folders";
-                assert_index_matches_extraction(&source, format, how, arguments, compares_folders);
+                let compares_folder_modes_and_times = how != "no folders";
+                assert_index_matches_extraction(
+                    &source,
+                    format,
+                    how,
+                    arguments,
+                    compares_folder_modes_and_times,
+                );
             }
         }
     }
@@ -105,7 +111,7 @@ proptest! {
         // GNU tar cannot replace every entry that the index replaces.
         prop_assume!(extract_with_gnu_tar(&archive, extracted.path()).is_ok());
         let (mut indexed, mut expected) = (entries_in_index(&context), Vec::new());
-        list_folder_and_mark_hard_links(&extracted.path().join("context"), "", &mut expected);
+        list_folder_and_mark_hard_links_if_prefix_is_empty(&extracted.path().join("context"), "", &mut expected);
         clear_folder_modes_and_times(&mut indexed);
         clear_folder_modes_and_times(&mut expected);
         prop_assert_eq!(indexed, expected);
@@ -178,17 +184,17 @@ fn folder_with_every_allowed_kind_of_entry(format: &str) -> TempDir {
 }
 
 /// Archives `source` with GNU tar in `format`, and asserts that the tar's index has what GNU tar extracts from the tar.
-/// `case_name` is for messages. The modes and times of folders count only if `compares_folders`.
+/// `case_name` is for messages. The modes and times of folders count only if `compares_folder_modes_and_times`.
 fn assert_index_matches_extraction(
     source: &TempDir,
     format: &str,
     case_name: &str,
     arguments: &[&str],
-    compares_folders: bool,
+    compares_folder_modes_and_times: bool,
 ) {
     let case = format!("{format}, {case_name}");
     let archive = source.path().with_extension("tar");
-    let created = run_command(
+    let created = run_installed_command_or_stderr(
         Command::new("tar")
             .args(["--create", "--format", format, "--file"])
             .arg(&archive)
@@ -205,8 +211,8 @@ fn assert_index_matches_extraction(
     let context = SourceContext::from_tar(&tar).unwrap_or_else(|error| panic!("{case}: {error}"));
     let mut indexed = entries_in_index(&context);
     let mut expected = Vec::new();
-    list_folder_and_mark_hard_links(&extracted.path().join("context"), "", &mut expected);
-    if !compares_folders {
+    list_folder_and_mark_hard_links_if_prefix_is_empty(&extracted.path().join("context"), "", &mut expected);
+    if !compares_folder_modes_and_times {
         clear_folder_modes_and_times(&mut indexed);
         clear_folder_modes_and_times(&mut expected);
     }
@@ -219,11 +225,11 @@ fn assert_index_matches_extraction(
 /// Extracts a tar with GNU tar; fails with the text on its standard error.
 pub(super) fn extract_with_gnu_tar(archive: &Path, to: &Path) -> Result<(), String> {
     let how = ["--extract", "--preserve-permissions", "--no-same-owner", "--file"];
-    run_command(Command::new("tar").args(how).arg(archive).arg("-C").arg(to))
+    run_installed_command_or_stderr(Command::new("tar").args(how).arg(archive).arg("-C").arg(to))
 }
 
 /// Runs a command to its end; fails with the text on its standard error.
-pub(super) fn run_command(command: &mut Command) -> Result<(), String> {
+pub(super) fn run_installed_command_or_stderr(command: &mut Command) -> Result<(), String> {
     let output = command
         .env("LC_ALL", "C")
         .output()
@@ -288,7 +294,11 @@ pub(super) fn entries_in_index(context: &SourceContext) -> Vec<FoundEntry> {
 
 /// Adds the entries below a folder to `found`, in the order of Go's `filepath.WalkDir`, which BuildKit's own client
 /// uses. With an empty `prefix`, also marks the hard links among them.
-pub(super) fn list_folder_and_mark_hard_links(folder: &Path, prefix: &str, found: &mut Vec<FoundEntry>) {
+pub(super) fn list_folder_and_mark_hard_links_if_prefix_is_empty(
+    folder: &Path,
+    prefix: &str,
+    found: &mut Vec<FoundEntry>,
+) {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -326,7 +336,7 @@ pub(super) fn list_folder_and_mark_hard_links(folder: &Path, prefix: &str, found
             mtime_ns,
         });
         if metadata.is_dir() {
-            list_folder_and_mark_hard_links(&at, &format!("{path}/"), found);
+            list_folder_and_mark_hard_links_if_prefix_is_empty(&at, &format!("{path}/"), found);
         }
     }
     if prefix.is_empty() {

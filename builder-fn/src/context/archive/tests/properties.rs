@@ -16,9 +16,9 @@ pub(super) fn generate_tars(with_extended_headers: bool) -> impl Strategy<Value 
         prop::collection::vec(any::<u8>(), 0..1200),
     );
     prop::collection::vec(entry, 0..8).prop_map(|entries| {
-        entries
-            .into_iter()
-            .fold(small_tar(), |tar, (what, name, other, content)| match what {
+        entries.into_iter().fold(
+            small_tar_without_end_marker(),
+            |tar, (what, name, other, content)| match what {
                 0 | 1 => tar.with_file(&name, &content),
                 2 => tar.with_folder(&name),
                 3 => tar.with_symlink(&name, &other),
@@ -26,7 +26,8 @@ pub(super) fn generate_tars(with_extended_headers: bool) -> impl Strategy<Value 
                 _ => tar
                     .with_pax_header(b'x', &[("path", name.as_bytes())])
                     .with_file(&other, &content),
-            })
+            },
+        )
     })
 }
 
@@ -112,6 +113,6 @@ proptest! {
         let mut header = Header::new_old();
         header.as_mut_bytes().copy_from_slice(&block);
         header.set_cksum();
-        let _ = read_index_config_and_warnings(&small_tar().with_bytes(header.as_bytes()).with_bytes(&bytes).0, &[]);
+        let _ = read_index_config_and_warnings(&small_tar_without_end_marker().with_bytes(header.as_bytes()).with_bytes(&bytes).0, &[]);
     }
 }

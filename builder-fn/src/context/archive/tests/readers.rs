@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::corpus::{
     FoundEntry, clear_folder_modes_and_times, entries_in_index, extract_with_gnu_tar,
-    list_folder_and_mark_hard_links, run_command,
+    list_folder_and_mark_hard_links_if_prefix_is_empty, run_installed_command_or_stderr,
 };
 use super::*;
 use crate::context::SourceContext;
@@ -65,21 +65,22 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedFilesOrRejection)> {
         let magic = [b"ustar\0", &version[..]].concat();
         let magic = magic.first_chunk().unwrap();
         for name in ["file", "com.openfaas.docker.config", "com.openfaas.secrets"] {
-            let tar = small_tar().with_prefixed_file(magic, folders, name, b"content");
+            let tar = small_tar_without_end_marker().with_prefixed_file(magic, folders, name, b"content");
             case(
                 &format!("{name} with a prefix, {}", magic.escape_ascii()),
                 tar,
                 AsExtracted,
             );
         }
-        let whole = small_tar().with_prefixed_file(magic, b"", "context/file", b"content");
+        let whole = small_tar_without_end_marker().with_prefixed_file(magic, b"", "context/file", b"content");
         case(
             &format!("no prefix, {}", magic.escape_ascii()),
             whole,
             AsExtracted,
         );
         let longest = [&folders[..55], b"/", &[b'p'; 99]].concat();
-        let longest = small_tar().with_prefixed_file(magic, &longest, &"n".repeat(100), b"content");
+        let longest =
+            small_tar_without_end_marker().with_prefixed_file(magic, &longest, &"n".repeat(100), b"content");
         case(
             &format!("the longest prefix and name, {}", magic.escape_ascii()),
             longest,
@@ -87,14 +88,14 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedFilesOrRejection)> {
         );
     }
     for magic in [b"ustar  \0", b"ustar 00", b"ustar000", b"USTAR\x0000", &[0; 8]] {
-        let whole = small_tar().with_prefixed_file(magic, b"", "context/file", b"content");
+        let whole = small_tar_without_end_marker().with_prefixed_file(magic, b"", "context/file", b"content");
         case(
             &format!("no prefix, {}", magic.escape_ascii()),
             whole,
             AsExtracted,
         );
         for name in ["file", "com.openfaas.docker.config"] {
-            let tar = small_tar().with_prefixed_file(magic, folders, name, b"content");
+            let tar = small_tar_without_end_marker().with_prefixed_file(magic, folders, name, b"content");
             case(
                 &format!("{name} with a prefix, {}", magic.escape_ascii()),
                 tar,
@@ -103,7 +104,7 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedFilesOrRejection)> {
         }
     }
     let star_times = [&[0; 1][..], b"14524770400 14524770400 ", &[0; 8], b"tar\0"].concat();
-    let star = small_tar().with_entry("file", b"content", |header| {
+    let star = small_tar_without_end_marker().with_entry("file", b"content", |header| {
         header.as_mut_bytes()[345..345 + folders.len()].copy_from_slice(folders);
         header.as_mut_bytes()[475..512].copy_from_slice(&star_times);
     });
@@ -116,12 +117,12 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedFilesOrRejection)> {
     ] {
         case(
             &format!("{name} with a size"),
-            small_tar()
+            small_tar_without_end_marker()
                 .with_entry_claiming_4096_bytes(flag, "context/sized")
                 .with_file("context/z", b"z"),
             AsExtracted,
         );
-        let pax = small_tar()
+        let pax = small_tar_without_end_marker()
             .with_pax_header(b'x', &[("size", b"4096")])
             .with_entry_claiming_4096_bytes(flag, "context/sized");
         case(
@@ -132,32 +133,34 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedFilesOrRejection)> {
     }
     case(
         "a folder of an old tar with a size",
-        small_tar()
+        small_tar_without_end_marker()
             .with_entry_claiming_4096_bytes(0, "context/sized/")
             .with_file("context/z", b"z"),
         AsExtracted,
     );
     for flag in [b'0', b'7'] {
-        let tar = small_tar().with_entry_of_type(flag, "context/sized/", &[b'y'; BLOCK_BYTES]);
+        let tar =
+            small_tar_without_end_marker().with_entry_of_type(flag, "context/sized/", &[b'y'; BLOCK_BYTES]);
         case(
             "a newer file that is named as a folder",
             tar,
             Rejected(EntryProblem::FolderOrFile),
         );
     }
-    let long_name = small_tar().with_entry_of_type(b'L', "././@LongLink", b"context/long/\0");
+    let long_name =
+        small_tar_without_end_marker().with_entry_of_type(b'L', "././@LongLink", b"context/long/\0");
     case(
         "a long name with a slash for a name without",
         long_name.with_entry_of_type(0, "context/long", b""),
         Rejected(EntryProblem::FolderOrFile),
     );
-    let pax = small_tar().with_pax_header(b'x', &[("path", b"context/pax")]);
+    let pax = small_tar_without_end_marker().with_pax_header(b'x', &[("path", b"context/pax")]);
     case(
         "a path without a slash for a name with one",
         pax.with_entry_of_type(0, "context/pax/", b""),
         Rejected(EntryProblem::FolderOrFile),
     );
-    let only_prefix = small_tar().with_entry("", b"content", |header| {
+    let only_prefix = small_tar_without_end_marker().with_entry("", b"content", |header| {
         header.as_old_mut().linkflag = [0];
         header.as_mut_bytes()[345..345 + folders.len()].copy_from_slice(folders);
     });
@@ -175,7 +178,7 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedFilesOrRejection)> {
     ] {
         case(
             &format!("a size with {name}"),
-            small_tar().with_512_byte_file_of_size_field(size),
+            small_tar_without_end_marker().with_512_byte_file_of_size_field(size),
             AsExtracted,
         );
     }
@@ -185,17 +188,18 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedFilesOrRejection)> {
     ] {
         case(
             &format!("a size with {name}"),
-            small_tar().with_512_byte_file_of_size_field(size),
+            small_tar_without_end_marker().with_512_byte_file_of_size_field(size),
             Rejected(EntryProblem::Number { field: "size" }),
         );
     }
     let no_size = |field: [u8; 12]| {
-        let empty = small_tar().with_entry("context/sized", b"", |header| header.as_old_mut().size = field);
+        let empty = small_tar_without_end_marker()
+            .with_entry("context/sized", b"", |header| header.as_old_mut().size = field);
         empty.with_file("context/z", b"z")
     };
     case("no size", no_size([0; 12]), AsExtracted);
 
-    let pax = |records: &[(&str, &[u8])]| small_tar().with_pax_header(b'x', records);
+    let pax = |records: &[(&str, &[u8])]| small_tar_without_end_marker().with_pax_header(b'x', records);
     case(
         "two paths",
         pax(&[("path", b"context/1"), ("path", b"context/2")]).with_file("context/a", b"a"),
@@ -222,7 +226,7 @@ fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedFilesOrRejection)> {
         path_and_global.with_file("context/a", b"a"),
         Rejected(EntryProblem::MisplacedGlobal),
     );
-    let long = |name: &[u8]| small_tar().with_entry_of_type(b'L', "././@LongLink", name);
+    let long = |name: &[u8]| small_tar_without_end_marker().with_entry_of_type(b'L', "././@LongLink", name);
     for name in [&b"context/long"[..], b"context/long\0", b"context/long\0\0\0"] {
         case(
             "a long name, terminated or not",
@@ -307,7 +311,7 @@ fn a_volume_label_is_ignored() {
                 .arg("-C")
                 .arg(folder.path())
                 .args(arguments);
-            run_command(&mut tar).unwrap_or_else(|error| panic!("{format}: {error}"));
+            run_installed_command_or_stderr(&mut tar).unwrap_or_else(|error| panic!("{format}: {error}"));
             let read = read_in_pieces(&std::fs::read(&archive).unwrap(), &[]);
             let contents = read.unwrap_or_else(|error| panic!("{format}, {label}: {error}"));
             assert_eq!(
@@ -329,7 +333,7 @@ fn entries_extracted_with_cleared_folder_modes_and_times(
     std::fs::write(&archive, tar).unwrap();
     extract(&archive, folder.path()).unwrap_or_else(|error| panic!("{error}"));
     let mut found = Vec::new();
-    list_folder_and_mark_hard_links(&folder.path().join("context"), "", &mut found);
+    list_folder_and_mark_hard_links_if_prefix_is_empty(&folder.path().join("context"), "", &mut found);
     with_cleared_folder_modes_and_times(found)
 }
 
@@ -339,7 +343,7 @@ fn extract_with_python(archive: &Path, to: &Path) -> Result<(), String> {
 tarfile.TarFile.extraction_filter = staticmethod(lambda member, path: member)
 with tarfile.open(sys.argv[1]) as archive:
     archive.extractall(sys.argv[2])";
-    run_command(
+    run_installed_command_or_stderr(
         Command::new("python3")
             .args(["-c", PYTHON_PROGRAM])
             .arg(archive)

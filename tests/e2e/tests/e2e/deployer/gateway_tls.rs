@@ -7,14 +7,14 @@ use slipway_e2e::{
     tls_proxy::TlsProxy,
 };
 
-use super::{DEPLOYED_IMAGES, DeployedImages};
+use super::{DEPLOYED_IMAGES, DeployerTestImages};
 
 #[tokio::test]
 async fn only_the_configured_authority_is_trusted_for_the_gateway() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;
     let _parts = testbed.share_parts().await;
     let images = DEPLOYED_IMAGES
-        .get_or_try_init(|| DeployedImages::build_images(&testbed))
+        .get_or_try_init(|| DeployerTestImages::build_and_push_all_but_absent(&testbed))
         .await?;
     let name = "secured";
     testbed.functions.remove_function(name).await?;
@@ -33,7 +33,7 @@ async fn only_the_configured_authority_is_trusted_for_the_gateway() -> Result<()
         let secrets = [("gateway-ca", authority.certificate_pem())];
         let deployer =
             DeployerProcess::start_with_more_secrets(&testbed, front.url(), settings, &secrets).await?;
-        deployer.send_hand_over(&hand_over).await
+        deployer.send_hand_over_and_get_status_and_text(&hand_over).await
     };
 
     // Waiting longer would not change the outcome.

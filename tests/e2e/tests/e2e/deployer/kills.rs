@@ -36,10 +36,14 @@ impl DeployerFixture {
         request: RequestSelector,
         point: PausePoint,
     ) -> Result<(Self, KillOutcome)> {
-        let hand_over = self.hand_over_with_number(image, number);
+        let hand_over = self.hand_over_of_build(image, number);
         let hand_over_client = self.deployer.hand_over_client()?;
-        self.proxy.reset_and_pause_at(request, point);
-        let mut deployment = tokio::spawn(async move { hand_over_client.send_hand_over(&hand_over).await });
+        self.proxy.reset_and_release_and_pause_at(request, point);
+        let mut deployment = tokio::spawn(async move {
+            hand_over_client
+                .send_hand_over_and_get_status_and_text(&hand_over)
+                .await
+        });
         let completed = tokio::select! {
             paused = self.proxy.wait_until_paused() => paused.map(|()| false)?,
             ended = &mut deployment => ended?.map(|_| true)?,
@@ -57,9 +61,9 @@ impl DeployerFixture {
 }
 
 async fn an_update_killed_at_any_step_completes_when_delivered_again(strategy: &'static str) -> Result<()> {
-    let mut fixture = DeployerFixture::open("killed", strategy, &[]).await?;
+    let mut fixture = DeployerFixture::open_sharing_parts("killed", strategy, &[]).await?;
     let images = fixture.images;
-    fixture.deploy_and_assert_ready(&images.first, 1).await?;
+    fixture.deploy_build_and_assert_ready(&images.first, 1).await?;
     let mut number = 1;
     let mut seen = Vec::new();
     'steps: for step in 0..MAX_ROLLOUT_REQUESTS {
@@ -80,7 +84,7 @@ async fn an_update_killed_at_any_step_completes_when_delivered_again(strategy: &
                 break 'steps;
             };
             let what = format!("{step}, {point:?} {request}");
-            let report = fixture.deploy_and_assert_ready(image, number).await;
+            let report = fixture.deploy_build_and_assert_ready(image, number).await;
             let report = report.map_err(|error| error.context(what.clone()))?;
             assert_eq!(report["image"], *image, "{what}: {report:#}");
             let only_read = request.starts_with("GET");
@@ -99,9 +103,10 @@ async fn an_update_killed_at_any_step_completes_when_delivered_again(strategy: &
 async fn a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again(
     strategy: &'static str,
 ) -> Result<()> {
-    let mut fixture = DeployerFixture::open("killed-bad", strategy, SHORT_READY_TIMEOUT_SETTINGS).await?;
+    let mut fixture =
+        DeployerFixture::open_sharing_parts("killed-bad", strategy, SHORT_READY_TIMEOUT_SETTINGS).await?;
     let images = fixture.images;
-    fixture.deploy_and_assert_ready(&images.first, 1).await?;
+    fixture.deploy_build_and_assert_ready(&images.first, 1).await?;
     for (number, point) in [(2, PausePoint::BeforeForwarding), (3, PausePoint::AfterResponse)] {
         let killed;
         (fixture, killed) = fixture
@@ -113,9 +118,9 @@ async fn a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again(
             )
             .await?;
         assert!(matches!(killed, KillOutcome::At(_)));
-        let again = fixture.deploy_image(&images.crash, number).await?;
+        let again = fixture.deploy_build(&images.crash, number).await?;
         assert_rolled_back_or_refused(&again, &images.first);
-        fixture.assert_runs_and_answers(&images.first, 1).await?;
+        fixture.assert_build_runs_and_answers(&images.first, 1).await?;
     }
     fixture.remove_function().await
 }

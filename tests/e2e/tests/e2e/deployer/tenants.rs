@@ -24,8 +24,8 @@ async fn replace_deployer_by_one_with_policy(mut fixture: DeployerFixture) -> Re
 }
 
 impl DeployerFixture {
-    fn hand_over_of_tenant(&self, tenant: &str, image: &str, number: usize) -> Value {
-        let mut hand_over = self.hand_over_with_number(image, number);
+    fn hand_over_of_tenant(&self, tenant: &str, image: &str, build_number: usize) -> Value {
+        let mut hand_over = self.hand_over_of_build(image, build_number);
         hand_over["tenant"] = json!(tenant);
         hand_over
     }
@@ -33,11 +33,16 @@ impl DeployerFixture {
 
 #[tokio::test]
 async fn a_function_is_changed_by_the_tenant_that_deployed_it_only() -> Result<()> {
-    let fixture =
-        replace_deployer_by_one_with_policy(DeployerFixture::open("owned", "rolling", &[]).await?).await?;
+    let fixture = replace_deployer_by_one_with_policy(
+        DeployerFixture::open_sharing_parts("owned", "rolling", &[]).await?,
+    )
+    .await?;
     let images = fixture.images;
     let first = fixture.hand_over_of_tenant("acme", &images.first, 1);
-    let reply = fixture.deployer.send_hand_over(&first).await?;
+    let reply = fixture
+        .deployer
+        .send_hand_over_and_get_status_and_text(&first)
+        .await?;
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
     assert_eq!(
         fixture.function_status().await?["annotations"]["slipway/tenant"],
@@ -46,7 +51,10 @@ async fn a_function_is_changed_by_the_tenant_that_deployed_it_only() -> Result<(
 
     // Globex may push to the same repositories, and yet neither changes nor learns of the function.
     let taken = fixture.hand_over_of_tenant("globex", &images.second, 2);
-    let reply = fixture.deployer.send_hand_over(&taken).await?;
+    let reply = fixture
+        .deployer
+        .send_hand_over_and_get_status_and_text(&taken)
+        .await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
     let reasons = joined_reasons(&reply.json_or_error_text());
     assert!(
@@ -54,36 +62,46 @@ async fn a_function_is_changed_by_the_tenant_that_deployed_it_only() -> Result<(
         "{reasons}"
     );
     assert!(!reply.text.contains(&images.first), "{}", reply.text);
-    fixture.assert_runs_and_answers(&images.first, 1).await?;
+    fixture.assert_build_runs_and_answers(&images.first, 1).await?;
 
     let second = fixture.hand_over_of_tenant("acme", &images.second, 3);
-    let reply = fixture.deployer.send_hand_over(&second).await?;
+    let reply = fixture
+        .deployer
+        .send_hand_over_and_get_status_and_text(&second)
+        .await?;
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
-    fixture.assert_runs_and_answers(&images.second, 3).await?;
+    fixture.assert_build_runs_and_answers(&images.second, 3).await?;
     fixture.remove_function().await
 }
 
 #[tokio::test]
 async fn a_function_that_no_tenant_deployed_is_not_taken_over() -> Result<()> {
-    let fixture = DeployerFixture::open("foreign", "rolling", &[]).await?;
-    fixture.deploy_and_assert_ready(&fixture.images.first, 1).await?;
+    let fixture = DeployerFixture::open_sharing_parts("foreign", "rolling", &[]).await?;
+    fixture
+        .deploy_build_and_assert_ready(&fixture.images.first, 1)
+        .await?;
     let fixture = replace_deployer_by_one_with_policy(fixture).await?;
     let taken = fixture.hand_over_of_tenant("globex", &fixture.images.second, 2);
-    let reply = fixture.deployer.send_hand_over(&taken).await?;
+    let reply = fixture
+        .deployer
+        .send_hand_over_and_get_status_and_text(&taken)
+        .await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
     let reasons = joined_reasons(&reply.json_or_error_text());
     assert!(
         reasons.contains("policy rule adopt of tenant globex"),
         "{reasons}"
     );
-    fixture.assert_runs_and_answers(&fixture.images.first, 1).await?;
+    fixture
+        .assert_build_runs_and_answers(&fixture.images.first, 1)
+        .await?;
     fixture.remove_function().await
 }
 
 /// Whoever can sign a hand-over must not become the gateway's administrator by it, with a policy or without one.
 #[tokio::test]
 async fn nobody_deploys_under_slipways_names_or_with_the_gateways_credentials() -> Result<()> {
-    let fixture = DeployerFixture::open("reserved", "rolling", &[]).await?;
+    let fixture = DeployerFixture::open_sharing_parts("reserved", "rolling", &[]).await?;
     let deploys = [
         json!({ "service": "deployer-fn" }),
         json!({ "service": "builder-fn", "namespace": "openfaas-fn" }),
@@ -92,12 +110,15 @@ async fn nobody_deploys_under_slipways_names_or_with_the_gateways_credentials() 
     ];
     let refuse_all = async |fixture: &DeployerFixture, tenant: Option<&str>| {
         for deploy in &deploys {
-            let mut hand_over = fixture.hand_over_with_number(&fixture.images.first, 1);
+            let mut hand_over = fixture.hand_over_of_build(&fixture.images.first, 1);
             hand_over["deploy"] = deploy.clone();
             if let Some(tenant) = tenant {
                 hand_over["tenant"] = json!(tenant);
             }
-            let reply = fixture.deployer.send_hand_over(&hand_over).await?;
+            let reply = fixture
+                .deployer
+                .send_hand_over_and_get_status_and_text(&hand_over)
+                .await?;
             assert_eq!(reply.status, 422, "{deploy}: {}", reply.text);
             let reasons = joined_reasons(&reply.json_or_error_text());
             assert!(reasons.contains("no policy allows"), "{deploy}: {reasons}");
@@ -112,14 +133,17 @@ async fn nobody_deploys_under_slipways_names_or_with_the_gateways_credentials() 
 
 #[tokio::test]
 async fn a_hand_over_with_an_unknown_or_missing_tenant_is_rejected() -> Result<()> {
-    let fixture = DeployerFixture::open("tenant-field", "rolling", &[]).await?;
+    let fixture = DeployerFixture::open_sharing_parts("tenant-field", "rolling", &[]).await?;
     let without_policy = fixture.hand_over_of_tenant("acme", &fixture.images.first, 1);
-    let reply = fixture.deployer.send_hand_over(&without_policy).await?;
+    let reply = fixture
+        .deployer
+        .send_hand_over_and_get_status_and_text(&without_policy)
+        .await?;
     assert_eq!(reply.status, 400, "{}", reply.text);
     let fixture = replace_deployer_by_one_with_policy(fixture).await?;
     for (hand_over, reason) in [
         (
-            fixture.hand_over_with_number(&fixture.images.first, 1),
+            fixture.hand_over_of_build(&fixture.images.first, 1),
             "tenant is missing",
         ),
         (
@@ -127,7 +151,10 @@ async fn a_hand_over_with_an_unknown_or_missing_tenant_is_rejected() -> Result<(
             "tenant is \"umbrella\"",
         ),
     ] {
-        let reply = fixture.deployer.send_hand_over(&hand_over).await?;
+        let reply = fixture
+            .deployer
+            .send_hand_over_and_get_status_and_text(&hand_over)
+            .await?;
         assert_eq!(reply.status, 400, "{}", reply.text);
         let reasons = joined_reasons(&reply.json_or_error_text());
         assert!(reasons.contains(reason), "{reasons}");

@@ -21,8 +21,8 @@ const SETTINGS_WITHOUT_IMAGE_CHECK: &[(&str, &str)] = &[("ready_timeout", "20s")
 
 /// Opens a fixture on a provider that defers updates. `None` if this stack's provider cannot.
 async fn deferring_fixture(case: &str) -> Result<Option<DeployerFixture>> {
-    let fixture = DeployerFixture::open(case, "deferred", SETTINGS_WITHOUT_IMAGE_CHECK).await?;
-    if !fixture.testbed.stack.has_rolling_updates() {
+    let fixture = DeployerFixture::open_sharing_parts(case, "deferred", SETTINGS_WITHOUT_IMAGE_CHECK).await?;
+    if !fixture.testbed.stack.is_known_to_have_rolling_updates() {
         return Ok(None);
     }
     // As the gateway answers with faas-netes behind it.
@@ -42,9 +42,14 @@ async fn deferring_fixture(case: &str) -> Result<Option<DeployerFixture>> {
 
 impl DeployerFixture {
     /// Deploys an update and asserts that it was applied and is not verified.
-    async fn deploy_and_assert_unverified(&self, image: &str, number: usize) -> Result<Value> {
-        let reply = self.deploy_image(image, number).await?;
-        ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
+    async fn deploy_build_and_assert_unverified(&self, image: &str, build_number: usize) -> Result<Value> {
+        let reply = self.deploy_build(image, build_number).await?;
+        ensure!(
+            reply.status == 200,
+            "{build_number}: {} {}",
+            reply.status,
+            reply.text
+        );
         let report = reply.json_or_error_text();
         assert_eq!(report["status"], "unverified", "{report:#}");
         assert_eq!(report["changed"], true, "{report:#}");
@@ -65,10 +70,10 @@ async fn a_broken_update_behind_the_old_version_is_unverified_and_never_the_last
     };
     let images = fixture.images;
     // There is no old version that could answer in place of the new one.
-    fixture.deploy_and_assert_ready(&images.first, 1).await?;
+    fixture.deploy_build_and_assert_ready(&images.first, 1).await?;
 
     for (number, broken) in [(2, &images.crash), (3, &images.silent), (4, &images.absent)] {
-        fixture.deploy_and_assert_unverified(broken, number).await?;
+        fixture.deploy_build_and_assert_unverified(broken, number).await?;
         assert_eq!(
             fixture.get_function_page().await?,
             (200, "first".to_owned()),
@@ -77,9 +82,12 @@ async fn a_broken_update_behind_the_old_version_is_unverified_and_never_the_last
     }
 
     // A version that visibly fails is rolled back to the one that was ready, not to one of those in between.
-    let mut failing = fixture.hand_over_with_number(&images.crash, 5);
+    let mut failing = fixture.hand_over_of_build(&images.crash, 5);
     failing["deploy"]["annotations"][STRATEGY_ANNOTATION] = json!("recreate");
-    let reply = fixture.deployer.send_hand_over(&failing).await?;
+    let reply = fixture
+        .deployer
+        .send_hand_over_and_get_status_and_text(&failing)
+        .await?;
     let report = reply.json_or_error_text();
     assert_eq!(reply.status, 422, "{report:#}");
     assert_eq!(report["status"], "rolled_back", "{report:#}");
@@ -97,8 +105,10 @@ async fn a_working_update_without_the_version_header_in_answers_is_unverified_an
         return Ok(());
     };
     let images = fixture.images;
-    fixture.deploy_and_assert_ready(&images.first, 1).await?;
-    fixture.deploy_and_assert_unverified(&images.second, 2).await?;
+    fixture.deploy_build_and_assert_ready(&images.first, 1).await?;
+    fixture
+        .deploy_build_and_assert_unverified(&images.second, 2)
+        .await?;
     let functions = &fixture.testbed.functions;
     functions
         .wait_until_page_equals(&fixture.name, "second", FUNCTION_START_TIMEOUT)
@@ -114,9 +124,12 @@ async fn an_update_with_the_version_header_in_answers_is_ready_once_the_new_vers
     let path = "/cgi-bin/version";
     for (number, text) in [(1, "first"), (2, "second")] {
         let image = build_image_with_version_header_page(&fixture, path, text).await?;
-        let mut hand_over = fixture.hand_over_with_number(&image, number);
+        let mut hand_over = fixture.hand_over_of_build(&image, number);
         hand_over["probe"] = json!({ "path": path });
-        let reply = fixture.deployer.send_hand_over(&hand_over).await?;
+        let reply = fixture
+            .deployer
+            .send_hand_over_and_get_status_and_text(&hand_over)
+            .await?;
         assert_eq!(reply.status, 200, "{number}: {}", reply.text);
         assert_eq!(reply.text_field("status"), "ready", "{number}: {}", reply.text);
         let answer = fixture.testbed.functions.get_path(&fixture.name, path).await?;

@@ -46,7 +46,9 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
     };
     testbed.functions.remove_function(name).await?;
     let cli = async |arguments: &[&str], input: &[u8]| -> Result<String> {
-        let output = work_dir.run_faas_cli(&testbed, arguments, input).await?;
+        let output = work_dir
+            .run_logged_in_faas_cli(&testbed, arguments, input)
+            .await?;
         ensure!(output.code == 0, "faas-cli {arguments:?}: {output:?}");
         Ok(output.stdout_and_stderr())
     };
@@ -75,7 +77,7 @@ async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result
 
     // An earlier run that failed leaves the secret behind.
     work_dir
-        .run_faas_cli(&testbed, &["secret", "remove", secret], b"")
+        .run_logged_in_faas_cli(&testbed, &["secret", "remove", secret], b"")
         .await?;
     cli(&["secret", "create", secret, "--from-literal", "hush"], b"").await?;
     let listed = cli(&["secret", "list"], b"").await?;
@@ -135,7 +137,7 @@ async fn faas_cli_deploys_the_builder_from_store_json() -> Result<()> {
     }
     let url = serve_json_document(store.to_string()).await?;
     let cli = async |arguments: &[&str]| -> Result<String> {
-        let output = work_dir.run_faas_cli(&testbed, arguments, b"").await?;
+        let output = work_dir.run_logged_in_faas_cli(&testbed, arguments, b"").await?;
         ensure!(output.code == 0, "faas-cli {arguments:?}: {output:?}");
         Ok(output.stdout_and_stderr())
     };

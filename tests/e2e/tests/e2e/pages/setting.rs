@@ -6,26 +6,26 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext, builder_process::BuilderProcess, client::HttpReply,
-    prefix_proxy::GetOnlyPrefixProxy, testbed::Testbed,
+    prefix_proxy::PrefixProxyForwardingAsGet, testbed::Testbed,
 };
 use tokio::sync::RwLockReadGuard;
 
 /// A builder below the path that the gateway has for it.
-pub(super) struct PageSetting {
+pub(super) struct BuilderBehindPrefixProxy {
     pub(super) testbed: Testbed,
     pub(super) builder: BuilderProcess,
-    proxy: GetOnlyPrefixProxy,
+    proxy: PrefixProxyForwardingAsGet,
     _parts: RwLockReadGuard<'static, ()>,
 }
 
-impl PageSetting {
+impl BuilderBehindPrefixProxy {
     /// Starts a builder and its proxy, while no test stops a part of the stack. `settings` override the builder's usual
     /// ones.
     pub(super) async fn start(settings: &[(&str, &str)]) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         let parts = testbed.share_parts().await;
         let builder = BuilderProcess::start_with_settings(&testbed, settings).await?;
-        let proxy = GetOnlyPrefixProxy::start(builder.url()).await?;
+        let proxy = PrefixProxyForwardingAsGet::start(builder.url()).await?;
         Ok(Self {
             testbed,
             builder,
@@ -35,7 +35,7 @@ impl PageSetting {
     }
 
     /// Returns a context that builds on busybox with these steps, none of which an earlier build has cached.
-    pub(super) async fn context_with_steps(&self, steps: &str) -> Result<BuildContext> {
+    pub(super) async fn uncached_context_with_steps(&self, steps: &str) -> Result<BuildContext> {
         let base = self.testbed.build_busybox_once_and_get_name().await?;
         let now = format!("{:?}", SystemTime::now());
         Ok(BuildContext::dockerfile(format!("FROM {base}\nCOPY now /now\n{steps}\n")).with_file("now", now))
@@ -60,7 +60,7 @@ impl PageSetting {
         config: &Value,
     ) -> Result<HttpReply> {
         let tar = context.tar_with_config_last(config)?;
-        let client = self.builder.client()?;
+        let client = self.builder.build_client_with_own_key()?;
         client.post_signed_with_headers(tar, &[("X-Call-Id", id)]).await
     }
 

@@ -142,7 +142,9 @@ async fn every_deployer_refuses_a_hand_over_after_its_expiry() -> Result<()> {
     hand_over["expiresAt"] = json!(expired);
     let other = DeployerProcess::start(&two.testbed, two.proxy.url(), &[]).await?;
     for deployer in [&two.deployer, &other] {
-        let reply = deployer.send_hand_over(&hand_over).await?;
+        let reply = deployer
+            .send_hand_over_and_get_status_and_text(&hand_over)
+            .await?;
         assert_eq!(reply.status, 422, "{}", reply.text);
         assert_eq!(reply.text_field("status"), "refused", "{}", reply.text);
         // The second, without its fraction.
@@ -156,7 +158,7 @@ async fn every_deployer_refuses_a_hand_over_after_its_expiry() -> Result<()> {
             .is_none()
     );
     hand_over["expiresAt"] = json!(time_seconds_from_now(60)?);
-    let reply = other.send_hand_over(&hand_over).await?;
+    let reply = other.send_hand_over_and_get_status_and_text(&hand_over).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     two.remove_function().await
 }

@@ -110,11 +110,11 @@ async fn a_deployer_refuses_an_older_source_than_another_deployer_has_deployed()
     for (older, newer) in [(0, 1), (2, 3)] {
         let reply = two
             .deployer
-            .send_hand_over(&hand_overs.hand_over_with_number(newer))
+            .send_hand_over_and_get_status_and_text(&hand_overs.hand_over_with_number(newer))
             .await?;
         assert_eq!(reply.status, 200, "{}", reply.text);
         let reply = other
-            .send_hand_over(&hand_overs.hand_over_with_number(older))
+            .send_hand_over_and_get_status_and_text(&hand_overs.hand_over_with_number(older))
             .await?;
         assert_eq!(reply.status, 409, "{}", reply.text);
         assert_eq!(reply.text_field("status"), "refused", "{}", reply.text);
@@ -122,7 +122,9 @@ async fn a_deployer_refuses_an_older_source_than_another_deployer_has_deployed()
         assert_eq!(reply.text_field("supersededBy"), newer_id, "{}", reply.text);
         hand_overs.assert_version_runs(&two, newer).await?;
     }
-    let reply = other.send_hand_over(&hand_overs.hand_over_with_number(4)).await?;
+    let reply = other
+        .send_hand_over_and_get_status_and_text(&hand_overs.hand_over_with_number(4))
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     hand_overs.assert_version_runs(&two, 4).await?;
     two.remove_function().await
@@ -139,7 +141,7 @@ async fn of_concurrent_hand_overs_to_two_deployers_the_newest_runs_when_it_is_de
     let hand_overs = NumberedHandOvers::build_two_images_and_prepare(&two, NEWEST_NUMBER).await?;
     let first = two
         .deployer
-        .send_hand_over(&hand_overs.hand_over_with_number(0))
+        .send_hand_over_and_get_status_and_text(&hand_overs.hand_over_with_number(0))
         .await?;
     assert_eq!(first.status, 200, "{}", first.text);
 
@@ -149,7 +151,7 @@ async fn of_concurrent_hand_overs_to_two_deployers_the_newest_runs_when_it_is_de
         // In shuffled order: seven and ten have no common divisor.
         let hand_over = hand_overs.hand_over_with_number(1 + place * 7 % NEWEST_NUMBER);
         let client = clients[place % 2].clone();
-        deployments.spawn(async move { client.send_hand_over(&hand_over).await });
+        deployments.spawn(async move { client.send_hand_over_and_get_status_and_text(&hand_over).await });
     }
     while let Some(ended) = deployments.join_next().await {
         // Another deployer's update may replace a version while it is watched.
@@ -158,7 +160,7 @@ async fn of_concurrent_hand_overs_to_two_deployers_the_newest_runs_when_it_is_de
     }
     for client in &clients {
         let again = client
-            .send_hand_over(&hand_overs.hand_over_with_number(NEWEST_NUMBER))
+            .send_hand_over_and_get_status_and_text(&hand_overs.hand_over_with_number(NEWEST_NUMBER))
             .await?;
         assert_eq!(again.status, 200, "{}", again.text);
         assert_eq!(again.text_field("status"), "ready", "{}", again.text);

@@ -57,7 +57,7 @@ async fn assert_slower_older_build_never_replaces_newer(
     submission: SubmissionTimeSource,
 ) -> Result<()> {
     let mut two = TwoBuildersAndOneDeployer::remove_function_and_start(function_name, &[]).await?;
-    two.remove_image_manifest("v1").await?;
+    two.remove_image_manifest_if_any("v1").await?;
     let gate = format!("gate-of-{function_name}");
     let (older, newer) = (unused_call_id("v1")?, unused_call_id("v2")?);
 
@@ -101,24 +101,24 @@ async fn assert_slower_older_build_never_replaces_newer(
 }
 
 #[tokio::test]
-async fn an_older_source_never_replaces_a_newer_one_by_the_signed_time() -> Result<()> {
+async fn a_running_older_build_is_superseded_by_a_newer_one_by_the_signed_time() -> Result<()> {
     assert_slower_older_build_never_replaces_newer("ordered-by-config", SubmissionTimeSource::Config).await
 }
 
 #[tokio::test]
-async fn an_older_source_never_replaces_a_newer_one_by_the_gateways_time() -> Result<()> {
+async fn a_running_older_build_is_superseded_by_a_newer_one_by_the_gateways_time() -> Result<()> {
     assert_slower_older_build_never_replaces_newer("ordered-by-gateway", SubmissionTimeSource::Gateway).await
 }
 
 #[tokio::test]
-async fn an_older_source_never_replaces_a_newer_one_by_arrival() -> Result<()> {
+async fn a_running_older_build_is_superseded_by_a_newer_one_by_arrival() -> Result<()> {
     assert_slower_older_build_never_replaces_newer("ordered-by-arrival", SubmissionTimeSource::Arrival).await
 }
 
 #[tokio::test]
 async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_again() -> Result<()> {
     let mut two = TwoBuildersAndOneDeployer::remove_function_and_start("ordered-after-kill", &[]).await?;
-    two.remove_image_manifest("v1").await?;
+    two.remove_image_manifest_if_any("v1").await?;
     let gate = "gate-of-ordered-after-kill";
     let (older, newer) = (unused_call_id("v1")?, unused_call_id("v2")?);
     let mut config = two.config_with_deployment("v1");
@@ -196,7 +196,7 @@ async fn a_build_that_opts_out_or_deploys_nothing_is_not_ended_and_the_deployer_
 }
 
 #[tokio::test]
-async fn a_clock_that_runs_ahead_is_rejected_by_every_builder_and_locks_nothing() -> Result<()> {
+async fn a_future_signed_time_is_rejected_and_a_future_gateway_time_does_not_count() -> Result<()> {
     let two = TwoBuildersAndOneDeployer::remove_function_and_start("clock-ahead", &[]).await?;
     let mut config = two.config_with_deployment("ahead");
     let ahead = time_seconds_from_now(60 * 60)?;

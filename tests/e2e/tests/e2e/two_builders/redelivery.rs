@@ -43,13 +43,13 @@ async fn a_redelivery_to_another_builder_attaches_to_the_running_build() -> Resu
 }
 
 #[tokio::test]
-async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder() -> Result<()> {
+async fn a_redelivery_to_any_builder_gives_the_same_digest_and_changes_no_function() -> Result<()> {
     let mut two = TwoBuildersAndOneDeployer::remove_function_and_start("delivered-again", &[]).await?;
     let id = unused_call_id("delivered-again")?;
     let tar = two.page_tar("once", &two.config_with_deployment("1")).await?;
     let first = two.build_at(0, &tar, &id).await?;
     assert_eq!(assert_built_and_ready(&first)?["deployment"]["changed"], true);
-    let created = two.creation_time_of_function().await?;
+    let created = two.creation_time_of_running_version().await?;
 
     let again = async |two: &TwoBuildersAndOneDeployer, index| -> Result<()> {
         two.proxy.clear_requests();
@@ -69,7 +69,7 @@ async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder()
     two.replace_builders_one_after_the_other().await?;
     again(&two, 0).await?;
     again(&two, 1).await?;
-    assert_eq!(two.creation_time_of_function().await?, created);
+    assert_eq!(two.creation_time_of_running_version().await?, created);
     two.remove_function().await
 }
 
@@ -139,7 +139,9 @@ async fn a_finished_build_whose_manifest_left_the_registry_is_built_again() -> R
         for index in [0, 1] {
             let pushed = digest_in_result(&two.build_at(index, &tar, &id).await?)?;
             assert!(registry.get_manifest(&repository, &pushed).await?.is_some());
-            registry.delete_manifest(&repository, &pushed).await?;
+            registry
+                .delete_manifest_and_its_tags(&repository, &pushed)
+                .await?;
             let again = two.build_at(index, &tar, &id).await?;
             assert_eq!(again.status, 200, "{}", again.text);
             let manifest = registry

@@ -52,7 +52,7 @@ fn answer_to_error(operation: ClusterOperation, error: &ProviderError) -> (Statu
         ClusterOperation::Delete => match error {
             ProviderError::Json(_) | ProviderError::Invalid(_) => (StatusCode::BAD_REQUEST, EMPTY),
             ProviderError::NamespaceReserved(_) => (StatusCode::UNAUTHORIZED, WITH_TEXT),
-            ProviderError::Kubernetes { .. } if error.is_kubernetes_not_found() => {
+            ProviderError::Kubernetes { .. } if error.is_kubernetes_not_found_or_gone() => {
                 (StatusCode::NOT_FOUND, WITH_TEXT)
             }
             ProviderError::Kubernetes { .. } => (StatusCode::INTERNAL_SERVER_ERROR, WITH_TEXT),
@@ -81,7 +81,7 @@ fn update_failure(error: &ProviderError) -> Option<StatusCode> {
         ProviderError::Kubernetes { operation, .. } => match operation {
             KubernetesOperation::ReadService => Some(StatusCode::NOT_FOUND),
             KubernetesOperation::UpdateService => Some(StatusCode::INTERNAL_SERVER_ERROR),
-            _ if !error.is_kubernetes_not_found() => None,
+            _ if !error.is_kubernetes_not_found_or_gone() => None,
             KubernetesOperation::UpdateDeployment => Some(StatusCode::INTERNAL_SERVER_ERROR),
             _ => Some(StatusCode::NOT_FOUND),
         },
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_that_the_cluster_rejects_is_answered_like_an_empty_success() {
+    fn an_update_rejected_by_the_cluster_is_an_empty_success_except_for_services_and_missing_objects() {
         use KubernetesOperation as Operation;
         for (error, expected) in [
             (api_error(Operation::ReadDeployment, "NotFound"), (404, true)),

@@ -47,7 +47,7 @@ pub(super) async fn list_functions(
 }
 
 /// Answers with the status of one Deployment, or with 404 and an empty body.
-pub(super) async fn read_function(
+pub(super) async fn read_any_deployment_as_function(
     State(functions): State<ClusterFunctions>,
     Path(name): Path<String>,
     Query(query): Query<NamespaceParameters>,
@@ -66,7 +66,7 @@ pub(super) async fn create_function(
 ) -> Result<StatusCode, ErrorResponse> {
     let created = async {
         let request = parse_deployment(&functions, &body)?;
-        functions.create_function(&request).await
+        functions.create_deployment_then_service(&request).await
     };
     created
         .await
@@ -81,7 +81,9 @@ pub(super) async fn update_function(
 ) -> Result<StatusCode, ErrorResponse> {
     let updated = async {
         let request = parse_deployment(&functions, &body)?;
-        functions.update_function(&request).await
+        functions
+            .update_deployment_and_service_annotations(&request)
+            .await
     };
     updated
         .await

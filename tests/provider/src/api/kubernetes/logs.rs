@@ -25,7 +25,9 @@ pub(super) async fn answer_logs(
     let deadline = Instant::now() + functions.settings().write_timeout;
     let started = async {
         let query = parse_log_query(parameters)?;
-        functions.stream_pod_logs(query, deadline).await
+        functions
+            .stream_pod_logs_or_fail_without_pods(query, deadline)
+            .await
     };
     let lines = started.await.map_err(ClusterOperation::Log.to_error_response())?;
     let body = Body::from_stream(ReceiverStream::new(lines).map(|message| json_line(&message)));

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Sets the number of replicas, at least one, of the function that the path names.
-pub(super) async fn scale_function(
+pub(super) async fn scale_function_in_path_to_at_least_one(
     State(functions): State<ClusterFunctions>,
     Path(name): Path<String>,
     Query(query): Query<NamespaceParameters>,
@@ -29,7 +29,9 @@ pub(super) async fn scale_function(
             let text = "replicas: 0 is not in the Community Edition; use at least 1";
             return Err(ProviderError::Invalid(text.to_owned()));
         }
-        functions.scale_function(&name, request.replicas).await
+        functions
+            .scale_any_deployment_to_at_most_five(&name, request.replicas)
+            .await
     };
     scaled
         .await

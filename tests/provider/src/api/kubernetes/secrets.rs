@@ -33,7 +33,7 @@ pub(super) async fn list_secrets(
 ) -> Result<Json<Vec<SecretNameAndNamespace>>, ErrorResponse> {
     let listed = async {
         check_namespace(&functions, &query.namespace)?;
-        let names = functions.list_secret_names().await?;
+        let names = functions.list_names_of_labelled_secrets().await?;
         let named = |name| SecretNameAndNamespace {
             name,
             namespace: functions.settings().function_namespace.clone(),
@@ -66,7 +66,7 @@ pub(super) async fn replace_secret(
     let replaced = async {
         let secret = parse_secret(&functions, &body)?;
         functions
-            .replace_secret(&secret.name, secret.value_bytes()?)
+            .replace_all_keys_of_secret(&secret.name, secret.value_bytes()?)
             .await
     };
     replaced
