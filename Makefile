@@ -34,7 +34,7 @@ cluster: ## start a one-node Kubernetes for tests and print its environment: eva
 cluster-down: ## stop the Kubernetes for tests and remove its data
 	@$(stack) cluster down
 
-cluster-test: ## test a Kubernetes of its own: pods, network policies, and that nothing is left behind
+cluster-test: ## test a Kubernetes of its own: pods, network policies, the chart, and that nothing is left behind
 	cargo test --locked --package slipway-stack --test cluster
 
 static: ## build the command slipway as one statically linked program, target/bin/slipway; COMMAND_PROFILE=release optimises it

@@ -1,16 +1,17 @@
-//! What runs on every cluster: CoreDNS, a registry and volumes. The manifests are in `tests/stack/cluster`.
+//! What runs on every cluster: CoreDNS, a registry, volumes and OpenFaaS. The manifests are in `tests/stack/cluster`.
 
 use super::{
     Cluster,
-    address::{DNS_SERVICE_ADDRESS, REGISTRY_PORT, REGISTRY_SERVICE_ADDRESS},
+    address::{DNS_SERVICE_ADDRESS, GATEWAY_NODE_PORT, REGISTRY_PORT, REGISTRY_SERVICE_ADDRESS},
     images::SystemImage,
-    plan::NODE_NAME,
+    plan::{ClusterProvider, NODE_NAME},
     spec::CONTAINERD_SOCKET,
     supervisor::VOLUMES_DATA,
 };
 use crate::{
     command::{new_command, run_program, run_program_with_input},
     control,
+    credentials::Login,
     error::Result,
     progress::ProgressSink,
 };
@@ -22,7 +23,16 @@ const VOLUMES: usize = 24;
 const ROLLOUT_TIMEOUT: &str = "--timeout=180s";
 
 /// The Deployments that a start waits for, with their namespaces.
-const DEPLOYMENTS: [(&str, &str); 2] = [("kube-system", "coredns"), ("registry", "registry")];
+const DEPLOYMENTS: [(&str, &str); 5] = [
+    ("kube-system", "coredns"),
+    ("registry", "registry"),
+    ("openfaas", "nats"),
+    ("openfaas", "gateway"),
+    ("openfaas", "queue-worker"),
+];
+
+/// The timeout of a call in the gateway and the provider; a build is one call (docs/pitfalls.md#upstream-timeout).
+const CALL_TIMEOUT_SETTING: &str = "35m";
 
 /// Imports the images, creates or updates the objects of every cluster, and waits until its node and its Deployments are
 /// ready.
@@ -40,7 +50,7 @@ pub(crate) async fn apply_and_wait(cluster: &Cluster, progress: &ProgressSink) -
         kubectl.arg("--kubeconfig").arg(cluster.kubeconfig());
         kubectl
     };
-    let manifests = manifests();
+    let manifests = manifests(&cluster.plan.provider, &cluster.gateway_login()?);
     run_program_with_input(kubectl().args(["apply", "--filename=-"]), manifests.as_bytes()).await?;
     let node = format!("node/{NODE_NAME}");
     run_program(kubectl().args(["wait", "--for=condition=Ready", &node, ROLLOUT_TIMEOUT])).await?;
@@ -68,11 +78,12 @@ pub(crate) fn volume_names() -> impl Iterator<Item = String> {
 }
 
 /// Returns the manifests of the objects of every cluster.
-fn manifests() -> String {
+fn manifests(provider: &ClusterProvider, gateway: &Login) -> String {
     let mut all = [
         include_str!("../../cluster/coredns.yaml"),
         include_str!("../../cluster/registry.yaml"),
         include_str!("../../cluster/storage-class.yaml"),
+        include_str!("../../cluster/openfaas.yaml"),
     ]
     .map(str::to_owned)
     .to_vec();
@@ -84,6 +95,15 @@ fn manifests() -> String {
     let values = [
         ("@COREDNS_IMAGE@", SystemImage::Coredns.reference()),
         ("@REGISTRY_IMAGE@", SystemImage::Registry.reference()),
+        ("@GATEWAY_IMAGE@", SystemImage::Gateway.reference()),
+        ("@PROVIDER_IMAGE@", SystemImage::Provider.reference()),
+        ("@NATS_IMAGE@", SystemImage::Nats.reference()),
+        ("@QUEUE_WORKER_IMAGE@", SystemImage::QueueWorker.reference()),
+        ("@PROVIDER_ARGUMENTS@", provider.arguments().to_owned()),
+        ("@GATEWAY_USER@", gateway.user.clone()),
+        ("@GATEWAY_PASSWORD@", gateway.password.clone()),
+        ("@GATEWAY_NODE_PORT@", GATEWAY_NODE_PORT.to_string()),
+        ("@CALL_TIMEOUT@", CALL_TIMEOUT_SETTING.to_owned()),
         ("@DNS_ADDRESS@", DNS_SERVICE_ADDRESS.to_string()),
         ("@REGISTRY_ADDRESS@", REGISTRY_SERVICE_ADDRESS.to_string()),
         ("@REGISTRY_PORT@", REGISTRY_PORT.to_string()),
@@ -94,14 +114,23 @@ fn manifests() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::plan::ProgramFileStamp;
 
     #[test]
     fn no_manifest_has_a_placeholder_left_and_every_image_is_imported_not_pulled() {
-        let manifests = manifests();
+        let provider =
+            ClusterProvider::Embedded(ProgramFileStamp::read_stamp(Path::new("/proc/self/exe")).unwrap());
+        let gateway = Login {
+            user: "admin".into(),
+            password: "p".into(),
+        };
+        let manifests = manifests(&provider, &gateway);
         assert!(!manifests.contains('@'), "{manifests}");
         let images = manifests.matches(" image: ").count();
-        assert_eq!(images, 2);
+        assert_eq!(images, 6);
         assert_eq!(manifests.matches("imagePullPolicy: Never").count(), images);
         assert_eq!(manifests.matches("kind: PersistentVolume\n").count(), VOLUMES);
     }

@@ -448,7 +448,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        address::StackNumber, cluster::plan::ClusterPrograms, part::SupervisedPart as _,
+        address::StackNumber,
+        cluster::plan::{ClusterPrograms, ClusterProvider},
+        part::SupervisedPart as _,
         plan::ProgramFileStamp,
     };
 
@@ -470,7 +472,12 @@ mod tests {
                     containerd: program("containerd"),
                     runc: program("runc"),
                     helm: program("helm"),
+                    openfaas: program("openfaas"),
+                    buildkit: program("buildkit"),
                 },
+                provider: ClusterProvider::Embedded(
+                    ProgramFileStamp::read_stamp(Path::new("/proc/self/exe")).unwrap(),
+                ),
                 images: "/images.tar".into(),
             },
         }

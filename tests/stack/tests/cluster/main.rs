@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
+mod chart;
 #[path = "../stack/machine.rs"]
 #[expect(dead_code, reason = "the tests of stacks use all of it")]
 mod machine;
@@ -59,7 +60,7 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
     let progress = ProgressSink::to_stderr();
     stop_cluster(CLUSTER_NAME, &progress).await?;
     let before = HostState::current_host_state();
-    let cluster = Cluster::start(CLUSTER_NAME, &progress).await?;
+    let cluster = Cluster::start(CLUSTER_NAME, None, &progress).await?;
     let node = cluster.node_address().to_string();
     let footprint = StackFootprint::footprint(&format!("cluster_{CLUSTER_NAME}"), &cluster.dir.root, &node);
     assert!(footprint.process_count() > 10, "{footprint:?}");
@@ -76,11 +77,12 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
         kubectl_output(&cluster, &list, "")
     };
     let first = pods();
-    Cluster::start(CLUSTER_NAME, &progress).await?;
+    Cluster::start(CLUSTER_NAME, None, &progress).await?;
     assert_eq!(pods(), first);
 
     pods::volumes_names_and_the_registry_work_in_pods(&cluster);
     pods::network_policies_are_enforced(&cluster);
+    chart::the_chart_turns_source_into_a_function_that_answers(&cluster);
 
     assert_eq!(HostState::current_host_state(), before, "while the cluster runs");
     stop_cluster(CLUSTER_NAME, &progress).await?;
