@@ -67,8 +67,8 @@ impl Cluster {
         Ok(StackCredentials::read_existing(&self.dir, false)?.gateway)
     }
 
-    /// Returns the environment variables for using the cluster with kubectl, Helm and the tools of OpenFaaS. `PATH` is not among them:
-    /// [`Cluster::programs_directory`] is to be added to it.
+    /// Returns the environment variables for using the cluster with kubectl, Helm and the tools of OpenFaaS. `PATH` is
+    /// not among them: [`Cluster::programs_directory`] is to be added to it.
     pub fn environment_variables(&self) -> Result<Vec<(&'static str, String)>> {
         let login = self.gateway_login()?;
         let secret = |name: &str| self.dir.secrets_directory().join(name).display().to_string();

@@ -38,8 +38,11 @@ const BUILDKIT_CNI_PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
 /// The certificate authorities of this machine.
 const CERTIFICATE_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
+/// The number of archives in the cache. Several worktrees may start clusters with different programs.
+const KEPT_ARCHIVES: usize = 3;
+
 /// An increase of this makes new archives from unchanged programs.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// An image that every cluster has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,8 +198,28 @@ pub(crate) async fn load_or_make_archive(
         new.persist(&archive)
             .map_err(|error| error.error)
             .with_operation("write", &archive)?;
+        remove_oldest_archives(&cache)?;
     }
     Ok(archive)
+}
+
+/// Removes all but the newest archives of a cache.
+fn remove_oldest_archives(cache: &Path) -> Result<()> {
+    let mut archives = Vec::new();
+    for entry in fs::read_dir(cache).with_operation("read", cache)?.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("cluster-") && name.ends_with(".tar") {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            archives.push((modified.with_operation("read", entry.path())?, entry.path()));
+        }
+    }
+    archives.sort();
+    let surplus = archives.len().saturating_sub(KEPT_ARCHIVES);
+    for (_, archive) in archives.drain(..surplus) {
+        fs::remove_file(&archive).with_operation("remove", &archive)?;
+    }
+    Ok(())
 }
 
 /// Returns 16 hexadecimal digits that change when a program in one of the images changes.
@@ -221,7 +244,8 @@ async fn make_image(image: SystemImage, sources: &ImageSources<'_>) -> Result<Ar
         content: LayerEntryContent::Directory,
     }];
     for program in image.programs(sources) {
-        entries.push(file_entry(&path_in_image(&program), &program)?);
+        let stripped = without_debug_information(&program).await?;
+        entries.push(file_entry(&path_in_image(&program), stripped.path())?);
         for library in libraries_of(&program).await? {
             let path = library.trim_start_matches('/').to_owned();
             if entries.iter().all(|entry| entry.path != path) {
@@ -237,6 +261,12 @@ async fn make_image(image: SystemImage, sources: &ImageSources<'_>) -> Result<Ar
             .lines()
             .filter(|name| !["busybox", "wget"].contains(name));
         entries.extend(commands.map(|name| link_entry(name, "busybox")));
+        // Scripts begin with `#!/bin/sh`.
+        entries.push(LayerEntry {
+            path: "bin".to_owned(),
+            mode: 0o777,
+            content: LayerEntryContent::SymbolicLink(PROGRAMS_IN_IMAGE.to_owned()),
+        });
     }
     if image == SystemImage::Buildkit {
         entries.extend(["iptables", "ip6tables"].map(|name| link_entry(name, "xtables-nft-multi")));
@@ -261,6 +291,14 @@ async fn make_image(image: SystemImage, sources: &ImageSources<'_>) -> Result<Ar
         layers: vec![layer_from_entries(entries)?],
         settings: image.settings(sources),
     })
+}
+
+/// Returns a copy of a program without debug information, which is most of a debug build.
+async fn without_debug_information(program: &Path) -> Result<tempfile::NamedTempFile> {
+    let copy = tempfile::NamedTempFile::new().with_operation("create", "a temporary file")?;
+    let mut strip = new_command("strip");
+    run_program(strip.arg("--strip-debug").arg("-o").arg(copy.path()).arg(program)).await?;
+    Ok(copy)
 }
 
 /// Reads a file as an executable entry of a layer.

@@ -6,63 +6,70 @@ use std::{
     process::Command,
 };
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
-use sha2::Sha256;
 use slipway_stack::Cluster;
 
-use crate::{kubectl_output, run};
+use crate::{
+    gateway::{GatewayClient, cluster_variable},
+    kubectl_output, run,
+    source::{FunctionSource, shell_tar},
+};
 
 /// The values that differ from the chart's: the cluster's own images and registry, and a small machine.
 const VALUES_FILE: &str = "tests/stack/tests/cluster/values.yaml";
 
-/// The answer of the function that the test builds.
-const ANSWER: &str = "made from source\n";
+/// The function that the test builds.
+const FUNCTION: &str = "hello";
 
 fn repository_root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
     root.unwrap().to_owned()
 }
 
-fn variable(cluster: &Cluster, name: &str) -> String {
-    let variables = cluster.environment_variables().unwrap();
-    let found = variables.into_iter().find(|(variable, _)| *variable == name);
-    found.unwrap().1
+/// Creates the secrets that the chart's README names, installs the chart, and waits until its pods are ready.
+pub(crate) fn install(cluster: &Cluster) {
+    create_secrets(cluster);
+    let mut helm = Command::new(cluster.programs_directory().join("helm"));
+    helm.current_dir(repository_root())
+        .env("KUBECONFIG", cluster.kubeconfig());
+    helm.args(["upgrade", "--install", "slipway", "chart/slipway"]);
+    helm.args(["--namespace", "openfaas", "--values", VALUES_FILE]);
+    helm.args(["--wait", "--timeout", "10m"]);
+    run(&mut helm, "");
 }
 
-pub(crate) fn the_chart_turns_source_into_a_function_that_answers(cluster: &Cluster) {
-    create_secrets(cluster);
-    install_chart(cluster);
-    let body = tar_of_function(&variable(cluster, "REGISTRY"));
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), &body).unwrap();
-    let key = fs::read(variable(cluster, "PAYLOAD_SECRET")).unwrap();
-    let mut mac = Hmac::<Sha256>::new_from_slice(key.trim_ascii()).unwrap();
-    mac.update(&body);
-    let signature = hex::encode(mac.finalize().into_bytes());
-    let gateway = variable(cluster, "OPENFAAS_URL");
-    let mut build = Command::new("curl");
-    build.args([
-        "--silent",
-        "--show-error",
-        "--fail-with-body",
-        "--max-time",
-        "600",
-    ]);
-    build.args(["--header", &format!("X-Build-Signature: sha256={signature}")]);
-    build.args(["--data-binary", &format!("@{}", file.path().display())]);
-    let answer = run(build.arg(format!("{gateway}/function/builder-fn/build")), "");
-    let answer: Value = serde_json::from_str(&answer).unwrap();
-    assert_eq!(answer["status"], "success", "{answer}");
-    assert_eq!(answer["deployment"]["status"], "ready", "{answer}");
-    let mut call = Command::new("curl");
-    call.args(["--silent", "--show-error", "--fail"]);
-    assert_eq!(run(call.arg(format!("{gateway}/function/hello")), ""), ANSWER);
+pub(crate) async fn the_chart_turns_source_into_a_function_that_answers(
+    cluster: &Cluster,
+    gateway: &GatewayClient,
+) {
+    let registry = cluster_variable(cluster, "REGISTRY");
+    let built = gateway.build(shell_tar(&registry)).await.json();
+    assert_eq!(built["status"], "success", "{built}");
+
+    let version = |answer| FunctionSource {
+        function: FUNCTION,
+        answer,
+    };
+    let built = gateway.build(version("built").tar(&registry)).await.json();
+    assert_eq!(built["status"], "success", "{built}");
+    assert_eq!(built["deployment"]["status"], "ready", "{built}");
+    let answer = gateway.call(FUNCTION).await.unwrap();
+    assert_eq!((answer.status, answer.body.as_str()), (200, "built"));
+    let first = gateway.image_of(FUNCTION).await;
+    assert!(
+        first.starts_with(&format!("{registry}/test/{FUNCTION}")) && first.contains("@sha256:"),
+        "{first}"
+    );
+
+    let queued = gateway.queue_build(version("queued").tar(&registry)).await;
+    assert_eq!(queued.status, 202, "{queued:?}");
+    gateway.wait_for_answer(FUNCTION, "queued").await;
+    assert_ne!(gateway.image_of(FUNCTION).await, first);
 }
 
 /// Creates the secrets that the chart's README names.
 fn create_secrets(cluster: &Cluster) {
-    let read = |name: &str| fs::read_to_string(variable(cluster, name)).unwrap();
+    let read = |name: &str| fs::read_to_string(cluster_variable(cluster, name)).unwrap();
     let secret = |name: &str, values: Value| {
         json!({
             "apiVersion": "v1",
@@ -81,54 +88,11 @@ fn create_secrets(cluster: &Cluster) {
         secret(
             "basic-auth",
             json!({
-                "basic-auth-user": variable(cluster, "OPENFAAS_USER"),
-                "basic-auth-password": variable(cluster, "OPENFAAS_PASSWORD"),
+                "basic-auth-user": cluster_variable(cluster, "OPENFAAS_USER"),
+                "basic-auth-password": cluster_variable(cluster, "OPENFAAS_PASSWORD"),
             }),
         ),
     ];
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": secrets });
     kubectl_output(cluster, &["apply", "--filename=-"], &list.to_string());
-}
-
-fn install_chart(cluster: &Cluster) {
-    let mut helm = Command::new(cluster.programs_directory().join("helm"));
-    helm.current_dir(repository_root())
-        .env("KUBECONFIG", cluster.kubeconfig());
-    helm.args([
-        "upgrade",
-        "--install",
-        "slipway",
-        "chart/slipway",
-        "--namespace",
-        "openfaas",
-    ]);
-    helm.args(["--values", VALUES_FILE, "--wait", "--timeout", "10m"]);
-    run(&mut helm, "");
-}
-
-/// Returns the tar of a request that builds and deploys a function: a static web server with one page.
-fn tar_of_function(registry: &str) -> Vec<u8> {
-    let config = json!({ "image": format!("{registry}/test/hello:1"), "deploy": { "service": "hello" } });
-    let dockerfile = "FROM scratch\nCOPY busybox /busybox\nCOPY www /www\nUSER 1000\n\
-                      ENTRYPOINT [\"/busybox\", \"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/www\"]\n";
-    let files = [
-        (
-            "com.openfaas.docker.config",
-            0o644,
-            config.to_string().into_bytes(),
-        ),
-        ("context/Dockerfile", 0o644, dockerfile.into()),
-        ("context/busybox", 0o755, fs::read("/bin/busybox").unwrap()),
-        ("context/www/index.html", 0o644, ANSWER.into()),
-        // The provider's readiness probe.
-        ("context/www/_/health", 0o644, b"OK".to_vec()),
-    ];
-    let mut tar = tar::Builder::new(Vec::new());
-    for (path, mode, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(mode);
-        tar.append_data(&mut header, path, content.as_slice()).unwrap();
-    }
-    tar.into_inner().unwrap()
 }

@@ -5,10 +5,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 mod chart;
+mod gateway;
 #[path = "../stack/machine.rs"]
 #[expect(dead_code, reason = "the tests of stacks use all of it")]
 mod machine;
 mod pods;
+mod source;
 
 use std::{
     io::Write as _,
@@ -17,7 +19,10 @@ use std::{
 
 use slipway_stack::{Cluster, LauncherError, ProgressSink, stop_cluster};
 
-use self::machine::{HostState, StackFootprint};
+use self::{
+    gateway::GatewayClient,
+    machine::{HostState, StackFootprint},
+};
 
 /// The name of the cluster of these tests.
 const CLUSTER_NAME: &str = "test";
@@ -82,7 +87,9 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
 
     pods::volumes_names_and_the_registry_work_in_pods(&cluster);
     pods::network_policies_are_enforced(&cluster);
-    chart::the_chart_turns_source_into_a_function_that_answers(&cluster);
+    chart::install(&cluster);
+    let gateway = GatewayClient::of_cluster(&cluster);
+    chart::the_chart_turns_source_into_a_function_that_answers(&cluster, &gateway).await;
 
     assert_eq!(HostState::current_host_state(), before, "while the cluster runs");
     stop_cluster(CLUSTER_NAME, &progress).await?;
