@@ -34,7 +34,7 @@ cluster: ## start a one-node Kubernetes for tests and print its environment: eva
 cluster-down: ## stop the Kubernetes for tests and remove its data
 	@$(stack) cluster down
 
-cluster-test: ## test a Kubernetes of its own: pods, network policies, the chart, and that nothing is left behind
+cluster-test: ## test a Kubernetes of its own: pods, network policies, the chart, and versions that do not run
 	cargo test --locked --package slipway-stack --test cluster
 
 static: ## build the command slipway as one statically linked program, target/bin/slipway; COMMAND_PROFILE=release optimises it
@@ -52,6 +52,7 @@ check: ## check format, lints, the archive with the host, lock files and licence
 	cargo fmt --check
 	cargo fmt --check --package function $(template)
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --locked --package slipway-stack --test cluster -- -D warnings
 	cargo clippy --quiet --locked --package function-host --all-targets -- -D warnings
 	cargo clippy --quiet --locked --workspace --all-targets $(template) -- -D warnings
 	cargo clippy --quiet --locked --package function-host --all-features $(template) -- -D warnings

@@ -12,7 +12,7 @@ use slipway_stack::Cluster;
 use crate::{
     gateway::{GatewayClient, cluster_variable},
     kubectl_output, run,
-    source::{FunctionSource, shell_tar},
+    source::{Behaviour, FunctionSource, shell_tar},
 };
 
 /// The values that differ from the chart's: the cluster's own images and registry, and a small machine.
@@ -29,11 +29,18 @@ fn repository_root() -> PathBuf {
 /// Creates the secrets that the chart's README names, installs the chart, and waits until its pods are ready.
 pub(crate) fn install(cluster: &Cluster) {
     create_secrets(cluster);
+    install_with_values(cluster, &[]);
+}
+
+/// Installs the chart, or upgrades its release, with these values besides those of the file, and waits until its pods
+/// are ready.
+pub(crate) fn install_with_values(cluster: &Cluster, values: &[&str]) {
     let mut helm = Command::new(cluster.programs_directory().join("helm"));
     helm.current_dir(repository_root())
         .env("KUBECONFIG", cluster.kubeconfig());
     helm.args(["upgrade", "--install", "slipway", "chart/slipway"]);
     helm.args(["--namespace", "openfaas", "--values", VALUES_FILE]);
+    helm.args(values.iter().flat_map(|value| ["--set", value]));
     helm.args(["--wait", "--timeout", "10m"]);
     run(&mut helm, "");
 }
@@ -49,6 +56,8 @@ pub(crate) async fn the_chart_turns_source_into_a_function_that_answers(
     let version = |answer| FunctionSource {
         function: FUNCTION,
         answer,
+        reports_version: false,
+        behaviour: Behaviour::Serves,
     };
     let built = gateway.build(version("built").tar(&registry)).await.json();
     assert_eq!(built["status"], "success", "{built}");

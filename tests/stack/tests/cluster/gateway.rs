@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::Sha256;
 use slipway_stack::Cluster;
 
@@ -16,12 +16,13 @@ const QUEUED_BUILD_TIMEOUT: Duration = Duration::from_secs(180);
 /// The pause between two looks at a function that changes soon.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A client of the gateway with the administrator's password and the key of builds.
+/// A client of the gateway with the administrator's password and the keys of builds and hand-overs.
 pub(crate) struct GatewayClient {
     url: String,
     user: String,
     password: String,
     build_key: Vec<u8>,
+    hand_over_key: Vec<u8>,
     http: reqwest::Client,
 }
 
@@ -35,7 +36,9 @@ pub(crate) struct Answer {
 impl Answer {
     /// Returns the body as JSON.
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+        let json = serde_json::from_str(&self.body);
+        assert!(json.is_ok(), "{self:?}");
+        json.unwrap()
     }
 }
 
@@ -56,13 +59,17 @@ fn signature(key: &[u8], body: &[u8]) -> String {
 impl GatewayClient {
     /// Returns a client of the cluster's gateway.
     pub(crate) fn of_cluster(cluster: &Cluster) -> Self {
-        let build_key = fs::read(cluster_variable(cluster, "PAYLOAD_SECRET")).unwrap();
+        let read_key = |name| {
+            let key = fs::read(cluster_variable(cluster, name)).unwrap();
+            key.trim_ascii().to_vec()
+        };
         let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).no_proxy();
         Self {
             url: cluster_variable(cluster, "OPENFAAS_URL"),
             user: cluster_variable(cluster, "OPENFAAS_USER"),
             password: cluster_variable(cluster, "OPENFAAS_PASSWORD"),
-            build_key: build_key.trim_ascii().to_vec(),
+            build_key: read_key("PAYLOAD_SECRET"),
+            hand_over_key: read_key("DEPLOY_SECRET"),
             http: http.build().unwrap(),
         }
     }
@@ -82,6 +89,14 @@ impl GatewayClient {
     pub(crate) async fn queue_build(&self, tar: Vec<u8>) -> Answer {
         let path = "async-function/builder-fn/build";
         self.post_signed(path, "X-Build-Signature", &self.build_key, tar)
+            .await
+    }
+
+    /// Hands an image over to deployer-fn, and waits for the outcome.
+    pub(crate) async fn hand_over(&self, hand_over: &Value) -> Answer {
+        let body = hand_over.to_string().into_bytes();
+        let key = &self.hand_over_key;
+        self.post_signed("function/deployer-fn", "X-Deploy-Signature", key, body)
             .await
     }
 
@@ -122,6 +137,15 @@ impl GatewayClient {
         let answer = send(request.basic_auth(&self.user, Some(&self.password))).await;
         let status = answer.unwrap().json();
         status["image"].as_str().unwrap().to_owned()
+    }
+
+    /// Deletes a function.
+    pub(crate) async fn delete_function(&self, function: &str) {
+        let request = self.http.delete(format!("{}/system/functions", self.url));
+        let request = request.basic_auth(&self.user, Some(&self.password));
+        let body = json!({ "functionName": function });
+        let answer = send(request.body(body.to_string())).await.unwrap();
+        assert_eq!(answer.status, 202, "{answer:?}");
     }
 }
 

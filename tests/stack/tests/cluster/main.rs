@@ -2,7 +2,11 @@
 //!
 //! The tests need root and everything that `Cluster::start` needs. They have a cluster of their own and remove it.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on ends here, and reports what it measured"
+)]
 
 mod chart;
 mod gateway;
@@ -10,11 +14,13 @@ mod gateway;
 #[expect(dead_code, reason = "the tests of stacks use all of it")]
 mod machine;
 mod pods;
+mod readiness;
 mod source;
 
 use std::{
     io::Write as _,
     process::{Command, Output, Stdio},
+    sync::Arc,
 };
 
 use slipway_stack::{Cluster, LauncherError, ProgressSink, stop_cluster};
@@ -88,8 +94,12 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
     pods::volumes_names_and_the_registry_work_in_pods(&cluster);
     pods::network_policies_are_enforced(&cluster);
     chart::install(&cluster);
-    let gateway = GatewayClient::of_cluster(&cluster);
+    let gateway = Arc::new(GatewayClient::of_cluster(&cluster));
     chart::the_chart_turns_source_into_a_function_that_answers(&cluster, &gateway).await;
+    readiness::no_version_that_does_not_run_is_reported_ready_and_the_last_good_one_is_restored(
+        &cluster, &gateway,
+    )
+    .await;
 
     assert_eq!(HostState::current_host_state(), before, "while the cluster runs");
     stop_cluster(CLUSTER_NAME, &progress).await?;

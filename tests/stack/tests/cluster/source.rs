@@ -9,12 +9,24 @@ const ANSWER_SCRIPT: &str = r#"#!/bin/sh
 end=$(printf '\r')
 while read -r line && [ "$line" != "$end" ]; do :; done
 printf 'HTTP/1.1 200 OK\r\n'
+[ "$reports_version" != yes ] || printf 'X-Slipway-Version: %s\r\n' "$slipway_version"
 printf 'Content-Length: %s\r\nConnection: close\r\n\r\n%s' "${#answer}" "$answer"
 "#;
 
 /// Serves on the port of functions. It goes on for a while after it was asked to end, because calls arrive until the
 /// platform has removed its address.
 const SERVE: &str = "trap 'sleep 3; exit 0' TERM; nc -ll -p 8080 -e /answer & wait";
+
+/// What a function's container does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Behaviour {
+    /// Answers every request.
+    Serves,
+    /// Ends at once, with an exit code.
+    Crashes,
+    /// Runs, and never listens.
+    NeverListens,
+}
 
 /// A version of a function, from which a tar to be built is made.
 #[derive(Debug, Clone)]
@@ -23,6 +35,14 @@ pub(crate) struct FunctionSource<'a> {
     pub(crate) function: &'a str,
     /// The text of its answers.
     pub(crate) answer: &'a str,
+    /// Whether its answers name its version.
+    pub(crate) reports_version: bool,
+    pub(crate) behaviour: Behaviour,
+}
+
+/// Returns what the function requests of the node: without it, a busy machine hardly runs its container.
+pub(crate) fn requests() -> Value {
+    json!({ "cpu": "50m" })
 }
 
 /// Returns the reference of the image with a shell, which the functions are made from.
@@ -44,12 +64,18 @@ impl FunctionSource<'_> {
     pub(crate) fn tar(&self, registry: &str) -> Vec<u8> {
         let config = json!({
             "image": format!("{registry}/test/{}:{}", self.function, self.answer),
-            "deploy": { "service": self.function },
+            "deploy": { "service": self.function, "requests": requests() },
         });
+        let command = match self.behaviour {
+            Behaviour::Serves => SERVE,
+            Behaviour::Crashes => "echo the function does not start >&2; exit 3",
+            Behaviour::NeverListens => "trap 'exit 0' TERM; sleep 1000000 & wait",
+        };
         let dockerfile = format!(
-            "FROM {}\nCOPY answer /answer\nENV answer={}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"{SERVE}\"]\n",
+            "FROM {}\nCOPY answer /answer\nENV answer={} reports_version={}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"{command}\"]\n",
             shell_image(registry),
             self.answer,
+            if self.reports_version { "yes" } else { "no" },
         );
         tar_of(
             &config,
