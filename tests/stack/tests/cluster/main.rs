@@ -9,6 +9,7 @@
 )]
 
 mod chart;
+mod daemons;
 mod gateway;
 #[path = "../stack/machine.rs"]
 #[expect(dead_code, reason = "the tests of stacks use all of it")]
@@ -96,6 +97,8 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
     chart::install(&cluster);
     let gateway = Arc::new(GatewayClient::of_cluster(&cluster));
     chart::the_chart_turns_source_into_a_function_that_answers(&cluster, &gateway).await;
+    daemons::an_upgrade_that_replaces_all_pods_loses_no_running_build(&cluster, &gateway).await;
+    daemons::builds_use_all_daemons_and_return_to_theirs(&cluster, &gateway).await;
     readiness::no_version_that_does_not_run_is_reported_ready_and_the_last_good_one_is_restored(
         &cluster, &gateway,
     )

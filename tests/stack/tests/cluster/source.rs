@@ -59,9 +59,20 @@ pub(crate) fn shell_tar(registry: &str) -> Vec<u8> {
     tar_of(&config, dockerfile, &[("busybox", 0o755, &busybox)])
 }
 
+/// Returns the tar of a build of an image in which a step runs, and which no function uses.
+pub(crate) fn image_tar(registry: &str, image: &str) -> Vec<u8> {
+    let dockerfile = format!("FROM {}\nRUN true\n", shell_image(registry));
+    tar_of(&json!({ "image": image }), &dockerfile, &[])
+}
+
 impl FunctionSource<'_> {
     /// Returns the tar of a build that deploys this version.
     pub(crate) fn tar(&self, registry: &str) -> Vec<u8> {
+        self.tar_with_step(registry, "true")
+    }
+
+    /// Returns the tar of a build that runs a step and deploys this version.
+    pub(crate) fn tar_with_step(&self, registry: &str, step: &str) -> Vec<u8> {
         let config = json!({
             "image": format!("{registry}/test/{}:{}", self.function, self.answer),
             "deploy": { "service": self.function, "requests": requests() },
@@ -72,7 +83,7 @@ impl FunctionSource<'_> {
             Behaviour::NeverListens => "trap 'exit 0' TERM; sleep 1000000 & wait",
         };
         let dockerfile = format!(
-            "FROM {}\nCOPY answer /answer\nENV answer={} reports_version={}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"{command}\"]\n",
+            "FROM {}\nRUN {step}\nCOPY answer /answer\nENV answer={} reports_version={}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"{command}\"]\n",
             shell_image(registry),
             self.answer,
             if self.reports_version { "yes" } else { "no" },
