@@ -41,10 +41,20 @@ pub(crate) async fn apply_and_wait(cluster: &Cluster, progress: &ProgressSink) -
     // The socket is in the cluster's own /run.
     let supervisor = control::supervisor_pid(&cluster.dir.control_socket())?;
     let socket = format!("/proc/{supervisor}/root{CONTAINERD_SOCKET}");
-    let mut ctr = new_command(programs.ctr());
-    ctr.args(["--address", &socket, "--namespace", "k8s.io", "images", "import"]);
-    run_program(ctr.arg(&cluster.plan.images)).await?;
-    progress.emit_step("images", "imported");
+    let ctr_images = || {
+        let mut ctr = new_command(programs.ctr());
+        ctr.args(["--address", &socket, "--namespace", "k8s.io", "images"]);
+        ctr
+    };
+    let imported = run_program(ctr_images().args(["list", "--quiet"])).await?;
+    // A cluster with another archive is replaced by an empty one, so that images that are there are those of the archive.
+    if SystemImage::ALL
+        .iter()
+        .any(|image| !lists_image(&imported, *image))
+    {
+        run_program(ctr_images().arg("import").arg(&cluster.plan.images)).await?;
+        progress.emit_step("images", "imported");
+    }
     let kubectl = || {
         let mut kubectl = new_command(programs.kubectl());
         kubectl.arg("--kubeconfig").arg(cluster.kubeconfig());
@@ -70,6 +80,12 @@ pub(crate) async fn apply_and_wait(cluster: &Cluster, progress: &ProgressSink) -
         progress.emit_step(name, "ready");
     }
     Ok(())
+}
+
+/// Returns whether a list of references, one on each line, has that of an image.
+fn lists_image(list: &[u8], image: SystemImage) -> bool {
+    let list = String::from_utf8_lossy(list);
+    list.lines().any(|line| line == image.reference())
 }
 
 /// Returns the names of the volumes, which are also the names of their directories.

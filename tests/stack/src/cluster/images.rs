@@ -86,7 +86,7 @@ pub(crate) struct ImageSources<'a> {
 
 impl SystemImage {
     /// All images of the archive.
-    const ALL: [SystemImage; 11] = [
+    pub(super) const ALL: [SystemImage; 11] = [
         SystemImage::Pause,
         SystemImage::Coredns,
         SystemImage::Registry,
@@ -352,5 +352,27 @@ mod tests {
             ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]
         );
         assert!(libraries_in_ldd_output("\tnot a dynamic executable\n").is_empty());
+    }
+
+    #[test]
+    fn the_newest_archives_stay_in_the_cache_with_everything_that_is_no_archive() {
+        let cache = tempfile::tempdir().unwrap();
+        for number in 0..5 {
+            let archive = fs::File::create(cache.path().join(format!("cluster-{number}.tar"))).unwrap();
+            let age = std::time::Duration::from_secs(100 * (10 - number));
+            archive.set_modified(std::time::SystemTime::now() - age).unwrap();
+        }
+        fs::create_dir(cache.path().join("debian-0")).unwrap();
+        remove_oldest_archives(cache.path()).unwrap();
+        let mut left: Vec<_> = fs::read_dir(cache.path()).unwrap().flatten().collect();
+        left.sort_by_key(fs::DirEntry::file_name);
+        let left: Vec<_> = left
+            .iter()
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(
+            left,
+            ["cluster-2.tar", "cluster-3.tar", "cluster-4.tar", "debian-0"]
+        );
     }
 }
