@@ -35,7 +35,7 @@ cluster-down: ## stop the Kubernetes for tests and remove its data
 	@$(stack) cluster down
 
 cluster-test: ## test a Kubernetes of its own: pods, network policies, the chart, and versions that do not run
-	cargo test --locked --package slipway-stack --test cluster
+	cargo test --locked --package slipway-stack --test cluster -- --nocapture
 
 static: ## build the command slipway as one statically linked program, target/bin/slipway; COMMAND_PROFILE=release optimises it
 	@tests/static-command "$${COMMAND_PROFILE:-dev}" target/bin

@@ -105,3 +105,43 @@ fn create_secrets(cluster: &Cluster) {
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": secrets });
     kubectl_output(cluster, &["apply", "--filename=-"], &list.to_string());
 }
+
+/// The kinds of objects that the chart makes, other than the volume claims of its StatefulSet.
+const KINDS_OF_CHART: &str = "deployments,statefulsets,cronjobs,jobs,services,configmaps,secrets,serviceaccounts,roles,\
+                              rolebindings,networkpolicies,poddisruptionbudgets";
+
+pub(crate) async fn uninstalling_leaves_only_volume_claims_secrets_and_functions(
+    cluster: &Cluster,
+    gateway: &GatewayClient,
+) {
+    let names = |kinds: &str, selector: &[&str]| {
+        let get = ["get", kinds, "--all-namespaces", "--output=name"];
+        kubectl_output(cluster, &[&get[..], selector].concat(), "")
+    };
+    let of_release = ["--selector=app.kubernetes.io/instance=slipway"];
+    let installed = names(KINDS_OF_CHART, &of_release);
+    for kind in KINDS_OF_CHART.split(',').filter(|kind| *kind != "jobs") {
+        let kind = kind.trim_end_matches("ies").trim_end_matches('s');
+        assert!(installed.contains(kind), "{kind} is missing in {installed}");
+    }
+
+    let mut helm = Command::new(cluster.programs_directory().join("helm"));
+    helm.env("KUBECONFIG", cluster.kubeconfig());
+    helm.args([
+        "uninstall",
+        "slipway",
+        "--namespace",
+        "openfaas",
+        "--wait",
+        "--timeout",
+        "10m",
+    ]);
+    run(&mut helm, "");
+    assert_eq!(names(KINDS_OF_CHART, &of_release), "");
+    assert!(names("persistentvolumeclaims", &of_release).contains("state-slipway-buildkit-0"));
+    let secrets = names("secrets", &["--field-selector=metadata.namespace=openfaas-fn"]);
+    for name in ["payload-secret", "deploy-secret", "registry-config", "basic-auth"] {
+        assert!(secrets.contains(name), "{name} is missing in {secrets}");
+    }
+    assert_eq!(gateway.call(FUNCTION).await.unwrap().body, "queued");
+}

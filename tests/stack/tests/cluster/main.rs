@@ -103,6 +103,7 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
         &cluster, &gateway,
     )
     .await;
+    chart::uninstalling_leaves_only_volume_claims_secrets_and_functions(&cluster, &gateway).await;
 
     assert_eq!(HostState::current_host_state(), before, "while the cluster runs");
     stop_cluster(CLUSTER_NAME, &progress).await?;

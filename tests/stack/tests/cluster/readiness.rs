@@ -32,6 +32,7 @@ enum BrokenVersion {
     CannotBePulled,
 }
 
+/// Versions that are never available, so that the old version stays.
 const BROKEN_VERSIONS: [BrokenVersion; 3] = [
     BrokenVersion::Built(Behaviour::Crashes),
     BrokenVersion::Built(Behaviour::NeverListens),
@@ -68,8 +69,12 @@ pub(crate) async fn no_version_that_does_not_run_is_reported_ready_and_the_last_
         );
         // Not all at once: the kubelet ends functions that do not answer its probes on a busy machine.
         for reports_version in [true, false] {
-            let cases = BROKEN_VERSIONS
-                .map(|broken| Case::new(gateway, &registry, reports_version, broken, reads_kubernetes));
+            // Only Kubernetes shows what a version did that answered before it died.
+            let dies = reads_kubernetes.then_some(BrokenVersion::Built(Behaviour::Dies));
+            let broken = BROKEN_VERSIONS.into_iter().chain(dies);
+            let cases =
+                broken.map(|broken| Case::new(gateway, &registry, reports_version, broken, reads_kubernetes));
+            let cases = cases.collect::<Vec<_>>();
             join_all(cases.iter().map(Case::check)).await;
         }
     }
@@ -85,6 +90,7 @@ impl<'a> Case<'a> {
     ) -> Self {
         let kind = match broken {
             BrokenVersion::Built(Behaviour::Crashes) => "crashes",
+            BrokenVersion::Built(Behaviour::Dies) => "dies",
             BrokenVersion::Built(_) => "silent",
             BrokenVersion::CannotBePulled => "missing",
         };
@@ -106,20 +112,30 @@ impl<'a> Case<'a> {
         assert_eq!(good["status"], "ready", "{function}: {good:#}");
         let good_image = self.gateway.image_of(function).await;
 
-        let client = RepeatedCalls::start(Arc::clone(self.gateway), function.clone());
+        // The old version stays while no pod of the new one is available.
+        let is_available_at_first = self.broken == BrokenVersion::Built(Behaviour::Dies);
+        let client = (!is_available_at_first)
+            .then(|| RepeatedCalls::start(Arc::clone(self.gateway), function.clone()));
         let started = Instant::now();
         let outcome = match self.broken {
             BrokenVersion::Built(behaviour) => self.deploy_built("broken", behaviour).await,
             BrokenVersion::CannotBePulled => self.deploy_missing_image().await,
         };
         let elapsed = started.elapsed();
-        let calls = client.stop().await;
+        let calls = match client {
+            Some(client) => client.stop().await,
+            None => 0,
+        };
         println!(
             "{function}: {} after {elapsed:.1?}, {calls} calls of the old version: {} {}",
             outcome["status"], outcome["durations"], outcome["reasons"]
         );
 
-        if self.reads_kubernetes && self.broken != BrokenVersion::Built(Behaviour::NeverListens) {
+        let fails_at_once = [
+            BrokenVersion::Built(Behaviour::Crashes),
+            BrokenVersion::CannotBePulled,
+        ];
+        if self.reads_kubernetes && fails_at_once.contains(&self.broken) {
             let watched = outcome["durations"]["watch"].as_f64().unwrap();
             assert!(watched < READY_TIMEOUT.as_secs_f64(), "{function}: {outcome:#}");
         }

@@ -26,6 +26,8 @@ pub(crate) enum Behaviour {
     Crashes,
     /// Runs, and never listens.
     NeverListens,
+    /// Answers, and ends while it has to stay up: the platform's first probe comes after 2 s.
+    Dies,
 }
 
 /// A version of a function, from which a tar to be built is made.
@@ -80,6 +82,7 @@ impl FunctionSource<'_> {
         let command = match self.behaviour {
             Behaviour::Serves => SERVE,
             Behaviour::Crashes => "echo the function does not start >&2; exit 3",
+            Behaviour::Dies => "nc -ll -p 8080 -e /answer & sleep 5; echo the function dies >&2; exit 4",
             Behaviour::NeverListens => "trap 'exit 0' TERM; sleep 1000000 & wait",
         };
         let dockerfile = format!(
