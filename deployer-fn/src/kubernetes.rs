@@ -19,9 +19,9 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use self::assessment::{Assessment, DetailToRead};
-pub(crate) use self::assessment::{Obstacle, PodStarts, VersionState, WantedReplicas};
-pub(crate) use self::service_account::ServiceAccountReader;
+use self::assessment::{DetailToRead, VersionStateAndDetailToRead};
+pub(crate) use self::assessment::{Obstacle, RestartCountsByPodUid, VersionState, WantedReplicas};
+pub(crate) use self::service_account::KubernetesReaderAsServiceAccount;
 use crate::text::{self, QUOTED_LOG_LINES_MAX};
 
 /// The most objects in one list. More replicas than this are not looked at one by one.
@@ -100,7 +100,7 @@ impl Kubernetes {
     /// # Errors
     /// Fails if the API cannot be read, perhaps because the service account may not: then nothing is known of the
     /// version.
-    pub(crate) async fn version_state(
+    pub(crate) async fn read_version_state_or_absent(
         &self,
         namespace: &str,
         name: &str,
@@ -111,16 +111,18 @@ impl Kubernetes {
         let Some(deployment) = self.read_object::<Deployment>(deployment).await? else {
             return Ok(VersionState::Absent);
         };
-        let selector = label_selector(&deployment);
+        let selector = percent_encoded_label_selector(&deployment);
         let list = |kind: &str| {
             format!("/{kind}?labelSelector={selector}&limit={LISTED_OBJECTS_MAX}")
                 .replace("NAMESPACE", namespace)
         };
         let (sets, pods) = tokio::try_join!(
-            self.read_list::<ReplicaSet>(list("apis/apps/v1/namespaces/NAMESPACE/replicasets")),
-            self.read_list::<Pod>(list("api/v1/namespaces/NAMESPACE/pods")),
+            self.read_list_empty_if_missing::<ReplicaSet>(list(
+                "apis/apps/v1/namespaces/NAMESPACE/replicasets"
+            )),
+            self.read_list_empty_if_missing::<Pod>(list("api/v1/namespaces/NAMESPACE/pods")),
         )?;
-        let Assessment { state, detail } =
+        let VersionStateAndDetailToRead { state, detail } =
             assessment::assess_version(&deployment, &sets, &pods, image, wanted);
         let Some(detail) = detail else { return Ok(state) };
         // Without it the reason is less exact, and no less true.
@@ -156,20 +158,23 @@ impl Kubernetes {
                     "/api/v1/namespaces/{namespace}/pods/{pod}/log?container={container}&previous={previous}\
                      &tailLines={QUOTED_LOG_LINES_MAX}&limitBytes={READ_LOG_BYTES_MAX}"
                 ));
-                Ok(log.await?.and_then(|log| text::quote_log(&log)))
+                Ok(log.await?.and_then(|log| text::quote_log_end(&log)))
             }
         }
     }
 
     /// Reads the events of the pod with this UID.
     async fn read_events(&self, namespace: &str, uid: &str) -> Result<Vec<Event>, KubernetesError> {
-        self.read_list(format!(
+        self.read_list_empty_if_missing(format!(
             "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.uid%3D{uid}&limit={LISTED_OBJECTS_MAX}"
         ))
         .await
     }
 
-    async fn read_list<T: DeserializeOwned>(&self, path: String) -> Result<Vec<T>, KubernetesError> {
+    async fn read_list_empty_if_missing<T: DeserializeOwned>(
+        &self,
+        path: String,
+    ) -> Result<Vec<T>, KubernetesError> {
         let list = self.read_object::<ObjectList<T>>(path).await?;
         Ok(list.map(|list| list.items).unwrap_or_default())
     }
@@ -186,7 +191,7 @@ impl Kubernetes {
 }
 
 /// Returns the labels of the Deployment's pods as a selector in a query.
-fn label_selector(deployment: &Deployment) -> String {
+fn percent_encoded_label_selector(deployment: &Deployment) -> String {
     let selector = deployment.spec.as_ref().map(|spec| &spec.selector);
     let labels = selector.and_then(|selector| selector.match_labels.as_ref());
     let labels = labels.into_iter().flatten();

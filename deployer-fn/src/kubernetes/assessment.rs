@@ -21,7 +21,7 @@ const LASTING_CREATION_FAILURES: [&str; 2] = ["exceeded quota", "violates PodSec
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum VersionState {
     /// The replicas that are wanted are available, and no other version has any.
-    Complete(PodStarts),
+    Complete(RestartCountsByPodUid),
     /// There is no such Deployment: the functions are somewhere else.
     Absent,
     /// The version is not complete, and may become so.
@@ -33,7 +33,7 @@ pub(crate) enum VersionState {
 /// The starts of a version's pods: the number of restarts of each pod, by its UID. If two are equal, nothing was started
 /// between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PodStarts(BTreeMap<String, i64>);
+pub(crate) struct RestartCountsByPodUid(BTreeMap<String, i64>);
 
 /// What keeps a version from being complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub(crate) struct Obstacle {
 
 /// The state of a version, and what to read to make its reason exact.
 #[derive(Debug)]
-pub(super) struct Assessment {
+pub(super) struct VersionStateAndDetailToRead {
     pub(super) state: VersionState,
     pub(super) detail: Option<DetailToRead>,
 }
@@ -104,8 +104,8 @@ pub(super) fn assess_version(
     pods: &[Pod],
     image: &str,
     wanted: WantedReplicas,
-) -> Assessment {
-    let pending = |reason: String| Assessment {
+) -> VersionStateAndDetailToRead {
+    let pending = |reason: String| VersionStateAndDetailToRead {
         state: VersionState::Pending(Obstacle::of_unknown_fault(reason)),
         detail: None,
     };
@@ -138,8 +138,8 @@ pub(super) fn assess_version(
         let starts = own
             .iter()
             .filter_map(|pod| Some((pod.metadata.uid.clone()?, total_restarts(pod))));
-        return Assessment {
-            state: VersionState::Complete(PodStarts(starts.collect())),
+        return VersionStateAndDetailToRead {
+            state: VersionState::Complete(RestartCountsByPodUid(starts.collect())),
             detail: None,
         };
     }
@@ -148,7 +148,7 @@ pub(super) fn assess_version(
     }
     let unready = own.iter().filter(|pod| !is_ready(pod));
     // The one that is stuck explains more than the others.
-    let assessments = unready.map(|pod| pod::assess_pod(pod));
+    let assessments = unready.map(|pod| pod::assess_unready_pod(pod));
     let worst = assessments.min_by_key(|assessment| !matches!(assessment.state, VersionState::Stuck(_)));
     worst.unwrap_or_else(|| match available < needed {
         true => pending(format!(
@@ -162,7 +162,7 @@ pub(super) fn assess_version(
 }
 
 /// Returns why Kubernetes does not create the pods; `None` if it does.
-fn assess_pod_creation_failure(status: &DeploymentStatus) -> Option<Assessment> {
+fn assess_pod_creation_failure(status: &DeploymentStatus) -> Option<VersionStateAndDetailToRead> {
     let mut conditions = status.conditions.iter().flatten();
     let failure =
         conditions.find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
@@ -171,7 +171,7 @@ fn assess_pod_creation_failure(status: &DeploymentStatus) -> Option<Assessment> 
         .iter()
         .any(|text| message.contains(text));
     let obstacle = Obstacle::of_platform(format!("Kubernetes does not create the pods: {message}"));
-    Some(Assessment {
+    Some(VersionStateAndDetailToRead {
         state: match lasts {
             true => VersionState::Stuck(obstacle),
             false => VersionState::Pending(obstacle),
@@ -279,11 +279,14 @@ mod tests {
     }
 
     /// Returns the assessment of a complete version after `changes`: values, by JSON pointers.
-    fn assess_complete_version_after(changes: &[(&str, Value)]) -> Assessment {
+    fn assess_complete_version_after(changes: &[(&str, Value)]) -> VersionStateAndDetailToRead {
         assess_complete_version_with(changes, WantedReplicas::All)
     }
 
-    fn assess_complete_version_with(changes: &[(&str, Value)], wanted: WantedReplicas) -> Assessment {
+    fn assess_complete_version_with(
+        changes: &[(&str, Value)],
+        wanted: WantedReplicas,
+    ) -> VersionStateAndDetailToRead {
         let mut version = complete_version_objects();
         for (pointer, value) in changes {
             let (parent, key) = pointer.rsplit_once('/').unwrap();
@@ -312,7 +315,7 @@ mod tests {
         ];
         assert_eq!(
             assess_complete_version_after(&scaled_to_zero).state,
-            VersionState::Complete(PodStarts::default())
+            VersionState::Complete(RestartCountsByPodUid::default())
         );
     }
 

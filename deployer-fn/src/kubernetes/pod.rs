@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod};
 
-use super::assessment::{Assessment, DetailToRead, Obstacle, VersionState};
+use super::assessment::{DetailToRead, Obstacle, VersionState, VersionStateAndDetailToRead};
 use crate::outcome::FaultyParty;
 use crate::text::as_bounded_line;
 
@@ -32,7 +32,7 @@ const LASTING_START_FAILURES: [&str; 6] = [
 const LIVENESS_FAILURE_PREFIX: &str = "Liveness probe failed";
 
 /// Returns what keeps a pod from being available. The pod is not ready, and is not being deleted.
-pub(super) fn assess_pod(pod: &Pod) -> Assessment {
+pub(super) fn assess_unready_pod(pod: &Pod) -> VersionStateAndDetailToRead {
     let status = pod.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_ref());
     let mut conditions = conditions.into_iter().flatten();
@@ -41,7 +41,7 @@ pub(super) fn assess_pod(pod: &Pod) -> Assessment {
     if let Some(condition) = unscheduled {
         let message = as_bounded_line(condition.message.as_deref().unwrap_or_default());
         let reason = format!("no node takes the pod: {message}");
-        return Assessment::pending(Obstacle::of_platform(reason));
+        return VersionStateAndDetailToRead::pending(Obstacle::of_platform(reason));
     }
     let containers = status.into_iter().flat_map(|status| {
         let init = status.init_container_statuses.iter().flatten();
@@ -49,7 +49,7 @@ pub(super) fn assess_pod(pod: &Pod) -> Assessment {
     });
     let problems = containers.filter(|container| !container.ready);
     let problem = problems
-        .filter_map(|container| assess_container(pod, container))
+        .filter_map(|container| assess_unready_container(pod, container))
         .next();
     problem.unwrap_or_else(|| {
         let phase = status.and_then(|status| status.reason.as_deref().or(status.phase.as_deref()));
@@ -58,69 +58,69 @@ pub(super) fn assess_pod(pod: &Pod) -> Assessment {
             Some(phase) => format!("the pod is not ready ({})", as_bounded_line(phase)),
             None => "the pod is not ready".to_owned(),
         };
-        Assessment::pending(Obstacle::of_unknown_fault(reason)).with_detail(events_to_read(pod))
+        VersionStateAndDetailToRead::pending(Obstacle::of_unknown_fault(reason))
+            .with_detail(events_to_read(pod))
     })
 }
 
 /// Returns what keeps a container from being ready; `None` if its status gives no reason.
-fn assess_container(pod: &Pod, container: &ContainerStatus) -> Option<Assessment> {
+fn assess_unready_container(pod: &Pod, container: &ContainerStatus) -> Option<VersionStateAndDetailToRead> {
     let state = container.state.as_ref()?;
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref()?;
         let message = as_bounded_line(waiting.message.as_deref().unwrap_or_default());
         return match reason {
-            "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => Some(assess_failed_pull(
-                pod,
-                &as_bounded_line(&container.image),
-                &message,
-            )),
+            "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => Some(
+                assess_pull_failure_by_message(pod, &as_bounded_line(&container.image), &message),
+            ),
             "InvalidImageName" | "ErrImageNeverPull" => {
-                Some(Assessment::stuck(Obstacle::of_caller(format!(
+                Some(VersionStateAndDetailToRead::stuck(Obstacle::of_caller(format!(
                     "the image {} cannot be pulled: {reason}: {message}",
                     container.image
                 ))))
             }
             "CreateContainerConfigError" | "RunContainerError" if start_failure_lasts(&message) => {
-                Some(Assessment::stuck(Obstacle::of_caller(format!(
+                Some(VersionStateAndDetailToRead::stuck(Obstacle::of_caller(format!(
                     "the container cannot be started: {reason}: {message}"
                 ))))
             }
             "CrashLoopBackOff" => Some(assess_crash_loop(pod, container)),
             "ContainerCreating" | "PodInitializing" => None,
-            _ => Some(Assessment::pending(Obstacle::of_unknown_fault(format!(
-                "the container waits: {reason}: {message}"
-            )))),
+            _ => Some(VersionStateAndDetailToRead::pending(Obstacle::of_unknown_fault(
+                format!("the container waits: {reason}: {message}"),
+            ))),
         };
     }
     if state.terminated.is_some() && container.restart_count > 0 {
         return Some(assess_crash_loop(pod, container));
     }
     let ended = state.terminated.as_ref().map(|ended| (ended, false));
-    let ended = ended.or_else(|| Some((last_termination(container)?, true)));
+    let ended = ended.or_else(|| Some((termination_of_previous_run(container)?, true)));
     let (ended, has_restarted) = ended?;
     let reason = match has_restarted {
         true => format!(
             "the container {}, and was started again",
-            describe_end(pod, container, ended)
+            describe_container_end(pod, container, ended)
         ),
-        false => format!("the container {}", describe_end(pod, container, ended)),
+        false => format!("the container {}", describe_container_end(pod, container, ended)),
     };
     let log = log_to_read(pod, container, has_restarted, Some(ended));
-    Some(Assessment::pending(Obstacle::of_caller(reason)).with_detail(log))
+    Some(VersionStateAndDetailToRead::pending(Obstacle::of_caller(reason)).with_detail(log))
 }
 
-fn assess_failed_pull(pod: &Pod, image: &str, message: &str) -> Assessment {
+fn assess_pull_failure_by_message(pod: &Pod, image: &str, message: &str) -> VersionStateAndDetailToRead {
     let reason = format!("the image {image} cannot be pulled: {message}");
     // Without names of images and addresses, which may have any word in them.
     let words = message.split(' ').filter(|word| !word.contains('/'));
     let text = words.collect::<Vec<_>>().join(" ").to_lowercase();
     let says = |texts: &[&str]| texts.iter().any(|known| text.contains(known));
     match () {
-        () if says(&MISSING_IMAGE_TEXTS) => Assessment::stuck(Obstacle::of_caller(reason)),
+        () if says(&MISSING_IMAGE_TEXTS) => VersionStateAndDetailToRead::stuck(Obstacle::of_caller(reason)),
         // The node's credentials may have expired.
-        () if says(&DENIED_PULL_TEXTS) => Assessment::stuck(Obstacle::of_platform(reason)),
+        () if says(&DENIED_PULL_TEXTS) => VersionStateAndDetailToRead::stuck(Obstacle::of_platform(reason)),
         // Before Kubernetes 1.32, the cause is in an event only.
-        () => Assessment::pending(Obstacle::of_platform(reason)).with_detail(events_to_read(pod)),
+        () => VersionStateAndDetailToRead::pending(Obstacle::of_platform(reason))
+            .with_detail(events_to_read(pod)),
     }
 }
 
@@ -129,12 +129,12 @@ fn start_failure_lasts(message: &str) -> bool {
     LASTING_START_FAILURES.iter().any(|text| message.contains(text))
 }
 
-fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> Assessment {
+fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> VersionStateAndDetailToRead {
     let state = container.state.as_ref();
     let now = state.and_then(|state| state.terminated.as_ref());
-    let ended = now.or_else(|| last_termination(container));
+    let ended = now.or_else(|| termination_of_previous_run(container));
     let end = match ended {
-        Some(ended) => describe_end(pod, container, ended),
+        Some(ended) => describe_container_end(pod, container, ended),
         None => "does not stay up".to_owned(),
     };
     let reason = format!(
@@ -142,16 +142,20 @@ fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> Assessment {
         i64::from(container.restart_count) + 1
     );
     let log = log_to_read(pod, container, now.is_none(), ended);
-    Assessment::stuck(Obstacle::of_caller(reason)).with_detail(log)
+    VersionStateAndDetailToRead::stuck(Obstacle::of_caller(reason)).with_detail(log)
 }
 
-fn last_termination(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+fn termination_of_previous_run(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
     let last: &ContainerState = container.last_state.as_ref()?;
     last.terminated.as_ref()
 }
 
 /// Returns how a container ended, as the rest of a sentence.
-fn describe_end(pod: &Pod, container: &ContainerStatus, ended: &ContainerStateTerminated) -> String {
+fn describe_container_end(
+    pod: &Pod,
+    container: &ContainerStatus,
+    ended: &ContainerStateTerminated,
+) -> String {
     if ended.reason.as_deref() == Some("OOMKilled") {
         let limit = memory_limit_phrase(pod, &container.name).unwrap_or_default();
         return format!("was ended because it needed more memory than its limit{limit}");
@@ -233,7 +237,7 @@ fn latest_warning_message_with_prefix(events: &[Event], prefix: &str) -> Option<
     (!message.is_empty()).then_some(message)
 }
 
-impl Assessment {
+impl VersionStateAndDetailToRead {
     fn pending(obstacle: Obstacle) -> Self {
         Self {
             state: VersionState::Pending(obstacle),

@@ -184,7 +184,7 @@ async fn deploy_good_build_1_then_build_2(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_is_ready_once_kubernetes_has_no_pods_of_the_old_version() {
+async fn an_update_whose_answers_name_no_version_is_ready_if_kubernetes_can_be_read() {
     let kubernetes = FakeKubernetes::new();
     let (outcome, _) = deploy_good_build_1_then_build_2(&kubernetes, "good").await;
     assert_eq!(outcome.status, Status::Ready, "{outcome:#?}");

@@ -23,12 +23,12 @@ pub use self::{
     up::stop_cluster,
 };
 use crate::{
-    control::{CommandAnswerEvent, ControlClient, PartStatus, SupervisorCommand},
-    credentials::{Login, StackCredentials},
+    control::{CommandAnswerEvent, ControlClient, PartStateAndDuration, SupervisorCommand},
+    credentials::{GatewayAndRegistryLogins, Login},
     directories::{LauncherDirectories, StackDir},
     error::{LauncherError, Result},
     plan::RunningStackState,
-    stack::log_file_tail,
+    stack::current_log_file_tail_or_empty,
 };
 
 /// A running cluster.
@@ -45,7 +45,7 @@ impl Cluster {
         let dir = LauncherDirectories::from_env()?.cluster_directory(name)?;
         let (Some(plan), Some(running)) = (
             ClusterPlan::read_plan(&dir)?,
-            RunningStackState::read_running_state(&dir)?,
+            RunningStackState::read_state_if_running_or_killed(&dir)?,
         ) else {
             return Ok(None);
         };
@@ -64,7 +64,7 @@ impl Cluster {
 
     /// Returns the user name and password of the gateway's administrator.
     fn gateway_login(&self) -> Result<Login> {
-        Ok(StackCredentials::read_existing(&self.dir, false)?.gateway)
+        Ok(GatewayAndRegistryLogins::read_existing(&self.dir, false)?.gateway)
     }
 
     /// Returns the environment variables for using the cluster with kubectl, Helm and the tools of OpenFaaS. `PATH` is
@@ -94,9 +94,12 @@ impl Cluster {
     }
 
     /// Asks the supervisor for the state of each part of the cluster.
-    pub async fn part_statuses(&self) -> Result<Vec<PartStatus<ClusterPart>>> {
+    pub async fn statuses_of_parts_ever_started(&self) -> Result<Vec<PartStateAndDuration<ClusterPart>>> {
         let mut supervisor = ControlClient::connect_to_supervisor(&self.dir.control_socket()).await?;
-        match supervisor.send_command(SupervisorCommand::Status, |_| ()).await? {
+        match supervisor
+            .send_command_and_return_done_failed_or_status(SupervisorCommand::Status, |_| ())
+            .await?
+        {
             CommandAnswerEvent::Status { parts } => Ok(parts),
             other => Err(LauncherError::UnexpectedAnswer(format!("{other:?}"))),
         }
@@ -104,7 +107,10 @@ impl Cluster {
 }
 
 /// Returns the last lines of the log of a part of the named cluster, whether it runs or not; empty if there is no log.
-pub fn cluster_part_log_tail(name: &str, part: ClusterPart, lines: usize) -> Result<String> {
+pub fn cluster_part_log_tail_or_empty(name: &str, part: ClusterPart, lines: usize) -> Result<String> {
     let dir = LauncherDirectories::from_env()?.cluster_directory(name)?;
-    Ok(log_file_tail(&dir.part_log_file(&part.to_string()), lines))
+    Ok(current_log_file_tail_or_empty(
+        &dir.part_log_file(&part.to_string()),
+        lines,
+    ))
 }

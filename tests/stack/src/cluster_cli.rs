@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use slipway_stack::{Cluster, ClusterPart, LauncherError, ProgressSink, Result};
 
-use crate::console::{self, print_part_status, quote_for_shell};
+use crate::console::{self, print_part_state_and_duration, quote_for_shell};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
@@ -52,7 +52,7 @@ pub(crate) struct ClusterNameArgument {
 
 impl ClusterCommand {
     /// Runs any command but `hold` and `supervise`, which must run before the async runtime has threads.
-    pub(crate) async fn run_command(self, progress: &ProgressSink) -> Result<()> {
+    pub(crate) async fn run_command_except_hold_and_supervise(self, progress: &ProgressSink) -> Result<()> {
         match self {
             ClusterCommand::Up { cluster, faas_netes } => {
                 print_shell_exports(&Cluster::start(&cluster.name, faas_netes.as_deref(), progress).await?)?
@@ -60,13 +60,13 @@ impl ClusterCommand {
             ClusterCommand::Down(name) => slipway_stack::stop_cluster(&name.name, progress).await?,
             ClusterCommand::Env(name) => print_shell_exports(&running_cluster(&name)?)?,
             ClusterCommand::Status(name) => {
-                for status in running_cluster(&name)?.part_statuses().await? {
-                    print_part_status(&status);
+                for status in running_cluster(&name)?.statuses_of_parts_ever_started().await? {
+                    print_part_state_and_duration(&status);
                 }
             }
-            ClusterCommand::Logs { cluster, part, lines } => {
-                console::print_line(&slipway_stack::cluster_part_log_tail(&cluster.name, part, lines)?)
-            }
+            ClusterCommand::Logs { cluster, part, lines } => console::print_line(
+                &slipway_stack::cluster_part_log_tail_or_empty(&cluster.name, part, lines)?,
+            ),
             ClusterCommand::Hold(_) | ClusterCommand::Supervise(_) => {}
         }
         Ok(())

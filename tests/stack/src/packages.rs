@@ -61,7 +61,7 @@ pub async fn install_missing_packages(progress: &ProgressSink) -> Result<()> {
 }
 
 /// Installs the missing packages that the stack and the end-to-end tests need.
-pub async fn install_missing_packages_for_tests(progress: &ProgressSink) -> Result<()> {
+pub async fn install_missing_packages_for_stack_and_tests(progress: &ProgressSink) -> Result<()> {
     install_packages_if_missing(&[STACK_PACKAGES, TEST_PACKAGES].concat(), progress).await
 }
 
@@ -83,13 +83,13 @@ async fn install_packages_if_missing(packages: &[&'static str], progress: &Progr
             "packages are missing; as root, run: apt-get install {names}"
         )));
     }
-    progress.emit_step("packages", format_args!("installing {names}"));
+    progress.emit_progress_line("packages", format_args!("installing {names}"));
     run_apt_get_updating_lists_on_failure(
         &[&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat(),
         None,
     )
     .await?;
-    progress.emit_step("packages", "installed");
+    progress.emit_progress_line("packages", "installed");
     Ok(())
 }
 
@@ -126,7 +126,7 @@ async fn unpack_package_if_missing(
     if program.exists() {
         return Ok(program);
     }
-    progress.emit_step("packages", format_args!("unpacking {package}"));
+    progress.emit_progress_line("packages", format_args!("unpacking {package}"));
     let tools = directories.cache.join("tools");
     fs::create_dir_all(&tools).with_operation("create", &tools)?;
     let new = tempfile::tempdir_in(&tools).with_operation("create a directory in", &tools)?;

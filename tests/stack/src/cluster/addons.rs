@@ -36,7 +36,10 @@ const CALL_TIMEOUT_SETTING: &str = "35m";
 
 /// Imports the images, creates or updates the objects of every cluster, and waits until its node and its Deployments are
 /// ready.
-pub(crate) async fn apply_and_wait(cluster: &Cluster, progress: &ProgressSink) -> Result<()> {
+pub(crate) async fn import_images_apply_manifests_and_wait(
+    cluster: &Cluster,
+    progress: &ProgressSink,
+) -> Result<()> {
     let programs = &cluster.plan.programs;
     // The socket is in the cluster's own /run.
     let supervisor = control::supervisor_pid(&cluster.dir.control_socket())?;
@@ -53,7 +56,7 @@ pub(crate) async fn apply_and_wait(cluster: &Cluster, progress: &ProgressSink) -
         .any(|image| !lists_image(&imported, *image))
     {
         run_program(ctr_images().arg("import").arg(&cluster.plan.images)).await?;
-        progress.emit_step("images", "imported");
+        progress.emit_progress_line("images", "imported");
     }
     let kubectl = || {
         let mut kubectl = new_command(programs.kubectl());
@@ -64,7 +67,7 @@ pub(crate) async fn apply_and_wait(cluster: &Cluster, progress: &ProgressSink) -
     run_program_with_input(kubectl().args(["apply", "--filename=-"]), manifests.as_bytes()).await?;
     let node = format!("node/{NODE_NAME}");
     run_program(kubectl().args(["wait", "--for=condition=Ready", &node, ROLLOUT_TIMEOUT])).await?;
-    progress.emit_step("node", "ready");
+    progress.emit_progress_line("node", "ready");
     for (namespace, name) in DEPLOYMENTS {
         let deployment = format!("deployment/{name}");
         let mut wait = kubectl();
@@ -77,7 +80,7 @@ pub(crate) async fn apply_and_wait(cluster: &Cluster, progress: &ProgressSink) -
             ROLLOUT_TIMEOUT,
         ]);
         run_program(&mut wait).await?;
-        progress.emit_step(name, "ready");
+        progress.emit_progress_line(name, "ready");
     }
     Ok(())
 }

@@ -10,12 +10,12 @@ use std::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::plan::{ClusterPrograms, ClusterProvider};
+use super::plan::{ClusterProgramDirectories, ClusterProvider};
 use crate::{
     command::{new_command, run_program},
     directories::{self, LauncherDirectories},
     error::{IoResultExt as _, LauncherError, Result},
-    image::{ArchivedImage, LayerEntry, LayerEntryContent, layer_from_entries, write_archive},
+    image::{BytesLinkOrDirectory, ImageToArchive, LayerEntry, layer_from_entries_in_memory, write_archive},
     plan::ProgramFileStamp,
     progress::ProgressSink,
 };
@@ -74,7 +74,7 @@ pub(crate) enum SystemImage {
 /// The programs from which the images are made.
 #[derive(Debug)]
 pub(crate) struct ImageSources<'a> {
-    pub(crate) programs: &'a ClusterPrograms,
+    pub(crate) programs: &'a ClusterProgramDirectories,
     pub(crate) provider: &'a ClusterProvider,
     /// The path of the docker-registry program.
     pub(crate) registry: PathBuf,
@@ -185,10 +185,13 @@ pub(crate) async fn load_or_make_archive(
 ) -> Result<PathBuf> {
     let cache = directories.cache.join("images");
     fs::create_dir_all(&cache).with_operation("create", &cache)?;
-    let archive = cache.join(format!("cluster-{}.tar", fingerprint(sources)?));
+    let archive = cache.join(format!(
+        "cluster-{}.tar",
+        fingerprint_of_program_paths_and_sizes(sources)?
+    ));
     if !archive.exists() {
-        let _lock = directories::lock_file_async(cache.join(".cluster.lock")).await?;
-        progress.emit_step("images", "making the cluster's images");
+        let _lock = directories::truncate_and_lock_file_async(cache.join(".cluster.lock")).await?;
+        progress.emit_progress_line("images", "making the cluster's images");
         let mut images = Vec::new();
         for image in SystemImage::ALL {
             images.push(make_image(image, sources).await?);
@@ -223,7 +226,7 @@ fn remove_oldest_archives(cache: &Path) -> Result<()> {
 }
 
 /// Returns 16 hexadecimal digits that change when a program in one of the images changes.
-fn fingerprint(sources: &ImageSources<'_>) -> Result<String> {
+fn fingerprint_of_program_paths_and_sizes(sources: &ImageSources<'_>) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(RECIPE.to_le_bytes());
     for image in SystemImage::ALL {
@@ -237,19 +240,22 @@ fn fingerprint(sources: &ImageSources<'_>) -> Result<String> {
     Ok(text)
 }
 
-async fn make_image(image: SystemImage, sources: &ImageSources<'_>) -> Result<ArchivedImage> {
+async fn make_image(image: SystemImage, sources: &ImageSources<'_>) -> Result<ImageToArchive> {
     let mut entries = vec![LayerEntry {
         path: "tmp".to_owned(),
         mode: 0o1777,
-        content: LayerEntryContent::Directory,
+        content: BytesLinkOrDirectory::Directory,
     }];
     for program in image.programs(sources) {
         let stripped = without_debug_information(&program).await?;
-        entries.push(file_entry(&path_in_image(&program), stripped.path())?);
+        entries.push(read_executable_file_entry(
+            &path_in_image(&program),
+            stripped.path(),
+        )?);
         for library in libraries_of(&program).await? {
             let path = library.trim_start_matches('/').to_owned();
             if entries.iter().all(|entry| entry.path != path) {
-                entries.push(file_entry(&path, Path::new(&library))?);
+                entries.push(read_executable_file_entry(&path, Path::new(&library))?);
             }
         }
     }
@@ -265,7 +271,7 @@ async fn make_image(image: SystemImage, sources: &ImageSources<'_>) -> Result<Ar
         entries.push(LayerEntry {
             path: "bin".to_owned(),
             mode: 0o777,
-            content: LayerEntryContent::SymbolicLink(PROGRAMS_IN_IMAGE.to_owned()),
+            content: BytesLinkOrDirectory::SymbolicLink(PROGRAMS_IN_IMAGE.to_owned()),
         });
     }
     if image == SystemImage::Buildkit {
@@ -273,22 +279,28 @@ async fn make_image(image: SystemImage, sources: &ImageSources<'_>) -> Result<Ar
         entries.push(link_entry("buildkit-runc", "runc"));
         for plugin in BUILDKIT_CNI_PLUGINS {
             let path = format!("{PROGRAMS_IN_IMAGE}/buildkit-cni-{plugin}");
-            entries.push(file_entry(&path, &Path::new(CNI_PLUGINS_DIRECTORY).join(plugin))?);
+            entries.push(read_executable_file_entry(
+                &path,
+                &Path::new(CNI_PLUGINS_DIRECTORY).join(plugin),
+            )?);
         }
         let modules = format!("/usr/lib/{}-linux-gnu/xtables", env::consts::ARCH);
         for module in fs::read_dir(&modules).with_operation("read", &modules)?.flatten() {
             let path = module.path();
-            entries.push(file_entry(path.to_string_lossy().trim_start_matches('/'), &path)?);
+            entries.push(read_executable_file_entry(
+                path.to_string_lossy().trim_start_matches('/'),
+                &path,
+            )?);
         }
         let authorities = CERTIFICATE_AUTHORITIES;
-        entries.push(file_entry(
+        entries.push(read_executable_file_entry(
             authorities.trim_start_matches('/'),
             Path::new(authorities),
         )?);
     }
-    Ok(ArchivedImage {
+    Ok(ImageToArchive {
         reference: image.reference(),
-        layers: vec![layer_from_entries(entries)?],
+        layers: vec![layer_from_entries_in_memory(entries)?],
         settings: image.settings(sources),
     })
 }
@@ -302,11 +314,11 @@ async fn without_debug_information(program: &Path) -> Result<tempfile::NamedTemp
 }
 
 /// Reads a file as an executable entry of a layer.
-fn file_entry(path_in_image: &str, source: &Path) -> Result<LayerEntry> {
+fn read_executable_file_entry(path_in_image: &str, source: &Path) -> Result<LayerEntry> {
     Ok(LayerEntry {
         path: path_in_image.to_owned(),
         mode: 0o755,
-        content: LayerEntryContent::File(fs::read(source).with_operation("read", source)?),
+        content: BytesLinkOrDirectory::File(fs::read(source).with_operation("read", source)?),
     })
 }
 
@@ -315,7 +327,7 @@ fn link_entry(name: &str, target: &str) -> LayerEntry {
     LayerEntry {
         path: format!("{PROGRAMS_IN_IMAGE}/{name}"),
         mode: 0o777,
-        content: LayerEntryContent::SymbolicLink(target.to_owned()),
+        content: BytesLinkOrDirectory::SymbolicLink(target.to_owned()),
     }
 }
 

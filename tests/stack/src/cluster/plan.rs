@@ -21,7 +21,7 @@ pub(crate) const NODE_NAME: &str = "slipway";
 
 /// The directories of the programs that a cluster runs or gives to its user, one for each Go module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ClusterPrograms {
+pub(crate) struct ClusterProgramDirectories {
     pub(crate) kubernetes: PathBuf,
     pub(crate) etcd: PathBuf,
     pub(crate) coredns: PathBuf,
@@ -60,7 +60,7 @@ impl ClusterProvider {
     }
 }
 
-impl ClusterPrograms {
+impl ClusterProgramDirectories {
     /// Builds the Go modules that are not in the cache, one after the other, because `go build` uses every core by
     /// itself.
     pub(crate) async fn build_missing(
@@ -99,7 +99,7 @@ pub(crate) struct ClusterPlan {
     pub(crate) number: StackNumber,
     /// The launcher that starts the supervisor. A supervisor of another build may not understand its commands.
     pub(crate) launcher: ProgramFileStamp,
-    pub(crate) programs: ClusterPrograms,
+    pub(crate) programs: ClusterProgramDirectories,
     pub(crate) provider: ClusterProvider,
     /// The archive with the images of the pods that every cluster has.
     pub(crate) images: PathBuf,

@@ -19,7 +19,8 @@ use crate::{
     directories::StackDir,
     error::Result,
     supervisor::{
-        PartSource, PartSpec, ProcessReaper, ReadyCheck, command_with_clean_environment, egress_spec,
+        HttpCommandLogOrRouteCheck, PartSource, PartStartSpec, ProcessReaper, command_with_clean_environment,
+        egress_spec,
     },
 };
 
@@ -45,7 +46,7 @@ pub(crate) struct ClusterPartSource {
 impl PartSource for ClusterPartSource {
     type Part = ClusterPart;
 
-    fn spec_of(&self, part: ClusterPart) -> PartSpec {
+    fn spec_of(&self, part: ClusterPart) -> PartStartSpec {
         match part {
             ClusterPart::Egress => egress_spec(self.command("nsenter")),
             ClusterPart::Etcd => self.etcd_spec(),
@@ -109,7 +110,7 @@ impl ClusterPartSource {
         self.dir.config_directory().join(name)
     }
 
-    fn etcd_spec(&self) -> PartSpec {
+    fn etcd_spec(&self) -> PartStartSpec {
         let (clients, peers) = (loopback_url(ETCD_PORT), loopback_url(ETCD_PEER_PORT));
         // The module's main package is its root, so the program is named by the module's path.
         let mut command = self.command(self.plan.programs.etcd.join("server"));
@@ -125,9 +126,9 @@ impl ClusterPartSource {
         ]);
         // Nothing is kept of a cluster that was stopped, so it need not survive a crash of the machine.
         command.arg("--unsafe-no-fsync");
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::Http {
+            ready: HttpCommandLogOrRouteCheck::Http {
                 url: format!("{clients}/health"),
                 status: 200,
             },
@@ -135,7 +136,7 @@ impl ClusterPartSource {
         }
     }
 
-    fn containerd_spec(&self) -> PartSpec {
+    fn containerd_spec(&self) -> PartStartSpec {
         let path = self.config_file("containerd.toml");
         let mut command = self.command(self.plan.programs.containerd.join("containerd"));
         command.arg("--config").arg(&path);
@@ -143,9 +144,9 @@ impl ClusterPartSource {
         ready.args(["--address", CONTAINERD_SOCKET, "version"]);
         let registry = registry_host_and_port();
         let registry_file = self.registries_directory().join(&registry).join("hosts.toml");
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::Command(ready),
+            ready: HttpCommandLogOrRouteCheck::Command(ready),
             files: vec![
                 (path, self.containerd_config()),
                 (
@@ -198,7 +199,7 @@ impl ClusterPartSource {
         )
     }
 
-    fn api_server_spec(&self) -> PartSpec {
+    fn api_server_spec(&self) -> PartStartSpec {
         let mut command = self.kubernetes("kube-apiserver");
         let node = self.plan.node_address();
         command.args([
@@ -231,14 +232,14 @@ impl ClusterPartSource {
         ]);
         let mut ready = self.kubectl();
         ready.args(["get", "--raw", "/readyz"]);
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::Command(ready),
+            ready: HttpCommandLogOrRouteCheck::Command(ready),
             files: Vec::new(),
         }
     }
 
-    fn controller_manager_spec(&self) -> PartSpec {
+    fn controller_manager_spec(&self) -> PartStartSpec {
         let mut command = self.kubernetes("kube-controller-manager");
         command.args(self.flags_of_control_loop("controller-manager"));
         command.args([
@@ -249,19 +250,19 @@ impl ClusterPartSource {
             flag("root-ca-file", self.pki("authority", "crt")),
             flag("use-service-account-credentials", true),
         ]);
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::LogContains(SERVING_TEXT),
+            ready: HttpCommandLogOrRouteCheck::LogContains(SERVING_TEXT),
             files: Vec::new(),
         }
     }
 
-    fn scheduler_spec(&self) -> PartSpec {
+    fn scheduler_spec(&self) -> PartStartSpec {
         let mut command = self.kubernetes("kube-scheduler");
         command.args(self.flags_of_control_loop("scheduler"));
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::LogContains(SERVING_TEXT),
+            ready: HttpCommandLogOrRouteCheck::LogContains(SERVING_TEXT),
             files: Vec::new(),
         }
     }
@@ -278,7 +279,7 @@ impl ClusterPartSource {
         ]
     }
 
-    fn kubelet_spec(&self) -> PartSpec {
+    fn kubelet_spec(&self) -> PartStartSpec {
         let path = self.config_file("kubelet.json");
         // In a mount namespace of its own, because a pod with a user namespace may not mount its /proc where a part of
         // another /proc is covered. What the kubelet mounts for pods is seen outside, as its directory is shared.
@@ -303,9 +304,9 @@ impl ClusterPartSource {
         ]);
         let mut ready = self.kubectl();
         ready.args(["get", "node", NODE_NAME]);
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::Command(ready),
+            ready: HttpCommandLogOrRouteCheck::Command(ready),
             files: vec![(path, self.kubelet_config().to_string())],
         }
     }
@@ -349,13 +350,13 @@ impl ClusterPartSource {
         })
     }
 
-    fn proxy_spec(&self) -> PartSpec {
+    fn proxy_spec(&self) -> PartStartSpec {
         let path = self.config_file("proxy.json");
         let mut command = self.kubernetes("kube-proxy");
         command.arg(flag("config", path.display()));
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::Http {
+            ready: HttpCommandLogOrRouteCheck::Http {
                 url: format!("{}/healthz", loopback_url(PROXY_HEALTH_PORT)),
                 status: 200,
             },
@@ -385,7 +386,7 @@ impl ClusterPartSource {
         })
     }
 
-    fn firewall_spec(&self) -> PartSpec {
+    fn firewall_spec(&self) -> PartStartSpec {
         let mut command = self.command(self.plan.programs.kube_router.join("kube-router"));
         command.args([
             flag("run-firewall", true),
@@ -398,9 +399,9 @@ impl ClusterPartSource {
             flag("health-port", FIREWALL_HEALTH_PORT),
             flag("service-cluster-ip-range", SERVICES_SUBNET),
         ]);
-        PartSpec {
+        PartStartSpec {
             command,
-            ready: ReadyCheck::Http {
+            ready: HttpCommandLogOrRouteCheck::Http {
                 url: format!(
                     "http://{}:{FIREWALL_HEALTH_PORT}/healthz",
                     self.plan.node_address()
@@ -449,7 +450,7 @@ mod tests {
     use super::*;
     use crate::{
         address::StackNumber,
-        cluster::plan::{ClusterPrograms, ClusterProvider},
+        cluster::plan::{ClusterProgramDirectories, ClusterProvider},
         part::SupervisedPart as _,
         plan::ProgramFileStamp,
     };
@@ -464,7 +465,7 @@ mod tests {
             plan: ClusterPlan {
                 number: StackNumber::FIRST_STACK_NUMBER,
                 launcher: ProgramFileStamp::read_stamp(Path::new("/proc/self/exe")).unwrap(),
-                programs: ClusterPrograms {
+                programs: ClusterProgramDirectories {
                     kubernetes: program("kubernetes"),
                     etcd: program("etcd"),
                     coredns: program("coredns"),
@@ -484,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn no_part_is_configured_with_a_directory_that_is_the_machines_own() {
+    fn no_part_uses_the_default_directories_of_kubernetes_and_containerd_in_etc_opt_and_var_run() {
         for part in ClusterPart::START_GROUPS.concat() {
             let spec = source().spec_of(part);
             let arguments = spec.command.get_args().map(|argument| argument.to_string_lossy());

@@ -10,14 +10,14 @@ use super::{
     address::registry_host_and_port,
     images::{self, ImageSources},
     pki::write_certificates_and_kubeconfigs,
-    plan::{ClusterPlan, ClusterPrograms, ClusterProvider},
+    plan::{ClusterPlan, ClusterProgramDirectories, ClusterProvider},
     supervisor::DATA_DIRECTORIES,
 };
 use crate::{
     address::StackNumber,
-    credentials::StackCredentials,
-    directories::{LauncherDirectories, StackDir, create_private_directory},
-    down::{rename_and_remove_directory, stop_and_clean_up},
+    credentials::GatewayAndRegistryLogins,
+    directories::{LauncherDirectories, StackDir, create_private_directory_if_missing},
+    down::{rename_and_remove_directory, stop_and_remove_cgroups_and_state_files},
     error::{IoResultExt as _, LauncherError, Result},
     holder_process::{HolderProcess, start_missing_parts_and_wait},
     packages,
@@ -44,7 +44,7 @@ impl Cluster {
         let dir = directories.cluster_directory(name)?;
         packages::install_missing_packages_for_clusters(progress).await?;
         let (programs, registry, [provider, builder, deployer]) = tokio::try_join!(
-            ClusterPrograms::build_missing(&directories, progress),
+            ClusterProgramDirectories::build_missing(&directories, progress),
             packages::unpack_registry_program_if_missing(&directories, progress),
             build_workspace_programs(progress),
         )?;
@@ -63,31 +63,32 @@ impl Cluster {
             deployer,
         };
         let images = images::load_or_make_archive(&directories, &sources, progress).await?;
-        let _one = dir.lock_stack().await?;
+        let _one = dir.lock_stack_and_create_its_directory().await?;
         let mut plan = ClusterPlan {
             // A placeholder until it is known whether the cluster runs.
             number: StackNumber::FIRST_STACK_NUMBER,
-            launcher: ProgramFileStamp::read_stamp(&programs::launcher_path()?)?,
+            launcher: ProgramFileStamp::read_stamp(&programs::path_of_slipway_stack_program()?)?,
             programs,
             provider,
             images,
         };
-        let running = RunningStackState::read_running_state(&dir)?.filter(RunningStackState::holder_is_alive);
+        let running = RunningStackState::read_state_if_running_or_killed(&dir)?
+            .filter(RunningStackState::holder_is_alive);
         let earlier = ClusterPlan::read_plan(&dir).ok().flatten();
         if let (Some(running), Some(earlier)) = (running, earlier) {
             plan.number = running.number;
             if plan == earlier {
                 let cluster = Self { dir, plan };
                 start_missing_parts_and_wait::<ClusterPart>(&cluster.dir, progress).await?;
-                addons::apply_and_wait(&cluster, progress).await?;
+                addons::import_images_apply_manifests_and_wait(&cluster, progress).await?;
                 return Ok(cluster);
             }
-            progress.emit_step(
+            progress.emit_progress_line(
                 "cluster",
                 "its programs or images have changed; starting an empty one",
             );
         }
-        stop_and_clean_up::<ClusterPart>(&dir, progress).await?;
+        stop_and_remove_cgroups_and_state_files::<ClusterPart>(&dir, progress).await?;
         plan.number = lowest_free_stack_number(&directories)?;
         let cluster = Self { dir, plan };
         cluster.start_empty(progress).await?;
@@ -97,9 +98,9 @@ impl Cluster {
     /// Starts the cluster, which does not run, without the data of an earlier one.
     async fn start_empty(&self, progress: &ProgressSink) -> Result<()> {
         let Self { dir, plan } = self;
-        remove_data_of_earlier_cluster(&dir.root)?;
+        remove_everything_but_lock_file(&dir.root)?;
         create_directories(dir)?;
-        StackCredentials::read_or_generate(dir, &registry_host_and_port(), false)?;
+        GatewayAndRegistryLogins::read_or_generate(dir, &registry_host_and_port(), false)?;
         write_certificates_and_kubeconfigs(dir, plan.node_address())?;
         for (name, program) in [
             ("kubectl", plan.programs.kubectl()),
@@ -113,12 +114,12 @@ impl Cluster {
         holder.wait_for_supervisor_and_move_holder(dir).await?;
         let started = async {
             start_missing_parts_and_wait::<ClusterPart>(dir, progress).await?;
-            addons::apply_and_wait(self, progress).await
+            addons::import_images_apply_manifests_and_wait(self, progress).await
         };
         if let Err(error) = started.await {
             // The error is the reason for the failed start, whatever the clean-up returns; its failure would show at
             // the next start.
-            let _ = stop_and_clean_up::<ClusterPart>(dir, progress).await;
+            let _ = stop_and_remove_cgroups_and_state_files::<ClusterPart>(dir, progress).await;
             return Err(error);
         }
         holder.keep_running();
@@ -140,19 +141,19 @@ async fn build_workspace_programs(progress: &ProgressSink) -> Result<[PathBuf; 3
 pub async fn stop_cluster(name: &str, progress: &ProgressSink) -> Result<()> {
     let dir = LauncherDirectories::from_env()?.cluster_directory(name)?;
     if !dir.root.exists() {
-        progress.emit_step(
+        progress.emit_progress_line(
             "cluster",
             format_args!("no cluster has the name {name}; nothing to stop"),
         );
         return Ok(());
     }
-    let _one = dir.lock_stack().await?;
-    stop_and_clean_up::<ClusterPart>(&dir, progress).await?;
+    let _one = dir.lock_stack_and_create_its_directory().await?;
+    stop_and_remove_cgroups_and_state_files::<ClusterPart>(&dir, progress).await?;
     rename_and_remove_directory(&dir.root)
 }
 
 /// Removes everything in a cluster's directory except the lock, which this process holds.
-fn remove_data_of_earlier_cluster(root: &Path) -> Result<()> {
+fn remove_everything_but_lock_file(root: &Path) -> Result<()> {
     for entry in fs::read_dir(root).with_operation("read", root)?.flatten() {
         let path = entry.path();
         if path.is_dir() {
@@ -168,7 +169,7 @@ fn remove_data_of_earlier_cluster(root: &Path) -> Result<()> {
 /// user namespace are others.
 fn create_directories(dir: &StackDir) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    create_private_directory(&dir.root)?;
+    create_private_directory_if_missing(&dir.root)?;
     for path in [
         dir.config_directory(),
         dir.programs_directory(),

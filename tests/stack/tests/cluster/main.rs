@@ -28,7 +28,7 @@ use slipway_stack::{Cluster, LauncherError, ProgressSink, stop_cluster};
 
 use self::{
     gateway::GatewayClient,
-    machine::{HostState, StackFootprint},
+    machine::{HostFirewallSettingsAndFiles, StackFootprint},
 };
 
 /// The name of the cluster of these tests.
@@ -71,7 +71,7 @@ fn kubectl_output(cluster: &Cluster, arguments: &[&str], input: &str) -> String 
 async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> Result<(), LauncherError> {
     let progress = ProgressSink::to_stderr();
     stop_cluster(CLUSTER_NAME, &progress).await?;
-    let before = HostState::current_host_state();
+    let before = HostFirewallSettingsAndFiles::current_host_state();
     let cluster = Cluster::start(CLUSTER_NAME, None, &progress).await?;
     let node = cluster.node_address().to_string();
     let footprint = StackFootprint::footprint(&format!("cluster_{CLUSTER_NAME}"), &cluster.dir.root, &node);
@@ -105,14 +105,25 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
     .await;
     chart::uninstalling_leaves_only_volume_claims_secrets_and_functions(&cluster, &gateway).await;
 
-    assert_eq!(HostState::current_host_state(), before, "while the cluster runs");
+    assert_eq!(
+        HostFirewallSettingsAndFiles::current_host_state(),
+        before,
+        "while the cluster runs"
+    );
     stop_cluster(CLUSTER_NAME, &progress).await?;
-    assert_eq!(footprint.remaining_traces(), Vec::<String>::new());
+    assert_eq!(
+        footprint.remaining_traces_except_control_groups(),
+        Vec::<String>::new()
+    );
     assert_eq!(
         footprint.existing_control_groups(),
         Vec::<std::path::PathBuf>::new()
     );
-    assert_eq!(HostState::current_host_state(), before, "after it was stopped");
+    assert_eq!(
+        HostFirewallSettingsAndFiles::current_host_state(),
+        before,
+        "after it was stopped"
+    );
     assert!(!cluster.dir.root.exists());
     assert!(Cluster::load_running(CLUSTER_NAME)?.is_none());
     Ok(())
