@@ -34,8 +34,8 @@ cluster: ## start a one-node Kubernetes for tests and print its environment: eva
 cluster-down: ## stop the Kubernetes for tests and remove its data
 	@$(stack) cluster down
 
-cluster-test: ## test a Kubernetes of its own: pods, network policies, and that nothing is left behind
-	cargo test --locked --package slipway-stack --test cluster
+cluster-test: ## test a Kubernetes of its own: pods, network policies, the chart, and versions that do not run
+	cargo test --locked --package slipway-stack --test cluster -- --nocapture
 
 static: ## build the command slipway as one statically linked program, target/bin/slipway; COMMAND_PROFILE=release optimises it
 	@tests/static-command "$${COMMAND_PROFILE:-dev}" target/bin
@@ -52,6 +52,7 @@ check: ## check format, lints, the archive with the host, lock files and licence
 	cargo fmt --check
 	cargo fmt --check --package function $(template)
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --locked --package slipway-stack --test cluster -- -D warnings
 	cargo clippy --quiet --locked --package function-host --all-targets -- -D warnings
 	cargo clippy --quiet --locked --workspace --all-targets $(template) -- -D warnings
 	cargo clippy --quiet --locked --package function-host --all-features $(template) -- -D warnings

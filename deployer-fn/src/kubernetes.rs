@@ -138,16 +138,22 @@ impl Kubernetes {
     ) -> Result<Option<String>, KubernetesError> {
         match detail {
             DetailToRead::EventsOf { uid } => {
-                let events = self.read_list_empty_if_missing::<Event>(format!(
-                    "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.uid%3D{uid}&limit={LISTED_OBJECTS_MAX}"
-                ));
-                Ok(pod::latest_warning_message(&events.await?))
+                let events = self.read_events(namespace, uid).await?;
+                Ok(pod::latest_warning_message(&events))
             }
             DetailToRead::LogOf {
                 pod,
                 container,
                 previous,
+                uid_if_probe_may_have_failed,
             } => {
+                if let Some(uid) = uid_if_probe_may_have_failed {
+                    let events = self.read_events(namespace, uid).await.unwrap_or_default();
+                    let failure = pod::latest_failure_of_liveness_probe(&events);
+                    if failure.is_some() {
+                        return Ok(failure);
+                    }
+                }
                 let log = self.0.read(format!(
                     "/api/v1/namespaces/{namespace}/pods/{pod}/log?container={container}&previous={previous}\
                      &tailLines={QUOTED_LOG_LINES_MAX}&limitBytes={READ_LOG_BYTES_MAX}"
@@ -155,6 +161,14 @@ impl Kubernetes {
                 Ok(log.await?.and_then(|log| text::quote_log_end(&log)))
             }
         }
+    }
+
+    /// Reads the events of the pod with this UID.
+    async fn read_events(&self, namespace: &str, uid: &str) -> Result<Vec<Event>, KubernetesError> {
+        self.read_list_empty_if_missing(format!(
+            "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.uid%3D{uid}&limit={LISTED_OBJECTS_MAX}"
+        ))
+        .await
     }
 
     async fn read_list_empty_if_missing<T: DeserializeOwned>(

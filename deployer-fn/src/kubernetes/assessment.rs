@@ -61,6 +61,9 @@ pub(super) enum DetailToRead {
         pod: String,
         container: String,
         previous: bool,
+        /// The pod's UID, if the kubelet may have ended the container, because its liveness probe failed: the events then
+        /// say more than the log.
+        uid_if_probe_may_have_failed: Option<String>,
     },
 }
 

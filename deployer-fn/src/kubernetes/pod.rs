@@ -28,6 +28,9 @@ const LASTING_START_FAILURES: [&str; 6] = [
     "is not a directory",
 ];
 
+/// The beginning of a kubelet's message on a failed liveness probe. After some, it ends the container.
+const LIVENESS_FAILURE_PREFIX: &str = "Liveness probe failed";
+
 /// Returns what keeps a pod from being available. The pod is not ready, and is not being deleted.
 pub(super) fn assess_unready_pod(pod: &Pod) -> VersionStateAndDetailToRead {
     let status = pod.status.as_ref();
@@ -101,7 +104,7 @@ fn assess_unready_container(pod: &Pod, container: &ContainerStatus) -> Option<Ve
         ),
         false => format!("the container {}", describe_container_end(pod, container, ended)),
     };
-    let log = log_to_read(pod, container, has_restarted);
+    let log = log_to_read(pod, container, has_restarted, Some(ended));
     Some(VersionStateAndDetailToRead::pending(Obstacle::of_caller(reason)).with_detail(log))
 }
 
@@ -129,7 +132,8 @@ fn start_failure_lasts(message: &str) -> bool {
 fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> VersionStateAndDetailToRead {
     let state = container.state.as_ref();
     let now = state.and_then(|state| state.terminated.as_ref());
-    let end = match now.or_else(|| termination_of_previous_run(container)) {
+    let ended = now.or_else(|| termination_of_previous_run(container));
+    let end = match ended {
         Some(ended) => describe_container_end(pod, container, ended),
         None => "does not stay up".to_owned(),
     };
@@ -137,7 +141,7 @@ fn assess_crash_loop(pod: &Pod, container: &ContainerStatus) -> VersionStateAndD
         "the container {end}, and was started {} times",
         i64::from(container.restart_count) + 1
     );
-    let log = log_to_read(pod, container, now.is_none());
+    let log = log_to_read(pod, container, now.is_none(), ended);
     VersionStateAndDetailToRead::stuck(Obstacle::of_caller(reason)).with_detail(log)
 }
 
@@ -182,19 +186,49 @@ fn events_to_read(pod: &Pod) -> Option<DetailToRead> {
     Some(DetailToRead::EventsOf { uid })
 }
 
-fn log_to_read(pod: &Pod, container: &ContainerStatus, previous: bool) -> Option<DetailToRead> {
+fn log_to_read(
+    pod: &Pod,
+    container: &ContainerStatus,
+    previous: bool,
+    ended: Option<&ContainerStateTerminated>,
+) -> Option<DetailToRead> {
     Some(DetailToRead::LogOf {
         pod: pod.metadata.name.clone()?,
         container: container.name.clone(),
         previous,
+        uid_if_probe_may_have_failed: match ended {
+            Some(ended) if may_have_been_ended_by_kubelet(ended) => pod.metadata.uid.clone(),
+            _ => None,
+        },
     })
+}
+
+/// Returns whether a container ended as one does that the kubelet ends: after SIGTERM, in order or by the signal, or by
+/// SIGKILL.
+fn may_have_been_ended_by_kubelet(ended: &ContainerStateTerminated) -> bool {
+    let signals = [9, 15];
+    let signal = ended.signal.filter(|signal| *signal > 0);
+    let signal = signal.or((ended.exit_code > 128).then_some(ended.exit_code - 128));
+    let in_order = signal.is_none() && ended.exit_code == 0;
+    let is_out_of_memory = ended.reason.as_deref() == Some("OOMKilled");
+    !is_out_of_memory && (in_order || signal.is_some_and(|signal| signals.contains(&signal)))
 }
 
 /// Returns the message of the latest warning among the events of a pod; `None` if there is none.
 pub(super) fn latest_warning_message(events: &[Event]) -> Option<String> {
-    let warnings = events
-        .iter()
-        .filter(|event| event.type_.as_deref() == Some("Warning"));
+    latest_warning_message_with_prefix(events, "")
+}
+
+/// Returns the message of the latest failure of a liveness probe among the events of a pod; `None` if there is none.
+pub(super) fn latest_failure_of_liveness_probe(events: &[Event]) -> Option<String> {
+    latest_warning_message_with_prefix(events, LIVENESS_FAILURE_PREFIX)
+}
+
+fn latest_warning_message_with_prefix(events: &[Event], prefix: &str) -> Option<String> {
+    let warnings = events.iter().filter(|event| {
+        let message = event.message.as_deref().unwrap_or_default();
+        event.type_.as_deref() == Some("Warning") && message.starts_with(prefix)
+    });
     let latest = warnings.max_by_key(|event| {
         let last = event.last_timestamp.as_ref().map(|time| time.0);
         last.or(event.event_time.as_ref().map(|time| time.0))

@@ -30,6 +30,8 @@ struct FakeKubernetesFaults {
     error: Option<u16>,
     /// The time at which the new version's container ends, and is started again.
     restart_at: Option<Instant>,
+    /// Whether the kubelet ends the new version's container, because its liveness probe fails.
+    fails_liveness_probe: bool,
 }
 
 impl FakeKubernetes {
@@ -76,6 +78,18 @@ impl FakeKubernetes {
                 Some(json!({"items": pods}))
             }
             "/api/v1/namespaces/openfaas-fn/pods/new-pod/log" => None,
+            "/api/v1/namespaces/openfaas-fn/events" if self.state.lock().unwrap().fails_liveness_probe => {
+                assert!(
+                    query.starts_with("fieldSelector=involvedObject.uid%3Dnew-pod&"),
+                    "{query}"
+                );
+                Some(json!({"items": [
+                    {"metadata": {}, "involvedObject": {}, "type": "Warning", "lastTimestamp": "2026-01-01T00:00:02Z",
+                        "message": "Liveness probe failed: connection refused"},
+                    {"metadata": {}, "involvedObject": {}, "type": "Warning", "lastTimestamp": "2026-01-01T00:00:03Z",
+                        "message": "Back-off restarting failed container"},
+                ]}))
+            }
             "/api/v1/namespaces/openfaas-fn/events" => Some(json!({"items": [
                 {"metadata": {}, "involvedObject": {}, "type": "Warning", "lastTimestamp": "2026-01-01T00:00:02Z",
                     "message": "Readiness probe failed: connection refused"},
@@ -98,7 +112,12 @@ impl FakeKubernetes {
             "crash" => json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}),
             _ => json!({"running": {}}),
         };
-        pod("new", is_up, state, u8::from(restarted))
+        let mut pod = pod("new", is_up, state, u8::from(restarted));
+        if self.state.lock().unwrap().fails_liveness_probe {
+            let last = &mut pod["status"]["containerStatuses"][0]["lastState"];
+            *last = json!({"terminated": {"exitCode": 143, "reason": "Error"}});
+        }
+        pod
     }
 }
 
@@ -208,6 +227,19 @@ async fn a_version_that_does_not_start_is_rolled_back_with_kubernetes_reason_alt
             "{behaviour}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_failure_of_a_liveness_probe_is_the_reason_in_place_of_the_log_of_the_container_that_it_ends() {
+    let kubernetes = FakeKubernetes::new();
+    kubernetes.state.lock().unwrap().fails_liveness_probe = true;
+    let (outcome, _) = deploy_good_build_1_then_build_2(&kubernetes, "crash").await;
+    assert_eq!(outcome.status, Status::RolledBack, "{outcome:#?}");
+    let reasons = outcome.reasons.join("; ");
+    let expected = "the container ended with exit code 143, signal 15, and was started 1 times; \
+                    Liveness probe failed: connection refused";
+    assert!(reasons.contains(expected), "{reasons}");
+    assert!(!reasons.contains("Traceback"), "{reasons}");
 }
 
 #[tokio::test(start_paused = true)]

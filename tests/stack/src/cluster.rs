@@ -24,6 +24,7 @@ pub use self::{
 };
 use crate::{
     control::{CommandAnswerEvent, ControlClient, PartStateAndDuration, SupervisorCommand},
+    credentials::{GatewayAndRegistryLogins, Login},
     directories::{LauncherDirectories, StackDir},
     error::{LauncherError, Result},
     plan::RunningStackState,
@@ -61,14 +62,30 @@ impl Cluster {
         self.plan.node_address()
     }
 
-    /// Returns the environment variables for using the cluster with kubectl and Helm. `PATH` is not among them:
-    /// [`Cluster::programs_directory`] is to be added to it.
-    pub fn environment_variables(&self) -> Vec<(&'static str, String)> {
-        vec![
+    /// Returns the user name and password of the gateway's administrator.
+    fn gateway_login(&self) -> Result<Login> {
+        Ok(GatewayAndRegistryLogins::read_existing(&self.dir, false)?.gateway)
+    }
+
+    /// Returns the environment variables for using the cluster with kubectl, Helm and the tools of OpenFaaS. `PATH` is
+    /// not among them: [`Cluster::programs_directory`] is to be added to it.
+    pub fn environment_variables(&self) -> Result<Vec<(&'static str, String)>> {
+        let login = self.gateway_login()?;
+        let secret = |name: &str| self.dir.secrets_directory().join(name).display().to_string();
+        let node = self.node_address();
+        Ok(vec![
+            (
+                "OPENFAAS_URL",
+                format!("http://{node}:{}", address::GATEWAY_NODE_PORT),
+            ),
+            ("OPENFAAS_USER", login.user),
+            ("OPENFAAS_PASSWORD", login.password),
+            ("PAYLOAD_SECRET", secret("payload-secret")),
+            ("DEPLOY_SECRET", secret("deploy-secret")),
+            ("REGISTRY", address::registry_host_and_port()),
             ("KUBECONFIG", self.kubeconfig().display().to_string()),
-            ("SLIPWAY_CLUSTER_NODE", self.plan.node_address().to_string()),
-            ("SLIPWAY_CLUSTER_REGISTRY", address::registry_host_and_port()),
-        ]
+            ("SLIPWAY_CLUSTER_NODE", node.to_string()),
+        ])
     }
 
     /// Returns the directory with `kubectl` and `helm`, to be put in front of `PATH`.

@@ -1,5 +1,7 @@
 //! The commands of `slipway-stack cluster`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use slipway_stack::{Cluster, ClusterPart, LauncherError, ProgressSink, Result};
 
@@ -11,7 +13,13 @@ pub(crate) enum ClusterCommand {
     ///
     /// A running cluster is replaced by an empty one only if its programs or images have changed; otherwise only its
     /// missing parts are started.
-    Up(ClusterNameArgument),
+    Up {
+        #[command(flatten)]
+        cluster: ClusterNameArgument,
+        /// A faas-netes binary to use as the provider, in place of the embedded one.
+        #[arg(long, env = "SLIPWAY_FAAS_NETES")]
+        faas_netes: Option<PathBuf>,
+    },
     /// Stop the cluster and remove its data.
     Down(ClusterNameArgument),
     /// Print the environment for using the cluster from a shell: eval "$(slipway-stack cluster env)".
@@ -46,11 +54,11 @@ impl ClusterCommand {
     /// Runs any command but `hold` and `supervise`, which must run before the async runtime has threads.
     pub(crate) async fn run_command_except_hold_and_supervise(self, progress: &ProgressSink) -> Result<()> {
         match self {
-            ClusterCommand::Up(name) => print_shell_exports(
-                &Cluster::start_complete_or_replace_changed_cluster(&name.name, progress).await?,
-            ),
+            ClusterCommand::Up { cluster, faas_netes } => {
+                print_shell_exports(&Cluster::start(&cluster.name, faas_netes.as_deref(), progress).await?)?
+            }
             ClusterCommand::Down(name) => slipway_stack::stop_cluster(&name.name, progress).await?,
-            ClusterCommand::Env(name) => print_shell_exports(&running_cluster(&name)?),
+            ClusterCommand::Env(name) => print_shell_exports(&running_cluster(&name)?)?,
             ClusterCommand::Status(name) => {
                 for status in running_cluster(&name)?.statuses_of_parts_ever_started().await? {
                     print_part_state_and_duration(&status);
@@ -76,12 +84,13 @@ fn running_cluster(name: &ClusterNameArgument) -> Result<Cluster> {
 }
 
 /// Prints shell commands that export the cluster's environment variables and put its programs in front of `PATH`.
-fn print_shell_exports(cluster: &Cluster) {
-    for (name, value) in cluster.environment_variables() {
+fn print_shell_exports(cluster: &Cluster) -> Result<()> {
+    for (name, value) in cluster.environment_variables()? {
         console::print_line(&format!("export {name}={}", quote_for_shell(&value)));
     }
     console::print_line(&format!(
         "export PATH={}:\"$PATH\"",
         quote_for_shell(&cluster.programs_directory().display().to_string())
     ));
+    Ok(())
 }

@@ -47,7 +47,7 @@ const TEST_PACKAGES: &[&str] = &[
 ];
 
 /// The Debian packages that a cluster needs besides those of a stack.
-const CLUSTER_PACKAGES: &[&str] = &["curl", "ipset"];
+const CLUSTER_PACKAGES: &[&str] = &["curl", "ipset", "openssl"];
 
 /// The Debian package of the registry. Installing it would start a server that listens on every address, now and at
 /// each boot; it is unpacked into the cache instead, unless it is installed already.

@@ -29,6 +29,9 @@ pub(crate) const PROXY_HEALTH_PORT: u16 = 10256;
 /// The port of kube-router's health endpoint.
 pub(crate) const FIREWALL_HEALTH_PORT: u16 = 20244;
 
+/// The port of the OpenFaaS gateway, at the node's address.
+pub(crate) const GATEWAY_NODE_PORT: u16 = 31112;
+
 /// Returns the registry's host and port in image references.
 pub(crate) fn registry_host_and_port() -> String {
     format!("{REGISTRY_SERVICE_ADDRESS}:{REGISTRY_PORT}")

@@ -1,6 +1,9 @@
 //! The plan of a cluster: the programs and the number with which its supervisor runs it.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +29,35 @@ pub(crate) struct ClusterProgramDirectories {
     pub(crate) containerd: PathBuf,
     pub(crate) runc: PathBuf,
     pub(crate) helm: PathBuf,
+    pub(crate) openfaas: PathBuf,
+    pub(crate) buildkit: PathBuf,
+}
+
+/// The OpenFaaS provider of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ClusterProvider {
+    /// The development provider of this repository, with its backend for Kubernetes.
+    Embedded(ProgramFileStamp),
+    /// faas-netes.
+    FaasNetes(ProgramFileStamp),
+}
+
+impl ClusterProvider {
+    /// Returns the path of the provider's program.
+    pub(crate) fn program(&self) -> &Path {
+        let (Self::Embedded(stamp) | Self::FaasNetes(stamp)) = self;
+        &stamp.program
+    }
+
+    /// Returns the arguments of the provider as a list of YAML. Its other settings are environment variables, which both
+    /// providers have in common.
+    pub(crate) fn arguments(&self) -> &'static str {
+        match self {
+            Self::Embedded(_) => "[serve-kubernetes, --operator=false]",
+            Self::FaasNetes(_) => "[--operator=false]",
+        }
+    }
 }
 
 impl ClusterProgramDirectories {
@@ -44,6 +76,8 @@ impl ClusterProgramDirectories {
             coredns: build("coredns").await?,
             kube_router: build("kube-router").await?,
             helm: build("helm").await?,
+            openfaas: build("openfaas").await?,
+            buildkit: build("buildkit").await?,
         })
     }
 
@@ -66,6 +100,7 @@ pub(crate) struct ClusterPlan {
     /// The launcher that starts the supervisor. A supervisor of another build may not understand its commands.
     pub(crate) launcher: ProgramFileStamp,
     pub(crate) programs: ClusterProgramDirectories,
+    pub(crate) provider: ClusterProvider,
     /// The archive with the images of the pods that every cluster has.
     pub(crate) images: PathBuf,
 }

@@ -449,7 +449,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        address::StackNumber, cluster::plan::ClusterProgramDirectories, part::SupervisedPart as _,
+        address::StackNumber,
+        cluster::plan::{ClusterProgramDirectories, ClusterProvider},
+        part::SupervisedPart as _,
         plan::ProgramFileStamp,
     };
 
@@ -471,7 +473,12 @@ mod tests {
                     containerd: program("containerd"),
                     runc: program("runc"),
                     helm: program("helm"),
+                    openfaas: program("openfaas"),
+                    buildkit: program("buildkit"),
                 },
+                provider: ClusterProvider::Embedded(
+                    ProgramFileStamp::read_stamp(Path::new("/proc/self/exe")).unwrap(),
+                ),
                 images: "/images.tar".into(),
             },
         }

@@ -1,15 +1,21 @@
 //! The start and the stop of a cluster.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    Cluster, ClusterPart, addons, images,
+    Cluster, ClusterPart, addons,
+    address::registry_host_and_port,
+    images::{self, ImageSources},
     pki::write_certificates_and_kubeconfigs,
-    plan::{ClusterPlan, ClusterProgramDirectories},
+    plan::{ClusterPlan, ClusterProgramDirectories, ClusterProvider},
     supervisor::DATA_DIRECTORIES,
 };
 use crate::{
     address::StackNumber,
+    credentials::GatewayAndRegistryLogins,
     directories::{LauncherDirectories, StackDir, create_private_directory_if_missing},
     down::{rename_and_remove_directory, stop_and_remove_cgroups_and_state_files},
     error::{IoResultExt as _, LauncherError, Result},
@@ -24,12 +30,11 @@ use crate::{
 impl Cluster {
     /// Starts the cluster with this name, or its missing parts, and waits until what runs on it is ready.
     ///
+    /// `faas_netes` is a program to use as the provider, in place of the embedded one.
+    ///
     /// A running cluster whose programs or images have changed is replaced by an empty one. If a part of a newly started
     /// cluster fails, or this future is dropped before all parts are ready, the cluster is stopped again.
-    pub async fn start_complete_or_replace_changed_cluster(
-        name: &str,
-        progress: &ProgressSink,
-    ) -> Result<Self> {
+    pub async fn start(name: &str, faas_netes: Option<&Path>, progress: &ProgressSink) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return Err(LauncherError::Environment(
                 "starting a cluster needs root, for namespaces and mounts; run the command as root".into(),
@@ -38,17 +43,33 @@ impl Cluster {
         let directories = LauncherDirectories::from_env()?;
         let dir = directories.cluster_directory(name)?;
         packages::install_missing_packages_for_clusters(progress).await?;
-        let (programs, registry) = tokio::try_join!(
+        let (programs, registry, [provider, builder, deployer]) = tokio::try_join!(
             ClusterProgramDirectories::build_missing(&directories, progress),
             packages::unpack_registry_program_if_missing(&directories, progress),
+            build_workspace_programs(progress),
         )?;
-        let images = images::load_or_make_archive(&directories, &programs, &registry, progress).await?;
+        let provider = match faas_netes {
+            Some(program) => {
+                let program = fs::canonicalize(program).with_operation("find", program)?;
+                ClusterProvider::FaasNetes(ProgramFileStamp::read_stamp(&program)?)
+            }
+            None => ClusterProvider::Embedded(ProgramFileStamp::read_stamp(&provider)?),
+        };
+        let sources = ImageSources {
+            programs: &programs,
+            provider: &provider,
+            registry,
+            builder,
+            deployer,
+        };
+        let images = images::load_or_make_archive(&directories, &sources, progress).await?;
         let _one = dir.lock_stack_and_create_its_directory().await?;
         let mut plan = ClusterPlan {
             // A placeholder until it is known whether the cluster runs.
             number: StackNumber::FIRST_STACK_NUMBER,
             launcher: ProgramFileStamp::read_stamp(&programs::path_of_slipway_stack_program()?)?,
             programs,
+            provider,
             images,
         };
         let running = RunningStackState::read_state_if_running_or_killed(&dir)?
@@ -79,6 +100,7 @@ impl Cluster {
         let Self { dir, plan } = self;
         remove_everything_but_lock_file(&dir.root)?;
         create_directories(dir)?;
+        GatewayAndRegistryLogins::read_or_generate(dir, &registry_host_and_port(), false)?;
         write_certificates_and_kubeconfigs(dir, plan.node_address())?;
         for (name, program) in [
             ("kubectl", plan.programs.kubectl()),
@@ -103,6 +125,16 @@ impl Cluster {
         holder.keep_running();
         Ok(())
     }
+}
+
+/// Builds the embedded provider, builder-fn and deployer-fn, and returns their paths.
+async fn build_workspace_programs(progress: &ProgressSink) -> Result<[PathBuf; 3]> {
+    // With one command, because cargo would rebuild shared dependencies with other features for each package.
+    let building = progress.show_while(
+        "programs: building the provider, builder-fn and deployer-fn",
+        |_| programs::build_programs(["slipway-dev-provider", "builder-fn", "deployer-fn"]),
+    );
+    building.await
 }
 
 /// Stops the named cluster, whatever state it is in, and removes its data.
@@ -142,6 +174,7 @@ fn create_directories(dir: &StackDir) -> Result<()> {
         dir.config_directory(),
         dir.programs_directory(),
         dir.home_of_parts(),
+        dir.secrets_directory(),
         dir.root.join("log"),
     ] {
         fs::create_dir_all(&path).with_operation("create", &path)?;

@@ -3,21 +3,34 @@
 //! The tests need root and everything that `Cluster::start_complete_or_replace_changed_cluster` needs. They have a cluster of
 //! their own and remove it.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on ends here, and reports what it measured"
+)]
 
+mod chart;
+mod daemons;
+mod gateway;
 #[path = "../stack/machine.rs"]
 #[expect(dead_code, reason = "the tests of stacks use all of it")]
 mod machine;
 mod pods;
+mod readiness;
+mod source;
 
 use std::{
     io::Write as _,
     process::{Command, Output, Stdio},
+    sync::Arc,
 };
 
 use slipway_stack::{Cluster, LauncherError, ProgressSink, stop_cluster};
 
-use self::machine::{HostFirewallSettingsAndFiles, StackFootprint};
+use self::{
+    gateway::GatewayClient,
+    machine::{HostFirewallSettingsAndFiles, StackFootprint},
+};
 
 /// The name of the cluster of these tests.
 const CLUSTER_NAME: &str = "test";
@@ -60,7 +73,7 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
     let progress = ProgressSink::to_stderr();
     stop_cluster(CLUSTER_NAME, &progress).await?;
     let before = HostFirewallSettingsAndFiles::current_host_state();
-    let cluster = Cluster::start_complete_or_replace_changed_cluster(CLUSTER_NAME, &progress).await?;
+    let cluster = Cluster::start(CLUSTER_NAME, None, &progress).await?;
     let node = cluster.node_address().to_string();
     let footprint = StackFootprint::footprint(&format!("cluster_{CLUSTER_NAME}"), &cluster.dir.root, &node);
     assert!(footprint.process_count() > 10, "{footprint:?}");
@@ -77,11 +90,21 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
         kubectl_output(&cluster, &list, "")
     };
     let first = pods();
-    Cluster::start_complete_or_replace_changed_cluster(CLUSTER_NAME, &progress).await?;
+    Cluster::start(CLUSTER_NAME, None, &progress).await?;
     assert_eq!(pods(), first);
 
     pods::volumes_names_and_the_registry_work_in_pods(&cluster);
     pods::network_policies_are_enforced(&cluster);
+    chart::install(&cluster);
+    let gateway = Arc::new(GatewayClient::of_cluster(&cluster));
+    chart::the_chart_turns_source_into_a_function_that_answers(&cluster, &gateway).await;
+    daemons::an_upgrade_that_replaces_all_pods_loses_no_running_build(&cluster, &gateway).await;
+    daemons::builds_use_all_daemons_and_return_to_theirs(&cluster, &gateway).await;
+    readiness::no_version_that_does_not_run_is_reported_ready_and_the_last_good_one_is_restored(
+        &cluster, &gateway,
+    )
+    .await;
+    chart::uninstalling_leaves_only_volume_claims_secrets_and_functions(&cluster, &gateway).await;
 
     assert_eq!(
         HostFirewallSettingsAndFiles::current_host_state(),
