@@ -19,7 +19,7 @@ use super::log_copy::{CopiedLines, CopyReader};
 use super::log_interruption::LogInterruption;
 use super::log_sink::{KEEP_ALIVE_INTERVAL, LogRecordSink, ReaderGone};
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
-use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
+use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LineKind, LogLine, NumberedLog};
 use super::record::attempt_number;
 use crate::buildkit::{BuildState, Connection, ListedBuild};
 use crate::redact::SecretMask;
@@ -229,6 +229,7 @@ impl LogSender {
             let line = LogLine {
                 seq,
                 step: None,
+                kind: LineKind::Ordinary,
                 text: text.clone(),
             };
             self.sink.buffer_line_if_new(&line).await?;

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::BuildPhase;
 use super::lookup::FoundBuild;
-use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
+use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LineKind, LogLine, NumberedLog};
 use super::record::attempt_number;
 use crate::buildkit::{AttemptFacts, StepFacts};
 
@@ -102,6 +102,7 @@ impl LogExcerpt {
         let lines = (1..).zip(&build.record.log).map(|(seq, text)| LogLine {
             seq,
             step: None,
+            kind: LineKind::Ordinary,
             text: text.clone(),
         });
         let lines: Vec<_> = lines.collect();
@@ -246,8 +247,11 @@ impl KeptLines {
         }
     }
 
-    /// Adds the next line of the log.
+    /// Adds the next line of the log. The names of cached steps without lines are left out: the page has them as steps.
     fn add(&mut self, line: LogLine) {
+        if line.kind == LineKind::NameOfCachedStep {
+            return;
+        }
         self.last = line.seq;
         if line.seq < self.first {
             self.skipped = true;
@@ -296,6 +300,7 @@ mod tests {
             kept.add(LogLine {
                 seq,
                 step: None,
+                kind: LineKind::Ordinary,
                 text: "x".repeat(bytes_per_line),
             });
         }

@@ -230,11 +230,13 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, space:
 mod tests {
     use super::*;
     use crate::buildkit::StepFacts;
+    use crate::builds::numbered_log::LineKind;
 
     fn line(seq: u64, step: Option<u32>, text: &str) -> LogLine {
         LogLine {
             seq,
             step,
+            kind: LineKind::Ordinary,
             text: text.to_owned(),
         }
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::buildkit::StepFacts;
 use crate::builds::log_excerpt::LogPart;
-use crate::builds::numbered_log::LogLine;
+use crate::builds::numbered_log::{LineKind, LogLine};
 
 /// What a caller repeats to make a page large.
 const HOSTILE: [&str; 4] = ["\"<&>", "\u{202e}", "\u{1b}[31m&\u{1b}[32m&", "語"];
@@ -57,6 +57,7 @@ fn excerpt_of_steps(step_name: &str, line: &str, unread: Option<LogPart>) -> Log
     let lines = (1..=300).map(|seq| LogLine {
         seq,
         step: Some(seq as u32 % 3),
+        kind: LineKind::Ordinary,
         text: format!("l: T {line}"),
     });
     LogExcerpt {
