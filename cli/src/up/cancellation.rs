@@ -42,6 +42,31 @@ pub(crate) async fn cancel_build_and_wait(
 }
 
 impl FunctionBuild<'_> {
+    /// Cancels the build in the background if the queue has it, because a newer one replaces it. A queue-worker may run one
+    /// call at a time, and the newer build would wait for the end of this one.
+    pub(crate) fn cancel_in_background_if_queued(&self) {
+        let Some(SentBuild {
+            route: Route::Queue,
+            id,
+        }) = self.handed.borrow().clone()
+        else {
+            return;
+        };
+        let client = self.client.clone();
+        tokio::spawn(async move {
+            let began = Instant::now();
+            // A build that no builder has accepted is not known yet. One that has ended needs no cancellation, and one that
+            // cannot be cancelled goes on until the builder sees the newer one.
+            while let Err(RequestError::Refused(refusal)) =
+                client.ask(Route::Gateway, Method::DELETE, &build_path(&id)).await
+                && refusal.status == 404
+                && began.elapsed() < ACCEPTANCE_WAIT
+            {
+                sleep(CANCEL_WAIT_AND_PAUSE.1).await;
+            }
+        });
+    }
+
     /// Does what Ctrl-C asks for, and returns the end of following the build; `None` if it is to be followed on.
     pub(super) async fn detach_or_cancel_on_second_interrupt(
         &self,
