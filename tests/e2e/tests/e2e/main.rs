@@ -6,6 +6,7 @@ mod asynchronous;
 mod build_failures;
 mod build_log;
 mod build_secrets;
+mod cached_steps;
 mod cancellation;
 mod changing_names;
 mod clients;

@@ -121,6 +121,45 @@ async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_cached_step_is_marked_on_the_page_of_a_running_build() -> Result<()> {
+    let setting = PageSetting::start(&[]).await?;
+    let base = setting.testbed.build_busybox_once_and_get_name().await?;
+    let now = fresh_id("page-cached")?;
+    let context = |rest: &str| {
+        BuildContext::dockerfile(format!("FROM {base}\nCOPY now /now\nRUN echo once\n{rest}"))
+            .with_file("now", now.clone())
+    };
+    let image = setting.image_name("page-cached");
+    let first = setting
+        .build(&fresh_id("page-first")?, &context(""), &image)
+        .await?;
+    assert_eq!(first.status, 200, "{}", first.text);
+    let browser = Browser::start(true).await?;
+    let gate = format!("gate-of-{now}");
+    let gated = context(&format!("RUN {}\n", gated_command(&gate)));
+    let build = setting.build(&now, &gated, &image);
+    let reading = async {
+        setting.testbed.wait_for_step(&gate, true).await?;
+        let (_, answer) = setting.builder.ask(&format!("/builds/{now}")).await?;
+        browser.open(&setting.page_url(&answer)?).await?;
+        wait_for_state(&browser, "running").await?;
+        let row = |name: &str, class: &str| {
+            format!(
+                "[...document.querySelectorAll('#top .steps li')].some((row) => \
+                 row.textContent.includes('{name}') && row.querySelector('svg.{class}') !== null)"
+            )
+        };
+        browser.wait_until(&row("RUN echo once", "cached")).await?;
+        browser.wait_until(&row(&gate, "running")).await?;
+        setting.testbed.open_gate_of_step(&gate)
+    };
+    let (reply, ()) = tokio::try_join!(build, reading)?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    wait_for_state(&browser, "success").await?;
+    assert_nothing_reported(&browser).await
+}
+
+#[tokio::test]
 async fn the_page_of_a_failed_build_says_why_first_and_is_used_with_the_keyboard() -> Result<()> {
     let setting = PageSetting::start(&[]).await?;
     let context = failing_context(&setting).await?;

@@ -21,7 +21,7 @@ use slipway_e2e::{
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Creates a project with one function that serves `page`, with the small template.
-async fn create_project(testbed: &Testbed, name: &str, page: &str) -> Result<ClientFolder> {
+pub(super) async fn create_project(testbed: &Testbed, name: &str, page: &str) -> Result<ClientFolder> {
     let folder = ClientFolder::new(testbed.build_busybox_once_and_get_name().await?)?;
     folder.write_file(&format!("{name}/index.html"), page)?;
     let stack = format!(
@@ -31,7 +31,7 @@ async fn create_project(testbed: &Testbed, name: &str, page: &str) -> Result<Cli
     Ok(folder)
 }
 
-fn function_url_line(testbed: &Testbed, name: &str) -> String {
+pub(super) fn function_url_line(testbed: &Testbed, name: &str) -> String {
     format!(
         "{}/function/{name}\n",
         testbed.stack.gateway.url.trim_end_matches('/')
