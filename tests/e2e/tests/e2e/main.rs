@@ -32,6 +32,7 @@ mod mutual_tls;
 mod notifications;
 mod odd_tars;
 mod openapi;
+mod opened_page;
 mod pages;
 mod platform_faults;
 mod pool_of_daemons;
