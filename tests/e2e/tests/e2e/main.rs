@@ -45,6 +45,7 @@ mod referenced_contexts;
 mod registry_faults;
 mod rejected_requests;
 mod resource_limits;
+mod saved_changes;
 mod slipway_command;
 mod slots;
 mod soak;
