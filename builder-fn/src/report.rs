@@ -55,7 +55,7 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) commit: Option<String>,
     /// The status of the build request.
-    pub(crate) status: BuildStatus,
+    pub(crate) status: SuccessOrFailedStatus,
     /// The reason why the request was rejected, or its build or deployment failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
@@ -78,14 +78,14 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Warnings::is_empty")]
     pub(crate) warnings: Warnings,
     /// The seconds since the request arrived.
-    #[serde(serialize_with = "serialize_with_three_decimals")]
+    #[serde(serialize_with = "serialize_rounded_to_three_decimals")]
     pub(crate) duration: f64,
 }
 
 /// The status of a build request, in the words that clients know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum BuildStatus {
+pub(crate) enum SuccessOrFailedStatus {
     /// The image was built, and pushed and deployed, or handed over, if the config asked for it.
     Success,
     /// The request was rejected, or its build or deployment failed, for the reason in `error`. OpenFaaS's documentation
@@ -94,7 +94,7 @@ pub(crate) enum BuildStatus {
 }
 
 /// Serializes a number of seconds with three decimals.
-fn serialize_with_three_decimals<S: serde::Serializer>(
+fn serialize_rounded_to_three_decimals<S: serde::Serializer>(
     seconds: &f64,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
@@ -112,7 +112,7 @@ mod tests {
             image: Some("registry/hello:1".into()),
             digest: None,
             commit: None,
-            status: BuildStatus::Success,
+            status: SuccessOrFailedStatus::Success,
             error: None,
             code: None,
             hint: None,
@@ -136,7 +136,7 @@ mod tests {
             image: None,
             digest: None,
             commit: None,
-            status: BuildStatus::Failed,
+            status: SuccessOrFailedStatus::Failed,
             error: Some("no signature".into()),
             code: None,
             hint: None,

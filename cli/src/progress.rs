@@ -101,18 +101,18 @@ impl Progress {
         match &mut *display {
             ProgressDisplay::Terminal(terminal) => terminal.show(event),
             ProgressDisplay::Plain(shown) => {
-                let lines = shown.take_new_lines_of(event);
+                let lines = shown.take_lines_without_repeated_steps(event);
                 lines
                     .iter()
-                    .for_each(|line| output::print_message(&format!("{}: {line}", self.function)));
+                    .for_each(|line| output::print_message_as_is(&format!("{}: {line}", self.function)));
             }
-            ProgressDisplay::Json => output::print_message(&self.to_json(event).to_string()),
+            ProgressDisplay::Json => output::print_message_as_is(&self.to_json(event).to_string()),
             ProgressDisplay::Quiet => {
                 if let Event::Warning { .. } | Event::Failed { .. } | Event::Notice { .. } = event {
                     let lines = plain::lines_of(event);
                     lines
                         .iter()
-                        .for_each(|line| output::print_message(&format!("{}: {line}", self.function)));
+                        .for_each(|line| output::print_message_as_is(&format!("{}: {line}", self.function)));
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use function_host::policy::StepNetwork;
+use function_host::policy::DefaultOrNoStepNetwork;
 use function_host::{ErrorChain, trace};
 
 use super::Builder;
@@ -13,21 +13,22 @@ use super::context::JobBuildContext;
 use super::control_character;
 use super::retry::BuildRetries;
 use crate::buildkit::{
-    BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImage, CacheExport, CredentialStore, DaemonPool,
-    EarlierBuild, FaultyParty, JobError, KeyLease, ManifestLookup, PlacedBuild, PlacementHash,
-    SOURCE_DATE_EPOCH, SessionServices, SolveAttributes, SolveOptions, find_built_image,
+    BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImageDigestCommitAndTimes, CacheExport,
+    CredentialStore, DaemonPool, EarlierBuildReferenceAndCall, FaultyParty, JobError, KeyLease,
+    ManifestLookup, PlacedBuildMaybeCancelled, PlacementHash, SOURCE_DATE_EPOCH, SessionServices,
+    SolveAttributes, SolveOptions, find_built_image,
 };
 use crate::context::SourceContext;
 use crate::error::Error;
 use crate::function_id::FunctionId;
-use crate::registry::{ImageName, RepositoryAccess, TenantCredentials};
+use crate::registry::{ImageName, RepositoryAccess, ScopeLimitedTenantCredentials};
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{
-    BuildConfig, BuildRequest, BuildSource, CacheToItem, Frontend, ImageRef, ProvenanceMode,
+    BuildConfig, BuildRequest, BuildSource, CacheToItem, Frontend, ImageRef, ProvenanceMinOrMax,
     VerifiedSignature,
 };
 use crate::supersede::Registration;
-use crate::trace::StepSpans;
+use crate::trace::StepAndExportSpans;
 
 /// The label with the commit of an image's source:
 /// <https://github.com/opencontainers/image-spec/blob/main/annotations.md>.
@@ -39,7 +40,7 @@ const GIVE_WAY_COUNT_MAX: u32 = 4;
 impl Builder {
     /// Solves the image, and pushes it unless the config skips that, with retries, within the time limits of the config
     /// and the call. Fails if a daemon knows a newer build of the function.
-    pub(super) async fn solve_and_push(
+    pub(super) async fn solve_with_retries_and_push_unless_skipped(
         &self,
         pool: &DaemonPool,
         request: &BuildRequest,
@@ -47,11 +48,11 @@ impl Builder {
         registration: Option<&Registration>,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<BuiltImage, Error> {
+    ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
         let limit = call.build_time_limit(request.config.timeout);
         let step_counter = self.metrics.step_counter();
         let span = trace::client_span("solve");
-        let mut step_spans = StepSpans::new(&span, call.trace_mask);
+        let mut step_spans = StepAndExportSpans::new(&span, call.trace_mask);
         let solving = span.run(async {
             let mut retries = BuildRetries::new(match call.is_asynchronous {
                 true => self.settings.retry_time,
@@ -81,8 +82,15 @@ impl Builder {
                             log,
                         )
                         .await?;
-                    self.attempt_on_daemon(&placed, request, call, &mut observe, lines, log)
-                        .await
+                    self.attempt_unless_built_on_another_daemon(
+                        &placed,
+                        request,
+                        call,
+                        &mut observe,
+                        lines,
+                        log,
+                    )
+                    .await
                 };
                 let error = match attempt.await {
                     Ok(built) => return Ok(built),
@@ -98,7 +106,7 @@ impl Builder {
                     continue;
                 }
                 let attempt = retries.current_attempt();
-                let Some(pause) = retries.next_pause(&error) else {
+                let Some(pause) = retries.begin_retry_and_return_pause_if_allowed(&error) else {
                     return Err(error);
                 };
                 let unfinished = lines.take_unfinished_output();
@@ -149,7 +157,7 @@ impl Builder {
         registration: Option<&Registration>,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<PlacedBuild, Error> {
+    ) -> Result<PlacedBuildMaybeCancelled, Error> {
         let tenant = request.tenant().map_or("", |tenant| tenant.name().as_str());
         let cancellation = call.accepted.to_cancellation();
         let placed = pool.place_build(BuildToPlace {
@@ -165,7 +173,7 @@ impl Builder {
         }
         if let Some(registration) = registration {
             registration.check_not_superseded_in_histories().await?;
-            if !registration.could_read_history_last_time() {
+            if !registration.last_reads_of_answering_histories_did_not_fail() {
                 log.push(lines.record_warning_and_return_line(
                     "BuildKit's history could not be read: a newer build at another builder may not end this one",
                 ));
@@ -176,19 +184,19 @@ impl Builder {
 
     /// Attempts the solve once on its daemon. If another daemon runs the same build, and has precedence, leaves it to
     /// that one, and fails.
-    async fn attempt_on_daemon(
+    async fn attempt_unless_built_on_another_daemon(
         &self,
-        placed: &PlacedBuild,
+        placed: &PlacedBuildMaybeCancelled,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
         observe: &mut (dyn FnMut(&BuildEvent) + Send),
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<BuiltImage, Error> {
+    ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
         let attempt = tokio::select! {
             biased;
-            attempt = self.prepare_context_and_attempt_solve(placed, request, call, observe, lines, log) => attempt,
-            daemon = placed.wait_until_built_elsewhere(&call.reference) => Err(Error::BuiltElsewhere { daemon }),
+            attempt = self.prepare_context_and_solve_or_find_earlier_image(placed, request, call, observe, lines, log) => attempt,
+            daemon = placed.wait_until_run_by_daemon_with_precedence(&call.reference) => Err(Error::BuiltElsewhere { daemon }),
         };
         if let Err(Error::Lost(_)) = &attempt {
             placed.make_daemon_lookup_due_after_loss().await;
@@ -198,15 +206,15 @@ impl Builder {
 
     /// Prepares the context and attempts the solve once. Passes its events to `observe`, and their lines to the log. If
     /// the context is gone or its commit cannot be looked up, returns the image that an earlier delivery built, if any.
-    async fn prepare_context_and_attempt_solve(
+    async fn prepare_context_and_solve_or_find_earlier_image(
         &self,
-        placed: &PlacedBuild,
+        placed: &PlacedBuildMaybeCancelled,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
         observe: &mut (dyn FnMut(&BuildEvent) + Send),
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<BuiltImage, Error> {
+    ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
         let connection = &placed.connection;
         // The files of the attempt before go first: there may be no room for both.
         call.lock_evidence().clear();
@@ -217,7 +225,7 @@ impl Builder {
             // An earlier delivery may have built the context, which was deleted after that.
             Err(error) if is_context_gone_or_commit_lookup_failed(&error, request) => {
                 let on_event = |event| lines.log_event(event, log);
-                let earlier = EarlierBuild {
+                let earlier = EarlierBuildReferenceAndCall {
                     reference: &call.reference,
                     first_attempt: placed.first_attempt,
                     call_id: call.id,
@@ -233,7 +241,7 @@ impl Builder {
         });
         let job = BuildJob {
             first_attempt: placed.first_attempt,
-            ..self.create_job(request, &context, call).await?
+            ..self.lease_key_and_create_job(request, &context, call).await?
         };
         let on_event = |event| {
             observe(&event);
@@ -248,7 +256,7 @@ impl Builder {
     /// A build with `SOURCE_DATE_EPOCH` wants the same image whatever was built before. In a folder that BuildKit keeps
     /// from an earlier transfer, a directory has the time at which a file in it was last replaced, so such a build gets
     /// a key under which BuildKit has nothing.
-    async fn lease_shared_key(
+    async fn lease_key_of_image_or_single_use_with_source_date_epoch(
         &self,
         request: &BuildRequest,
         files: &Arc<SourceContext>,
@@ -265,7 +273,8 @@ impl Builder {
         );
         let (keys, context) = (self.keys.clone(), files.clone());
         // Files that look like those of an earlier build are read and hashed.
-        let lease = tokio::task::spawn_blocking(move || keys.lease_for_image(&image, &context)).await;
+        let lease =
+            tokio::task::spawn_blocking(move || keys.lease_for_image_blocking(&image, &context)).await;
         lease.map(Arc::new).map_err(|_| Error::Interrupted)
     }
 
@@ -281,7 +290,11 @@ impl Builder {
 
     /// Returns the attributes with which the build's solve describes its request in BuildKit, without the commit
     /// and the attempt.
-    pub(super) fn solve_attributes(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> SolveAttributes {
+    pub(super) fn solve_attributes_without_commit_and_attempt(
+        &self,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+    ) -> SolveAttributes {
         SolveAttributes {
             call_id: call.id.to_owned(),
             signature: request
@@ -298,7 +311,7 @@ impl Builder {
     }
 
     /// Creates the job of an attempt from the request and the operator's settings, and leases its shared key.
-    async fn create_job(
+    async fn lease_key_and_create_job(
         &self,
         request: &BuildRequest,
         context: &JobBuildContext,
@@ -306,7 +319,9 @@ impl Builder {
     ) -> Result<BuildJob, Error> {
         let lease = match context {
             JobBuildContext::Files(context) => {
-                let lease = self.lease_shared_key(request, &context.files).await?;
+                let lease = self
+                    .lease_key_of_image_or_single_use_with_source_date_epoch(request, &context.files)
+                    .await?;
                 if let Some(inputs) = call.inputs {
                     inputs.request_file_listing_from_lease(lease.clone());
                 }
@@ -316,11 +331,11 @@ impl Builder {
             JobBuildContext::Git { .. } => Arc::new(self.keys.lease_single_use()),
         };
         let tenant = request.tenant();
-        let access = repository_access(&request.config);
+        let access = repository_access_named_in_config(&request.config);
         let (credentials, manifests): (Arc<dyn CredentialStore>, Arc<dyn ManifestLookup>) = match tenant {
             Some(tenant) => {
                 let registries = self.tenants.registries(tenant);
-                let credentials = TenantCredentials {
+                let credentials = ScopeLimitedTenantCredentials {
                     registries: registries.clone(),
                     access: access.clone(),
                 };
@@ -331,7 +346,7 @@ impl Builder {
         let sources = self.source_rules(request, call, access);
         let services = SessionServices::new()
             .with_health()
-            .with_source_check(Arc::new(sources));
+            .with_source_check_gating_later_files(Arc::new(sources));
         let services = match context {
             JobBuildContext::Files(context) => services.with_files(context.files.clone(), lease.clone()),
             JobBuildContext::Git { .. } => services,
@@ -346,7 +361,7 @@ impl Builder {
             attributes: Some(SolveAttributes {
                 commit: context.commit().map(str::to_owned),
                 attempt: Some(call.accepted.attempt_number()),
-                ..self.solve_attributes(request, call)
+                ..self.solve_attributes_without_commit_and_attempt(request, call)
             }),
             names: [&config.image]
                 .into_iter()
@@ -358,7 +373,7 @@ impl Builder {
             dockerfile: config.dockerfile.clone(),
             target: config.target.clone(),
             build_args: config.build_args.clone(),
-            labels: labels_with_commit(&config.labels, context.commit()),
+            labels: labels_with_commit_unless_set(&config.labels, context.commit()),
             platforms: config.platforms.clone(),
             no_cache: config.no_cache,
             cache_from: config.cache_from.iter().map(ToString::to_string).collect(),
@@ -369,14 +384,14 @@ impl Builder {
                 JobBuildContext::Git { source, commit } => Some((source.clone(), commit.clone())),
             },
             provenance: config.provenance.map(|provenance| match provenance {
-                ProvenanceMode::Min => "min",
-                ProvenanceMode::Max => "max",
+                ProvenanceMinOrMax::Min => "min",
+                ProvenanceMinOrMax::Max => "max",
             }),
             sbom_generator: settings.sbom_generator.clone().filter(|_| config.sbom),
             compression: config.compression.unwrap_or(settings.compression),
             sealed_secrets: request.sealed_secrets.clone(),
             tenant: tenant.map(|tenant| tenant.name().to_string()),
-            no_network: tenant.is_some_and(|tenant| tenant.step_network() == StepNetwork::None),
+            no_network: tenant.is_some_and(|tenant| tenant.step_network() == DefaultOrNoStepNetwork::None),
             step_limits: settings.step_limits,
         };
         Ok(BuildJob {
@@ -418,7 +433,10 @@ fn blame_platform_if_ref_moved(error: JobError, request: &BuildRequest) -> JobEr
 }
 
 /// Returns the labels of the image, with one for the commit of the context unless the config has it.
-fn labels_with_commit(labels: &BTreeMap<String, String>, commit: Option<&str>) -> BTreeMap<String, String> {
+fn labels_with_commit_unless_set(
+    labels: &BTreeMap<String, String>,
+    commit: Option<&str>,
+) -> BTreeMap<String, String> {
     let mut labels = labels.clone();
     if let Some(commit) = commit {
         labels
@@ -430,7 +448,7 @@ fn labels_with_commit(labels: &BTreeMap<String, String>, commit: Option<&str>) -
 
 /// Returns the repositories that a build may pull from or push to because its config names them. Those that its
 /// Dockerfile names are added when the daemon asks about them.
-fn repository_access(config: &BuildConfig) -> RepositoryAccess {
+fn repository_access_named_in_config(config: &BuildConfig) -> RepositoryAccess {
     let access = RepositoryAccess::default();
     let name = |image: &ImageRef| ImageName::parse(&image.without_tag());
     let exports = config.cache_to.iter().map(|cache| &cache.image);

@@ -148,7 +148,7 @@ impl LogCopy {
     }
 
     /// Returns whether nobody reads the copy at the moment.
-    pub(super) fn is_unread(&self) -> bool {
+    pub(super) fn has_no_reader_now(&self) -> bool {
         self.interest.borrow().readers == 0
     }
 
@@ -158,7 +158,7 @@ impl LogCopy {
     }
 
     /// Copies the lines of `log` until its end, until there is no room for more, or until nobody is interested in them.
-    pub(super) async fn copy_from(self: &Arc<Self>, mut log: NumberedLog) -> CopyEnd {
+    pub(super) async fn copy_until_end_full_or_unneeded(self: &Arc<Self>, mut log: NumberedLog) -> CopyEnd {
         let copying = async {
             loop {
                 let lines = match log.next_lines().await {
@@ -167,7 +167,8 @@ impl LogCopy {
                     Err(status) => return CopyEnd::Failed(status.message().to_owned()),
                 };
                 let copy = self.clone();
-                let appended = tokio::task::spawn_blocking(move || copy.append_lines(&lines)).await;
+                let appended =
+                    tokio::task::spawn_blocking(move || copy.append_lines_until_full(&lines)).await;
                 if !appended.unwrap_or(false) {
                     return CopyEnd::Partial;
                 }
@@ -177,7 +178,7 @@ impl LogCopy {
         let copying = AssertUnwindSafe(copying).catch_unwind();
         let end = tokio::select! {
             end = copying => end.unwrap_or_else(|_| CopyEnd::Failed("an error of the builder".to_owned())),
-            () = self.wait_until_unneeded() => CopyEnd::Partial,
+            () = self.wait_until_unneeded_or_evicted() => CopyEnd::Partial,
         };
         self.progress
             .send_modify(|progress| progress.end = Some(end.clone()));
@@ -185,7 +186,7 @@ impl LogCopy {
     }
 
     /// Waits until nobody has read the copy for [`KEPT_UNREAD`], or it is evicted.
-    pub(super) async fn wait_until_unneeded(&self) {
+    pub(super) async fn wait_until_unneeded_or_evicted(&self) {
         let mut interest = self.interest.subscribe();
         loop {
             let unread = interest.wait_for(|interest| interest.is_evicted || interest.readers == 0);
@@ -205,7 +206,7 @@ impl LogCopy {
 
     /// Appends lines, in blocks. Returns `false` if there is no room for all of them, or the file cannot be written.
     /// Blocks while the file is written.
-    fn append_lines(&self, lines: &[LogLine]) -> bool {
+    fn append_lines_until_full(&self, lines: &[LogLine]) -> bool {
         let mut block = Vec::new();
         let mut first = None;
         for line in lines {
@@ -249,7 +250,7 @@ impl LogCopy {
 
     /// Reads some lines with numbers from `first` on, from the block at `offset` on. Returns them, and the offset of the
     /// next block. Blocks while the file is read.
-    fn read_lines(&self, offset: u64, first: u64) -> std::io::Result<(Vec<LogLine>, u64)> {
+    fn read_lines_of_one_block(&self, offset: u64, first: u64) -> std::io::Result<(Vec<LogLine>, u64)> {
         let (start, end) = {
             let index = self.lock_index();
             let at = index.partition_point(|block| block.offset < offset);
@@ -306,7 +307,8 @@ impl CopyReader {
             let CopyProgress { bytes, end, .. } = self.progress.borrow_and_update().clone();
             if self.offset < bytes {
                 let (copy, offset) = (self.copy.clone(), self.offset);
-                let reading = tokio::task::spawn_blocking(move || copy.read_lines(offset, first));
+                let reading =
+                    tokio::task::spawn_blocking(move || copy.read_lines_of_one_block(offset, first));
                 let read = reading.await.map_err(std::io::Error::other).flatten();
                 let (lines, next) = match read {
                     Ok(read) => read,

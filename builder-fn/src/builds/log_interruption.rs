@@ -123,7 +123,7 @@ mod tests {
     }
 
     /// Sends and flushes two lines, and buffers a third.
-    async fn send_three_lines(sink: &mut LogRecordSink) {
+    async fn send_two_lines_and_buffer_a_third(sink: &mut LogRecordSink) {
         for seq in 1..=3 {
             let line = LogLine {
                 seq,
@@ -179,7 +179,7 @@ mod tests {
             let (mut sink, body) = new_sink(format);
             let channel = sink.channel().clone();
             let sending = async move {
-                send_three_lines(&mut sink).await;
+                send_two_lines_and_buffer_a_third(&mut sink).await;
                 panic!("a defect");
             };
             send_with_interruption_record(channel, limits(&shutdown), sending).await;
@@ -197,7 +197,7 @@ mod tests {
             ..limits(&shutdown)
         };
         let sending = async move {
-            send_three_lines(&mut sink).await;
+            send_two_lines_and_buffer_a_third(&mut sink).await;
             pending().await
         };
         send_with_interruption_record(channel, limits, sending).await;
@@ -205,7 +205,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_shutdown_interrupts_the_log_of_an_own_build_at_its_end_and_others_at_once() {
+    async fn a_shutdown_interrupts_logs_of_other_builders_builds_at_once_and_of_own_ones_2_seconds_before_its_end()
+     {
         for is_own in [false, true] {
             let (trigger, shutdown): (ShutdownTrigger, _) = Shutdown::new();
             let (mut sink, body) = new_sink(LogFormat::Records(StreamFormat::Ndjson));
@@ -216,7 +217,7 @@ mod tests {
             };
             let began = Instant::now();
             let sending = async move {
-                send_three_lines(&mut sink).await;
+                send_two_lines_and_buffer_a_third(&mut sink).await;
                 trigger.begin(began + Duration::from_secs(10));
                 pending().await
             };
@@ -230,7 +231,7 @@ mod tests {
     #[tokio::test]
     async fn the_body_of_a_log_without_its_last_record_fails() {
         let (mut sink, body) = new_sink(LogFormat::Plain);
-        send_three_lines(&mut sink).await;
+        send_two_lines_and_buffer_a_third(&mut sink).await;
         drop(sink);
         let chunks: Vec<_> = body.collect().await;
         assert!(matches!(chunks[..], [Ok(_), Err(_)]), "{chunks:?}");
@@ -242,7 +243,7 @@ mod tests {
         let (mut sink, body) = new_sink(LogFormat::Plain);
         let channel = sink.channel().clone();
         let sending = async move {
-            send_three_lines(&mut sink).await;
+            send_two_lines_and_buffer_a_third(&mut sink).await;
             sink.end(&json!({"status": "success"})).await.expect("a reader");
             Ok(())
         };

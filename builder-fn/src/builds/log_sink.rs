@@ -176,7 +176,7 @@ impl LogRecordSink {
 
     /// Goes on with lines from the number `next` on, though the reader has lines with these numbers, and says so: in a
     /// record without lines, or in a line of a plain log.
-    pub(super) async fn restart_numbers(&mut self, next: u64) -> Result<(), ReaderGone> {
+    pub(super) async fn send_notice_and_restart_numbers(&mut self, next: u64) -> Result<(), ReaderGone> {
         self.next = next;
         let notice = "the build began again, and so do the numbers of its lines";
         match self.channel.format {
@@ -197,7 +197,7 @@ impl LogRecordSink {
     }
 
     /// Sends a record without lines if nothing was sent for [`KEEP_ALIVE_INTERVAL`]; nothing in a plain log.
-    pub(super) async fn send_keep_alive_if_due(&mut self) -> Result<(), ReaderGone> {
+    pub(super) async fn send_keep_alive_record_if_due(&mut self) -> Result<(), ReaderGone> {
         if self.sent.elapsed() < KEEP_ALIVE_INTERVAL {
             return Ok(());
         }

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use tonic::Status;
 
-use crate::buildkit::{AttemptFacts, BuildEvent, BuildState, Connection, ListedBuild, OrderedLog, StepFacts};
+use crate::buildkit::{
+    AttemptFacts, BuildEvent, BuildState, Connection, ListedBuild, OrderedLogWithoutProgress,
+    StepOrExportPartFacts,
+};
 use crate::redact::SecretMask;
 use crate::report::LineFormatter;
 
@@ -40,7 +43,7 @@ pub(super) enum LineKind {
 
 /// A reader of the numbered lines of one attempt.
 pub(super) struct NumberedLog {
-    log: OrderedLog,
+    log: OrderedLogWithoutProgress,
     lines: LineFormatter,
     seq: u64,
     /// The number of the first line that the reader needs.
@@ -79,7 +82,7 @@ impl NumberedLog {
 
     /// Passes lines on after a pause of the daemon, also those of an ended attempt, for a reader who does not read to
     /// the end.
-    pub(super) fn passing_on_after_pauses(mut self) -> Self {
+    pub(super) fn passing_on_after_pauses_even_if_ended(mut self) -> Self {
         self.log = self.log.treated_as_ended_if(false);
         self
     }
@@ -156,8 +159,10 @@ impl NumberedLog {
 
     /// Returns the steps with their numbers in the log, as far as it was read, and the other facts; none unless they were
     /// asked for. A step that has not appeared in the log has no number.
-    pub(super) fn into_numbered_steps_and_facts(self) -> (Vec<(Option<u32>, StepFacts)>, AttemptFacts) {
-        let mut facts = self.log.into_facts();
+    pub(super) fn into_numbered_steps_and_facts_if_kept(
+        self,
+    ) -> (Vec<(Option<u32>, StepOrExportPartFacts)>, AttemptFacts) {
+        let mut facts = self.log.into_facts_or_empty_if_not_collected();
         let steps = facts.take_steps().into_iter();
         let numbered = steps.map(|step| (self.steps.get(&step.digest).copied(), step));
         (numbered.collect(), facts)

@@ -1,6 +1,6 @@
 //! The bounded log of a build whose answer is sent at its end.
 
-use super::line_formatter::timestamped_line;
+use super::line_formatter::own_log_line_with_current_time;
 use super::ring::{LineRing, line_cost_bytes};
 use super::{LogSink, Warnings};
 
@@ -58,7 +58,7 @@ impl LogSink for BoundedLog {
 
 /// Returns the notice in place of lines that were dropped from the middle of a log.
 pub(super) fn omission_log_line(lines: usize, limit: usize) -> String {
-    timestamped_line(&format!("… {} …", omission_text(lines, limit)))
+    own_log_line_with_current_time(&format!("… {} …", omission_text(lines, limit)))
 }
 
 /// Returns the text that says how many lines were dropped from the middle of a log, and the log's limit in bytes.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::bounded_log::{omission_log_line, omission_text};
-use super::line_formatter::timestamped_line;
+use super::line_formatter::own_log_line_with_current_time;
 use super::ring::{FlaggedLine, LineRing, line_cost_bytes};
 use super::{LogSink, Warnings};
 
@@ -84,7 +84,7 @@ impl LogFeed {
             0 => {}
             dropped => {
                 state.unread += dropped;
-                let line = timestamped_line(&format!(
+                let line = own_log_line_with_current_time(&format!(
                     "… {dropped} lines dropped: they were not read in time …"
                 ));
                 let line = FlaggedLine::from(line);
@@ -162,7 +162,7 @@ impl LogFeed {
             if !state.is_live_full {
                 state.is_live_full = true;
                 let limit = state.limit;
-                state.waiting.push(timestamped_line(&format!(
+                state.waiting.push(own_log_line_with_current_time(&format!(
                     "… a log may have {limit} bytes; its end follows when the build is over …"
                 )));
             }

@@ -14,7 +14,7 @@ use super::json::escaped_json_bytes;
 use super::{LogSink, Warnings};
 use crate::buildkit::BuildEvent;
 use crate::redact::SecretMask;
-use text::{floor_char_boundary, format_time, output_lines, to_one_cut_line};
+use text::{floor_char_boundary, format_rfc3339_in_whole_seconds, output_lines, to_one_cut_line};
 
 /// The most bytes of text in one log line. Longer lines of output are split, and longer names of steps are cut. Clients
 /// stop reading at records of 64 KiB, and JSON may need six bytes for one.
@@ -59,7 +59,7 @@ impl LineFormatter {
             BuildEvent::StepStarted { name, at, .. } => {
                 vec![format!(
                     "v: {} {}",
-                    format_time(at),
+                    format_rfc3339_in_whole_seconds(at),
                     to_one_cut_line(&self.mask.mask_text(&name))
                 )]
             }
@@ -75,7 +75,7 @@ impl LineFormatter {
                 let id = self.mask.mask_text(&id);
                 vec![format!(
                     "s: {} {} {current}",
-                    format_time(at),
+                    format_rfc3339_in_whole_seconds(at),
                     to_one_cut_line(&id)
                 )]
             }
@@ -128,7 +128,7 @@ impl LineFormatter {
             .unfinished
             .get(&key)
             .map_or(0, |unfinished| unfinished.text.len());
-        let (count, rest) = match count_unsplit_lines(pending, &text) {
+        let (count, rest) = match count_unsplit_lines_and_completed_bytes(pending, &text) {
             Some((count, completed)) if count <= max_lines => {
                 (count, text.get(completed..).unwrap_or_default())
             }
@@ -178,7 +178,7 @@ impl LineFormatter {
 
     /// Returns the log line of a warning without recording it, because nothing was lost or left unchecked.
     pub(crate) fn format_unrecorded_warning(&self, text: &str) -> String {
-        timestamped_line(&format!("warning: {}", self.mask.mask_text(text)))
+        own_log_line_with_current_time(&format!("warning: {}", self.mask.mask_text(text)))
     }
 
     /// Returns the warnings recorded with [`record_warning_and_return_line`](Self::record_warning_and_return_line);
@@ -191,7 +191,7 @@ impl LineFormatter {
     pub(crate) fn format_own_step_start(&self, name: &str) -> String {
         format!(
             "v: {} {}",
-            format_time(SystemTime::now()),
+            format_rfc3339_in_whole_seconds(SystemTime::now()),
             to_one_cut_line(&self.mask.mask_text(name))
         )
     }
@@ -219,7 +219,7 @@ impl LineFormatter {
         let name = self.mask.mask_text(name);
         lines.push(format!(
             "v: {} {} {:.2}s",
-            format_time(ended),
+            format_rfc3339_in_whole_seconds(ended),
             to_one_cut_line(&name),
             took.as_secs_f64()
         ));
@@ -267,7 +267,7 @@ pub(crate) fn name_of_ended_step(line: &str) -> Option<&str> {
 
 /// Counts the lines that `text` completes after `pending_bytes` of an unfinished line, and the bytes up to the end of the
 /// last of them. Returns `None` if a line may be split.
-fn count_unsplit_lines(pending_bytes: usize, text: &[u8]) -> Option<(u64, usize)> {
+fn count_unsplit_lines_and_completed_bytes(pending_bytes: usize, text: &[u8]) -> Option<(u64, usize)> {
     let (mut count, mut completed, mut length) = (0, 0, pending_bytes);
     for piece in text.split_inclusive(|byte| *byte == b'\n') {
         length += piece.len();
@@ -288,8 +288,12 @@ fn count_unsplit_lines(pending_bytes: usize, text: &[u8]) -> Option<(u64, usize)
 }
 
 /// Returns a log line of Slipway's own, with the current time.
-pub(super) fn timestamped_line(text: &str) -> String {
-    format!("l: {} {}", format_time(SystemTime::now()), to_one_cut_line(text))
+pub(super) fn own_log_line_with_current_time(text: &str) -> String {
+    format!(
+        "l: {} {}",
+        format_rfc3339_in_whole_seconds(SystemTime::now()),
+        to_one_cut_line(text)
+    )
 }
 
 #[cfg(test)]

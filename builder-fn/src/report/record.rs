@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::json::{escaped_json_bytes, to_json_with_escaped_line_ends};
 use super::line_formatter::{MAX_CACHED_NAME_BYTES, name_of_ended_step};
 use super::ring::FlaggedLine;
-use super::{MAX_LINE_BYTES, Report, serialize_with_three_decimals};
+use super::{MAX_LINE_BYTES, Report, serialize_rounded_to_three_decimals};
 
 /// The length of the longest record with its framing, in bytes. OpenFaaS's SDK reads line by line, and silently
 /// stops at a line of 64 KiB.
@@ -39,7 +39,7 @@ pub(crate) enum StreamFormat {
 struct ProgressRecord<'a> {
     log: &'a [FlaggedLine],
     status: &'static str,
-    #[serde(serialize_with = "serialize_with_three_decimals")]
+    #[serde(serialize_with = "serialize_rounded_to_three_decimals")]
     duration: f64,
     /// The names of the steps that end in `log` and whose results came from the cache.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -70,7 +70,7 @@ impl StreamFormat {
     pub(crate) fn terminal_record(self, mut report: Report) -> Bytes {
         report.log = None;
         if let Some(error) = &mut report.error {
-            cut_to_escaped_len_with_note(error, MAX_ERROR_OR_DEPLOYMENT_BYTES);
+            cut_to_escaped_len_then_add_note(error, MAX_ERROR_OR_DEPLOYMENT_BYTES);
         }
         if let Some(deployment) = &mut report.deployment
             && to_json_with_escaped_line_ends(deployment).len() > MAX_ERROR_OR_DEPLOYMENT_BYTES
@@ -122,7 +122,7 @@ fn name_of_cached_step(line: &FlaggedLine) -> Option<&str> {
 
 /// Cuts `text` so that it takes at most `limit` bytes in JSON, where it is escaped; then appends ` … and N bytes more`,
 /// which does not count. A text within the limit stays as it is.
-pub(super) fn cut_to_escaped_len_with_note(text: &mut String, limit: usize) {
+pub(super) fn cut_to_escaped_len_then_add_note(text: &mut String, limit: usize) {
     if escaped_json_bytes(text) <= limit {
         return;
     }
@@ -145,7 +145,7 @@ mod tests {
 
     use super::*;
     use crate::hint;
-    use crate::report::{BuildStatus, Warnings};
+    use crate::report::{SuccessOrFailedStatus, Warnings};
 
     fn failed_report(error: &str) -> Report {
         Report {
@@ -153,7 +153,7 @@ mod tests {
             image: Some("registry/hello:1".into()),
             digest: None,
             commit: None,
-            status: BuildStatus::Failed,
+            status: SuccessOrFailedStatus::Failed,
             error: Some(error.into()),
             code: None,
             hint: None,

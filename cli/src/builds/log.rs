@@ -7,13 +7,13 @@ use function_host::http::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{ConnectedClient, failure_of_bodyless_request, follow_to_end};
+use super::{ClientWithChosenRoute, failure_of_bodyless_request, follow_to_end};
 use crate::builder::{
     Record, RequestError, Verdict, build_path, percent_encode_component, printed_progress_record,
 };
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
-use crate::output::{print_message, print_result, printable};
+use crate::output::{print_message_as_is, print_result_or_exit_if_unread, printable};
 use crate::progress::Event;
 use crate::settings::ConnectionArguments;
 use crate::up::LogForm;
@@ -50,7 +50,7 @@ enum LookupFailure {
 /// # Errors
 /// Fails if there is no such build, or its log is lost.
 pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
-    let connected = ConnectedClient::find(&arguments.connection).await?;
+    let connected = ClientWithChosenRoute::find(&arguments.connection).await?;
     let found = find_build(&connected, &arguments.subject).await;
     let is_id = Uuid::try_parse(&arguments.subject).is_ok();
     let (build, patience) = match found {
@@ -79,15 +79,15 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
         let outcome = follow_to_end(&connected, &id, form, patience).await?;
         let verdict = Verdict::of_outcome(&outcome, false);
         if arguments.json {
-            print_result(&outcome.to_string());
+            print_result_or_exit_if_unread(&outcome.to_string());
             return Ok(verdict.status);
         }
-        print_message(&format!("{id}: {}", printable(&verdict.summary)));
+        print_message_as_is(&format!("{id}: {}", printable(&verdict.summary)));
         for line in &verdict.explanation {
-            print_message(&printable(line));
+            print_message_as_is(&printable(line));
         }
         if let Some(next) = &verdict.next {
-            print_message(&format!("next: {}", printable(next)));
+            print_message_as_is(&format!("next: {}", printable(next)));
         }
         return Ok(verdict.status);
     }
@@ -96,7 +96,7 @@ pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure
 }
 
 /// Finds the build with this ID, or the newest one of the function with this name.
-async fn find_build(connected: &ConnectedClient, id_or_function: &str) -> Result<Value, LookupFailure> {
+async fn find_build(connected: &ClientWithChosenRoute, id_or_function: &str) -> Result<Value, LookupFailure> {
     let by_id = connected
         .client
         .ask(connected.route, Method::GET, &build_path(id_or_function))
@@ -129,7 +129,7 @@ async fn find_build(connected: &ConnectedClient, id_or_function: &str) -> Result
 
 /// Prints the log as far as it is there.
 async fn print_log_so_far(
-    connected: &ConnectedClient,
+    connected: &ClientWithChosenRoute,
     id: &str,
     is_json: bool,
     build_state: &str,
@@ -153,7 +153,7 @@ async fn print_log_so_far(
         match record {
             Record::Progress { seq, lines, cached } if is_json => {
                 if let Some(record) = printed_progress_record(seq, &lines, &cached) {
-                    print_result(&record.to_string());
+                    print_result_or_exit_if_unread(&record.to_string());
                 }
             }
             Record::Progress { lines, cached, .. } => {
@@ -161,17 +161,17 @@ async fn print_log_so_far(
                 events
                     .iter()
                     .filter_map(printable_event)
-                    .for_each(|line| print_result(&line));
+                    .for_each(|line| print_result_or_exit_if_unread(&line));
             }
             Record::Terminal(outcome) if is_json => {
-                print_result(&outcome.to_string());
+                print_result_or_exit_if_unread(&outcome.to_string());
                 return Ok(ExitStatus::Success);
             }
             Record::Terminal(outcome) => {
                 let verdict = Verdict::of_outcome(&outcome, false);
-                print_message(&format!("{id}: {}", printable(&verdict.summary)));
+                print_message_as_is(&format!("{id}: {}", printable(&verdict.summary)));
                 for line in &verdict.explanation {
-                    print_message(&printable(line));
+                    print_message_as_is(&printable(line));
                 }
                 return Ok(ExitStatus::Success);
             }

@@ -14,7 +14,7 @@ pub(super) struct ShownSteps {
 
 impl ShownSteps {
     /// Returns the lines that show an event, without the lines of steps that were shown before.
-    pub(super) fn take_new_lines_of(&mut self, event: &Event<'_>) -> Vec<String> {
+    pub(super) fn take_lines_without_repeated_steps(&mut self, event: &Event<'_>) -> Vec<String> {
         let mut lines = lines_of(event);
         if let Event::StepStarted { .. } | Event::StepEnded { .. } = event {
             lines.retain(|line| self.lines.insert(line.clone()));
@@ -30,7 +30,7 @@ mod tests {
     #[test]
     fn the_lines_of_a_step_are_shown_once() {
         let mut steps = ShownSteps::default();
-        let mut shown = |event| steps.take_new_lines_of(&event);
+        let mut shown = |event| steps.take_lines_without_repeated_steps(&event);
         let started = || Event::StepStarted {
             name: "[1/2] RUN make",
         };

@@ -27,7 +27,7 @@ const REPLACED_WAIT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Fails if the request is refused or lost.
-pub(crate) async fn cancel_build_and_wait(
+pub(crate) async fn cancel_build_and_wait_up_to_a_minute(
     client: &BuilderClient,
     route: Route,
     id: &str,
@@ -74,7 +74,7 @@ impl FunctionBuild<'_> {
     }
 
     /// Does what Ctrl-C asks for, and returns the end of following the build; `None` if it is to be followed on.
-    pub(super) async fn detach_or_cancel_on_second_interrupt(
+    pub(super) async fn detach_or_cancel_or_none_to_keep_following(
         &self,
         interrupts: &Interrupts,
         sent_build: Option<SentBuild>,
@@ -115,7 +115,7 @@ impl FunctionBuild<'_> {
         let began = Instant::now();
         let options = &self.client.settings().options;
         loop {
-            match cancel_build_and_wait(self.client, route, id).await {
+            match cancel_build_and_wait_up_to_a_minute(self.client, route, id).await {
                 Ok(build) if matches!(build["state"].as_str(), Some("success" | "failed" | "cancelled")) => {
                     return Ok(self.end_of_build(Verdict::of_outcome(&build, self.options.strict), &build));
                 }

@@ -10,11 +10,11 @@ use tokio::time::{Instant, sleep};
 
 use super::{BuildEnd, FunctionBuild};
 use crate::builder::{
-    BuilderClient, LogLine, Record, RecordStream, RequestError, Route, StreamCut, Submission, Verdict,
-    build_path, printed_progress_record,
+    BuilderClient, LogLine, Record, RecordStream, RequestError, Route, SignedBuildRequest, StreamCut,
+    Verdict, build_path, printed_progress_record,
 };
 use crate::failure::Failure;
-use crate::output::print_result;
+use crate::output::print_result_or_exit_if_unread;
 use crate::progress::{Event, Progress};
 
 /// The pause before the first attempt to connect again, and the longest pause.
@@ -91,7 +91,7 @@ impl FollowedBuild<'_> {
             LogForm::Progress => self.progress.show_log_lines(lines, cached),
             LogForm::Records => {
                 if let Some(record) = printed_progress_record(seq, lines, cached) {
-                    print_result(&record.to_string());
+                    print_result_or_exit_if_unread(&record.to_string());
                 }
             }
         }
@@ -127,7 +127,9 @@ pub(crate) async fn follow_log(following: &FollowedBuild<'_>) -> Result<Value, F
                 match read_log_to_terminal_record(following, &mut records, &mut next_line, &mut connection)
                     .await
                 {
-                    Ok(outcome) => return ask_for_end_if_outcome_is_unclear(following, outcome).await,
+                    Ok(outcome) => {
+                        return poll_for_end_or_last_state_if_outcome_is_unclear(following, outcome).await;
+                    }
                     Err(cut) => cut.to_string(),
                 }
             }
@@ -179,7 +181,7 @@ async fn read_log_to_terminal_record(
             record = records.next_record() => record?,
             () = sleep(pause) => {
                 pause = (pause * 2).min(FIRST_AND_LONGEST_STATE_PAUSE.1);
-                ask_and_show_new_state(following, &mut shown_state).await;
+                ask_and_show_new_waiting_or_deploying_state(following, &mut shown_state).await;
                 continue;
             }
         };
@@ -200,7 +202,7 @@ async fn read_log_to_terminal_record(
 }
 
 /// Asks for the state of a build, and shows it if it is `waiting` or `deploying` and another one than before.
-async fn ask_and_show_new_state(following: &FollowedBuild<'_>, shown: &mut String) {
+async fn ask_and_show_new_waiting_or_deploying_state(following: &FollowedBuild<'_>, shown: &mut String) {
     let path = build_path(following.id);
     // The log has the outcome, so a question without an answer is no failure.
     if let Ok(build) = following.client.ask(following.route, Method::GET, &path).await
@@ -215,7 +217,7 @@ async fn ask_and_show_new_state(following: &FollowedBuild<'_>, shown: &mut Strin
 
 /// Returns the outcome of a build whose log has ended. Where the log does not say how the build ended, asks for it: the
 /// builder that sent the log may not know what became of the deployment, and another one may still be deploying.
-async fn ask_for_end_if_outcome_is_unclear(
+async fn poll_for_end_or_last_state_if_outcome_is_unclear(
     following: &FollowedBuild<'_>,
     outcome: Value,
 ) -> Result<Value, Failure> {
@@ -276,11 +278,11 @@ impl FunctionBuild<'_> {
     pub(super) async fn follow_stream_with_resends(
         &self,
         route: Route,
-        submission: &Submission,
+        submission: &SignedBuildRequest,
         id: &str,
         mut records: RecordStream,
     ) -> Result<BuildEnd, Failure> {
-        let submission = Submission {
+        let submission = SignedBuildRequest {
             call_id: id.to_owned(),
             ..submission.clone()
         };

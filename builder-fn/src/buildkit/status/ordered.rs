@@ -29,9 +29,9 @@ use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex};
 use futures_util::StreamExt;
 use tonic::Status;
 
-use super::reader::{time_or_epoch, to_system_time};
+use super::reader::{time_or_epoch, to_system_time_clamped};
 use super::seen_warnings::SeenWarnings;
-use super::{AttemptFacts, BuildEvent, StatusResponseStream, follow_build_status, without_rpc_prefix};
+use super::{AttemptFacts, BuildEvent, StatusResponseStream, open_build_status_stream, without_rpc_prefix};
 use crate::buildkit::Connection;
 use crate::redact::SecretMask;
 
@@ -54,7 +54,7 @@ const REMEMBERED_TIMES_MAX: usize = 100_000;
 const CANCELLED_STEP_ERROR: &str = "context canceled";
 
 /// A reader of the events of one attempt, sorted by their times.
-pub struct OrderedLog {
+pub struct OrderedLogWithoutProgress {
     responses: StatusResponseStream,
     order: EventSorter,
     /// The facts about the steps, if they were asked for.
@@ -96,9 +96,9 @@ struct SplitBatch {
 
 impl Connection {
     /// Opens the log of the running or finished attempt `reference`, from its beginning.
-    pub fn open_log(&self, reference: &str) -> OrderedLog {
-        OrderedLog {
-            responses: follow_build_status(self, reference.to_owned()),
+    pub fn open_log(&self, reference: &str) -> OrderedLogWithoutProgress {
+        OrderedLogWithoutProgress {
+            responses: open_build_status_stream(self, reference.to_owned()),
             order: EventSorter::default(),
             facts: None,
             is_recorded: false,
@@ -107,7 +107,7 @@ impl Connection {
     }
 }
 
-impl OrderedLog {
+impl OrderedLogWithoutProgress {
     /// Waits for the next events, in order; `None` after the last one. Dropping the future loses nothing.
     ///
     /// # Errors
@@ -120,18 +120,18 @@ impl OrderedLog {
                 false => tokio::time::timeout(EVENT_HOLD_TIME, response).await,
             };
             let events = match response {
-                Err(_) => self.order.take_all(),
+                Err(_) => self.order.take_all_held(),
                 Ok(Some(response)) => {
                     let response = response?;
                     if let Some(facts) = &mut self.facts {
                         facts.add_response(&response);
                     }
                     self.order.add_response(response);
-                    self.order.take_ready()
+                    self.order.take_ready_or_above_memory_limit()
                 }
                 Ok(None) => {
                     self.has_ended = true;
-                    let mut events = self.order.take_all();
+                    let mut events = self.order.take_all_held();
                     events.append(&mut self.order.warnings);
                     events
                 }
@@ -159,7 +159,7 @@ impl OrderedLog {
     }
 
     /// Returns the facts about the steps, as far as the daemon's answer was read; none unless they were asked for.
-    pub(crate) fn into_facts(self) -> AttemptFacts {
+    pub(crate) fn into_facts_or_empty_if_not_collected(self) -> AttemptFacts {
         self.facts.unwrap_or_default()
     }
 }
@@ -172,7 +172,7 @@ impl EventSorter {
             self.add_step(vertex);
         }
         for status in &response.statuses {
-            let at = status.timestamp.as_ref().map(to_system_time);
+            let at = status.timestamp.as_ref().map(to_system_time_clamped);
             self.notice_time_of_steps(at);
         }
         for log in response.logs {
@@ -230,10 +230,10 @@ impl EventSorter {
     /// Holds the beginning and the end of a step, unless they are known or made up by BuildKit. BuildKit may leave the
     /// beginning out and send only the end.
     fn add_step(&mut self, vertex: Vertex) {
-        let Some(started) = vertex.started.as_ref().map(to_system_time) else {
+        let Some(started) = vertex.started.as_ref().map(to_system_time_clamped) else {
             return;
         };
-        let completed = vertex.completed.as_ref().map(to_system_time);
+        let completed = vertex.completed.as_ref().map(to_system_time_clamped);
         let digest = self.intern(&vertex.digest);
         if completed == Some(started) {
             if vertex.cached && self.remember_if_new_and_within_limit(&digest, SystemTime::UNIX_EPOCH, true) {
@@ -303,7 +303,7 @@ impl EventSorter {
     }
 
     /// Takes the events before which no other can come any more, and the earliest ones beyond the memory limit.
-    fn take_ready(&mut self) -> Vec<BuildEvent> {
+    fn take_ready_or_above_memory_limit(&mut self) -> Vec<BuildEvent> {
         let Some(end) = self.latest.and_then(|latest| latest.checked_sub(EVENT_HOLD_TIME)) else {
             return Vec::new();
         };
@@ -322,7 +322,7 @@ impl EventSorter {
     }
 
     /// Takes all held events, in order.
-    fn take_all(&mut self) -> Vec<BuildEvent> {
+    fn take_all_held(&mut self) -> Vec<BuildEvent> {
         self.held_bytes = 0;
         std::mem::take(&mut self.held).into_values().collect()
     }

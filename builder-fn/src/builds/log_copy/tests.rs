@@ -75,7 +75,7 @@ async fn a_reader_gets_the_lines_from_any_number_on_once_and_in_order() {
     let copies = Copies::with_budget(u64::MAX);
     let copy = copies.create();
     for from in [1, 400, 2_000] {
-        assert!(copy.append_lines(&lines(from..from + 399)));
+        assert!(copy.append_lines_until_full(&lines(from..from + 399)));
     }
     finish(&copy, CopyEnd::Complete);
     let all: Vec<_> = [1, 400, 2_000]
@@ -100,7 +100,7 @@ async fn the_name_of_a_cached_step_is_copied_and_does_not_count_as_a_line() {
         text: "[2/5] RUN make".to_owned(),
     };
     let copied = [line(1, 10), line(2, 10), name(3)];
-    assert!(copy.append_lines(&copied));
+    assert!(copy.append_lines_until_full(&copied));
     finish(&copy, CopyEnd::Complete);
     let mut reader = copy.open_reader();
     assert_eq!(
@@ -114,8 +114,8 @@ async fn the_name_of_a_cached_step_is_copied_and_does_not_count_as_a_line() {
 async fn a_reader_of_the_end_of_a_log_reads_one_block_of_its_copy() {
     let copies = Copies::with_budget(u64::MAX);
     let copy = copies.create();
-    assert!(copy.append_lines(&lines(1..20_000)));
-    let (read, next) = copy.read_lines(0, 19_999).expect("no error");
+    assert!(copy.append_lines_until_full(&lines(1..20_000)));
+    let (read, next) = copy.read_lines_of_one_block(0, 19_999).expect("no error");
     assert_eq!(read, lines(19_999..20_000));
     assert_eq!(next, copy.progress.borrow().bytes);
     let blocks = copy.lock_index().len() as u64;
@@ -130,9 +130,9 @@ async fn a_reader_waits_for_lines_that_are_not_there_yet() {
     let copies = Copies::with_budget(u64::MAX);
     let copy = copies.create();
     let mut reader = copy.open_reader();
-    assert!(copy.append_lines(&lines(1..10)));
+    assert!(copy.append_lines_until_full(&lines(1..10)));
     let reading = tokio::spawn(async move { reader.next_lines(10).await });
-    assert!(copy.append_lines(&lines(10..12)));
+    assert!(copy.append_lines_until_full(&lines(10..12)));
     assert_eq!(
         reading.await.expect("no panic").expect("no error"),
         CopiedLines::Lines(lines(10..12))
@@ -143,7 +143,7 @@ async fn a_reader_waits_for_lines_that_are_not_there_yet() {
 async fn a_copy_without_room_has_the_beginning_of_the_log_and_gives_its_room_back() {
     let copies = Copies::with_budget(300 << 10);
     let copy = copies.create();
-    assert!(!copy.append_lines(&lines(1..20_000)));
+    assert!(!copy.append_lines_until_full(&lines(1..20_000)));
     finish(&copy, CopyEnd::Partial);
     let (read, end) = read_from(&copy, 1).await;
     assert_eq!(end, CopiedLines::NotCopied);
@@ -151,10 +151,13 @@ async fn a_copy_without_room_has_the_beginning_of_the_log_and_gives_its_room_bac
     assert!(read.len() > 500, "{}", read.len());
 
     let other = copies.create();
-    assert!(!other.append_lines(&lines(1..600)), "the first copy has the room");
+    assert!(
+        !other.append_lines_until_full(&lines(1..600)),
+        "the first copy has the room"
+    );
     assert!(copies.used.get() > 0);
     drop(copy);
-    assert!(other.append_lines(&lines(1..600)));
+    assert!(other.append_lines_until_full(&lines(1..600)));
     drop(other);
     assert_eq!(
         (copies.used.get(), copies.budget.used.load(Ordering::Relaxed)),
@@ -166,7 +169,7 @@ async fn a_copy_without_room_has_the_beginning_of_the_log_and_gives_its_room_bac
 async fn a_reader_of_a_copy_that_failed_gets_its_lines_and_then_the_reason() {
     let copies = Copies::with_budget(u64::MAX);
     let copy = copies.create();
-    assert!(copy.append_lines(&lines(1..3)));
+    assert!(copy.append_lines_until_full(&lines(1..3)));
     finish(&copy, CopyEnd::Failed("the daemon is lost".into()));
     let mut reader = copy.open_reader();
     let first = reader.next_lines(1).await.expect("no error");
@@ -182,7 +185,7 @@ async fn a_copy_is_kept_for_a_while_without_readers_and_longer_if_one_comes() {
     let first = copy.open_reader();
     let (waiting, begun) = (copy.clone(), tokio::time::Instant::now());
     let unneeded = tokio::spawn(async move {
-        waiting.wait_until_unneeded().await;
+        waiting.wait_until_unneeded_or_evicted().await;
         begun.elapsed()
     });
     tokio::time::sleep(KEPT_UNREAD * 2).await;
@@ -195,7 +198,7 @@ async fn a_copy_is_kept_for_a_while_without_readers_and_longer_if_one_comes() {
     assert_eq!(unneeded.await.expect("no panic"), KEPT_UNREAD * 4);
 
     let evicted = copy.clone();
-    let unneeded = tokio::spawn(async move { evicted.wait_until_unneeded().await });
+    let unneeded = tokio::spawn(async move { evicted.wait_until_unneeded_or_evicted().await });
     copy.evict();
     tokio::time::timeout(KEPT_UNREAD / 2, unneeded)
         .await

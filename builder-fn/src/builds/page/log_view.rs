@@ -2,7 +2,7 @@
 
 use maud::{Markup, PreEscaped, html};
 
-use super::ansi::{LINE_CHARS_MAX, StyledLine, style_line, with_visible_controls};
+use super::ansi::{LINE_CHARS_MAX, StyledLine, show_controls_keeping_tabs_and_newlines, style_line};
 use super::words;
 use crate::builds::log_excerpt::{LogExcerpt, LogPart, PAGE_LINES_MAX};
 use crate::builds::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine};
@@ -27,7 +27,7 @@ pub(super) struct LogSpace {
 
 /// The address of the page and of its log, relative to the page, for the links on it.
 #[derive(Clone, Debug)]
-pub(super) struct LogAddresses {
+pub(super) struct PageQueryAndLogAddress {
     /// The query of the page, which the number of a line follows: `?link=…&` or `?`.
     pub(super) page: String,
     /// The address of the log, which the number of a line follows.
@@ -41,7 +41,7 @@ struct StepBlock<'a> {
 }
 
 /// The lines that fit on a page, as HTML.
-struct RenderedLines<'a> {
+struct LinesThatFit<'a> {
     lines: Vec<(&'a LogLine, String)>,
     /// Whether lines before them do not fit.
     has_earlier: bool,
@@ -52,12 +52,12 @@ struct RenderedLines<'a> {
 /// Renders the lines that fit into `space`: the last ones if `from_end`, otherwise the first ones. Hostile lines need many
 /// bytes for few characters, and so do lines of steps that run at the same time: `block_bytes` is what the lines of a
 /// step in a row need besides.
-fn render_lines(
+fn render_each_line_that_fits(
     lines: &[LogLine],
     from_end: bool,
     space: LogSpace,
     block_bytes: impl Fn(Option<u32>) -> usize,
-) -> RenderedLines<'_> {
+) -> LinesThatFit<'_> {
     let mut rendered: Vec<(&LogLine, String)> = Vec::new();
     let mut bytes = 0;
     let mut add = |line| {
@@ -73,14 +73,14 @@ fn render_lines(
     if from_end {
         let has_earlier = lines.iter().rev().any(|line| !add(line));
         rendered.reverse();
-        return RenderedLines {
+        return LinesThatFit {
             lines: rendered,
             has_earlier,
             next: None,
         };
     }
     let next = lines.iter().find(|line| !add(line)).map(|line| line.seq);
-    RenderedLines {
+    LinesThatFit {
         lines: rendered,
         has_earlier: false,
         next,
@@ -139,23 +139,27 @@ fn first_line_of_page_before(first: u64) -> Option<u64> {
 }
 
 /// Returns the section with the log, whose lines take the `space`.
-pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, space: LogSpace) -> Markup {
+pub(super) fn log_section(
+    excerpt: &LogExcerpt,
+    addresses: &PageQueryAndLogAddress,
+    space: LogSpace,
+) -> Markup {
     let name = |step: Option<u32>| {
         let step = step?;
         let found = excerpt.steps.iter().find(|(number, _)| *number == Some(step));
         let name = found.map_or_else(
             || format!("step {step}"),
-            |(_, facts)| with_visible_controls(&facts.name),
+            |(_, facts)| show_controls_keeping_tabs_and_newlines(&facts.name),
         );
         Some(words::cut(&name.replace('\n', " "), STEP_NAME_CHARS_MAX))
     };
     let block_bytes =
         |step| BLOCK_FRAME_BYTES + name(step).map_or(0, |name| html! { (name) }.into_string().len());
-    let RenderedLines {
+    let LinesThatFit {
         lines: rendered,
         has_earlier,
         next: cut,
-    } = render_lines(&excerpt.lines, excerpt.is_end, space, block_bytes);
+    } = render_each_line_that_fits(&excerpt.lines, excerpt.is_end, space, block_bytes);
     let has_earlier = has_earlier || excerpt.has_earlier;
     let next = cut.unwrap_or(excerpt.next);
     let has_later = cut.is_some() || excerpt.has_later;
@@ -182,7 +186,7 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, space:
                 output #found aria-live="polite" {}
             }
             ol #hits hidden aria-label="Lines found" {}
-            @if let Some(problem) = &excerpt.problem { p.note { (words::cut(&with_visible_controls(problem), 1000)) } }
+            @if let Some(problem) = &excerpt.problem { p.note { (words::cut(&show_controls_keeping_tabs_and_newlines(problem), 1000)) } }
             @if let Some(part) = excerpt.unread {
                 p.note {
                     @if rendered.is_empty() { "The log is not read yet. " }
@@ -229,7 +233,7 @@ pub(super) fn log_section(excerpt: &LogExcerpt, addresses: &LogAddresses, space:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buildkit::StepFacts;
+    use crate::buildkit::StepOrExportPartFacts;
     use crate::builds::numbered_log::LineKind;
 
     fn line(seq: u64, step: Option<u32>, text: &str) -> LogLine {
@@ -248,8 +252,8 @@ mod tests {
         }
     }
 
-    fn addresses() -> LogAddresses {
-        LogAddresses {
+    fn addresses() -> PageQueryAndLogAddress {
+        PageQueryAndLogAddress {
             page: "?".to_owned(),
             log: "a/log".to_owned(),
         }
@@ -388,10 +392,10 @@ mod tests {
     #[test]
     fn lines_of_steps_that_run_at_the_same_time_take_no_more_than_their_budget() {
         let name = "RUN <make> ".repeat(20);
-        let facts = |digest: &str| StepFacts {
+        let facts = |digest: &str| StepOrExportPartFacts {
             digest: digest.to_owned(),
             name: name.clone(),
-            ..StepFacts::default()
+            ..StepOrExportPartFacts::default()
         };
         let excerpt = LogExcerpt {
             lines: (1..=300)

@@ -59,7 +59,7 @@ async fn a_cached_step_is_marked_while_a_later_step_runs_by_every_route() -> Res
         let reading = async {
             let mut printed = String::new();
             loop {
-                printed.push_str(&up.read_stderr_until_line_contains(CACHED_STEP).await?);
+                printed.push_str(&up.read_stderr_lines_until_one_contains(CACHED_STEP).await?);
                 let last = printed.lines().last().unwrap_or_default();
                 let is_marked = match form {
                     "json" => serde_json::from_str::<Value>(last)?["cached"] == true,
@@ -116,7 +116,7 @@ async fn the_log_of_an_ended_build_names_its_cached_steps_and_numbers_its_lines_
     let mut seen = Vec::new();
     for last in ["one", "two"] {
         let id = format!("cached-log-{last}-{run}");
-        let tar = context(last).tar_with_config(&config)?;
+        let tar = context(last).tar_with_config_last(&config)?;
         let reply = client
             .post_signed_with_headers(tar, &[("X-Call-Id", &id)])
             .await?;

@@ -58,7 +58,7 @@ async fn build_case_and_describe_wrong_hint(
     }
     let reply = builder
         .client()?
-        .post_signed(source.tar_with_config(&config)?)
+        .post_signed(source.tar_with_config_last(&config)?)
         .await?;
     let hint = &reply.json()["hint"];
     let expected = &case["expected"];
@@ -144,7 +144,7 @@ async fn the_last_lines_of_a_function_that_does_not_run_are_in_the_answer_and_it
         let id = format!("{name}-{run}");
         let client = builder.client()?;
         let reply = client
-            .post_signed_with_headers(source.tar_with_config(&config)?, &[("X-Call-Id", &id)])
+            .post_signed_with_headers(source.tar_with_config_last(&config)?, &[("X-Call-Id", &id)])
             .await?;
         let answer = reply.json();
         assert_eq!(answer["deployment"]["status"], "rolled_back", "{answer:#}");

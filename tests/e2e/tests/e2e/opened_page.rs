@@ -52,7 +52,7 @@ async fn the_page_that_open_names_follows_a_queued_build_through_the_gateway_wit
         .await?
         .with_variable("SLIPWAY_BUILDER_URL", "");
     let mut up = slipway.start(folder.path(), &["up", "--via", "queue", "--progress", "json"])?;
-    let printed = up.read_stderr_until_line_contains("\"submitted\"").await?;
+    let printed = up.read_stderr_lines_until_one_contains("\"submitted\"").await?;
     let submitted: Value = serde_json::from_str(printed.lines().last().unwrap_or_default())?;
     let id = submitted["id"].as_str().context("no ID")?;
     testbed.wait_for_step(gates[0], true).await?;

@@ -14,8 +14,8 @@ use slipway_e2e::{
     buildkit::BuildkitDaemon,
 };
 
-use accessibility::assert_accessible;
-use setting::{PageSetting, fresh_id};
+use accessibility::assert_no_accessibility_faults_in_all_views;
+use setting::{BuilderBehindPrefixProxy, fresh_id};
 
 /// The most bytes of a page over the wire, with everything that it loads by itself.
 const PAGE_BYTES_MAX: u64 = 60_000;
@@ -35,9 +35,9 @@ exit 101
 "#;
 
 /// Returns a context whose step `cargo build` fails as a real one does.
-async fn failing_context(setting: &PageSetting) -> Result<BuildContext> {
+async fn context_with_failing_cargo_build(setting: &BuilderBehindPrefixProxy) -> Result<BuildContext> {
     let steps = "COPY --chmod=755 cargo /bin/cargo\nWORKDIR /src\nCOPY main.rs src/main.rs\nRUN cargo build --release";
-    let context = setting.context_with_steps(steps).await?;
+    let context = setting.uncached_context_with_steps(steps).await?;
     Ok(context
         .with_file("cargo", FAILING_CARGO)
         .with_file("main.rs", "fn main() {}\n"))
@@ -51,7 +51,7 @@ async fn assert_nothing_reported(browser: &Browser) -> Result<()> {
 }
 
 /// Returns an expression that says whether the log on the page has a line that matches a regular expression.
-fn has_line(pattern: &str) -> String {
+fn js_log_has_line_matching(pattern: &str) -> String {
     format!("[...document.querySelectorAll('#lines li')].some((line) => /{pattern}/.test(line.textContent))")
 }
 
@@ -63,7 +63,7 @@ async fn wait_for_state(browser: &Browser, state: &str) -> Result<()> {
 
 #[tokio::test]
 async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
-    let setting = PageSetting::start(&[]).await?;
+    let setting = BuilderBehindPrefixProxy::start(&[]).await?;
     let browser = Browser::start(true).await?;
     let id = fresh_id("page-running")?;
     let gate = format!("gate-of-{id}");
@@ -71,7 +71,7 @@ async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
         "RUN echo first step\nRUN printf '\\033[32mgreen\\033[0m and plain\\n'; echo waiting; {}; echo through",
         gated_command(&gate)
     );
-    let context = setting.context_with_steps(&steps).await?;
+    let context = setting.uncached_context_with_steps(&steps).await?;
     let image = setting.image_name("page-running");
     let build = setting.build(&id, &context, &image);
     let following = async {
@@ -79,14 +79,18 @@ async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
         let (status, answer) = setting.builder.ask(&format!("/builds/{id}")).await?;
         assert_eq!(status, 200, "{answer}");
         browser.open(&setting.page_url(&answer)?).await?;
-        browser.wait_until(&has_line("\\bwaiting$")).await?;
+        browser
+            .wait_until(&js_log_has_line_matching("\\bwaiting$"))
+            .await?;
         wait_for_state(&browser, "running").await?;
         let coloured = "document.querySelector('#lines .a2')?.textContent";
         assert_eq!(browser.evaluate(coloured).await?, "green");
         browser.store_screenshot("running").await?;
-        assert_accessible(&browser).await?;
+        assert_no_accessibility_faults_in_all_views(&browser).await?;
         setting.testbed.open_gate_of_step(&gate)?;
-        browser.wait_until(&has_line("\\bthrough$")).await?;
+        browser
+            .wait_until(&js_log_has_line_matching("\\bthrough$"))
+            .await?;
         wait_for_state(&browser, "success").await?;
         browser
             .wait_until("document.getElementById('found').textContent === 'The build has ended: success.'")
@@ -116,13 +120,13 @@ async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
         true,
         "each line once: {text}"
     );
-    assert_accessible(&browser).await?;
+    assert_no_accessibility_faults_in_all_views(&browser).await?;
     assert_nothing_reported(&browser).await
 }
 
 #[tokio::test]
 async fn a_cached_step_is_marked_on_the_page_of_a_running_build() -> Result<()> {
-    let setting = PageSetting::start(&[]).await?;
+    let setting = BuilderBehindPrefixProxy::start(&[]).await?;
     let base = setting.testbed.build_busybox_once_and_get_name().await?;
     let now = fresh_id("page-cached")?;
     let context = |rest: &str| {
@@ -161,15 +165,15 @@ async fn a_cached_step_is_marked_on_the_page_of_a_running_build() -> Result<()> 
 
 #[tokio::test]
 async fn the_page_of_a_failed_build_says_why_first_and_is_used_with_the_keyboard() -> Result<()> {
-    let setting = PageSetting::start(&[]).await?;
-    let context = failing_context(&setting).await?;
+    let setting = BuilderBehindPrefixProxy::start(&[]).await?;
+    let context = context_with_failing_cargo_build(&setting).await?;
     let image = setting.image_name("shop");
     let reply = setting.build(&fresh_id("page-failed")?, &context, &image).await?;
     assert_eq!(reply.status, 422, "{}", reply.text);
     let browser = Browser::start(true).await?;
     let url = setting.page_url(&reply.json())?;
     browser
-        .open_until(&url, &has_line("could not compile `shop`"))
+        .open_until(&url, &js_log_has_line_matching("could not compile `shop`"))
         .await?;
 
     let text = browser.text().await?;
@@ -201,7 +205,7 @@ async fn the_page_of_a_failed_build_says_why_first_and_is_used_with_the_keyboard
         browser.show_as(view).await?;
         browser.store_screenshot(name).await?;
     }
-    assert_accessible(&browser).await?;
+    assert_no_accessibility_faults_in_all_views(&browser).await?;
 
     // The first stop leads past everything before the content, and the controls of the log are stops too.
     browser.press(TAB_KEY).await?;
@@ -239,9 +243,11 @@ async fn the_page_of_a_failed_build_says_why_first_and_is_used_with_the_keyboard
 
 #[tokio::test]
 async fn pages_are_readable_without_scripts() -> Result<()> {
-    let setting = PageSetting::start(&[]).await?;
-    let failing = failing_context(&setting).await?;
-    let working = setting.context_with_steps("RUN echo all is well").await?;
+    let setting = BuilderBehindPrefixProxy::start(&[]).await?;
+    let failing = context_with_failing_cargo_build(&setting).await?;
+    let working = setting
+        .uncached_context_with_steps("RUN echo all is well")
+        .await?;
     let browser = Browser::start(false).await?;
     for (name, context, status, line, expected) in [
         (
@@ -280,14 +286,14 @@ async fn pages_are_readable_without_scripts() -> Result<()> {
         browser
             .store_screenshot(&format!("{name}-without-scripts"))
             .await?;
-        assert_accessible(&browser).await?;
+        assert_no_accessibility_faults_in_all_views(&browser).await?;
     }
     assert_nothing_reported(&browser).await
 }
 
 #[tokio::test]
 async fn hostile_output_and_names_stay_text_on_pages() -> Result<()> {
-    let setting = PageSetting::start(&[]).await?;
+    let setting = BuilderBehindPrefixProxy::start(&[]).await?;
     let browser = Browser::start(true).await?;
     // The name of a step is its command, so that it is hostile too. The second half arrives while the page is open.
     let markup =
@@ -299,7 +305,7 @@ async fn hostile_output_and_names_stay_text_on_pages() -> Result<()> {
     let steps = format!("RUN {line}; {}; {line}; exit 1", gated_command(&gate));
     let id = fresh_id("<b onclick=document.title=1>&amp;\"'")?;
     let path = "/builds/".to_owned() + &encode(&id);
-    let context = setting.context_with_steps(&steps).await?;
+    let context = setting.uncached_context_with_steps(&steps).await?;
     let image = setting.image_name("page-hostile");
     let build = setting.build(&id, &context, &image);
     let following = async {
@@ -307,7 +313,7 @@ async fn hostile_output_and_names_stay_text_on_pages() -> Result<()> {
         let (_, answer) = setting.builder.ask(&path).await?;
         let url = setting.page_url(&answer)?;
         browser.open(&url).await?;
-        browser.wait_until(&has_line("hidden")).await?;
+        browser.wait_until(&js_log_has_line_matching("hidden")).await?;
         setting.testbed.open_gate_of_step(&gate)?;
         wait_for_state(&browser, "failed").await?;
         Ok::<_, anyhow::Error>(url)
@@ -380,16 +386,18 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     // The stack's own daemon would keep the log in its history.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
     let url = daemon.url();
-    let setting = PageSetting::start(&[("buildkit_url", &url)]).await?;
+    let setting = BuilderBehindPrefixProxy::start(&[("buildkit_url", &url)]).await?;
     let filler = "x".repeat(88);
     let steps = format!("RUN seq 1 {LINES_WRITTEN_BY_STEP} | sed 's/.*/line & {filler}/'");
-    let context = setting.context_with_steps(&steps).await?;
+    let context = setting.uncached_context_with_steps(&steps).await?;
     let image = setting.image_name("page-long");
     let reply = setting.build(&fresh_id("page-long")?, &context, &image).await?;
     assert_eq!(reply.status, 200, "{:.1000}", reply.text);
     let browser = Browser::start(true).await?;
     let url = setting.page_url(&reply.json())?;
-    browser.open_until(&url, &has_line("\\bline 1 x")).await?;
+    browser
+        .open_until(&url, &js_log_has_line_matching("\\bline 1 x"))
+        .await?;
     let count = browser
         .evaluate("document.querySelectorAll('#lines li').length")
         .await?;
@@ -437,7 +445,7 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
 
 #[tokio::test]
 async fn the_list_leads_to_the_builds_of_a_function_and_back() -> Result<()> {
-    let setting = PageSetting::start(&[("log_level", "debug")]).await?;
+    let setting = BuilderBehindPrefixProxy::start(&[("log_level", "debug")]).await?;
     let name = "page-shop";
     // The daemon's history has the builds of earlier runs.
     let image = setting.image_name(&fresh_id(name)?);
@@ -456,7 +464,7 @@ async fn the_list_leads_to_the_builds_of_a_function_and_back() -> Result<()> {
     let browser = Browser::start(true).await?;
     browser.open(&setting.page_url(&list)?).await?;
     browser.store_screenshot("list").await?;
-    assert_accessible(&browser).await?;
+    assert_no_accessibility_faults_in_all_views(&browser).await?;
     browser.type_into("input[name=image]", &image).await?;
     browser.type_into("input[name=function]", name).await?;
     browser.click(".filter button").await?;
@@ -475,7 +483,7 @@ async fn the_list_leads_to_the_builds_of_a_function_and_back() -> Result<()> {
         .wait_until("document.querySelectorAll('.chart li').length >= 2")
         .await?;
     browser.store_screenshot("finished").await?;
-    assert_accessible(&browser).await?;
+    assert_no_accessibility_faults_in_all_views(&browser).await?;
     browser.click("nav a").await?;
     browser
         .wait_until("document.querySelector('h1').textContent === 'Builds'")

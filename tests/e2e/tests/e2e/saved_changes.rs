@@ -20,7 +20,7 @@ const REPLACED_STATUS: i32 = 5;
 
 /// Reads until the next build is submitted, and returns its ID.
 async fn read_id_of_next_build(dev: &mut RunningSlipway) -> Result<String> {
-    let printed = dev.read_stderr_until_line_contains("\"submitted\"").await?;
+    let printed = dev.read_stderr_lines_until_one_contains("\"submitted\"").await?;
     let submitted: Value = serde_json::from_str(printed.lines().last().unwrap_or_default())?;
     Ok(submitted["id"].as_str().context("no ID")?.to_owned())
 }
@@ -36,7 +36,7 @@ async fn a_newer_save_ends_the_build_under_way_and_is_brought_live_by_every_rout
         let slipway = SlipwayProgram::for_testbed(&testbed).await?;
         let arguments = ["dev", "--via", via, "--progress", "json"];
         let mut dev = slipway.start(folder.path(), &arguments)?;
-        dev.read_stderr_until_line_contains("watching for changes")
+        dev.read_stderr_lines_until_one_contains("watching for changes")
             .await?;
         let dockerfile = fs::read_to_string(folder.path().join("template/small/Dockerfile"))?;
 
@@ -51,7 +51,7 @@ async fn a_newer_save_ends_the_build_under_way_and_is_brought_live_by_every_rout
         folder.write_file(&format!("{name}/index.html"), "two")?;
         folder.write_file("template/small/Dockerfile", &dockerfile)?;
 
-        dev.read_stderr_until_line_contains("a new build replaces the one under way")
+        dev.read_stderr_lines_until_one_contains("a new build replaces the one under way")
             .await?;
         let second = read_id_of_next_build(&mut dev).await?;
         assert_ne!(second, first);
@@ -59,9 +59,9 @@ async fn a_newer_save_ends_the_build_under_way_and_is_brought_live_by_every_rout
         testbed.wait_for_step(&gate, false).await?;
         testbed
             .functions
-            .wait_for_page(&name, "two", CHANGE_TIMEOUT)
+            .wait_for_root_page_containing(&name, "two", CHANGE_TIMEOUT)
             .await?;
-        dev.read_stderr_until_line_contains("watching for changes")
+        dev.read_stderr_lines_until_one_contains("watching for changes")
             .await?;
         let log = slipway.run(folder.path(), &["logs", &first, "-f"]).await?;
         assert_eq!(log.code, REPLACED_STATUS, "{via}: {log:?}");

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use axum::{Router, body::Bytes, extract::State, routing::any};
 use serde_json::Value;
 use slipway_e2e::{
-    build_context::gated_command, builder_process::BuilderProcess, sealed_secrets::SealingKey,
+    build_context::gated_command, builder_process::BuilderProcess, sealed_secrets::BuilderPrivateKey,
     slipway_command::SlipwayProgram, testbed::Testbed, work_dir::ClientFolder,
 };
 
@@ -162,7 +162,7 @@ async fn a_build_is_cancelled_by_its_id_and_up_exits_with_5() -> Result<()> {
     folder.write_file("template/small/Dockerfile", waiting)?;
     let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let mut up = slipway.start(folder.path(), &["up", "--via", "builder", "--progress", "json"])?;
-    let printed = up.read_stderr_until_line_contains("\"submitted\"").await?;
+    let printed = up.read_stderr_lines_until_one_contains("\"submitted\"").await?;
     let submitted: Value = serde_json::from_str(printed.lines().last().unwrap_or_default())?;
     testbed.wait_for_step(gate, true).await?;
 
@@ -170,7 +170,7 @@ async fn a_build_is_cancelled_by_its_id_and_up_exits_with_5() -> Result<()> {
     let cancelled = slipway.run(folder.path(), &["cancel", id, "--json"]).await?;
 
     assert_eq!(cancelled.code, 0, "{cancelled:?}");
-    let output = up.wait_for_end().await?;
+    let output = up.wait_for_end_and_rest_of_stderr().await?;
     assert_eq!((output.code, output.stdout.as_str()), (5, ""), "{output:?}");
     testbed.wait_for_step(gate, false).await
 }
@@ -183,25 +183,25 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
     let folder = create_project(&testbed, name, "one").await?;
     let slipway = SlipwayProgram::for_testbed(&testbed).await?;
     let mut dev = slipway.start(folder.path(), &["dev", "--via", "builder"])?;
-    dev.read_stderr_until_line_contains("watching for changes")
+    dev.read_stderr_lines_until_one_contains("watching for changes")
         .await?;
     testbed
         .functions
-        .wait_for_page(name, "one", CHANGE_TIMEOUT)
+        .wait_for_root_page_containing(name, "one", CHANGE_TIMEOUT)
         .await?;
 
     folder.write_file(&format!("{name}/index.html"), "two")?;
-    dev.read_stderr_until_line_contains("watching for changes")
+    dev.read_stderr_lines_until_one_contains("watching for changes")
         .await?;
     testbed
         .functions
-        .wait_for_page(name, "two", CHANGE_TIMEOUT)
+        .wait_for_root_page_containing(name, "two", CHANGE_TIMEOUT)
         .await?;
 
     let dockerfile = fs::read_to_string(folder.path().join("template/small/Dockerfile"))?;
     folder.write_file("template/small/Dockerfile", format!("{dockerfile}RUN exit 4\n"))?;
-    dev.read_stderr_until_line_contains("exit code: 4").await?;
-    dev.read_stderr_until_line_contains("watching for changes")
+    dev.read_stderr_lines_until_one_contains("exit code: 4").await?;
+    dev.read_stderr_lines_until_one_contains("watching for changes")
         .await?;
     assert_eq!(
         testbed.functions.get_function_page(name).await?,
@@ -212,10 +212,10 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
         "template/small/Dockerfile",
         format!("{dockerfile}LABEL changed=1\n"),
     )?;
-    dev.read_stderr_until_line_contains(&format!("/function/{name}"))
+    dev.read_stderr_lines_until_one_contains(&format!("/function/{name}"))
         .await?;
     dev.interrupt()?;
-    let output = dev.wait_for_end().await?;
+    let output = dev.wait_for_end_and_rest_of_stderr().await?;
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(
         output.stdout,
@@ -231,7 +231,7 @@ async fn build_secrets_are_sealed_to_the_builders_key_reach_the_step_and_are_not
     let _parts = testbed.share_parts().await;
     let name = "cmd-sealed";
     let folder = create_project(&testbed, name, "sealed").await?;
-    let key = folder.write_file("key", SealingKey::generate()?.file_content())?;
+    let key = folder.write_file("key", BuilderPrivateKey::generate()?.private_key_file_content())?;
     let key = key.display().to_string();
     let builder =
         BuilderProcess::start_with_settings(&testbed, &[("build_secrets_private_key_path", &key)]).await?;
@@ -334,7 +334,7 @@ async fn a_context_has_the_files_that_faas_cli_lays_out_without_the_ignored_ones
     )?;
 
     let shrinkwrapped = folder
-        .run_faas_cli(&testbed, &["build", "--shrinkwrap", "-f", "stack.yaml"], b"")
+        .run_logged_in_faas_cli(&testbed, &["build", "--shrinkwrap", "-f", "stack.yaml"], b"")
         .await?;
     ensure!(shrinkwrapped.code == 0, "{shrinkwrapped:?}");
     let mut expected = ContentsAndExecutableBitsByPath::new();

@@ -90,10 +90,10 @@ fn read_in_batches(updates: &[Update], sizes: &[usize]) -> Vec<BuildEvent> {
         let size = sizes.next().copied().unwrap_or(1).clamp(1, rest.len());
         let (batch, more) = rest.split_at(size);
         order.add_response(response_with(batch));
-        events.extend(order.take_ready());
+        events.extend(order.take_ready_or_above_memory_limit());
         rest = more;
     }
-    events.extend(order.take_all());
+    events.extend(order.take_all_held());
     events
 }
 
@@ -172,9 +172,9 @@ fn read_responses(responses: impl IntoIterator<Item = StatusResponse>) -> Vec<Bu
     let mut events = Vec::new();
     for response in responses {
         order.add_response(response);
-        events.extend(order.take_ready());
+        events.extend(order.take_ready_or_above_memory_limit());
     }
-    events.extend(order.take_all());
+    events.extend(order.take_all_held());
     events
 }
 
@@ -222,7 +222,7 @@ async fn a_pause_of_the_daemon_in_a_batch_or_in_a_recorded_log_does_not_change_t
             tokio::time::sleep(EVENT_HOLD_TIME * 5).await;
             Ok(part)
         });
-        let mut log = OrderedLog {
+        let mut log = OrderedLogWithoutProgress {
             responses: responses.boxed(),
             order: EventSorter::default(),
             facts: None,
@@ -238,11 +238,11 @@ async fn a_pause_of_the_daemon_in_a_batch_or_in_a_recorded_log_does_not_change_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_events_of_a_running_build_are_passed_on_a_second_after_the_last_one() {
+async fn the_last_event_of_a_running_build_is_passed_on_within_two_seconds() {
     let first = split_like_buildkit(response_with(&updates_of_two_steps_with_much_output(60)));
     let later = response_with(&[Update::Log(log("b", 100_000))]);
     let responses = futures_util::stream::iter(first.into_iter().chain([later]).map(Ok));
-    let mut log = OrderedLog {
+    let mut log = OrderedLogWithoutProgress {
         responses: responses.chain(futures_util::stream::pending()).boxed(),
         order: EventSorter::default(),
         facts: None,
@@ -309,10 +309,10 @@ fn held_events_take_bounded_memory() {
             ..log("a", 1000)
         });
         order.add_response(response);
-        passed += order.take_ready().len();
+        passed += order.take_ready_or_above_memory_limit().len();
         assert!(order.held_bytes <= HELD_BYTES_MAX);
     }
     assert!(passed > 50, "{passed}");
-    order.take_all();
+    order.take_all_held();
     assert_eq!(order.held_bytes, 0);
 }

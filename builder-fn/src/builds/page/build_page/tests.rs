@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use super::*;
-use crate::buildkit::StepFacts;
+use crate::buildkit::StepOrExportPartFacts;
 use crate::builds::log_excerpt::LogPart;
 use crate::builds::numbered_log::{LineKind, LogLine};
 
@@ -17,7 +17,7 @@ fn at(seconds: u64) -> SystemTime {
 }
 
 /// Returns the record of a failed build whose texts consist of `text`, with a deployment and warnings.
-fn record_with_texts_of(text: &str) -> BuildRecord {
+fn failed_record_with_texts_repeating(text: &str) -> BuildRecord {
     let long = text.repeat(2000);
     let hint = json!({
         "cause": long, "file": long, "line": 7, "next": long, "log": vec![&long; 10],
@@ -43,14 +43,14 @@ fn record_with_texts_of(text: &str) -> BuildRecord {
 }
 
 /// Returns an excerpt with as many lines as a page has, in steps that run at the same time.
-fn excerpt_of_steps(step_name: &str, line: &str, unread: Option<LogPart>) -> LogExcerpt {
+fn excerpt_of_60_steps_and_300_lines(step_name: &str, line: &str, unread: Option<LogPart>) -> LogExcerpt {
     let steps = (0..60).map(|number| {
-        let facts = StepFacts {
+        let facts = StepOrExportPartFacts {
             digest: number.to_string(),
             name: step_name.to_owned(),
             started: Some(at(number)),
             ended: Some(at(number + 20)),
-            ..StepFacts::default()
+            ..StepOrExportPartFacts::default()
         };
         (Some(number as u32), facts)
     });
@@ -70,8 +70,8 @@ fn excerpt_of_steps(step_name: &str, line: &str, unread: Option<LogPart>) -> Log
     }
 }
 
-fn layers() -> Vec<ImageLayer> {
-    let layer = |bytes| ImageLayer {
+fn layers() -> Vec<ImageLayerSize> {
+    let layer = |bytes| ImageLayerSize {
         digest: format!("sha256:{}", "0".repeat(64)),
         bytes,
     };
@@ -79,16 +79,16 @@ fn layers() -> Vec<ImageLayer> {
 }
 
 /// Returns the bytes of the page in a form. The part of the log is named as the page itself names it.
-fn page(record: &BuildRecord, others: &[BuildRecord], excerpt: &LogExcerpt, form: PageForm) -> String {
+fn page(record: &BuildRecord, others: &[BuildRecord], excerpt: &LogExcerpt, form: BuildPageParts) -> String {
     let page = BuildPage {
         record,
         incomplete: None,
         excerpt,
         others,
         layers: &layers(),
-        access: &PageAccess::Open,
+        access: &PageReaderRights::Open,
         query: PageQuery {
-            part: (form != PageForm::Whole).then_some(LogPart::End),
+            part: (form != BuildPageParts::Whole).then_some(LogPart::End),
             form,
         },
         now: at(200),
@@ -103,23 +103,23 @@ fn is_followed_without_script(page: &str) -> bool {
 #[test]
 fn a_page_and_the_one_that_follows_it_take_no_more_than_a_visit_may_whatever_callers_send() {
     for text in HOSTILE {
-        let record = record_with_texts_of(text);
+        let record = failed_record_with_texts_repeating(text);
         let others = vec![record.clone(); 10];
         let line = text.repeat(8192 / text.len());
-        let read = excerpt_of_steps(&line, &line, None);
-        let whole = page(&record, &others, &read, PageForm::Whole);
+        let read = excerpt_of_60_steps_and_300_lines(&line, &line, None);
+        let whole = page(&record, &others, &read, BuildPageParts::Whole);
         let limit = VISIT_BYTES_MAX - HEADERS_BYTES_MAX;
         assert!(whole.len() <= limit, "{text:?}: {}", whole.len());
 
-        let unread = excerpt_of_steps(&line, &line, Some(LogPart::End));
-        let first = page(&record, &others, &unread, PageForm::Whole);
-        let second = page(&record, &others, &read, PageForm::Log);
+        let unread = excerpt_of_60_steps_and_300_lines(&line, &line, Some(LogPart::End));
+        let first = page(&record, &others, &unread, BuildPageParts::Whole);
+        let second = page(&record, &others, &read, BuildPageParts::Log);
         let limit = VISIT_BYTES_MAX - 2 * HEADERS_BYTES_MAX;
         let bytes = first.len() + second.len();
         assert!(bytes <= limit, "{text:?}: {} and {}", first.len(), second.len());
         assert!(second.contains("id=\"L300\""), "{second}");
         if is_followed_without_script(&first) {
-            let plain = page(&record, &others, &read, PageForm::WithoutScript);
+            let plain = page(&record, &others, &read, BuildPageParts::WithoutScript);
             assert!(
                 first.len() + plain.len() <= limit,
                 "{text:?}: {} and {}",
@@ -131,19 +131,20 @@ fn a_page_and_the_one_that_follows_it_take_no_more_than_a_visit_may_whatever_cal
 }
 
 #[test]
-fn the_page_that_follows_has_the_lines_and_all_steps_and_no_script() {
-    let mut record = record_with_texts_of("x");
+fn the_page_that_follows_has_more_lines_and_steps_and_no_script() {
+    let mut record = failed_record_with_texts_repeating("x");
     record.outcome = json!({"error": "exit code: 1"})
         .as_object()
         .expect("an object")
         .clone();
     record.function = Some("hello.openfaas-fn".to_owned());
-    let unread = excerpt_of_steps("[2/9] RUN cargo build --release", "compiling", Some(LogPart::End));
-    let read = excerpt_of_steps("[2/9] RUN cargo build --release", "compiling", None);
-    let first = page(&record, &[], &unread, PageForm::Whole);
+    let unread =
+        excerpt_of_60_steps_and_300_lines("[2/9] RUN cargo build --release", "compiling", Some(LogPart::End));
+    let read = excerpt_of_60_steps_and_300_lines("[2/9] RUN cargo build --release", "compiling", None);
+    let first = page(&record, &[], &unread, BuildPageParts::Whole);
     assert!(is_followed_without_script(&first), "{first}");
     assert!(first.contains("id=\"load\" href=\"?from=end#log\""), "{first}");
-    for form in [PageForm::Log, PageForm::WithoutScript] {
+    for form in [BuildPageParts::Log, BuildPageParts::WithoutScript] {
         let second = page(&record, &[], &read, form);
         assert!(
             !second.contains("<script") && !second.contains("http-equiv"),
@@ -158,12 +159,12 @@ fn the_page_that_follows_has_the_lines_and_all_steps_and_no_script() {
         assert!(steps > first_steps, "{form:?}: {steps} {first_steps}");
         assert!(first.len() + second.len() + 2 * HEADERS_BYTES_MAX <= VISIT_BYTES_MAX);
     }
-    let plain = page(&record, &[], &read, PageForm::WithoutScript);
+    let plain = page(&record, &[], &read, BuildPageParts::WithoutScript);
     assert!(
         plain.contains("<style>") && plain.contains("What failed"),
         "{plain}"
     );
-    let state = page(&record, &[], &read, PageForm::State);
+    let state = page(&record, &[], &read, BuildPageParts::State);
     assert!(
         state.contains("What failed") && !state.contains("id=\"log\"") && !state.contains("<style>"),
         "{state}"
@@ -175,10 +176,10 @@ fn the_page_that_follows_has_the_lines_and_all_steps_and_no_script() {
         excerpt: &unread,
         others: &[],
         layers: &[],
-        access: &PageAccess::Open,
+        access: &PageReaderRights::Open,
         query: PageQuery {
             part: Some(LogPart::End),
-            form: PageForm::Whole,
+            form: BuildPageParts::Whole,
         },
         now: at(200),
     };
