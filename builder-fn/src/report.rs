@@ -20,7 +20,7 @@ use crate::hint::Hint;
 pub(crate) use bounded_log::BoundedLog;
 pub(crate) use feed::LogFeed;
 pub(crate) use json::to_json_with_escaped_line_ends;
-pub(crate) use line_formatter::{LineFormatter, MAX_LINE_BYTES};
+pub(crate) use line_formatter::{LineFormatter, MAX_LINE_BYTES, name_of_ended_step};
 pub(crate) use record::StreamFormat;
 pub(crate) use stream::stream_records;
 pub(crate) use warnings::Warnings;
@@ -29,6 +29,11 @@ pub(crate) use warnings::Warnings;
 pub(crate) trait LogSink: Send {
     /// Appends a line to the build's log. Never blocks or waits.
     fn push(&mut self, line: String);
+
+    /// Appends the line of the end of a step whose result came from the cache. Never blocks or waits.
+    fn push_end_of_cached_step(&mut self, line: String) {
+        self.push(line);
+    }
 }
 
 /// The JSON body of an answer to a build request, successful or not.

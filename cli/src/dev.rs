@@ -175,6 +175,7 @@ impl DevSession<'_> {
                     self.has_changed = true;
                     // A file that cannot be read now is one that is being written.
                     if pack_unless_key_is_in_context(function, &self.client.settings().key).is_ok_and(|packed| fingerprint(function, &packed) != fingerprint_sent) {
+                        build.cancel_because_replaced().await;
                         return BuildFate::Outdated;
                     }
                 }

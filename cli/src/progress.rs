@@ -92,7 +92,7 @@ impl Progress {
 
     /// Shows an event; in the form `quiet` only warnings, failures and notices.
     pub(crate) fn show(&self, event: &Event<'_>) {
-        if let Event::StepEnded { name, seconds } = event
+        if let Event::StepEnded { name, seconds, .. } = event
             && name.starts_with(EXPORT_STEP_NAME)
         {
             *self.export_seconds.lock().unwrap_or_else(PoisonError::into_inner) = Some(*seconds);
@@ -128,9 +128,11 @@ impl Progress {
         self.show(&Event::Notice { text });
     }
 
-    /// Shows the events of a log's lines.
-    pub(crate) fn show_log_lines(&self, lines: &[String]) {
-        lines.iter().for_each(|line| self.show(&Event::of_log_line(line)));
+    /// Shows the events of a record's lines, and its cached steps.
+    pub(crate) fn show_log_lines(&self, lines: &[String], cached: &[String]) {
+        Event::of_record(lines, cached)
+            .iter()
+            .for_each(|event| self.show(event));
     }
 
     fn to_json(&self, event: &Event<'_>) -> Value {

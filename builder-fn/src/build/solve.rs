@@ -224,12 +224,7 @@ impl Builder {
             Ok(context) => context,
             // An earlier delivery may have built the context, which was deleted after that.
             Err(error) if is_context_gone_or_commit_lookup_failed(&error, request) => {
-                let on_event = |event| {
-                    lines
-                        .format_event(event)
-                        .into_iter()
-                        .for_each(|line| log.push(line))
-                };
+                let on_event = |event| lines.log_event(event, log);
                 let earlier = EarlierBuildReferenceAndCall {
                     reference: &call.reference,
                     first_attempt: placed.first_attempt,
@@ -250,10 +245,7 @@ impl Builder {
         };
         let on_event = |event| {
             observe(&event);
-            lines
-                .format_event(event)
-                .into_iter()
-                .for_each(|line| log.push(line));
+            lines.log_event(event, log);
         };
         let outcome = job.run_to_outcome(connection, on_event).await;
         outcome.map_err(|error| blame_platform_if_ref_moved(error, request).into())
@@ -342,7 +334,7 @@ impl Builder {
         let access = repository_access_named_in_config(&request.config);
         let (credentials, manifests): (Arc<dyn CredentialStore>, Arc<dyn ManifestLookup>) = match tenant {
             Some(tenant) => {
-                let registries = self.tenants.registries_with_own_credentials(tenant);
+                let registries = self.tenants.registries(tenant);
                 let credentials = ScopeLimitedTenantCredentials {
                     registries: registries.clone(),
                     access: access.clone(),

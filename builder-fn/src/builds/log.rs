@@ -1,10 +1,11 @@
 //! The log of a build as numbered records, while it runs and afterwards.
 //!
 //! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from 1,000,000,001,
-//! and so on. The order of the lines of an attempt is that of
-//! [`OrderedLogWithoutProgress`](crate::buildkit::OrderedLogWithoutProgress), so a number means the same line for every
-//! reader. The builder counts the attempts, because BuildKit has no record of those during which it is killed. If
-//! neither a builder nor BuildKit knows of an attempt, the numbers begin again, and the log says so.
+//! and so on. The order of the lines of an attempt is that of [`OrderedLogWithoutProgress`](crate::buildkit::OrderedLogWithoutProgress), so a number means
+//! the same line for every reader. The builder counts the attempts, because BuildKit has no record of those during which it
+//! is killed. A reader that connects again before the next attempt has begun may get lines of that attempt under numbers of
+//! the lost one, and again under their own. If neither a builder nor BuildKit knows of an attempt, the numbers begin again,
+//! and the log says so.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,8 +19,8 @@ use super::log_copy::{CopiedLines, CopyReader};
 use super::log_interruption::LogInterruption;
 use super::log_sink::{KEEP_ALIVE_INTERVAL, LogRecordSink, ReaderGone};
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
-use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
-use super::record::attempt_number_by_attribute_or_name;
+use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LineKind, LogLine, NumberedLog};
+use super::record::attempt_number;
 use crate::buildkit::{BuildState, Connection, ListedBuild};
 use crate::redact::SecretMask;
 
@@ -231,6 +232,7 @@ impl LogSender {
             let line = LogLine {
                 seq,
                 step: None,
+                kind: LineKind::Ordinary,
                 text: text.clone(),
             };
             self.sink.buffer_line_if_new(&line).await?;

@@ -1,6 +1,6 @@
 //! A copy of the log of one attempt on disk, from which its readers read.
 //!
-//! The copy is a sequence of lines, each with its number, its step and its length before it. An index of blocks finds the
+//! The copy is a sequence of lines, each with its number, its step, its kind and its length before it. An index of blocks finds the
 //! place of a line without reading what is before it.
 
 use std::panic::AssertUnwindSafe;
@@ -12,14 +12,14 @@ use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::numbered_log::{LogLine, NumberedLog};
+use super::numbered_log::{LineKind, LogLine, NumberedLog};
 use crate::context::{Spool, SpoolSettings};
 
 /// The size from which a block of lines is written, in bytes. The index has one entry for each block.
 const BLOCK_BYTES: usize = 64 << 10;
 
-/// The bytes before the text of a line: its number, its step, and the length of the text.
-const LINE_HEAD_BYTES: usize = 16;
+/// The bytes before the text of a line: its number, its step, its kind, and the length of the text.
+const LINE_HEAD_BYTES: usize = 17;
 
 /// The time for which a copy without readers is kept, so that a reader that was cut off finds it.
 const KEPT_UNREAD: Duration = Duration::from_secs(60);
@@ -220,7 +220,8 @@ impl LogCopy {
             }
         }
         let is_appended = first.is_none_or(|first| self.append_block(first, &block));
-        if let Some(last) = lines.last() {
+        let is_line = |line: &&LogLine| line.kind != LineKind::NameOfCachedStep;
+        if let Some(last) = lines.iter().rev().find(is_line) {
             self.progress.send_modify(|progress| progress.last = last.seq);
         }
         is_appended
@@ -247,10 +248,9 @@ impl LogCopy {
         true
     }
 
-    /// Reads the lines with numbers from `first` on of one block: of the last one that may have the line `first`, or of
-    /// the one at `min_offset` if that comes later. Returns them, and the offset of the next block. Blocks while the
-    /// file is read.
-    fn read_lines_of_one_block(&self, min_offset: u64, first: u64) -> std::io::Result<(Vec<LogLine>, u64)> {
+    /// Reads some lines with numbers from `first` on, from the block at `offset` on. Returns them, and the offset of the
+    /// next block. Blocks while the file is read.
+    fn read_lines_of_one_block(&self, offset: u64, first: u64) -> std::io::Result<(Vec<LogLine>, u64)> {
         let (start, end) = {
             let index = self.lock_index();
             let at = index.partition_point(|block| block.offset < min_offset);
@@ -348,6 +348,11 @@ fn encode_line(line: &LogLine, block: &mut Vec<u8>) {
     let length = u32::try_from(line.text.len()).unwrap_or(u32::MAX);
     block.extend_from_slice(&line.seq.to_le_bytes());
     block.extend_from_slice(&line.step.unwrap_or(0).to_le_bytes());
+    block.push(match line.kind {
+        LineKind::Ordinary => 0,
+        LineKind::EndOfCachedStep => 1,
+        LineKind::NameOfCachedStep => 2,
+    });
     block.extend_from_slice(&length.to_le_bytes());
     block.extend_from_slice(line.text.as_bytes());
 }
@@ -369,11 +374,17 @@ fn decode_lines(mut block: &[u8]) -> Vec<LogLine> {
 fn decode_line<'b>(head: &[u8; LINE_HEAD_BYTES], bytes: &'b [u8]) -> Option<(LogLine, &'b [u8])> {
     let (seq, head) = head.split_first_chunk::<8>()?;
     let (step, head) = head.split_first_chunk::<4>()?;
+    let (kind, head) = head.split_first()?;
     let (length, _) = head.split_first_chunk::<4>()?;
     let (text, rest) = bytes.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
     let line = LogLine {
         seq: u64::from_le_bytes(*seq),
         step: Some(u32::from_le_bytes(*step)).filter(|step| *step > 0),
+        kind: match kind {
+            1 => LineKind::EndOfCachedStep,
+            2 => LineKind::NameOfCachedStep,
+            _ => LineKind::Ordinary,
+        },
         text: String::from_utf8_lossy(text).into_owned(),
     };
     Some((line, rest))

@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::BuildPhase;
 use super::lookup::FoundBuild;
-use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
-use super::record::attempt_number_by_attribute_or_name;
+use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LineKind, LogLine, NumberedLog};
+use super::record::attempt_number;
 use crate::buildkit::{AttemptFacts, StepOrExportPartFacts};
 
 /// The most lines on a page.
@@ -102,6 +102,7 @@ impl LogExcerpt {
         let lines = (1..).zip(&build.record.log).map(|(seq, text)| LogLine {
             seq,
             step: None,
+            kind: LineKind::Ordinary,
             text: text.clone(),
         });
         let lines: Vec<_> = lines.collect();
@@ -250,8 +251,11 @@ impl FirstAndLastLines {
         }
     }
 
-    /// Adds the next line of the log.
+    /// Adds the next line of the log. The names of cached steps without lines are left out: the page has them as steps.
     fn add(&mut self, line: LogLine) {
+        if line.kind == LineKind::NameOfCachedStep {
+            return;
+        }
         self.last = line.seq;
         if line.seq < self.first {
             self.skipped = true;
@@ -300,6 +304,7 @@ mod tests {
             kept.add(LogLine {
                 seq,
                 step: None,
+                kind: LineKind::Ordinary,
                 text: "x".repeat(bytes_per_line),
             });
         }

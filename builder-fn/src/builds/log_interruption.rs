@@ -112,7 +112,7 @@ mod tests {
 
     use super::super::log_readers::LogReaders;
     use super::super::log_sink::{LogBody, LogFormat, LogRecordSink};
-    use super::super::numbered_log::LogLine;
+    use super::super::numbered_log::{LineKind, LogLine};
     use super::*;
     use crate::report::StreamFormat;
 
@@ -128,6 +128,7 @@ mod tests {
             let line = LogLine {
                 seq,
                 step: None,
+                kind: LineKind::Ordinary,
                 text: format!("line {seq}"),
             };
             sink.buffer_line_if_new(&line).await.expect("a reader");

@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::log_readers::LogReaderPlace;
-use super::numbered_log::LogLine;
-use crate::report::{StreamFormat, to_json_with_escaped_line_ends};
+use super::numbered_log::{LineKind, LogLine};
+use crate::report::{StreamFormat, name_of_ended_step, to_json_with_escaped_line_ends};
 
 /// The time without a record after which one without lines is sent.
 pub(super) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -135,19 +135,33 @@ impl LogRecordSink {
     }
 
     /// Buffers a line unless the reader has it already: as text in a plain log, and as a record with its number and its
-    /// step otherwise. Sends the buffer once it is large enough for a chunk.
+    /// step otherwise. The name of a cached step without lines is a record without a line. Sends the buffer once it is
+    /// large enough for a chunk.
     pub(super) async fn buffer_line_if_new(&mut self, line: &LogLine) -> Result<(), ReaderGone> {
         if line.seq < self.next {
             return Ok(());
         }
-        self.next = line.seq + 1;
+        if line.kind != LineKind::NameOfCachedStep {
+            self.next = line.seq + 1;
+        }
         match self.channel.format {
+            LogFormat::Plain if line.kind == LineKind::NameOfCachedStep => {}
             LogFormat::Plain => {
                 self.buffer.extend_from_slice(line.text.as_bytes());
                 self.buffer.push(b'\n');
             }
+            LogFormat::Records(_) if line.kind == LineKind::NameOfCachedStep => {
+                let mut record = self.channel.progress_record(self.next - 1, &[]);
+                record["cached"] = json!([line.text]);
+                self.buffer.extend(self.channel.encode(&record));
+            }
             LogFormat::Records(_) => {
                 let mut record = self.channel.progress_record(line.seq, &[&line.text]);
+                if line.kind == LineKind::EndOfCachedStep
+                    && let Some(name) = name_of_ended_step(&line.text)
+                {
+                    record["cached"] = json!([name]);
+                }
                 if let Some(step) = line.step {
                     record["step"] = json!(step);
                 }
@@ -244,5 +258,81 @@ impl Stream for LogBody {
                 Poll::Ready(Some(Err(LogCutOff)))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+
+    use super::super::log_readers::LogReaders;
+    use super::*;
+
+    fn line(seq: u64, kind: LineKind, text: &str) -> LogLine {
+        LogLine {
+            seq,
+            step: None,
+            kind,
+            text: text.to_owned(),
+        }
+    }
+
+    /// Returns the lines of the body that a reader from the line 2 on gets for these lines.
+    async fn body_of(format: LogFormat, lines: &[LogLine]) -> Vec<String> {
+        let reader = LogReaders::default().admit(None, None).expect("the first reader");
+        let (mut sink, body) = LogRecordSink::new(reader, format, 2);
+        for line in lines {
+            sink.buffer_line_if_new(line).await.expect("a reader");
+        }
+        sink.end(&json!({"status": "success"})).await.expect("a reader");
+        let chunks: Vec<_> = body.map(|chunk| chunk.expect("no failure")).collect().await;
+        let text = String::from_utf8(chunks.concat()).expect("UTF-8");
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[tokio::test]
+    async fn a_cached_step_is_named_in_the_record_of_its_end_or_in_one_without_a_line_or_a_number() {
+        let lines = [
+            line(2, LineKind::NameOfCachedStep, "[1/3] FROM a"),
+            line(2, LineKind::EndOfCachedStep, "v: T [2/3] RUN b 0.01s"),
+            line(3, LineKind::NameOfCachedStep, "[3/3] RUN c"),
+            line(3, LineKind::Ordinary, "v: T exporting to image 0.10s"),
+        ];
+        let records = body_of(LogFormat::Records(StreamFormat::Ndjson), &lines).await;
+        let records = records
+            .iter()
+            .map(|line| serde_json::from_str(line).expect("JSON"));
+        let shown: Vec<_> = records
+            .map(|record: Value| json!([record["seq"], record["log"], record["cached"]]))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                json!([1, [], ["[1/3] FROM a"]]),
+                json!([2, ["v: T [2/3] RUN b 0.01s"], ["[2/3] RUN b"]]),
+                json!([2, [], ["[3/3] RUN c"]]),
+                json!([3, ["v: T exporting to image 0.10s"], null]),
+                json!([null, null, null]),
+            ]
+        );
+        let texts = body_of(LogFormat::Plain, &lines).await;
+        assert_eq!(
+            texts,
+            [
+                "v: T [2/3] RUN b 0.01s",
+                "v: T exporting to image 0.10s",
+                r#"{"status":"success"}"#
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_cached_step_before_the_first_line_that_a_reader_needs_is_not_named() {
+        let lines = [
+            line(1, LineKind::NameOfCachedStep, "[1/3] FROM a"),
+            line(1, LineKind::EndOfCachedStep, "v: T [2/3] RUN b 0.01s"),
+        ];
+        let records = body_of(LogFormat::Records(StreamFormat::Ndjson), &lines).await;
+        assert_eq!(records.len(), 1, "{records:?}");
     }
 }

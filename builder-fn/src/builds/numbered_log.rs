@@ -22,8 +22,23 @@ pub(super) struct LogLine {
     /// The number of the step that the line belongs to, from 1, in the order in which the steps appear in the log;
     /// `None` for a line of no step.
     pub(super) step: Option<u32>,
+    /// What the line says of a cached step.
+    pub(super) kind: LineKind,
     /// The line.
     pub(super) text: String,
+}
+
+/// What a line of a log says of a cached step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum LineKind {
+    /// Nothing.
+    #[default]
+    Ordinary,
+    /// The line is that of the end of a step whose result came from the cache.
+    EndOfCachedStep,
+    /// The text is no line, but the name of a cached step that the log has no line of. Where it is among the lines depends
+    /// on the reader; it has the number of the line after it.
+    NameOfCachedStep,
 }
 
 /// A reader of the numbered lines of one attempt.
@@ -116,6 +131,22 @@ impl NumberedLog {
         };
         let mut numbered = Vec::new();
         for event in events {
+            if let BuildEvent::StepEnded {
+                name,
+                started: None,
+                cached: true,
+                ..
+            } = &event
+            {
+                numbered.push(LogLine {
+                    seq: self.seq + 1,
+                    step: None,
+                    kind: LineKind::NameOfCachedStep,
+                    text: self.lines.format_step_name(name),
+                });
+                continue;
+            }
+            let is_end_of_cached_step = matches!(event, BuildEvent::StepEnded { cached: true, .. });
             let step = self.step_number_of_event(&event);
             let needless = self.first.saturating_sub(self.seq + 1);
             let skipped = match needless {
@@ -131,6 +162,10 @@ impl NumberedLog {
             };
             for text in self.lines.format_event(event) {
                 numbered.push(self.number_line(step, text));
+            }
+            // The line of the end follows the rest of the step's output.
+            if let Some(end) = numbered.last_mut().filter(|_| is_end_of_cached_step) {
+                end.kind = LineKind::EndOfCachedStep;
             }
         }
         Ok(Some(numbered))
@@ -173,6 +208,7 @@ impl NumberedLog {
         LogLine {
             seq: self.seq,
             step,
+            kind: LineKind::Ordinary,
             text,
         }
     }

@@ -39,7 +39,7 @@ impl BoundedLog {
                 lines.push(omission_log_line(dropped, self.limit));
             }
         }
-        lines.extend(std::iter::from_fn(|| self.tail.pop()));
+        lines.extend(std::iter::from_fn(|| self.tail.pop()).map(|line| line.text));
         lines
     }
 }

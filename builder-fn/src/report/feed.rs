@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::bounded_log::{omission_log_line, omission_text};
 use super::line_formatter::own_log_line_with_current_time;
-use super::ring::{LineRing, line_cost_bytes};
+use super::ring::{FlaggedLine, LineRing, line_cost_bytes};
 use super::{LogSink, Warnings};
 
 /// The most bytes of log lines that may wait for the reader.
@@ -77,7 +77,7 @@ impl LogFeed {
 
     /// Takes lines from the queue as long as `fits` returns true for the next one. Where lines were dropped because
     /// they were not read in time, the first line says how many.
-    pub(super) fn take_while(&self, mut fits: impl FnMut(&str) -> bool) -> Vec<String> {
+    pub(super) fn take_while(&self, mut fits: impl FnMut(&FlaggedLine) -> bool) -> Vec<FlaggedLine> {
         let mut state = self.lock();
         let mut taken = Vec::new();
         match state.waiting.take_evicted_count() {
@@ -87,6 +87,7 @@ impl LogFeed {
                 let line = own_log_line_with_current_time(&format!(
                     "… {dropped} lines dropped: they were not read in time …"
                 ));
+                let line = FlaggedLine::from(line);
                 // The first line always fits; the call makes it count.
                 fits(&line);
                 taken.push(line);
@@ -140,9 +141,22 @@ impl LogFeed {
 
 impl LogSink for LogFeed {
     fn push(&mut self, line: String) {
+        self.push_flagged(line.into());
+    }
+
+    fn push_end_of_cached_step(&mut self, line: String) {
+        self.push_flagged(FlaggedLine {
+            text: line,
+            ends_cached_step: true,
+        });
+    }
+}
+
+impl LogFeed {
+    fn push_flagged(&mut self, line: FlaggedLine) {
         let mut state = self.lock();
-        if !state.is_live_full && line_cost_bytes(&line) <= state.live_room {
-            state.live_room -= line_cost_bytes(&line);
+        if !state.is_live_full && line_cost_bytes(&line.text) <= state.live_room {
+            state.live_room -= line_cost_bytes(&line.text);
             state.waiting.push(line);
         } else {
             if !state.is_live_full {
@@ -164,7 +178,8 @@ mod tests {
     use super::*;
 
     fn take_all(feed: &LogFeed) -> Vec<String> {
-        feed.take_while(|_| true)
+        let lines = feed.take_while(|_| true).into_iter();
+        lines.map(|line| line.text).collect()
     }
 
     #[tokio::test]
@@ -184,7 +199,7 @@ mod tests {
         let first = feed.take_while(|_| std::mem::replace(&mut room, 0) == 1);
         assert_eq!(
             (first, take_all(&feed)),
-            (vec!["two".to_owned()], vec!["three".to_owned()])
+            (vec!["two".to_owned().into()], vec!["three".to_owned()])
         );
         assert!(!feed.release_kept_end());
     }

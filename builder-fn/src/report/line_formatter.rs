@@ -10,7 +10,8 @@ mod text;
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use super::Warnings;
+use super::json::escaped_json_bytes;
+use super::{LogSink, Warnings};
 use crate::buildkit::BuildEvent;
 use crate::redact::SecretMask;
 use text::{floor_char_boundary, format_rfc3339_in_whole_seconds, output_lines, to_one_cut_line};
@@ -22,6 +23,9 @@ pub(crate) const MAX_LINE_BYTES: usize = 8 << 10;
 /// The length, in bytes, up to which a line of output is one log line whatever its bytes are: to become UTF-8, a byte
 /// may need three, and masked text is not longer than before.
 const UNSPLIT_LINE_BYTES: usize = MAX_LINE_BYTES / 3;
+
+/// The most bytes of JSON for the name of a cached step in a record that has the line of the step's end as well.
+pub(super) const MAX_CACHED_NAME_BYTES: usize = 4 << 10;
 
 /// Formats the events of a build as log lines, in order, and collects the warnings that are not BuildKit's.
 #[derive(Debug, Default)]
@@ -84,6 +88,23 @@ impl LineFormatter {
             BuildEvent::Warning { text } => vec![self.format_unrecorded_warning(&text)],
             BuildEvent::Unsure { text } => vec![self.record_warning_and_return_line(&text)],
         }
+    }
+
+    /// Formats `event` as [`format_event`](Self::format_event) does, and appends the lines to `log`.
+    pub(crate) fn log_event(&mut self, event: BuildEvent, log: &mut dyn LogSink) {
+        let is_end_of_cached_step = matches!(event, BuildEvent::StepEnded { cached: true, .. });
+        let mut lines = self.format_event(event);
+        // The line of the end follows the rest of the step's output.
+        let end = lines.pop_if(|_| is_end_of_cached_step);
+        lines.into_iter().for_each(|line| log.push(line));
+        if let Some(end) = end {
+            log.push_end_of_cached_step(end);
+        }
+    }
+
+    /// Returns the name of a step as it is in log lines, with masked secrets.
+    pub(crate) fn format_step_name(&self, name: &str) -> String {
+        to_one_cut_line(&self.mask.mask_text(name))
     }
 
     /// Advances past output without formatting it, and returns the number of lines that
@@ -234,6 +255,14 @@ impl LineFormatter {
         }
         lines
     }
+}
+
+/// Returns the name of the step whose end a log line says. Returns `None` if the name takes too many bytes to be repeated
+/// beside the line.
+pub(crate) fn name_of_ended_step(line: &str) -> Option<&str> {
+    let (_, rest) = line.strip_prefix("v: ")?.split_once(' ')?;
+    let (name, _) = rest.rsplit_once(' ')?;
+    (escaped_json_bytes(name) <= MAX_CACHED_NAME_BYTES).then_some(name)
 }
 
 /// Counts the lines that `text` completes after `pending_bytes` of an unfinished line, and the bytes up to the end of the

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::json::{escaped_json_bytes, to_json_with_escaped_line_ends};
+use super::line_formatter::{MAX_CACHED_NAME_BYTES, name_of_ended_step};
+use super::ring::FlaggedLine;
 use super::{MAX_LINE_BYTES, Report, serialize_rounded_to_three_decimals};
 
 /// The length of the longest record with its framing, in bytes. OpenFaaS's SDK reads line by line, and silently
@@ -19,7 +21,8 @@ const RECORD_OVERHEAD_BYTES: usize = 256;
 const MAX_ERROR_OR_DEPLOYMENT_BYTES: usize = 16 << 10;
 
 // JSON needs at most six bytes for a byte of a line, and a line has a timestamp before its text: every line fits.
-const _: () = assert!(6 * (MAX_LINE_BYTES + 64) + RECORD_OVERHEAD_BYTES <= MAX_RECORD_BYTES);
+const _: () =
+    assert!(6 * (MAX_LINE_BYTES + 64) + MAX_CACHED_NAME_BYTES + RECORD_OVERHEAD_BYTES <= MAX_RECORD_BYTES);
 
 /// The framing of records in a streamed answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +37,13 @@ pub(crate) enum StreamFormat {
 /// The record of a stream with the log lines since the record before it, while the build runs.
 #[derive(Serialize)]
 struct ProgressRecord<'a> {
-    log: &'a [String],
+    log: &'a [FlaggedLine],
     status: &'static str,
     #[serde(serialize_with = "serialize_rounded_to_three_decimals")]
     duration: f64,
+    /// The names of the steps that end in `log` and whose results came from the cache.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cached: Vec<&'a str>,
 }
 
 impl StreamFormat {
@@ -50,11 +56,12 @@ impl StreamFormat {
     }
 
     /// Returns the record with log lines of a running build. `elapsed` counts from the arrival of the request.
-    pub(super) fn progress_record(self, log: &[String], elapsed: Duration) -> Bytes {
+    pub(super) fn progress_record(self, log: &[FlaggedLine], elapsed: Duration) -> Bytes {
         self.frame_record(&ProgressRecord {
             log,
             status: "in_progress",
             duration: elapsed.as_secs_f64(),
+            cached: log.iter().filter_map(name_of_cached_step).collect(),
         })
     }
 
@@ -95,13 +102,22 @@ impl RecordSpace {
         Self(MAX_RECORD_BYTES - RECORD_OVERHEAD_BYTES)
     }
 
-    /// Takes space for `line` from the record. Returns false, and takes nothing, if the line does not fit.
-    pub(super) fn reserve_for_line(&mut self, line: &str) -> bool {
+    /// Takes space for `line` from the record, and for the name of the cached step that ends with it. Returns false, and
+    /// takes nothing, if they do not fit.
+    pub(super) fn reserve_for_line(&mut self, line: &FlaggedLine) -> bool {
         // Quotes and a comma.
-        let left = self.0.checked_sub(escaped_json_bytes(line) + 3);
+        let bytes = |text: &str| escaped_json_bytes(text) + 3;
+        let left = self
+            .0
+            .checked_sub(bytes(&line.text) + name_of_cached_step(line).map_or(0, bytes));
         self.0 = left.unwrap_or(self.0);
         left.is_some()
     }
+}
+
+/// Returns the name of the cached step that ends with `line`.
+fn name_of_cached_step(line: &FlaggedLine) -> Option<&str> {
+    name_of_ended_step(&line.text).filter(|_| line.ends_cached_step)
 }
 
 /// Cuts `text` so that it takes at most `limit` bytes in JSON, where it is escaped; then appends ` … and N bytes more`,
@@ -151,7 +167,7 @@ mod tests {
 
     #[test]
     fn records_have_the_bytes_that_clients_read() {
-        let log = ["l: a".to_owned()];
+        let log = ["l: a".to_owned().into()];
         let elapsed = Duration::from_millis(201);
         assert_eq!(
             StreamFormat::Ndjson.progress_record(&log, elapsed),
@@ -160,6 +176,18 @@ mod tests {
         assert_eq!(
             StreamFormat::EventStream.progress_record(&[], elapsed),
             "data: {\"log\":[],\"status\":\"in_progress\",\"duration\":0.201}\n\n"
+        );
+        let ended = |name: &str, ends_cached_step| FlaggedLine {
+            text: format!("v: T {name} 0.00s"),
+            ends_cached_step,
+        };
+        assert_eq!(
+            StreamFormat::Ndjson.progress_record(
+                &[ended("[1/2] FROM a", false), ended("[2/2] RUN b", true)],
+                elapsed
+            ),
+            "{\"log\":[\"v: T [1/2] FROM a 0.00s\",\"v: T [2/2] RUN b 0.00s\"],\"status\":\"in_progress\",\"duration\":0.201,\
+             \"cached\":[\"[2/2] RUN b\"]}\n"
         );
         assert_eq!(
             StreamFormat::Ndjson.terminal_record(failed_report("exit code: 3")),
@@ -202,11 +230,11 @@ mod tests {
 
     #[test]
     fn a_record_is_one_line_for_readers_that_split_lines_by_the_rules_of_unicode() {
-        let log = ["l: a\u{2028}b\u{2029}c\u{85}d".to_owned()];
+        let log = ["l: a\u{2028}b\u{2029}c\u{85}d".to_owned().into()];
         for format in [StreamFormat::Ndjson, StreamFormat::EventStream] {
             for record in [
                 format.progress_record(&log, Duration::ZERO),
-                format.terminal_record(failed_report(&log[0])),
+                format.terminal_record(failed_report(&log[0].text)),
             ] {
                 let record = std::str::from_utf8(&record).expect("UTF-8");
                 assert!(record.contains(r"l: a\u2028b\u2029c\u0085d"), "{record}");
@@ -223,9 +251,13 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn a_record_of_lines_that_fit_is_one_line_below_64_kib(lines in prop::collection::vec(".{0,2000}|(\u{1}|\u{2028}){0,8000}", 0..60)) {
+        fn a_record_of_lines_that_fit_is_one_line_below_64_kib(lines in prop::collection::vec((".{0,2000}|(\u{1}|\u{2028}){0,8000}", any::<bool>()), 0..60)) {
             let mut space = RecordSpace::new();
-            let fitting: Vec<_> = lines.into_iter().take_while(|line| space.reserve_for_line(line)).collect();
+            let lines = lines.into_iter().map(|(text, ends_cached_step)| FlaggedLine {
+                text: if ends_cached_step { format!("v: T {text} 0.00s") } else { text },
+                ends_cached_step,
+            });
+            let fitting: Vec<_> = lines.take_while(|line| space.reserve_for_line(line)).collect();
             for format in [StreamFormat::Ndjson, StreamFormat::EventStream] {
                 let record = format.progress_record(&fitting, Duration::MAX);
                 prop_assert!(record.len() <= MAX_RECORD_BYTES);

@@ -2,8 +2,32 @@
 
 use std::collections::VecDeque;
 
+use serde::{Serialize, Serializer};
+
 /// The bytes of memory that a line takes besides its text, so that empty lines are limited as well.
 const LINE_OVERHEAD_BYTES: usize = 32;
+
+/// A log line, and whether it is that of the end of a step whose result came from the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FlaggedLine {
+    pub(super) text: String,
+    pub(super) ends_cached_step: bool,
+}
+
+impl From<String> for FlaggedLine {
+    fn from(text: String) -> Self {
+        Self {
+            text,
+            ends_cached_step: false,
+        }
+    }
+}
+
+impl Serialize for FlaggedLine {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
 
 /// Returns the memory that a log line counts for, in bytes.
 pub(super) fn line_cost_bytes(line: &str) -> usize {
@@ -13,7 +37,7 @@ pub(super) fn line_cost_bytes(line: &str) -> usize {
 /// A queue of the newest log lines, and the number of lines evicted before them.
 #[derive(Debug)]
 pub(super) struct LineRing {
-    lines: VecDeque<String>,
+    lines: VecDeque<FlaggedLine>,
     held: usize,
     capacity: usize,
     evicted: usize,
@@ -31,8 +55,9 @@ impl LineRing {
     }
 
     /// Appends a line, and evicts and counts the oldest ones until the limit holds.
-    pub(super) fn push(&mut self, line: String) {
-        self.held += line_cost_bytes(&line);
+    pub(super) fn push(&mut self, line: impl Into<FlaggedLine>) {
+        let line = line.into();
+        self.held += line_cost_bytes(&line.text);
         self.lines.push_back(line);
         while self.held > self.capacity && self.pop().is_some() {
             self.evicted += 1;
@@ -40,14 +65,14 @@ impl LineRing {
     }
 
     /// Returns the oldest line in the queue.
-    pub(super) fn front(&self) -> Option<&str> {
-        self.lines.front().map(String::as_str)
+    pub(super) fn front(&self) -> Option<&FlaggedLine> {
+        self.lines.front()
     }
 
     /// Removes the oldest line from the queue and returns it.
-    pub(super) fn pop(&mut self) -> Option<String> {
+    pub(super) fn pop(&mut self) -> Option<FlaggedLine> {
         let line = self.lines.pop_front()?;
-        self.held -= line_cost_bytes(&line);
+        self.held -= line_cost_bytes(&line.text);
         Some(line)
     }
 
@@ -79,7 +104,7 @@ mod tests {
         }
 
         assert_eq!(ring.take_evicted_count(), 7);
-        let rest: Vec<_> = std::iter::from_fn(|| ring.pop()).collect();
+        let rest: Vec<_> = std::iter::from_fn(|| ring.pop()).map(|line| line.text).collect();
         assert_eq!(rest, ["7", "8", "9"]);
         assert!(ring.has_nothing_to_report() && ring.held_bytes() == 0);
     }

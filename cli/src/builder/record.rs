@@ -1,6 +1,6 @@
 //! The records of a streamed answer and of a log.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A record of a stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,6 +11,8 @@ pub(crate) enum Record {
         seq: Option<u64>,
         /// The lines; none in a record that only keeps the connection alive.
         lines: Vec<String>,
+        /// The names of cached steps: of those that end in `lines`, and of others that have no lines.
+        cached: Vec<String>,
     },
     /// The outcome of the build.
     Terminal(Value),
@@ -20,20 +22,36 @@ impl Record {
     /// Parses a line of the builder's answer as a record; `None` if it is not one.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
+        let texts = |key: &str| {
+            let texts = value[key].as_array().into_iter().flatten();
+            texts
+                .filter_map(|text| text.as_str().map(str::to_owned))
+                .collect()
+        };
         match value["status"].as_str()? {
             "in_progress" => Some(Self::Progress {
                 seq: value["seq"].as_u64(),
-                lines: value["log"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|line| line.as_str().map(str::to_owned))
-                    .collect(),
+                lines: texts("log"),
+                cached: texts("cached"),
             }),
             "success" | "failed" => Some(Self::Terminal(value)),
             _ => None,
         }
     }
+}
+
+/// Returns a record of progress with a line or a cached step as the command prints it; `None` for one that only keeps the
+/// connection alive.
+pub(crate) fn printed_progress_record(
+    seq: Option<u64>,
+    lines: &[String],
+    cached: &[String],
+) -> Option<Value> {
+    let mut record = json!({"seq": seq, "log": lines, "status": "in_progress"});
+    if !cached.is_empty() {
+        record["cached"] = json!(cached);
+    }
+    (!lines.is_empty() || !cached.is_empty()).then_some(record)
 }
 
 #[cfg(test)]
@@ -45,10 +63,20 @@ mod tests {
         let progress = Record::Progress {
             seq: Some(3),
             lines: vec!["l: T a".into()],
+            cached: Vec::new(),
         };
         assert_eq!(
             Record::parse(r#"{"seq":3,"log":["l: T a"],"status":"in_progress"}"#),
             Some(progress)
+        );
+        let cached = Record::Progress {
+            seq: Some(3),
+            lines: Vec::new(),
+            cached: vec!["[1/2] RUN a".into()],
+        };
+        assert_eq!(
+            Record::parse(r#"{"seq":3,"log":[],"status":"in_progress","cached":["[1/2] RUN a"]}"#),
+            Some(cached)
         );
         assert!(matches!(
             Record::parse(r#"{"status":"failed","error":"x"}"#),

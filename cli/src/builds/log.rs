@@ -8,10 +8,13 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{ClientWithChosenRoute, failure_of_bodyless_request, follow_to_end};
-use crate::builder::{LogLine, Record, RequestError, Verdict, build_path, percent_encode_component};
+use crate::builder::{
+    Record, RequestError, Verdict, build_path, percent_encode_component, printed_progress_record,
+};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_message_as_is, print_result_or_exit_if_unread, printable};
+use crate::progress::Event;
 use crate::settings::ConnectionArguments;
 use crate::up::LogForm;
 
@@ -46,9 +49,8 @@ enum LookupFailure {
 ///
 /// # Errors
 /// Fails if there is no such build, or its log is lost.
-pub(crate) async fn print_log_or_follow_build(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
-    let connected =
-        ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
+pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
+    let connected = ClientWithChosenRoute::find(&arguments.connection).await?;
     let found = find_build(&connected, &arguments.subject).await;
     let is_id = Uuid::try_parse(&arguments.subject).is_ok();
     let (build, patience) = match found {
@@ -149,17 +151,17 @@ async fn print_log_so_far(
             Failure::platform(cut.to_string(), format!("print it again: slipway logs {id}"))
         })?;
         match record {
-            Record::Progress { seq, lines } if is_json => {
-                if !lines.is_empty() {
-                    print_result_or_exit_if_unread(
-                        &json!({"seq": seq, "log": lines, "status": "in_progress"}).to_string(),
-                    );
+            Record::Progress { seq, lines, cached } if is_json => {
+                if let Some(record) = printed_progress_record(seq, &lines, &cached) {
+                    print_result_or_exit_if_unread(&record.to_string());
                 }
             }
-            Record::Progress { lines, .. } => {
-                lines
+            Record::Progress { lines, cached, .. } => {
+                let events = Event::of_record(&lines, &cached);
+                events
                     .iter()
-                    .for_each(|line| print_result_or_exit_if_unread(&format_log_line_for_people(line)));
+                    .filter_map(printable_event)
+                    .for_each(|line| print_result_or_exit_if_unread(&line));
             }
             Record::Terminal(outcome) if is_json => {
                 print_result_or_exit_if_unread(&outcome.to_string());
@@ -177,12 +179,16 @@ async fn print_log_so_far(
     }
 }
 
-/// Returns a line of a log as people read it.
-fn format_log_line_for_people(line: &str) -> String {
-    match LogLine::parse(line) {
-        LogLine::StepStarted { name } => format!("=> {}", printable(name)),
-        LogLine::StepEnded { name, seconds } => format!("=> {} {seconds:.2} s", printable(name)),
-        LogLine::Progress { id, current } => format!("   {} {current}", printable(id)),
-        LogLine::Output { text } => format!("   {}", printable(text)),
+/// Returns an event of a log as people read it; `None` for events that a log does not have.
+fn printable_event(event: &Event<'_>) -> Option<String> {
+    match event {
+        Event::StepStarted { name } => Some(format!("=> {}", printable(name))),
+        Event::StepEnded {
+            name, cached: true, ..
+        } => Some(format!("=> CACHED {}", printable(name))),
+        Event::StepEnded { name, seconds, .. } => Some(format!("=> {} {seconds:.2} s", printable(name))),
+        Event::StepProgress { id, current } => Some(format!("   {} {current}", printable(id))),
+        Event::Output { text } => Some(format!("   {}", printable(text))),
+        _ => None,
     }
 }

@@ -59,6 +59,9 @@ pub(crate) enum Event<'a> {
         name: &'a str,
         /// The time that it took, in seconds.
         seconds: f64,
+        /// Whether its result came from the cache.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        cached: bool,
     },
     /// Something within a step progresses.
     StepProgress {
@@ -120,9 +123,66 @@ impl<'a> Event<'a> {
     pub(crate) fn of_log_line(line: &'a str) -> Self {
         match LogLine::parse(line) {
             LogLine::StepStarted { name } => Self::StepStarted { name },
-            LogLine::StepEnded { name, seconds } => Self::StepEnded { name, seconds },
+            LogLine::StepEnded { name, seconds } => Self::StepEnded {
+                name,
+                seconds,
+                cached: false,
+            },
             LogLine::Progress { id, current } => Self::StepProgress { id, current },
             LogLine::Output { text } => Self::Output { text },
         }
+    }
+
+    /// Returns the events of a record's lines. `cached` has the names of cached steps: those that end in the lines, and
+    /// others, which end after the lines. The beginning of a cached step that also ends in the lines is left out.
+    pub(crate) fn of_record(lines: &'a [String], cached: &'a [String]) -> Vec<Self> {
+        let mut without_line: Vec<_> = cached.iter().map(String::as_str).collect();
+        let mut events: Vec<Self> = Vec::new();
+        for line in lines {
+            let mut event = Self::of_log_line(line);
+            if let Self::StepEnded { name, cached, .. } = &mut event
+                && let Some(index) = without_line.iter().position(|other| other == name)
+            {
+                without_line.remove(index);
+                *cached = true;
+                let is_beginning =
+                    |other: &Self| matches!(other, Self::StepStarted { name: begun } if begun == name);
+                if let Some(beginning) = events.iter().rposition(is_beginning) {
+                    events.remove(beginning);
+                }
+            }
+            events.push(event);
+        }
+        events.extend(without_line.into_iter().map(|name| Self::StepEnded {
+            name,
+            seconds: 0.0,
+            cached: true,
+        }));
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cached_step_of_a_record_is_one_end_in_the_place_of_its_line_or_after_all_lines() {
+        let lines = ["v: T [1/3] FROM a", "v: T [1/3] FROM a 0.00s", "v: T [3/3] RUN c"].map(str::to_owned);
+        let cached = ["[2/3] RUN b", "[1/3] FROM a"].map(str::to_owned);
+        let shown: Vec<_> = Event::of_record(&lines, &cached)
+            .iter()
+            .map(|event| serde_json::to_value(event).expect("JSON"))
+            .collect();
+        let ended =
+            |name| serde_json::json!({"event": "step_ended", "name": name, "seconds": 0.0, "cached": true});
+        assert_eq!(
+            shown,
+            [
+                ended("[1/3] FROM a"),
+                serde_json::json!({"event": "step_started", "name": "[3/3] RUN c"}),
+                ended("[2/3] RUN b"),
+            ]
+        );
     }
 }

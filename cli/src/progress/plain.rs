@@ -34,16 +34,15 @@ pub(super) fn lines_of(event: &Event<'_>) -> Vec<String> {
         )],
         Event::State { state } => vec![(*state).to_owned()],
         Event::StepStarted { name } => vec![format!("=> {}", shorten_step_name(name))],
+        Event::StepEnded {
+            name, cached: true, ..
+        } => vec![format!("=> CACHED {}", shorten_step_name(name))],
         // BuildKit reports some of its own steps twice, first as done at once.
-        Event::StepEnded { name, seconds } if *seconds < 0.005 && name.starts_with("[internal]") => {
+        Event::StepEnded { name, seconds, .. } if *seconds < 0.005 && name.starts_with("[internal]") => {
             Vec::new()
         }
-        Event::StepEnded { name, seconds } => {
-            vec![format!(
-                "=> {} {}",
-                shorten_step_name(name),
-                format_step_duration_or_cached_or_at_once(*seconds)
-            )]
+        Event::StepEnded { name, seconds, .. } => {
+            vec![format!("=> {} {seconds:.1} s", shorten_step_name(name))]
         }
         Event::Output { text } => vec![format!("   {}", printable(text))],
         Event::Note { text } | Event::Notice { text } => text.lines().map(printable).collect(),
@@ -111,14 +110,6 @@ fn shorten_step_name(name: &str) -> String {
     }
 }
 
-/// Formats the duration of a step; one of no measurable time came from the cache or was done at once.
-fn format_step_duration_or_cached_or_at_once(seconds: f64) -> String {
-    match seconds {
-        seconds if seconds < 0.005 => "cached or at once".to_owned(),
-        seconds => format!("{seconds:.1} s"),
-    }
-}
-
 /// Formats a number of bytes with a decimal unit.
 pub(super) fn format_bytes(bytes: u64) -> String {
     match bytes {
@@ -177,10 +168,17 @@ mod tests {
     }
 
     #[test]
-    fn an_internal_step_that_is_done_at_once_is_not_shown() {
-        let ended = |name| lines_of(&Event::StepEnded { name, seconds: 0.0 });
-        assert!(ended("[internal] load .dockerignore").is_empty());
-        assert_eq!(ended("[2/3] COPY a b"), ["=> [2/3] COPY a b cached or at once"]);
+    fn an_internal_step_that_is_done_at_once_is_not_shown_and_a_cached_step_is_marked() {
+        let ended = |name, cached| {
+            lines_of(&Event::StepEnded {
+                name,
+                seconds: 0.0,
+                cached,
+            })
+        };
+        assert!(ended("[internal] load .dockerignore", false).is_empty());
+        assert_eq!(ended("[2/3] COPY a b", false), ["=> [2/3] COPY a b 0.0 s"]);
+        assert_eq!(ended("[2/3] COPY a b", true), ["=> CACHED [2/3] COPY a b"]);
     }
 
     #[test]

@@ -36,12 +36,15 @@ mod tests {
         };
         assert_eq!(shown(started()), ["=> [1/2] RUN make"]);
         assert!(shown(started()).is_empty());
-        let (name, seconds) = ("[1/2] RUN make", 1.5);
-        assert_eq!(
-            shown(Event::StepEnded { name, seconds }),
-            ["=> [1/2] RUN make 1.5 s"]
-        );
-        assert!(shown(Event::StepEnded { name, seconds }).is_empty());
+        let ended = |cached| Event::StepEnded {
+            name: "[1/2] RUN make",
+            seconds: 1.5,
+            cached,
+        };
+        assert_eq!(shown(ended(false)), ["=> [1/2] RUN make 1.5 s"]);
+        assert!(shown(ended(false)).is_empty());
+        assert_eq!(shown(ended(true)), ["=> CACHED [1/2] RUN make"]);
+        assert!(shown(ended(true)).is_empty());
         let output = || Event::Output { text: "the same" };
         assert_eq!(
             shown(output()),

@@ -19,6 +19,9 @@ const CANCEL_WAIT_AND_PAUSE: (Duration, Duration) = (Duration::from_secs(60), Du
 /// The longest time until a builder knows a build that is to be cancelled.
 const ACCEPTANCE_WAIT: Duration = Duration::from_secs(10);
 
+/// The longest wait for the cancellation of a build that a newer one replaces.
+const REPLACED_WAIT: Duration = Duration::from_secs(2);
+
 /// Cancels a build, and returns what is known of it once it has ended, or after a minute. It may have ended otherwise
 /// meanwhile: its `state` says so.
 ///
@@ -42,6 +45,34 @@ pub(crate) async fn cancel_build_and_wait_up_to_a_minute(
 }
 
 impl FunctionBuild<'_> {
+    /// Cancels the build because a newer one replaces it, and waits a moment for that. A queue-worker may run one call at a
+    /// time, and the newer build would wait for the end of this one; and a build whose connection ends first counts as
+    /// failed.
+    pub(crate) async fn cancel_because_replaced(&self) {
+        let Some(SentBuild { route, id }) = self.handed.borrow().clone() else {
+            return;
+        };
+        let route = match route {
+            Route::Queue => Route::Gateway,
+            route => route,
+        };
+        let client = self.client.clone();
+        let cancelling = tokio::spawn(async move {
+            let began = Instant::now();
+            // A build that no builder has accepted is not known yet. One that has ended needs no cancellation, and one that
+            // cannot be cancelled goes on until the builder sees the newer one.
+            while let Err(RequestError::Refused(refusal)) =
+                client.ask(route, Method::DELETE, &build_path(&id)).await
+                && refusal.status == 404
+                && began.elapsed() < ACCEPTANCE_WAIT
+            {
+                sleep(CANCEL_WAIT_AND_PAUSE.1).await;
+            }
+        });
+        // What was not answered by then goes on in the background.
+        let _ = tokio::time::timeout(REPLACED_WAIT, cancelling).await;
+    }
+
     /// Does what Ctrl-C asks for, and returns the end of following the build; `None` if it is to be followed on.
     pub(super) async fn detach_or_cancel_or_none_to_keep_following(
         &self,

@@ -5,13 +5,13 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use function_host::http::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{BuildEnd, FunctionBuild};
 use crate::builder::{
-    BuilderClient, Record, RecordStream, RequestError, Route, SignedBuildRequest, StreamCut, Verdict,
-    build_path,
+    BuilderClient, LogLine, Record, RecordStream, RequestError, Route, SignedBuildRequest, StreamCut,
+    Verdict, build_path, printed_progress_record,
 };
 use crate::failure::Failure;
 use crate::output::print_result_or_exit_if_unread;
@@ -86,14 +86,13 @@ impl LogConnectionState {
 
 impl FollowedBuild<'_> {
     /// Shows the lines of a record with this number.
-    fn show_log_lines(&self, seq: Option<u64>, lines: &[String]) {
+    fn show_log_lines(&self, seq: Option<u64>, lines: &[String], cached: &[String]) {
         match self.form {
-            LogForm::Progress => self.progress.show_log_lines(lines),
-            LogForm::Records if lines.is_empty() => {}
+            LogForm::Progress => self.progress.show_log_lines(lines, cached),
             LogForm::Records => {
-                print_result_or_exit_if_unread(
-                    &json!({"seq": seq, "log": lines, "status": "in_progress"}).to_string(),
-                );
+                if let Some(record) = printed_progress_record(seq, lines, cached) {
+                    print_result_or_exit_if_unread(&record.to_string());
+                }
             }
         }
     }
@@ -188,11 +187,11 @@ async fn read_log_to_terminal_record(
         };
         connection.note_record(following.progress);
         match record {
-            Record::Progress { seq, lines } => {
+            Record::Progress { seq, lines, cached } => {
                 if !lines.is_empty() {
                     pause = FIRST_AND_LONGEST_STATE_PAUSE.0;
                 }
-                following.show_log_lines(seq, &lines);
+                following.show_log_lines(seq, &lines, &cached);
                 if let Some(seq) = seq {
                     *next_line = (*next_line).max(seq + 1);
                 }
@@ -292,8 +291,10 @@ impl FunctionBuild<'_> {
         let mut pause = FIRST_AND_LONGEST_RETRY_PAUSE.0;
         loop {
             match records.next_record().await {
-                Ok(Record::Progress { lines, .. }) => {
-                    self.progress.show_log_lines(&shown.without_shown(lines));
+                Ok(Record::Progress { lines, cached, .. }) => {
+                    let lines = shown.without_shown(lines);
+                    let cached = shown.without_shown_steps(cached, &lines);
+                    self.progress.show_log_lines(&lines, &cached);
                 }
                 Ok(Record::Terminal(outcome)) => {
                     return Ok(
@@ -358,6 +359,18 @@ impl ShownLines {
             .collect()
     }
 
+    /// Returns the names of cached steps that end in these lines, or were not shown before the cut.
+    fn without_shown_steps(&mut self, names: Vec<String>, lines: &[String]) -> Vec<String> {
+        let is_end_of = |line: &String, step: &str| matches!(LogLine::parse(line), LogLine::StepEnded { name, .. } if name == step);
+        names
+            .into_iter()
+            .filter(|name| {
+                // Counts the name in both cases.
+                self.count_line_and_check_new(name) || lines.iter().any(|line| is_end_of(line, name))
+            })
+            .collect()
+    }
+
     fn count_line_and_check_new(&mut self, line: &str) -> bool {
         let mut hasher = DefaultHasher::new();
         line.hash(&mut hasher);
@@ -383,5 +396,15 @@ mod tests {
         shown.note_log_begins_again();
         assert_eq!(shown.without_shown(lines(&["a", "b"])), [""; 0]);
         assert_eq!(shown.without_shown(lines(&["b", "b", "c"])), ["b", "c"]);
+    }
+
+    #[test]
+    fn a_cached_step_is_shown_again_only_where_its_line_is() {
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let mut shown = ShownLines::default();
+        assert_eq!(shown.without_shown_steps(texts(&["a", "b"]), &[]), ["a", "b"]);
+        shown.note_log_begins_again();
+        let lines = texts(&["v: T b 0.00s"]);
+        assert_eq!(shown.without_shown_steps(texts(&["a", "b"]), &lines), ["b"]);
     }
 }

@@ -6,6 +6,7 @@
 #![expect(clippy::expect_used, reason = "a test that cannot continue fails here")]
 
 mod builds;
+mod cached_steps;
 mod difference;
 mod facts;
 mod fake_builder;

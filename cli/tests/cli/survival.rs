@@ -236,3 +236,51 @@ async fn dev_is_quiet_while_nothing_changes_and_builds_again_what_was_saved() {
     interrupt(&child);
     assert_eq!(child.wait().await.expect("it ends").code(), Some(0));
 }
+
+#[tokio::test]
+async fn dev_cancels_the_queued_build_under_way_when_a_newer_change_is_saved() {
+    let queued = || ("POST /async-function/builder-fn", ScriptedAnswer::queued());
+    let mut server = FakeBuilder::start(vec![queued(), queued()]).await;
+    let project = Project::shop();
+    let mut child = project.spawn(&["dev", "--gateway", &server.url]);
+    let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+    let first = server.next_call_id().await;
+    let log = |id: &str, from: u64| format!("GET /function/builder-fn/builds/{id}/log?from={from}");
+    let running = [record_with_line(1, "v: T [1/1] RUN make")];
+    server.add_answer(&log(&first, 1), ScriptedAnswer::events(&running, BodyEnd::Open));
+    read_until(&mut stderr, "RUN make").await;
+    // Until a builder has accepted the call, none knows the build.
+    let cancel = format!("DELETE /function/builder-fn/builds/{first}");
+    let unknown = json!({"status": "failed", "error": "no such build"});
+    server.add_answer(&cancel, ScriptedAnswer::json(404, &unknown));
+    server.add_answer(
+        &cancel,
+        ScriptedAnswer::json(202, &json!({"id": first, "state": "running"})),
+    );
+    project.write("shop/main.txt", "newer");
+    read_until(&mut stderr, "a new build replaces the one under way").await;
+    let second = loop {
+        let request = server.next_request_except_probes().await;
+        // Questions have no call ID.
+        if let Some(id) = request.headers.get("x-call-id") {
+            break id.to_str().expect("text").to_owned();
+        }
+    };
+    assert_ne!(second, first);
+    // The second build ends once the first one was cancelled.
+    let cancelled = async {
+        while server.answers_left() > 0 {
+            server.next_request_except_probes().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), cancelled)
+        .await
+        .expect("the first build is cancelled");
+    server.add_answer(
+        &log(&second, 1),
+        ScriptedAnswer::events(&[outcome_of_running_function()], BodyEnd::Complete),
+    );
+    read_until(&mut stderr, "watching for changes").await;
+    interrupt(&child);
+    assert_eq!(child.wait().await.expect("it ends").code(), Some(0));
+}

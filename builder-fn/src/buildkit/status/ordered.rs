@@ -6,9 +6,11 @@
 //!
 //! A piece of output gets its time just before BuildKit queues it, and the queue keeps its order. So an event is held
 //! until events from one second later are there, or, while the build runs, until nothing came for a second. Left out is
-//! what depends on the reader: progress, which BuildKit thins out; steps that it reports as cached with the times of
-//! other steps; and the ends of steps that it makes up when a build is cancelled. Warnings have no time, and are the
-//! last events.
+//! what depends on the reader: progress, which BuildKit thins out; and the ends of steps that it makes up when a build is
+//! cancelled. Warnings have no time, and are the last events.
+//!
+//! Steps that BuildKit reports as cached, with the times of other steps, are ends without a beginning: their place among
+//! the other events depends on the reader, and no log line may come of them.
 //!
 //! BuildKit splits a batch of updates with more than 1 MiB of output into several responses (`client/status.go`): the
 //! first one has all the steps and progress of the batch, the following ones only output, whose times may be much
@@ -234,6 +236,18 @@ impl EventSorter {
         let completed = vertex.completed.as_ref().map(to_system_time_clamped);
         let digest = self.intern(&vertex.digest);
         if completed == Some(started) {
+            if vertex.cached && self.remember_if_new_and_within_limit(&digest, SystemTime::UNIX_EPOCH, true) {
+                let event = BuildEvent::StepEnded {
+                    digest: vertex.digest,
+                    name: vertex.name,
+                    started: None,
+                    ended: started,
+                    cached: true,
+                    error: String::new(),
+                    is_rerun: false,
+                };
+                self.hold(started, 2, digest, event);
+            }
             return;
         }
         if self.remember_if_new_and_within_limit(&digest, started, false) {

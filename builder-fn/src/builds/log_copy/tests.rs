@@ -10,6 +10,10 @@ fn line(seq: u64, length: usize) -> LogLine {
     LogLine {
         seq,
         step: Some(7).filter(|_| !seq.is_multiple_of(3)),
+        kind: match seq % 5 {
+            0 => LineKind::EndOfCachedStep,
+            _ => LineKind::Ordinary,
+        },
         text: format!("{seq} {}", "ä".repeat(length / 2)),
     }
 }
@@ -83,6 +87,27 @@ async fn a_reader_gets_the_lines_from_any_number_on_once_and_in_order() {
         let expected: Vec<_> = all.iter().filter(|line| line.seq >= first).cloned().collect();
         assert_eq!((read == expected, end), (true, CopiedLines::End), "from {first}");
     }
+}
+
+#[tokio::test]
+async fn the_name_of_a_cached_step_is_copied_and_does_not_count_as_a_line() {
+    let copies = Copies::with_budget(u64::MAX);
+    let copy = copies.create();
+    let name = |seq| LogLine {
+        seq,
+        step: None,
+        kind: LineKind::NameOfCachedStep,
+        text: "[2/5] RUN make".to_owned(),
+    };
+    let copied = [line(1, 10), line(2, 10), name(3)];
+    assert!(copy.append_lines_until_full(&copied));
+    finish(&copy, CopyEnd::Complete);
+    let mut reader = copy.open_reader();
+    assert_eq!(
+        reader.next_lines(3).await.expect("no error"),
+        CopiedLines::Lines(vec![name(3)])
+    );
+    assert_eq!(reader.last_line_number(), 2);
 }
 
 #[tokio::test]
@@ -174,7 +199,7 @@ async fn a_copy_is_kept_for_a_while_without_readers_and_longer_if_one_comes() {
 
     let evicted = copy.clone();
     let unneeded = tokio::spawn(async move { evicted.wait_until_unneeded_or_evicted().await });
-    copy.mark_evicted();
+    copy.evict();
     tokio::time::timeout(KEPT_UNREAD / 2, unneeded)
         .await
         .expect("in time")

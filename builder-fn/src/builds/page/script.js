@@ -153,11 +153,15 @@
     request.onloadend = () => resolve(request.status === 200 && request.response?.getElementById('build') ? request.response : null);
     request.send();
   });
-  // Replaces what the builder knows better now: the state, the steps, the deployment.
+  // Replaces what the builder knows better now: the state, the steps, the deployment. An answer that was overtaken by a
+  // younger one changes nothing.
+  let asked = 0, shown = 0;
   const refresh = async () => {
+    const number = ++asked;
     const page = await load((location.search || '?') + '&form=state');
     const other = page?.getElementById('build');
-    if (!other) return true;
+    if (!other || number < shown) return true;
+    shown = number;
     for (const id of ['top', 'rest']) get(id).replaceChildren(...page.getElementById(id).childNodes);
     build.dataset.state = other.dataset.state;
     document.title = page.title;
@@ -177,12 +181,22 @@
     else link.parentElement.remove();
     found.textContent = '';
   };
-  let refreshed = 0, refreshing = false;
+  // Refreshes at once, or 3 s after the last time, so that nothing that a step changed is missed before a long pause.
+  let refreshed = 0, refreshing = false, isDue = false;
   const refreshSoon = async () => {
-    if (refreshing || Date.now() - refreshed < 3000) return;
+    isDue = true;
+    if (refreshing) return;
     refreshing = true;
-    await refresh();
-    refreshed = Date.now();
+    while (isDue && live) {
+      const wait = refreshed + 3000 - Date.now();
+      if (wait > 0) {
+        await pause(wait / 1000);
+        continue;
+      }
+      isDue = false;
+      await refresh();
+      refreshed = Date.now();
+    }
     refreshing = false;
   };
 
@@ -207,6 +221,7 @@
             add(record.seq, record.step, line);
             if (split(line).isStep) refreshSoon();
           }
+          if (record.cached) refreshSoon();
           if (record.status === 'in_progress' && record.log?.length) next = record.seq + 1;
           prune();
           if (follow.checked && sticks) get('later').scrollIntoView({ block: 'end' });

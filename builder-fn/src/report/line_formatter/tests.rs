@@ -69,6 +69,66 @@ fn a_step_gets_a_line_when_it_starts_and_one_with_its_time_when_it_ends() {
 }
 
 #[test]
+fn only_the_line_of_the_end_of_a_cached_step_is_marked_as_such() {
+    #[derive(Default)]
+    struct Sink(Vec<(String, bool)>);
+    impl LogSink for Sink {
+        fn push(&mut self, line: String) {
+            self.0.push((line, false));
+        }
+        fn push_end_of_cached_step(&mut self, line: String) {
+            self.0.push((line, true));
+        }
+    }
+    let ended = |is_cached| match step_ended_event(Some(0), 2340) {
+        BuildEvent::StepEnded {
+            digest,
+            name,
+            started,
+            ended,
+            error,
+            is_rerun,
+            ..
+        } => BuildEvent::StepEnded {
+            digest,
+            name,
+            started,
+            ended,
+            cached: is_cached,
+            error,
+            is_rerun,
+        },
+        other => other,
+    };
+    for is_cached in [false, true] {
+        let mut sink = Sink::default();
+        let mut lines = LineFormatter::default();
+        for event in [
+            step_started_event(0),
+            output_event(1, 0, "rest"),
+            ended(is_cached),
+        ] {
+            lines.log_event(event, &mut sink);
+        }
+        let marked = sink.0.iter().map(|(_, is_marked)| *is_marked);
+        assert_eq!(marked.collect::<Vec<_>>(), [false, false, is_cached]);
+        let (end, _) = sink.0.last().expect("the line of the end");
+        assert_eq!(name_of_ended_step(end), Some("[2/3] RUN make"));
+    }
+}
+
+#[test]
+fn a_name_that_is_too_long_to_be_repeated_beside_its_line_is_not_repeated() {
+    let line = |name: &str| format!("v: 2026-01-02T03:04:05Z {name} 0.00s");
+    let fitting = "x".repeat(MAX_CACHED_NAME_BYTES);
+    assert_eq!(name_of_ended_step(&line(&fitting)), Some(fitting.as_str()));
+    assert_eq!(
+        name_of_ended_step(&line(&"\u{1}".repeat(MAX_CACHED_NAME_BYTES / 5))),
+        None
+    );
+}
+
+#[test]
 fn a_progress_line_has_the_id_and_the_current_value() {
     assert_eq!(
         LineFormatter::default().format_event(progress_event(0, 0, false)),

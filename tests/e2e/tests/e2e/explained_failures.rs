@@ -1,7 +1,7 @@
 //! The cases of `tests/failures` that can be run here: the hint in the real answer is the one of the table; and functions
 //! that do not run, whose last lines are in the answer.
 
-use std::path::Path;
+use std::{path::Path, time::SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::{StreamExt as _, stream};
@@ -57,7 +57,7 @@ async fn build_case_and_describe_wrong_hint(
         config[key] = value.clone();
     }
     let reply = builder
-        .build_client_with_own_key()?
+        .client()?
         .post_signed(source.tar_with_config_last(&config)?)
         .await?;
     let hint = &reply.json_or_error_text()["hint"];
@@ -109,18 +109,30 @@ async fn the_last_lines_of_a_function_that_does_not_run_are_in_the_answer_and_it
     let deployer =
         DeployerProcess::start(&testbed, &testbed.stack.gateway.url, &[READY_TIMEOUT_SETTING]).await?;
     let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
-    let builder =
-        BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.gateway_url())]).await?;
-    for (name, command, line) in [
+    let builder = BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.url())]).await?;
+    let run = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)?
+        .as_nanos();
+    // The stack's provider counts a replica as available once the function listens.
+    for (name, command, kind, line) in [
         (
             "exits-with-a-message",
             "echo MAIL_FROM is not set >&2; exit 3",
+            "function-not-running",
             "MAIL_FROM is not set",
         ),
         (
             "listens-on-another-port",
             "echo listens on 3000; trap 'exit 0' TERM; sleep 3600 & wait",
+            "function-not-running",
             "listens on 3000",
+        ),
+        // The server answers with 404, because it has no such file.
+        (
+            "answers-its-probe-with-an-error",
+            "echo serves no health; trap 'exit 0' TERM; httpd -f -p 8080 -h /etc & wait",
+            "probe-failed",
+            "serves no health",
         ),
     ] {
         testbed.functions.remove_function(name).await?;
@@ -129,9 +141,10 @@ async fn the_last_lines_of_a_function_that_does_not_run_are_in_the_answer_and_it
         ));
         let image = testbed.image_name(&format!("e2e/{name}"), "1");
         let config = json!({"image": image, "deploy": {"service": name}});
-        let reply = builder
-            .build_client_with_own_key()?
-            .post_signed(source.tar_with_config_last(&config)?)
+        let id = format!("{name}-{run}");
+        let client = builder.client()?;
+        let reply = client
+            .post_signed_with_headers(source.tar_with_config_last(&config)?, &[("X-Call-Id", &id)])
             .await?;
         let answer = reply.json_or_error_text();
         assert_eq!(answer["deployment"]["status"], "rolled_back", "{answer:#}");
@@ -140,8 +153,17 @@ async fn the_last_lines_of_a_function_that_does_not_run_are_in_the_answer_and_it
             reasons.contains("; its log ends with: ") && reasons.contains(line),
             "{reasons}"
         );
-        let log = answer["hint"]["log"].as_array().into_iter().flatten();
+        let hint = &answer["hint"];
+        assert_eq!(hint["kind"], kind, "{answer:#}");
+        assert!(
+            hint["next"].as_str().is_some_and(|next| !next.is_empty()),
+            "{answer:#}"
+        );
+        let log = hint["log"].as_array().into_iter().flatten();
         assert_eq!(log.last(), Some(&json!(line)), "{answer:#}");
+        // The same is known of the build afterwards.
+        let (_, build) = builder.ask(&format!("/builds/{id}")).await?;
+        assert_eq!(build["hint"], *hint, "{build:#}");
         assert_eq!(testbed.functions.function_status(name).await?, None);
     }
     Ok(())

@@ -125,6 +125,45 @@ async fn a_page_follows_a_running_build_to_its_end() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_cached_step_is_marked_on_the_page_of_a_running_build() -> Result<()> {
+    let setting = BuilderBehindPrefixProxy::start(&[]).await?;
+    let base = setting.testbed.build_busybox_once_and_get_name().await?;
+    let now = fresh_id("page-cached")?;
+    let context = |rest: &str| {
+        BuildContext::dockerfile(format!("FROM {base}\nCOPY now /now\nRUN echo once\n{rest}"))
+            .with_file("now", now.clone())
+    };
+    let image = setting.image_name("page-cached");
+    let first = setting
+        .build(&fresh_id("page-first")?, &context(""), &image)
+        .await?;
+    assert_eq!(first.status, 200, "{}", first.text);
+    let browser = Browser::start(true).await?;
+    let gate = format!("gate-of-{now}");
+    let gated = context(&format!("RUN {}\n", gated_command(&gate)));
+    let build = setting.build(&now, &gated, &image);
+    let reading = async {
+        setting.testbed.wait_for_step(&gate, true).await?;
+        let (_, answer) = setting.builder.ask(&format!("/builds/{now}")).await?;
+        browser.open(&setting.page_url(&answer)?).await?;
+        wait_for_state(&browser, "running").await?;
+        let row = |name: &str, class: &str| {
+            format!(
+                "[...document.querySelectorAll('#top .steps li')].some((row) => \
+                 row.textContent.includes('{name}') && row.querySelector('svg.{class}') !== null)"
+            )
+        };
+        browser.wait_until(&row("RUN echo once", "cached")).await?;
+        browser.wait_until(&row(&gate, "running")).await?;
+        setting.testbed.open_gate_of_step(&gate)
+    };
+    let (reply, ()) = tokio::try_join!(build, reading)?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    wait_for_state(&browser, "success").await?;
+    assert_nothing_reported(&browser).await
+}
+
+#[tokio::test]
 async fn the_page_of_a_failed_build_says_why_first_and_is_used_with_the_keyboard() -> Result<()> {
     let setting = BuilderBehindPrefixProxy::start(&[]).await?;
     let context = context_with_failing_cargo_build(&setting).await?;
@@ -265,7 +304,7 @@ async fn hostile_output_and_names_stay_text_on_pages() -> Result<()> {
     );
     let steps = format!("RUN {line}; {}; {line}; exit 1", gated_command(&gate));
     let id = fresh_id("<b onclick=document.title=1>&amp;\"'")?;
-    let path = "/builds/".to_owned() + &percent_encode(&id);
+    let path = "/builds/".to_owned() + &encode(&id);
     let context = setting.uncached_context_with_steps(&steps).await?;
     let image = setting.image_name("page-hostile");
     let build = setting.build(&id, &context, &image);
@@ -346,7 +385,7 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     let testbed = slipway_e2e::testbed::Testbed::find_running_stack()?;
     // The stack's own daemon would keep the log in its history.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
-    let url = daemon.socket_url();
+    let url = daemon.url();
     let setting = BuilderBehindPrefixProxy::start(&[("buildkit_url", &url)]).await?;
     let filler = "x".repeat(88);
     let steps = format!("RUN seq 1 {LINES_WRITTEN_BY_STEP} | sed 's/.*/line & {filler}/'");
@@ -355,7 +394,7 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     let reply = setting.build(&fresh_id("page-long")?, &context, &image).await?;
     assert_eq!(reply.status, 200, "{:.1000}", reply.text);
     let browser = Browser::start(true).await?;
-    let url = setting.page_url(&reply.json_or_error_text())?;
+    let url = setting.page_url(&reply.json())?;
     browser
         .open_until(&url, &js_log_has_line_matching("\\bline 1 x"))
         .await?;

@@ -21,7 +21,7 @@ use slipway_e2e::{
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Creates a project with one function that serves `page`, with the small template.
-async fn create_project(testbed: &Testbed, name: &str, page: &str) -> Result<ClientFolder> {
+pub(super) async fn create_project(testbed: &Testbed, name: &str, page: &str) -> Result<ClientFolder> {
     let folder = ClientFolder::new(testbed.build_busybox_once_and_get_name().await?)?;
     folder.write_file(&format!("{name}/index.html"), page)?;
     let stack = format!(
@@ -31,7 +31,7 @@ async fn create_project(testbed: &Testbed, name: &str, page: &str) -> Result<Cli
     Ok(folder)
 }
 
-fn function_url_line(testbed: &Testbed, name: &str) -> String {
+pub(super) fn function_url_line(testbed: &Testbed, name: &str) -> String {
     format!(
         "{}/function/{name}\n",
         testbed.stack.gateway.url.trim_end_matches('/')
@@ -195,7 +195,7 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
         .await?;
     testbed
         .functions
-        .wait_until_page_equals(name, "one", CHANGE_TIMEOUT)
+        .wait_for_root_page_containing(name, "one", CHANGE_TIMEOUT)
         .await?;
 
     folder.write_file(&format!("{name}/index.html"), "two")?;
@@ -203,7 +203,7 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
         .await?;
     testbed
         .functions
-        .wait_until_page_equals(name, "two", CHANGE_TIMEOUT)
+        .wait_for_root_page_containing(name, "two", CHANGE_TIMEOUT)
         .await?;
 
     let dockerfile = fs::read_to_string(folder.path().join("template/small/Dockerfile"))?;

@@ -271,12 +271,29 @@ fn a_beginning_that_buildkit_left_out_is_taken_from_the_end_of_the_step() {
 #[test]
 fn steps_without_a_duration_and_the_ends_of_cancelled_steps_are_left_out() {
     let updates = [
-        vertex("cached", 5, Some(5), ""),
+        vertex("at once", 5, Some(5), ""),
         vertex("cancelled", 6, Some(70), "context canceled"),
     ];
     let events = read_in_batches(&updates.map(Update::Step), &[1]);
     assert!(
         matches!(&events[..], [BuildEvent::StepStarted { digest, .. }] if digest == "cancelled"),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn a_cached_step_is_one_end_without_a_beginning_however_often_buildkit_reports_it() {
+    let cached = |at| Vertex {
+        cached: true,
+        ..vertex("a", at, Some(at), "")
+    };
+    let updates = [cached(5), cached(5), cached(70)];
+    let events = read_in_batches(&updates.map(Update::Step), &[1]);
+    assert!(
+        matches!(
+            &events[..],
+            [BuildEvent::StepEnded { started: None, cached: true, name, .. }] if name == "[a]"
+        ),
         "{events:?}"
     );
 }

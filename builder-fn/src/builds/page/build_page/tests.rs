@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::buildkit::StepOrExportPartFacts;
 use crate::builds::log_excerpt::LogPart;
-use crate::builds::numbered_log::LogLine;
+use crate::builds::numbered_log::{LineKind, LogLine};
 
 /// What a caller repeats to make a page large.
 const HOSTILE: [&str; 4] = ["\"<&>", "\u{202e}", "\u{1b}[31m&\u{1b}[32m&", "語"];
@@ -17,7 +17,7 @@ fn seconds_after_base(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000 + seconds)
 }
 
-/// Returns the record of a failed build whose texts each are `text` 2000 times, with a deployment and warnings.
+/// Returns the record of a failed build whose texts consist of `text`, with a deployment and warnings.
 fn failed_record_with_texts_repeating(text: &str) -> BuildRecord {
     let long = text.repeat(2000);
     let hint = json!({
@@ -49,8 +49,8 @@ fn excerpt_of_60_steps_and_300_lines(step_name: &str, line: &str, unread: Option
         let facts = StepOrExportPartFacts {
             digest: number.to_string(),
             name: step_name.to_owned(),
-            started: Some(seconds_after_base(number)),
-            ended: Some(seconds_after_base(number + 20)),
+            started: Some(at(number)),
+            ended: Some(at(number + 20)),
             ..StepOrExportPartFacts::default()
         };
         (Some(number as u32), facts)
@@ -58,6 +58,7 @@ fn excerpt_of_60_steps_and_300_lines(step_name: &str, line: &str, unread: Option
     let lines = (1..=300).map(|seq| LogLine {
         seq,
         step: Some(seq as u32 % 3),
+        kind: LineKind::Ordinary,
         text: format!("l: T {line}"),
     });
     LogExcerpt {
@@ -70,7 +71,7 @@ fn excerpt_of_60_steps_and_300_lines(step_name: &str, line: &str, unread: Option
     }
 }
 
-fn sixty_layers() -> Vec<ImageLayerSize> {
+fn layers() -> Vec<ImageLayerSize> {
     let layer = |bytes| ImageLayerSize {
         digest: format!("sha256:{}", "0".repeat(64)),
         bytes,
@@ -85,7 +86,7 @@ fn page(record: &BuildRecord, others: &[BuildRecord], excerpt: &LogExcerpt, form
         incomplete: None,
         excerpt,
         others,
-        layers: &sixty_layers(),
+        layers: &layers(),
         access: &PageReaderRights::Open,
         query: PageQuery {
             part: (form != BuildPageParts::Whole).then_some(LogPart::End),
@@ -113,7 +114,7 @@ fn a_page_and_the_one_that_follows_it_take_no_more_than_a_visit_may_whatever_cal
 
         let unread = excerpt_of_60_steps_and_300_lines(&line, &line, Some(LogPart::End));
         let first = page(&record, &others, &unread, BuildPageParts::Whole);
-        let second = page(&record, &others, &read, BuildPageParts::StepsAndLog);
+        let second = page(&record, &others, &read, BuildPageParts::Log);
         let limit = VISIT_BYTES_MAX - 2 * HEADERS_BYTES_MAX;
         let bytes = first.len() + second.len();
         assert!(bytes <= limit, "{text:?}: {} and {}", first.len(), second.len());
@@ -144,7 +145,7 @@ fn the_page_that_follows_has_more_lines_and_steps_and_no_script() {
     let first = page(&record, &[], &unread, BuildPageParts::Whole);
     assert!(is_followed_without_script(&first), "{first}");
     assert!(first.contains("id=\"load\" href=\"?from=end#log\""), "{first}");
-    for form in [BuildPageParts::StepsAndLog, BuildPageParts::WithoutScript] {
+    for form in [BuildPageParts::Log, BuildPageParts::WithoutScript] {
         let second = page(&record, &[], &read, form);
         assert!(
             !second.contains("<script") && !second.contains("http-equiv"),
@@ -164,7 +165,7 @@ fn the_page_that_follows_has_more_lines_and_steps_and_no_script() {
         plain.contains("<style>") && plain.contains("What failed"),
         "{plain}"
     );
-    let state = page(&record, &[], &read, BuildPageParts::AllButLog);
+    let state = page(&record, &[], &read, BuildPageParts::State);
     assert!(
         state.contains("What failed") && !state.contains("id=\"log\"") && !state.contains("<style>"),
         "{state}"
