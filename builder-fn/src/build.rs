@@ -8,6 +8,8 @@ mod deploy;
 mod dry_run;
 mod evidence;
 mod explanation;
+mod index;
+mod part;
 mod retry;
 mod solve;
 
@@ -40,6 +42,8 @@ use crate::tenants::TenantResources;
 pub(crate) use call::BuilderCall;
 use call::wait_for_expiry;
 pub(crate) use deploy::DeployingCall;
+use part::SolvePart;
+use solve::Solve;
 
 /// The operator's settings that apply to every build.
 #[derive(Clone, Debug, Default)]
@@ -154,6 +158,9 @@ impl Builder {
             call.is_dry_run_done.store(true, Ordering::Relaxed);
         }
         let (pool, supersession) = self.pool_and_supersession_registry(request)?;
+        // Before the registration too.
+        let parts = pool.split_by_platform(&config.platforms)?;
+        let parts = SolvePart::of_build(parts, &call.reference);
         let registration = self.register_for_supersession(&supersession, request, call);
         let _watched = call.accepted.watch_cancellations(&pool);
         let solving = async {
@@ -164,8 +171,13 @@ impl Builder {
                 record.started_at = Some(SystemTime::now());
                 record.attempts += 1;
             });
-            self.solve_and_push(&pool, request, call, registration.as_ref(), lines, log)
-                .await
+            let solve = Solve {
+                pool: &pool,
+                request,
+                call,
+                registration: registration.as_ref(),
+            };
+            self.solve_and_push(&solve, &parts, lines, log).await
         };
         let superseded = async {
             match &registration {

@@ -16,6 +16,7 @@ mod history;
 mod job;
 mod manifest_lookup;
 mod outcome;
+mod platform;
 mod pool;
 mod reference;
 mod session;
@@ -34,9 +35,13 @@ pub use git_context::{CommitLookup, GitContextSource};
 pub(crate) use history::HistoryChange;
 pub use history::{BuildState, HistoryListing, KnownBuild, ListedBuild, SealedSecrets, StepCounts};
 pub use job::{BuildJob, EarlierBuild, EventTimeouts, JobError, find_built_image};
-pub use manifest_lookup::{ImageLayerSize, ManifestLookup};
+pub use manifest_lookup::{INDEX_MEDIA_TYPE, ImageLayerSize, ManifestLookup};
 pub use outcome::BuiltImage;
-pub(crate) use pool::{BuildToPlace, DaemonAtIp, HostResolver, PlacedBuild};
+pub use platform::Platform;
+pub(crate) use pool::{
+    BuildPart, BuildToPlace, DaemonAtIp, DaemonGroup, EligibleDaemons, HostResolver, NoDaemonForPlatform,
+    PlacedBuild,
+};
 pub use pool::{
     ChosenAndPreferredDaemon, DaemonLoad, DaemonPool, DaemonResolver, PlacementHash, PoolMetrics, PoolSize,
     ResolveFuture, busy_threshold, choose_daemon,

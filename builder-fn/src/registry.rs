@@ -12,10 +12,11 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use function_host::Secrets;
 use function_host::registry::{AllowedTokenHosts, RegistryClient, Repository};
 
-use crate::buildkit::{CredentialStore, ImageLayerSize, ManifestLookup};
+use crate::buildkit::{CredentialStore, INDEX_MEDIA_TYPE, ImageLayerSize, ManifestLookup};
 pub use access::RepositoryAccess;
 pub use image_name::ImageName;
 pub use operator_repository::OperatorRepository;
@@ -68,6 +69,23 @@ impl ManifestLookup for Registries {
             Ok(layers.unwrap_or_default())
         };
         tokio::time::timeout(LOOKUP_TIMEOUT, fetching).await?
+    }
+
+    async fn fetch_manifest(
+        &self,
+        name: &str,
+        digest: &str,
+    ) -> Result<Option<Bytes>, Box<dyn StdError + Send + Sync>> {
+        let mut repository = self.repository_with_credentials(name).await?;
+        Ok(tokio::time::timeout(LOOKUP_TIMEOUT, repository.fetch_manifest(digest)).await??)
+    }
+
+    async fn push_index(&self, name: &str, index: String) -> Result<(), Box<dyn StdError + Send + Sync>> {
+        let (_, tag) = name.rsplit_once(':').ok_or("the image's name has no tag")?;
+        let repository = self.repository_with_credentials(name).await?;
+        let mut repository = repository.with_token_actions("pull,push");
+        let pushing = put_manifest(&mut repository, tag, index, INDEX_MEDIA_TYPE);
+        Ok(tokio::time::timeout(LOOKUP_TIMEOUT, pushing).await??)
     }
 }
 

@@ -17,8 +17,8 @@ use crate::report::{LineFormatter, LogSink};
 use crate::request::{BuildRequest, BuildSource, GitContext, PreparedContext, ReferencedContext};
 use crate::sources::{SourceRules, UrlRejection};
 
-/// The context of one attempt.
-#[derive(Debug)]
+/// The context of one attempt, or of all parts of a split build.
+#[derive(Clone, Debug)]
 pub(super) enum JobBuildContext {
     /// Files, which the session sends.
     Files(PreparedContext),

@@ -1,16 +1,19 @@
 //! The solve of a build: its attempts on daemons, the request to BuildKit, and the log, metrics and spans of events.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use function_host::ErrorChain;
 use function_host::policy::StepNetworkAccess;
-use function_host::{ErrorChain, trace};
+use function_host::trace::{self, Span};
+use futures_util::future::try_join_all;
 
 use super::Builder;
 use super::call::{BuilderCall, wait_for_expiry};
 use super::context::JobBuildContext;
 use super::control_character;
+use super::part::{SharedLog, SolvePart};
 use super::retry::BuildRetries;
 use crate::buildkit::{
     BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImage, CacheExport, CredentialStore, DaemonPool,
@@ -36,95 +39,60 @@ const REVISION_LABEL: &str = "org.opencontainers.image.revision";
 /// The largest number of times that a build gives way to the same build on another daemon.
 const GIVE_WAY_COUNT_MAX: u32 = 4;
 
+/// An attempt of a part of a build.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    part: &'a SolvePart,
+    /// The number of the attempt, from 1.
+    number: u32,
+}
+
+/// What all parts of a build have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Solve<'a> {
+    /// The daemons.
+    pub(super) pool: &'a DaemonPool,
+    /// The request of the build.
+    pub(super) request: &'a BuildRequest,
+    /// The call of the build.
+    pub(super) call: &'a BuilderCall<'a>,
+    /// The registration among the builds of the function that the build deploys; `None` for a build that takes no part in
+    /// supersession.
+    pub(super) registration: Option<&'a Registration>,
+}
+
 impl Builder {
-    /// Solves the image, and pushes it unless the config skips that, with retries, within the time limits of the config
-    /// and the call. Fails if a daemon knows a newer build of the function.
+    /// Solves the image in `parts`, of which there is at least one, and pushes it unless the config skips that, with
+    /// retries, within the time limits of the config and the call. Fails if a daemon knows a newer build of the function.
     pub(super) async fn solve_and_push(
         &self,
-        pool: &DaemonPool,
-        request: &BuildRequest,
-        call: &BuilderCall<'_>,
-        registration: Option<&Registration>,
+        solve: &Solve<'_>,
+        parts: &[SolvePart],
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuiltImage, Error> {
+        let (request, call) = (solve.request, solve.call);
         let limit = call.build_time_limit(request.config.timeout);
-        let step_counter = self.metrics.step_counter();
         let span = trace::client_span("solve");
-        let mut step_spans = StepSpans::new(&span, call.trace_mask);
-        let solving = span.run(async {
-            let mut retries = BuildRetries::new(match call.is_asynchronous {
-                true => self.settings.retry_time,
-                false => Duration::ZERO,
-            });
-            let mut given_way = 0;
-            loop {
-                if let Some(inputs) = call.inputs {
-                    inputs.forget_steps_for_next_attempt();
-                }
-                let mut observe = |event: &BuildEvent| {
-                    if let Some(inputs) = call.inputs {
-                        inputs.record_ended_step(event);
+        let mut part_lines = Vec::new();
+        let result = {
+            let solving = span.run(async {
+                match parts {
+                    [whole] => self.solve_part(solve, whole, &span, lines, log).await,
+                    parts => {
+                        part_lines.extend(parts.iter().map(|_| lines.new_for_part()));
+                        let built = self
+                            .solve_all_parts(solve, parts, &span, &mut part_lines, log)
+                            .await?;
+                        self.join_and_push_index(request, call, built, lines, log).await
                     }
-                    step_counter.count_step_that_first_ends(event);
-                    step_spans.record_event(event);
-                    call.lock_evidence().record_event(event);
-                };
-                let attempt = async {
-                    let placed = self
-                        .place_attempt_unless_cancelled_or_superseded(
-                            pool,
-                            request,
-                            call,
-                            registration,
-                            lines,
-                            log,
-                        )
-                        .await?;
-                    self.attempt_unless_built_on_another_daemon(
-                        &placed,
-                        request,
-                        call,
-                        &mut observe,
-                        lines,
-                        log,
-                    )
-                    .await
-                };
-                let error = match attempt.await {
-                    Ok(built) => return Ok(built),
-                    Err(error) => error,
-                };
-                if let Error::BuiltElsewhere { daemon } = &error
-                    && given_way < GIVE_WAY_COUNT_MAX
-                {
-                    given_way += 1;
-                    tracing::info!(daemon, "another builder builds this call; following its build");
-                    let unfinished = lines.take_unfinished_output();
-                    unfinished.into_iter().for_each(|line| log.push(line));
-                    continue;
                 }
-                let attempt = retries.current_attempt();
-                let Some(pause) = retries.next_pause(&error) else {
-                    return Err(error);
-                };
-                let unfinished = lines.take_unfinished_output();
-                unfinished.into_iter().for_each(|line| log.push(line));
-                let seconds = pause.as_secs_f64();
-                log.push(lines.format_unrecorded_warning(&format!(
-                    "attempt {attempt} failed: {error}; the build is tried again in {seconds:.1} s"
-                )));
-                let text = call.trace_mask.mask_text(&ErrorChain(&error).to_string());
-                tracing::warn!(attempt, seconds, error = %text, "a build is tried again");
-                call.accepted
-                    .update_unless_succeeded(|record| record.attempts += 1);
-                tokio::time::sleep(pause).await;
+            });
+            tokio::select! {
+                result = solving => result,
+                limit = wait_for_expiry(limit) => Err(Error::TimeLimit { limit }),
+                () = call.wait_until_shortly_before_shutdown_ends() => Err(Error::Interrupted),
             }
-        });
-        let result = tokio::select! {
-            result = solving => result,
-            limit = wait_for_expiry(limit) => Err(Error::TimeLimit { limit }),
-            () = call.wait_until_shortly_before_shutdown_ends() => Err(Error::Interrupted),
         };
         let result = result.map_err(|error| match error {
             Error::Failed(failure) => Error::Failed(control_character::add_control_character_location(
@@ -132,13 +100,21 @@ impl Builder {
             )),
             error => error,
         });
+        for mut part in part_lines {
+            let unfinished = part.take_unfinished_output();
+            unfinished.into_iter().for_each(|line| log.push(line));
+            lines.append_warnings_of_part(part);
+        }
         lines
             .take_unfinished_output()
             .into_iter()
             .for_each(|line| log.push(line));
         // What explains a failure has the files of the context, which nothing else needs any more.
-        if !matches!(result, Err(Error::Failed(_) | Error::TimeLimit { .. })) {
-            call.lock_evidence().clear();
+        for part in parts {
+            let evidence = std::mem::take(&mut *part.lock_evidence());
+            if matches!(result, Err(Error::Failed(_) | Error::TimeLimit { .. })) {
+                call.lock_evidence().append(evidence);
+            }
         }
         if let Err(error) = &result {
             span.mark_failed(call.trace_mask.mask_text(&ErrorChain(error).to_string()));
@@ -146,23 +122,121 @@ impl Builder {
         result
     }
 
+    /// Solves the parts of a split build at the same time, each with a formatter of its own. Ends all of them with the
+    /// first one that fails.
+    async fn solve_all_parts(
+        &self,
+        solve: &Solve<'_>,
+        parts: &[SolvePart],
+        span: &Span,
+        part_lines: &mut [LineFormatter],
+        log: &mut dyn LogSink,
+    ) -> Result<Vec<BuiltImage>, Error> {
+        let log = Mutex::new(log);
+        let log = &log;
+        let solving = parts.iter().zip(part_lines).map(|(part, lines)| {
+            Box::pin(async move {
+                self.solve_part(solve, part, span, lines, &mut SharedLog(log))
+                    .await
+            })
+        });
+        try_join_all(solving).await
+    }
+
+    /// Solves one part of a build, with retries.
+    async fn solve_part(
+        &self,
+        solve: &Solve<'_>,
+        part: &SolvePart,
+        span: &Span,
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<BuiltImage, Error> {
+        let call = solve.call;
+        let step_counter = self.metrics.step_counter();
+        let mut step_spans = StepSpans::new(span, call.trace_mask);
+        let mut retries = BuildRetries::new(match call.is_asynchronous {
+            true => self.settings.retry_time,
+            false => Duration::ZERO,
+        });
+        let (first_attempt, recorded) = (call.accepted.attempt_number(), call.accepted.recorded_attempts());
+        let mut given_way = 0;
+        loop {
+            if let Some(inputs) = call.inputs.filter(|_| !part.is_of_split_build()) {
+                inputs.forget_steps_for_next_attempt();
+            }
+            let mut observe = |event: &BuildEvent| {
+                if let Some(inputs) = call.inputs {
+                    inputs.record_ended_step(event);
+                }
+                step_counter.count_step_that_first_ends(event);
+                step_spans.record_event(event);
+                part.lock_evidence().record_event(event);
+            };
+            let number = first_attempt + retries.current_attempt() - 1;
+            let attempt = async {
+                let placed = self
+                    .place_attempt_unless_cancelled_or_superseded(solve, part, lines, log)
+                    .await?;
+                self.attempt_unless_built_on_another_daemon(
+                    &placed,
+                    solve,
+                    Attempt { part, number },
+                    &mut observe,
+                    lines,
+                    log,
+                )
+                .await
+            };
+            let error = match attempt.await {
+                Ok(built) => return Ok(built),
+                Err(error) => error,
+            };
+            if let Error::BuiltElsewhere { daemon } = &error
+                && given_way < GIVE_WAY_COUNT_MAX
+            {
+                given_way += 1;
+                tracing::info!(daemon, "another builder builds this call; following its build");
+                let unfinished = lines.take_unfinished_output();
+                unfinished.into_iter().for_each(|line| log.push(line));
+                continue;
+            }
+            let attempt = retries.current_attempt();
+            let Some(pause) = retries.next_pause(&error) else {
+                return Err(error);
+            };
+            let unfinished = lines.take_unfinished_output();
+            unfinished.into_iter().for_each(|line| log.push(line));
+            let seconds = pause.as_secs_f64();
+            log.push(lines.format_unrecorded_warning(&format!(
+                "attempt {attempt} failed: {error}; the build is tried again in {seconds:.1} s"
+            )));
+            let text = call.trace_mask.mask_text(&ErrorChain(&error).to_string());
+            tracing::warn!(attempt, seconds, error = %text, "a build is tried again");
+            let begun = recorded + retries.current_attempt() - 1;
+            call.accepted
+                .update_unless_succeeded(|record| record.attempts = record.attempts.max(begun));
+            tokio::time::sleep(pause).await;
+        }
+    }
+
     /// Chooses a daemon for one attempt and connects to it. Fails if the history of a daemon shows that the call was
     /// cancelled or superseded.
     async fn place_attempt_unless_cancelled_or_superseded(
         &self,
-        pool: &DaemonPool,
-        request: &BuildRequest,
-        call: &BuilderCall<'_>,
-        registration: Option<&Registration>,
+        solve: &Solve<'_>,
+        part: &SolvePart,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<PlacedBuild, Error> {
+        let (request, call) = (solve.request, solve.call);
         let tenant = request.tenant().map_or("", |tenant| tenant.name().as_str());
         let cancellation = call.accepted.to_cancellation();
-        let placed = pool.place_build(BuildToPlace {
+        let placed = solve.pool.place_build(BuildToPlace {
             image: PlacementHash::of(&[tenant, &request.config.image.without_tag()]),
-            reference: &call.reference,
+            reference: &part.reference,
             call: &cancellation,
+            daemons: &part.daemons,
         });
         // Boxed, because the futures of several connections are large, and the stack of a thread is not.
         let placed = Box::pin(placed).await?;
@@ -170,7 +244,7 @@ impl Builder {
         if placed.is_cancelled {
             return Err(Error::Cancelled);
         }
-        if let Some(registration) = registration {
+        if let Some(registration) = solve.registration {
             registration.check_not_superseded_in_histories().await?;
             if !registration.could_read_history_last_time() {
                 log.push(lines.record_warning_and_return_line(
@@ -186,16 +260,16 @@ impl Builder {
     async fn attempt_unless_built_on_another_daemon(
         &self,
         placed: &PlacedBuild,
-        request: &BuildRequest,
-        call: &BuilderCall<'_>,
+        solve: &Solve<'_>,
+        attempt: Attempt<'_>,
         observe: &mut (dyn FnMut(&BuildEvent) + Send),
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuiltImage, Error> {
         let attempt = tokio::select! {
             biased;
-            attempt = self.prepare_context_and_attempt_solve(placed, request, call, observe, lines, log) => attempt,
-            daemon = placed.wait_until_run_by_daemon_with_precedence(&call.reference) => Err(Error::BuiltElsewhere { daemon }),
+            built = self.prepare_context_and_attempt_solve(placed, solve, attempt, observe, lines, log) => built,
+            daemon = placed.wait_until_run_by_daemon_with_precedence(&attempt.part.reference) => Err(Error::BuiltElsewhere { daemon }),
         };
         if let Err(Error::Lost(_)) = &attempt {
             placed.make_daemon_lookup_due_after_loss().await;
@@ -208,18 +282,23 @@ impl Builder {
     async fn prepare_context_and_attempt_solve(
         &self,
         placed: &PlacedBuild,
-        request: &BuildRequest,
-        call: &BuilderCall<'_>,
+        solve: &Solve<'_>,
+        attempt: Attempt<'_>,
         observe: &mut (dyn FnMut(&BuildEvent) + Send),
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuiltImage, Error> {
+        let (request, call, part) = (solve.request, solve.call, attempt.part);
         let connection = &placed.connection;
         // The files of the attempt before go first: there may be no room for both.
-        call.lock_evidence().clear();
+        part.lock_evidence().clear();
         // Boxed, because the futures of a fetch and of a lookup are large, and the stack of a thread is not.
         let preparing = Box::pin(self.prepare_context(connection, request, call, lines, log));
-        let context = match preparing.await {
+        let prepared = match &part.shared_context {
+            Some(shared) => shared.get_or_try_init(|| preparing).await.cloned(),
+            None => preparing.await,
+        };
+        let context = match prepared {
             Ok(context) => context,
             // An earlier delivery may have built the context, which was deleted after that.
             Err(error) if is_context_gone_or_commit_lookup_failed(&error, request) => {
@@ -230,7 +309,7 @@ impl Builder {
                         .for_each(|line| log.push(line))
                 };
                 let earlier = EarlierBuild {
-                    reference: &call.reference,
+                    reference: &part.reference,
                     first_attempt: placed.first_attempt,
                     call_id: call.id,
                 };
@@ -239,13 +318,13 @@ impl Builder {
             }
             Err(error) => return Err(error),
         };
-        call.lock_evidence().begin_attempt(match &context {
+        part.lock_evidence().begin_attempt(match &context {
             JobBuildContext::Files(context) => Some(context.files.clone()),
             JobBuildContext::Git { .. } => None,
         });
         let job = BuildJob {
             first_attempt: placed.first_attempt,
-            ..self.create_job(request, &context, call).await?
+            ..self.create_job(request, &context, call, attempt).await?
         };
         let on_event = |event| {
             observe(&event);
@@ -284,6 +363,14 @@ impl Builder {
         lease.map(Arc::new).map_err(|_| Error::Interrupted)
     }
 
+    /// Returns the registries that the images of a request are pushed to, with the credentials for them.
+    pub(super) fn manifests_for(&self, request: &BuildRequest) -> Arc<dyn ManifestLookup> {
+        match request.tenant() {
+            Some(tenant) => self.tenants.registries(tenant),
+            None => self.manifests.clone(),
+        }
+    }
+
     /// Returns the function that a request deploys, with its tenant; `None` if the request deploys nothing.
     pub(crate) fn function_of(&self, request: &BuildRequest) -> Option<FunctionId> {
         let namespace = &self.settings.default_namespace;
@@ -318,6 +405,7 @@ impl Builder {
         request: &BuildRequest,
         context: &JobBuildContext,
         call: &BuilderCall<'_>,
+        Attempt { part, number }: Attempt<'_>,
     ) -> Result<BuildJob, Error> {
         let lease = match context {
             JobBuildContext::Files(context) => {
@@ -357,27 +445,28 @@ impl Builder {
         let config = &request.config;
         let settings = &self.settings;
         let solve = SolveOptions {
-            reference: call.reference.clone(),
+            reference: part.reference.clone(),
             attributes: Some(SolveAttributes {
                 commit: context.commit().map(str::to_owned),
-                attempt: Some(call.accepted.attempt_number()),
+                attempt: Some(number),
                 ..self.solve_attributes(request, call)
             }),
-            names: [&config.image]
-                .into_iter()
-                .chain(&config.tags)
-                .map(ToString::to_string)
-                .collect(),
+            names: part.image_names(config),
             push: !config.skip_push,
+            is_part_of_index: part.is_of_split_build(),
             insecure: settings.insecure,
             dockerfile: config.dockerfile.clone(),
             target: config.target.clone(),
             build_args: config.build_args.clone(),
             labels: labels_with_commit(&config.labels, context.commit()),
-            platforms: config.platforms.clone(),
+            platforms: part.platforms.clone(),
             no_cache: config.no_cache,
-            cache_from: config.cache_from.iter().map(ToString::to_string).collect(),
-            cache_to: config.cache_to.iter().map(to_cache_export).collect(),
+            cache_from: part.cache_imports(config),
+            cache_to: config
+                .cache_to
+                .iter()
+                .map(|cache| to_cache_export(cache, part))
+                .collect(),
             named_frontend: matches!(context, JobBuildContext::Files(context) if context.frontend == Frontend::Named),
             git_context: match context {
                 JobBuildContext::Files(_) => None,
@@ -458,10 +547,10 @@ fn repository_access(config: &BuildConfig) -> RepositoryAccess {
     access
 }
 
-/// Converts an item of the config's cache exports to one of the solve's.
-fn to_cache_export(cache: &CacheToItem) -> CacheExport {
+/// Converts an item of the config's cache exports to one of the solve's. The parts of an index export to a tag each.
+fn to_cache_export(cache: &CacheToItem, part: &SolvePart) -> CacheExport {
     CacheExport {
-        name: cache.image.to_string(),
+        name: format!("{}{}", cache.image, part.tag_suffix()),
         max: cache.max,
         ignore_error: cache.ignore_error,
     }

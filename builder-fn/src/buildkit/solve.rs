@@ -47,6 +47,9 @@ pub struct SolveOptions {
     pub names: Vec<String>,
     /// Whether the image is pushed to the registries in `names`.
     pub push: bool,
+    /// Whether the image is a part of an index that is made of several images later: it is an index itself, and pushed
+    /// without a tag.
+    pub is_part_of_index: bool,
     /// Whether the registries of pushed images and caches are accessed over plain HTTP. For base images, the daemon's
     /// own configuration decides.
     pub insecure: bool,
@@ -188,6 +191,10 @@ impl SolveOptions {
         if !self.platforms.is_empty() {
             set("platform", self.platforms.join(","));
         }
+        if self.is_part_of_index {
+            // The result is an index even for one platform, and the names of steps have the platform.
+            set("multi-platform", "true".into());
+        }
         if self.no_cache {
             // An empty value stands for all stages; another one would name some.
             set("no-cache", String::new());
@@ -247,6 +254,9 @@ impl SolveOptions {
         set("name", self.names.join(","));
         if self.push {
             set("push", "true".into());
+            if self.is_part_of_index {
+                set("push-by-digest", "true".into());
+            }
             if self.insecure {
                 set("registry.insecure", "true".into());
             }
@@ -382,6 +392,21 @@ mod tests {
             ("oci-mediatypes", "true"),
         ];
         assert_eq!(solve.exporter_attrs(), string_map(&exporter));
+    }
+
+    #[test]
+    fn a_part_of_an_index_is_an_index_itself_and_pushed_without_a_tag() {
+        let solve = SolveOptions {
+            names: vec!["r/a".into(), "r/b".into()],
+            push: true,
+            is_part_of_index: true,
+            platforms: vec!["linux/arm64".into()],
+            ..SolveOptions::default()
+        };
+        assert_eq!(solve.frontend_attrs()["multi-platform"], "true");
+        assert_eq!(solve.frontend_attrs()["platform"], "linux/arm64");
+        assert_eq!(solve.exporter_attrs()["push-by-digest"], "true");
+        assert_eq!(solve.exporter_attrs()["name"], "r/a,r/b");
     }
 
     #[test]

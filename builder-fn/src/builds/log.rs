@@ -4,6 +4,9 @@
 //! and so on. The order of the lines of an attempt is that of [`OrderedLog`](crate::buildkit::OrderedLog), so a number means
 //! the same line for every reader. The builder counts the attempts, because BuildKit has no record of those during which it
 //! is killed. If neither a builder nor BuildKit knows of an attempt, the numbers begin again, and the log says so.
+//!
+//! The parts of a split build are logs of their own. That of the second part comes after the one of the first, from the
+//! line 1,000,000,000,001 on: nobody could order the lines of two daemons alike for every reader while they come.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +21,7 @@ use super::log_interruption::LogInterruption;
 use super::log_sink::{KEEP_ALIVE_INTERVAL, LogRecordSink, ReaderGone};
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
 use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
-use super::record::attempt_number_by_attribute_or_name;
+use super::record::{follows_unfinished_part, log_section};
 use crate::buildkit::{BuildState, Connection, ListedBuild};
 use crate::redact::SecretMask;
 
@@ -139,7 +142,7 @@ impl LogSender {
             } else if let Some(mask) = build.mask.clone() {
                 for index in 0..build.attempts.len() {
                     let attempt = &build.attempts[index];
-                    let number = attempt_number_by_attribute_or_name(attempt);
+                    let number = log_section(attempt);
                     // Whoever began it again did not know of the attempt that was read before.
                     let is_restarted =
                         begun
@@ -157,6 +160,11 @@ impl LogSender {
                     if number <= done {
                         continue;
                     }
+                    // Another attempt of that part may come.
+                    if !build.record.phase.is_terminal() && follows_unfinished_part(attempt, &build.attempts)
+                    {
+                        break;
+                    }
                     begun = attempt.started_at.map(|start| (number, start));
                     match self.send_attempt(number, attempt, &mask).await {
                         Ok(()) => done = number,
@@ -172,10 +180,8 @@ impl LogSender {
                 Some(_) => failures + 1,
                 None => 0,
             };
-            let is_running = build
-                .attempts
-                .last()
-                .is_some_and(|last| last.state == BuildState::Running);
+            let mut attempts = build.attempts.iter();
+            let is_running = attempts.any(|attempt| attempt.state == BuildState::Running);
             if build.record.phase.is_terminal()
                 && !is_running
                 && (failures == 0 || failures > READ_FAILURES_MAX)

@@ -365,10 +365,14 @@ impl AcceptedBuild {
     /// Returns the number of the current attempt, from 1: greater than those of all earlier ones that this process knows
     /// of.
     pub(crate) fn attempt_number(&self) -> u32 {
+        self.recorded_attempts() + self.attempts_of_gone_processes
+    }
+
+    /// Returns the number of attempts that the record has, at least 1.
+    pub(crate) fn recorded_attempts(&self) -> u32 {
         let state = self.shared.lock();
         let recorded = state.builds.get(&self.key);
-        let recorded = recorded.map_or(1, |build| build.record.borrow().attempts.max(1));
-        recorded + self.attempts_of_gone_processes
+        recorded.map_or(1, |build| build.record.borrow().attempts.max(1))
     }
 
     /// Returns whether another process can resume the build once it was handed back.

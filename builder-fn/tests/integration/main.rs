@@ -22,6 +22,7 @@ mod log_forms;
 mod notifications;
 mod pages;
 mod persistence;
+mod platforms;
 mod policy;
 mod pool;
 mod record_store;

@@ -15,7 +15,7 @@ use builder_fn::hand_over::{DeployVia, Deployer, HandOverSettings};
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
 use builder_fn::notify::{NotificationMemory, Notifier};
-use builder_fn::registry::OperatorRepository;
+use builder_fn::registry::{OperatorRepository, Registries};
 use builder_fn::remote_context::{
     ContextUploadConcurrencyLimit, RemoteContexts, StoredContextRepositorySettings,
 };
@@ -321,6 +321,17 @@ impl TestBuilder {
     /// Sets how registries answer lookups of manifests.
     pub(crate) fn with_manifest_lookup(mut self, manifests: FixedAnswerManifestLookup) -> Self {
         self.api.builder.manifests = Arc::new(manifests);
+        self
+    }
+
+    /// Lets the builder ask the registries that images name, which have no authentication, for manifests.
+    pub(crate) fn with_manifests_in_registries(mut self) -> Self {
+        self.api.builder.manifests = Arc::new(Registries {
+            credentials: Arc::new(OneRegistryCredentials),
+            secrets: self.context.secrets().clone(),
+            insecure: true,
+            token_realms: AllowedTokenHosts::default(),
+        });
         self
     }
 
