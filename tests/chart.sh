@@ -848,6 +848,9 @@ begin "no daemon for now" --set buildkit.replicas=0
 has 'value: "tcp://slipway-buildkit.openfaas:1234"'
 begin "several existing daemons" --set 'buildkit.enabled=false,buildkit.url=tcp://a.build:1234\,tcp://b.build:1234,buildkit.tls.clientSecret=client'
 has 'value: "tcp://a.build:1234,tcp://b.build:1234"'
+begin "daemons for two platforms" --set 'buildkit.enabled=false,buildkit.url=tcp://a.build:1234\,linux/arm64=tcp://b.build:1234\,linux/arm/v7=tcp://b.build:1234,buildkit.tls.clientSecret=client'
+has 'value: "tcp://a.build:1234,linux/arm64=tcp://b.build:1234,linux/arm/v7=tcp://b.build:1234"'
+rejects "a platform without an address" "buildkit.url" --set 'buildkit.enabled=false,buildkit.url=linux/arm64=,buildkit.plaintext=true'
 rejects "an address without a port among several" "buildkit.url" --set 'buildkit.enabled=false,buildkit.url=tcp://a.build:1234\,tcp://b.build,buildkit.plaintext=true'
 
 begin "no deployer" --set deployer.replicas=0

@@ -33,6 +33,7 @@ mod notifications;
 mod odd_tars;
 mod openapi;
 mod pages;
+mod platform_daemons;
 mod platform_faults;
 mod pool_of_daemons;
 mod provider;
