@@ -41,8 +41,11 @@ impl PlatformDaemons {
             daemons[0].socket_url(),
             daemons[1].socket_url()
         );
-        let start = || BuilderProcess::start_with_settings(&testbed, &[("buildkit_url", &url)]);
-        let builders = [start().await?, start().await?];
+        let settings = [("buildkit_url", url.as_str())];
+        let builders = [
+            BuilderProcess::start_with_settings(&testbed, &settings).await?,
+            BuilderProcess::start_with_settings(&testbed, &settings).await?,
+        ];
         for builder in &builders {
             builder.wait_until_ready().await?;
         }
