@@ -657,9 +657,13 @@ begin "stored contexts of tenants" -f "$dir/tenants.yaml" --set builder.contexts
 has 'registry-config'
 
 has_not '- name: records_repository'
+has_not '- name: cache_registry'
 begin "records of builds" --set builder.records.repository=registry.example/slipway/records
 has '- name: records_repository'
 has 'value: "registry.example/slipway/records"'
+begin "caches in a registry" --set builder.cacheRegistry=registry.example/slipway/caches
+has '- name: cache_registry'
+has 'value: "registry.example/slipway/caches"'
 begin "records of builds of tenants" -f "$dir/tenants.yaml" --set builder.records.repository=registry.example/slipway/records
 has 'registry-config'
 

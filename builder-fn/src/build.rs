@@ -1,6 +1,7 @@
 //! Runs one build, from an authentic request to its end: dry run of the deployment, registration among the builds of
 //! its function, slot, solve with push, and hand-over.
 
+mod cache_export;
 mod call;
 mod context;
 mod control_character;
@@ -39,6 +40,7 @@ use crate::sources::AllowedSources;
 use crate::supersede::{Registration, Submission, Supersession};
 use crate::tenants::TenantResources;
 
+pub use cache_export::CacheExports;
 pub(crate) use call::BuilderCall;
 use call::wait_for_expiry;
 pub(crate) use deploy::DeployingCall;
@@ -69,6 +71,8 @@ pub struct BuildSettings {
     pub status_tokens: OperatorTokenSecretNames,
     /// The repository for records of builds, which no build pushes to or reads from.
     pub records_repository: Option<OperatorRepository>,
+    /// The repository for caches, which are exported after builds and imported by later ones. No build names it.
+    pub cache_repository: Option<OperatorRepository>,
 }
 
 /// Builds, pushes and deploys images. Clones share all state: slots, keys, records and metrics.
@@ -98,6 +102,8 @@ pub struct Builder {
     pub supersession: Supersession,
     /// The records of this process's builds.
     pub records: BuildRecords,
+    /// The exports of caches to the registry.
+    pub cache_exports: CacheExports,
     /// The builder's metrics.
     pub metrics: Metrics,
 }
@@ -140,7 +146,7 @@ impl Builder {
         log: &mut dyn LogSink,
     ) -> Result<BuildResult, Error> {
         let config = &request.config;
-        self.reject_records_repository(config)?;
+        self.reject_operator_repositories(config)?;
         if config.sbom && self.settings.sbom_generator.is_none() {
             return Err(Error::NoSbomGenerator);
         }
@@ -211,20 +217,29 @@ impl Builder {
         })
     }
 
-    /// Fails if the config names the repository for records, or one below it, as an image, a tag or a cache.
-    fn reject_records_repository(&self, config: &BuildConfig) -> Result<(), Error> {
-        let Some(records) = &self.settings.records_repository else {
-            return Ok(());
+    /// Fails if the config names the repository for records or that for caches, or one below them, as an image, a tag or a
+    /// cache.
+    fn reject_operator_repositories(&self, config: &BuildConfig) -> Result<(), Error> {
+        let (records, caches) = (&self.settings.records_repository, &self.settings.cache_repository);
+        let has = |repository: &Option<OperatorRepository>, image: &ImageName| {
+            repository
+                .as_ref()
+                .is_some_and(|repository| repository.is_or_contains(image))
         };
         let exports = config.cache_to.iter().map(|cache| &cache.image);
         let used = [&config.image].into_iter().chain(&config.tags).chain(exports);
-        let mut used = used
+        let used = used
             .chain(&config.cache_from)
             .filter_map(|image| ImageName::parse(&image.without_tag()));
-        match used.find(|image| records.is_or_contains(image)) {
-            Some(image) => Err(Error::RecordsRepository { image }),
-            None => Ok(()),
+        for image in used {
+            if has(records, &image) {
+                return Err(Error::RecordsRepository { image });
+            }
+            if has(caches, &image) {
+                return Err(Error::CacheRepository { image });
+            }
         }
+        Ok(())
     }
 
     /// Returns the daemons that a request may be built on, and the supersession of the builds on them: the tenant's

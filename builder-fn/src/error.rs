@@ -97,6 +97,12 @@ pub(crate) enum Error {
         /// The name in the config.
         image: ImageName,
     },
+    /// The config names the repository in which the builder keeps caches.
+    #[error("{image} is the builder's repository for caches, which no build names; choose another name")]
+    CacheRepository {
+        /// The name in the config.
+        image: ImageName,
+    },
     /// The deployer would refuse the image's hand-over, so that the image is not built.
     #[error("the image was not built, because its deployment would be refused: {}", .0.reasons_in_one_line())]
     DeploymentRefused(Box<DeploymentOutcome>),
@@ -290,7 +296,9 @@ impl Error {
                     false => ErrorKind::Invalid,
                 }
             }
-            Self::RecordsRepository { .. } | Self::OtherTenant => ErrorKind::Forbidden,
+            Self::RecordsRepository { .. } | Self::CacheRepository { .. } | Self::OtherTenant => {
+                ErrorKind::Forbidden
+            }
             Self::Seal(error) if error.is_platforms_fault() => ErrorKind::Platform,
             Self::Seal(_) => ErrorKind::Invalid,
             Self::TimeLimit { .. } | Self::NoDaemonForPlatform { .. } => ErrorKind::BuildFailed,

@@ -199,6 +199,7 @@ impl Builder {
             sbom_generator: self.settings.sbom_generator.clone(),
             stored_contexts: self.contexts.stored.repository.clone(),
             records: self.settings.records_repository.clone(),
+            caches: self.settings.cache_repository.clone(),
             access,
             secrets: Arc::new(call.secrets.clone()),
             skips_submodules: self.git_token_secret_name(request, call).is_some(),

@@ -10,14 +10,15 @@ use function_host::trace::{self, Span};
 use futures_util::future::try_join_all;
 
 use super::Builder;
+use super::cache_export::FinishedSolve;
 use super::call::{BuilderCall, wait_for_expiry};
 use super::context::JobBuildContext;
 use super::control_character;
 use super::part::{SharedLog, SolvePart};
 use super::retry::BuildRetries;
 use crate::buildkit::{
-    BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImage, CacheExport, CredentialStore, DaemonPool,
-    EarlierBuild, FaultyParty, JobError, KeyLease, ManifestLookup, PlacedBuild, PlacementHash,
+    BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImage, CacheExport, Connection, CredentialStore,
+    DaemonPool, EarlierBuild, FaultyParty, JobError, KeyLease, ManifestLookup, PlacedBuild, PlacementHash,
     SOURCE_DATE_EPOCH, SessionServices, SolveAttributes, SolveOptions, find_built_image,
 };
 use crate::context::SourceContext;
@@ -322,10 +323,22 @@ impl Builder {
             JobBuildContext::Files(context) => Some(context.files.clone()),
             JobBuildContext::Git { .. } => None,
         });
-        let job = BuildJob {
+        let mut job = BuildJob {
             first_attempt: placed.first_attempt,
             ..self.create_job(request, &context, call, attempt).await?
         };
+        let cache = self.cache_name(request, part);
+        let export = cache
+            .as_ref()
+            .filter(|_| job.solve.push)
+            .map(|cache| self.finished_solve(connection, &job, request, &context, call, cache.clone()));
+        if let Some(cache) = &cache
+            && self
+                .should_import_cache(request, connection.daemon(), cache)
+                .await
+        {
+            job.solve.cache_from.push(cache.clone());
+        }
         let on_event = |event| {
             observe(&event);
             lines
@@ -334,6 +347,14 @@ impl Builder {
                 .for_each(|line| log.push(line));
         };
         let outcome = job.run_to_outcome(connection, on_event).await;
+        if let Ok(image) = &outcome
+            && let Some(cache) = &cache
+        {
+            self.cache_exports.record_known(connection.daemon(), cache);
+            // An earlier delivery has exported its own.
+            call.lock_finished_solves()
+                .extend(export.filter(|_| image.completed_at.is_none()));
+        }
         outcome.map_err(|error| blame_platform_if_ref_moved(error, request).into())
     }
 
@@ -350,13 +371,7 @@ impl Builder {
         if request.config.build_args.contains_key(SOURCE_DATE_EPOCH) {
             return Ok(Arc::new(self.keys.lease_single_use()));
         }
-        // The name of a tenant has no slash, so no two tenants share a key, whatever their images are called.
-        let tenant = request.tenant().map(|tenant| format!("{}/", tenant.name()));
-        let image = format!(
-            "{}{}",
-            tenant.unwrap_or_default(),
-            request.config.image.without_tag()
-        );
+        let image = shared_key_image(request);
         let (keys, context) = (self.keys.clone(), files.clone());
         // Files that look like those of an earlier build are read and hashed.
         let lease = tokio::task::spawn_blocking(move || keys.lease_for_image(&image, &context)).await;
@@ -399,6 +414,55 @@ impl Builder {
         }
     }
 
+    /// Creates the services of a session of the build, without its files. It may read and write `cache`.
+    fn session_services_without_files(
+        &self,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+        cache: Option<String>,
+    ) -> SessionServices {
+        let access = repository_access(&request.config);
+        if let Some(cache) = cache.as_deref().and_then(ImageName::parse) {
+            access.allow_push(cache);
+        }
+        let credentials: Arc<dyn CredentialStore> = match request.tenant() {
+            Some(tenant) => Arc::new(ScopeLimitedTenantCredentials {
+                registries: self.tenants.registries(tenant),
+                access: access.clone(),
+            }),
+            None => self.credentials.clone(),
+        };
+        let sources = self.source_rules(request, call, access);
+        SessionServices::new()
+            .with_health()
+            .with_source_check(Arc::new(sources))
+            .with_credentials(credentials)
+            .with_secrets_unless_empty(Arc::new(call.secrets.clone()))
+    }
+
+    /// Returns what is needed to export the cache of a job once it has succeeded.
+    fn finished_solve(
+        &self,
+        connection: &Connection,
+        job: &BuildJob,
+        request: &BuildRequest,
+        context: &JobBuildContext,
+        call: &BuilderCall<'_>,
+        cache: String,
+    ) -> FinishedSolve {
+        FinishedSolve {
+            daemon: connection.daemon().clone(),
+            options: job.solve.clone(),
+            services: self.session_services_without_files(request, call, Some(cache.clone())),
+            files: match context {
+                JobBuildContext::Files(context) => Some((context.files.clone(), shared_key_image(request))),
+                JobBuildContext::Git { .. } => None,
+            },
+            manifests: job.manifests.clone(),
+            cache,
+        }
+    }
+
     /// Creates the job of an attempt from the request and the operator's settings, and leases its shared key.
     async fn create_job(
         &self,
@@ -419,29 +483,12 @@ impl Builder {
             JobBuildContext::Git { .. } => Arc::new(self.keys.lease_single_use()),
         };
         let tenant = request.tenant();
-        let access = repository_access(&request.config);
-        let (credentials, manifests): (Arc<dyn CredentialStore>, Arc<dyn ManifestLookup>) = match tenant {
-            Some(tenant) => {
-                let registries = self.tenants.registries(tenant);
-                let credentials = ScopeLimitedTenantCredentials {
-                    registries: registries.clone(),
-                    access: access.clone(),
-                };
-                (Arc::new(credentials), registries)
-            }
-            None => (self.credentials.clone(), self.manifests.clone()),
-        };
-        let sources = self.source_rules(request, call, access);
-        let services = SessionServices::new()
-            .with_health()
-            .with_source_check(Arc::new(sources));
+        let manifests = self.manifests_for(request);
+        let services = self.session_services_without_files(request, call, self.cache_name(request, part));
         let services = match context {
             JobBuildContext::Files(context) => services.with_files(context.files.clone(), lease.clone()),
             JobBuildContext::Git { .. } => services,
         };
-        let services = services
-            .with_credentials(credentials)
-            .with_secrets_unless_empty(Arc::new(call.secrets.clone()));
         let config = &request.config;
         let settings = &self.settings;
         let solve = SolveOptions {
@@ -454,6 +501,7 @@ impl Builder {
             names: part.image_names(config),
             push: !config.skip_push,
             is_part_of_index: part.is_of_split_build(),
+            exports_only_cache: false,
             insecure: settings.insecure,
             dockerfile: config.dockerfile.clone(),
             target: config.target.clone(),
@@ -492,6 +540,17 @@ impl Builder {
             timeouts: self.timeouts,
         })
     }
+}
+
+/// Returns the name under which the shared keys of a request's image are kept. The name of a tenant has no slash, so no two
+/// tenants share a key, whatever their images are called.
+fn shared_key_image(request: &BuildRequest) -> String {
+    let tenant = request.tenant().map(|tenant| format!("{}/", tenant.name()));
+    format!(
+        "{}{}",
+        tenant.unwrap_or_default(),
+        request.config.image.without_tag()
+    )
 }
 
 /// Returns whether `error` says that the context is gone, or that its commit could not be looked up. An earlier

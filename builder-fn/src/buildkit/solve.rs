@@ -53,6 +53,8 @@ pub struct SolveOptions {
     /// Whether the registries of pushed images and caches are accessed over plain HTTP. For base images, the daemon's
     /// own configuration decides.
     pub insecure: bool,
+    /// Whether the solve exports caches only, and no image.
+    pub exports_only_cache: bool,
     /// The path of the Dockerfile in the context; `Dockerfile` by default.
     pub dockerfile: Option<String>,
     /// The Dockerfile stage to build; the last one by default.
@@ -122,7 +124,10 @@ impl SolveOptions {
             session: session.to_owned(),
             frontend: DOCKERFILE_FRONTEND.into(),
             frontend_attrs: self.frontend_attrs(),
-            exporters: vec![exporter],
+            exporters: match self.exports_only_cache {
+                true => Vec::new(),
+                false => vec![exporter],
+            },
             cache: Some(CacheOptions {
                 imports: self.cache_import_entries().collect(),
                 exports: self.cache_export_entries().collect(),
@@ -147,6 +152,10 @@ impl SolveOptions {
             set("mode", if cache.max { "max" } else { "min" });
             if cache.ignore_error {
                 set("ignore-error", "true");
+            }
+            if self.exports_only_cache {
+                // The layers that the image has already are not compressed again.
+                set("compression", &self.compression.format.to_string());
             }
             entry
         })
@@ -407,6 +416,30 @@ mod tests {
         assert_eq!(solve.frontend_attrs()["platform"], "linux/arm64");
         assert_eq!(solve.exporter_attrs()["push-by-digest"], "true");
         assert_eq!(solve.exporter_attrs()["name"], "r/a,r/b");
+    }
+
+    #[test]
+    fn a_solve_that_exports_only_a_cache_has_no_image_exporter() {
+        let solve = SolveOptions {
+            exports_only_cache: true,
+            cache_to: vec![CacheExport {
+                name: "r/caches/a:cache".into(),
+                max: true,
+                ignore_error: false,
+            }],
+            ..SolveOptions::default()
+        };
+        let request = solve.to_request("ref", "session");
+        assert!(request.exporters.is_empty());
+        let exports = request.cache.expect("caches").exports;
+        assert_eq!(
+            exports[0].attrs,
+            string_map(&[
+                ("ref", "r/caches/a:cache"),
+                ("mode", "max"),
+                ("compression", "zstd")
+            ])
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod api;
 mod builds;
+mod cache_exports;
 mod captured_log;
 mod commit_statuses;
 mod daemon;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use builder_fn::build::{BuildSettings, Builder};
+use builder_fn::build::{BuildSettings, Builder, CacheExports};
 use builder_fn::build_threads::BuildThreads;
 use builder_fn::buildkit::{DaemonPool, EventTimeouts};
 use builder_fn::builds::{
@@ -131,6 +131,7 @@ impl TestBuilder {
             timeouts: EventTimeouts::default(),
             slots: BuildSlots::unlimited_except_for_tenants(),
             records: BuildRecords::default(),
+            cache_exports: CacheExports::default(),
             metrics: metrics.clone(),
         };
         let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes_gauge());
@@ -229,6 +230,22 @@ impl TestBuilder {
         self.api.builder.contexts.allowed = hosts.parse().expect("hosts");
         self.api.notifier.allowed = hosts.parse().expect("hosts");
         self
+    }
+
+    /// Exports caches to this repository.
+    pub(crate) fn with_cache_registry(mut self, repository: &str) -> Self {
+        self.api.builder.settings.cache_repository = OperatorRepository::parse(repository);
+        self
+    }
+
+    /// Waits until `count` exports of caches have ended with this result.
+    pub(crate) async fn wait_for_cache_exports(&self, result: &str, count: u64) {
+        let ended = async {
+            while self.api.metrics.cache_exports(result) < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        crate::complete_or_panic(ended).await;
     }
 
     /// Names the secrets with the operator's tokens for git repositories.

@@ -6,6 +6,7 @@ mod asynchronous;
 mod build_failures;
 mod build_log;
 mod build_secrets;
+mod cache_registry;
 mod cancellation;
 mod changing_names;
 mod clients;
