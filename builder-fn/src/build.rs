@@ -23,7 +23,7 @@ use function_host::trace;
 use tokio::time::Instant;
 
 use crate::buildkit::{
-    CredentialStore, DaemonPool, EventTimeouts, ManifestLookup, SharedKeyPool, StepLimits,
+    CredentialStore, DaemonPool, ManifestLookup, SharedKeyPool, StepLimits, TimeoutsForLastEvents,
 };
 use crate::builds::{BuildPhase, BuildRecords};
 use crate::compression::LayerCompression;
@@ -36,14 +36,14 @@ use crate::remote_context::RemoteContexts;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{BuildConfig, BuildRequest, BuildSource};
 use crate::slots::{BuildSlot, BuildSlots};
-use crate::sources::AllowedSources;
+use crate::sources::AllowedPrivateHosts;
 use crate::supersede::{Registration, Submission, Supersession};
 use crate::tenants::TenantResources;
 
 pub use cache_export::CacheExports;
 pub(crate) use call::BuilderCall;
 use call::wait_for_expiry;
-pub(crate) use deploy::DeployingCall;
+pub(crate) use deploy::DeploymentTenantAndLimits;
 use part::SolvePart;
 use solve::Solve;
 
@@ -59,7 +59,7 @@ pub struct BuildSettings {
     /// The namespace of a function whose deployment names none.
     pub default_namespace: String,
     /// The private hosts that builds may read from.
-    pub allowed_sources: AllowedSources,
+    pub allowed_sources: AllowedPrivateHosts,
     /// The limits on what one step of a build may use.
     pub step_limits: StepLimits,
     /// The limit on the sum of the pauses before retries of a queued call's build, after failures of the platform. With
@@ -95,7 +95,7 @@ pub struct Builder {
     /// The client that sends dry runs and hand-overs to the deployer.
     pub deployer: Deployer,
     /// The timeouts for the last events of a build, and for the outcome of a build that another delivery began.
-    pub timeouts: EventTimeouts,
+    pub timeouts: TimeoutsForLastEvents,
     /// The slots that limit how many builds run at the same time.
     pub slots: BuildSlots,
     /// The registry of the builds on the pool, in which newer builds of a function end older ones.
@@ -138,7 +138,7 @@ impl Builder {
     /// # Errors
     /// Fails if there is no image in the end, or none with a known digest to deploy. A failed deployment is not an
     /// error: the image exists.
-    pub(crate) async fn build_and_deploy(
+    pub(crate) async fn build_image_and_attempt_deployment(
         &self,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
@@ -160,14 +160,14 @@ impl Builder {
         {
             // The dry run waits for the deployer, and the index needs no memory meanwhile.
             request.source.drop_large_index();
-            dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
+            dry_run::fail_if_dry_run_refuses_deployment(signer, deploy, request, call, lines, log).await?;
             call.is_dry_run_done.store(true, Ordering::Relaxed);
         }
         let (pool, supersession) = self.pool_and_supersession_registry(request)?;
         // Before the registration too.
         let parts = pool.split_by_platform(&config.platforms)?;
         let parts = SolvePart::of_build(parts, &call.reference);
-        let registration = self.register_for_supersession(&supersession, request, call);
+        let registration = self.register_and_supersede_older_unless_opted_out(&supersession, request, call);
         let _watched = call.accepted.watch_cancellations(&pool);
         let solving = async {
             let _slot = self.wait_for_slot(request, call).await?;
@@ -183,7 +183,8 @@ impl Builder {
                 call,
                 registration: registration.as_ref(),
             };
-            self.solve_and_push(&solve, &parts, lines, log).await
+            self.solve_with_retries_and_push_unless_skipped(&solve, &parts, lines, log)
+                .await
         };
         let superseded = async {
             match &registration {
@@ -202,7 +203,8 @@ impl Builder {
         let deployment = match deployment {
             Some((signer, _)) => {
                 call.accepted.set_phase_unless_succeeded(BuildPhase::Deploying);
-                let handing_over = self.hand_over_image(&signer, request, &solved, call, lines, log);
+                let handing_over =
+                    self.hand_over_image_with_failure_as_outcome(&signer, request, &solved, call, lines, log);
                 Some(handing_over.await?)
             }
             None => None,
@@ -260,13 +262,16 @@ impl Builder {
 
     /// Registers a build that deploys among those of its function. Returns `None` for a build without deployment, or
     /// whose config opts out.
-    fn register_for_supersession(
+    fn register_and_supersede_older_unless_opted_out(
         &self,
         supersession: &Supersession,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
     ) -> Option<Registration> {
-        let function = self.solve_attributes(request, call).supersession_group()?.clone();
+        let function = self
+            .solve_attributes_without_commit_and_attempt(request, call)
+            .supersession_group()?
+            .clone();
         Some(supersession.register(Submission {
             function,
             call_id: call.id.to_owned(),
@@ -310,7 +315,9 @@ impl Builder {
             limit = wait_for_expiry(call.build_time_limit(None)) => Err(Error::TimeLimit { limit }),
         };
         let slot = slot.map_err(|error| match error {
-            Error::Busy { .. } | Error::TimeLimit { .. } if call.accepted.is_resumable() => {
+            Error::Busy { .. } | Error::TimeLimit { .. }
+                if call.accepted.can_be_resumed_once_handed_back() =>
+            {
                 Error::StaysAccepted
             }
             error => error,

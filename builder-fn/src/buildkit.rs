@@ -31,20 +31,20 @@ pub use cancellation::Cancellation;
 pub use connection::{ConnectError, Connection, Daemon};
 pub use dial::{ByteStream, DialFuture, Dialer};
 pub use failure::{BuildFailure, FaultyParty};
-pub use git_context::{CommitLookup, GitContextSource};
+pub use git_context::{CommitHashOnlyOrWithCheckout, GitContextSource};
 pub(crate) use history::HistoryChange;
 pub use history::{BuildState, HistoryListing, KnownBuild, ListedBuild, SealedSecrets, StepCounts};
-pub use job::{BuildJob, EarlierBuild, EventTimeouts, JobError, find_built_image};
+pub use job::{BuildJob, EarlierBuildReferenceAndCall, JobError, TimeoutsForLastEvents, find_built_image};
 pub use manifest_lookup::{INDEX_MEDIA_TYPE, ImageLayerSize, ManifestLookup};
-pub use outcome::BuiltImage;
+pub use outcome::BuiltImageDigestCommitAndTimes;
 pub use platform::Platform;
 pub(crate) use pool::{
-    BuildPart, BuildToPlace, DaemonAtIp, DaemonGroup, EligibleDaemons, HostResolver, NoDaemonForPlatform,
-    PlacedBuild,
+    BuildPart, BuildToPlace, DaemonAtIp, DaemonGroup, EligibleDaemons, HostResolverForOneAddressFamily,
+    NoDaemonForPlatform, PlacedBuildMaybeCancelled,
 };
 pub use pool::{
-    ChosenAndPreferredDaemon, DaemonLoad, DaemonPool, DaemonResolver, PlacementHash, PoolMetrics, PoolSize,
-    ResolveFuture, busy_threshold, choose_daemon,
+    ChosenAndPreferredDaemon, DaemonHashAndBuildCount, DaemonPool, DaemonResolver,
+    KnownAndAnsweringDaemonCounts, PlacementHash, PoolMetrics, ResolveFuture, busy_threshold, choose_daemon,
 };
 pub use reference::BuildReference;
 #[cfg(test)]
@@ -56,7 +56,7 @@ pub use session::{
 };
 pub use shared_key::{KeyLease, SharedKeyPool};
 pub use solve::{CacheExport, SOURCE_DATE_EPOCH, SolveOptions, StepLimits};
-pub use status::{AttemptFacts, BuildEvent, OrderedLog, StepFacts};
+pub use status::{AttemptFacts, BuildEvent, OrderedLogWithoutProgress, StepOrExportPartFacts};
 pub use tls::TlsError;
 pub(crate) use tls::{TlsDialer, TlsSecrets};
 

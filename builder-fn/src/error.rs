@@ -291,7 +291,7 @@ impl Error {
             | Self::NoSbomGenerator => ErrorKind::Invalid,
             Self::NoStatusCommit | Self::NoStatusToken { .. } => ErrorKind::Invalid,
             Self::Notify(rejection) | Self::CommitStatus(rejection) | Self::GitRepository(rejection) => {
-                match rejection.is_forbidden() {
+                match rejection.is_forbidden_and_not_only_unencrypted() {
                     true => ErrorKind::Forbidden,
                     false => ErrorKind::Invalid,
                 }

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use builder_fn::build::{Builder, CacheExports};
-use builder_fn::build_threads::BuildThreads;
-use builder_fn::buildkit::{EventTimeouts, PoolSize, SharedKeyPool};
+use builder_fn::build_threads::OptionalBuildThreads;
+use builder_fn::buildkit::{KnownAndAnsweringDaemonCounts, SharedKeyPool, TimeoutsForLastEvents};
 use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX_BYTES};
 use builder_fn::context::set_content_hash_key_if_unset;
 use builder_fn::hand_over::Deployer;
@@ -41,7 +41,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
     }
     let metrics = Metrics::register(context.metrics_registry())?;
     settings.pool.set_metrics_if_unset(metrics.pool());
-    let (sender, daemons) = watch::channel(PoolSize::default());
+    let (sender, daemons) = watch::channel(KnownAndAnsweringDaemonCounts::default());
     tokio::spawn(ready::probe_periodically(settings.pool.clone(), sender));
     if let Some(policy) = &settings.signatures.policy {
         policy.show_validity_in(metrics.policy_valid_gauge());
@@ -91,7 +91,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
             secrets: context.secrets().clone(),
             settings: settings.deployer,
         },
-        timeouts: EventTimeouts::default(),
+        timeouts: TimeoutsForLastEvents::default(),
         slots: settings.slots.clone(),
         records: store
             .clone()
@@ -109,7 +109,9 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
     };
     let log_copies_limit = settings.requests.log_copies_limit();
     let mut limits = settings.requests.into_request_limits(metrics.spool_bytes_gauge());
-    builder.records.copy_logs_to(&limits.spool, log_copies_limit);
+    builder
+        .records
+        .copy_logs_to_unless_limit_is_zero(&limits.spool, log_copies_limit);
     limits.copied_body = STORED_BODY_MAX_BYTES;
     if let Some(store) = store {
         let policy = settings.signatures.policy.clone();
@@ -132,7 +134,7 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
         max_log: settings.max_log,
         seal_key: settings.seal_key,
         metrics,
-        threads: BuildThreads::start()?,
+        threads: OptionalBuildThreads::start()?,
         pages: settings.pages,
         own_function: settings.own_function,
         rollbacks: RollbackPermits::default(),
@@ -151,8 +153,8 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
     let senders = api.limits.unverified.budget().limits().senders;
     // A request counts against `max_inflight` only once its signature has been verified.
     Ok(App::new(api)
-        .handler_limits_inflight()
-        .verifies_requests(senders)
+        .leave_inflight_limit_to_handler()
+        .handler_verifies_requests(senders)
         .with_name_in_traces("builder-fn")
         .ready_if({
             let daemons = daemons.clone();

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use function_host::Secrets;
-use function_host::registry::{AllowedTokenHosts, RegistryClient, Repository};
+use function_host::registry::{AdditionalTokenHosts, RegistryClient, RepositoryClient};
 
 use crate::buildkit::{CredentialStore, INDEX_MEDIA_TYPE, ImageLayerSize, ManifestLookup};
 pub use access::RepositoryAccess;
@@ -39,7 +39,7 @@ pub struct Registries {
     /// Whether registries speak plain HTTP.
     pub insecure: bool,
     /// The hosts that registry tokens may be fetched from.
-    pub token_realms: AllowedTokenHosts,
+    pub token_realms: AdditionalTokenHosts,
 }
 
 #[tonic::async_trait]
@@ -56,28 +56,28 @@ impl ManifestLookup for Registries {
     ) -> Result<Vec<ImageLayerSize>, Box<dyn StdError + Send + Sync>> {
         let mut repository = self.repository_with_credentials(name).await?;
         let fetching = async {
-            let Some(manifest) = repository.fetch_manifest(digest).await? else {
+            let Some(manifest) = repository.fetch_unverified_manifest(digest).await? else {
                 return Ok(Vec::new());
             };
             let manifest = match layers::digest_of_first_image_in_index(&manifest)? {
                 None => Some(manifest),
-                Some(digest) => repository.fetch_manifest(&digest).await?,
+                Some(digest) => repository.fetch_unverified_manifest(&digest).await?,
             };
             let layers = manifest
-                .map(|manifest| layers::parse_layers(&manifest))
+                .map(|manifest| layers::parse_layers_or_empty_for_index(&manifest))
                 .transpose()?;
             Ok(layers.unwrap_or_default())
         };
         tokio::time::timeout(LOOKUP_TIMEOUT, fetching).await?
     }
 
-    async fn fetch_manifest(
+    async fn fetch_unverified_manifest(
         &self,
         name: &str,
         digest: &str,
     ) -> Result<Option<Bytes>, Box<dyn StdError + Send + Sync>> {
         let mut repository = self.repository_with_credentials(name).await?;
-        Ok(tokio::time::timeout(LOOKUP_TIMEOUT, repository.fetch_manifest(digest)).await??)
+        Ok(tokio::time::timeout(LOOKUP_TIMEOUT, repository.fetch_unverified_manifest(digest)).await??)
     }
 
     async fn push_index(&self, name: &str, index: String) -> Result<(), Box<dyn StdError + Send + Sync>> {
@@ -94,7 +94,7 @@ impl Registries {
     async fn repository_with_credentials(
         &self,
         name: &str,
-    ) -> Result<Repository, Box<dyn StdError + Send + Sync>> {
+    ) -> Result<RepositoryClient, Box<dyn StdError + Send + Sync>> {
         let image = ImageName::parse(name).ok_or("the image's name has no registry")?;
         let (registry, repository) = (image.registry(), image.repository());
         let credentials = self.credentials.credentials(registry).await;

@@ -81,9 +81,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use function_host::env::SettingsParser;
-use function_host::policy::{KeyReader, Policy, PolicyFile, ReservedNames};
+use function_host::policy::{KeySecretReader, Policy, PolicyFile, ReservedNames};
 use function_host::prometheus::IntGauge;
-use function_host::registry::AllowedTokenHosts;
+use function_host::registry::AdditionalTokenHosts;
 use function_host::signature;
 use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 use function_host::{ErrorChain, Secrets};
@@ -103,7 +103,7 @@ use crate::request::{
 };
 use crate::sealed::SealKeyFile;
 use crate::slots::BuildSlots;
-use crate::sources::AllowedSources;
+use crate::sources::AllowedPrivateHosts;
 use crate::tenants::TenantResources;
 use daemon::DaemonSettings;
 use pages::read_page_settings;
@@ -130,7 +130,7 @@ pub struct Settings {
     /// The operator's credentials for registries, from the secret `registry-config`; empty if the secret is missing.
     pub credentials: DockerConfig,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
-    pub token_realms: AllowedTokenHosts,
+    pub token_realms: AdditionalTokenHosts,
     /// The registry credentials and the BuildKit daemons of tenants, if there is a policy.
     pub tenants: TenantResources,
     /// The settings for stored contexts.
@@ -138,7 +138,7 @@ pub struct Settings {
     /// The settings that apply to every build.
     pub build: BuildSettings,
     /// Limits on build requests.
-    pub requests: RequestSettings,
+    pub requests: RequestLimitSettings,
     /// Settings for which signatures of requests are accepted.
     pub signatures: AcceptedSignatureSettings,
     /// The slots of builds that may run at the same time, and the queue for them.
@@ -157,7 +157,7 @@ pub struct Settings {
 
 /// Limits on a build request, and where its body is spooled.
 #[derive(Clone, Debug)]
-pub struct RequestSettings {
+pub struct RequestLimitSettings {
     /// The limit on a request's body, in bytes.
     max_body: u64,
     /// The limit on the number of entries of the tar.
@@ -188,7 +188,7 @@ pub struct AcceptedSignatureSettings {
     /// The policy, whose tenants' keys alone sign requests; without one, `payload-secret` does.
     pub policy: Option<PolicyFile>,
     /// The reader of the secrets with the tenants' keys.
-    pub key_reader: KeyReader,
+    pub key_reader: KeySecretReader,
 }
 
 impl Settings {
@@ -203,7 +203,8 @@ impl Settings {
             daemon_factory,
         } = daemon::read_daemon_settings(parser, secrets);
         let credentials = read_docker_config(parser, secrets);
-        let token_realms = parser.parse_or_default("token_realms", AllowedTokenHosts::default(), str::parse);
+        let token_realms =
+            parser.parse_or_default("token_realms", AdditionalTokenHosts::default(), str::parse);
         let build = read_build_settings(parser);
         let tenants = TenantResources::new(
             secrets.clone(),
@@ -225,7 +226,7 @@ impl Settings {
             tenants,
             stored_contexts: read_stored_context_settings(parser),
             build,
-            requests: RequestSettings::read_request_settings(parser),
+            requests: RequestLimitSettings::read_limits_and_check_spool_folder(parser),
             signatures: AcceptedSignatureSettings::read_accepted_signature_settings(parser, secrets),
             slots: read_build_slots(parser, max_inflight),
             deployer: HandOverSettings {
@@ -324,8 +325,8 @@ impl Settings {
     /// Reserves the names that the settings give to the deployer, the builder and the builder's secrets.
     fn reserve_names_of_slipway_itself(&mut self, parser: &mut SettingsParser<'_>, secrets: &Secrets) {
         let reserved = &mut self.requests.reserved;
-        reserved.reserve_function(&self.deployer.function);
-        reserved.reserve_function(&self.own_function);
+        reserved.reserve_function_in_every_namespace(&self.deployer.function);
+        reserved.reserve_function_in_every_namespace(&self.own_function);
         let tokens = [&self.build.git_tokens, &self.build.status_tokens];
         for name in tokens
             .into_iter()
@@ -350,9 +351,9 @@ impl Settings {
     }
 }
 
-impl RequestSettings {
+impl RequestLimitSettings {
     /// Reads the limits on requests, and checks that the spool's folder is writable.
-    fn read_request_settings(parser: &mut SettingsParser<'_>) -> Self {
+    fn read_limits_and_check_spool_folder(parser: &mut SettingsParser<'_>) -> Self {
         let max_body = parser.number("max_body", 1 << 30);
         let settings = Self {
             max_body,
@@ -365,7 +366,7 @@ impl RequestSettings {
             unverified: read_unverified_limits(parser, max_body),
             frontends: parser.parse_or_default("allowed_frontends", AllowedFrontends::default(), str::parse),
             freshness: read_freshness_limit(parser),
-            reserved: ReservedNames::from_settings(parser),
+            reserved: ReservedNames::built_in_and_from_settings(parser),
         };
         if !settings.spool_dir.is_dir() {
             let problem = format!(
@@ -415,7 +416,7 @@ impl AcceptedSignatureSettings {
             disable_hmac: parser.flag("disable_hmac", false),
             accept_sha1: parser.flag("accept_sha1", true),
             policy: read_policy_file(parser),
-            key_reader: KeyReader::default(),
+            key_reader: KeySecretReader::default(),
         };
         if let Some(policy) = &settings.policy {
             settings.report_policy_conflicts_and_unfit_readable_keys(
@@ -455,7 +456,7 @@ impl AcceptedSignatureSettings {
         }
         for name in policy.tenants().flat_map(|tenant| tenant.key_secrets()) {
             signature::report_unfit_keys_of_readable_secret(parser, secrets, name);
-            self.key_reader.read_usable_keys_or_log(secrets, name);
+            self.key_reader.read_usable_key_secret_or_log(secrets, name);
         }
     }
 }
@@ -532,7 +533,11 @@ fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
             DEFAULT_FUNCTION_NAMESPACE.to_owned(),
             parse_namespace,
         ),
-        allowed_sources: parser.parse_or_default("allowed_sources", AllowedSources::default(), str::parse),
+        allowed_sources: parser.parse_or_default(
+            "allowed_sources",
+            AllowedPrivateHosts::default(),
+            str::parse,
+        ),
         git_tokens: parser.parse_or_default("git_tokens", OperatorTokenSecretNames::default(), str::parse),
         status_tokens: parser.parse_or_default(
             "status_tokens",
@@ -623,7 +628,7 @@ fn read_docker_config(parser: &mut SettingsParser<'_>, secrets: &Secrets) -> Doc
         parser.add_problem("credential_helpers", problem);
     }
     let config = DockerConfig::at(path);
-    if let Err(error) = config.check_readable() {
+    if let Err(error) = config.check_readable_if_present() {
         let problem = format!("cannot be used: {}", ErrorChain(&error));
         parser.add_problem("registry_config", problem);
     }

@@ -3,7 +3,7 @@
 //! BuildKit asks about every source of a build before it reads it ([`SourceCheck`]). Two kinds of rules decide:
 //!
 //! - No build reads a file or a git repository from an address within the machine, the cluster or the cloud, nor an image
-//!   from a metadata service, unless the operator opens the host ([`AllowedSources`]).
+//!   from a metadata service, unless the operator opens the host ([`AllowedPrivateHosts`]).
 //! - A tenant reads what its policy allows, and of that nothing that the daemon has fetched for another tenant
 //!   ([`separation`]).
 //!
@@ -25,10 +25,10 @@ use function_host::policy::Tenant;
 
 use crate::buildkit::{SecretStore, SourceCheck, SourceDecision};
 use crate::registry::{ImageName, OperatorRepository, RepositoryAccess};
-pub use allowed::AllowedSources;
+pub use allowed::AllowedPrivateHosts;
 pub(crate) use connection::ConnectionRule;
 use host::Host;
-use locator::{GIT_SKIP_SUBMODULES_ATTRIBUTE, Source, Url};
+use locator::{CheckableSource, GIT_SKIP_SUBMODULES_ATTRIBUTE, Url};
 use separation::TenantTag;
 pub(crate) use web_url::UrlRejection;
 pub use web_url::{WebUrl, WebUrlError};
@@ -39,7 +39,7 @@ pub struct SourceRules {
     /// The tenant whose build it is, if the builder has a policy.
     pub tenant: Option<Arc<Tenant>>,
     /// The hosts that builds may read from although they are private.
-    pub allowed: AllowedSources,
+    pub allowed: AllowedPrivateHosts,
     /// The image of the operator's SBOM generator, which every build may read.
     pub sbom_generator: Option<String>,
     /// The repository for stored contexts, from which no build of a tenant reads images.
@@ -73,30 +73,34 @@ impl SourceRules {
         attributes: &BTreeMap<String, String>,
     ) -> Result<SourceDecision, String> {
         let mut separated = attributes.clone();
-        match Source::parse(identifier, attributes).map_err(|error| error.to_string())? {
-            Source::Context => {}
-            Source::Image(image) => self.check_image_and_allow_pull(&image)?,
-            Source::Blob(image) => {
-                if self.may_share_daemon() {
+        match CheckableSource::parse(identifier, attributes).map_err(|error| error.to_string())? {
+            CheckableSource::Context => {}
+            CheckableSource::Image(image) => self.check_image_and_allow_pull(&image)?,
+            CheckableSource::Blob(image) => {
+                if self.is_build_of_tenant_without_own_daemon() {
                     return Err("blobs of images need a BuildKit daemon of the tenant's own".to_owned());
                 }
                 self.check_image_and_allow_pull(&image)?;
             }
-            Source::Http(url) => {
+            CheckableSource::Http(url) => {
                 self.check_host_not_private(&url)?;
                 self.check_tenants_rule(|tenant| tenant.may_read_http(&url.to_string()))?;
                 if let Some(tenant) = &self.tenant {
                     TenantTag::of_tenant(tenant.name()).separate_http_if_checksum(&mut separated);
                 }
             }
-            Source::Git { url, bundle } => {
+            CheckableSource::Git { url, bundle } => {
                 self.check_host_not_private(&url)?;
                 self.check_tenants_rule(|tenant| tenant.may_read_git(&url.to_string()))?;
                 if let Some(image) = bundle {
                     self.check_image_and_allow_pull(&image)?;
                 }
                 if let Some(tenant) = &self.tenant {
-                    self.separate_git_for_tenant(tenant, identifier, &mut separated)?;
+                    self.separate_git_and_skip_submodules_if_sources_are_listed(
+                        tenant,
+                        identifier,
+                        &mut separated,
+                    )?;
                 }
                 if self.skips_submodules {
                     separated.insert(GIT_SKIP_SUBMODULES_ATTRIBUTE.to_owned(), "true".to_owned());
@@ -109,27 +113,32 @@ impl SourceRules {
         })
     }
 
-    fn separate_git_for_tenant(
+    fn separate_git_and_skip_submodules_if_sources_are_listed(
         &self,
         tenant: &Tenant,
         identifier: &str,
         attributes: &mut BTreeMap<String, String>,
     ) -> Result<(), String> {
-        if tenant.source_restrictions().is_some() {
+        if tenant.allowed_sources_besides_own().is_some() {
             // The repository names the addresses of its submodules, and the daemon asks about none of them.
             attributes.insert(GIT_SKIP_SUBMODULES_ATTRIBUTE.to_owned(), "true".to_owned());
         }
         let named = identifier.strip_prefix("git://").unwrap_or(identifier);
         TenantTag::of_tenant(tenant.name())
-            .separate_git(attributes, named, &*self.secrets, self.may_share_daemon())
+            .separate_git(
+                attributes,
+                named,
+                &*self.secrets,
+                self.is_build_of_tenant_without_own_daemon(),
+            )
             .map_err(|error| error.to_string())
     }
 
     /// Returns whether the build's daemon may serve other tenants too; `false` without a policy.
-    fn may_share_daemon(&self) -> bool {
+    fn is_build_of_tenant_without_own_daemon(&self) -> bool {
         self.tenant
             .as_ref()
-            .is_some_and(|tenant| tenant.buildkit_address().is_none())
+            .is_some_and(|tenant| tenant.own_buildkit_address().is_none())
     }
 
     /// Fails if the build may not read `image`, and else adds its repository to those that the build may pull from.
@@ -177,7 +186,7 @@ impl SourceRules {
         Ok(())
     }
 
-    /// Fails if the host of `url` is private and not one of [`AllowedSources`].
+    /// Fails if the host of `url` is private and not one of [`AllowedPrivateHosts`].
     fn check_host_not_private(&self, url: &Url) -> Result<(), String> {
         match url.host.private_kind() {
             Some(kind) if !self.allowed.allows_host(&url.host, url.port()) => Err(format!(

@@ -228,7 +228,8 @@ impl Builder {
         let (services, shared_key) = match files {
             Some((files, image)) => {
                 let (keys, context) = (self.keys.clone(), files.clone());
-                let leasing = tokio::task::spawn_blocking(move || keys.lease_for_image(&image, &context));
+                let leasing =
+                    tokio::task::spawn_blocking(move || keys.lease_for_image_blocking(&image, &context));
                 let lease: Arc<KeyLease> = leasing.await.map(Arc::new).map_err(|error| error.to_string())?;
                 (services.with_files(files, lease.clone()), lease)
             }

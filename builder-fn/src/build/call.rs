@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::cache_export::FinishedSolve;
 use super::evidence::FailureEvidence;
 use crate::buildkit::BuildReference;
-use crate::builds::AcceptedBuild;
+use crate::builds::RecordedDelivery;
 use crate::inputs::InputsRecorder;
 use crate::redact::TraceMask;
 use crate::sealed::BuildSecrets;
@@ -41,7 +41,7 @@ pub(crate) struct BuilderCall<'a> {
     /// Whether the call came from the gateway's queue. Only then is a build retried after a failure of the platform.
     pub(crate) is_asynchronous: bool,
     /// The record of the build, and requests to cancel it.
-    pub(crate) accepted: &'a AcceptedBuild,
+    pub(crate) accepted: &'a RecordedDelivery,
     /// Whether the call is submitted to its queue again if the process ends before its build, and no other process
     /// resumes it.
     pub(crate) is_submitted_again: bool,
@@ -60,7 +60,7 @@ pub(crate) struct BuilderCall<'a> {
 impl BuilderCall<'_> {
     /// Returns whether another builder continues or repeats the build if the process ends before it.
     pub(super) fn is_continued_elsewhere_if_process_ends(&self) -> bool {
-        self.accepted.is_resumable() || self.is_submitted_again
+        self.accepted.can_be_resumed_once_handed_back() || self.is_submitted_again
     }
 
     /// Returns the shorter of `timeout` and the time until 2 s before the call's deadline; `None` if there is neither.
@@ -83,7 +83,9 @@ impl BuilderCall<'_> {
     /// Waits until a shutdown begins, if another process can resume the build and no attempt to hand it back has
     /// failed; otherwise waits forever.
     pub(super) async fn wait_for_shutdown_to_hand_back(&self) {
-        match self.accepted.is_resumable() && !self.failed_to_hand_back.load(Ordering::Relaxed) {
+        match self.accepted.can_be_resumed_once_handed_back()
+            && !self.failed_to_hand_back.load(Ordering::Relaxed)
+        {
             true => {
                 self.shutdown.wait_until_begun().await;
             }
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_build_is_interrupted_two_seconds_before_a_shutdown_ends_the_process() {
+    async fn the_wait_for_the_end_of_a_shutdown_is_over_two_seconds_before_it() {
         let (trigger, shutdown) = Shutdown::new();
         trigger.begin(Instant::now() + Duration::from_secs(30));
         let start = Instant::now();

@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use super::Builder;
 use super::call::BuilderCall;
-use crate::buildkit::{BuildFailure, CommitLookup, Connection, GitContextSource, JobError, SessionServices};
+use crate::buildkit::{
+    BuildFailure, CommitHashOnlyOrWithCheckout, Connection, GitContextSource, JobError, SessionServices,
+};
 use crate::error::Error;
 use crate::operator_tokens::OperatorGitToken;
 use crate::registry::RepositoryAccess;
@@ -55,7 +57,7 @@ impl Builder {
         match &request.source {
             BuildSource::Received(context) => Ok(JobBuildContext::Files(context.prepared()?)),
             BuildSource::Referenced(referenced) => self
-                .fetch_context(referenced, lines, log)
+                .fetch_and_index_context(referenced, lines, log)
                 .await
                 .map(JobBuildContext::Files),
             BuildSource::Git(git) => {
@@ -65,7 +67,7 @@ impl Builder {
         }
     }
 
-    async fn fetch_context(
+    async fn fetch_and_index_context(
         &self,
         referenced: &ReferencedContext,
         lines: &mut LineFormatter,
@@ -94,7 +96,7 @@ impl Builder {
             }
             Err(error) => {
                 let error = Error::from(error);
-                crate::trace::mark_receive_failed(&span, &error);
+                crate::trace::mark_failed_without_frontend_name(&span, &error);
                 Err(error)
             }
         }
@@ -119,19 +121,19 @@ impl Builder {
         let start = Instant::now();
         log.push(lines.format_own_step_start(&step));
         let span = trace::client_span("look up commit");
-        let token = self.read_git_token(request, call)?;
+        let token = self.read_operator_git_token(request, call)?;
         let mut rules = self.source_rules(request, call, RepositoryAccess::default());
         if let Some(token) = &token {
             rules.secrets = token.clone();
         }
         let secrets = rules.secrets.clone();
         let lookup = match &token {
-            Some(_) => CommitLookup::HashAndCheckout,
-            None => CommitLookup::HashOnly,
+            Some(_) => CommitHashOnlyOrWithCheckout::HashAndCheckout,
+            None => CommitHashOnlyOrWithCheckout::HashOnly,
         };
         let services = SessionServices::new()
             .with_health()
-            .with_source_check(Arc::new(rules))
+            .with_source_check_gating_later_files(Arc::new(rules))
             .with_secrets_unless_empty(secrets);
         let resolving = git.source.resolve_commit(connection, services, lookup);
         let resolved = span.run(resolving).await;
@@ -158,7 +160,7 @@ impl Builder {
     }
 
     /// Returns the name of the secret with the operator's token for the context of a request, if there is one.
-    fn git_token_secret_name(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> Option<&str> {
+    fn operator_git_token_secret_name(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> Option<&str> {
         let BuildSource::Git(git) = &request.source else {
             return None;
         };
@@ -170,12 +172,12 @@ impl Builder {
 
     /// Reads the operator's token for the context of a request. It is read for each build, so that a new one is used at
     /// once.
-    fn read_git_token(
+    fn read_operator_git_token(
         &self,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
     ) -> Result<Option<Arc<OperatorGitToken>>, Error> {
-        let Some(secret) = self.git_token_secret_name(request, call) else {
+        let Some(secret) = self.operator_git_token_secret_name(request, call) else {
             return Ok(None);
         };
         let token = self
@@ -202,7 +204,7 @@ impl Builder {
             caches: self.settings.cache_repository.clone(),
             access,
             secrets: Arc::new(call.secrets.clone()),
-            skips_submodules: self.git_token_secret_name(request, call).is_some(),
+            skips_submodules: self.operator_git_token_secret_name(request, call).is_some(),
         }
     }
 }

@@ -58,7 +58,7 @@ impl FailureEvidence {
         match event {
             BuildEvent::StepStarted { digest, name, .. } => {
                 self.steps.retain(|step| step.digest != *digest);
-                self.push_evicting_oldest(digest, name);
+                self.push_evicting_oldest_unfailed_first(digest, name);
             }
             BuildEvent::StepEnded { digest, error, .. } if error.is_empty() => {
                 self.steps.retain(|step| step.digest != *digest);
@@ -67,7 +67,7 @@ impl FailureEvidence {
                 digest, name, error, ..
             } => {
                 if !self.steps.iter().any(|step| step.digest == *digest) {
-                    self.push_evicting_oldest(digest, name);
+                    self.push_evicting_oldest_unfailed_first(digest, name);
                 }
                 if let Some(step) = self.find(digest) {
                     step.error.clone_from(error);
@@ -110,7 +110,7 @@ impl FailureEvidence {
     }
 
     /// Adds a step, in place of the oldest one that has not failed if there are too many.
-    fn push_evicting_oldest(&mut self, digest: &str, name: &str) {
+    fn push_evicting_oldest_unfailed_first(&mut self, digest: &str, name: &str) {
         if self.steps.len() >= MAX_KEPT_STEPS {
             let oldest = self.steps.iter().position(|step| step.error.is_empty());
             self.steps.remove(oldest.unwrap_or(0));

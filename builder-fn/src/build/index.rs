@@ -11,7 +11,9 @@ use tokio::time::Instant;
 use super::Builder;
 use super::call::BuilderCall;
 use super::retry::BuildRetries;
-use crate::buildkit::{BuildFailure, BuiltImage, FaultyParty, INDEX_MEDIA_TYPE, Platform};
+use crate::buildkit::{
+    BuildFailure, BuiltImageDigestCommitAndTimes, FaultyParty, INDEX_MEDIA_TYPE, Platform,
+};
 use crate::error::Error;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{BuildRequest, ImageRef};
@@ -61,16 +63,16 @@ impl Builder {
         &self,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
-        parts: Vec<BuiltImage>,
+        parts: Vec<BuiltImageDigestCommitAndTimes>,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<BuiltImage, Error> {
+    ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
         let config = &request.config;
         let is_of_earlier_delivery = parts.iter().all(|part| part.completed_at.is_some());
         let last = parts.iter().max_by_key(|part| part.completed_at);
         let mut joined = match last {
             Some(last) if is_of_earlier_delivery => last.clone(),
-            _ => BuiltImage {
+            _ => BuiltImageDigestCommitAndTimes {
                 digest: None,
                 commit: parts.first().and_then(|part| part.commit.clone()),
                 completed_at: None,
@@ -106,7 +108,7 @@ impl Builder {
                     Ok(digest) => return Ok(digest),
                     Err(error) => error,
                 };
-                let Some(pause) = retries.next_pause(&error) else {
+                let Some(pause) = retries.begin_retry_and_return_pause_if_allowed(&error) else {
                     return Err(error);
                 };
                 let seconds = pause.as_secs_f64();
@@ -141,7 +143,9 @@ impl Builder {
         };
         let mut indexes = Vec::new();
         for digest in digests {
-            let fetched = registries.fetch_manifest(&first.to_string(), digest).await;
+            let fetched = registries
+                .fetch_unverified_manifest(&first.to_string(), digest)
+                .await;
             let index = fetched.map_err(|error| failure(first, ErrorChain(&*error).to_string()))?;
             let index =
                 index.ok_or_else(|| failure(first, format!("the registry no longer has {digest}")))?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use function_host::ErrorChain;
-use function_host::policy::StepNetworkAccess;
+use function_host::policy::DefaultOrNoStepNetwork;
 use function_host::trace::{self, Span};
 use futures_util::future::try_join_all;
 
@@ -17,9 +17,10 @@ use super::control_character;
 use super::part::{SharedLog, SolvePart};
 use super::retry::BuildRetries;
 use crate::buildkit::{
-    BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImage, CacheExport, Connection, CredentialStore,
-    DaemonPool, EarlierBuild, FaultyParty, JobError, KeyLease, ManifestLookup, PlacedBuild, PlacementHash,
-    SOURCE_DATE_EPOCH, SessionServices, SolveAttributes, SolveOptions, find_built_image,
+    BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImageDigestCommitAndTimes, CacheExport,
+    Connection, CredentialStore, DaemonPool, EarlierBuildReferenceAndCall, FaultyParty, JobError, KeyLease,
+    ManifestLookup, PlacedBuildMaybeCancelled, PlacementHash, SOURCE_DATE_EPOCH, SessionServices,
+    SolveAttributes, SolveOptions, find_built_image,
 };
 use crate::context::SourceContext;
 use crate::error::Error;
@@ -31,7 +32,7 @@ use crate::request::{
     VerifiedSignature,
 };
 use crate::supersede::Registration;
-use crate::trace::StepSpans;
+use crate::trace::StepAndExportSpans;
 
 /// The label with the commit of an image's source:
 /// <https://github.com/opencontainers/image-spec/blob/main/annotations.md>.
@@ -65,13 +66,13 @@ pub(super) struct Solve<'a> {
 impl Builder {
     /// Solves the image in `parts`, of which there is at least one, and pushes it unless the config skips that, with
     /// retries, within the time limits of the config and the call. Fails if a daemon knows a newer build of the function.
-    pub(super) async fn solve_and_push(
+    pub(super) async fn solve_with_retries_and_push_unless_skipped(
         &self,
         solve: &Solve<'_>,
         parts: &[SolvePart],
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<BuiltImage, Error> {
+    ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
         let (request, call) = (solve.request, solve.call);
         let limit = call.build_time_limit(request.config.timeout);
         let span = trace::client_span("solve");
@@ -132,7 +133,7 @@ impl Builder {
         span: &Span,
         part_lines: &mut [LineFormatter],
         log: &mut dyn LogSink,
-    ) -> Result<Vec<BuiltImage>, Error> {
+    ) -> Result<Vec<BuiltImageDigestCommitAndTimes>, Error> {
         let log = Mutex::new(log);
         let log = &log;
         let solving = parts.iter().zip(part_lines).map(|(part, lines)| {
@@ -152,10 +153,10 @@ impl Builder {
         span: &Span,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<BuiltImage, Error> {
+    ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
         let call = solve.call;
         let step_counter = self.metrics.step_counter();
-        let mut step_spans = StepSpans::new(span, call.trace_mask);
+        let mut step_spans = StepAndExportSpans::new(span, call.trace_mask);
         let mut retries = BuildRetries::new(match call.is_asynchronous {
             true => self.settings.retry_time,
             false => Duration::ZERO,
@@ -203,7 +204,7 @@ impl Builder {
                 continue;
             }
             let attempt = retries.current_attempt();
-            let Some(pause) = retries.next_pause(&error) else {
+            let Some(pause) = retries.begin_retry_and_return_pause_if_allowed(&error) else {
                 return Err(error);
             };
             let unfinished = lines.take_unfinished_output();
@@ -229,7 +230,7 @@ impl Builder {
         part: &SolvePart,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<PlacedBuild, Error> {
+    ) -> Result<PlacedBuildMaybeCancelled, Error> {
         let (request, call) = (solve.request, solve.call);
         let tenant = request.tenant().map_or("", |tenant| tenant.name().as_str());
         let cancellation = call.accepted.to_cancellation();
@@ -247,7 +248,7 @@ impl Builder {
         }
         if let Some(registration) = solve.registration {
             registration.check_not_superseded_in_histories().await?;
-            if !registration.could_read_history_last_time() {
+            if !registration.last_reads_of_answering_histories_did_not_fail() {
                 log.push(lines.record_warning_and_return_line(
                     "BuildKit's history could not be read: a newer build at another builder may not end this one",
                 ));
@@ -260,16 +261,16 @@ impl Builder {
     /// that one, and fails.
     async fn attempt_unless_built_on_another_daemon(
         &self,
-        placed: &PlacedBuild,
+        placed: &PlacedBuildMaybeCancelled,
         solve: &Solve<'_>,
         attempt: Attempt<'_>,
         observe: &mut (dyn FnMut(&BuildEvent) + Send),
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<BuiltImage, Error> {
+    ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
         let attempt = tokio::select! {
             biased;
-            built = self.prepare_context_and_attempt_solve(placed, solve, attempt, observe, lines, log) => built,
+            built = self.prepare_context_and_solve_or_find_earlier_image(placed, solve, attempt, observe, lines, log) => built,
             daemon = placed.wait_until_run_by_daemon_with_precedence(&attempt.part.reference) => Err(Error::BuiltElsewhere { daemon }),
         };
         if let Err(Error::Lost(_)) = &attempt {
@@ -280,15 +281,15 @@ impl Builder {
 
     /// Prepares the context and attempts the solve once. Passes its events to `observe`, and their lines to the log. If
     /// the context is gone or its commit cannot be looked up, returns the image that an earlier delivery built, if any.
-    async fn prepare_context_and_attempt_solve(
+    async fn prepare_context_and_solve_or_find_earlier_image(
         &self,
-        placed: &PlacedBuild,
+        placed: &PlacedBuildMaybeCancelled,
         solve: &Solve<'_>,
         attempt: Attempt<'_>,
         observe: &mut (dyn FnMut(&BuildEvent) + Send),
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<BuiltImage, Error> {
+    ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
         let (request, call, part) = (solve.request, solve.call, attempt.part);
         let connection = &placed.connection;
         // The files of the attempt before go first: there may be no room for both.
@@ -309,7 +310,7 @@ impl Builder {
                         .into_iter()
                         .for_each(|line| log.push(line))
                 };
-                let earlier = EarlierBuild {
+                let earlier = EarlierBuildReferenceAndCall {
                     reference: &part.reference,
                     first_attempt: placed.first_attempt,
                     call_id: call.id,
@@ -325,7 +326,9 @@ impl Builder {
         });
         let mut job = BuildJob {
             first_attempt: placed.first_attempt,
-            ..self.create_job(request, &context, call, attempt).await?
+            ..self
+                .lease_key_and_create_job(request, &context, call, attempt)
+                .await?
         };
         let cache = self.cache_name(request, part);
         let export = cache
@@ -363,7 +366,7 @@ impl Builder {
     /// A build with `SOURCE_DATE_EPOCH` wants the same image whatever was built before. In a folder that BuildKit keeps
     /// from an earlier transfer, a directory has the time at which a file in it was last replaced, so such a build gets
     /// a key under which BuildKit has nothing.
-    async fn lease_shared_key(
+    async fn lease_key_of_image_or_single_use_with_source_date_epoch(
         &self,
         request: &BuildRequest,
         files: &Arc<SourceContext>,
@@ -374,7 +377,8 @@ impl Builder {
         let image = shared_key_image(request);
         let (keys, context) = (self.keys.clone(), files.clone());
         // Files that look like those of an earlier build are read and hashed.
-        let lease = tokio::task::spawn_blocking(move || keys.lease_for_image(&image, &context)).await;
+        let lease =
+            tokio::task::spawn_blocking(move || keys.lease_for_image_blocking(&image, &context)).await;
         lease.map(Arc::new).map_err(|_| Error::Interrupted)
     }
 
@@ -398,7 +402,11 @@ impl Builder {
 
     /// Returns the attributes with which the build's solve describes its request in BuildKit, without the commit
     /// and the attempt.
-    pub(super) fn solve_attributes(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> SolveAttributes {
+    pub(super) fn solve_attributes_without_commit_and_attempt(
+        &self,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+    ) -> SolveAttributes {
         SolveAttributes {
             call_id: call.id.to_owned(),
             signature: request
@@ -421,7 +429,7 @@ impl Builder {
         call: &BuilderCall<'_>,
         cache: Option<String>,
     ) -> SessionServices {
-        let access = repository_access(&request.config);
+        let access = repository_access_named_in_config(&request.config);
         if let Some(cache) = cache.as_deref().and_then(ImageName::parse) {
             access.allow_push(cache);
         }
@@ -435,7 +443,7 @@ impl Builder {
         let sources = self.source_rules(request, call, access);
         SessionServices::new()
             .with_health()
-            .with_source_check(Arc::new(sources))
+            .with_source_check_gating_later_files(Arc::new(sources))
             .with_credentials(credentials)
             .with_secrets_unless_empty(Arc::new(call.secrets.clone()))
     }
@@ -464,7 +472,7 @@ impl Builder {
     }
 
     /// Creates the job of an attempt from the request and the operator's settings, and leases its shared key.
-    async fn create_job(
+    async fn lease_key_and_create_job(
         &self,
         request: &BuildRequest,
         context: &JobBuildContext,
@@ -473,7 +481,9 @@ impl Builder {
     ) -> Result<BuildJob, Error> {
         let lease = match context {
             JobBuildContext::Files(context) => {
-                let lease = self.lease_shared_key(request, &context.files).await?;
+                let lease = self
+                    .lease_key_of_image_or_single_use_with_source_date_epoch(request, &context.files)
+                    .await?;
                 if let Some(inputs) = call.inputs {
                     inputs.request_file_listing_from_lease(lease.clone());
                 }
@@ -496,7 +506,7 @@ impl Builder {
             attributes: Some(SolveAttributes {
                 commit: context.commit().map(str::to_owned),
                 attempt: Some(number),
-                ..self.solve_attributes(request, call)
+                ..self.solve_attributes_without_commit_and_attempt(request, call)
             }),
             names: part.image_names(config),
             push: !config.skip_push,
@@ -506,7 +516,7 @@ impl Builder {
             dockerfile: config.dockerfile.clone(),
             target: config.target.clone(),
             build_args: config.build_args.clone(),
-            labels: labels_with_commit(&config.labels, context.commit()),
+            labels: labels_with_commit_unless_set(&config.labels, context.commit()),
             platforms: part.platforms.clone(),
             no_cache: config.no_cache,
             cache_from: part.cache_imports(config),
@@ -528,7 +538,7 @@ impl Builder {
             compression: config.compression.unwrap_or(settings.compression),
             sealed_secrets: request.sealed_secrets.clone(),
             tenant: tenant.map(|tenant| tenant.name().to_string()),
-            no_network: tenant.is_some_and(|tenant| tenant.step_network() == StepNetworkAccess::None),
+            no_network: tenant.is_some_and(|tenant| tenant.step_network() == DefaultOrNoStepNetwork::None),
             step_limits: settings.step_limits,
         };
         Ok(BuildJob {
@@ -581,7 +591,10 @@ fn blame_platform_if_ref_moved(error: JobError, request: &BuildRequest) -> JobEr
 }
 
 /// Returns the labels of the image, with one for the commit of the context unless the config has it.
-fn labels_with_commit(labels: &BTreeMap<String, String>, commit: Option<&str>) -> BTreeMap<String, String> {
+fn labels_with_commit_unless_set(
+    labels: &BTreeMap<String, String>,
+    commit: Option<&str>,
+) -> BTreeMap<String, String> {
     let mut labels = labels.clone();
     if let Some(commit) = commit {
         labels
@@ -593,7 +606,7 @@ fn labels_with_commit(labels: &BTreeMap<String, String>, commit: Option<&str>) -
 
 /// Returns the repositories that a build may pull from or push to because its config names them. Those that its
 /// Dockerfile names are added when the daemon asks about them.
-fn repository_access(config: &BuildConfig) -> RepositoryAccess {
+fn repository_access_named_in_config(config: &BuildConfig) -> RepositoryAccess {
     let access = RepositoryAccess::default();
     let name = |image: &ImageRef| ImageName::parse(&image.without_tag());
     let exports = config.cache_to.iter().map(|cache| &cache.image);

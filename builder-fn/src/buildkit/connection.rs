@@ -145,14 +145,14 @@ impl Daemon {
     async fn connect_reaching_within(&self, limit: Duration) -> Result<Connection, ConnectError> {
         let connecting = async {
             let transport = match tokio::time::timeout(limit, self.dial.open_transport()).await {
-                Ok(transport) => transport.map_err(|error| self.to_connect_error(error))?,
+                Ok(transport) => transport.map_err(|error| self.to_not_secure_or_unreachable_error(error))?,
                 Err(elapsed) => return Err(self.unreachable_error(elapsed)),
             };
             let io = self
                 .dial
                 .secure_transport(transport)
                 .await
-                .map_err(|error| self.to_connect_error(error))?;
+                .map_err(|error| self.to_not_secure_or_unreachable_error(error))?;
             let mut io = Some(TokioIo::new(io));
             let connect_once = tower::service_fn(move |_| {
                 let io = io.take();
@@ -221,7 +221,7 @@ impl Daemon {
 
     /// Converts an error of the transport: a broken TLS handshake and errors that are not about TLS are
     /// [`Unreachable`](ConnectError::Unreachable), and the others [`NotSecure`](ConnectError::NotSecure).
-    fn to_connect_error(&self, error: io::Error) -> ConnectError {
+    fn to_not_secure_or_unreachable_error(&self, error: io::Error) -> ConnectError {
         match error.downcast::<TlsError>() {
             Ok(TlsError::Broken(source)) | Err(source) => self.unreachable_error(source),
             Ok(reason) => ConnectError::NotSecure {
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_refused_connections_are_tried_again() {
+    async fn a_connection_that_fails_with_not_found_is_not_tried_again() {
         assert_eq!(count_connection_attempts(0).await, 1);
     }
 }

@@ -43,7 +43,7 @@ pub trait ManifestLookup: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the registry gives no manifest and does not say either that it has none.
-    async fn fetch_manifest(
+    async fn fetch_unverified_manifest(
         &self,
         name: &str,
         digest: &str,

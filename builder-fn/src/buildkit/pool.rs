@@ -31,10 +31,12 @@ use member::PoolMember;
 
 pub use metrics::PoolMetrics;
 pub(crate) use part::{BuildPart, EligibleDaemons, NoDaemonForPlatform};
-pub(crate) use placement::{BuildToPlace, PlacedBuild};
-pub use rendezvous::{ChosenAndPreferredDaemon, DaemonLoad, PlacementHash, busy_threshold, choose_daemon};
+pub(crate) use placement::{BuildToPlace, PlacedBuildMaybeCancelled};
+pub use rendezvous::{
+    ChosenAndPreferredDaemon, DaemonHashAndBuildCount, PlacementHash, busy_threshold, choose_daemon,
+};
 use resolver::JoinedResolver;
-pub(crate) use resolver::{DaemonAtIp, DaemonGroup, HostResolver};
+pub(crate) use resolver::{DaemonAtIp, DaemonGroup, HostResolverForOneAddressFamily};
 pub use resolver::{DaemonResolver, ResolveFuture};
 
 /// The time after which a pool's daemons are looked up again.
@@ -71,7 +73,7 @@ pub(crate) struct PoolChanges(watch::Receiver<Members>);
 
 /// The number of daemons that a pool has, and of those that answered a probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PoolSize {
+pub struct KnownAndAnsweringDaemonCounts {
     /// The number of daemons that the pool has.
     pub known: usize,
     /// The number of daemons that answered when they were probed.
@@ -227,7 +229,9 @@ impl DaemonPool {
 
     /// Probes every daemon of the pool, and leaves out those that do not answer. Returns how many there are and how many
     /// answer, and the errors of the others.
-    pub(crate) async fn probe_and_update_left_out_daemons(&self) -> (PoolSize, Vec<ConnectError>) {
+    pub(crate) async fn probe_and_update_left_out_daemons(
+        &self,
+    ) -> (KnownAndAnsweringDaemonCounts, Vec<ConnectError>) {
         let members = self.current_members().await;
         let probes = members.iter().cloned().map(|member| async move {
             let answer = member.daemon.check_that_it_answers().await;
@@ -242,7 +246,7 @@ impl DaemonPool {
             .collect()
             .await;
         let errors: Vec<_> = answers.into_iter().flatten().collect();
-        let size = PoolSize {
+        let size = KnownAndAnsweringDaemonCounts {
             known: members.len(),
             answering: members.len() - errors.len(),
         };
@@ -255,7 +259,7 @@ impl DaemonPool {
     /// Connects to each daemon of the pool, all at the same time, and calls `ask` with each connection. Returns the
     /// results in no order. In a pool of several, a daemon is given up sooner, and one that is left out is not asked:
     /// its result is an error.
-    pub(crate) async fn ask_all_available_daemons<T, E, F>(
+    pub(crate) async fn ask_all_daemons_with_errors_for_left_out<T, E, F>(
         &self,
         ask: impl Fn(Connection) -> F,
     ) -> Vec<Result<T, E>>

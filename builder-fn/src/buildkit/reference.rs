@@ -28,7 +28,7 @@ impl BuildReference {
 
     /// Derives the reference of a build from the signature of its request alone, so that the daemon remembers the
     /// signature.
-    pub fn for_signature(signature: &str) -> Self {
+    pub fn for_signature_of_any_call(signature: &str) -> Self {
         Self {
             // No call id begins with a NUL.
             text: first_16_sha256_bytes_as_hex(&["\0signature\0", signature]),
@@ -125,8 +125,8 @@ mod tests {
 
     #[test]
     fn a_build_reference_for_a_signature_alone_differs_from_that_of_any_call() {
-        let reference = BuildReference::for_signature("sha256=12");
-        assert_eq!(reference, BuildReference::for_signature("sha256=12"));
+        let reference = BuildReference::for_signature_of_any_call("sha256=12");
+        assert_eq!(reference, BuildReference::for_signature_of_any_call("sha256=12"));
         for call_id in ["", "id", "signature"] {
             assert_ne!(
                 reference.to_string(),
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_attempts_of_a_part_are_no_attempts_of_the_build_or_of_another_part() {
-        let reference = BuildReference::for_signature("sha256=12");
+        let reference = BuildReference::for_signature_of_any_call("sha256=12");
         let (first, second) = (reference.of_part(1), reference.of_part(2));
         assert_eq!(first.attempt_name(1), format!("{reference}-p1"));
         assert_eq!(first.attempt_number(&format!("{reference}-p1-3")), Some(3));
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn every_attempt_of_a_build_has_its_own_name() {
-        let reference = BuildReference::for_signature("sha256=12");
+        let reference = BuildReference::for_signature_of_any_call("sha256=12");
         assert_eq!(reference.attempt_name(1), reference.to_string());
         assert_eq!(reference.attempt_name(2), format!("{reference}-2"));
         for number in [1, 2, 16] {

@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn no_build_asks_for_an_entitlement_or_defines_its_steps_itself() {
+    fn a_default_solve_request_has_no_entitlements_and_no_definition() {
         let request = SolveOptions::default().to_request("ref", "session");
         assert_eq!(request.entitlements, Vec::<String>::new());
         assert_eq!(request.definition, None);

@@ -1,7 +1,7 @@
 //! The log of a build as numbered records, while it runs and afterwards.
 //!
 //! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from 1,000,000,001,
-//! and so on. The order of the lines of an attempt is that of [`OrderedLog`](crate::buildkit::OrderedLog), so a number means
+//! and so on. The order of the lines of an attempt is that of [`OrderedLogWithoutProgress`](crate::buildkit::OrderedLogWithoutProgress), so a number means
 //! the same line for every reader. The builder counts the attempts, because BuildKit has no record of those during which it
 //! is killed. If neither a builder nor BuildKit knows of an attempt, the numbers begin again, and the log says so.
 //!
@@ -153,7 +153,7 @@ impl LogSender {
                     if is_restarted {
                         done = number - 1;
                         let first = done * LINE_NUMBERS_PER_ATTEMPT + 1;
-                        if self.sink.restart_numbers(first).await.is_err() {
+                        if self.sink.send_notice_and_restart_numbers(first).await.is_err() {
                             return Ok(());
                         }
                     }
@@ -166,7 +166,7 @@ impl LogSender {
                         break;
                     }
                     begun = attempt.started_at.map(|start| (number, start));
-                    match self.send_attempt(number, attempt, &mask).await {
+                    match self.send_attempt_until_it_ends(number, attempt, &mask).await {
                         Ok(()) => done = number,
                         Err(EarlyLogEnd::ReaderGone) => return Ok(()),
                         Err(EarlyLogEnd::Unreadable(reason)) => {
@@ -210,7 +210,7 @@ impl LogSender {
             if build.own.is_none() && self.shutdown.has_begun() {
                 return Err(LogInterruption::Shutdown);
             }
-            if self.wait_for_more(&mut build).await.is_err() {
+            if self.wait_for_change_or_poll_interval(&mut build).await.is_err() {
                 return Ok(());
             }
             match self.lookup.find(&self.id).await {
@@ -244,8 +244,8 @@ impl LogSender {
     }
 
     /// Waits until there may be more to send; fails once the reader has gone.
-    async fn wait_for_more(&mut self, build: &mut FoundBuild) -> Result<(), ReaderGone> {
-        self.sink.send_keep_alive_if_due().await?;
+    async fn wait_for_change_or_poll_interval(&mut self, build: &mut FoundBuild) -> Result<(), ReaderGone> {
+        self.sink.send_keep_alive_record_if_due().await?;
         let changed = async {
             if let Some(own) = &mut build.own
                 && own.changed().await.is_ok()
@@ -264,7 +264,7 @@ impl LogSender {
     }
 
     /// Sends the lines of an attempt that the reader does not have, until the attempt ends.
-    async fn send_attempt(
+    async fn send_attempt_until_it_ends(
         &mut self,
         number: u64,
         attempt: &ListedBuild,
@@ -302,7 +302,7 @@ impl LogSender {
                 () = self.sink.closed() => return Err(EarlyLogEnd::ReaderGone),
                 lines = log.next_lines(self.sink.next()) => lines,
                 () = tokio::time::sleep(KEEP_ALIVE_INTERVAL) => {
-                    self.sink.send_keep_alive_if_due().await?;
+                    self.sink.send_keep_alive_record_if_due().await?;
                     continue;
                 }
             };

@@ -11,7 +11,7 @@ use super::BuildPhase;
 use super::lookup::FoundBuild;
 use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
 use super::record::{deciding_attempt, last_attempts_of_parts, log_section};
-use crate::buildkit::{AttemptFacts, StepFacts};
+use crate::buildkit::{AttemptFacts, StepOrExportPartFacts};
 
 /// The most lines on a page.
 pub(super) const PAGE_LINES_MAX: u64 = 300;
@@ -73,7 +73,7 @@ pub(super) struct LogExcerpt {
     /// The facts about the steps, as far as the log was read.
     pub(super) facts: AttemptFacts,
     /// The steps of the facts, with their numbers in the log.
-    pub(super) steps: Vec<(Option<u32>, StepFacts)>,
+    pub(super) steps: Vec<(Option<u32>, StepOrExportPartFacts)>,
     /// Whether the whole log was read.
     pub(super) is_complete: bool,
     /// The part to ask for if the lines were not all read in time: with `from=`, the answer waits longer for them.
@@ -83,7 +83,7 @@ pub(super) struct LogExcerpt {
 }
 
 /// The lines that are kept while a log is read.
-struct KeptLines {
+struct FirstAndLastLines {
     first: u64,
     head: Vec<LogLine>,
     head_bytes: usize,
@@ -175,7 +175,7 @@ impl LogExcerpt {
         let mut log = NumberedLog::open(&connection, attempt, number, mask)
             .with_facts(mask)
             .passing_on_after_pauses_even_if_ended();
-        let mut kept = KeptLines::new(first);
+        let mut kept = FirstAndLastLines::new(first);
         let (mut is_complete, mut problem) = (false, None);
         // A daemon that answers at once is never waited for, so the time is checked here too.
         while Instant::now() < deadline {
@@ -196,7 +196,7 @@ impl LogExcerpt {
                 Err(_) => break,
             }
         }
-        let (steps, facts) = log.into_numbered_steps_and_facts();
+        let (steps, facts) = log.into_numbered_steps_and_facts_if_kept();
         let is_running = !build.record.phase.is_terminal();
         let takes_tail = part == LogPart::End;
         let (lines, has_earlier, after) = kept.into_lines_has_earlier_and_next(takes_tail, start);
@@ -232,7 +232,7 @@ impl LogExcerpt {
     }
 }
 
-impl KeptLines {
+impl FirstAndLastLines {
     fn new(first: u64) -> Self {
         Self {
             first,
@@ -291,8 +291,8 @@ impl KeptLines {
 mod tests {
     use super::*;
 
-    fn kept(first_wanted: u64, line_count: u64, bytes_per_line: usize) -> KeptLines {
-        let mut kept = KeptLines::new(first_wanted);
+    fn kept(first_wanted: u64, line_count: u64, bytes_per_line: usize) -> FirstAndLastLines {
+        let mut kept = FirstAndLastLines::new(first_wanted);
         for seq in 1..=line_count {
             kept.add(LogLine {
                 seq,

@@ -151,7 +151,7 @@ impl BuildLookup {
         let is_unknown = (own.is_none() || is_rejected) && stored.is_none();
         if is_unknown && !listing.has_call(id) {
             // Nobody else knows the build, or its records are gone and it was built again under another reference.
-            (listing, unread.history) = self.search_histories(id).await;
+            (listing, unread.history) = self.await_permit_and_search_whole_histories(id).await;
         }
         let is_cancelled = listing.cancellations.contains(&key.to_cancellation());
         let attempts = listing
@@ -168,13 +168,13 @@ impl BuildLookup {
             Some((own, Some(mask))) if !was_retried_by_another_builder(&own.borrow(), &attempts) => {
                 Some(mask.clone())
             }
-            _ => self.mask_from_history(&attempts),
+            _ => self.mask_from_last_attempt(&attempts),
         };
         // It may have changed meanwhile.
         let own_record = own.as_ref().map(|(own, _)| own.borrow().clone());
         let record = match (own_record, in_history) {
             (Some(own), None) => own,
-            (Some(own), Some(history)) => merge_records(own, history, &attempts),
+            (Some(own), Some(history)) => merge_preferring_own_unless_retried(own, history, &attempts),
             (None, history) => match merge_stored_record(stored, history, &attempts) {
                 Some(record) => record,
                 None => {
@@ -211,7 +211,7 @@ impl BuildLookup {
                     }
                 }
             });
-            self.merge_listings_of_tenant(join_all(listings).await)
+            self.merge_listings_of_tenant_and_log_errors(join_all(listings).await)
         };
         let reading = async {
             match self.records.store() {
@@ -253,7 +253,9 @@ impl BuildLookup {
             let is_cancelled = listing.cancellations.contains(&key.to_cancellation());
             builds.extend(
                 match (own, BuildRecord::from_history(&id, &attempts, is_cancelled)) {
-                    (Some(own), Some(history)) => Some(merge_records(own, history, &attempts)),
+                    (Some(own), Some(history)) => {
+                        Some(merge_preferring_own_unless_retried(own, history, &attempts))
+                    }
                     (Some(own), None) => Some(own),
                     (None, history) => merge_stored_record(stored, history, &attempts),
                 },
@@ -271,14 +273,16 @@ impl BuildLookup {
     /// # Errors
     /// Fails with the reason if no daemon takes the request.
     pub(super) async fn request_cancellation(&self, cancellation: &Cancellation) -> Result<(), String> {
-        let requested = self.pool.ask_all_available_daemons(|connection| async move {
-            let requesting = connection.request_cancellation(cancellation);
-            let requested = tokio::time::timeout(HISTORY_TIMEOUT, requesting).await;
-            match requested {
-                Ok(requested) => requested.map_err(|status| UnreadReason(status.message().to_owned())),
-                Err(_) => Err(UnreadReason("BuildKit does not answer in time".to_owned())),
-            }
-        });
+        let requested = self
+            .pool
+            .ask_all_daemons_with_errors_for_left_out(|connection| async move {
+                let requesting = connection.request_cancellation(cancellation);
+                let requested = tokio::time::timeout(HISTORY_TIMEOUT, requesting).await;
+                match requested {
+                    Ok(requested) => requested.map_err(|status| UnreadReason(status.message().to_owned())),
+                    Err(_) => Err(UnreadReason("BuildKit does not answer in time".to_owned())),
+                }
+            });
         let mut reason = "there is no BuildKit daemon".to_owned();
         for requested in requested.await {
             match requested {
@@ -322,7 +326,7 @@ impl BuildLookup {
 
     /// Searches the whole histories of the daemons for the builds of the call `id`. Also returns the reason why the
     /// history of a daemon could not be read.
-    async fn search_histories(&self, id: &str) -> (HistoryListing, Option<String>) {
+    async fn await_permit_and_search_whole_histories(&self, id: &str) -> (HistoryListing, Option<String>) {
         // Few at a time: the daemons decode all their records for each.
         let waiting = self.records.wait_without_limit_for_search_permit();
         let Ok(_permit) = tokio::time::timeout(SEARCH_TIMEOUT, waiting).await else {
@@ -346,24 +350,27 @@ impl BuildLookup {
         F: Future<Output = Result<HistoryListing, Status>>,
     {
         let request = &request;
-        let listings = self.pool.ask_all_available_daemons(|connection| async move {
-            let daemon = connection.daemon().clone();
-            let listing = tokio::time::timeout(limit, request(connection)).await;
-            let daemon = daemon.address_for_messages();
-            match listing {
-                Ok(listing) => {
-                    listing.map_err(|status| UnreadReason(format!("{daemon}: {}", ErrorChain(&status))))
-                }
-                Err(_) => Err(UnreadReason(format!("{daemon} does not answer in time"))),
-            }
-        });
+        let listings =
+            self.pool
+                .ask_all_daemons_with_errors_for_left_out(|connection| async move {
+                    let daemon = connection.daemon().clone();
+                    let listing = tokio::time::timeout(limit, request(connection)).await;
+                    let daemon = daemon.address_for_messages();
+                    match listing {
+                        Ok(listing) => listing
+                            .map_err(|status| UnreadReason(format!("{daemon}: {}", ErrorChain(&status)))),
+                        Err(_) => Err(UnreadReason(format!("{daemon} does not answer in time"))),
+                    }
+                });
         let listings = listings.await.into_iter();
-        self.merge_listings_of_tenant(listings.map(|listing| listing.map_err(|UnreadReason(error)| error)))
+        self.merge_listings_of_tenant_and_log_errors(
+            listings.map(|listing| listing.map_err(|UnreadReason(error)| error)),
+        )
     }
 
     /// Merges the histories of daemons without the builds of other tenants, and also returns the reason why one could
     /// not be read.
-    fn merge_listings_of_tenant(
+    fn merge_listings_of_tenant_and_log_errors(
         &self,
         listings: impl IntoIterator<Item = Result<HistoryListing, String>>,
     ) -> (HistoryListing, Option<String>) {
@@ -391,7 +398,7 @@ impl BuildLookup {
 
     /// Returns the mask of the sealed secrets in the record of the last attempt; `None` if they cannot be opened or
     /// there is no attempt.
-    fn mask_from_history(&self, attempts: &[ListedBuild]) -> Option<SecretMask> {
+    fn mask_from_last_attempt(&self, attempts: &[ListedBuild]) -> Option<SecretMask> {
         match &attempts.last()?.secrets {
             SealedSecrets::None => Some(SecretMask::default()),
             SealedSecrets::Omitted => None,
@@ -421,7 +428,11 @@ fn was_retried_by_another_builder(own: &BuildRecord, attempts: &[ListedBuild]) -
 
 /// Merges a build's record in this process or in the store with that from the history. The first counts, unless it is
 /// outdated.
-fn merge_records(own: BuildRecord, history: BuildRecord, attempts: &[ListedBuild]) -> BuildRecord {
+fn merge_preferring_own_unless_retried(
+    own: BuildRecord,
+    history: BuildRecord,
+    attempts: &[ListedBuild],
+) -> BuildRecord {
     if was_retried_by_another_builder(&own, attempts) {
         return history;
     }
@@ -445,7 +456,7 @@ fn merge_stored_record(
         (stored, history) => return stored.or(history),
     };
     if stored.phase.is_terminal() {
-        return Some(merge_records(stored, history, attempts));
+        return Some(merge_preferring_own_unless_retried(stored, history, attempts));
     }
     // The build has not ended, whatever became of its attempts: its builder tries again, deploys, or another one
     // resumes it.

@@ -112,7 +112,7 @@ impl BuildRecord {
 
     /// Returns how long the build took, or has taken at the time `now` if it goes on; `None` if it has not begun, or if
     /// its end is not known.
-    pub(crate) fn time_since_first_attempt_began(&self, now: SystemTime) -> Option<Duration> {
+    pub(crate) fn time_from_first_attempt_to_end_or_now(&self, now: SystemTime) -> Option<Duration> {
         let until = match self.phase {
             BuildPhase::Waiting | BuildPhase::Running | BuildPhase::Deploying => now,
             BuildPhase::Success | BuildPhase::Failed | BuildPhase::Cancelled | BuildPhase::Unknown => {
@@ -392,7 +392,7 @@ mod tests {
             };
             let expected = taken.map(Duration::from_secs);
             assert_eq!(
-                record.time_since_first_attempt_began(at(100)),
+                record.time_from_first_attempt_to_end_or_now(at(100)),
                 expected,
                 "{phase:?} {ended:?}"
             );

@@ -19,8 +19,8 @@ use super::log_copies::LogCopies;
 use super::log_readers::LogReaders;
 use super::newest::NewestBuilds;
 use super::record::ATTEMPTS_OF_PROCESS_MAX;
-use super::store::{PendingWrite, StoreError};
-use super::{BuildPhase, BuildRecord, RecordPlace, RecordStore, ResumableRequest};
+use super::store::{BackgroundWriteHandle, StoreError};
+use super::{BuildPhase, BuildRecord, RecordPlace, RecordStore, ResumableRequestHead};
 use crate::buildkit::{Cancellation, DaemonPool};
 use crate::context::SpoolSettings;
 use crate::redact::SecretMask;
@@ -97,7 +97,7 @@ struct RecordedBuild {
 /// A delivery of a call whose build is recorded. Dropping it before its end records that the build was given up, unless
 /// the record store has what another process resumes it with.
 #[derive(Debug)]
-pub(crate) struct AcceptedBuild {
+pub(crate) struct RecordedDelivery {
     shared: BuildRecords,
     key: RecordKey,
     cancelled: watch::Receiver<bool>,
@@ -120,7 +120,7 @@ impl BuildRecords {
 
     /// Copies the logs that somebody reads to the folder of `spool`, where they use at most `limit` bytes. Without
     /// this, or with a limit of zero, each reader reads a log from BuildKit.
-    pub fn copy_logs_to(&self, spool: &SpoolSettings, limit: u64) {
+    pub fn copy_logs_to_unless_limit_is_zero(&self, spool: &SpoolSettings, limit: u64) {
         if limit > 0 {
             self.0.log_copies.get_or_init(|| LogCopies::new(spool, limit));
         }
@@ -132,7 +132,7 @@ impl BuildRecords {
     }
 
     /// Records a delivery of a call. The record of a build that failed begins anew, and that of any other build stays.
-    pub(crate) fn accept(&self, key: RecordKey, submitted_at: SystemTime) -> AcceptedBuild {
+    pub(crate) fn accept(&self, key: RecordKey, submitted_at: SystemTime) -> RecordedDelivery {
         let mut state = self.lock();
         let fresh = || BuildRecord::accepted(&key.id, submitted_at);
         let build = state.builds.entry(key.clone()).or_insert_with(|| RecordedBuild {
@@ -156,7 +156,7 @@ impl BuildRecords {
         let cancelled = build.cancelled.subscribe();
         state.ended.retain(|ended| *ended != key);
         drop(state);
-        AcceptedBuild {
+        RecordedDelivery {
             shared: self.clone(),
             place: self
                 .store()
@@ -268,7 +268,7 @@ impl RecordsState {
     }
 }
 
-impl AcceptedBuild {
+impl RecordedDelivery {
     /// Changes the record of the build, unless it says already that the build succeeded.
     pub(crate) fn update_unless_succeeded(&self, change: impl FnOnce(&mut BuildRecord)) {
         let state = self.shared.lock();
@@ -334,7 +334,7 @@ impl AcceptedBuild {
     /// Fails if the registry does not store the record in a short time.
     pub(crate) async fn store_acceptance(
         &mut self,
-        request: Option<(ResumableRequest, Bytes)>,
+        request: Option<(ResumableRequestHead, Bytes)>,
     ) -> Result<(), StoreError> {
         let record = {
             let state = self.shared.lock();
@@ -376,8 +376,10 @@ impl AcceptedBuild {
     }
 
     /// Returns whether another process can resume the build once it was handed back.
-    pub(crate) fn is_resumable(&self) -> bool {
-        self.place.as_ref().is_some_and(RecordPlace::is_resumable)
+    pub(crate) fn can_be_resumed_once_handed_back(&self) -> bool {
+        self.place
+            .as_ref()
+            .is_some_and(RecordPlace::can_be_resumed_once_handed_back)
     }
 
     /// Hands the build back, which this process cannot run now: any process resumes it. `is_process_ending` says that
@@ -386,7 +388,7 @@ impl AcceptedBuild {
     /// # Errors
     /// Fails if it is not known whether another process resumes the build.
     pub(crate) async fn hand_back(&self, is_process_ending: bool) -> Result<(), StoreError> {
-        if self.leave_to_another_delivery() {
+        if self.leave_to_another_delivery_if_any() {
             return Ok(());
         }
         let record = {
@@ -421,7 +423,7 @@ impl AcceptedBuild {
     }
 
     /// Ends this delivery if another one of the call is in progress, whose build goes on. Returns whether there is one.
-    pub(crate) fn leave_to_another_delivery(&self) -> bool {
+    pub(crate) fn leave_to_another_delivery_if_any(&self) -> bool {
         let mut state = self.shared.lock();
         let Some(build) = state.builds.get_mut(&self.key) else {
             return false;
@@ -459,13 +461,13 @@ impl AcceptedBuild {
     /// only a success is recorded: otherwise the outcome of the other one counts.
     ///
     /// The record store is written in the background; the result says when that has ended.
-    pub(crate) fn end(mut self, phase: BuildPhase, outcome: Map<String, Value>) -> PendingWrite {
-        self.record_end_once(phase, outcome)
+    pub(crate) fn end(mut self, phase: BuildPhase, outcome: Map<String, Value>) -> BackgroundWriteHandle {
+        self.record_end_once_if_success_or_last_delivery(phase, outcome)
     }
 
     /// Records that the request is rejected for now: in the record store only if this process has recorded the
     /// acceptance of the call there, because the same request is to be sent again.
-    pub(crate) fn reject_for_now(mut self, outcome: Map<String, Value>) -> PendingWrite {
+    pub(crate) fn reject_for_now(mut self, outcome: Map<String, Value>) -> BackgroundWriteHandle {
         if self
             .place
             .as_ref()
@@ -473,17 +475,21 @@ impl AcceptedBuild {
         {
             self.place = None;
         }
-        self.record_end_once(BuildPhase::Failed, outcome)
+        self.record_end_once_if_success_or_last_delivery(BuildPhase::Failed, outcome)
     }
 
     /// Records the end of the delivery once.
-    fn record_end_once(&mut self, phase: BuildPhase, outcome: Map<String, Value>) -> PendingWrite {
+    fn record_end_once_if_success_or_last_delivery(
+        &mut self,
+        phase: BuildPhase,
+        outcome: Map<String, Value>,
+    ) -> BackgroundWriteHandle {
         if self.has_ended.swap(true, Ordering::Relaxed) {
-            return PendingWrite::none();
+            return BackgroundWriteHandle::none();
         }
         let mut state = self.shared.lock();
         let Some(build) = state.builds.get_mut(&self.key) else {
-            return PendingWrite::none();
+            return BackgroundWriteHandle::none();
         };
         let mut ended = None;
         build.deliveries -= 1;
@@ -507,12 +513,12 @@ impl AcceptedBuild {
         drop(state);
         match (self.shared.store(), self.place.take(), ended) {
             (Some(store), Some(place), Some(record)) => store.store_end(place, record),
-            _ => PendingWrite::none(),
+            _ => BackgroundWriteHandle::none(),
         }
     }
 }
 
-impl Drop for AcceptedBuild {
+impl Drop for RecordedDelivery {
     fn drop(&mut self) {
         let error = match std::thread::panicking() {
             true => "the builder has a defect, which ended the build",
@@ -521,7 +527,7 @@ impl Drop for AcceptedBuild {
             false => "the caller disconnected, and the build was given up",
         };
         let outcome = Map::from_iter([("error".to_owned(), Value::from(error))]);
-        self.record_end_once(BuildPhase::Failed, outcome);
+        self.record_end_once_if_success_or_last_delivery(BuildPhase::Failed, outcome);
     }
 }
 
@@ -545,7 +551,7 @@ mod tests {
         }
     }
 
-    fn accept(records: &BuildRecords, id: &str) -> AcceptedBuild {
+    fn accept(records: &BuildRecords, id: &str) -> RecordedDelivery {
         records.accept(key(id), SystemTime::UNIX_EPOCH)
     }
 

@@ -11,7 +11,7 @@ use crate::answer::{Answer, AnswerImageAndSeconds};
 use crate::build::{BuildResult, BuilderCall};
 use crate::buildkit::BuildReference;
 use crate::buildkit::SecretStore;
-use crate::builds::{BuildPhase, LinkSigner, RecordKey, outcome_fields};
+use crate::builds::{BuildPhase, LinkSigner, RecordKey, outcome_fields_kept_in_record};
 use crate::error::{Error, ErrorKind, STATUS_TOKEN_SECRET_NAME};
 use crate::inputs::{BuildInputs, InputsRecorder};
 use crate::metrics::{CANCELLED_OUTCOME, SUPERSEDED_OUTCOME};
@@ -30,7 +30,7 @@ const LONGEST_PAUSE_BETWEEN_HAND_BACKS: Duration = Duration::from_secs(8);
 
 impl BuilderApi {
     /// Runs the build of an authentic request and returns its answer, without the log, and the request.
-    pub(super) async fn run_build_and_record_outcome_before_notifying(
+    pub(super) async fn run_build_and_record_outcome_without_notifying(
         &self,
         received: AdmittedBuildRequest,
         exchange: &BuildExchange,
@@ -46,7 +46,7 @@ impl BuilderApi {
         let context = &exchange.context;
         let signature = request.signature.as_ref().map(VerifiedSignature::as_str);
         let reference = match signature {
-            Some(signature) if request.is_single_use => BuildReference::for_signature(signature),
+            Some(signature) if request.is_single_use => BuildReference::for_signature_of_any_call(signature),
             Some(signature) => BuildReference::for_call_and_signature(context.call_id(), signature),
             None => BuildReference::random(),
         };
@@ -81,7 +81,7 @@ impl BuilderApi {
         for warning in &request.warnings {
             log.push(lines.record_warning_and_return_line(warning));
         }
-        if exchange.is_asynchronous_without_stream() && !accepted.is_resumable() {
+        if exchange.is_asynchronous_without_stream() && !accepted.can_be_resumed_once_handed_back() {
             let body = request.body_copy.clone();
             // The answer of a build that is resumed reaches nobody who could hand its image over.
             let request = resumable
@@ -94,16 +94,16 @@ impl BuilderApi {
                 ));
             }
         }
-        if accepted.is_resumable() {
+        if accepted.can_be_resumed_once_handed_back() {
             request.body_copy = None;
         }
         let is_submitted_again = exchange.is_asynchronous_without_stream()
-            && !accepted.is_resumable()
+            && !accepted.can_be_resumed_once_handed_back()
             && self.is_resubmittable(&request, exchange);
         // A queued call that arrives during the shutdown is accepted if it can be handed back.
         let is_too_late = exchange.arrived_during_shutdown
             && exchange.is_asynchronous_without_stream()
-            && !accepted.is_resumable()
+            && !accepted.can_be_resumed_once_handed_back()
             && !is_submitted_again;
         let ready = match is_too_late {
             true => Err(Error::Draining),
@@ -124,7 +124,7 @@ impl BuilderApi {
             Ok((secrets, receiver)) => {
                 status = receiver.and_then(|receiver| {
                     self.notifier
-                        .begin_commit_status_report(receiver, context.shutdown())
+                        .begin_commit_status_pending_if_commit_known(receiver, context.shutdown())
                 });
                 let call = BuilderCall {
                     id: context.call_id(),
@@ -162,7 +162,7 @@ impl BuilderApi {
             result,
             Err(Error::HandedBack | Error::StaysAccepted | Error::SubmittedAgain)
         );
-        let fields = exchange.answer_fields(Some(image));
+        let fields = exchange.image_and_seconds_so_far(Some(image));
         let is_cancelled = matches!(result, Err(Error::Cancelled));
         let kind = result.as_ref().err().map(Error::kind);
         let is_rejected_for_now = kind.is_some_and(ErrorKind::is_rejected_for_now);
@@ -180,7 +180,7 @@ impl BuilderApi {
                     false => "success",
                 });
                 span.set_attribute("slipway.digest", digest.to_owned());
-                Answer::from_built(built, fields).with_secrets_masked_except_in_log(&mask)
+                Answer::from_built(built, fields).with_secrets_masked_except_in_log_and_fixed_fields(&mask)
             }
             Err(error) => {
                 log_build_failure(&error, fields, &mask);
@@ -189,7 +189,7 @@ impl BuilderApi {
                 span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
                 Answer::from_error(&error, fields)
                     .with_hint_if_missing(hint)
-                    .with_secrets_masked_except_in_log(&mask)
+                    .with_secrets_masked_except_in_log_and_fixed_fields(&mask)
             }
         };
         answer.report.warnings = lines.into_warnings();
@@ -206,7 +206,7 @@ impl BuilderApi {
             accepted.leave_to_other_processes();
             return (answer, request);
         }
-        let outcome = outcome_fields(&answer.report);
+        let outcome = outcome_fields_kept_in_record(&answer.report);
         let written = match is_rejected_for_now {
             true => accepted.reject_for_now(outcome),
             false => accepted.end(phase, outcome),
@@ -220,7 +220,11 @@ impl BuilderApi {
                 id: context.call_id().to_owned(),
             };
             let inputs = inputs.into_inputs(BuildInputs::of_config(&request.config));
-            store.record_inputs(key, inputs, context.shutdown().begin_background_work());
+            store.record_inputs_in_background_unless_crowded(
+                key,
+                inputs,
+                context.shutdown().begin_background_work(),
+            );
         }
         if exchange.is_asynchronous_without_stream() {
             written.wait_up_to_10_seconds().await;
@@ -295,9 +299,14 @@ impl BuilderApi {
     ) -> Result<BuildResult, Error> {
         let mut pause = FIRST_PAUSE_BETWEEN_HAND_BACKS;
         loop {
-            let built = self.builder.build_and_deploy(request, call, lines, log).await;
+            let built = self
+                .builder
+                .build_image_and_attempt_deployment(request, call, lines, log)
+                .await;
             let handed_back = match built {
-                Err(Error::Interrupted) if call.accepted.is_resumable() => Error::HandedBack,
+                Err(Error::Interrupted) if call.accepted.can_be_resumed_once_handed_back() => {
+                    Error::HandedBack
+                }
                 Err(Error::StaysAccepted) => Error::StaysAccepted,
                 Err(Error::Interrupted) if exchange.is_asynchronous_without_stream() => {
                     return Err(self
@@ -330,7 +339,12 @@ impl BuilderApi {
 
     /// Sends the result of a build to the URL in the config's `notify`, unless the URL is not allowed or the answer is
     /// a 429, which is no result.
-    pub(super) async fn notify_of_result(&self, request: &BuildRequest, context: &Context, answer: &Answer) {
+    pub(super) async fn notify_of_result_waiting_only_in_shutdown(
+        &self,
+        request: &BuildRequest,
+        context: &Context,
+        answer: &Answer,
+    ) {
         let Some(url) = &request.config.notify else {
             return;
         };
@@ -348,9 +362,12 @@ impl BuilderApi {
                 .as_ref()
                 .map(|signature| signature.keys_of_signers_secret().clone()),
         };
-        let sending =
-            self.notifier
-                .send_result_in_background(receiver, context.call_id(), body, context.shutdown());
+        let sending = self.notifier.send_result_waiting_only_in_shutdown(
+            receiver,
+            context.call_id(),
+            body,
+            context.shutdown(),
+        );
         sending.await;
     }
 

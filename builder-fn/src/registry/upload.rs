@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use function_host::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
 use function_host::http::{Method, Request, StatusCode, Uri};
-use function_host::registry::{RegistryError, Repository};
+use function_host::registry::{RegistryError, RepositoryClient};
 use function_host::{ErrorChain, OutgoingRequestBody};
 use http_body_util::{BodyExt, Empty, Full};
 
@@ -39,13 +39,13 @@ pub(crate) enum UploadError {
 
 /// An upload to a registry that has begun. Dropping it cancels the upload there, unless it was completed.
 struct UploadCancelledOnDrop {
-    repository: Repository,
+    repository: RepositoryClient,
     address: Option<Uri>,
 }
 
 /// Uploads a blob of `length` bytes, unless the repository has it.
 pub(crate) async fn upload_blob_if_missing(
-    repository: &mut Repository,
+    repository: &mut RepositoryClient,
     digest: &str,
     length: u64,
     body: impl Fn() -> OutgoingRequestBody,
@@ -136,7 +136,7 @@ impl Drop for UploadCancelledOnDrop {
 
 /// Stores a manifest of this media type under `reference`, its digest or a tag.
 pub(crate) async fn put_manifest(
-    repository: &mut Repository,
+    repository: &mut RepositoryClient,
     reference: &str,
     manifest: String,
     media_type: &'static str,
@@ -157,7 +157,7 @@ pub(crate) async fn put_manifest(
 }
 
 /// Returns the error of a registry that does not store or delete what it is sent.
-pub(crate) fn rejection(repository: &Repository, status: StatusCode) -> UploadError {
+pub(crate) fn rejection(repository: &RepositoryClient, status: StatusCode) -> UploadError {
     UploadError::Registry(RegistryError::Status {
         registry: repository.registry_host().to_owned(),
         status,

@@ -109,7 +109,7 @@ impl RemoteContexts {
         {
             return;
         }
-        match self.delete_manifest(oci, context.rules.tenant()).await {
+        match self.delete_manifest_if_present(oci, context.rules.tenant()).await {
             Ok(()) => tracing::info!(context = %oci, "deleted a stored context after its build"),
             Err(error) => tracing::warn!(
                 context = %oci,
@@ -120,7 +120,7 @@ impl RemoteContexts {
     }
 
     /// Deletes the manifest of a stored context. A missing one counts as deleted.
-    async fn delete_manifest(
+    async fn delete_manifest_if_present(
         &self,
         oci: &ContextArtifactReference,
         tenant: Option<&Arc<Tenant>>,

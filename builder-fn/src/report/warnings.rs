@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use super::json::escaped_json_bytes;
-use super::record::cut_to_escaped_len_with_note;
+use super::record::cut_to_escaped_len_then_add_note;
 
 /// The limit on the size of a build's warnings, in bytes of JSON, besides those of an incomplete log. A terminal record
 /// has room for them.
@@ -30,7 +30,7 @@ impl Warnings {
 
     /// Appends a warning, or counts it if there is no room for it or for an earlier one.
     pub(crate) fn push(&mut self, mut text: String) {
-        cut_to_escaped_len_with_note(&mut text, MAX_BYTES_OF_ONE_WARNING);
+        cut_to_escaped_len_then_add_note(&mut text, MAX_BYTES_OF_ONE_WARNING);
         let held = self.held + escaped_json_bytes(&text);
         if self.more > 0 || held > MAX_BYTES_OF_ALL_WARNINGS {
             self.more += 1;

@@ -28,7 +28,8 @@ use function_host::env::SettingsParser;
 use rustls::pki_types::ServerName;
 
 use crate::buildkit::{
-    Daemon, DaemonAddress, DaemonAtIp, DaemonGroup, DaemonPool, HostResolver, Platform, TlsDialer, TlsSecrets,
+    Daemon, DaemonAddress, DaemonAtIp, DaemonGroup, DaemonPool, HostResolverForOneAddressFamily, Platform,
+    TlsDialer, TlsSecrets,
 };
 use crate::tenants::DaemonFactory;
 
@@ -52,7 +53,7 @@ struct BoundAddress {
 
 /// The TLS settings of connections to daemons, and whether a connection may be unencrypted.
 #[derive(Clone)]
-struct TransportSecurity {
+struct TlsSecretsAndPlaintextPermission {
     /// The secrets of TLS; `None` if connections do not use it.
     tls: Option<TlsSecrets>,
     /// Whether a connection to another machine may be unencrypted.
@@ -82,7 +83,7 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
         secret("buildkit_key", "buildkit-key"),
     );
     let is_wanted = name.is_some() || authority.1 || certificate.1 || key.1 || secrets.exists(&authority.0);
-    let transport = TransportSecurity {
+    let transport = TlsSecretsAndPlaintextPermission {
         tls: is_wanted.then(|| TlsSecrets {
             secrets: secrets.clone(),
             authority: authority.0,
@@ -201,7 +202,7 @@ impl fmt::Display for BoundAddress {
     }
 }
 
-impl TransportSecurity {
+impl TlsSecretsAndPlaintextPermission {
     /// Returns whether a connection to `address` is unencrypted and leaves this machine.
     fn is_unencrypted_to_another_machine(&self, address: &DaemonAddress) -> bool {
         match address {
@@ -239,7 +240,8 @@ impl TransportSecurity {
         if let [address @ DaemonAddress::Tcp { host, port }] = addresses
             && host.parse::<IpAddr>().is_err()
         {
-            let by_name = self.create_daemon_handle(address.clone(), name.clone())?;
+            let by_name =
+                self.create_handle_if_encrypted_or_plaintext_allowed(address.clone(), name.clone())?;
             let by_name = by_name.bound_to(platforms.clone());
             let (security, port) = (self.clone(), *port);
             let name = name.unwrap_or_else(|| host.clone());
@@ -257,7 +259,7 @@ impl TransportSecurity {
                     Err(_) => fallback.clone(),
                 }
             });
-            return Ok(DaemonGroup::Resolved(HostResolver {
+            return Ok(DaemonGroup::Resolved(HostResolverForOneAddressFamily {
                 host: host.clone(),
                 by_name,
                 at_ip,
@@ -266,7 +268,8 @@ impl TransportSecurity {
         let daemons = addresses
             .iter()
             .map(|address| {
-                let daemon = self.create_daemon_handle(address.clone(), name.clone())?;
+                let daemon =
+                    self.create_handle_if_encrypted_or_plaintext_allowed(address.clone(), name.clone())?;
                 Ok(daemon.bound_to(platforms.clone()))
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -277,7 +280,7 @@ impl TransportSecurity {
     ///
     /// # Errors
     /// Fails with the setting that is wrong, and the problem.
-    fn create_daemon_handle(
+    fn create_handle_if_encrypted_or_plaintext_allowed(
         &self,
         address: DaemonAddress,
         server_name: Option<String>,

@@ -10,9 +10,9 @@ use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexL
 use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use builder_fn::buildkit::{
-    BuildEvent, BuildFailure, BuildJob, BuildReference, BuiltImage, CredentialStore, Daemon, EventTimeouts,
-    FaultyParty, ImageLayerSize, JobError, ManifestLookup, RegistryCredentials, SessionServices,
-    SolveOptions,
+    BuildEvent, BuildFailure, BuildJob, BuildReference, BuiltImageDigestCommitAndTimes, CredentialStore,
+    Daemon, FaultyParty, ImageLayerSize, JobError, ManifestLookup, RegistryCredentials, SessionServices,
+    SolveOptions, TimeoutsForLastEvents,
 };
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -77,7 +77,11 @@ impl ManifestLookup for FixedAnswerManifestLookup {
         }
     }
 
-    async fn fetch_manifest(&self, _: &str, _: &str) -> Result<Option<Bytes>, Box<dyn Error + Send + Sync>> {
+    async fn fetch_unverified_manifest(
+        &self,
+        _: &str,
+        _: &str,
+    ) -> Result<Option<Bytes>, Box<dyn Error + Send + Sync>> {
         Err("these registries have no contents".into())
     }
 
@@ -88,7 +92,7 @@ impl ManifestLookup for FixedAnswerManifestLookup {
 
 /// A running job, with its events and its result.
 pub(crate) struct RunningJob {
-    pub(crate) build: JoinHandle<Result<BuiltImage, JobError>>,
+    pub(crate) build: JoinHandle<Result<BuiltImageDigestCommitAndTimes, JobError>>,
     pub(crate) events: mpsc::UnboundedReceiver<BuildEvent>,
 }
 
@@ -122,7 +126,7 @@ pub(crate) fn start_job_with_manifest_lookup(
         solve,
         manifests: Arc::new(manifests),
         first_attempt: 1,
-        timeouts: EventTimeouts::default(),
+        timeouts: TimeoutsForLastEvents::default(),
     };
     let (sender, events) = mpsc::unbounded_channel();
     let build = tokio::spawn(async move {
@@ -169,7 +173,7 @@ pub(crate) fn expect_output_text(event: Option<BuildEvent>) -> String {
 }
 
 /// Returns the text of the cause of a [`JobError::Lost`]; fails the test for any other result.
-pub(crate) fn expect_cause_of_lost_job(result: Result<BuiltImage, JobError>) -> String {
+pub(crate) fn expect_cause_of_lost_job(result: Result<BuiltImageDigestCommitAndTimes, JobError>) -> String {
     match result.expect_err("the daemon was lost") {
         JobError::Lost(source) => source.to_string(),
         other => panic!("the build failed instead: {other:?}"),
@@ -180,7 +184,7 @@ pub(crate) fn expect_cause_of_lost_job(result: Result<BuiltImage, JobError>) -> 
 async fn a_build_uses_one_reference_passes_output_on_while_it_runs_and_ends_its_session() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut running = start_job(daemon);
-    let (solve, status, session) = calls.next_build_calls().await;
+    let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
 
     assert_eq!(solve.request.r#ref, job_reference().to_string());
     assert_eq!(status.reference, job_reference().to_string());
@@ -220,7 +224,7 @@ async fn a_build_uses_one_reference_passes_output_on_while_it_runs_and_ends_its_
 async fn the_session_serves_health_and_credentials() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (solve, status, session) = calls.next_build_calls().await;
+    let (solve, status, session) = calls.wait_without_limit_for_build_calls().await;
 
     let health = HealthClient::new(session.services.clone())
         .check(HealthCheckRequest::default())
@@ -251,7 +255,7 @@ async fn the_session_serves_health_and_credentials() {
 async fn a_failed_push_is_reported_after_the_rest_of_its_log_as_the_platforms_fault() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut running = start_job(daemon);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
 
     solve.answer_with_error(Status::unknown(
         "failed to push registry:5000/a:1: 401 Unauthorized",
@@ -288,7 +292,7 @@ async fn a_failed_push_is_reported_after_the_rest_of_its_log_as_the_platforms_fa
 async fn a_failed_build_with_large_error_details_is_a_failed_build_and_not_a_lost_daemon() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     let error = "process did not complete successfully: exit code: 3";
     let step = failed_step_response("[2/2] RUN exit 3", error);
     status.events.send(Ok(step)).await.expect("the client reads");
@@ -307,20 +311,23 @@ async fn a_failed_build_with_large_error_details_is_a_failed_build_and_not_a_los
 async fn a_silent_log_that_does_not_end_delays_a_finished_build_by_the_idle_timeout() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (solve, _status, _session) = calls.next_build_calls().await;
+    let (solve, _status, _session) = calls.wait_without_limit_for_build_calls().await;
     let begun = Instant::now();
 
     solve.answer_with_digest("sha256:12");
 
     running.build.await.expect("no panic").expect("it succeeds");
-    assert_eq!(begun.elapsed().as_secs(), EventTimeouts::default().idle.as_secs());
+    assert_eq!(
+        begun.elapsed().as_secs(),
+        TimeoutsForLastEvents::default().idle.as_secs()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_log_that_continues_after_the_build_is_cut_off_at_the_total_timeout() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (solve, status, _session) = calls.next_build_calls().await;
+    let (solve, status, _session) = calls.wait_without_limit_for_build_calls().await;
     let begun = Instant::now();
 
     solve.answer_with_digest("sha256:12");
@@ -338,7 +345,7 @@ async fn a_log_that_continues_after_the_build_is_cut_off_at_the_total_timeout() 
     running.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(
         begun.elapsed().as_secs(),
-        EventTimeouts::default().total.as_secs()
+        TimeoutsForLastEvents::default().total.as_secs()
     );
     writing.await.expect("it ends when the client no longer reads");
 }
@@ -347,7 +354,7 @@ async fn a_log_that_continues_after_the_build_is_cut_off_at_the_total_timeout() 
 async fn dropping_a_build_cancels_all_its_calls() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (mut solve, status, session) = calls.next_build_calls().await;
+    let (mut solve, status, session) = calls.wait_without_limit_for_build_calls().await;
 
     running.build.abort();
 
@@ -364,7 +371,7 @@ async fn the_end_of_the_session_ends_the_build_as_lost() {
     for status in [None, Some(Status::internal("healthcheck failed fatally"))] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let running = start_job(daemon);
-        let (mut solve, status_call, session) = calls.next_build_calls().await;
+        let (mut solve, status_call, session) = calls.wait_without_limit_for_build_calls().await;
 
         session.end.send(status).expect("the session runs");
 
@@ -382,7 +389,7 @@ async fn the_end_of_the_session_ends_the_build_as_lost() {
 async fn a_status_call_is_repeated_until_the_daemon_knows_the_build() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let mut running = start_job(daemon);
-    let (solve, mut status, _session) = calls.next_build_calls().await;
+    let (solve, mut status, _session) = calls.wait_without_limit_for_build_calls().await;
     for _ in 0..2 {
         status
             .events
@@ -406,7 +413,7 @@ async fn a_status_call_is_repeated_until_the_daemon_knows_the_build() {
 async fn an_error_of_the_status_stream_ends_the_build_as_lost() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let (mut solve, status, session) = calls.next_build_calls().await;
+    let (mut solve, status, session) = calls.wait_without_limit_for_build_calls().await;
 
     status
         .events
@@ -426,7 +433,7 @@ async fn an_error_of_the_status_stream_ends_the_build_as_lost() {
 async fn a_broken_connection_ends_the_build_as_lost() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let running = start_job(daemon);
-    let _unanswered = calls.next_build_calls().await;
+    let _unanswered = calls.wait_without_limit_for_build_calls().await;
 
     calls.cut_connections();
 
@@ -441,7 +448,7 @@ async fn a_daemon_that_shuts_down_is_lost_and_not_a_failed_build() {
     ] {
         let (daemon, mut calls) = daemon::start_fake_daemon();
         let running = start_job(daemon);
-        let (solve, status_call, _session) = calls.next_build_calls().await;
+        let (solve, status_call, _session) = calls.wait_without_limit_for_build_calls().await;
 
         solve.answer_with_error(status);
         drop(status_call);

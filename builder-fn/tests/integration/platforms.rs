@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::builds::{
-    answer_statuses_holding_back_the_last, ask, read_numbered_lines_and_terminal_record, status_with_lines,
+    answer_statuses_holding_back_the_last, ask, read_numbered_lines_and_terminal_record,
+    statuses_of_step_with_output_lines,
 };
 use crate::complete_or_panic;
 use crate::daemon::{self, DaemonCalls, SolveCall};
@@ -42,7 +43,8 @@ impl Setup {
         };
         for (number, binding) in bindings.iter().enumerate() {
             let (daemon, mut calls) = daemon::start_fake_daemon_at(&format!("tcp://buildkit-{number}:1234"));
-            let responses: Vec<StatusResponse> = status_with_lines(3, &format!("daemon {number} line"));
+            let responses: Vec<StatusResponse> =
+                statuses_of_step_with_output_lines(3, &format!("daemon {number} line"));
             let end = answer_statuses_holding_back_the_last(&mut calls, responses);
             end.send_replace(true);
             setup.daemons.push(daemon.bound_to(Platform::parse(binding)));

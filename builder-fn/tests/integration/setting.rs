@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use builder_fn::build::{BuildSettings, Builder, CacheExports};
-use builder_fn::build_threads::BuildThreads;
-use builder_fn::buildkit::{DaemonPool, EventTimeouts};
+use builder_fn::build_threads::OptionalBuildThreads;
+use builder_fn::buildkit::{DaemonPool, TimeoutsForLastEvents};
 use builder_fn::builds::{
     BuildRecords, LeaseTimes, PageSettings, RecordStore, RecordStoreAccess, STORED_BODY_MAX_BYTES,
 };
@@ -24,13 +24,13 @@ use builder_fn::rollback::RollbackPermits;
 use builder_fn::sealed::SealKeyFile;
 use builder_fn::settings::AcceptedSignatureSettings;
 use builder_fn::slots::BuildSlots;
-use builder_fn::sources::AllowedSources;
+use builder_fn::sources::AllowedPrivateHosts;
 use builder_fn::supersede::Supersession;
 use builder_fn::tenants::TenantResources;
 use function_host::http::Method;
 use function_host::policy::PolicyFile;
 use function_host::prometheus::Registry;
-use function_host::registry::AllowedTokenHosts;
+use function_host::registry::AdditionalTokenHosts;
 use function_host::signature::{HmacKeys, sign_body};
 use function_host::{
     Body, Bytes, Context, Gateway, Handler, Request, Response, ResponseBody, Secret, Secrets, Shutdown,
@@ -101,7 +101,7 @@ impl TestBuilder {
         let tenants = TenantResources::new(
             secrets.clone(),
             true,
-            AllowedTokenHosts::default(),
+            AdditionalTokenHosts::default(),
             CredentialHelpers::default(),
             Arc::new(|_| Err("is not in this test".to_owned())),
         );
@@ -111,8 +111,8 @@ impl TestBuilder {
                 tenants: tenants.clone(),
                 secrets: secrets.clone(),
                 insecure: true,
-                token_realms: AllowedTokenHosts::default(),
-                allowed: AllowedSources::default(),
+                token_realms: AdditionalTokenHosts::default(),
+                allowed: AllowedPrivateHosts::default(),
                 stored: StoredContextRepositorySettings::default(),
                 uploads: ContextUploadConcurrencyLimit::default(),
             },
@@ -128,7 +128,7 @@ impl TestBuilder {
             },
             keys: new_pool_of_buildkit_shared_keys(),
             deployer,
-            timeouts: EventTimeouts::default(),
+            timeouts: TimeoutsForLastEvents::default(),
             slots: BuildSlots::unlimited_except_for_tenants(),
             records: BuildRecords::default(),
             cache_exports: CacheExports::default(),
@@ -136,7 +136,7 @@ impl TestBuilder {
         };
         let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes_gauge());
         let notifier = Notifier {
-            allowed: AllowedSources::default(),
+            allowed: AllowedPrivateHosts::default(),
             insecure: true,
             secrets: secrets.clone(),
             metrics: metrics.notifications(),
@@ -157,7 +157,7 @@ impl TestBuilder {
             max_log: MAX_LOG_BYTES,
             seal_key: None,
             metrics,
-            threads: BuildThreads::default(),
+            threads: OptionalBuildThreads::default(),
             pages: PageSettings::default(),
             own_function: "builder-fn".into(),
             rollbacks: RollbackPermits::default(),
@@ -307,7 +307,7 @@ impl TestBuilder {
             credentials: Arc::new(OneRegistryCredentials),
             secrets: self.context.secrets().clone(),
             insecure: true,
-            token_realms: AllowedTokenHosts::default(),
+            token_realms: AdditionalTokenHosts::default(),
             times,
         };
         let store = RecordStore::new(access, self.api.metrics.record_writes());
@@ -326,7 +326,10 @@ impl TestBuilder {
     /// Copies the logs that are being read. Call this after [`with_record_store`](Self::with_record_store).
     pub(crate) fn with_log_copies(self) -> Self {
         let spool = &self.api.limits.spool;
-        self.api.builder.records.copy_logs_to(spool, 64 << 20);
+        self.api
+            .builder
+            .records
+            .copy_logs_to_unless_limit_is_zero(spool, 64 << 20);
         self
     }
 
@@ -347,7 +350,7 @@ impl TestBuilder {
             credentials: Arc::new(OneRegistryCredentials),
             secrets: self.context.secrets().clone(),
             insecure: true,
-            token_realms: AllowedTokenHosts::default(),
+            token_realms: AdditionalTokenHosts::default(),
         });
         self
     }
@@ -465,11 +468,11 @@ impl TestBuilder {
 
     /// Sends a signed build request with `tar`, and returns its answer.
     pub(crate) async fn send_signed_build(&self, tar: Vec<u8>) -> AnswerStatusAndBody {
-        AnswerStatusAndBody::from_response(self.send_signed_build_unread(tar).await).await
+        AnswerStatusAndBody::from_json_response_or_text_of_429(self.send_signed_build_unread(tar).await).await
     }
 
     /// Sends a build request with `tar` that is signed with `payload_key`, and names the tenant `tenant` if there is one.
-    pub(crate) async fn send_signed_build_as(
+    pub(crate) async fn send_build_signed_with(
         &self,
         payload_key: &str,
         tenant: Option<&str>,
@@ -481,7 +484,7 @@ impl TestBuilder {
             let tenant = tenant.parse().expect("header");
             request.headers_mut().insert("x-slipway-tenant", tenant);
         }
-        AnswerStatusAndBody::from_response(self.send_request(request).await).await
+        AnswerStatusAndBody::from_json_response_or_text_of_429(self.send_request(request).await).await
     }
 
     /// Sends a signed build request with `tar`, and returns its response with an unread body.
@@ -493,7 +496,7 @@ impl TestBuilder {
 }
 
 impl AnswerStatusAndBody {
-    pub(crate) async fn from_response(response: Response) -> Self {
+    pub(crate) async fn from_json_response_or_text_of_429(response: Response) -> Self {
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.expect("body").to_bytes();
         Self {

@@ -122,7 +122,7 @@ impl Connection {
             limit: record_limit_or_zero.into(),
             ..BuildHistoryRequest::default()
         };
-        within_answer_timeout(self.list_history(request, |_| true)).await
+        within_answer_timeout(self.list_kept_builds_and_all_cancellations(request, |_| true)).await
     }
 
     /// Subscribes to the changes of the history: the builds that run, and then every change.
@@ -172,10 +172,16 @@ impl Connection {
         }
         let listing = async {
             // In this order, a build that ends meanwhile is listed.
-            let mut listing = self.list_history(request_for_running_solves(), |_| true).await?;
-            for record in lookup::read_records(self, &references).await? {
-                listing
-                    .append_record_if_kept(BuildHistoryEventType::Complete, record, self.daemon(), |_| true);
+            let mut listing = self
+                .list_kept_builds_and_all_cancellations(request_for_running_solves(), |_| true)
+                .await?;
+            for record in lookup::read_finished_records_unpinning_them(self, &references).await? {
+                listing.append_cancellation_or_build_if_kept(
+                    BuildHistoryEventType::Complete,
+                    record,
+                    self.daemon(),
+                    |_| true,
+                );
             }
             Ok(listing)
         };
@@ -199,7 +205,8 @@ impl Connection {
     /// # Errors
     /// Fails if the daemon has no history, or the connection breaks.
     pub(crate) async fn list_running_builds(&self) -> Result<HistoryListing, Status> {
-        self.list_history(request_for_running_solves(), |_| true).await
+        self.list_kept_builds_and_all_cancellations(request_for_running_solves(), |_| true)
+            .await
     }
 
     /// Lists the builds of a call, and all requests to cancel builds. Nothing else is kept in memory, however many
@@ -216,12 +223,13 @@ impl Connection {
             early_exit: true,
             ..BuildHistoryRequest::default()
         };
-        self.list_history(request, is_of_call).await
+        self.list_kept_builds_and_all_cancellations(request, is_of_call)
+            .await
     }
 
     /// Lists the builds that `keeps` returns `true` for, among the answers to `request`, and the requests to cancel
     /// builds.
-    async fn list_history(
+    async fn list_kept_builds_and_all_cancellations(
         &self,
         request: BuildHistoryRequest,
         keeps: impl Fn(&ListedBuild) -> bool,
@@ -231,14 +239,14 @@ impl Connection {
         while let Some(event) = events.try_next().await? {
             let kind = event.r#type();
             if let Some(record) = event.record {
-                listing.append_record_if_kept(kind, record, self.daemon(), &keeps);
+                listing.append_cancellation_or_build_if_kept(kind, record, self.daemon(), &keeps);
             }
         }
         Ok(listing)
     }
 
     /// Returns whether the history has the request to cancel a call's build; `false` if the history fails.
-    pub(crate) async fn is_cancellation_requested(&self, cancellation: &Cancellation) -> bool {
+    pub(crate) async fn is_cancellation_known_to_be_requested(&self, cancellation: &Cancellation) -> bool {
         none_after_logged_failure(self.find_cancellation_marker(cancellation).await).is_some()
     }
 
@@ -265,7 +273,7 @@ impl Connection {
 
 impl HistoryListing {
     /// Adds a record of a daemon's history: a build that `keeps` returns `true` for, or a request to cancel a build.
-    fn append_record_if_kept(
+    fn append_cancellation_or_build_if_kept(
         &mut self,
         kind: BuildHistoryEventType,
         record: BuildHistoryRecord,

@@ -11,8 +11,14 @@ use tokio::time::Instant;
 
 use super::member::{CountedBuildGuard, PoolMember};
 use super::metrics::Diversion;
-use super::question::{DaemonAnswer, KnownAttempt, Patience, ask_about_build, is_known_to_run_build};
-use super::{DaemonLoad, DaemonPool, EligibleDaemons, Members, PlacementHash, busy_threshold, choose_daemon};
+use super::question::{
+    DaemonAnswer, HostAcceptTimeout, KnownAttempt, ask_about_build_retrying_if_short_timeout,
+    is_known_to_run_build,
+};
+use super::{
+    DaemonHashAndBuildCount, DaemonPool, EligibleDaemons, Members, PlacementHash, busy_threshold,
+    choose_daemon,
+};
 use crate::buildkit::connection::{DAEMON_RESTART_GRACE, PAUSE_BETWEEN_RECONNECTS};
 use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection};
 
@@ -45,7 +51,7 @@ pub(crate) struct BuildToPlace<'a> {
 }
 
 /// A build with its daemon. The build counts as running there until this is dropped.
-pub(crate) struct PlacedBuild {
+pub(crate) struct PlacedBuildMaybeCancelled {
     /// The connection to the daemon.
     pub(crate) connection: Connection,
     /// The connections to the other daemons that answered.
@@ -66,19 +72,27 @@ impl DaemonPool {
     ///
     /// # Errors
     /// Fails with the error of the preferred daemon if none answers.
-    pub(crate) async fn place_build(&self, build: BuildToPlace<'_>) -> Result<PlacedBuild, ConnectError> {
+    pub(crate) async fn place_build(
+        &self,
+        build: BuildToPlace<'_>,
+    ) -> Result<PlacedBuildMaybeCancelled, ConnectError> {
         let members = self.eligible_members(build.daemons).await;
         if let [only] = &*members {
             return self.place_on_only_daemon(only, build).await;
         }
         let deadline = Instant::now() + DAEMON_RESTART_GRACE;
-        let mut patience = Patience::Short;
+        let mut accept_timeout = HostAcceptTimeout::Short;
         loop {
             let members = self.eligible_members(build.daemons).await;
-            let asked = highest_scored_daemons_to_ask(&members, build.image, patience);
-            let asking = asked
-                .iter()
-                .map(|member| ask_about_build((*member).clone(), build.reference, build.call, patience));
+            let asked = highest_scored_daemons_to_ask(&members, build.image, accept_timeout);
+            let asking = asked.iter().map(|member| {
+                ask_about_build_retrying_if_short_timeout(
+                    (*member).clone(),
+                    build.reference,
+                    build.call,
+                    accept_timeout,
+                )
+            });
             let mut answers = Vec::new();
             let mut errors = Vec::new();
             for (member, answer) in asked.iter().zip(join_all(asking).await) {
@@ -111,10 +125,12 @@ impl DaemonPool {
             }
             let is_restarting = errors.iter().any(ConnectError::is_refusal) && Instant::now() < deadline;
             match errors.into_iter().next() {
-                Some(error) if patience == Patience::Long && !is_restarting => return Err(error),
+                Some(error) if accept_timeout == HostAcceptTimeout::Long && !is_restarting => {
+                    return Err(error);
+                }
                 _ => {}
             }
-            patience = Patience::Long;
+            accept_timeout = HostAcceptTimeout::Long;
             tokio::time::sleep(PAUSE_BETWEEN_RECONNECTS).await;
         }
     }
@@ -138,13 +154,13 @@ impl DaemonPool {
         &self,
         only: &Arc<PoolMember>,
         build: BuildToPlace<'_>,
-    ) -> Result<PlacedBuild, ConnectError> {
+    ) -> Result<PlacedBuildMaybeCancelled, ConnectError> {
         let connection = only.daemon.connect_despite_restart().await?;
-        let is_cancelled = connection.is_cancellation_requested(build.call).await;
+        let is_cancelled = connection.is_cancellation_known_to_be_requested(build.call).await;
         if let Some(metrics) = self.0.metrics.get() {
             metrics.count_build(only.name(), None);
         }
-        Ok(PlacedBuild {
+        Ok(PlacedBuildMaybeCancelled {
             connection,
             others: Vec::new(),
             first_attempt: 1,
@@ -160,7 +176,7 @@ impl DaemonPool {
         members: &Members,
         mut answers: Vec<DaemonAnswer>,
         build: BuildToPlace<'_>,
-    ) -> Option<PlacedBuild> {
+    ) -> Option<PlacedBuildMaybeCancelled> {
         let loads: Vec<_> = answers.iter().map(load_of).collect();
         let running = loads.iter().map(|load| load.running).sum();
         let placement = choose_daemon(&loads, build.image, busy_threshold(running, loads.len()))?;
@@ -183,7 +199,7 @@ impl DaemonPool {
             };
             metrics.count_build(chosen.member.name(), diversion);
         }
-        Some(PlacedBuild {
+        Some(PlacedBuildMaybeCancelled {
             _counted: chosen.member.count_build(),
             connection: chosen.connection,
             others: answers.into_iter().map(|answer| answer.connection).collect(),
@@ -194,7 +210,7 @@ impl DaemonPool {
     }
 }
 
-impl PlacedBuild {
+impl PlacedBuildMaybeCancelled {
     /// Makes the next use of the pool look its daemons up, because the build was lost. If the daemon was lost, the next
     /// question finds that out; if only the connection was, it still runs other builds.
     pub(crate) async fn make_daemon_lookup_due_after_loss(&self) {
@@ -231,17 +247,17 @@ impl PlacedBuild {
 }
 
 /// Returns up to 16 daemons to ask about a build, the preferred one first. Those that are left out are asked only if
-/// all are, or with [`Patience::Long`].
+/// all are, or with [`HostAcceptTimeout::Long`].
 fn highest_scored_daemons_to_ask(
     members: &Members,
     image: PlacementHash,
-    patience: Patience,
+    accept_timeout: HostAcceptTimeout,
 ) -> Vec<Arc<PoolMember>> {
     let mut ranked: Vec<_> = members.to_vec();
     ranked.sort_by_key(|member| std::cmp::Reverse(member.hash.score(image)));
     let mut asked: Vec<_> = ranked
         .iter()
-        .filter(|member| patience == Patience::Long || !member.is_left_out())
+        .filter(|member| accept_timeout == HostAcceptTimeout::Long || !member.is_left_out())
         .take(ASKED_DAEMONS_MAX)
         .cloned()
         .collect();
@@ -253,8 +269,8 @@ fn highest_scored_daemons_to_ask(
 }
 
 /// Returns the load of a daemon: the builds that it reports, or those of this process on it if these are more.
-fn load_of(answer: &DaemonAnswer) -> DaemonLoad {
-    DaemonLoad {
+fn load_of(answer: &DaemonAnswer) -> DaemonHashAndBuildCount {
+    DaemonHashAndBuildCount {
         hash: answer.member.hash,
         running: answer.running.max(answer.member.builds_of_this_process()),
     }

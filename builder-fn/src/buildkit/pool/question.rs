@@ -23,7 +23,7 @@ const ASKED_ATTEMPT_NUMBERS: std::ops::RangeInclusive<u32> = 1..=3;
 
 /// Whether a daemon is given up soon, because there are others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Patience {
+pub(super) enum HostAcceptTimeout {
     /// The host has to accept the connection within 300 ms.
     Short,
     /// The host has to accept the connection within 10 s, as that of a pool's only daemon.
@@ -53,22 +53,22 @@ pub(super) struct KnownAttempt {
 
 /// Asks a daemon about a build. One that would be given up soon and is not left out is asked once more if it does not
 /// answer the first time: a single packet that was lost must not hide the build that it runs.
-pub(super) async fn ask_about_build(
+pub(super) async fn ask_about_build_retrying_if_short_timeout(
     member: Arc<PoolMember>,
     reference: &BuildReference,
     call: &Cancellation,
-    patience: Patience,
+    accept_timeout: HostAcceptTimeout,
 ) -> Result<DaemonAnswer, ConnectError> {
-    let ask = || ask_once(member.clone(), reference, call, patience);
-    let in_time = async |asking| match patience {
-        Patience::Long => Box::pin(asking).await,
-        Patience::Short => match tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(asking)).await {
+    let ask = || ask_once(member.clone(), reference, call, accept_timeout);
+    let in_time = async |asking| match accept_timeout {
+        HostAcceptTimeout::Long => Box::pin(asking).await,
+        HostAcceptTimeout::Short => match tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(asking)).await {
             Ok(answer) => answer,
             Err(elapsed) => Err(member.daemon.unreachable_error(elapsed)),
         },
     };
     match in_time(ask()).await {
-        Err(error) if patience == Patience::Short && !member.is_left_out() => {
+        Err(error) if accept_timeout == HostAcceptTimeout::Short && !member.is_left_out() => {
             tracing::debug!(daemon = member.name(), error = %ErrorChain(&error), "asking a BuildKit daemon once more");
             in_time(ask()).await
         }
@@ -83,11 +83,11 @@ async fn ask_once(
     member: Arc<PoolMember>,
     reference: &BuildReference,
     call: &Cancellation,
-    patience: Patience,
+    accept_timeout: HostAcceptTimeout,
 ) -> Result<DaemonAnswer, ConnectError> {
-    let connection = match patience {
-        Patience::Short => member.daemon.connect_if_host_accepts_quickly().await?,
-        Patience::Long => member.daemon.connect().await?,
+    let connection = match accept_timeout {
+        HostAcceptTimeout::Short => member.daemon.connect_if_host_accepts_quickly().await?,
+        HostAcceptTimeout::Long => member.daemon.connect().await?,
     };
     let running = match tokio::time::timeout(ANSWER_TIMEOUT, connection.list_running_builds()).await {
         Ok(Ok(running)) => running,
@@ -109,7 +109,7 @@ async fn ask_once(
             .iter()
             .map(|name| connection.may_have_record_unpinning_it(name)),
     );
-    let cancelled = connection.is_cancellation_requested(call);
+    let cancelled = connection.is_cancellation_known_to_be_requested(call);
     let asking = async { tokio::join!(recorded, cancelled) };
     let (is_recorded, is_cancelled) = match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
         Ok((recorded, is_cancelled)) => (recorded.contains(&true), is_cancelled),

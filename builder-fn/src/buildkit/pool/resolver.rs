@@ -26,7 +26,7 @@ pub trait DaemonResolver: Send + Sync + 'static {
 pub(crate) type DaemonAtIp = Arc<dyn Fn(IpAddr) -> Daemon + Send + Sync>;
 
 /// A resolver that looks a host name up in the DNS; each address of the same family as the first one is a daemon.
-pub(crate) struct HostResolver {
+pub(crate) struct HostResolverForOneAddressFamily {
     /// The host name.
     pub(crate) host: String,
     /// The daemon by its name, which is the only one if the name has a single address.
@@ -35,7 +35,7 @@ pub(crate) struct HostResolver {
     pub(crate) at_ip: DaemonAtIp,
 }
 
-impl DaemonResolver for HostResolver {
+impl DaemonResolver for HostResolverForOneAddressFamily {
     fn resolve_daemons(&self) -> ResolveFuture {
         let (host, by_name, at_ip) = (self.host.clone(), self.by_name.clone(), self.at_ip.clone());
         Box::pin(async move {
@@ -54,7 +54,7 @@ pub(crate) enum DaemonGroup {
     /// Daemons with an address each.
     Fixed(Vec<Daemon>),
     /// The daemons behind a host name.
-    Resolved(HostResolver),
+    Resolved(HostResolverForOneAddressFamily),
 }
 
 /// A resolver of the daemons of several groups, each of which keeps its last ones while its lookup fails.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use function_host::ErrorChain;
 use function_host::http::header::LINK;
 use function_host::http::{Method, StatusCode, Uri};
-use function_host::registry::{RegistryClient, Repository};
+use function_host::registry::{RegistryClient, RepositoryClient};
 use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -41,7 +41,7 @@ const TAG_PAGE_BYTES_MAX: usize = 1 << 20;
 pub(super) struct RecordRepository {
     access: RecordStoreAccess,
     /// Handles of the tenants' repositories, whose tokens were fetched a moment ago.
-    handles: Mutex<HashMap<Option<String>, (Instant, Repository)>>,
+    handles: Mutex<HashMap<Option<String>, (Instant, RepositoryClient)>>,
     /// The tenants whose repositories have the configuration that all manifests refer to.
     prepared: Mutex<HashSet<Option<String>>>,
     /// The tenants for whose repositories the registry has refused a deletion.
@@ -71,7 +71,7 @@ impl RecordRepository {
     /// Returns the manifest that has the tag, if there is one.
     pub(super) async fn get(&self, tenant: &Option<String>, tag: &str) -> Result<Option<Bytes>, StoreError> {
         let mut repository = self.cached_or_new_handle(tenant).await?;
-        let manifest = repository.fetch_manifest(tag).await?;
+        let manifest = repository.fetch_unverified_manifest(tag).await?;
         self.keep_token(tenant, repository);
         Ok(manifest)
     }
@@ -219,7 +219,7 @@ impl RecordRepository {
     }
 
     /// Returns a handle of a tenant's repository, with the token of an earlier request if there is one.
-    async fn cached_or_new_handle(&self, tenant: &Option<String>) -> Result<Repository, StoreError> {
+    async fn cached_or_new_handle(&self, tenant: &Option<String>) -> Result<RepositoryClient, StoreError> {
         if let Some((since, repository)) = lock(&self.handles).get(tenant)
             && since.elapsed() < HANDLE_AGE_MAX
         {
@@ -231,7 +231,7 @@ impl RecordRepository {
         Ok(repository)
     }
 
-    async fn create_handle(&self, tenant: &Option<String>) -> Result<Repository, StoreError> {
+    async fn create_handle(&self, tenant: &Option<String>) -> Result<RepositoryClient, StoreError> {
         let access = &self.access;
         let image = access.repository.of_tenant(tenant.as_deref());
         let image = image.ok_or_else(|| StoreError::Tenant {
@@ -243,7 +243,7 @@ impl RecordRepository {
     }
 
     /// Keeps the token of a handle for the next request.
-    fn keep_token(&self, tenant: &Option<String>, repository: Repository) {
+    fn keep_token(&self, tenant: &Option<String>, repository: RepositoryClient) {
         if let Some((_, kept)) = lock(&self.handles).get_mut(tenant) {
             *kept = repository;
         }
@@ -253,7 +253,7 @@ impl RecordRepository {
 /// Requests the tags of a repository after the tag `last`; `None` if the registry knows no such repository, or no such
 /// tag.
 async fn request_tags_unless_not_found(
-    repository: &mut Repository,
+    repository: &mut RepositoryClient,
     last: Option<&str>,
 ) -> Result<Option<TagsPage>, StoreError> {
     #[derive(Deserialize)]

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext,
-    buildctl::{Buildctl, RecordedBuild},
+    buildctl::{BuildNamesAndCachedSteps, Buildctl},
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
     testbed::Testbed,
@@ -91,10 +91,10 @@ impl PlatformDaemons {
     }
 
     /// Returns the builds of a call that each daemon's history has.
-    fn builds_of_call(&self, tag: &str) -> Result<Vec<Vec<RecordedBuild>>> {
+    fn builds_of_call(&self, tag: &str) -> Result<Vec<Vec<BuildNamesAndCachedSteps>>> {
         let call_id = self.call_id(tag);
         let histories = self.daemons.iter().map(|daemon| {
-            let builds = Buildctl::new(&self.testbed, daemon)?.recorded_builds()?;
+            let builds = Buildctl::new(&self.testbed, daemon)?.running_and_ended_builds()?;
             Ok(builds
                 .into_iter()
                 .filter(|build| build.call_id == call_id)
