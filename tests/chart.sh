@@ -727,9 +727,13 @@ begin "stored contexts of tenants" -f "$dir/tenants.yaml" --set builder.contexts
 has 'registry-config'
 
 has_not '- name: records_repository'
+has_not '- name: cache_registry'
 begin "records of builds" --set builder.records.repository=registry.example/slipway/records
 has '- name: records_repository'
 has 'value: "registry.example/slipway/records"'
+begin "caches in a registry" --set builder.cacheRegistry=registry.example/slipway/caches
+has '- name: cache_registry'
+has 'value: "registry.example/slipway/caches"'
 begin "records of builds of tenants" -f "$dir/tenants.yaml" --set builder.records.repository=registry.example/slipway/records
 has 'registry-config'
 
@@ -918,6 +922,9 @@ begin "no daemon for now" --set buildkit.replicas=0
 has 'value: "tcp://slipway-buildkit.openfaas:1234"'
 begin "several existing daemons" --set 'buildkit.enabled=false,buildkit.url=tcp://a.build:1234\,tcp://b.build:1234,buildkit.tls.clientSecret=client'
 has 'value: "tcp://a.build:1234,tcp://b.build:1234"'
+begin "daemons for two platforms" --set 'buildkit.enabled=false,buildkit.url=tcp://a.build:1234\,linux/arm64=tcp://b.build:1234\,linux/arm/v7=tcp://b.build:1234,buildkit.tls.clientSecret=client'
+has 'value: "tcp://a.build:1234,linux/arm64=tcp://b.build:1234,linux/arm/v7=tcp://b.build:1234"'
+rejects "a platform without an address" "buildkit.url" --set 'buildkit.enabled=false,buildkit.url=linux/arm64=,buildkit.plaintext=true'
 rejects "an address without a port among several" "buildkit.url" --set 'buildkit.enabled=false,buildkit.url=tcp://a.build:1234\,tcp://b.build,buildkit.plaintext=true'
 
 begin "no deployer" --set deployer.replicas=0

@@ -1,6 +1,7 @@
 //! Runs one build, from an authentic request to its end: dry run of the deployment, registration among the builds of
 //! its function, slot, solve with push, and hand-over.
 
+mod cache_export;
 mod call;
 mod context;
 mod control_character;
@@ -8,6 +9,8 @@ mod deploy;
 mod dry_run;
 mod evidence;
 mod explanation;
+mod index;
+mod part;
 mod retry;
 mod solve;
 
@@ -37,9 +40,12 @@ use crate::sources::AllowedPrivateHosts;
 use crate::supersede::{Registration, Submission, Supersession};
 use crate::tenants::TenantResources;
 
+pub use cache_export::CacheExports;
 pub(crate) use call::BuilderCall;
 use call::wait_for_expiry;
 pub(crate) use deploy::DeploymentTenantAndLimits;
+use part::SolvePart;
+use solve::Solve;
 
 /// The operator's settings that apply to every build.
 #[derive(Clone, Debug, Default)]
@@ -65,6 +71,8 @@ pub struct BuildSettings {
     pub status_tokens: OperatorTokenSecretNames,
     /// The repository for records of builds, which no build pushes to or reads from.
     pub records_repository: Option<OperatorRepository>,
+    /// The repository for caches, which are exported after builds and imported by later ones. No build names it.
+    pub cache_repository: Option<OperatorRepository>,
 }
 
 /// Builds, pushes and deploys images. Clones share all state: slots, keys, records and metrics.
@@ -94,6 +102,8 @@ pub struct Builder {
     pub supersession: Supersession,
     /// The records of this process's builds.
     pub records: BuildRecords,
+    /// The exports of caches to the registry.
+    pub cache_exports: CacheExports,
     /// The builder's metrics.
     pub metrics: Metrics,
 }
@@ -136,7 +146,7 @@ impl Builder {
         log: &mut dyn LogSink,
     ) -> Result<BuildResult, Error> {
         let config = &request.config;
-        self.reject_records_repository(config)?;
+        self.reject_operator_repositories(config)?;
         if config.sbom && self.settings.sbom_generator.is_none() {
             return Err(Error::NoSbomGenerator);
         }
@@ -154,8 +164,11 @@ impl Builder {
             call.is_dry_run_done.store(true, Ordering::Relaxed);
         }
         let (pool, supersession) = self.pool_and_supersession_registry(request)?;
+        // Before the registration too.
+        let parts = pool.split_by_platform(&config.platforms)?;
+        let parts = SolvePart::of_build(parts, &call.reference);
         let registration = self.register_and_supersede_older_unless_opted_out(&supersession, request, call);
-        let _watched = call.accepted.watch_cancellations_of_any_build(&pool);
+        let _watched = call.accepted.watch_cancellations(&pool);
         let solving = async {
             let _slot = self
                 .wait_for_slot_until_time_limit_or_shutdown(request, call)
@@ -166,15 +179,14 @@ impl Builder {
                 record.started_at = Some(SystemTime::now());
                 record.attempts += 1;
             });
-            self.solve_with_retries_and_push_unless_skipped(
-                &pool,
+            let solve = Solve {
+                pool: &pool,
                 request,
                 call,
-                registration.as_ref(),
-                lines,
-                log,
-            )
-            .await
+                registration: registration.as_ref(),
+            };
+            self.solve_with_retries_and_push_unless_skipped(&solve, &parts, lines, log)
+                .await
         };
         let superseded = async {
             match &registration {
@@ -209,20 +221,29 @@ impl Builder {
         })
     }
 
-    /// Fails if the config names the repository for records, or one below it, as an image, a tag or a cache.
-    fn reject_records_repository(&self, config: &BuildConfig) -> Result<(), Error> {
-        let Some(records) = &self.settings.records_repository else {
-            return Ok(());
+    /// Fails if the config names the repository for records or that for caches, or one below them, as an image, a tag or a
+    /// cache.
+    fn reject_operator_repositories(&self, config: &BuildConfig) -> Result<(), Error> {
+        let (records, caches) = (&self.settings.records_repository, &self.settings.cache_repository);
+        let has = |repository: &Option<OperatorRepository>, image: &ImageName| {
+            repository
+                .as_ref()
+                .is_some_and(|repository| repository.is_or_contains(image))
         };
         let exports = config.cache_to.iter().map(|cache| &cache.image);
         let used = [&config.image].into_iter().chain(&config.tags).chain(exports);
-        let mut used = used
+        let used = used
             .chain(&config.cache_from)
-            .filter_map(|image| ImageName::parse_with_registry(&image.without_tag()));
-        match used.find(|image| records.is_or_contains(image)) {
-            Some(image) => Err(Error::RecordsRepository { image }),
-            None => Ok(()),
+            .filter_map(|image| ImageName::parse(&image.without_tag()));
+        for image in used {
+            if has(records, &image) {
+                return Err(Error::RecordsRepository { image });
+            }
+            if has(caches, &image) {
+                return Err(Error::CacheRepository { image });
+            }
         }
+        Ok(())
     }
 
     /// Returns the daemons that a request may be built on, and the supersession of the builds on them: the tenant's

@@ -16,6 +16,7 @@ mod history;
 mod job;
 mod manifest_lookup;
 mod outcome;
+mod platform;
 mod pool;
 mod reference;
 mod session;
@@ -34,9 +35,13 @@ pub use git_context::{CommitHashOnlyOrWithCheckout, GitContextSource};
 pub(crate) use history::HistoryChange;
 pub use history::{BuildState, HistoryListing, KnownBuild, ListedBuild, SealedSecrets, StepCounts};
 pub use job::{BuildJob, EarlierBuildReferenceAndCall, JobError, TimeoutsForLastEvents, find_built_image};
-pub use manifest_lookup::{ImageLayerSize, ManifestLookup};
+pub use manifest_lookup::{INDEX_MEDIA_TYPE, ImageLayerSize, ManifestLookup};
 pub use outcome::BuiltImageDigestCommitAndTimes;
-pub(crate) use pool::{BuildToPlace, DaemonAtIp, HostResolverForOneAddressFamily, PlacedBuildMaybeCancelled};
+pub use platform::Platform;
+pub(crate) use pool::{
+    BuildPart, BuildToPlace, DaemonAtIp, DaemonGroup, EligibleDaemons, HostResolverForOneAddressFamily,
+    NoDaemonForPlatform, PlacedBuildMaybeCancelled,
+};
 pub use pool::{
     ChosenAndPreferredDaemon, DaemonHashAndBuildCount, DaemonPool, DaemonResolver,
     KnownAndAnsweringDaemonCounts, PlacementHash, PoolMetrics, ResolveFuture, busy_threshold, choose_daemon,

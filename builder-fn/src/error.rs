@@ -6,7 +6,7 @@ use std::time::Duration;
 use function_host::duration;
 use function_host::secret::SecretError;
 
-use crate::buildkit::{BuildFailure, ConnectError, FaultyParty, JobError};
+use crate::buildkit::{BuildFailure, ConnectError, FaultyParty, JobError, NoDaemonForPlatform, Platform};
 use crate::hand_over::{DeploymentOutcome, DeploymentStatus};
 use crate::registry::ImageName;
 use crate::remote_context::{ContextError, ContextErrorKind};
@@ -97,6 +97,12 @@ pub(crate) enum Error {
         /// The name in the config.
         image: ImageName,
     },
+    /// The config names the repository in which the builder keeps caches.
+    #[error("{image} is the builder's repository for caches, which no build names; choose another name")]
+    CacheRepository {
+        /// The name in the config.
+        image: ImageName,
+    },
     /// The deployer would refuse the image's hand-over, so that the image is not built.
     #[error("the image was not built, because its deployment would be refused: {}", .0.reasons_in_one_line())]
     DeploymentRefused(Box<DeploymentOutcome>),
@@ -115,6 +121,18 @@ pub(crate) enum Error {
     /// The policy names a BuildKit daemon for the tenant, whose address cannot be used.
     #[error("the policy is wrong: {0}")]
     TenantDaemon(String),
+    /// Every BuildKit daemon is bound to platforms, and none to one that the config names.
+    #[error(
+        "platforms: no BuildKit daemon of this builder builds for {platform}; choose among {}, or ask the operator for one \
+         (buildkit_url)",
+        .bound.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    NoDaemonForPlatform {
+        /// The platform in the config.
+        platform: String,
+        /// The platforms that daemons are bound to.
+        bound: Vec<Platform>,
+    },
     /// BuildKit cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -278,10 +296,12 @@ impl Error {
                     false => ErrorKind::Invalid,
                 }
             }
-            Self::RecordsRepository { .. } | Self::OtherTenant => ErrorKind::Forbidden,
+            Self::RecordsRepository { .. } | Self::CacheRepository { .. } | Self::OtherTenant => {
+                ErrorKind::Forbidden
+            }
             Self::Seal(error) if error.is_platforms_fault() => ErrorKind::Platform,
             Self::Seal(_) => ErrorKind::Invalid,
-            Self::TimeLimit { .. } => ErrorKind::BuildFailed,
+            Self::TimeLimit { .. } | Self::NoDaemonForPlatform { .. } => ErrorKind::BuildFailed,
             Self::DeploymentRefused(deployment) => match deployment.status {
                 DeploymentStatus::Superseded => ErrorKind::Superseded,
                 _ => ErrorKind::DeploymentRejected,
@@ -347,6 +367,12 @@ impl From<ContextError> for Error {
 impl From<SlotRefused> for Error {
     fn from(SlotRefused { limit }: SlotRefused) -> Self {
         Self::Busy { limit }
+    }
+}
+
+impl From<NoDaemonForPlatform> for Error {
+    fn from(NoDaemonForPlatform { platform, bound }: NoDaemonForPlatform) -> Self {
+        Self::NoDaemonForPlatform { platform, bound }
     }
 }
 

@@ -37,6 +37,30 @@ const OUTCOME_LABELS: [&str; 9] = [
 /// The values of the label `result` of records that were written: written, and failed.
 const RECORD_WRITE_RESULTS: [&str; 2] = ["written", "failed"];
 
+/// The result of the export of a build's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CacheExportResult {
+    /// The registry has the cache.
+    Exported,
+    /// The export failed, or took too long.
+    Failed,
+    /// There was no export: a newer build, too many others, or the end of the process came first.
+    Skipped,
+}
+
+impl CacheExportResult {
+    const ALL: [Self; 3] = [Self::Exported, Self::Failed, Self::Skipped];
+
+    /// Returns the value of the label `result`.
+    fn as_label(self) -> &'static str {
+        match self {
+            Self::Exported => "exported",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
 /// The outcome of a build that was superseded by a newer build of the same function.
 pub(crate) const SUPERSEDED_OUTCOME: &str = "superseded";
 
@@ -75,6 +99,7 @@ pub struct Metrics {
     steps: IntCounterVec,
     policy_valid: IntGauge,
     record_writes: RecordWriteCounter,
+    cache_exports: IntCounterVec,
     unverified: UnverifiedMetrics,
     notifications: NotificationMetrics,
     pool: PoolMetrics,
@@ -156,10 +181,20 @@ impl Metrics {
                 ),
                 &["result"],
             )?),
+            cache_exports: IntCounterVec::new(
+                Opts::new(
+                    "slipway_cache_exports_total",
+                    "Exports of caches to the registry after builds, by result: exported, failed or skipped.",
+                ),
+                &["result"],
+            )?,
         };
         metrics.policy_valid.set(1);
         for result in RECORD_WRITE_RESULTS {
             metrics.record_writes.0.with_label_values(&[result]);
+        }
+        for result in CacheExportResult::ALL {
+            metrics.cache_exports.with_label_values(&[result.as_label()]);
         }
         for outcome in OUTCOME_LABELS {
             metrics.builds.with_label_values(&[outcome]);
@@ -167,6 +202,7 @@ impl Metrics {
         metrics.step_counter();
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.record_writes.0.clone()))?;
+        registry.register(Box::new(metrics.cache_exports.clone()))?;
         registry.register(Box::new(metrics.builds.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.context_bytes.clone()))?;
@@ -186,6 +222,16 @@ impl Metrics {
     /// Returns the counter of records that are written to the registry.
     pub fn record_writes(&self) -> RecordWriteCounter {
         self.record_writes.clone()
+    }
+
+    /// Counts an export of a build's cache that has ended, or that there was not.
+    pub(crate) fn count_cache_export(&self, result: CacheExportResult) {
+        self.cache_exports.with_label_values(&[result.as_label()]).inc();
+    }
+
+    /// Returns the number of exports of caches with this result.
+    pub fn cache_exports(&self, result: &str) -> u64 {
+        self.cache_exports.with_label_values(&[result]).get()
     }
 
     /// Returns the gauge of the bytes of spooled bodies whose signatures are verified, of fetched contexts, and of

@@ -12,10 +12,11 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use function_host::Secrets;
 use function_host::registry::{AdditionalTokenHosts, RegistryClient, RepositoryClient};
 
-use crate::buildkit::{CredentialStore, ImageLayerSize, ManifestLookup};
+use crate::buildkit::{CredentialStore, INDEX_MEDIA_TYPE, ImageLayerSize, ManifestLookup};
 pub use access::RepositoryAccess;
 pub use image_name::ImageName;
 pub use operator_repository::OperatorRepository;
@@ -69,6 +70,23 @@ impl ManifestLookup for Registries {
         };
         tokio::time::timeout(LOOKUP_TIMEOUT, fetching).await?
     }
+
+    async fn fetch_unverified_manifest(
+        &self,
+        name: &str,
+        digest: &str,
+    ) -> Result<Option<Bytes>, Box<dyn StdError + Send + Sync>> {
+        let mut repository = self.repository_with_credentials(name).await?;
+        Ok(tokio::time::timeout(LOOKUP_TIMEOUT, repository.fetch_unverified_manifest(digest)).await??)
+    }
+
+    async fn push_index(&self, name: &str, index: String) -> Result<(), Box<dyn StdError + Send + Sync>> {
+        let (_, tag) = name.rsplit_once(':').ok_or("the image's name has no tag")?;
+        let repository = self.repository_with_credentials(name).await?;
+        let mut repository = repository.with_token_actions("pull,push");
+        let pushing = put_manifest(&mut repository, tag, index, INDEX_MEDIA_TYPE);
+        Ok(tokio::time::timeout(LOOKUP_TIMEOUT, pushing).await??)
+    }
 }
 
 impl Registries {
@@ -77,7 +95,7 @@ impl Registries {
         &self,
         name: &str,
     ) -> Result<RepositoryClient, Box<dyn StdError + Send + Sync>> {
-        let image = ImageName::parse_with_registry(name).ok_or("the image's name has no registry")?;
+        let image = ImageName::parse(name).ok_or("the image's name has no registry")?;
         let (registry, repository) = (image.registry(), image.repository());
         let credentials = self.credentials.credentials_or_empty(registry).await;
         let client = RegistryClient::new(&self.secrets, self.insecure, self.token_realms.clone())?;

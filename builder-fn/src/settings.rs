@@ -46,6 +46,7 @@
 //! | `contexts_repository` | | the repository, REGISTRY/PATH, in which `POST /contexts` stores contexts |
 //! | `records_repository` | | the repository, REGISTRY/PATH, in which records of builds are kept; needs the secret
 //! `deploy-secret` |
+//! | `cache_registry` | | the repository, REGISTRY/PATH, to which caches are exported after builds |
 //! | `delete_contexts` | `false` | whether a stored context is deleted once it was built |
 //! | `step_memory` | the daemon's | limit on the memory of one build step, in bytes |
 //! | `step_cpus` | the daemon's | limit on the CPU time of one build step, in cores, such as `1.5` |
@@ -253,6 +254,7 @@ impl Settings {
             );
         }
         settings.check_records_deploy_secret_and_overlap(parser, secrets);
+        settings.check_overlap_of_caches(parser);
         settings.report_unreadable_operator_tokens(parser, secrets);
         settings.reserve_names_of_slipway_itself(parser, secrets);
         settings.check_tenants_daemons(parser);
@@ -287,6 +289,22 @@ impl Settings {
         if contexts.is_some_and(|contexts| contexts.overlaps(records)) {
             let problem = "should be another repository than contexts_repository, and neither in the other";
             parser.add_problem("records_repository", problem);
+        }
+    }
+
+    /// Reports a repository for caches that overlaps another one of the builder.
+    fn check_overlap_of_caches(&self, parser: &mut SettingsParser<'_>) {
+        let Some(caches) = &self.build.cache_repository else {
+            return;
+        };
+        for (name, other) in [
+            ("records_repository", &self.build.records_repository),
+            ("contexts_repository", &self.stored_contexts.repository),
+        ] {
+            if other.as_ref().is_some_and(|other| other.overlaps(caches)) {
+                let problem = format!("should be another repository than {name}, and neither in the other");
+                parser.add_problem("cache_registry", problem);
+            }
         }
     }
 
@@ -535,6 +553,11 @@ fn read_build_settings(parser: &mut SettingsParser<'_>) -> BuildSettings {
             OperatorRepository::parse(name)
                 .map(Some)
                 .ok_or("should be a repository without a tag, like registry.example.com/slipway/records")
+        }),
+        cache_repository: parser.parse_or_default("cache_registry", None, |name| {
+            OperatorRepository::parse(name)
+                .map(Some)
+                .ok_or("should be a repository without a tag, like registry.example.com/slipway/caches")
         }),
     }
 }

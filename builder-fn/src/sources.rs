@@ -46,6 +46,8 @@ pub struct SourceRules {
     pub stored_contexts: Option<OperatorRepository>,
     /// The repository for records of builds, which no build reads.
     pub records: Option<OperatorRepository>,
+    /// The repository for caches, from which no build reads an image.
+    pub caches: Option<OperatorRepository>,
     /// The repositories that the build may use. Each image that it may read is added.
     pub access: RepositoryAccess,
     /// The secrets of the build, with which the daemon fetches git repositories.
@@ -162,6 +164,15 @@ impl SourceRules {
         {
             return Err(format!(
                 "{image} is the builder's repository for records of builds, which no build reads"
+            ));
+        }
+        if self
+            .caches
+            .as_ref()
+            .is_some_and(|caches| caches.is_or_contains(image))
+        {
+            return Err(format!(
+                "{image} is the builder's repository for caches, which no build names"
             ));
         }
         let is_generator = self

@@ -8,6 +8,7 @@ use std::time::Duration;
 use function_host::Shutdown;
 use tokio::time::Instant;
 
+use super::cache_export::FinishedSolve;
 use super::evidence::FailureEvidence;
 use crate::buildkit::BuildReference;
 use crate::builds::RecordedDelivery;
@@ -50,6 +51,8 @@ pub(crate) struct BuilderCall<'a> {
     pub(crate) inputs: Option<&'a InputsRecorder>,
     /// Whether an attempt to hand the build back has failed, so that it waits on for a slot even during a shutdown.
     pub(crate) failed_to_hand_back: AtomicBool,
+    /// The solves that succeeded and whose caches are to be exported once the build has.
+    pub(crate) finished_solves: Mutex<Vec<FinishedSolve>>,
     /// What the build leaves behind that explains its failure.
     pub(crate) evidence: Mutex<FailureEvidence>,
 }
@@ -68,6 +71,13 @@ impl BuilderCall<'_> {
     /// Returns what explains a failure of the build, to add to it or to read it.
     pub(super) fn lock_evidence(&self) -> MutexGuard<'_, FailureEvidence> {
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the solves that succeeded, to add one or to take them.
+    pub(crate) fn lock_finished_solves(&self) -> MutexGuard<'_, Vec<FinishedSolve>> {
+        self.finished_solves
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until a shutdown begins, if another process can resume the build and no attempt to hand it back has

@@ -19,8 +19,8 @@ use crate::report::{LineFormatter, LogSink};
 use crate::request::{BuildRequest, BuildSource, GitContext, PreparedContext, ReferencedContext};
 use crate::sources::{SourceRules, UrlRejection};
 
-/// The context of one attempt.
-#[derive(Debug)]
+/// The context of one attempt, or of all parts of a split build.
+#[derive(Clone, Debug)]
 pub(super) enum JobBuildContext {
     /// Files, which the session sends.
     Files(PreparedContext),
@@ -203,6 +203,7 @@ impl Builder {
             sbom_generator: self.settings.sbom_generator.clone(),
             stored_contexts: self.contexts.stored.repository.clone(),
             records: self.settings.records_repository.clone(),
+            caches: self.settings.cache_repository.clone(),
             access,
             secrets: Arc::new(call.secrets.clone()),
             skips_submodules: self.operator_git_token_secret_name(request, call).is_some(),

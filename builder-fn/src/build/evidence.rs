@@ -42,6 +42,12 @@ impl FailureEvidence {
         self.context = context;
     }
 
+    /// Appends the steps of another part of the build, with the context if none is known.
+    pub(super) fn append(&mut self, other: Self) {
+        self.steps.extend(other.steps);
+        self.context = self.context.take().or(other.context);
+    }
+
     /// Forgets the steps and the context.
     pub(super) fn clear(&mut self) {
         *self = Self::default();

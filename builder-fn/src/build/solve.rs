@@ -1,20 +1,24 @@
 //! The solve of a build: its attempts on daemons, the request to BuildKit, and the log, metrics and spans of events.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use function_host::ErrorChain;
 use function_host::policy::DefaultOrNoStepNetwork;
-use function_host::{ErrorChain, trace};
+use function_host::trace::{self, Span};
+use futures_util::future::try_join_all;
 
 use super::Builder;
+use super::cache_export::FinishedSolve;
 use super::call::{BuilderCall, wait_for_expiry};
 use super::context::JobBuildContext;
 use super::control_character;
+use super::part::{SharedLog, SolvePart};
 use super::retry::BuildRetries;
 use crate::buildkit::{
     BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImageDigestCommitAndTimes, CacheExport,
-    CredentialStore, DaemonPool, EarlierBuildReferenceAndCall, FaultyParty, JobError, KeyLease,
+    Connection, CredentialStore, DaemonPool, EarlierBuildReferenceAndCall, FaultyParty, JobError, KeyLease,
     ManifestLookup, PlacedBuildMaybeCancelled, PlacementHash, SOURCE_DATE_EPOCH, SessionServices,
     SolveAttributes, SolveOptions, find_built_image,
 };
@@ -37,95 +41,60 @@ const REVISION_LABEL: &str = "org.opencontainers.image.revision";
 /// The largest number of times that a build gives way to the same build on another daemon.
 const GIVE_WAY_COUNT_MAX: u32 = 4;
 
+/// An attempt of a part of a build.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    part: &'a SolvePart,
+    /// The number of the attempt, from 1.
+    number: u32,
+}
+
+/// What all parts of a build have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Solve<'a> {
+    /// The daemons.
+    pub(super) pool: &'a DaemonPool,
+    /// The request of the build.
+    pub(super) request: &'a BuildRequest,
+    /// The call of the build.
+    pub(super) call: &'a BuilderCall<'a>,
+    /// The registration among the builds of the function that the build deploys; `None` for a build that takes no part in
+    /// supersession.
+    pub(super) registration: Option<&'a Registration>,
+}
+
 impl Builder {
-    /// Solves the image, and pushes it unless the config skips that, with retries, within the time limits of the config
-    /// and the call. Fails if a daemon knows a newer build of the function.
+    /// Solves the image in `parts`, of which there is at least one, and pushes it unless the config skips that, with
+    /// retries, within the time limits of the config and the call. Fails if a daemon knows a newer build of the function.
     pub(super) async fn solve_with_retries_and_push_unless_skipped(
         &self,
-        pool: &DaemonPool,
-        request: &BuildRequest,
-        call: &BuilderCall<'_>,
-        registration: Option<&Registration>,
+        solve: &Solve<'_>,
+        parts: &[SolvePart],
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
+        let (request, call) = (solve.request, solve.call);
         let limit = call.build_time_limit(request.config.timeout);
-        let step_counter = self.metrics.step_counter();
         let span = trace::client_span("solve");
-        let mut step_spans = StepAndExportSpans::new(&span, call.trace_mask);
-        let solving = span.run(async {
-            let mut retries = BuildRetries::new(match call.is_asynchronous {
-                true => self.settings.retry_time,
-                false => Duration::ZERO,
-            });
-            let mut given_way = 0;
-            loop {
-                if let Some(inputs) = call.inputs {
-                    inputs.forget_steps_for_next_attempt();
-                }
-                let mut observe = |event: &BuildEvent| {
-                    if let Some(inputs) = call.inputs {
-                        inputs.record_ended_step(event);
+        let mut part_lines = Vec::new();
+        let result = {
+            let solving = span.run(async {
+                match parts {
+                    [whole] => self.solve_part(solve, whole, &span, lines, log).await,
+                    parts => {
+                        part_lines.extend(parts.iter().map(|_| lines.new_for_part()));
+                        let built = self
+                            .solve_all_parts(solve, parts, &span, &mut part_lines, log)
+                            .await?;
+                        self.join_and_push_index(request, call, built, lines, log).await
                     }
-                    step_counter.count_step_that_first_ends(event);
-                    step_spans.record_event(event);
-                    call.lock_evidence().record_event(event);
-                };
-                let attempt = async {
-                    let placed = self
-                        .place_attempt_unless_cancelled_or_superseded(
-                            pool,
-                            request,
-                            call,
-                            registration,
-                            lines,
-                            log,
-                        )
-                        .await?;
-                    self.attempt_unless_built_on_another_daemon(
-                        &placed,
-                        request,
-                        call,
-                        &mut observe,
-                        lines,
-                        log,
-                    )
-                    .await
-                };
-                let error = match attempt.await {
-                    Ok(built) => return Ok(built),
-                    Err(error) => error,
-                };
-                if let Error::BuiltElsewhere { daemon } = &error
-                    && given_way < GIVE_WAY_COUNT_MAX
-                {
-                    given_way += 1;
-                    tracing::info!(daemon, "another builder builds this call; following its build");
-                    let unfinished = lines.take_unfinished_output();
-                    unfinished.into_iter().for_each(|line| log.push(line));
-                    continue;
                 }
-                let attempt = retries.current_attempt();
-                let Some(pause) = retries.begin_retry_and_return_pause_if_allowed(&error) else {
-                    return Err(error);
-                };
-                let unfinished = lines.take_unfinished_output();
-                unfinished.into_iter().for_each(|line| log.push(line));
-                let seconds = pause.as_secs_f64();
-                log.push(lines.format_unrecorded_warning(&format!(
-                    "attempt {attempt} failed: {error}; the build is tried again in {seconds:.1} s"
-                )));
-                let text = call.trace_mask.mask_text(&ErrorChain(&error).to_string());
-                tracing::warn!(attempt, seconds, error = %text, "a build is tried again");
-                call.accepted
-                    .update_unless_succeeded(|record| record.attempts += 1);
-                tokio::time::sleep(pause).await;
+            });
+            tokio::select! {
+                result = solving => result,
+                limit = wait_for_expiry(limit) => Err(Error::TimeLimit { limit }),
+                () = call.wait_until_shortly_before_shutdown_ends() => Err(Error::Interrupted),
             }
-        });
-        let result = tokio::select! {
-            result = solving => result,
-            limit = wait_for_expiry(limit) => Err(Error::TimeLimit { limit }),
-            () = call.wait_until_shortly_before_shutdown_ends() => Err(Error::Interrupted),
         };
         let result = result.map_err(|error| match error {
             Error::Failed(failure) => Error::Failed(control_character::add_control_character_location(
@@ -133,13 +102,21 @@ impl Builder {
             )),
             error => error,
         });
+        for mut part in part_lines {
+            let unfinished = part.take_unfinished_output();
+            unfinished.into_iter().for_each(|line| log.push(line));
+            lines.append_warnings_of_part(part);
+        }
         lines
             .take_unfinished_output()
             .into_iter()
             .for_each(|line| log.push(line));
         // What explains a failure has the files of the context, which nothing else needs any more.
-        if !matches!(result, Err(Error::Failed(_) | Error::TimeLimit { .. })) {
-            call.lock_evidence().clear();
+        for part in parts {
+            let evidence = std::mem::take(&mut *part.lock_evidence());
+            if matches!(result, Err(Error::Failed(_) | Error::TimeLimit { .. })) {
+                call.lock_evidence().append(evidence);
+            }
         }
         if let Err(error) = &result {
             span.mark_failed(call.trace_mask.mask_text(&ErrorChain(error).to_string()));
@@ -147,23 +124,121 @@ impl Builder {
         result
     }
 
+    /// Solves the parts of a split build at the same time, each with a formatter of its own. Ends all of them with the
+    /// first one that fails.
+    async fn solve_all_parts(
+        &self,
+        solve: &Solve<'_>,
+        parts: &[SolvePart],
+        span: &Span,
+        part_lines: &mut [LineFormatter],
+        log: &mut dyn LogSink,
+    ) -> Result<Vec<BuiltImageDigestCommitAndTimes>, Error> {
+        let log = Mutex::new(log);
+        let log = &log;
+        let solving = parts.iter().zip(part_lines).map(|(part, lines)| {
+            Box::pin(async move {
+                self.solve_part(solve, part, span, lines, &mut SharedLog(log))
+                    .await
+            })
+        });
+        try_join_all(solving).await
+    }
+
+    /// Solves one part of a build, with retries.
+    async fn solve_part(
+        &self,
+        solve: &Solve<'_>,
+        part: &SolvePart,
+        span: &Span,
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
+        let call = solve.call;
+        let step_counter = self.metrics.step_counter();
+        let mut step_spans = StepAndExportSpans::new(span, call.trace_mask);
+        let mut retries = BuildRetries::new(match call.is_asynchronous {
+            true => self.settings.retry_time,
+            false => Duration::ZERO,
+        });
+        let (first_attempt, recorded) = (call.accepted.attempt_number(), call.accepted.recorded_attempts());
+        let mut given_way = 0;
+        loop {
+            if let Some(inputs) = call.inputs.filter(|_| !part.is_of_split_build()) {
+                inputs.forget_steps_for_next_attempt();
+            }
+            let mut observe = |event: &BuildEvent| {
+                if let Some(inputs) = call.inputs {
+                    inputs.record_ended_step(event);
+                }
+                step_counter.count_step_that_first_ends(event);
+                step_spans.record_event(event);
+                part.lock_evidence().record_event(event);
+            };
+            let number = first_attempt + retries.current_attempt() - 1;
+            let attempt = async {
+                let placed = self
+                    .place_attempt_unless_cancelled_or_superseded(solve, part, lines, log)
+                    .await?;
+                self.attempt_unless_built_on_another_daemon(
+                    &placed,
+                    solve,
+                    Attempt { part, number },
+                    &mut observe,
+                    lines,
+                    log,
+                )
+                .await
+            };
+            let error = match attempt.await {
+                Ok(built) => return Ok(built),
+                Err(error) => error,
+            };
+            if let Error::BuiltElsewhere { daemon } = &error
+                && given_way < GIVE_WAY_COUNT_MAX
+            {
+                given_way += 1;
+                tracing::info!(daemon, "another builder builds this call; following its build");
+                let unfinished = lines.take_unfinished_output();
+                unfinished.into_iter().for_each(|line| log.push(line));
+                continue;
+            }
+            let attempt = retries.current_attempt();
+            let Some(pause) = retries.begin_retry_and_return_pause_if_allowed(&error) else {
+                return Err(error);
+            };
+            let unfinished = lines.take_unfinished_output();
+            unfinished.into_iter().for_each(|line| log.push(line));
+            let seconds = pause.as_secs_f64();
+            log.push(lines.format_unrecorded_warning(&format!(
+                "attempt {attempt} failed: {error}; the build is tried again in {seconds:.1} s"
+            )));
+            let text = call.trace_mask.mask_text(&ErrorChain(&error).to_string());
+            tracing::warn!(attempt, seconds, error = %text, "a build is tried again");
+            let begun = recorded + retries.current_attempt() - 1;
+            call.accepted
+                .update_unless_succeeded(|record| record.attempts = record.attempts.max(begun));
+            tokio::time::sleep(pause).await;
+        }
+    }
+
     /// Chooses a daemon for one attempt and connects to it. Fails if the history of a daemon shows that the call was
     /// cancelled or superseded.
     async fn place_attempt_unless_cancelled_or_superseded(
         &self,
-        pool: &DaemonPool,
-        request: &BuildRequest,
-        call: &BuilderCall<'_>,
-        registration: Option<&Registration>,
+        solve: &Solve<'_>,
+        part: &SolvePart,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<PlacedBuildMaybeCancelled, Error> {
+        let (request, call) = (solve.request, solve.call);
         let tenant = request.tenant().map_or("", |tenant| tenant.name().as_str());
         let cancellation = call.accepted.to_cancellation();
-        let placed = pool.place_build(BuildToPlace {
+        let placed = solve.pool.place_build(BuildToPlace {
             image: PlacementHash::of(&[tenant, &request.config.image.without_tag()]),
-            reference: &call.reference,
+            reference: &part.reference,
             call: &cancellation,
+            daemons: &part.daemons,
         });
         // Boxed, because the futures of several connections are large, and the stack of a thread is not.
         let placed = Box::pin(placed).await?;
@@ -171,7 +246,7 @@ impl Builder {
         if placed.is_cancelled {
             return Err(Error::Cancelled);
         }
-        if let Some(registration) = registration {
+        if let Some(registration) = solve.registration {
             registration.check_not_superseded_in_histories().await?;
             if !registration.last_reads_of_answering_histories_did_not_fail() {
                 log.push(lines.record_warning_and_return_line(
@@ -187,16 +262,16 @@ impl Builder {
     async fn attempt_unless_built_on_another_daemon(
         &self,
         placed: &PlacedBuildMaybeCancelled,
-        request: &BuildRequest,
-        call: &BuilderCall<'_>,
+        solve: &Solve<'_>,
+        attempt: Attempt<'_>,
         observe: &mut (dyn FnMut(&BuildEvent) + Send),
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
         let attempt = tokio::select! {
             biased;
-            attempt = self.prepare_context_and_solve_or_find_earlier_image(placed, request, call, observe, lines, log) => attempt,
-            daemon = placed.wait_until_run_by_daemon_with_precedence(&call.reference) => Err(Error::BuiltElsewhere { daemon }),
+            built = self.prepare_context_and_solve_or_find_earlier_image(placed, solve, attempt, observe, lines, log) => built,
+            daemon = placed.wait_until_run_by_daemon_with_precedence(&attempt.part.reference) => Err(Error::BuiltElsewhere { daemon }),
         };
         if let Err(Error::Lost(_)) = &attempt {
             placed.make_daemon_lookup_due_after_loss().await;
@@ -209,24 +284,34 @@ impl Builder {
     async fn prepare_context_and_solve_or_find_earlier_image(
         &self,
         placed: &PlacedBuildMaybeCancelled,
-        request: &BuildRequest,
-        call: &BuilderCall<'_>,
+        solve: &Solve<'_>,
+        attempt: Attempt<'_>,
         observe: &mut (dyn FnMut(&BuildEvent) + Send),
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuiltImageDigestCommitAndTimes, Error> {
+        let (request, call, part) = (solve.request, solve.call, attempt.part);
         let connection = &placed.connection;
         // The files of the attempt before go first: there may be no room for both.
-        call.lock_evidence().clear();
+        part.lock_evidence().clear();
         // Boxed, because the futures of a fetch and of a lookup are large, and the stack of a thread is not.
         let preparing = Box::pin(self.prepare_context(connection, request, call, lines, log));
-        let context = match preparing.await {
+        let prepared = match &part.shared_context {
+            Some(shared) => shared.get_or_try_init(|| preparing).await.cloned(),
+            None => preparing.await,
+        };
+        let context = match prepared {
             Ok(context) => context,
             // An earlier delivery may have built the context, which was deleted after that.
             Err(error) if is_context_gone_or_commit_lookup_failed(&error, request) => {
-                let on_event = |event| lines.log_event(event, log);
+                let on_event = |event| {
+                    lines
+                        .format_event(event)
+                        .into_iter()
+                        .for_each(|line| log.push(line))
+                };
                 let earlier = EarlierBuildReferenceAndCall {
-                    reference: &call.reference,
+                    reference: &part.reference,
                     first_attempt: placed.first_attempt,
                     call_id: call.id,
                 };
@@ -235,19 +320,41 @@ impl Builder {
             }
             Err(error) => return Err(error),
         };
-        call.lock_evidence().begin_attempt(match &context {
+        part.lock_evidence().begin_attempt(match &context {
             JobBuildContext::Files(context) => Some(context.files.clone()),
             JobBuildContext::Git { .. } => None,
         });
-        let job = BuildJob {
+        let mut job = BuildJob {
             first_attempt: placed.first_attempt,
-            ..self.lease_key_and_create_job(request, &context, call).await?
+            ..self
+                .lease_key_and_create_job(request, &context, call, attempt)
+                .await?
         };
+        let cache = self.cache_name(request, part);
+        let export = cache
+            .as_ref()
+            .filter(|_| job.solve.push)
+            .map(|cache| self.finished_solve(connection, &job, request, &context, call, cache.clone()));
+        if let Some(cache) = &cache
+            && self
+                .should_import_cache(request, connection.daemon(), cache)
+                .await
+        {
+            job.solve.cache_from.push(cache.clone());
+        }
         let on_event = |event| {
             observe(&event);
             lines.log_event(event, log);
         };
         let outcome = job.run_to_outcome(connection, on_event).await;
+        if let Ok(image) = &outcome
+            && let Some(cache) = &cache
+        {
+            self.cache_exports.record_known(connection.daemon(), cache);
+            // An earlier delivery has exported its own.
+            call.lock_finished_solves()
+                .extend(export.filter(|_| image.completed_at.is_none()));
+        }
         outcome.map_err(|error| blame_platform_if_ref_moved(error, request).into())
     }
 
@@ -264,18 +371,20 @@ impl Builder {
         if request.config.build_args.contains_key(SOURCE_DATE_EPOCH) {
             return Ok(Arc::new(self.keys.lease_single_use()));
         }
-        // The name of a tenant has no slash, so no two tenants share a key, whatever their images are called.
-        let tenant = request.tenant().map(|tenant| format!("{}/", tenant.name()));
-        let image = format!(
-            "{}{}",
-            tenant.unwrap_or_default(),
-            request.config.image.without_tag()
-        );
+        let image = shared_key_image(request);
         let (keys, context) = (self.keys.clone(), files.clone());
         // Files that look like those of an earlier build are read and hashed.
         let lease =
             tokio::task::spawn_blocking(move || keys.lease_for_image_blocking(&image, &context)).await;
         lease.map(Arc::new).map_err(|_| Error::Interrupted)
+    }
+
+    /// Returns the registries that the images of a request are pushed to, with the credentials for them.
+    pub(super) fn manifests_for(&self, request: &BuildRequest) -> Arc<dyn ManifestLookup> {
+        match request.tenant() {
+            Some(tenant) => self.tenants.registries(tenant),
+            None => self.manifests.clone(),
+        }
     }
 
     /// Returns the function that a request deploys, with its tenant; `None` if the request deploys nothing.
@@ -310,12 +419,62 @@ impl Builder {
         }
     }
 
+    /// Creates the services of a session of the build, without its files. It may read and write `cache`.
+    fn session_services_without_files(
+        &self,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+        cache: Option<String>,
+    ) -> SessionServices {
+        let access = repository_access_named_in_config(&request.config);
+        if let Some(cache) = cache.as_deref().and_then(ImageName::parse) {
+            access.allow_push(cache);
+        }
+        let credentials: Arc<dyn CredentialStore> = match request.tenant() {
+            Some(tenant) => Arc::new(ScopeLimitedTenantCredentials {
+                registries: self.tenants.registries(tenant),
+                access: access.clone(),
+            }),
+            None => self.credentials.clone(),
+        };
+        let sources = self.source_rules(request, call, access);
+        SessionServices::new()
+            .with_health()
+            .with_source_check_gating_later_files(Arc::new(sources))
+            .with_credentials(credentials)
+            .with_secrets_unless_empty(Arc::new(call.secrets.clone()))
+    }
+
+    /// Returns what is needed to export the cache of a job once it has succeeded.
+    fn finished_solve(
+        &self,
+        connection: &Connection,
+        job: &BuildJob,
+        request: &BuildRequest,
+        context: &JobBuildContext,
+        call: &BuilderCall<'_>,
+        cache: String,
+    ) -> FinishedSolve {
+        FinishedSolve {
+            daemon: connection.daemon().clone(),
+            options: job.solve.clone(),
+            services: self.session_services_without_files(request, call, Some(cache.clone())),
+            files: match context {
+                JobBuildContext::Files(context) => Some((context.files.clone(), shared_key_image(request))),
+                JobBuildContext::Git { .. } => None,
+            },
+            manifests: job.manifests.clone(),
+            cache,
+        }
+    }
+
     /// Creates the job of an attempt from the request and the operator's settings, and leases its shared key.
     async fn lease_key_and_create_job(
         &self,
         request: &BuildRequest,
         context: &JobBuildContext,
         call: &BuilderCall<'_>,
+        Attempt { part, number }: Attempt<'_>,
     ) -> Result<BuildJob, Error> {
         let lease = match context {
             JobBuildContext::Files(context) => {
@@ -331,53 +490,38 @@ impl Builder {
             JobBuildContext::Git { .. } => Arc::new(self.keys.lease_single_use()),
         };
         let tenant = request.tenant();
-        let access = repository_access_named_in_config(&request.config);
-        let (credentials, manifests): (Arc<dyn CredentialStore>, Arc<dyn ManifestLookup>) = match tenant {
-            Some(tenant) => {
-                let registries = self.tenants.registries(tenant);
-                let credentials = ScopeLimitedTenantCredentials {
-                    registries: registries.clone(),
-                    access: access.clone(),
-                };
-                (Arc::new(credentials), registries)
-            }
-            None => (self.credentials.clone(), self.manifests.clone()),
-        };
-        let sources = self.source_rules(request, call, access);
-        let services = SessionServices::new()
-            .with_health()
-            .with_source_check_gating_later_files(Arc::new(sources));
+        let manifests = self.manifests_for(request);
+        let services = self.session_services_without_files(request, call, self.cache_name(request, part));
         let services = match context {
             JobBuildContext::Files(context) => services.with_files(context.files.clone(), lease.clone()),
             JobBuildContext::Git { .. } => services,
         };
-        let services = services
-            .with_credentials(credentials)
-            .with_secrets_unless_empty(Arc::new(call.secrets.clone()));
         let config = &request.config;
         let settings = &self.settings;
         let solve = SolveOptions {
-            reference: call.reference.clone(),
+            reference: part.reference.clone(),
             attributes: Some(SolveAttributes {
                 commit: context.commit().map(str::to_owned),
-                attempt: Some(call.accepted.attempt_number()),
+                attempt: Some(number),
                 ..self.solve_attributes_without_commit_and_attempt(request, call)
             }),
-            names: [&config.image]
-                .into_iter()
-                .chain(&config.tags)
-                .map(ToString::to_string)
-                .collect(),
+            names: part.image_names(config),
             push: !config.skip_push,
+            is_part_of_index: part.is_of_split_build(),
+            exports_only_cache: false,
             insecure: settings.insecure,
             dockerfile: config.dockerfile.clone(),
             target: config.target.clone(),
             build_args: config.build_args.clone(),
             labels: labels_with_commit_unless_set(&config.labels, context.commit()),
-            platforms: config.platforms.clone(),
+            platforms: part.platforms.clone(),
             no_cache: config.no_cache,
-            cache_from: config.cache_from.iter().map(ToString::to_string).collect(),
-            cache_to: config.cache_to.iter().map(to_cache_export).collect(),
+            cache_from: part.cache_imports(config),
+            cache_to: config
+                .cache_to
+                .iter()
+                .map(|cache| to_cache_export(cache, part))
+                .collect(),
             named_frontend: matches!(context, JobBuildContext::Files(context) if context.frontend == Frontend::Named),
             git_context: match context {
                 JobBuildContext::Files(_) => None,
@@ -403,6 +547,17 @@ impl Builder {
             timeouts: self.timeouts,
         })
     }
+}
+
+/// Returns the name under which the shared keys of a request's image are kept. The name of a tenant has no slash, so no two
+/// tenants share a key, whatever their images are called.
+fn shared_key_image(request: &BuildRequest) -> String {
+    let tenant = request.tenant().map(|tenant| format!("{}/", tenant.name()));
+    format!(
+        "{}{}",
+        tenant.unwrap_or_default(),
+        request.config.image.without_tag()
+    )
 }
 
 /// Returns whether `error` says that the context is gone, or that its commit could not be looked up. An earlier
@@ -461,10 +616,10 @@ fn repository_access_named_in_config(config: &BuildConfig) -> RepositoryAccess {
     access
 }
 
-/// Converts an item of the config's cache exports to one of the solve's.
-fn to_cache_export(cache: &CacheToItem) -> CacheExport {
+/// Converts an item of the config's cache exports to one of the solve's. The parts of an index export to a tag each.
+fn to_cache_export(cache: &CacheToItem, part: &SolvePart) -> CacheExport {
     CacheExport {
-        name: cache.image.to_string(),
+        name: format!("{}{}", cache.image, part.tag_suffix()),
         max: cache.max,
         ignore_error: cache.ignore_error,
     }

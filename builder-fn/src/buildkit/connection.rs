@@ -1,5 +1,6 @@
 //! A BuildKit daemon, and one gRPC connection to it.
 
+use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -15,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{
     DaemonAddress, Dialer, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES, MAX_GRPC_MESSAGE_BYTES,
-    TlsError,
+    Platform, TlsError,
 };
 
 /// The longest wait for a connection to a daemon, and again for the answer to a check on it.
@@ -41,6 +42,8 @@ const MAX_HEADER_LIST_BYTES: u32 = 16 << 20;
 pub struct Daemon {
     name: Arc<str>,
     dial: Arc<dyn Dialer>,
+    /// The platforms that the daemon builds for, sorted; empty for every platform that no other daemon is bound to.
+    platforms: Arc<[Platform]>,
 }
 
 /// The reason why the daemon cannot be connected to.
@@ -97,7 +100,23 @@ impl Daemon {
         Self {
             name: name.into(),
             dial: Arc::new(dial),
+            platforms: Arc::default(),
         }
+    }
+
+    /// Binds the daemon to these platforms: it builds for no other. Without any, it is bound to none.
+    #[must_use]
+    pub fn bound_to(self, platforms: impl IntoIterator<Item = Platform>) -> Self {
+        let platforms: BTreeSet<_> = platforms.into_iter().collect();
+        Self {
+            platforms: platforms.into_iter().collect(),
+            ..self
+        }
+    }
+
+    /// Returns the platforms that the daemon is bound to, sorted; empty if it is bound to none.
+    pub(super) fn bound_platforms(&self) -> &[Platform] {
+        &self.platforms
     }
 
     /// Returns the daemon's address, for messages.

@@ -9,6 +9,7 @@
 
 mod member;
 mod metrics;
+mod part;
 mod placement;
 mod question;
 mod rendezvous;
@@ -29,11 +30,13 @@ use super::{ConnectError, Connection, Daemon};
 use member::PoolMember;
 
 pub use metrics::PoolMetrics;
+pub(crate) use part::{BuildPart, EligibleDaemons, NoDaemonForPlatform};
 pub(crate) use placement::{BuildToPlace, PlacedBuildMaybeCancelled};
 pub use rendezvous::{
     ChosenAndPreferredDaemon, DaemonHashAndBuildCount, PlacementHash, busy_threshold, choose_daemon,
 };
-pub(crate) use resolver::{DaemonAtIp, HostResolverForOneAddressFamily};
+use resolver::JoinedResolver;
+pub(crate) use resolver::{DaemonAtIp, DaemonGroup, HostResolverForOneAddressFamily};
 pub use resolver::{DaemonResolver, ResolveFuture};
 
 /// The time after which a pool's daemons are looked up again.
@@ -94,6 +97,18 @@ impl DaemonPool {
         resolver: impl DaemonResolver,
     ) -> Self {
         Self::new(name.into(), [until_first_list], Some(Arc::new(resolver)))
+    }
+
+    /// Creates a pool of the daemons of these groups; `None` if there are none.
+    pub(crate) fn of_groups(name: impl Into<Arc<str>>, groups: Vec<DaemonGroup>) -> Option<Self> {
+        let resolver = JoinedResolver::new(groups);
+        let mut daemons = resolver.last_daemons().into_iter().peekable();
+        daemons.peek()?;
+        let resolver: Option<Arc<dyn DaemonResolver>> = match resolver.looks_anything_up() {
+            true => Some(Arc::new(resolver)),
+            false => None,
+        };
+        Some(Self::new(name.into(), daemons, resolver))
     }
 
     fn new(

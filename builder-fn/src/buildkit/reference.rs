@@ -6,7 +6,8 @@ use sha2::{Digest, Sha256};
 
 /// The reference of a build: its name at the daemon, which refuses to run two builds of one name at a time.
 ///
-/// The deliveries of one signed call have the same reference. Only lower-case letters and digits.
+/// The deliveries of one signed call have the same reference. Only lower-case letters and digits, and `-pN` for a part of
+/// a split build.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BuildReference {
     text: String,
@@ -43,6 +44,14 @@ impl BuildReference {
         }
     }
 
+    /// Returns the reference of the part number `number`, from 1, of this build, if it is split.
+    pub(crate) fn of_part(&self, number: u32) -> Self {
+        Self {
+            text: part_name(&self.text, number),
+            of_signature: self.of_signature,
+        }
+    }
+
     /// Returns whether the reference was derived from a signature alone, so that other calls of the same request share
     /// it.
     pub(super) fn is_for_signature_alone(&self) -> bool {
@@ -64,6 +73,11 @@ impl BuildReference {
             _ => format!("{}-{attempt}", self.text),
         }
     }
+}
+
+/// Returns the name of the part number `number`, from 1, of the build `reference`.
+pub(super) fn part_name(reference: &str, number: u32) -> String {
+    format!("{reference}-p{number}")
 }
 
 /// Returns the first 16 bytes of the SHA-256 of the joined parts, in hex.
@@ -119,6 +133,19 @@ mod tests {
                 BuildReference::for_call_and_signature(call_id, "sha256=12").to_string()
             );
         }
+    }
+
+    #[test]
+    fn the_attempts_of_a_part_are_no_attempts_of_the_build_or_of_another_part() {
+        let reference = BuildReference::for_signature_of_any_call("sha256=12");
+        let (first, second) = (reference.of_part(1), reference.of_part(2));
+        assert_eq!(first.attempt_name(1), format!("{reference}-p1"));
+        assert_eq!(first.attempt_number(&format!("{reference}-p1-3")), Some(3));
+        assert_eq!(second.attempt_number(&first.attempt_name(1)), None);
+        assert_eq!(reference.attempt_number(&first.attempt_name(1)), None);
+        assert_eq!(reference.of_part(11).attempt_number(&first.attempt_name(1)), None);
+        assert_eq!(first.attempt_number(&reference.of_part(11).attempt_name(1)), None);
+        assert!(first.is_for_signature_alone());
     }
 
     #[test]

@@ -47,9 +47,14 @@ pub struct SolveOptions {
     pub names: Vec<String>,
     /// Whether the image is pushed to the registries in `names`.
     pub push: bool,
+    /// Whether the image is a part of an index that is made of several images later: it is an index itself, and pushed
+    /// without a tag.
+    pub is_part_of_index: bool,
     /// Whether the registries of pushed images and caches are accessed over plain HTTP. For base images, the daemon's
     /// own configuration decides.
     pub insecure: bool,
+    /// Whether the solve exports caches only, and no image.
+    pub exports_only_cache: bool,
     /// The path of the Dockerfile in the context; `Dockerfile` by default.
     pub dockerfile: Option<String>,
     /// The Dockerfile stage to build; the last one by default.
@@ -119,7 +124,10 @@ impl SolveOptions {
             session: session.to_owned(),
             frontend: DOCKERFILE_FRONTEND.into(),
             frontend_attrs: self.frontend_attrs(),
-            exporters: vec![exporter],
+            exporters: match self.exports_only_cache {
+                true => Vec::new(),
+                false => vec![exporter],
+            },
             cache: Some(CacheOptions {
                 imports: self.cache_import_entries().collect(),
                 exports: self.cache_export_entries().collect(),
@@ -144,6 +152,10 @@ impl SolveOptions {
             set("mode", if cache.max { "max" } else { "min" });
             if cache.ignore_error {
                 set("ignore-error", "true");
+            }
+            if self.exports_only_cache {
+                // The layers that the image has already are not compressed again.
+                set("compression", &self.compression.format.to_string());
             }
             entry
         })
@@ -187,6 +199,10 @@ impl SolveOptions {
         }
         if !self.platforms.is_empty() {
             set("platform", self.platforms.join(","));
+        }
+        if self.is_part_of_index {
+            // The result is an index even for one platform, and the names of steps have the platform.
+            set("multi-platform", "true".into());
         }
         if self.no_cache {
             // An empty value stands for all stages; another one would name some.
@@ -247,6 +263,9 @@ impl SolveOptions {
         set("name", self.names.join(","));
         if self.push {
             set("push", "true".into());
+            if self.is_part_of_index {
+                set("push-by-digest", "true".into());
+            }
             if self.insecure {
                 set("registry.insecure", "true".into());
             }
@@ -382,6 +401,45 @@ mod tests {
             ("oci-mediatypes", "true"),
         ];
         assert_eq!(solve.exporter_attrs(), string_map(&exporter));
+    }
+
+    #[test]
+    fn a_part_of_an_index_is_an_index_itself_and_pushed_without_a_tag() {
+        let solve = SolveOptions {
+            names: vec!["r/a".into(), "r/b".into()],
+            push: true,
+            is_part_of_index: true,
+            platforms: vec!["linux/arm64".into()],
+            ..SolveOptions::default()
+        };
+        assert_eq!(solve.frontend_attrs()["multi-platform"], "true");
+        assert_eq!(solve.frontend_attrs()["platform"], "linux/arm64");
+        assert_eq!(solve.exporter_attrs()["push-by-digest"], "true");
+        assert_eq!(solve.exporter_attrs()["name"], "r/a,r/b");
+    }
+
+    #[test]
+    fn a_solve_that_exports_only_a_cache_has_no_image_exporter() {
+        let solve = SolveOptions {
+            exports_only_cache: true,
+            cache_to: vec![CacheExport {
+                name: "r/caches/a:cache".into(),
+                max: true,
+                ignore_error: false,
+            }],
+            ..SolveOptions::default()
+        };
+        let request = solve.to_request("ref", "session");
+        assert!(request.exporters.is_empty());
+        let exports = request.cache.expect("caches").exports;
+        assert_eq!(
+            exports[0].attrs,
+            string_map(&[
+                ("ref", "r/caches/a:cache"),
+                ("mode", "max"),
+                ("compression", "zstd")
+            ])
+        );
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from 1,000,000,001,
 //! and so on. The order of the lines of an attempt is that of [`OrderedLogWithoutProgress`](crate::buildkit::OrderedLogWithoutProgress), so a number means
 //! the same line for every reader. The builder counts the attempts, because BuildKit has no record of those during which it
-//! is killed. A reader that connects again before the next attempt has begun may get lines of that attempt under numbers of
-//! the lost one, and again under their own. If neither a builder nor BuildKit knows of an attempt, the numbers begin again,
-//! and the log says so.
+//! is killed. If neither a builder nor BuildKit knows of an attempt, the numbers begin again, and the log says so.
+//!
+//! The parts of a split build are logs of their own. That of the second part comes after the one of the first, from the
+//! line 1,000,000,000,001 on: nobody could order the lines of two daemons alike for every reader while they come.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,8 +20,8 @@ use super::log_copy::{CopiedLines, CopyReader};
 use super::log_interruption::LogInterruption;
 use super::log_sink::{KEEP_ALIVE_INTERVAL, LogRecordSink, ReaderGone};
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
-use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LineKind, LogLine, NumberedLog};
-use super::record::attempt_number;
+use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
+use super::record::{follows_unfinished_part, log_section};
 use crate::buildkit::{BuildState, Connection, ListedBuild};
 use crate::redact::SecretMask;
 
@@ -141,7 +142,7 @@ impl LogSender {
             } else if let Some(mask) = build.mask.clone() {
                 for index in 0..build.attempts.len() {
                     let attempt = &build.attempts[index];
-                    let number = attempt_number_by_attribute_or_name(attempt);
+                    let number = log_section(attempt);
                     // Whoever began it again did not know of the attempt that was read before.
                     let is_restarted =
                         begun
@@ -159,6 +160,11 @@ impl LogSender {
                     if number <= done {
                         continue;
                     }
+                    // Another attempt of that part may come.
+                    if !build.record.phase.is_terminal() && follows_unfinished_part(attempt, &build.attempts)
+                    {
+                        break;
+                    }
                     begun = attempt.started_at.map(|start| (number, start));
                     match self.send_attempt_until_it_ends(number, attempt, &mask).await {
                         Ok(()) => done = number,
@@ -174,10 +180,8 @@ impl LogSender {
                 Some(_) => failures + 1,
                 None => 0,
             };
-            let is_running = build
-                .attempts
-                .last()
-                .is_some_and(|last| last.state == BuildState::Running);
+            let mut attempts = build.attempts.iter();
+            let is_running = attempts.any(|attempt| attempt.state == BuildState::Running);
             if build.record.phase.is_terminal()
                 && !is_running
                 && (failures == 0 || failures > READ_FAILURES_MAX)

@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::BuildPhase;
 use super::lookup::FoundBuild;
-use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LineKind, LogLine, NumberedLog};
-use super::record::attempt_number;
+use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
+use super::record::{deciding_attempt, last_attempts_of_parts, log_section};
 use crate::buildkit::{AttemptFacts, StepOrExportPartFacts};
 
 /// The most lines on a page.
@@ -129,9 +129,10 @@ impl LogExcerpt {
             LogPart::From(number) => {
                 let wanted = (number - 1) / LINE_NUMBERS_PER_ATTEMPT + 1;
                 let mut attempts = build.attempts.iter();
-                attempts.find(|attempt| attempt_number_by_attribute_or_name(attempt) == wanted)
+                attempts.find(|attempt| log_section(attempt) == wanted)
             }
-            LogPart::Start | LogPart::End => build.attempts.last(),
+            LogPart::Start => last_attempts_of_parts(&build.attempts).first().copied(),
+            LogPart::End => deciding_attempt(&build.attempts),
         };
         if build.record.rollback.is_some() {
             return Self::of_rollback(build);
@@ -149,7 +150,7 @@ impl LogExcerpt {
                 "the log is not shown: the build had secrets, and this builder can no longer mask their values".to_owned(),
             ));
         };
-        let number = attempt_number_by_attribute_or_name(attempt);
+        let number = log_section(attempt);
         let start = (number - 1) * LINE_NUMBERS_PER_ATTEMPT + 1;
         let first = match part {
             LogPart::From(number) => number,
@@ -205,7 +206,7 @@ impl LogExcerpt {
         let takes_tail = part == LogPart::End;
         let (lines, has_earlier, after) = kept.into_lines_has_earlier_and_next(takes_tail, start);
         let after = after.or_else(|| {
-            let later = build.attempts.iter().map(attempt_number_by_attribute_or_name);
+            let later = build.attempts.iter().map(log_section);
             let later = later.filter(|later| is_complete && *later > number).min()?;
             Some((later - 1) * LINE_NUMBERS_PER_ATTEMPT + 1)
         });

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use super::page_link::LinkSigner;
-use super::record::{attempt_number_by_attribute_or_name, base_reference};
+use super::record::{base_reference, log_section};
 use super::store::StoreError;
 use super::{BuildPhase, BuildRecord, BuildRecords, RecordKey};
 use crate::buildkit::{
@@ -50,7 +50,7 @@ pub(super) struct BuildLookup {
 pub(super) struct FoundBuild {
     /// What is known of the build.
     pub(super) record: BuildRecord,
-    /// The attempts of the build in the daemons' histories, the first one first.
+    /// The attempts of the build in the daemons' histories, in the order of their logs.
     pub(super) attempts: Vec<ListedBuild>,
     /// The record of this process's own build, which changes with it; `None` for a build of another builder.
     pub(super) own: Option<watch::Receiver<BuildRecord>>,
@@ -316,9 +316,10 @@ impl BuildLookup {
         reference: &str,
     ) -> (HistoryListing, Option<String>) {
         let cancellation = &key.to_cancellation();
+        let part_count = self.pool.max_parts_of_split_build();
         let request = |connection: Connection| async move {
             connection
-                .list_attempts_and_running_builds(reference, cancellation)
+                .list_attempts_and_running_builds(reference, part_count, cancellation)
                 .await
         };
         self.request_histories(request, HISTORY_TIMEOUT).await
@@ -419,22 +420,21 @@ fn was_rejected(record: &BuildRecord) -> bool {
 
 /// Returns whether another builder builds, or has built, again what failed in this process.
 fn was_retried_by_another_builder(own: &BuildRecord, attempts: &[ListedBuild]) -> bool {
-    let newest = attempts.last();
     matches!(own.phase, BuildPhase::Failed)
-        && newest.is_some_and(|newest| match newest.state {
+        && attempts.iter().any(|attempt| match attempt.state {
             BuildState::Running => true,
-            BuildState::Succeeded | BuildState::Failed => newest.started_at > own.ended_at,
+            BuildState::Succeeded | BuildState::Failed => attempt.started_at > own.ended_at,
         })
 }
 
 /// Merges a build's record in this process or in the store with that from the history. The first counts, unless it is
 /// outdated.
 fn merge_preferring_own_unless_retried(
-    own_or_stored: BuildRecord,
+    own: BuildRecord,
     history: BuildRecord,
     attempts: &[ListedBuild],
 ) -> BuildRecord {
-    if was_retried_by_another_builder(&own_or_stored, attempts) {
+    if was_retried_by_another_builder(&own, attempts) {
         return history;
     }
     BuildRecord {
@@ -487,8 +487,8 @@ fn log_store_error_and_return_text(error: &StoreError) -> String {
     error.to_string()
 }
 
-/// Returns the attempts of the build `reference`, or else of the last build that began, the first attempt first. A
-/// caller may have sent different requests under one ID.
+/// Returns the attempts of the build `reference`, or else of the last build that began, the first attempt first; those of
+/// each part of a split build together. A caller may have sent different requests under one ID.
 fn attempts_of_one_build(mut attempts: Vec<ListedBuild>, reference: Option<&str>) -> Vec<ListedBuild> {
     let newest = attempts.iter().max_by_key(|attempt| attempt.started_at);
     let known = reference.filter(|reference| {
@@ -502,7 +502,7 @@ fn attempts_of_one_build(mut attempts: Vec<ListedBuild>, reference: Option<&str>
         (None, None) => return Vec::new(),
     };
     attempts.retain(|attempt| base_reference(&attempt.reference) == base);
-    attempts.sort_by_key(attempt_number_by_attribute_or_name);
+    attempts.sort_by_key(log_section);
     // A build that has just ended may be listed twice.
     attempts.reverse();
     attempts.dedup_by(|one, other| one.reference == other.reference);

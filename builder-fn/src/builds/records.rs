@@ -365,10 +365,14 @@ impl RecordedDelivery {
     /// Returns the number of the current attempt, from 1: greater than those of all earlier ones that this process knows
     /// of.
     pub(crate) fn attempt_number(&self) -> u32 {
+        self.recorded_attempts() + self.attempts_of_gone_processes
+    }
+
+    /// Returns the number of attempts that the record has, at least 1.
+    pub(crate) fn recorded_attempts(&self) -> u32 {
         let state = self.shared.lock();
         let recorded = state.builds.get(&self.key);
-        let recorded = recorded.map_or(1, |build| build.record.borrow().attempts.max(1));
-        recorded + self.attempts_of_gone_processes
+        recorded.map_or(1, |build| build.record.borrow().attempts.max(1))
     }
 
     /// Returns whether another process can resume the build once it was handed back.
@@ -383,10 +387,7 @@ impl RecordedDelivery {
     ///
     /// # Errors
     /// Fails if it is not known whether another process resumes the build.
-    pub(crate) async fn hand_back_or_leave_resumable(
-        &self,
-        is_process_ending: bool,
-    ) -> Result<(), StoreError> {
+    pub(crate) async fn hand_back(&self, is_process_ending: bool) -> Result<(), StoreError> {
         if self.leave_to_another_delivery_if_any() {
             return Ok(());
         }
@@ -460,11 +461,7 @@ impl RecordedDelivery {
     /// only a success is recorded: otherwise the outcome of the other one counts.
     ///
     /// The record store is written in the background; the result says when that has ended.
-    pub(crate) fn record_end_if_success_or_last_delivery(
-        mut self,
-        phase: BuildPhase,
-        outcome: Map<String, Value>,
-    ) -> BackgroundWriteHandle {
+    pub(crate) fn end(mut self, phase: BuildPhase, outcome: Map<String, Value>) -> BackgroundWriteHandle {
         self.record_end_once_if_success_or_last_delivery(phase, outcome)
     }
 

@@ -140,11 +140,17 @@ impl BuilderApi {
                     is_dry_run_done: AtomicBool::new(false),
                     failed_to_hand_back: AtomicBool::new(false),
                     evidence: Mutex::default(),
+                    finished_solves: Mutex::default(),
                     inputs: inputs.as_ref(),
                 };
                 let result = span
                     .run(self.build_or_hand_back(&request, &call, exchange, &mut lines, log))
                     .await;
+                if result.is_ok() {
+                    let solves = std::mem::take(&mut *call.lock_finished_solves());
+                    self.builder
+                        .export_caches_in_background(solves, context.shutdown());
+                }
                 if let Err(error) = &result {
                     hint = self.builder.explain_failure(error, &request, &call, &mask).await;
                 }

@@ -134,17 +134,18 @@ impl Drop for UploadCancelledOnDrop {
     }
 }
 
-/// Stores a manifest under `reference`, its digest or a tag.
+/// Stores a manifest of this media type under `reference`, its digest or a tag.
 pub(crate) async fn put_manifest(
     repository: &mut RepositoryClient,
     reference: &str,
     manifest: String,
+    media_type: &'static str,
 ) -> Result<(), UploadError> {
     let address = repository.uri_in_repository_api(&format!("manifests/{reference}"))?;
     let manifest = Bytes::from(manifest);
     let put = || {
         let mut request = request_to(Method::PUT, &address, bytes_body(manifest.clone()));
-        let media_type = HeaderValue::from_static(MANIFEST_MEDIA_TYPE);
+        let media_type = HeaderValue::from_static(media_type);
         request.headers_mut().insert(CONTENT_TYPE, media_type);
         request
     };

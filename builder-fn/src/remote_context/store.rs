@@ -17,8 +17,8 @@ use super::artifact::{self, ContextLayer};
 use super::{ContextError, RemoteContexts};
 use crate::context::Spool;
 use crate::registry::{
-    EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to,
-    upload_blob_if_missing,
+    EMPTY_CONFIG, MANIFEST_MEDIA_TYPE, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection,
+    request_to, upload_blob_if_missing,
 };
 use crate::request::time::format_rfc3339;
 use crate::request::{
@@ -84,7 +84,13 @@ impl RemoteContexts {
         let created = format!("{created} {}", uuid::Uuid::new_v4());
         let manifest = artifact::stored_context_manifest(layer, media_type, config, &created).to_string();
         let digest = sha256_of(manifest.as_bytes());
-        put_manifest(&mut repository, &digest.to_string(), manifest).await?;
+        put_manifest(
+            &mut repository,
+            &digest.to_string(),
+            manifest,
+            MANIFEST_MEDIA_TYPE,
+        )
+        .await?;
         Ok(StoredContext {
             reference: ContextArtifactReference { image, digest },
             bytes: body.len(),

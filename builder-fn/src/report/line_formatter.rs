@@ -52,6 +52,16 @@ impl LineFormatter {
         }
     }
 
+    /// Creates a formatter for a part of the same build, with the same secrets.
+    pub(crate) fn new_for_part(&self) -> Self {
+        Self::new(self.mask.clone())
+    }
+
+    /// Appends the warnings that the formatter of a part has recorded.
+    pub(crate) fn append_warnings_of_part(&mut self, part: Self) {
+        self.warnings.append(part.warnings);
+    }
+
     /// Formats `event` with masked secrets, and returns the log lines that it completes; keeps output without a line
     /// end for later.
     pub(crate) fn format_event(&mut self, event: BuildEvent) -> Vec<String> {

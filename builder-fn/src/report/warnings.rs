@@ -40,6 +40,16 @@ impl Warnings {
         }
     }
 
+    /// Appends the warnings of another list, each text once.
+    pub(crate) fn append(&mut self, other: Self) {
+        for text in other.texts {
+            if !self.texts.contains(&text) {
+                self.push(text);
+            }
+        }
+        self.more += other.more;
+    }
+
     /// Appends a short warning that lines of the build's log are missing, and why; it is kept even if the list is full.
     pub(crate) fn push_incomplete_log(&mut self, reason: &str) {
         self.texts.push(format!("the log is incomplete: {reason}"));

@@ -12,10 +12,13 @@
 //! | `buildkit_plaintext` | `false` | whether `tcp://` to another machine may do without TLS |
 //!
 //! Each of several addresses is one daemon. The host name of a single address may have several IP addresses, each of
-//! which is a daemon then.
+//! which is a daemon then. `PLATFORM=` before an address binds its daemon to a platform; of the daemons that are bound to
+//! the same platforms, a single address counts as such.
 //!
 //! `tcp://` uses TLS if the server's name or one of the three secrets is set, or if there is a secret `buildkit-ca`.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +28,8 @@ use function_host::env::SettingsParser;
 use rustls::pki_types::ServerName;
 
 use crate::buildkit::{
-    Daemon, DaemonAddress, DaemonAtIp, DaemonPool, HostResolverForOneAddressFamily, TlsDialer, TlsSecrets,
+    Daemon, DaemonAddress, DaemonAtIp, DaemonGroup, DaemonPool, HostResolverForOneAddressFamily, Platform,
+    TlsDialer, TlsSecrets,
 };
 use crate::tenants::DaemonFactory;
 
@@ -37,6 +41,14 @@ pub(super) struct DaemonSettings {
     pub(super) is_exposed: bool,
     /// Creates handles of the daemons that a policy names, whose connections use the same TLS secrets.
     pub(super) daemon_factory: DaemonFactory,
+}
+
+/// The address of a daemon, with the platforms that it is bound to: none, for a daemon that builds for every platform
+/// that no other one is bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct BoundAddress {
+    address: DaemonAddress,
+    platforms: BTreeSet<Platform>,
 }
 
 /// The TLS settings of connections to daemons, and whether a connection may be unencrypted.
@@ -83,7 +95,7 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
     // A socket needs no TLS. The commercial chart sets the server's name for a socket too.
     if addresses
         .iter()
-        .any(|address| matches!(address, DaemonAddress::Tcp { .. }))
+        .any(|bound| matches!(bound.address, DaemonAddress::Tcp { .. }))
         && let Some(tls) = &transport.tls
         && let Err(error) = tls.check_usable()
     {
@@ -91,7 +103,7 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
     }
     let is_exposed = addresses
         .iter()
-        .any(|address| transport.is_unencrypted_to_another_machine(address));
+        .any(|bound| transport.is_unencrypted_to_another_machine(&bound.address));
     // Stands for a pool that cannot be made, and is never used: the problem ends the start.
     let unusable_pool = || Daemon::at(DaemonAddress::Unix(PathBuf::new())).into();
     let pool = match addresses.is_empty() {
@@ -116,24 +128,78 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
     }
 }
 
-/// Parses the addresses of daemons, which are separated by commas.
+/// Parses the addresses of daemons, which are separated by commas, each with or without `PLATFORM=` before it. An address
+/// with several platforms is there several times.
 ///
 /// # Errors
 /// Fails with what is wrong. The text follows the name of the setting, and names the address if there are several.
-fn parse_daemon_addresses(text: &str) -> Result<Vec<DaemonAddress>, String> {
+fn parse_daemon_addresses(text: &str) -> Result<Vec<BoundAddress>, String> {
     let parts: Vec<_> = text.split(',').map(str::trim).collect();
-    let mut addresses = Vec::new();
+    let mut addresses: Vec<BoundAddress> = Vec::new();
     for part in &parts {
-        let address = part.parse::<DaemonAddress>().map_err(|error| match parts.len() {
-            1 => error.to_string(),
-            _ => format!("{error}; it has {part:?}"),
-        })?;
-        if addresses.contains(&address) {
-            return Err(format!("should have each daemon once; it has {part:?} twice"));
+        let (platform, address) = match part.split_once('=') {
+            // The path of a socket may have the character too.
+            Some((platform, address)) if !platform.contains("://") => (Some(platform.trim()), address.trim()),
+            _ => (None, *part),
+        };
+        let address = address
+            .parse::<DaemonAddress>()
+            .map_err(|error| match parts.len() {
+                1 => error.to_string(),
+                _ => format!("{error}; it has {part:?}"),
+            })?;
+        let platform = platform
+            .map(|name| {
+                Platform::parse(name).ok_or_else(|| {
+                    format!(
+                        "should have a platform before the =, as in linux/arm64=tcp://buildkit-arm64:1234; it has {part:?}"
+                    )
+                })
+            })
+            .transpose()?;
+        match addresses.iter_mut().find(|known| known.address == address) {
+            None => addresses.push(BoundAddress {
+                address,
+                platforms: platform.into_iter().collect(),
+            }),
+            Some(known) => {
+                let is_new = !known.platforms.is_empty()
+                    && platform.is_some_and(|platform| known.platforms.insert(platform));
+                if !is_new {
+                    return Err(format!(
+                        "should have each daemon once, or once for each of its platforms; it has {part:?} twice"
+                    ));
+                }
+            }
         }
-        addresses.push(address);
     }
     Ok(addresses)
+}
+
+/// Returns the addresses in groups of those that are bound to the same platforms, in the order in which they are given.
+fn group_by_platforms(addresses: &[BoundAddress]) -> Vec<(BTreeSet<Platform>, Vec<DaemonAddress>)> {
+    let mut groups: Vec<(BTreeSet<Platform>, Vec<DaemonAddress>)> = Vec::new();
+    for BoundAddress { address, platforms } in addresses {
+        match groups.iter_mut().find(|(known, _)| known == platforms) {
+            Some((_, group)) => group.push(address.clone()),
+            None => groups.push((platforms.clone(), vec![address.clone()])),
+        }
+    }
+    groups
+}
+
+impl fmt::Display for BoundAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.platforms.is_empty() {
+            return write!(f, "{}", self.address);
+        }
+        let entries: Vec<_> = self
+            .platforms
+            .iter()
+            .map(|platform| format!("{platform}={}", self.address))
+            .collect();
+        f.write_str(&entries.join(","))
+    }
 }
 
 impl TlsSecretsAndPlaintextPermission {
@@ -146,52 +212,68 @@ impl TlsSecretsAndPlaintextPermission {
     }
 
     /// Creates the pool of the daemons at `addresses`, whose certificates are for `name`, or for the hosts of the
-    /// addresses.
+    /// addresses. Of daemons that are bound to the same platforms, a single host name is looked up again and again.
     ///
     /// # Errors
     /// Fails with the setting that is wrong, and the problem.
     fn create_pool(
         &self,
-        addresses: &[DaemonAddress],
+        addresses: &[BoundAddress],
         name: Option<String>,
     ) -> Result<DaemonPool, (&'static str, String)> {
+        let groups = group_by_platforms(addresses)
+            .iter()
+            .map(|(platforms, addresses)| self.create_group(platforms, addresses, name.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        DaemonPool::of_groups(names.join(","), groups)
+            .ok_or_else(|| ("buildkit_url", "should have at least one daemon".to_owned()))
+    }
+
+    /// Creates the group of the daemons at `addresses`, which are bound to `platforms`.
+    fn create_group(
+        &self,
+        platforms: &BTreeSet<Platform>,
+        addresses: &[DaemonAddress],
+        name: Option<String>,
+    ) -> Result<DaemonGroup, (&'static str, String)> {
         if let [address @ DaemonAddress::Tcp { host, port }] = addresses
             && host.parse::<IpAddr>().is_err()
         {
             let by_name =
                 self.create_handle_if_encrypted_or_plaintext_allowed(address.clone(), name.clone())?;
+            let by_name = by_name.bound_to(platforms.clone());
             let (security, port) = (self.clone(), *port);
             let name = name.unwrap_or_else(|| host.clone());
             let fallback = by_name.clone();
+            let platforms = platforms.clone();
             let at_ip: DaemonAtIp = Arc::new(move |ip| {
                 let address = DaemonAddress::Tcp {
                     host: ip.to_string(),
                     port,
                 };
                 let daemon = security.create_handle_with_tls_name(&address, name.clone());
-                // The name was valid for the daemon by its host name.
-                daemon.unwrap_or_else(|_| fallback.clone())
+                match daemon {
+                    Ok(daemon) => daemon.bound_to(platforms.clone()),
+                    // The name was valid for the daemon by its host name.
+                    Err(_) => fallback.clone(),
+                }
             });
-            let resolver = HostResolverForOneAddressFamily {
+            return Ok(DaemonGroup::Resolved(HostResolverForOneAddressFamily {
                 host: host.clone(),
-                by_name: by_name.clone(),
-                at_ip,
-            };
-            return Ok(DaemonPool::of_resolved_daemons(
-                address.to_string(),
                 by_name,
-                resolver,
-            ));
+                at_ip,
+            }));
         }
         let daemons = addresses
             .iter()
             .map(|address| {
-                self.create_handle_if_encrypted_or_plaintext_allowed(address.clone(), name.clone())
+                let daemon =
+                    self.create_handle_if_encrypted_or_plaintext_allowed(address.clone(), name.clone())?;
+                Ok(daemon.bound_to(platforms.clone()))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        DaemonPool::of_daemons(names.join(","), daemons)
-            .ok_or_else(|| ("buildkit_url", "should have at least one daemon".to_owned()))
+        Ok(DaemonGroup::Fixed(daemons))
     }
 
     /// Returns a handle of the daemon at `address`, whose certificate is for `server_name`, or for its host.
@@ -323,7 +405,19 @@ mod tests {
             ),
             (
                 "tcp://a:1,tcp://b:1,tcp://a:1",
-                r#"should have each daemon once; it has "tcp://a:1" twice"#,
+                r#"should have each daemon once, or once for each of its platforms; it has "tcp://a:1" twice"#,
+            ),
+            (
+                "tcp://a:1,linux/arm64=tcp://a:1",
+                r#"should have each daemon once, or once for each of its platforms; it has "linux/arm64=tcp://a:1" twice"#,
+            ),
+            (
+                "arm64=tcp://a:1,linux/arm64/v8=tcp://a:1",
+                r#"should have each daemon once, or once for each of its platforms; it has "linux/arm64/v8=tcp://a:1" twice"#,
+            ),
+            (
+                "linux=tcp://a:1",
+                r#"should have a platform before the =, as in linux/arm64=tcp://buildkit-arm64:1234; it has "linux=tcp://a:1""#,
             ),
             (
                 "tcp://a",
@@ -336,6 +430,29 @@ mod tests {
             parse_daemon_addresses("tcp://a:1, tcp://b:1").map(|found| found.len()),
             Ok(2)
         );
+    }
+
+    #[test]
+    fn addresses_are_bound_to_the_platforms_before_them_and_a_socket_may_have_the_sign_in_its_path() {
+        let text =
+            "tcp://a:1, linux/arm64=tcp://b:1,arm=tcp://b:1,linux/arm64 = tcp://c:1,unix:///run/a=b.sock";
+        let addresses = parse_daemon_addresses(text).expect("addresses");
+        let names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            names,
+            [
+                "tcp://a:1",
+                "linux/arm/v7=tcp://b:1,linux/arm64=tcp://b:1",
+                "linux/arm64=tcp://c:1",
+                "unix:///run/a=b.sock"
+            ]
+        );
+        assert_eq!(parse_daemon_addresses(&names.join(",")), Ok(addresses.clone()));
+        let groups: Vec<_> = group_by_platforms(&addresses)
+            .iter()
+            .map(|(_, group)| group.len())
+            .collect();
+        assert_eq!(groups, [2, 1, 1]);
     }
 
     #[test]

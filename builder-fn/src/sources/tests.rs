@@ -25,6 +25,7 @@ fn rules_of_policy(acme_members_or_empty_for_no_policy: &str) -> SourceRules {
         sbom_generator: Some("docker.io/operator/scanner:1".into()),
         stored_contexts: OperatorRepository::parse("r.example/slipway/contexts"),
         records: OperatorRepository::parse("r.example/slipway/records"),
+        caches: None,
         access: RepositoryAccess::default(),
         secrets: Arc::new(BuildSecrets::default()),
         skips_submodules: false,

@@ -14,6 +14,7 @@ use builder_fn::buildkit::{
     Daemon, FaultyParty, ImageLayerSize, JobError, ManifestLookup, RegistryCredentials, SessionServices,
     SolveOptions, TimeoutsForLastEvents,
 };
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -74,6 +75,18 @@ impl ManifestLookup for FixedAnswerManifestLookup {
             Self::Missing => Ok(Vec::new()),
             Self::Unknown => Err("the registry answered 503".into()),
         }
+    }
+
+    async fn fetch_unverified_manifest(
+        &self,
+        _: &str,
+        _: &str,
+    ) -> Result<Option<Bytes>, Box<dyn Error + Send + Sync>> {
+        Err("these registries have no contents".into())
+    }
+
+    async fn push_index(&self, _: &str, _: String) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Err("these registries take no contents".into())
     }
 }
 

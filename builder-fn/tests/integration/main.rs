@@ -3,6 +3,7 @@
 
 mod api;
 mod builds;
+mod cache_exports;
 mod captured_log;
 mod commit_statuses;
 mod daemon;
@@ -22,6 +23,7 @@ mod log_forms;
 mod notifications;
 mod pages;
 mod persistence;
+mod platforms;
 mod policy;
 mod pool;
 mod record_store;

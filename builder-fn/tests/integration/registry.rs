@@ -134,6 +134,34 @@ impl FakeRegistry {
             .collect()
     }
 
+    /// Stores a manifest, whatever it refers to, and returns its digest.
+    pub(crate) fn store_manifest(&self, repository: &str, manifest: &str) -> String {
+        let digest = digest_of(manifest.as_bytes());
+        let key = format!("{repository}@{digest}");
+        self.state().contents.insert(key, manifest.to_owned().into());
+        digest
+    }
+
+    /// Stores a manifest under a tag, whatever it refers to.
+    pub(crate) fn tag_manifest(&self, repository: &str, tag: &str, manifest: &str) {
+        let digest = self.store_manifest(repository, manifest);
+        self.state().tags.insert(format!("{repository}@{tag}"), digest);
+    }
+
+    /// Returns the manifest with a tag, if the repository has one.
+    pub(crate) fn tagged_manifest(&self, repository: &str, tag: &str) -> Option<Bytes> {
+        let state = self.state();
+        let digest = state.tags.get(&format!("{repository}@{tag}"))?;
+        state.contents.get(&format!("{repository}@{digest}")).cloned()
+    }
+
+    /// Deletes the manifest with this digest, and its tags.
+    pub(crate) fn delete_manifest(&self, repository: &str, digest: &str) {
+        let mut state = self.state();
+        state.tags.retain(|_, tagged| tagged != digest);
+        state.contents.remove(&format!("{repository}@{digest}"));
+    }
+
     /// Deletes the manifest with the first tag of a repository that begins with `tag_prefix`.
     pub(crate) fn delete_first_manifest_with_tag_prefix(&self, repository: &str, tag_prefix: &str) {
         let mut state = self.state();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use builder_fn::build::{BuildSettings, Builder};
+use builder_fn::build::{BuildSettings, Builder, CacheExports};
 use builder_fn::build_threads::OptionalBuildThreads;
 use builder_fn::buildkit::{DaemonPool, TimeoutsForLastEvents};
 use builder_fn::builds::{
@@ -15,7 +15,7 @@ use builder_fn::hand_over::{DeployVia, Deployer, HandOverSettings};
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
 use builder_fn::notify::{NotificationMemory, Notifier};
-use builder_fn::registry::OperatorRepository;
+use builder_fn::registry::{OperatorRepository, Registries};
 use builder_fn::remote_context::{
     ContextUploadConcurrencyLimit, RemoteContexts, StoredContextRepositorySettings,
 };
@@ -131,6 +131,7 @@ impl TestBuilder {
             timeouts: TimeoutsForLastEvents::default(),
             slots: BuildSlots::unlimited_except_for_tenants(),
             records: BuildRecords::default(),
+            cache_exports: CacheExports::default(),
             metrics: metrics.clone(),
         };
         let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes_gauge());
@@ -231,6 +232,22 @@ impl TestBuilder {
         self
     }
 
+    /// Exports caches to this repository.
+    pub(crate) fn with_cache_registry(mut self, repository: &str) -> Self {
+        self.api.builder.settings.cache_repository = OperatorRepository::parse(repository);
+        self
+    }
+
+    /// Waits until `count` exports of caches have ended with this result.
+    pub(crate) async fn wait_for_cache_exports(&self, result: &str, count: u64) {
+        let ended = async {
+            while self.api.metrics.cache_exports(result) < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        crate::complete_or_panic(ended).await;
+    }
+
     /// Names the secrets with the operator's tokens for git repositories.
     pub(crate) fn with_git_tokens(mut self, token_secrets: &str) -> Self {
         self.api.builder.settings.git_tokens = token_secrets.parse().expect("names of secrets");
@@ -324,6 +341,17 @@ impl TestBuilder {
     /// Sets how registries answer lookups of manifests.
     pub(crate) fn with_manifest_lookup(mut self, manifests: FixedAnswerManifestLookup) -> Self {
         self.api.builder.manifests = Arc::new(manifests);
+        self
+    }
+
+    /// Lets the builder ask the registries that images name, which have no authentication, for manifests.
+    pub(crate) fn with_manifests_in_registries(mut self) -> Self {
+        self.api.builder.manifests = Arc::new(Registries {
+            credentials: Arc::new(OneRegistryCredentials),
+            secrets: self.context.secrets().clone(),
+            insecure: true,
+            token_realms: AdditionalTokenHosts::default(),
+        });
         self
     }
 

@@ -1,6 +1,7 @@
 //! Builds as the daemon's history describes them to somebody who asks about them.
 
 use std::collections::{HashMap, HashSet};
+use std::iter::Sum;
 use std::time::SystemTime;
 
 use base64::Engine;
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::buildkit::attributes::SolveAttributes;
 use crate::buildkit::job::ATTEMPT_REFERENCES_OF_CALL_MAX;
+use crate::buildkit::reference::part_name;
 use crate::buildkit::solve::{OMITTED_SEALED_SECRETS_VALUE, SEALED_SECRETS_ATTRIBUTE};
 use crate::buildkit::status::without_rpc_prefix;
 use crate::buildkit::{Cancellation, Connection, Daemon};
@@ -87,6 +89,16 @@ pub struct StepCounts {
     pub cached: u64,
 }
 
+impl Sum for StepCounts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, counts| Self {
+            total: sum.total + counts.total,
+            completed: sum.completed + counts.completed,
+            cached: sum.cached + counts.cached,
+        })
+    }
+}
+
 /// The sealed secrets in a build's history record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SealedSecrets {
@@ -141,22 +153,23 @@ impl Connection {
         Ok(changes.boxed())
     }
 
-    /// Lists the attempts of the build `reference`, and whether somebody asked to cancel it. Other builds that run are
-    /// listed too. The daemon decodes no records of other builds.
+    /// Lists the attempts of the build `reference`, and of up to `part_count` parts if it is split, and whether somebody
+    /// asked to cancel it. Other builds that run are listed too. The daemon decodes no records of other builds.
     ///
     /// # Errors
     /// Fails if the daemon does not answer in time, or has no history.
     pub async fn list_attempts_and_running_builds(
         &self,
         reference: &str,
+        part_count: u32,
         cancellation: &Cancellation,
     ) -> Result<HistoryListing, Status> {
-        let marker = cancellation.reference_of_marker();
-        let attempts = (2..=ATTEMPT_REFERENCES_OF_CALL_MAX).map(|number| format!("{reference}-{number}"));
-        let references: Vec<_> = [marker, reference.to_owned()]
-            .into_iter()
-            .chain(attempts)
-            .collect();
+        let parts = (1..=part_count).map(|number| part_name(reference, number));
+        let mut references = vec![cancellation.reference_of_marker()];
+        for build in [reference.to_owned()].into_iter().chain(parts) {
+            references.extend((2..=ATTEMPT_REFERENCES_OF_CALL_MAX).map(|number| format!("{build}-{number}")));
+            references.push(build);
+        }
         let listing = async {
             // In this order, a build that ends meanwhile is listed.
             let mut listing = self

@@ -15,7 +15,10 @@ use super::question::{
     DaemonAnswer, HostAcceptTimeout, KnownAttempt, ask_about_build_retrying_if_short_timeout,
     is_known_to_run_build,
 };
-use super::{DaemonHashAndBuildCount, DaemonPool, Members, PlacementHash, busy_threshold, choose_daemon};
+use super::{
+    DaemonHashAndBuildCount, DaemonPool, EligibleDaemons, Members, PlacementHash, busy_threshold,
+    choose_daemon,
+};
 use crate::buildkit::connection::{DAEMON_RESTART_GRACE, PAUSE_BETWEEN_RECONNECTS};
 use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection};
 
@@ -43,6 +46,8 @@ pub(crate) struct BuildToPlace<'a> {
     pub(crate) reference: &'a BuildReference,
     /// The tenant and the call of the build, as a request to cancel it would name them.
     pub(crate) call: &'a Cancellation,
+    /// The daemons that the build may go to.
+    pub(crate) daemons: &'a EligibleDaemons,
 }
 
 /// A build with its daemon. The build counts as running there until this is dropped.
@@ -61,7 +66,8 @@ pub(crate) struct PlacedBuildMaybeCancelled {
 }
 
 impl DaemonPool {
-    /// Connects to the daemon that has the build, or else to the one that the build is to begin on. While no daemon
+    /// Connects to the daemon that has the build, or else to the one that the build is to begin on, among those that it
+    /// may go to. While no daemon
     /// answers and one refuses connections, tries again for 15 s.
     ///
     /// # Errors
@@ -70,14 +76,14 @@ impl DaemonPool {
         &self,
         build: BuildToPlace<'_>,
     ) -> Result<PlacedBuildMaybeCancelled, ConnectError> {
-        let members = self.current_members().await;
+        let members = self.eligible_members(build.daemons).await;
         if let [only] = &*members {
             return self.place_on_only_daemon(only, build).await;
         }
         let deadline = Instant::now() + DAEMON_RESTART_GRACE;
         let mut accept_timeout = HostAcceptTimeout::Short;
         loop {
-            let members = self.current_members().await;
+            let members = self.eligible_members(build.daemons).await;
             let asked = highest_scored_daemons_to_ask(&members, build.image, accept_timeout);
             let asking = asked.iter().map(|member| {
                 ask_about_build_retrying_if_short_timeout(
@@ -129,7 +135,21 @@ impl DaemonPool {
         }
     }
 
-    /// Connects to the only daemon of the pool. It finds out itself whether it has the build.
+    /// Returns the daemons of the pool that a build may go to; all of them if there are none of these any more.
+    async fn eligible_members(&self, daemons: &EligibleDaemons) -> Members {
+        let members = self.current_members().await;
+        let eligible: Members = members
+            .iter()
+            .filter(|member| daemons.contain(member))
+            .cloned()
+            .collect();
+        match eligible.is_empty() {
+            true => members,
+            false => eligible,
+        }
+    }
+
+    /// Connects to the only daemon that a build may go to. It finds out itself whether it has the build.
     async fn place_on_only_daemon(
         &self,
         only: &Arc<PoolMember>,

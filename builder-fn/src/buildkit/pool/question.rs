@@ -145,7 +145,7 @@ impl DaemonAnswer {
         let name = reference.to_string();
         match self
             .connection
-            .list_attempts_and_running_builds(&name, call)
+            .list_attempts_and_running_builds(&name, 0, call)
             .await
         {
             Ok(listing) => self.attempts = attempts_among(&listing.builds, reference),

@@ -3,9 +3,15 @@
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
 
 use crate::buildkit::Daemon;
+
+/// The longest wait for the lookup of one group's daemons: shorter than that for all of a pool.
+const GROUP_RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A future that lists the daemons of a pool.
 pub type ResolveFuture = Pin<Box<dyn Future<Output = io::Result<Vec<Daemon>>> + Send>>;
@@ -40,6 +46,84 @@ impl DaemonResolver for HostResolverForOneAddressFamily {
                 several => several.iter().map(|address| at_ip(*address)).collect(),
             })
         })
+    }
+}
+
+/// Daemons of a pool that are bound to the same platforms.
+pub(crate) enum DaemonGroup {
+    /// Daemons with an address each.
+    Fixed(Vec<Daemon>),
+    /// The daemons behind a host name.
+    Resolved(HostResolverForOneAddressFamily),
+}
+
+/// A resolver of the daemons of several groups, each of which keeps its last ones while its lookup fails.
+pub(crate) struct JoinedResolver(Arc<[KnownGroup]>);
+
+/// A group, with the daemons that it last had.
+struct KnownGroup {
+    group: DaemonGroup,
+    last: Mutex<Vec<Daemon>>,
+}
+
+impl JoinedResolver {
+    /// Creates a resolver of the daemons of these groups. A host name stands for its daemons until they were looked up.
+    pub(crate) fn new(groups: Vec<DaemonGroup>) -> Self {
+        let known = groups.into_iter().map(|group| {
+            let first = match &group {
+                DaemonGroup::Fixed(daemons) => daemons.clone(),
+                DaemonGroup::Resolved(resolver) => vec![resolver.by_name.clone()],
+            };
+            KnownGroup {
+                group,
+                last: Mutex::new(first),
+            }
+        });
+        Self(known.collect())
+    }
+
+    /// Returns whether a group has a host name that is looked up.
+    pub(super) fn looks_anything_up(&self) -> bool {
+        let mut groups = self.0.iter();
+        groups.any(|known| matches!(known.group, DaemonGroup::Resolved(_)))
+    }
+
+    /// Returns the daemons that the groups last had, in the order of the groups.
+    pub(super) fn last_daemons(&self) -> Vec<Daemon> {
+        self.0.iter().flat_map(KnownGroup::last_daemons).collect()
+    }
+}
+
+impl DaemonResolver for JoinedResolver {
+    fn resolve_daemons(&self) -> ResolveFuture {
+        let groups = self.0.clone();
+        Box::pin(async move {
+            let lookups = join_all(groups.iter().map(KnownGroup::look_up_unless_fixed)).await;
+            let has_succeeded = lookups.iter().any(Result::is_ok);
+            if let Some(error) = lookups.into_iter().find_map(Result::err) {
+                if !has_succeeded {
+                    return Err(error);
+                }
+                tracing::debug!(%error, "could not look up some of BuildKit's daemons");
+            }
+            Ok(groups.iter().flat_map(KnownGroup::last_daemons).collect())
+        })
+    }
+}
+
+impl KnownGroup {
+    /// Looks the daemons of the group up, if they are behind a host name. A lookup that fails leaves them as they are.
+    async fn look_up_unless_fixed(&self) -> io::Result<()> {
+        let DaemonGroup::Resolved(resolver) = &self.group else {
+            return Ok(());
+        };
+        let found = tokio::time::timeout(GROUP_RESOLVE_TIMEOUT, resolver.resolve_daemons()).await??;
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        Ok(())
+    }
+
+    fn last_daemons(&self) -> Vec<Daemon> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use super::document::{ArtifactManifest, digest_of};
 use super::{RecordStoreAccess, StoreError, lock};
 use crate::registry::{
-    EMPTY_CONFIG, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection, request_to,
-    upload_blob_if_missing,
+    EMPTY_CONFIG, MANIFEST_MEDIA_TYPE, RESPONSE_TIMEOUT, bytes_body, empty_body, put_manifest, rejection,
+    request_to, upload_blob_if_missing,
 };
 
 /// How long a handle with its token is used. Tokens are valid for at least a minute.
@@ -91,7 +91,13 @@ impl RecordRepository {
             upload_blob_if_missing(&mut repository, &digest_of(EMPTY_CONFIG), length, body).await?;
             lock(&self.prepared).insert(tenant.clone());
         }
-        let put = put_manifest(&mut repository, tag, manifest.as_str().to_owned()).await;
+        let put = put_manifest(
+            &mut repository,
+            tag,
+            manifest.as_str().to_owned(),
+            MANIFEST_MEDIA_TYPE,
+        )
+        .await;
         if put.is_err() {
             // The registry may have collected the configuration as garbage.
             lock(&self.prepared).remove(tenant);

@@ -1,0 +1,360 @@
+//! Exports of the caches of finished builds to the operator's registry, so that a build on a daemon which has nothing of
+//! its image begins with them.
+//!
+//! BuildKit exports a cache as a part of a solve. So the same request is solved once more on the same daemon, after the
+//! answer: all of its steps are cached, nothing is pushed but the cache, and whatever becomes of it changes no result.
+//! The solve has no attributes, so that it is no build to anybody who reads the daemon's history.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use function_host::{ErrorChain, Shutdown};
+use tokio::sync::Semaphore;
+
+use super::Builder;
+use super::part::SolvePart;
+use crate::buildkit::{
+    BuildJob, BuildReference, CacheExport, Daemon, KeyLease, ManifestLookup, SessionServices, SolveOptions,
+};
+use crate::context::SourceContext;
+use crate::metrics::{CacheExportResult, Metrics};
+use crate::registry::{ImageName, OperatorRepository};
+use crate::request::BuildRequest;
+
+/// The limit on the exports at the same time.
+const CONCURRENT_EXPORTS_MAX: usize = 2;
+
+/// The limit on the images that have an export running or waiting. Each keeps a context in the spool.
+const IMAGES_MAX: usize = 16;
+
+/// The time limit of one export.
+const EXPORT_TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// The longest wait for the registry's answer whether it has a cache, before a build.
+const CACHE_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The limit on the remembered daemons that have an image's cache. Beyond it, all are forgotten.
+const KNOWN_CACHES_MAX: usize = 10_000;
+
+/// The longest name of a repository with its registry, and the longest tag, in bytes.
+const NAME_AND_TAG_BYTES_MAX: (usize, usize) = (255, 128);
+
+/// The exports of caches of this process. Clones share them.
+#[derive(Clone, Default)]
+pub struct CacheExports(Arc<SharedExports>);
+
+struct SharedExports {
+    permits: Semaphore,
+    state: Mutex<ExportsState>,
+}
+
+#[derive(Default)]
+struct ExportsState {
+    /// The caches that are exported now, each with the build that is exported next.
+    images: HashMap<String, Option<FinishedSolve>>,
+    /// The names of daemons and of the caches that they have.
+    known: HashSet<(String, String)>,
+}
+
+impl Default for SharedExports {
+    fn default() -> Self {
+        Self {
+            permits: Semaphore::new(CONCURRENT_EXPORTS_MAX),
+            state: Mutex::default(),
+        }
+    }
+}
+
+/// A successful solve whose cache is to be exported.
+pub(crate) struct FinishedSolve {
+    /// The full name of the cache in the registry.
+    pub(super) cache: String,
+    /// The daemon that has the cache.
+    pub(super) daemon: Daemon,
+    /// The solve.
+    pub(super) options: SolveOptions,
+    /// The services of its session, without files.
+    pub(super) services: SessionServices,
+    /// The files of its context, with the name under which shared keys are kept; `None` for a git context.
+    pub(super) files: Option<(Arc<SourceContext>, String)>,
+    /// The registries of the build.
+    pub(super) manifests: Arc<dyn ManifestLookup>,
+}
+
+impl CacheExports {
+    fn lock(&self) -> MutexGuard<'_, ExportsState> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether a build of this process has left the cache on the daemon.
+    fn is_known_to_have(&self, daemon: &Daemon, cache: &str) -> bool {
+        let key = (daemon.address_for_messages().to_owned(), cache.to_owned());
+        self.lock().known.contains(&key)
+    }
+
+    /// Records that a daemon has the cache.
+    pub(super) fn record_known(&self, daemon: &Daemon, cache: &str) {
+        let mut state = self.lock();
+        if state.known.len() >= KNOWN_CACHES_MAX {
+            state.known.clear();
+        }
+        state
+            .known
+            .insert((daemon.address_for_messages().to_owned(), cache.to_owned()));
+    }
+
+    /// Returns the solve if its export may begin now. Otherwise it is the next one of its image, or is left out.
+    fn admit(&self, solve: FinishedSolve, metrics: &Metrics) -> Option<FinishedSolve> {
+        let mut state = self.lock();
+        if let Some(next) = state.images.get_mut(&solve.cache) {
+            if next.replace(solve).is_some() {
+                metrics.count_cache_export(CacheExportResult::Skipped);
+            }
+            return None;
+        }
+        if state.images.len() >= IMAGES_MAX {
+            metrics.count_cache_export(CacheExportResult::Skipped);
+            return None;
+        }
+        state.images.insert(solve.cache.clone(), None);
+        Some(solve)
+    }
+
+    /// Returns the next solve of an image whose export has ended.
+    fn take_next(&self, cache: &str) -> Option<FinishedSolve> {
+        let mut state = self.lock();
+        let next = state.images.get_mut(cache).and_then(Option::take);
+        if next.is_none() {
+            state.images.remove(cache);
+        }
+        next
+    }
+}
+
+impl Builder {
+    /// Returns the full name of the cache of a part of a build in the operator's registry; `None` without the setting.
+    pub(super) fn cache_name(&self, request: &BuildRequest, part: &SolvePart) -> Option<String> {
+        let tenant = request.tenant().map(|tenant| tenant.name().as_str());
+        let repository = self.settings.cache_repository.as_ref()?;
+        cache_name(
+            repository,
+            tenant,
+            &request.config.image.without_tag(),
+            &part.platforms,
+        )
+    }
+
+    /// Returns whether a build should import the cache: the daemon is not known to have it, and the registry has it.
+    pub(super) async fn should_import_cache(
+        &self,
+        request: &BuildRequest,
+        daemon: &Daemon,
+        cache: &str,
+    ) -> bool {
+        if request.config.no_cache || self.cache_exports.is_known_to_have(daemon, cache) {
+            return false;
+        }
+        let Some((_, tag)) = cache.rsplit_once(':') else {
+            return false;
+        };
+        let registries = self.manifests_for(request);
+        let asking = registries.has_manifest(cache, tag);
+        match tokio::time::timeout(CACHE_LOOKUP_TIMEOUT, asking).await {
+            Ok(Ok(is_there)) => is_there,
+            Ok(Err(error)) => {
+                tracing::warn!(cache, error = %ErrorChain(&*error), "could not ask the registry for a cache");
+                false
+            }
+            Err(_) => {
+                tracing::warn!(cache, "the registry did not say in time whether it has a cache");
+                false
+            }
+        }
+    }
+
+    /// Exports the caches of finished solves in the background. A shutdown ends the exports.
+    pub(crate) fn export_caches_in_background(&self, solves: Vec<FinishedSolve>, shutdown: &Shutdown) {
+        for solve in solves {
+            let Some(first) = self.cache_exports.admit(solve, &self.metrics) else {
+                continue;
+            };
+            let (builder, shutdown) = (self.clone(), shutdown.clone());
+            tokio::spawn(async move {
+                let cache = first.cache.clone();
+                let mut next = Some(first);
+                while let Some(solve) = next {
+                    let result = tokio::select! {
+                        biased;
+                        _ = shutdown.wait_until_begun() => CacheExportResult::Skipped,
+                        result = builder.export_cache(solve) => result,
+                    };
+                    builder.metrics.count_cache_export(result);
+                    next = builder.cache_exports.take_next(&cache);
+                }
+            });
+        }
+    }
+
+    /// Waits for its turn, and exports the cache of a finished solve.
+    async fn export_cache(&self, solve: FinishedSolve) -> CacheExportResult {
+        let cache = solve.cache.clone();
+        let Ok(_permit) = self.cache_exports.0.permits.acquire().await else {
+            return CacheExportResult::Skipped;
+        };
+        let exporting = Box::pin(self.solve_for_export(solve));
+        let error = match tokio::time::timeout(EXPORT_TIME_LIMIT, exporting).await {
+            Ok(Ok(())) => {
+                tracing::info!(cache, "exported a cache to the registry");
+                return CacheExportResult::Exported;
+            }
+            Ok(Err(error)) => error,
+            Err(_) => format!("it took longer than {EXPORT_TIME_LIMIT:?}"),
+        };
+        tracing::warn!(cache, error, "could not export a cache to the registry");
+        CacheExportResult::Failed
+    }
+
+    async fn solve_for_export(&self, solve: FinishedSolve) -> Result<(), String> {
+        let FinishedSolve {
+            cache,
+            daemon,
+            options,
+            services,
+            files,
+            manifests,
+        } = solve;
+        let (services, shared_key) = match files {
+            Some((files, image)) => {
+                let (keys, context) = (self.keys.clone(), files.clone());
+                let leasing =
+                    tokio::task::spawn_blocking(move || keys.lease_for_image_blocking(&image, &context));
+                let lease: Arc<KeyLease> = leasing.await.map(Arc::new).map_err(|error| error.to_string())?;
+                (services.with_files(files, lease.clone()), lease)
+            }
+            None => (services, Arc::new(self.keys.lease_single_use())),
+        };
+        let job = BuildJob {
+            services,
+            shared_key,
+            solve: export_options(options, cache),
+            first_attempt: 1,
+            manifests,
+            timeouts: self.timeouts,
+        };
+        let connection = daemon
+            .connect()
+            .await
+            .map_err(|error| ErrorChain(&error).to_string())?;
+        let exported = job.run_to_outcome(&connection, |_| {}).await;
+        exported.map(drop).map_err(|error| ErrorChain(&error).to_string())
+    }
+}
+
+/// Returns the options of the solve that exports the cache of a finished one, and nothing else.
+fn export_options(finished: SolveOptions, cache: String) -> SolveOptions {
+    SolveOptions {
+        reference: BuildReference::random(),
+        attributes: None,
+        names: Vec::new(),
+        push: false,
+        exports_only_cache: true,
+        // What the build has just made is to be found.
+        no_cache: false,
+        cache_to: vec![CacheExport {
+            name: cache,
+            max: true,
+            ignore_error: false,
+        }],
+        provenance: None,
+        sbom_generator: None,
+        sealed_secrets: None,
+        ..finished
+    }
+}
+
+/// Returns the full name of the cache of an image, which has no tag, for these platforms; `None` if it is too long.
+///
+/// It depends on the tenant, the image and the platforms only. Builds for other platforms have a cache of their own: an
+/// export replaces the one before.
+fn cache_name(
+    repository: &OperatorRepository,
+    tenant: Option<&str>,
+    image: &str,
+    platforms: &[String],
+) -> Option<String> {
+    let (registry, path) = image.split_once('/')?;
+    // Part of the path, where a port or an IPv6 address may not be.
+    let registry: Vec<_> = registry
+        .split(|character: char| !character.is_ascii_alphanumeric() && character != '.')
+        .filter(|part| !part.is_empty())
+        .collect();
+    let own = repository.of_tenant(tenant)?;
+    let name = format!("{own}/{}/{path}", registry.join("-").to_ascii_lowercase());
+    let platforms: String = platforms
+        .iter()
+        .map(|platform| format!("-{}", platform.replace('/', "-")))
+        .collect();
+    let tag = format!("cache{platforms}");
+    let (name_max, tag_max) = NAME_AND_TAG_BYTES_MAX;
+    let is_usable = ImageName::parse(&name).is_some() && name.len() <= name_max && tag.len() <= tag_max;
+    is_usable.then(|| format!("{name}:{tag}"))
+}
+
+impl fmt::Debug for CacheExports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheExports").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for FinishedSolve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FinishedSolve").field(&self.cache).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caches_name_depends_on_the_tenant_the_image_and_the_platforms_only() {
+        let repository = OperatorRepository::parse("r.example/caches").expect("a repository");
+        let name = |tenant, image: &str, platforms: &[&str]| {
+            let platforms: Vec<_> = platforms.iter().map(ToString::to_string).collect();
+            cache_name(&repository, tenant, image, &platforms)
+        };
+        for (tenant, image, platforms, expected) in [
+            (
+                None,
+                "docker.io/library/app",
+                &[][..],
+                "r.example/caches/docker.io/library/app:cache",
+            ),
+            (
+                None,
+                "10.0.0.1:5000/app",
+                &[],
+                "r.example/caches/10.0.0.1-5000/app:cache",
+            ),
+            (None, "[::1]:5000/app", &[], "r.example/caches/1-5000/app:cache"),
+            (
+                Some("acme"),
+                "r.example/app",
+                &[],
+                "r.example/caches/acme/r.example/app:cache",
+            ),
+            (
+                Some("acme"),
+                "r.example/app",
+                &["linux/amd64", "linux/arm64"],
+                "r.example/caches/acme/r.example/app:cache-linux-amd64-linux-arm64",
+            ),
+        ] {
+            assert_eq!(name(tenant, image, platforms).as_deref(), Some(expected));
+        }
+        assert_eq!(name(None, &format!("r.example/{}", "x".repeat(240)), &[]), None);
+        assert_eq!(name(None, "r.example/app", &["linux/amd64"; 20]), None);
+    }
+}
