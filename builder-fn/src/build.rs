@@ -168,7 +168,7 @@ impl Builder {
         let parts = pool.split_by_platform(&config.platforms)?;
         let parts = SolvePart::of_build(parts, &call.reference);
         let registration = self.register_and_supersede_older_unless_opted_out(&supersession, request, call);
-        let _watched = call.accepted.watch_cancellations(&pool);
+        let _watched = call.accepted.watch_cancellations_of_any_build(&pool);
         let solving = async {
             let _slot = self
                 .wait_for_slot_until_time_limit_or_shutdown(request, call)
@@ -234,7 +234,7 @@ impl Builder {
         let used = [&config.image].into_iter().chain(&config.tags).chain(exports);
         let used = used
             .chain(&config.cache_from)
-            .filter_map(|image| ImageName::parse(&image.without_tag()));
+            .filter_map(|image| ImageName::parse_with_registry(&image.without_tag()));
         for image in used {
             if has(records, &image) {
                 return Err(Error::RecordsRepository { image });

@@ -95,7 +95,7 @@ impl Registries {
         &self,
         name: &str,
     ) -> Result<RepositoryClient, Box<dyn StdError + Send + Sync>> {
-        let image = ImageName::parse(name).ok_or("the image's name has no registry")?;
+        let image = ImageName::parse_with_registry(name).ok_or("the image's name has no registry")?;
         let (registry, repository) = (image.registry(), image.repository());
         let credentials = self.credentials.credentials_or_empty(registry).await;
         let client = RegistryClient::new(&self.secrets, self.insecure, self.token_realms.clone())?;

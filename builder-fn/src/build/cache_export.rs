@@ -298,7 +298,8 @@ fn cache_name(
         .collect();
     let tag = format!("cache{platforms}");
     let (name_max, tag_max) = NAME_AND_TAG_BYTES_MAX;
-    let is_usable = ImageName::parse(&name).is_some() && name.len() <= name_max && tag.len() <= tag_max;
+    let is_usable =
+        ImageName::parse_with_registry(&name).is_some() && name.len() <= name_max && tag.len() <= tag_max;
     is_usable.then(|| format!("{name}:{tag}"))
 }
 

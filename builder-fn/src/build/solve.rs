@@ -382,7 +382,7 @@ impl Builder {
     /// Returns the registries that the images of a request are pushed to, with the credentials for them.
     pub(super) fn manifests_for(&self, request: &BuildRequest) -> Arc<dyn ManifestLookup> {
         match request.tenant() {
-            Some(tenant) => self.tenants.registries(tenant),
+            Some(tenant) => self.tenants.registries_with_own_credentials(tenant),
             None => self.manifests.clone(),
         }
     }
@@ -427,12 +427,12 @@ impl Builder {
         cache: Option<String>,
     ) -> SessionServices {
         let access = repository_access_named_in_config(&request.config);
-        if let Some(cache) = cache.as_deref().and_then(ImageName::parse) {
+        if let Some(cache) = cache.as_deref().and_then(ImageName::parse_with_registry) {
             access.allow_push(cache);
         }
         let credentials: Arc<dyn CredentialStore> = match request.tenant() {
             Some(tenant) => Arc::new(ScopeLimitedTenantCredentials {
-                registries: self.tenants.registries(tenant),
+                registries: self.tenants.registries_with_own_credentials(tenant),
                 access: access.clone(),
             }),
             None => self.credentials.clone(),

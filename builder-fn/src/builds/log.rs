@@ -20,7 +20,7 @@ use super::log_copy::{CopiedLines, CopyReader};
 use super::log_interruption::LogInterruption;
 use super::log_sink::{KEEP_ALIVE_INTERVAL, LogRecordSink, ReaderGone};
 use super::lookup::{BuildLookup, FoundBuild, UnreadPlaces};
-use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
+use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LineKind, LogLine, NumberedLog};
 use super::record::{follows_unfinished_part, log_section};
 use crate::buildkit::{BuildState, Connection, ListedBuild};
 use crate::redact::SecretMask;

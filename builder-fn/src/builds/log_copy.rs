@@ -248,9 +248,10 @@ impl LogCopy {
         true
     }
 
-    /// Reads some lines with numbers from `first` on, from the block at `offset` on. Returns them, and the offset of the
-    /// next block. Blocks while the file is read.
-    fn read_lines_of_one_block(&self, offset: u64, first: u64) -> std::io::Result<(Vec<LogLine>, u64)> {
+    /// Reads the lines with numbers from `first` on of one block: of the last one that may have the line `first`, or of
+    /// the one at `min_offset` if that comes later. Returns them, and the offset of the next block. Blocks while the
+    /// file is read.
+    fn read_lines_of_one_block(&self, min_offset: u64, first: u64) -> std::io::Result<(Vec<LogLine>, u64)> {
         let (start, end) = {
             let index = self.lock_index();
             let at = index.partition_point(|block| block.offset < min_offset);

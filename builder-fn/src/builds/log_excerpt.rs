@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::BuildPhase;
 use super::lookup::FoundBuild;
-use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LogLine, NumberedLog};
+use super::numbered_log::{LINE_NUMBERS_PER_ATTEMPT, LineKind, LogLine, NumberedLog};
 use super::record::{deciding_attempt, last_attempts_of_parts, log_section};
 use crate::buildkit::{AttemptFacts, StepOrExportPartFacts};
 

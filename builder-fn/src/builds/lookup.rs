@@ -430,11 +430,11 @@ fn was_retried_by_another_builder(own: &BuildRecord, attempts: &[ListedBuild]) -
 /// Merges a build's record in this process or in the store with that from the history. The first counts, unless it is
 /// outdated.
 fn merge_preferring_own_unless_retried(
-    own: BuildRecord,
+    own_or_stored: BuildRecord,
     history: BuildRecord,
     attempts: &[ListedBuild],
 ) -> BuildRecord {
-    if was_retried_by_another_builder(&own, attempts) {
+    if was_retried_by_another_builder(&own_or_stored, attempts) {
         return history;
     }
     BuildRecord {

@@ -123,8 +123,12 @@ impl BuildRecord {
     }
 
     /// Creates the record of a call's build from its attempts in BuildKit's history, in the order in which they began;
-    /// `None` without attempts. `is_cancelled` says whether somebody asked to cancel it.
-    pub(crate) fn from_history(id: &str, attempts: &[ListedBuild], is_cancelled: bool) -> Option<Self> {
+    /// `None` without attempts. `is_cancellation_requested` says whether somebody asked to cancel it.
+    pub(crate) fn from_history(
+        id: &str,
+        attempts: &[ListedBuild],
+        is_cancellation_requested: bool,
+    ) -> Option<Self> {
         let last = deciding_attempt(attempts)?;
         let lasts = last_attempts_of_parts(attempts);
         let is_split = part_in_attempt_name(&last.reference).is_some();

@@ -387,7 +387,10 @@ impl RecordedDelivery {
     ///
     /// # Errors
     /// Fails if it is not known whether another process resumes the build.
-    pub(crate) async fn hand_back(&self, is_process_ending: bool) -> Result<(), StoreError> {
+    pub(crate) async fn hand_back_or_leave_resumable(
+        &self,
+        is_process_ending: bool,
+    ) -> Result<(), StoreError> {
         if self.leave_to_another_delivery_if_any() {
             return Ok(());
         }
@@ -461,7 +464,11 @@ impl RecordedDelivery {
     /// only a success is recorded: otherwise the outcome of the other one counts.
     ///
     /// The record store is written in the background; the result says when that has ended.
-    pub(crate) fn end(mut self, phase: BuildPhase, outcome: Map<String, Value>) -> BackgroundWriteHandle {
+    pub(crate) fn record_end_if_success_or_last_delivery(
+        mut self,
+        phase: BuildPhase,
+        outcome: Map<String, Value>,
+    ) -> BackgroundWriteHandle {
         self.record_end_once_if_success_or_last_delivery(phase, outcome)
     }
 

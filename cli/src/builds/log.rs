@@ -49,7 +49,7 @@ enum LookupFailure {
 ///
 /// # Errors
 /// Fails if there is no such build, or its log is lost.
-pub(crate) async fn logs(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
+pub(crate) async fn print_log_or_follow_build(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
     let connected = ClientWithChosenRoute::find(&arguments.connection).await?;
     let found = find_build(&connected, &arguments.subject).await;
     let is_id = Uuid::try_parse(&arguments.subject).is_ok();

@@ -189,7 +189,7 @@ pub(super) fn log_section(
                 output #found aria-live="polite" {}
             }
             ol #hits hidden aria-label="Lines found" {}
-            @if let Some(problem) = &excerpt.problem { p.note { (words::cut(&show_controls_keeping_tabs_and_newlines(problem), 1000)) } }
+            @if let Some(problem) = &excerpt.problem { p.note { (words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(problem), 1000)) } }
             @if let Some(part) = excerpt.unread {
                 p.note {
                     @if rendered.is_empty() { "The log is not read yet. " }

@@ -100,7 +100,7 @@ impl Cluster {
         let Self { dir, plan } = self;
         remove_everything_but_lock_file(&dir.root)?;
         create_directories(dir)?;
-        GatewayAndRegistryLogins::read_or_generate(dir, &registry_host_and_port(), false)?;
+        GatewayAndRegistryLogins::read_or_generate_also_signing_keys(dir, &registry_host_and_port(), false)?;
         write_certificates_and_kubeconfigs(dir, plan.node_address())?;
         for (name, program) in [
             ("kubectl", plan.programs.kubectl()),

@@ -71,7 +71,7 @@ fn excerpt_of_60_steps_and_300_lines(step_name: &str, line: &str, unread: Option
     }
 }
 
-fn layers() -> Vec<ImageLayerSize> {
+fn sixty_layers() -> Vec<ImageLayerSize> {
     let layer = |bytes| ImageLayerSize {
         digest: format!("sha256:{}", "0".repeat(64)),
         bytes,
@@ -86,7 +86,7 @@ fn page(record: &BuildRecord, others: &[BuildRecord], excerpt: &LogExcerpt, form
         incomplete: None,
         excerpt,
         others,
-        layers: &layers(),
+        layers: &sixty_layers(),
         access: &PageReaderRights::Open,
         query: PageQuery {
             part: (form != BuildPageParts::Whole).then_some(LogPart::End),
