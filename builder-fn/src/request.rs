@@ -35,9 +35,7 @@ use function_host::policy::{ReservedNames, Tenant};
 use function_host::unverified::{UnverifiedBudget, UnverifiedLimits};
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
-pub(crate) use config::{
-    BuildConfig, CacheToItem, CommitStatusConfig, Forge, ProvenanceMinOrMax, is_full_commit_hash,
-};
+pub(crate) use config::{BuildConfig, CommitStatusConfig, Forge, ProvenanceMinOrMax, is_full_commit_hash};
 pub use config::{ContextArtifactReference, ContextTarReference, GitContext, UrlContext};
 pub use digest::Sha256Digest;
 pub use error::{RequestError, RequestErrorKind};

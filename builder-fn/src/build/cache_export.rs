@@ -14,9 +14,13 @@ use function_host::{ErrorChain, Shutdown};
 use tokio::sync::Semaphore;
 
 use super::Builder;
+use super::call::BuilderCall;
+use super::context::JobBuildContext;
 use super::part::SolvePart;
+use super::solve::shared_key_image;
 use crate::buildkit::{
-    BuildJob, BuildReference, CacheExport, Daemon, KeyLease, ManifestLookup, SessionServices, SolveOptions,
+    BuildJob, BuildReference, CacheExport, Connection, Daemon, KeyLease, ManifestLookup, SessionServices,
+    SolveOptions,
 };
 use crate::context::SourceContext;
 use crate::metrics::{CacheExportResult, Metrics};
@@ -171,6 +175,29 @@ impl Builder {
                 tracing::warn!(cache, "the registry did not say in time whether it has a cache");
                 false
             }
+        }
+    }
+
+    /// Returns what is needed to export the cache of a job once it has succeeded.
+    pub(super) fn finished_solve(
+        &self,
+        connection: &Connection,
+        job: &BuildJob,
+        request: &BuildRequest,
+        context: &JobBuildContext,
+        call: &BuilderCall<'_>,
+        cache: String,
+    ) -> FinishedSolve {
+        FinishedSolve {
+            daemon: connection.daemon().clone(),
+            options: job.solve.clone(),
+            services: self.session_services_without_files(request, call, Some(cache.clone())),
+            files: match context {
+                JobBuildContext::Files(context) => Some((context.files.clone(), shared_key_image(request))),
+                JobBuildContext::Git { .. } => None,
+            },
+            manifests: job.manifests.clone(),
+            cache,
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::sync::OnceCell;
 
 use super::context::JobBuildContext;
 use super::evidence::FailureEvidence;
-use crate::buildkit::{BuildPart, BuildReference, EligibleDaemons};
+use crate::buildkit::{BuildPart, BuildReference, CacheExport, EligibleDaemons};
 use crate::report::LogSink;
 use crate::request::{BuildConfig, ImageRef};
 
@@ -78,6 +78,17 @@ impl SolvePart {
         let own = own.map(|image| format!("{image}{suffix}"));
         own.chain(config.cache_from.iter().map(ToString::to_string))
             .collect()
+    }
+
+    /// Returns the images that the part exports cached steps to: a tag of its own for each part of an index.
+    pub(super) fn cache_exports(&self, config: &BuildConfig) -> Vec<CacheExport> {
+        let suffix = self.tag_suffix();
+        let exports = config.cache_to.iter().map(|cache| CacheExport {
+            name: format!("{}{suffix}", cache.image),
+            max: cache.max,
+            ignore_error: cache.ignore_error,
+        });
+        exports.collect()
     }
 
     /// Returns the ending of tags for what each part of a split build has of its own, such as `-linux-arm64`; empty for

@@ -10,17 +10,16 @@ use function_host::trace::{self, Span};
 use futures_util::future::try_join_all;
 
 use super::Builder;
-use super::cache_export::FinishedSolve;
 use super::call::{BuilderCall, wait_for_expiry};
 use super::context::JobBuildContext;
 use super::control_character;
 use super::part::{SharedLog, SolvePart};
 use super::retry::BuildRetries;
 use crate::buildkit::{
-    BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImageDigestCommitAndTimes, CacheExport,
-    Connection, CredentialStore, DaemonPool, EarlierBuildReferenceAndCall, FaultyParty, JobError, KeyLease,
-    ManifestLookup, PlacedBuildMaybeCancelled, PlacementHash, SOURCE_DATE_EPOCH, SessionServices,
-    SolveAttributes, SolveOptions, find_built_image,
+    BuildEvent, BuildFailure, BuildJob, BuildToPlace, BuiltImageDigestCommitAndTimes, CredentialStore,
+    DaemonPool, EarlierBuildReferenceAndCall, FaultyParty, JobError, KeyLease, ManifestLookup,
+    PlacedBuildMaybeCancelled, PlacementHash, SOURCE_DATE_EPOCH, SessionServices, SolveAttributes,
+    SolveOptions, find_built_image,
 };
 use crate::context::SourceContext;
 use crate::error::Error;
@@ -28,8 +27,7 @@ use crate::function_id::FunctionId;
 use crate::registry::{ImageName, RepositoryAccess, ScopeLimitedTenantCredentials};
 use crate::report::{LineFormatter, LogSink};
 use crate::request::{
-    BuildConfig, BuildRequest, BuildSource, CacheToItem, Frontend, ImageRef, ProvenanceMinOrMax,
-    VerifiedSignature,
+    BuildConfig, BuildRequest, BuildSource, Frontend, ImageRef, ProvenanceMinOrMax, VerifiedSignature,
 };
 use crate::supersede::Registration;
 use crate::trace::StepAndExportSpans;
@@ -420,7 +418,7 @@ impl Builder {
     }
 
     /// Creates the services of a session of the build, without its files. It may read and write `cache`.
-    fn session_services_without_files(
+    pub(super) fn session_services_without_files(
         &self,
         request: &BuildRequest,
         call: &BuilderCall<'_>,
@@ -443,29 +441,6 @@ impl Builder {
             .with_source_check_gating_later_files(Arc::new(sources))
             .with_credentials(credentials)
             .with_secrets_unless_empty(Arc::new(call.secrets.clone()))
-    }
-
-    /// Returns what is needed to export the cache of a job once it has succeeded.
-    fn finished_solve(
-        &self,
-        connection: &Connection,
-        job: &BuildJob,
-        request: &BuildRequest,
-        context: &JobBuildContext,
-        call: &BuilderCall<'_>,
-        cache: String,
-    ) -> FinishedSolve {
-        FinishedSolve {
-            daemon: connection.daemon().clone(),
-            options: job.solve.clone(),
-            services: self.session_services_without_files(request, call, Some(cache.clone())),
-            files: match context {
-                JobBuildContext::Files(context) => Some((context.files.clone(), shared_key_image(request))),
-                JobBuildContext::Git { .. } => None,
-            },
-            manifests: job.manifests.clone(),
-            cache,
-        }
     }
 
     /// Creates the job of an attempt from the request and the operator's settings, and leases its shared key.
@@ -517,11 +492,7 @@ impl Builder {
             platforms: part.platforms.clone(),
             no_cache: config.no_cache,
             cache_from: part.cache_imports(config),
-            cache_to: config
-                .cache_to
-                .iter()
-                .map(|cache| to_cache_export(cache, part))
-                .collect(),
+            cache_to: part.cache_exports(config),
             named_frontend: matches!(context, JobBuildContext::Files(context) if context.frontend == Frontend::Named),
             git_context: match context {
                 JobBuildContext::Files(_) => None,
@@ -551,7 +522,7 @@ impl Builder {
 
 /// Returns the name under which the shared keys of a request's image are kept. The name of a tenant has no slash, so no two
 /// tenants share a key, whatever their images are called.
-fn shared_key_image(request: &BuildRequest) -> String {
+pub(super) fn shared_key_image(request: &BuildRequest) -> String {
     let tenant = request.tenant().map(|tenant| format!("{}/", tenant.name()));
     format!(
         "{}{}",
@@ -614,13 +585,4 @@ fn repository_access_named_in_config(config: &BuildConfig) -> RepositoryAccess {
         .filter_map(name)
         .for_each(|image| access.allow_pull(image));
     access
-}
-
-/// Converts an item of the config's cache exports to one of the solve's. The parts of an index export to a tag each.
-fn to_cache_export(cache: &CacheToItem, part: &SolvePart) -> CacheExport {
-    CacheExport {
-        name: format!("{}{}", cache.image, part.tag_suffix()),
-        max: cache.max,
-        ignore_error: cache.ignore_error,
-    }
 }
