@@ -50,7 +50,8 @@ enum LookupFailure {
 /// # Errors
 /// Fails if there is no such build, or its log is lost.
 pub(crate) async fn print_log_or_follow_build(arguments: &LogArguments) -> Result<ExitStatus, Failure> {
-    let connected = ClientWithChosenRoute::find(&arguments.connection).await?;
+    let connected =
+        ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
     let found = find_build(&connected, &arguments.subject).await;
     let is_id = Uuid::try_parse(&arguments.subject).is_ok();
     let (build, patience) = match found {

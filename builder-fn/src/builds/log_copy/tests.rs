@@ -107,7 +107,7 @@ async fn the_name_of_a_cached_step_is_copied_and_does_not_count_as_a_line() {
         reader.next_lines(3).await.expect("no error"),
         CopiedLines::Lines(vec![name(3)])
     );
-    assert_eq!(reader.last_line_number(), 2);
+    assert_eq!(reader.last_copied_line_number(), 2);
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn a_copy_is_kept_for_a_while_without_readers_and_longer_if_one_comes() {
 
     let evicted = copy.clone();
     let unneeded = tokio::spawn(async move { evicted.wait_until_unneeded_or_evicted().await });
-    copy.evict();
+    copy.mark_evicted();
     tokio::time::timeout(KEPT_UNREAD / 2, unneeded)
         .await
         .expect("in time")

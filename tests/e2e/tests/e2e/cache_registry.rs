@@ -28,7 +28,10 @@ async fn start_ready_builder(
 /// Builds the tar, and returns the answer and how long it took.
 async fn build(builder: &BuilderProcess, tar: &[u8]) -> Result<(Value, Duration)> {
     let start = Instant::now();
-    let reply = builder.client()?.post_signed(tar.to_vec()).await?;
+    let reply = builder
+        .build_client_with_own_key()?
+        .post_signed(tar.to_vec())
+        .await?;
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
     Ok((reply.json_or_error_text(), start.elapsed()))
 }

@@ -58,7 +58,7 @@ async fn build_and_deploy(
         });
         let base = testbed.build_busybox_once_and_get_name().await?;
         let tar = BuildContext::static_page_function(base, text).tar_with_config_last(&config)?;
-        let reply = builder.client()?.post_signed(tar).await?;
+        let reply = builder.build_client_with_own_key()?.post_signed(tar).await?;
         ensure!(reply.status == 200, "{}", reply.text);
         let hand_over = &reply.json_or_error_text()["deployment"]["handOver"];
         ensure!(hand_over.is_object(), "{}", reply.text);

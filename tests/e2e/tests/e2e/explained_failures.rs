@@ -57,7 +57,7 @@ async fn build_case_and_describe_wrong_hint(
         config[key] = value.clone();
     }
     let reply = builder
-        .client()?
+        .build_client_with_own_key()?
         .post_signed(source.tar_with_config_last(&config)?)
         .await?;
     let hint = &reply.json_or_error_text()["hint"];
@@ -109,7 +109,8 @@ async fn the_last_lines_of_a_function_that_does_not_run_are_in_the_answer_and_it
     let deployer =
         DeployerProcess::start(&testbed, &testbed.stack.gateway.url, &[READY_TIMEOUT_SETTING]).await?;
     let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
-    let builder = BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.url())]).await?;
+    let builder =
+        BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.gateway_url())]).await?;
     let run = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)?
         .as_nanos();
@@ -142,7 +143,7 @@ async fn the_last_lines_of_a_function_that_does_not_run_are_in_the_answer_and_it
         let image = testbed.image_name(&format!("e2e/{name}"), "1");
         let config = json!({"image": image, "deploy": {"service": name}});
         let id = format!("{name}-{run}");
-        let client = builder.client()?;
+        let client = builder.build_client_with_own_key()?;
         let reply = client
             .post_signed_with_headers(source.tar_with_config_last(&config)?, &[("X-Call-Id", &id)])
             .await?;

@@ -115,7 +115,7 @@ async fn the_page_that_open_names_follows_a_queued_build_through_the_gateway_wit
     let mut reports = browser.take_reports().await?;
     reports.retain(|report| !report.contains(REPORT_OF_MISSING_TLS));
     assert!(reports.is_empty(), "{reports:?}");
-    let output = up.wait_for_end().await?;
+    let output = up.wait_for_end_and_rest_of_stderr().await?;
     assert_eq!(output.code, 0, "{output:?}");
     testbed.functions.remove_function(name).await
 }

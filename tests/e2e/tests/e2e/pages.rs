@@ -304,7 +304,7 @@ async fn hostile_output_and_names_stay_text_on_pages() -> Result<()> {
     );
     let steps = format!("RUN {line}; {}; {line}; exit 1", gated_command(&gate));
     let id = fresh_id("<b onclick=document.title=1>&amp;\"'")?;
-    let path = "/builds/".to_owned() + &encode(&id);
+    let path = "/builds/".to_owned() + &percent_encode(&id);
     let context = setting.uncached_context_with_steps(&steps).await?;
     let image = setting.image_name("page-hostile");
     let build = setting.build(&id, &context, &image);
@@ -385,7 +385,7 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     let testbed = slipway_e2e::testbed::Testbed::find_running_stack()?;
     // The stack's own daemon would keep the log in its history.
     let daemon = BuildkitDaemon::start(&testbed, "").await?;
-    let url = daemon.url();
+    let url = daemon.socket_url();
     let setting = BuilderBehindPrefixProxy::start(&[("buildkit_url", &url)]).await?;
     let filler = "x".repeat(88);
     let steps = format!("RUN seq 1 {LINES_WRITTEN_BY_STEP} | sed 's/.*/line & {filler}/'");
@@ -394,7 +394,7 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     let reply = setting.build(&fresh_id("page-long")?, &context, &image).await?;
     assert_eq!(reply.status, 200, "{:.1000}", reply.text);
     let browser = Browser::start(true).await?;
-    let url = setting.page_url(&reply.json())?;
+    let url = setting.page_url(&reply.json_or_error_text())?;
     browser
         .open_until(&url, &js_log_has_line_matching("\\bline 1 x"))
         .await?;

@@ -79,7 +79,7 @@ impl PlatformDaemons {
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
         let reply = self.builders[0]
-            .client()?
+            .build_client_with_own_key()?
             .post_signed_with_headers(tar, &headers)
             .await?;
         ensure!(reply.status == 200, "{} {}", reply.status, reply.text);

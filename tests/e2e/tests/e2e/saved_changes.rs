@@ -59,20 +59,20 @@ async fn a_newer_save_ends_the_build_under_way_and_is_brought_live_by_every_rout
         testbed.wait_for_step(&gate, false).await?;
         testbed
             .functions
-            .wait_for_root_page_containing(&name, "two", CHANGE_TIMEOUT)
+            .wait_until_page_equals(&name, "two", CHANGE_TIMEOUT)
             .await?;
         dev.read_stderr_lines_until_one_contains("watching for changes")
             .await?;
         let log = slipway.run(folder.path(), &["logs", &first, "-f"]).await?;
         assert_eq!(log.code, REPLACED_STATUS, "{via}: {log:?}");
         let status = slipway.run(folder.path(), &["status", &first, "--json"]).await?;
-        let build = status.json();
+        let build = status.last_line_as_json_or_error_text();
         assert!(
             build["state"] == "cancelled" || build["supersededBy"] == second.as_str(),
             "{via}: {build:#}"
         );
         dev.interrupt()?;
-        let output = dev.wait_for_end().await?;
+        let output = dev.wait_for_end_and_rest_of_stderr().await?;
         assert_eq!(
             (output.code, output.stdout),
             (0, function_url_line(&testbed, &name).repeat(2)),

@@ -195,7 +195,7 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
         .await?;
     testbed
         .functions
-        .wait_for_root_page_containing(name, "one", CHANGE_TIMEOUT)
+        .wait_until_page_equals(name, "one", CHANGE_TIMEOUT)
         .await?;
 
     folder.write_file(&format!("{name}/index.html"), "two")?;
@@ -203,7 +203,7 @@ async fn dev_brings_saved_changes_live_and_a_failing_build_leaves_the_running_ve
         .await?;
     testbed
         .functions
-        .wait_for_root_page_containing(name, "two", CHANGE_TIMEOUT)
+        .wait_until_page_equals(name, "two", CHANGE_TIMEOUT)
         .await?;
 
     let dockerfile = fs::read_to_string(folder.path().join("template/small/Dockerfile"))?;

@@ -49,8 +49,8 @@ fn excerpt_of_60_steps_and_300_lines(step_name: &str, line: &str, unread: Option
         let facts = StepOrExportPartFacts {
             digest: number.to_string(),
             name: step_name.to_owned(),
-            started: Some(at(number)),
-            ended: Some(at(number + 20)),
+            started: Some(seconds_after_base(number)),
+            ended: Some(seconds_after_base(number + 20)),
             ..StepOrExportPartFacts::default()
         };
         (Some(number as u32), facts)
@@ -114,7 +114,7 @@ fn a_page_and_the_one_that_follows_it_take_no_more_than_a_visit_may_whatever_cal
 
         let unread = excerpt_of_60_steps_and_300_lines(&line, &line, Some(LogPart::End));
         let first = page(&record, &others, &unread, BuildPageParts::Whole);
-        let second = page(&record, &others, &read, BuildPageParts::Log);
+        let second = page(&record, &others, &read, BuildPageParts::StepsAndLog);
         let limit = VISIT_BYTES_MAX - 2 * HEADERS_BYTES_MAX;
         let bytes = first.len() + second.len();
         assert!(bytes <= limit, "{text:?}: {} and {}", first.len(), second.len());
@@ -145,7 +145,7 @@ fn the_page_that_follows_has_more_lines_and_steps_and_no_script() {
     let first = page(&record, &[], &unread, BuildPageParts::Whole);
     assert!(is_followed_without_script(&first), "{first}");
     assert!(first.contains("id=\"load\" href=\"?from=end#log\""), "{first}");
-    for form in [BuildPageParts::Log, BuildPageParts::WithoutScript] {
+    for form in [BuildPageParts::StepsAndLog, BuildPageParts::WithoutScript] {
         let second = page(&record, &[], &read, form);
         assert!(
             !second.contains("<script") && !second.contains("http-equiv"),
@@ -165,7 +165,7 @@ fn the_page_that_follows_has_more_lines_and_steps_and_no_script() {
         plain.contains("<style>") && plain.contains("What failed"),
         "{plain}"
     );
-    let state = page(&record, &[], &read, BuildPageParts::State);
+    let state = page(&record, &[], &read, BuildPageParts::AllButLog);
     assert!(
         state.contains("What failed") && !state.contains("id=\"log\"") && !state.contains("<style>"),
         "{state}"
