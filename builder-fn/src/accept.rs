@@ -7,8 +7,8 @@ use crate::request::SIGNATURE_HEADER;
 
 /// Returns the format in which to stream the answer, or `None` if it is to be sent as a whole, after the build.
 ///
-/// Only a request that names a streaming type gets a stream: no header, `*/*` and `application/*` mean a whole answer. Of
-/// several types, the one with the highest quality counts; of equal ones, the first, and one that is named before a
+/// Only a request that names a streaming type gets a stream: no header, `*/*` and `application/*` mean a whole answer.
+/// Of several types, the one with the highest quality counts; of equal ones, the first, and one that is named before a
 /// wildcard.
 pub(crate) fn negotiate_stream_format(headers: &HeaderMap) -> Option<StreamFormat> {
     let ranges = headers
@@ -114,8 +114,8 @@ impl AcceptedMediaRangeForPrograms {
     }
 }
 
-/// Returns the quality of one element of the header `Accept`, in thousandths; 1000 if it names none, and `None` if it is
-/// malformed.
+/// Returns the quality of one element of the header `Accept`, in thousandths; 1000 if it names none, and `None` if it
+/// is malformed.
 fn quality_thousandths_or_default(element: &str) -> Option<u16> {
     let parameters = element.split(';').skip(1);
     parameters

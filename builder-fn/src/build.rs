@@ -221,8 +221,8 @@ impl Builder {
         })
     }
 
-    /// Fails if the config names the repository for records or that for caches, or one below them, as an image, a tag or a
-    /// cache.
+    /// Fails if the config names the repository for records or that for caches, or one below them, as an image, a tag
+    /// or a cache.
     fn reject_operator_repositories(&self, config: &BuildConfig) -> Result<(), Error> {
         let (records, caches) = (&self.settings.records_repository, &self.settings.cache_repository);
         let has = |repository: &Option<OperatorRepository>, image: &ImageName| {

@@ -66,9 +66,9 @@ const MAX_GRPC_MESSAGE_BYTES: usize = 16 << 20;
 /// The HTTP/2 flow-control window of one stream: the bytes that the daemon may send before the builder reads them.
 ///
 /// Nearly all that the daemon sends are small frames: requests for the files of a context, all at once. h2 closes a
-/// connection whose unread small frames exceed a budget: half of the connection's window, at 256 bytes a frame. A window
-/// of 64 KiB for each stream holds 7,000 of the smallest requests, so the daemon has to wait before the budget is spent,
-/// and its connection is not closed.
+/// connection whose unread small frames exceed a budget: half of the connection's window, at 256 bytes a frame. A
+/// window of 64 KiB for each stream holds 7,000 of the smallest requests, so the daemon has to wait before the budget
+/// is spent, and its connection is not closed.
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 << 10;
 
 /// The HTTP/2 flow-control window of one connection to the daemon, in bytes. It sets the budget: see

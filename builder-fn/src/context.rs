@@ -1,7 +1,8 @@
 //! The source context of one build: the folder `context/` of the tar in its request, or of the tar that it refers to.
 //!
 //! The tar is never extracted. Its bytes are in a [`Spool`], and the [`Index`] maps each file to its range of bytes. So
-//! no path can escape, a crash leaves nothing to clean up, and a file that BuildKit does not request is never read again.
+//! no path can escape, a crash leaves nothing to clean up, and a file that BuildKit does not request is never read
+//! again.
 
 mod archive;
 mod attributes;

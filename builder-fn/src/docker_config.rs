@@ -107,8 +107,8 @@ impl DockerConfig {
     /// none.
     ///
     /// # Errors
-    /// Fails if the file cannot be read or parsed, if its entry for `host` cannot be used, or if the helper that it names
-    /// fails.
+    /// Fails if the file cannot be read or parsed, if its entry for `host` cannot be used, or if the helper that it
+    /// names fails.
     pub async fn find_credentials_or_anonymous(
         &self,
         host: &str,

@@ -115,7 +115,8 @@ struct BuildExchange {
     format: Option<StreamFormat>,
     /// Whether the call came from the gateway's queue. Its build goes on if the caller disconnects.
     is_asynchronous: bool,
-    /// The headers with which a queued call is submitted again; `None` for one that the record store has, and for others.
+    /// The headers with which a queued call is submitted again; `None` for one that the record store has, and for
+    /// others.
     resubmission_headers: Option<ResubmissionHeaders>,
 }
 
@@ -155,8 +156,8 @@ impl BuildExchange {
 }
 
 impl BuilderApi {
-    /// Answers with the public key for build secrets: that of the tenant that the request names, if there is a policy. A
-    /// name is not looked up in the policy, so that the answer does not reveal which tenants there are.
+    /// Answers with the public key for build secrets: that of the tenant that the request names, if there is a policy.
+    /// A name is not looked up in the policy, so that the answer does not reveal which tenants there are.
     fn answer_public_key(&self, headers: &HeaderMap) -> Response {
         let Some(key) = &self.seal_key else {
             return answer::not_found_response(

@@ -87,9 +87,9 @@ pub struct HintStep {
 /// A rule: returns the hint if the failure has this rule's cause.
 type Rule = for<'a> fn(&Evidence<'a>) -> Option<Hint>;
 
-/// The rules, of which the first with a hint decides. A compiler's error with a place comes before what a program writes
-/// about its network, because builds go on after failed downloads; a failed download comes before a missing dependency,
-/// because package managers take one for the other.
+/// The rules, of which the first with a hint decides. A compiler's error with a place comes before what a program
+/// writes about its network, because builds go on after failed downloads; a failed download comes before a missing
+/// dependency, because package managers take one for the other.
 const RULES: &[Rule] = &[
     time_limit::explain,
     dockerfile_error::explain,

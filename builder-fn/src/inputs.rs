@@ -1,7 +1,7 @@
 //! What a build was made from, kept to compare builds: digests of its files and arguments, and its steps.
 //!
-//! Nothing is read for it that the build does not read anyway, and it is written after the answer. It has no contents of
-//! files and no values of arguments.
+//! Nothing is read for it that the build does not read anyway, and it is written after the answer. It has no contents
+//! of files and no values of arguments.
 
 mod difference;
 mod recorder;

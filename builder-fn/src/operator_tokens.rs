@@ -3,9 +3,11 @@
 //!
 //! A step of a build can mount every secret of its session (`RUN --mount=type=secret`), and a frontend can read every
 //! attribute of a source. So a token of the operator is in no session of a build: the daemon checks the context out
-//! before the build, in a session of its own without steps and frontend, and the build finds the checkout by its commit.
+//! before the build, in a session of its own without steps and frontend, and the build finds the checkout by its
+//! commit.
 //!
-//! Such a token is used for the context of a request only, without submodules: a repository names their addresses itself.
+//! Such a token is used for the context of a request only, without submodules: a repository names their addresses
+//! itself.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,5 +1,5 @@
-//! Contexts that requests refer to: fetched into a spool, where they become contexts as bodies do, and stored for callers
-//! that have no credentials for a registry.
+//! Contexts that requests refer to: fetched into a spool, where they become contexts as bodies do, and stored for
+//! callers that have no credentials for a registry.
 //!
 //! The caller chooses what is fetched, and from where. Therefore each connection is checked ([`ConnectionRule`]),
 //! credentials go only to the registry that they are for, sizes and pauses are limited, and what arrived counts only if
@@ -59,8 +59,8 @@ pub struct RemoteContexts {
 /// The settings for contexts that callers store.
 #[derive(Clone, Debug, Default)]
 pub struct StoredContextRepositorySettings {
-    /// The repository in which contexts are stored; those of a tenant in one below it that has the tenant's name. Without
-    /// one, none are stored.
+    /// The repository in which contexts are stored; those of a tenant in one below it that has the tenant's name.
+    /// Without one, none are stored.
     pub repository: Option<OperatorRepository>,
     /// Whether a stored context is deleted once it was built.
     pub deletes_built: bool,

@@ -89,8 +89,8 @@ impl BuildRequest {
         self.signature.as_ref()?.tenant()
     }
 
-    /// Returns the files of the context that came with the request; `None` for a request that refers to its context, and
-    /// while the index is dropped.
+    /// Returns the files of the context that came with the request; `None` for a request that refers to its context,
+    /// and while the index is dropped.
     pub fn received_files(&self) -> Option<Arc<SourceContext>> {
         match &self.source {
             BuildSource::Received(context) => context.files.context_unless_index_dropped().ok(),
@@ -173,8 +173,8 @@ pub(crate) fn default_unverified_limits(max_body_bytes: u64) -> UnverifiedLimits
 ///
 /// # Errors
 /// Before the body is received: a required signature is missing or malformed, or the declared length exceeds the limit.
-/// While it is received: the limit or the budget of unverified bodies is exceeded, or the body is too slow or breaks off.
-/// After that: the signature is wrong, or the spool's quota is exceeded.
+/// While it is received: the limit or the budget of unverified bodies is exceeded, or the body is too slow or breaks
+/// off. After that: the signature is wrong, or the spool's quota is exceeded.
 pub async fn receive_body<B>(
     body: B,
     head: &RequestHead,

@@ -101,8 +101,8 @@ impl BuildSlots {
         }))
     }
 
-    /// Checks, before the body of a request is read, that there is a place for it. Reserves nothing, because nobody knows
-    /// yet who sends the request.
+    /// Checks, before the body of a request is read, that there is a place for it. Reserves nothing, because nobody
+    /// knows yet who sends the request.
     ///
     /// # Errors
     /// Fails if a request of any tenant would be rejected now.
@@ -161,7 +161,8 @@ impl Default for BuildSlots {
 }
 
 impl QueueAdmission {
-    /// Waits for a slot, behind the requests of the same tenant that wait already. Dropping the future leaves the queue.
+    /// Waits for a slot, behind the requests of the same tenant that wait already. Dropping the future leaves the
+    /// queue.
     ///
     /// # Errors
     /// Fails if no slot became free in time.
@@ -227,8 +228,8 @@ impl SharedSlots {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Passes slots to the requests that wait for them. The slot of a request that has stopped waiting is freed again, so
-    /// the queues must not be locked here.
+    /// Passes slots to the requests that wait for them. The slot of a request that has stopped waiting is freed again,
+    /// so the queues must not be locked here.
     fn send_grants(self: &Arc<Self>, grants: Vec<SlotGrant>) {
         for SlotGrant { tenant, waiter } in grants {
             let slot = BuildSlot(Some(SharedSlotsAndTenant {

@@ -2,13 +2,13 @@
 //!
 //! BuildKit asks about every source of a build before it reads it ([`SourceCheck`]). Two kinds of rules decide:
 //!
-//! - No build reads a file or a git repository from an address within the machine, the cluster or the cloud, nor an image
-//!   from a metadata service, unless the operator opens the host ([`AllowedPrivateHosts`]).
+//! - No build reads a file or a git repository from an address within the machine, the cluster or the cloud, nor an
+//!   image from a metadata service, unless the operator opens the host ([`AllowedPrivateHosts`]).
 //! - A tenant reads what its policy allows, and of that nothing that the daemon has fetched for another tenant
 //!   ([`separation`]).
 //!
-//! An address is checked as it is written. What its name resolves to, and where its server redirects to, only the daemon
-//! sees: its own network has to be closed to private addresses.
+//! An address is checked as it is written. What its name resolves to, and where its server redirects to, only the
+//! daemon sees: its own network has to be closed to private addresses.
 
 mod allowed;
 mod connection;

@@ -1,16 +1,16 @@
 //! Supersession: a build with a newer source of a function ends older builds of it.
 //!
-//! Builds of one function are ordered by the time at which their source was submitted. While a build waits for a slot or
-//! is solved, it is registered here, and a newer build ends it: one that is registered in the same process, or one that
-//! another builder runs on a daemon of the same pool. Each daemon of a pool has a registry of its own, in which every
-//! build is registered ([`pool`]). BuildKit has no call that cancels another client's solve. Its history is the
+//! Builds of one function are ordered by the time at which their source was submitted. While a build waits for a slot
+//! or is solved, it is registered here, and a newer build ends it: one that is registered in the same process, or one
+//! that another builder runs on a daemon of the same pool. Each daemon of a pool has a registry of its own, in which
+//! every build is registered ([`pool`]). BuildKit has no call that cancels another client's solve. Its history is the
 //! medium instead: every solve carries [`SolveAttributes`](crate::buildkit::SolveAttributes), a [`watcher`] follows the
 //! history while builds are registered, and the builder that owns an older solve drops it.
 //!
-//! Nothing is missed: the watcher subscribes to the history, reads what was before its subscription, and keeps the newest
-//! success of each function. For each registration, and before each solve, it asks for the builds that run; it asks for
-//! records again only for a build that was submitted earlier than what it keeps, because the daemon decodes all of its
-//! records each time. A daemon without a history only costs the protection across builders.
+//! Nothing is missed: the watcher subscribes to the history, reads what was before its subscription, and keeps the
+//! newest success of each function. For each registration, and before each solve, it asks for the builds that run; it
+//! asks for records again only for a build that was submitted earlier than what it keeps, because the daemon decodes
+//! all of its records each time. A daemon without a history only costs the protection across builders.
 //!
 //! After the hand-over the deployer decides which version is newer.
 
@@ -34,13 +34,14 @@ use known::NewestSuccesses;
 pub use pool::{Registration, Supersession};
 use registry::RegisteredBuildsByFunction;
 
-/// The longest time for which BuildKit's history is read at once, and for which a build waits for that before its solve.
+/// The longest time for which BuildKit's history is read at once, and for which a build waits for that before its
+/// solve.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The allowance for differences between clocks, by which the history is read from before a build's submission.
 ///
-/// A newer build ends after its submission. But its caller's clock may be five minutes ahead, and the clocks of builders
-/// and daemon may differ.
+/// A newer build ends after its submission. But its caller's clock may be five minutes ahead, and the clocks of
+/// builders and daemon may differ.
 const CLOCK_MARGIN: Duration = Duration::from_secs(600);
 
 /// The registry of this process's builds that may supersede each other, and the watcher of one daemon's history. Clones

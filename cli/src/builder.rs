@@ -13,7 +13,7 @@ pub(crate) use body::{RequestBody, SignedBody};
 pub(crate) use client::{BuilderClient, Refusal, RequestError, SubmittedBuild};
 pub(crate) use facts::BuildFacts;
 pub(crate) use log_line::LogLine;
-pub(crate) use record::{Record, printed_progress_record};
+pub(crate) use record::{Record, printed_progress_record, printed_restart_record};
 pub(crate) use request::{
     Route, SignedBuildRequest, build_path, format_rfc3339_in_millis_or_empty, percent_encode_component,
 };

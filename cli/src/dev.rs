@@ -41,8 +41,8 @@ enum BuildFate {
 /// Builds and deploys the functions whenever their sources change, until Ctrl-C.
 ///
 /// # Errors
-/// Fails if there is no stack file or no key at the beginning, or the files cannot be watched. With `--progress json`, the
-/// error is an event, and only its exit status is returned.
+/// Fails if there is no stack file or no key at the beginning, or the files cannot be watched. With `--progress json`,
+/// the error is an event, and only its exit status is returned.
 pub(crate) async fn run(arguments: &DevArguments) -> Result<ExitStatus, Failure> {
     show_failure_if_json(
         arguments.build.progress,

@@ -32,7 +32,8 @@ const DEFAULT_BUILDER_FUNCTION: &str = "builder-fn";
 /// The arguments of every command that asks the builder.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ConnectionArguments {
-    /// The gateway's URL. Default: the stack file's, OPENFAAS_URL, that of faas-cli's only login, http://127.0.0.1:8080.
+    /// The gateway's URL. Default: the stack file's, OPENFAAS_URL, that of faas-cli's only login,
+    /// http://127.0.0.1:8080.
     #[arg(long, short, value_name = "URL")]
     gateway: Option<String>,
     /// The builder's own URL. Default: SLIPWAY_BUILDER_URL, OPENFAAS_REMOTE_BUILDER; without one, only the gateway is
@@ -80,8 +81,8 @@ pub(crate) struct SigningKey {
 }
 
 impl ConnectionArguments {
-    /// Returns the settings from the command line, the stack file's gateway, the environment and faas-cli's login, in this
-    /// order.
+    /// Returns the settings from the command line, the stack file's gateway, the environment and faas-cli's login, in
+    /// this order.
     ///
     /// # Errors
     /// Fails if there is no key, its file cannot be read, or a URL is malformed.

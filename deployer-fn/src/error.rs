@@ -73,7 +73,8 @@ pub(crate) enum ErrorKind {
     Busy,
     /// An invalid hand-over: the caller has to send another one.
     Invalid,
-    /// A hand-over that the rules do not allow: the caller has to send another one, or the operator to change the rules.
+    /// A hand-over that the rules do not allow: the caller has to send another one, or the operator to change the
+    /// rules.
     Forbidden,
     /// An error inside the deployer: the caller can do nothing, the operator has to act.
     Internal,

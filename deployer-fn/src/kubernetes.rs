@@ -1,8 +1,8 @@
 //! What Kubernetes knows of a version that rolls out: that its pods run and no others do, or what keeps them from it.
 //!
-//! The REST API of OpenFaaS shows neither: it counts the old version's replicas as available, and reports no failed pulls
-//! and no restarts (docs/pitfalls.md#old-replicas-count-as-available). The deployer reads Deployments, ReplicaSets, Pods,
-//! Events and logs, if its service account may, and changes nothing.
+//! The REST API of OpenFaaS shows neither: it counts the old version's replicas as available, and reports no failed
+//! pulls and no restarts (docs/pitfalls.md#old-replicas-count-as-available). The deployer reads Deployments,
+//! ReplicaSets, Pods, Events and logs, if its service account may, and changes nothing.
 
 mod assessment;
 mod pod;

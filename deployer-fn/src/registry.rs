@@ -156,8 +156,8 @@ impl RegistryImageCheck {
 
 /// Fetches the configuration of a single-platform image, and returns the platform in it; `None` if it is not known.
 ///
-/// The blob may be on another host. The manifest shows that the image exists, and the platform is not worth a request to
-/// a further host.
+/// The blob may be on another host. The manifest shows that the image exists, and the platform is not worth a request
+/// to a further host.
 async fn fetch_platform_in_image_config_if_known(
     repository: &mut RepositoryClient,
     config_digest: &str,

@@ -109,8 +109,9 @@ impl HandOver {
 /// and returns it with the value that belongs to the key. A signature that keys with different values verify is wrong.
 ///
 /// # Errors
-/// [`HandOverRejectionOrPanic::Unsigned`], [`HandOverRejectionOrPanic::MalformedSignature`] and [`HandOverRejectionOrPanic::WrongSignature`] if the
-/// hand-over is not the builder's; [`HandOverRejectionOrPanic::Receive`], [`HandOverRejectionOrPanic::NotJson`] and
+/// [`HandOverRejectionOrPanic::Unsigned`], [`HandOverRejectionOrPanic::MalformedSignature`] and
+/// [`HandOverRejectionOrPanic::WrongSignature`] if the hand-over is not the builder's;
+/// [`HandOverRejectionOrPanic::Receive`], [`HandOverRejectionOrPanic::NotJson`] and
 /// [`HandOverRejectionOrPanic::Invalid`] if it cannot be read or is not valid.
 pub(crate) async fn receive_hand_over<K: Copy + PartialEq>(
     body: Body,

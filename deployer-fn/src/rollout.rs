@@ -13,10 +13,10 @@
 //!   an update fails (docs/pitfalls.md#a-failed-update-removes-the-function).
 //! - A version is ready when the provider names its image, counts an available replica, and the function answers its
 //!   probe through the gateway, and stays up for a while. On Kubernetes that replica and that answer may be the old
-//!   version's while both run: the REST API does not tell them apart (docs/pitfalls.md#old-replicas-count-as-available).
-//!   Kubernetes itself does, if the deployer may read it ([`crate::kubernetes`]), and so does a function that repeats its
-//!   version in its answers. Without either, an update is unverified there, and the version before it stays the one to
-//!   restore.
+//!   version's while both run: the REST API does not tell them apart
+//!   (docs/pitfalls.md#old-replicas-count-as-available). Kubernetes itself does, if the deployer may read it
+//!   ([`crate::kubernetes`]), and so does a function that repeats its version in its answers. Without either, an update
+//!   is unverified there, and the version before it stays the one to restore.
 //!
 //! The same hand-over delivered again changes nothing and gives the same outcome. A rollout that ended with its
 //! process is found by the next delivery, which starts from the state that it reads, as every rollout does.

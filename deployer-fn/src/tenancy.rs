@@ -180,8 +180,8 @@ pub fn violations_in_hand_over(
 
 /// Returns why a tenant may not change a function that exists; `None` if it may.
 ///
-/// The owner is in the function's annotations. A function without one belongs to a tenant whose policy lists its name, if
-/// Slipway deployed it before there was a policy; otherwise only a tenant with `adopt` may take it over.
+/// The owner is in the function's annotations. A function without one belongs to a tenant whose policy lists its name,
+/// if Slipway deployed it before there was a policy; otherwise only a tenant with `adopt` may take it over.
 pub(crate) fn objection_to_change(tenant: Option<&Tenant>, status: &FunctionStatus) -> Option<String> {
     let tenant = tenant?;
     let rules = tenant.deployments();

@@ -1,4 +1,5 @@
-//! Texts of Kubernetes and the logs of functions, made fit for a reason: one line, without control characters, of bounded length.
+//! Texts of Kubernetes and the logs of functions, made fit for a reason: one line, without control characters, of
+//! bounded length.
 
 /// The most characters of a text that a reason has.
 const TEXT_MAX_CHARS: usize = 500;

@@ -1,5 +1,5 @@
-//! Exports of the caches of finished builds to the operator's registry, so that a build on a daemon which has nothing of
-//! its image begins with them.
+//! Exports of the caches of finished builds to the operator's registry, so that a build on a daemon which has nothing
+//! of its image begins with them.
 //!
 //! BuildKit exports a cache as a part of a solve. So the same request is solved once more on the same daemon, after the
 //! answer: all of its steps are cached, nothing is pushed but the cache, and whatever becomes of it changes no result.

@@ -1,5 +1,5 @@
-//! The context that a build begins with: files that came with the request or are fetched for it, or a git repository at a
-//! commit.
+//! The context that a build begins with: files that came with the request or are fetched for it, or a git repository at
+//! a commit.
 
 use std::sync::Arc;
 

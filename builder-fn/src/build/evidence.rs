@@ -82,8 +82,8 @@ impl FailureEvidence {
         }
     }
 
-    /// Returns the step whose error is part of `solve_error`, or the one that began last of those that run, if the build
-    /// was ended, as `was_build_interrupted` says.
+    /// Returns the step whose error is part of `solve_error`, or the one that began last of those that run, if the
+    /// build was ended, as `was_build_interrupted` says.
     pub(super) fn failed_or_interrupted_step(
         &self,
         solve_error: &str,

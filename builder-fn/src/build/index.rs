@@ -54,8 +54,9 @@ enum JoinError {
 }
 
 impl Builder {
-    /// Joins the images of a split build's parts into one index, and pushes it under the build's tags, unless the config
-    /// skips that: then there is no index. An image that an earlier delivery of the call pushed keeps the tags as they are.
+    /// Joins the images of a split build's parts into one index, and pushes it under the build's tags, unless the
+    /// config skips that: then there is no index. An image that an earlier delivery of the call pushed keeps the tags
+    /// as they are.
     ///
     /// # Errors
     /// Fails if a registry does, with retries for a queued call, or the parts are not of one commit.

@@ -108,4 +108,11 @@ impl LogSink for SharedLog<'_, '_> {
     fn push(&mut self, line: String) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
+
+    fn push_end_of_cached_step(&mut self, line: String) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_end_of_cached_step(line);
+    }
 }

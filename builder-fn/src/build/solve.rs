@@ -56,14 +56,15 @@ pub(super) struct Solve<'a> {
     pub(super) request: &'a BuildRequest,
     /// The call of the build.
     pub(super) call: &'a BuilderCall<'a>,
-    /// The registration among the builds of the function that the build deploys; `None` for a build that takes no part in
-    /// supersession.
+    /// The registration among the builds of the function that the build deploys; `None` for a build that takes no part
+    /// in supersession.
     pub(super) registration: Option<&'a Registration>,
 }
 
 impl Builder {
     /// Solves the image in `parts`, of which there is at least one, and pushes it unless the config skips that, with
-    /// retries, within the time limits of the config and the call. Fails if a daemon knows a newer build of the function.
+    /// retries, within the time limits of the config and the call. Fails if a daemon knows a newer build of the
+    /// function.
     pub(super) async fn solve_with_retries_and_push_unless_skipped(
         &self,
         solve: &Solve<'_>,
@@ -302,12 +303,7 @@ impl Builder {
             Ok(context) => context,
             // An earlier delivery may have built the context, which was deleted after that.
             Err(error) if is_context_gone_or_commit_lookup_failed(&error, request) => {
-                let on_event = |event| {
-                    lines
-                        .format_event(event)
-                        .into_iter()
-                        .for_each(|line| log.push(line))
-                };
+                let on_event = |event| lines.log_event(event, log);
                 let earlier = EarlierBuildReferenceAndCall {
                     reference: &part.reference,
                     first_attempt: placed.first_attempt,
@@ -520,8 +516,8 @@ impl Builder {
     }
 }
 
-/// Returns the name under which the shared keys of a request's image are kept. The name of a tenant has no slash, so no two
-/// tenants share a key, whatever their images are called.
+/// Returns the name under which the shared keys of a request's image are kept. The name of a tenant has no slash, so no
+/// two tenants share a key, whatever their images are called.
 pub(super) fn shared_key_image(request: &BuildRequest) -> String {
     let tenant = request.tenant().map(|tenant| format!("{}/", tenant.name()));
     format!(

@@ -44,8 +44,8 @@ pub struct SolveAttributes {
     pub supersede: bool,
     /// The commit of the context; `None` for a context that is not from a git repository.
     pub commit: Option<String>,
-    /// The number of the attempt, from 1, which is greater than those of the build's earlier attempts, also of those that
-    /// the daemon did not record because it was killed; `None` in records of older builders.
+    /// The number of the attempt, from 1, which is greater than those of the build's earlier attempts, also of those
+    /// that the daemon did not record because it was killed; `None` in records of older builders.
     pub attempt: Option<u32>,
 }
 

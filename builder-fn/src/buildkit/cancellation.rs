@@ -1,8 +1,9 @@
 //! Requests to cancel builds of other builders, with BuildKit's history as the medium.
 //!
 //! BuildKit has no call that cancels another client's solve. A *marker* is a solve of nothing whose attributes name the
-//! call to cancel. Every builder that follows the daemon's history sees it within milliseconds, and the one that owns the
-//! build drops its solve. The marker's record stays in the history, so that a later delivery of the call is not built.
+//! call to cancel. Every builder that follows the daemon's history sees it within milliseconds, and the one that owns
+//! the build drops its solve. The marker's record stays in the history, so that a later delivery of the call is not
+//! built.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -177,8 +177,8 @@ impl Daemon {
         }
     }
 
-    /// Connects to the daemon; while its host refuses connections, tries again for 15 s, so that a restart of the daemon
-    /// loses no build.
+    /// Connects to the daemon; while its host refuses connections, tries again for 15 s, so that a restart of the
+    /// daemon loses no build.
     ///
     /// # Errors
     /// Fails as [`connect`](Self::connect) does, at once unless the connection was refused.

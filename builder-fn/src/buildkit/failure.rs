@@ -137,8 +137,8 @@ fn is_failure_of_run_process(message: &str) -> bool {
 /// context helps.
 ///
 /// An answer with a body of registry errors becomes these errors, of which containerd keeps the messages and few codes.
-/// One without a body becomes its status. A mere 404 is not enough: a proxy answers it while the registry is away, and a
-/// registry that was restarted for an upload that it has forgotten.
+/// One without a body becomes its status. A mere 404 is not enough: a proxy answers it while the registry is away, and
+/// a registry that was restarted for an upload that it has forgotten.
 fn is_refusal_of_image(message: &str) -> bool {
     const IMAGE_REFUSAL_TEXTS: [&str; 9] = [
         "412 Precondition Failed",

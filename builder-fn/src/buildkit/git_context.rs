@@ -1,9 +1,9 @@
 //! A context that the daemon reads from a git repository, and the commit that it has.
 //!
-//! The commit is looked up before the build, so that the image can be labelled with it and every attempt builds the same
-//! one. BuildKit offers the lookup to clients that build by its gateway API: a solve without a frontend waits for the
-//! calls of such a client (BuildKit `control/gateway/gateway.go`). The daemon's question about the source comes first,
-//! so a daemon that does not ask is noticed before it builds anything.
+//! The commit is looked up before the build, so that the image can be labelled with it and every attempt builds the
+//! same one. BuildKit offers the lookup to clients that build by its gateway API: a solve without a frontend waits for
+//! the calls of such a client (BuildKit `control/gateway/gateway.go`). The daemon's question about the source comes
+//! first, so a daemon that does not ask is noticed before it builds anything.
 //!
 //! A repository that is read with a token of the operator is checked out by the same solve, whose session has the
 //! token. The build finds the checkout by its commit, and asks for no token.
@@ -62,8 +62,8 @@ pub enum CommitHashOnlyOrWithCheckout {
 }
 
 impl GitContextSource {
-    /// Returns the same part of the repository at a commit, which the daemon finds without a question to the server if it
-    /// has read it before.
+    /// Returns the same part of the repository at a commit, which the daemon finds without a question to the server if
+    /// it has read it before.
     #[must_use]
     pub fn at_commit(&self, commit: &str) -> Self {
         Self {

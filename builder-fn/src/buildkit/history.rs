@@ -1,7 +1,7 @@
 //! The daemon's build history: the running builds, and the records of finished ones.
 //!
-//! It is the memory that all builders of one daemon share. A daemon without a history, or whose history fails, counts as
-//! one without records: the history saves work and orders builds, and must not prevent one.
+//! It is the memory that all builders of one daemon share. A daemon without a history, or whose history fails, counts
+//! as one without records: the history saves work and orders builds, and must not prevent one.
 
 mod listing;
 mod lookup;

@@ -3,8 +3,8 @@
 //! A call can be delivered again, while its build runs or after it. The reference of the build shows it: for a second
 //! delivery the daemon reports that the reference exists, and the second delivery follows the first one's build, or
 //! reads its outcome from the daemon's history. A build that failed, or whose image has left its registry, is built
-//! again under the next reference, because the daemon returns the log of a reference's first build to everyone that asks
-//! for the reference.
+//! again under the next reference, because the daemon returns the log of a reference's first build to everyone that
+//! asks for the reference.
 
 use std::error::Error as StdError;
 use std::pin::pin;
@@ -178,8 +178,8 @@ impl BuildJob {
     /// Goes through the references of the call: skips those whose builds failed or whose image is gone, returns an
     /// image that was built before, and otherwise attempts the build under the reference.
     ///
-    /// The number of the attempt is another one than that of its reference: a daemon that was killed has no record of the
-    /// attempt, whose reference is used again.
+    /// The number of the attempt is another one than that of its reference: a daemon that was killed has no record of
+    /// the attempt, whose reference is used again.
     async fn attempt_until_outcome(
         &mut self,
         connection: &Connection,

@@ -227,8 +227,8 @@ impl DaemonPool {
         });
     }
 
-    /// Probes every daemon of the pool, and leaves out those that do not answer. Returns how many there are and how many
-    /// answer, and the errors of the others.
+    /// Probes every daemon of the pool, and leaves out those that do not answer. Returns how many there are and how
+    /// many answer, and the errors of the others.
     pub(crate) async fn probe_and_update_left_out_daemons(
         &self,
     ) -> (KnownAndAnsweringDaemonCounts, Vec<ConnectError>) {

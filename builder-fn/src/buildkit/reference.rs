@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 
 /// The reference of a build: its name at the daemon, which refuses to run two builds of one name at a time.
 ///
-/// The deliveries of one signed call have the same reference. Only lower-case letters and digits, and `-pN` for a part of
-/// a split build.
+/// The deliveries of one signed call have the same reference. Only lower-case letters and digits, and `-pN` for a part
+/// of a split build.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BuildReference {
     text: String,

@@ -277,8 +277,8 @@ impl SolveOptions {
         }
         // Docker's own media types do not include zstd.
         set("oci-mediatypes", "true".into());
-        // The daemon passes the build argument to its exporter, which sets the image's own times from it. This attribute
-        // asks for the times of the files in the layers.
+        // The daemon passes the build argument to its exporter, which sets the image's own times from it. This
+        // attribute asks for the times of the files in the layers.
         if self.build_args.contains_key(SOURCE_DATE_EPOCH) {
             set("rewrite-timestamp", "true".into());
         }

@@ -36,12 +36,12 @@ pub(crate) struct PoolWatchGuard {
 }
 
 impl CancellationWatch {
-    /// Watches the daemons of `pool` for requests to cancel builds until the last of its guards is dropped, and returns a
-    /// guard.
+    /// Watches the daemons of `pool` for requests to cancel builds until the last of its guards is dropped, and returns
+    /// a guard.
     ///
     /// Each pool has one watcher, which uses the functions of the call that started it:
-    /// `cancellations_of_builds_in_progress` lists one for each build in progress, and `on_cancellation_of_any_build` gets
-    /// each one that was requested. Must be called within a Tokio runtime.
+    /// `cancellations_of_builds_in_progress` lists one for each build in progress, and `on_cancellation_of_any_build`
+    /// gets each one that was requested. Must be called within a Tokio runtime.
     pub(super) fn begin_or_join_watch(
         &self,
         pool: &DaemonPool,

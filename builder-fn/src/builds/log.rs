@@ -1,9 +1,10 @@
 //! The log of a build as numbered records, while it runs and afterwards.
 //!
-//! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from 1,000,000,001,
-//! and so on. The order of the lines of an attempt is that of [`OrderedLogWithoutProgress`](crate::buildkit::OrderedLogWithoutProgress), so a number means
-//! the same line for every reader. The builder counts the attempts, because BuildKit has no record of those during which it
-//! is killed. If neither a builder nor BuildKit knows of an attempt, the numbers begin again, and the log says so.
+//! Every line has a number, `seq`. Lines of the first attempt are numbered from 1, those of the second from
+//! 1,000,000,001, and so on. The order of the lines of an attempt is that of
+//! [`OrderedLogWithoutProgress`](crate::buildkit::OrderedLogWithoutProgress), so a number means the same line for every
+//! reader. The builder counts the attempts, because BuildKit has no record of those during which it is killed. If
+//! neither a builder nor BuildKit knows of an attempt, the numbers begin again, and the log says so.
 //!
 //! The parts of a split build are logs of their own. That of the second part comes after the one of the first, from the
 //! line 1,000,000,000,001 on: nobody could order the lines of two daemons alike for every reader while they come.

@@ -1,9 +1,9 @@
 //! The copies of the logs that somebody reads.
 //!
-//! BuildKit sends the log of a build only from its beginning on. A reader that is cut off again and again, or one of many
-//! readers of a log, would have all of it sent, ordered and counted each time. So a log is read from the daemon once
-//! while it has readers, and for a minute after that, into a [copy](LogCopy) on disk; a reader reads the copy from the
-//! line on that it needs. A log for which there is no room is read from the daemon by each reader.
+//! BuildKit sends the log of a build only from its beginning on. A reader that is cut off again and again, or one of
+//! many readers of a log, would have all of it sent, ordered and counted each time. So a log is read from the daemon
+//! once while it has readers, and for a minute after that, into a [copy](LogCopy) on disk; a reader reads the copy from
+//! the line on that it needs. A log for which there is no room is read from the daemon by each reader.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -54,8 +54,8 @@ impl LogCopyKey {
 }
 
 impl LogCopies {
-    /// Creates an empty set of copies in the spool folder, of at most `limit` bytes together. They also count against the
-    /// quota of the spool.
+    /// Creates an empty set of copies in the spool folder, of at most `limit` bytes together. They also count against
+    /// the quota of the spool.
     pub(super) fn new(spool: &SpoolSettings, limit: u64) -> Self {
         Self(Arc::new(SharedCopies {
             spool: spool.clone(),

@@ -1,7 +1,7 @@
 //! A copy of the log of one attempt on disk, from which its readers read.
 //!
-//! The copy is a sequence of lines, each with its number, its step, its kind and its length before it. An index of blocks finds the
-//! place of a line without reading what is before it.
+//! The copy is a sequence of lines, each with its number, its step, its kind and its length before it. An index of
+//! blocks finds the place of a line without reading what is before it.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,5 +1,5 @@
-//! The channel from the sender of a log to the body of the answer: records, where the reader is, and whether the log has
-//! ended.
+//! The channel from the sender of a log to the body of the answer: records, where the reader is, and whether the log
+//! has ended.
 
 use std::pin::Pin;
 use std::sync::Arc;

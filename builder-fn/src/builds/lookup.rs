@@ -268,8 +268,8 @@ impl BuildLookup {
         (builds, unread)
     }
 
-    /// Puts the request to cancel a build into the histories of all daemons that answer: a builder follows those that it
-    /// knows.
+    /// Puts the request to cancel a build into the histories of all daemons that answer: a builder follows those that
+    /// it knows.
     ///
     /// # Errors
     /// Fails with the reason if no daemon takes the request.
@@ -445,8 +445,8 @@ fn merge_preferring_own_unless_retried(
     }
 }
 
-/// Returns what is known of a build of another process, or of this one before its start: by its stored record, and by the
-/// history.
+/// Returns what is known of a build of another process, or of this one before its start: by its stored record, and by
+/// the history.
 fn merge_stored_record(
     stored: Option<BuildRecord>,
     history: Option<BuildRecord>,
@@ -487,8 +487,8 @@ fn log_store_error_and_return_text(error: &StoreError) -> String {
     error.to_string()
 }
 
-/// Returns the attempts of the build `reference`, or else of the last build that began, the first attempt first; those of
-/// each part of a split build together. A caller may have sent different requests under one ID.
+/// Returns the attempts of the build `reference`, or else of the last build that began, the first attempt first; those
+/// of each part of a split build together. A caller may have sent different requests under one ID.
 fn attempts_of_one_build(mut attempts: Vec<ListedBuild>, reference: Option<&str>) -> Vec<ListedBuild> {
     let newest = attempts.iter().max_by_key(|attempt| attempt.started_at);
     let known = reference.filter(|reference| {

@@ -36,8 +36,8 @@ pub(super) enum LineKind {
     Ordinary,
     /// The line is that of the end of a step whose result came from the cache.
     EndOfCachedStep,
-    /// The text is no line, but the name of a cached step that the log has no line of. Where it is among the lines depends
-    /// on the reader; it has the number of the line after it.
+    /// The text is no line, but the name of a cached step that the log has no line of. Where it is among the lines
+    /// depends on the reader; it has the number of the line after it.
     NameOfCachedStep,
 }
 
@@ -192,8 +192,8 @@ impl NumberedLog {
         self.seq
     }
 
-    /// Returns the steps with their numbers in the log, as far as it was read, and the other facts; none unless they were
-    /// asked for. A step that has not appeared in the log has no number.
+    /// Returns the steps with their numbers in the log, as far as it was read, and the other facts; none unless they
+    /// were asked for. A step that has not appeared in the log has no number.
     pub(super) fn into_numbered_steps_and_facts_if_kept(
         self,
     ) -> (Vec<(Option<u32>, StepOrExportPartFacts)>, AttemptFacts) {

@@ -35,7 +35,8 @@ const ENCODED_IN_PATHS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 pub struct PageSettings {
     /// The time for which a link is valid.
     pub lifetime: Duration,
-    /// The URL at which browsers reach the builder, without a slash at its end; `None` if links are to be relative to it.
+    /// The URL at which browsers reach the builder, without a slash at its end; `None` if links are to be relative to
+    /// it.
     pub url: Option<String>,
     /// The longest time that the answer with a page waits for the log of its build.
     pub log_wait: Duration,

@@ -38,8 +38,8 @@ pub(super) struct PageQuery {
 }
 
 impl PageQuery {
-    /// Parses a query without a link: `from=N` or `from=end`, and `form=plain`, `form=log` or `form=state`. The last one
-    /// of each counts.
+    /// Parses a query without a link: `from=N` or `from=end`, and `form=plain`, `form=log` or `form=state`. The last
+    /// one of each counts.
     ///
     /// # Errors
     /// Fails with what would be right.

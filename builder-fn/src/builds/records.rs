@@ -355,15 +355,15 @@ impl RecordedDelivery {
         self.place = Some(claimed);
     }
 
-    /// Goes on with the counts of the processes that ran the build before: `attempts` are recorded, and `gone` processes
-    /// stopped without recording theirs.
+    /// Goes on with the counts of the processes that ran the build before: `attempts` are recorded, and `gone`
+    /// processes stopped without recording theirs.
     pub(crate) fn continue_counts_of_other_processes(&mut self, attempts: u32, gone: u32) {
         self.update_unless_succeeded(|record| record.attempts = record.attempts.max(attempts));
         self.attempts_of_gone_processes = gone * ATTEMPTS_OF_PROCESS_MAX;
     }
 
-    /// Returns the number of the current attempt, from 1: greater than those of all earlier ones that this process knows
-    /// of.
+    /// Returns the number of the current attempt, from 1: greater than those of all earlier ones that this process
+    /// knows of.
     pub(crate) fn attempt_number(&self) -> u32 {
         self.recorded_attempts() + self.attempts_of_gone_processes
     }

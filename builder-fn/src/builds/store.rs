@@ -8,25 +8,25 @@
 //!   one. Registries redirect requests for blobs and delete blobs late, so the body of a request is a manifest too. The
 //!   tag `r-HASH` names the current record of a build. HASH is derived from tenant and ID, so a look-up lists nothing.
 //!   Each tenant has a repository of its own.
-//! - **A list needs an order**, which tags do not have: each record has a second tag, [`IndexTag`], with the time of the
-//!   acceptance and the owner, the process that runs the build. The second tag is written first, so that no record lacks
-//!   it. `GET /builds` and the removal of old records find the newest records by the names of tags alone.
+//! - **A list needs an order**, which tags do not have: each record has a second tag, [`IndexTag`], with the time of
+//!   the acceptance and the owner, the process that runs the build. The second tag is written first, so that no record
+//!   lacks it. `GET /builds` and the removal of old records find the newest records by the names of tags alone.
 //! - **There is no compare-and-swap.** A success replaces everything and is replaced by nothing; a failure replaces
 //!   what its own process wrote, or an end ([`StoredRecord::may_be_replaced_by`]). Of two writers at once, the last one
 //!   counts. That two builders may run one call costs nothing: BuildKit builds a reference once, and the deployer
 //!   deploys an image once.
 //! - **Others may read the registry.** Records and the bodies of requests are sealed with keys derived from the secret
-//!   `deploy-secret` ([`RecordSeal`]). A reader of the repository learns the number, the times and the sizes of builds. A
-//!   writer can delete records, and cannot forge one. Callers seal build secrets besides.
+//!   `deploy-secret` ([`RecordSeal`]). A reader of the repository learns the number, the times and the sizes of builds.
+//!   A writer can delete records, and cannot forge one. Callers seal build secrets besides.
 //! - **What is replaced stays** until it is deleted or garbage is collected. The store deletes what it replaced, and
 //!   records beyond [`RECORDS_MAX_PER_TENANT`] or older than [`RECORD_AGE_MAX`], if the registry allows it. Versions of
 //!   functions have limits of their own (`sweep.rs`).
 //! - **The record names the process that runs the build.** That process renews a sign in the registry while it lives
 //!   (`lease.rs`). Other processes claim and resume the builds of one that has gone (`claim.rs`).
 //!
-//! - **A write that failed may take effect later.** A call whose acceptance may be in the registry is never rejected for
-//!   now, so that no other builder runs it while its caller sends it again because of the 429: it is handed back, which
-//!   includes another write of the acceptance, or waits on for a slot
+//! - **A write that failed may take effect later.** A call whose acceptance may be in the registry is never rejected
+//!   for now, so that no other builder runs it while its caller sends it again because of the 429: it is handed back,
+//!   which includes another write of the acceptance, or waits on for a slot
 //!   ([`RecordPlace::can_be_resumed_once_handed_back`]).
 //!
 //! Only asynchronous calls wait for the store, for a short time each at their acceptance and before their answer. A
@@ -77,8 +77,8 @@ const RECORDS_MAX_PER_TENANT: usize = 1000;
 /// The age at which a record is deleted.
 const RECORD_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// The longest body that is stored with the record of its request, in bytes. NATS accepts no larger message unless it is
-/// set up to; the queue of the Community Edition accepts a quarter.
+/// The longest body that is stored with the record of its request, in bytes. NATS accepts no larger message unless it
+/// is set up to; the queue of the Community Edition accepts a quarter.
 pub const STORED_BODY_MAX_BYTES: u64 = 1 << 20;
 
 /// The longest wait for the registry to take a build back when the process ends, two seconds after builds are
@@ -88,8 +88,8 @@ const HAND_BACK_TIMEOUT_AT_PROCESS_END: Duration = Duration::from_millis(1500);
 /// The limit on the ends of builds, inputs of builds and versions of functions that are written at the same time.
 const CONCURRENT_WRITERS_MAX: usize = 4;
 
-/// The limit on the records of one tenant that wait to be written. Beyond it, records of calls that were not accepted are
-/// dropped.
+/// The limit on the records of one tenant that wait to be written. Beyond it, records of calls that were not accepted
+/// are dropped.
 const PENDING_RECORDS_MAX_PER_TENANT: usize = 100;
 
 /// The number of attempts to write the end of an accepted call's build while more than
@@ -330,8 +330,8 @@ impl RecordStore {
         Ok(StoredBodyDigest { digest })
     }
 
-    /// Counts a record that waits to be written towards its tenant's limit. Returns the guard, and whether there are more
-    /// records than the limit.
+    /// Counts a record that waits to be written towards its tenant's limit. Returns the guard, and whether there are
+    /// more records than the limit.
     fn count_pending_record_and_is_crowded(&self, tenant: &Option<String>) -> (PendingRecordGuard, bool) {
         let count = {
             let mut pending = lock(&self.0.pending);
@@ -591,8 +591,8 @@ impl RecordStore {
         }
     }
 
-    /// Lists the tags of a tenant's index entries that are not older than [`RECORD_AGE_MAX`], however many there are. Some
-    /// registries return older ones as well.
+    /// Lists the tags of a tenant's index entries that are not older than [`RECORD_AGE_MAX`], however many there are.
+    /// Some registries return older ones as well.
     async fn list_unexpired_and_maybe_older_index_tags(
         &self,
         tenant: &Option<String>,

@@ -1,7 +1,7 @@
 //! A reader that indexes a stored tar: the body of a request, or a context that a request refers to.
 //!
-//! It reads the headers and the two small files beside the context. The contents of the context's files are skipped: the
-//! index has their offsets in the [`Spool`](super::Spool).
+//! It reads the headers and the two small files beside the context. The contents of the context's files are skipped:
+//! the index has their offsets in the [`Spool`](super::Spool).
 //!
 //! Formats: v7, ustar, GNU (long names), PAX. A tar that two tar programs could read differently is rejected: sparse
 //! files, data after the end, names of which some programs read only a part.

@@ -68,8 +68,8 @@ pub enum SpoolError {
     },
 }
 
-/// A spool of bytes that are appended once and read at any offset. Dropping the spool frees them, which may wait for the
-/// disk; so does the kernel when the process dies.
+/// A spool of bytes that are appended once and read at any offset. Dropping the spool frees them, which may wait for
+/// the disk; so does the kernel when the process dies.
 #[derive(Debug)]
 pub struct Spool {
     /// The folder for the spool's file; `None` for bytes that were in memory already, and stay there.

@@ -145,8 +145,8 @@ impl ContextTree {
         index
     }
 
-    /// Adds the folders that are missing on the way to `path`, which is not the context itself, and returns the number of
-    /// the folder there.
+    /// Adds the folders that are missing on the way to `path`, which is not the context itself, and returns the number
+    /// of the folder there.
     fn find_or_make_folder(&mut self, path: &str) -> Result<u32, TreeConflict> {
         if let (known, Some(at)) = &self.last_folder
             && known == path

@@ -70,7 +70,8 @@ impl<'a> Evidence<'a> {
         (number != "internal" && number != "context" && number != "auth").then_some(name)
     }
 
-    /// Returns the instruction of the failed step: at the line that BuildKit names, or the only one with the step's text.
+    /// Returns the instruction of the failed step: at the line that BuildKit names, or the only one with the step's
+    /// text.
     pub(super) fn instruction(&self) -> Option<&Instruction> {
         if let Some(line) = self.failure.dockerfile_line {
             let mut all = self.instructions().iter();

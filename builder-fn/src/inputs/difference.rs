@@ -291,8 +291,8 @@ fn list_base_images_of_both_builds(older: &[EndedStepRecord], newer: &[EndedStep
         .collect()
 }
 
-/// Returns the names of two maps whose values differ, or which only one of them has. Values are compared only if they are
-/// `are_values_comparable`.
+/// Returns the names of two maps whose values differ, or which only one of them has. Values are compared only if they
+/// are `are_values_comparable`.
 fn compare_maps(
     older: &BTreeMap<String, String>,
     newer: &BTreeMap<String, String>,

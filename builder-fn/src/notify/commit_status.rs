@@ -210,8 +210,8 @@ async fn wait_for_change_without_marking_seen(
 }
 
 impl CommitStatusReporter {
-    /// Reports the outcome of the build for the config's commit, or else for `commit_if_config_names_none`, the context's. While the
-    /// process shuts down, waits until it is sent or the process is about to end.
+    /// Reports the outcome of the build for the config's commit, or else for `commit_if_config_names_none`, the
+    /// context's. While the process shuts down, waits until it is sent or the process is about to end.
     pub(crate) async fn report_outcome_waiting_only_in_shutdown(
         self,
         state: CommitState,

@@ -1,11 +1,11 @@
 //! The mask of a build's secrets.
 //!
 //! It masks a value, each of its lines, and its base64: in the standard and the URL-safe alphabet, wrapped as `base64`
-//! and `openssl base64` wrap their output, and behind a prefix of any length, as in `user:password`. The base64 of small
-//! values is also masked if it is wrapped otherwise, at [`BASE64_WINDOW_LENGTH`] characters or more. Values and lines
-//! shorter than [`MIN_MASKED_BYTES`] bytes are not masked, and neither is the base64 of values shorter than 6 bytes. Up
-//! to three characters at an end of a value's base64, which depend on what surrounds the value, remain; and of base64
-//! that is wrapped otherwise, lines with fewer characters of the value than [`BASE64_WINDOW_LENGTH`].
+//! and `openssl base64` wrap their output, and behind a prefix of any length, as in `user:password`. The base64 of
+//! small values is also masked if it is wrapped otherwise, at [`BASE64_WINDOW_LENGTH`] characters or more. Values and
+//! lines shorter than [`MIN_MASKED_BYTES`] bytes are not masked, and neither is the base64 of values shorter than 6
+//! bytes. Up to three characters at an end of a value's base64, which depend on what surrounds the value, remain; and
+//! of base64 that is wrapped otherwise, lines with fewer characters of the value than [`BASE64_WINDOW_LENGTH`].
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -132,8 +132,8 @@ fn add_text_in_pieces(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usiz
     }
 }
 
-/// Adds the base64 of `value` to the strings to mask, as it is encoded behind a prefix of any length; if `also_in_windows`,
-/// also every part of [`BASE64_WINDOW_LENGTH`] characters of it.
+/// Adds the base64 of `value` to the strings to mask, as it is encoded behind a prefix of any length; if
+/// `also_in_windows`, also every part of [`BASE64_WINDOW_LENGTH`] characters of it.
 fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8], also_in_windows: bool) {
     for skipped in 0..3 {
         let Some(rest) = value.get(skipped..) else { return };

@@ -37,7 +37,8 @@ impl RepositoryAccess {
         *granted = (*granted).max(access);
     }
 
-    /// Returns the scopes of a token that the build may have, of those that the daemon requests for the registry `host`.
+    /// Returns the scopes of a token that the build may have, of those that the daemon requests for the registry
+    /// `host`.
     ///
     /// A scope is `repository:NAME:ACTION,…` (<https://distribution.github.io/distribution/spec/auth/scope/>). Actions
     /// that the build may not do are left out, as a token server leaves out those that the user may not do: the daemon

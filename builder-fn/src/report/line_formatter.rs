@@ -267,16 +267,16 @@ impl LineFormatter {
     }
 }
 
-/// Returns the name of the step whose end a log line says. Returns `None` if the name takes too many bytes to be repeated
-/// beside the line.
+/// Returns the name of the step whose end a log line says. Returns `None` if the name takes too many bytes to be
+/// repeated beside the line.
 pub(crate) fn name_of_ended_step(line: &str) -> Option<&str> {
     let (_, rest) = line.strip_prefix("v: ")?.split_once(' ')?;
     let (name, _) = rest.rsplit_once(' ')?;
     (escaped_json_bytes(name) <= MAX_CACHED_NAME_BYTES).then_some(name)
 }
 
-/// Counts the lines that `text` completes after `pending_bytes` of an unfinished line, and the bytes up to the end of the
-/// last of them. Returns `None` if a line may be split.
+/// Counts the lines that `text` completes after `pending_bytes` of an unfinished line, and the bytes up to the end of
+/// the last of them. Returns `None` if a line may be split.
 fn count_unsplit_lines_and_completed_bytes(pending_bytes: usize, text: &[u8]) -> Option<(u64, usize)> {
     let (mut count, mut completed, mut length) = (0, 0, pending_bytes);
     for piece in text.split_inclusive(|byte| *byte == b'\n') {

@@ -102,8 +102,8 @@ impl RecordSpace {
         Self(MAX_RECORD_BYTES - RECORD_OVERHEAD_BYTES)
     }
 
-    /// Takes space for `line` from the record, and for the name of the cached step that ends with it. Returns false, and
-    /// takes nothing, if they do not fit.
+    /// Takes space for `line` from the record, and for the name of the cached step that ends with it. Returns false,
+    /// and takes nothing, if they do not fit.
     pub(super) fn reserve_for_line(&mut self, line: &FlaggedLine) -> bool {
         // Quotes and a comma.
         let bytes = |text: &str| escaped_json_bytes(text) + 3;

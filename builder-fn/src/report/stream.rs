@@ -50,8 +50,8 @@ enum StreamPhase {
 
 /// Runs `build` and returns the stream of the records of its answer.
 ///
-/// `build` writes its log to `feed` and returns the terminal record; if it panics, that is `if_panicked`. Durations count
-/// from `arrived`.
+/// `build` writes its log to `feed` and returns the terminal record; if it panics, that is `if_panicked`. Durations
+/// count from `arrived`.
 pub(crate) fn stream_records(
     format: StreamFormat,
     feed: LogFeed,
@@ -94,7 +94,8 @@ impl RecordStream {
                     };
                     self.phase = match ended {
                         Ok(report) => StreamPhase::SendingRestOfLog(Box::new(report)),
-                        // The panic hook has logged the panic. If the runtime is shutting down instead, nobody reads on.
+                        // The panic hook has logged the panic. If the runtime is shutting down instead, nobody reads
+                        // on.
                         Err(_) => StreamPhase::SendingRestOfLog(Box::new(Report {
                             duration: self.arrived.elapsed().as_secs_f64(),
                             ..self.if_panicked.take()?

@@ -108,8 +108,8 @@ pub(super) enum CompressionFormat {
 }
 
 impl CompressionFormat {
-    /// Returns the format whose magic number `start` has; `None` for a plain tar, or a format that the reader of the tar
-    /// rejects.
+    /// Returns the format whose magic number `start` has; `None` for a plain tar, or a format that the reader of the
+    /// tar rejects.
     fn detect(start: &[u8]) -> Option<Self> {
         let is_skippable =
             matches!(start, [0x50..=0x5f, rest @ ..] if rest.starts_with(ZSTD_SKIPPABLE_MAGIC_TAIL));

@@ -84,8 +84,8 @@ impl UnverifiedBodyResources {
 /// Receives `body`, hashes it with `verifier`, stores it as `settings` say, and verifies its signature at its end.
 ///
 /// # Errors
-/// Fails if the body has more than `limit` bytes, breaks off, exceeds the budget or cannot be stored, or if the signature
-/// does not match it.
+/// Fails if the body has more than `limit` bytes, breaks off, exceeds the budget or cannot be stored, or if the
+/// signature does not match it.
 pub(super) async fn receive_body<B>(
     mut body: Pin<&mut B>,
     verifier: Option<BodyVerifier>,

@@ -521,8 +521,8 @@ fn a_dropped_request_leaves_no_spool_file() {
             &check,
             &spooled.limits,
         ));
-        // Until everything sent has been processed and is in a file, while the caller stalls. There are fewer pieces than
-        // rounds, and each round processes at least one.
+        // Until everything sent has been processed and is in a file, while the caller stalls. There are fewer pieces
+        // than rounds, and each round processes at least one.
         let mut rounds = 0;
         while spooled.count_names_and_open_files() != (0, 1) {
             rounds += 1;

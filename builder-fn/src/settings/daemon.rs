@@ -12,8 +12,8 @@
 //! | `buildkit_plaintext` | `false` | whether `tcp://` to another machine may do without TLS |
 //!
 //! Each of several addresses is one daemon. The host name of a single address may have several IP addresses, each of
-//! which is a daemon then. `PLATFORM=` before an address binds its daemon to a platform; of the daemons that are bound to
-//! the same platforms, a single address counts as such.
+//! which is a daemon then. `PLATFORM=` before an address binds its daemon to a platform; of the daemons that are bound
+//! to the same platforms, a single address counts as such.
 //!
 //! `tcp://` uses TLS if the server's name or one of the three secrets is set, or if there is a secret `buildkit-ca`.
 
@@ -128,8 +128,8 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
     }
 }
 
-/// Parses the addresses of daemons, which are separated by commas, each with or without `PLATFORM=` before it. An address
-/// with several platforms is there several times.
+/// Parses the addresses of daemons, which are separated by commas, each with or without `PLATFORM=` before it. An
+/// address with several platforms is there several times.
 ///
 /// # Errors
 /// Fails with what is wrong. The text follows the name of the setting, and names the address if there are several.
@@ -300,8 +300,8 @@ impl TlsSecretsAndPlaintextPermission {
         self.create_handle_with_tls_name(&address, server_name)
     }
 
-    /// Returns a handle of the daemon at `address`, which uses TLS with the server name `tls_name` if there are secrets for
-    /// it and the address is no socket's.
+    /// Returns a handle of the daemon at `address`, which uses TLS with the server name `tls_name` if there are secrets
+    /// for it and the address is no socket's.
     ///
     /// # Errors
     /// Fails if `tls_name` is not a valid server name and needed.

@@ -44,8 +44,8 @@ impl ConnectionRule {
         }))
     }
 
-    /// Creates an HTTP client that connects as the rule says. It trusts the system's certificates and those in the secret
-    /// `gateway-ca`. With `may_lack_certificates`, it may trust none, for servers without TLS.
+    /// Creates an HTTP client that connects as the rule says. It trusts the system's certificates and those in the
+    /// secret `gateway-ca`. With `may_lack_certificates`, it may trust none, for servers without TLS.
     ///
     /// # Errors
     /// Fails if the certificates cannot be read, or there are none to trust.

@@ -1,7 +1,7 @@
 //! The host of an address, and whether it is one that no build may read from.
 //!
-//! A host is parsed strictly: what different programs read differently is no host here. Go's resolver, git's libcurl and
-//! C libraries disagree about `0x7f.1`, `2130706433` and `0177.0.0.1`, so an IPv4 address has four decimal numbers.
+//! A host is parsed strictly: what different programs read differently is no host here. Go's resolver, git's libcurl
+//! and C libraries disagree about `0x7f.1`, `2130706433` and `0177.0.0.1`, so an IPv4 address has four decimal numbers.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};

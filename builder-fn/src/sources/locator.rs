@@ -1,9 +1,9 @@
-//! The sources of a build, parsed from BuildKit's identifiers: images, files from the web, git repositories, and folders
-//! of the context.
+//! The sources of a build, parsed from BuildKit's identifiers: images, files from the web, git repositories, and
+//! folders of the context.
 //!
-//! An identifier is BuildKit's own form of an address (`source/*/identifier.go`), and the attributes of a source may name
-//! more addresses. What cannot be parsed here is rejected, so that BuildKit never reads an address otherwise than this
-//! module does.
+//! An identifier is BuildKit's own form of an address (`source/*/identifier.go`), and the attributes of a source may
+//! name more addresses. What cannot be parsed here is rejected, so that BuildKit never reads an address otherwise than
+//! this module does.
 
 use std::collections::BTreeMap;
 
@@ -198,8 +198,8 @@ impl std::fmt::Display for Url {
     }
 }
 
-/// Parses `[USER[:PASSWORD]@]HOST[:PORT]`. More than one `@` is rejected: programs disagree about which of them ends the
-/// user information.
+/// Parses `[USER[:PASSWORD]@]HOST[:PORT]`. More than one `@` is rejected: programs disagree about which of them ends
+/// the user information.
 fn parse_host_and_port_dropping_user(text: &str) -> Result<(Host, Option<u16>), LocatorError> {
     let host = match text.split_once('@') {
         Some((user, host)) => {

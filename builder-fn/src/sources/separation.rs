@@ -26,8 +26,8 @@ const GIT_MTIME_ATTRIBUTE: &str = "git.mtime";
 const MTIME_OF_CHECKOUT: &str = "checkout";
 /// The value of [`GIT_MTIME_ATTRIBUTE`] for the time of the commit.
 const MTIME_OF_COMMIT: &str = "commit";
-/// The attributes with the names of the secrets that git sends to the server. A secret with the name, a dot and the host
-/// comes first.
+/// The attributes with the names of the secrets that git sends to the server. A secret with the name, a dot and the
+/// host comes first.
 const GIT_SECRET_ATTRIBUTES: [&str; 2] = ["git.authtokensecret", "git.authheadersecret"];
 /// The attribute with the checksum of a file from the web.
 const HTTP_CHECKSUM_ATTRIBUTE: &str = "http.checksum";

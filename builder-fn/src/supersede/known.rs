@@ -11,8 +11,8 @@ use crate::buildkit::{BuildState, KnownBuild};
 use crate::function_id::FunctionId;
 use crate::request::AHEAD_OF_CLOCK_MAX;
 
-/// The largest number of functions whose builds are kept in memory. Beyond it, those of the older half are forgotten, and
-/// read from BuildKit's history again when they are needed.
+/// The largest number of functions whose builds are kept in memory. Beyond it, those of the older half are forgotten,
+/// and read from BuildKit's history again when they are needed.
 const REMEMBERED_FUNCTIONS_MAX: usize = 10_000;
 
 /// The newest successful build of each function, as a daemon's history has shown them.

@@ -27,8 +27,8 @@ struct RegisteredBuild {
 }
 
 impl RegisteredBuildsByFunction {
-    /// Adds a build, which supersedes the older builds of its function, or is superseded by the newest: a registered one,
-    /// or `known_newer_build`. Returns the build's number, and a receiver of the build that supersedes it.
+    /// Adds a build, which supersedes the older builds of its function, or is superseded by the newest: a registered
+    /// one, or `known_newer_build`. Returns the build's number, and a receiver of the build that supersedes it.
     pub(super) fn insert_and_supersede(
         &mut self,
         submission: Submission,

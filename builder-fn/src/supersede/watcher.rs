@@ -38,8 +38,8 @@ enum WatchError {
     Ended,
 }
 
-/// Passes the builds in the daemon's history to the registry and the known builds, and reconnects until no build has been
-/// registered for some time.
+/// Passes the builds in the daemon's history to the registry and the known builds, and reconnects until no build has
+/// been registered for some time.
 pub(super) async fn watch_history(shared: Arc<SharedSupersession>) {
     let mut pause = RECONNECT_PAUSE_MIN;
     loop {
@@ -68,8 +68,8 @@ enum StopReason {
     StreamEnded,
 }
 
-/// Follows the history over one connection: subscribes to it, reads what was before the subscription as far as registered
-/// builds need it, and passes on each build that starts or ends.
+/// Follows the history over one connection: subscribes to it, reads what was before the subscription as far as
+/// registered builds need it, and passes on each build that starts or ends.
 async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Result<StopReason, WatchError> {
     let connection = match shared.is_one_of_several {
         true => shared.daemon.connect_if_host_accepts_quickly().await?,

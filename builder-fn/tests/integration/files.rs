@@ -116,8 +116,8 @@ impl DaemonTransfer {
         complete_in_time(self.answers.message(), "no packet arrives").await
     }
 
-    /// Receives the end of a failed transfer: an ERR packet, and a status with the same text. The daemon may report of a
-    /// status alone that its context was canceled.
+    /// Receives the end of a failed transfer: an ERR packet, and a status with the same text. The daemon may report of
+    /// a status alone that its context was canceled.
     async fn receive_err_packet_and_status(&mut self) -> Status {
         let packet = self.next_packet().await.expect("a packet").expect("no end");
         let status = self.next_packet().await.expect_err("the transfer ends");

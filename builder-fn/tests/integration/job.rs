@@ -286,8 +286,8 @@ async fn a_failed_push_is_reported_after_the_rest_of_its_log_as_the_platforms_fa
     }
 }
 
-/// BuildKit puts the whole Dockerfile into the details of an error, which gRPC sends as a trailer. The trailer of a large
-/// Dockerfile exceeds the HTTP/2 library's default limit on headers, which would look like a broken connection.
+/// BuildKit puts the whole Dockerfile into the details of an error, which gRPC sends as a trailer. The trailer of a
+/// large Dockerfile exceeds the HTTP/2 library's default limit on headers, which would look like a broken connection.
 #[tokio::test]
 async fn a_failed_build_with_large_error_details_is_a_failed_build_and_not_a_lost_daemon() {
     let (daemon, mut calls) = daemon::start_fake_daemon();

@@ -144,7 +144,8 @@ fn page_address_of(body: &Value) -> &str {
     body["page"].as_str().expect("the address of a page")
 }
 
-/// Returns a builder that has built once, with its daemon's calls and the addresses of the build's page and of the list.
+/// Returns a builder that has built once, with its daemon's calls and the addresses of the build's page and of the
+/// list.
 async fn builder_with_build_and_page_addresses(
     step_name: &str,
     output_lines: &[&str],

@@ -471,7 +471,8 @@ impl TestBuilder {
         AnswerStatusAndBody::from_json_response_or_text_of_429(self.send_signed_build_unread(tar).await).await
     }
 
-    /// Sends a build request with `tar` that is signed with `payload_key`, and names the tenant `tenant` if there is one.
+    /// Sends a build request with `tar` that is signed with `payload_key`, and names the tenant `tenant` if there is
+    /// one.
     pub(crate) async fn send_build_signed_with(
         &self,
         payload_key: &str,

@@ -119,7 +119,8 @@ async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
     assert_eq!(redelivery.await.expect("no panic").status, 200);
 }
 
-/// What the second call refers to may be gone, or not be readable any more; the result of the first is still not its own.
+/// What the second call refers to may be gone, or not be readable any more; the result of the first is still not its
+/// own.
 #[tokio::test]
 async fn a_request_whose_context_is_gone_is_rejected_for_another_call_than_the_one_that_built_it() {
     let (daemon, mut calls) = daemon::start_fake_daemon();

@@ -113,7 +113,8 @@ impl BuilderClient {
         &self.settings
     }
 
-    /// Returns the URL of the page that an answer of the builder names: a URL, or a path that is relative to the builder.
+    /// Returns the URL of the page that an answer of the builder names: a URL, or a path that is relative to the
+    /// builder.
     pub(crate) fn page_url(&self, route: Route, page_url_or_path: &str) -> String {
         match page_url_or_path.starts_with('/') {
             true => format!("{}{page_url_or_path}", request::base_url(&self.settings, route)),

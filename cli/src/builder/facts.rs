@@ -80,7 +80,8 @@ impl BuildFacts {
         }
     }
 
-    /// Returns the name and the seconds of each part of the deployment that took time, in the order in which they happen.
+    /// Returns the name and the seconds of each part of the deployment that took time, in the order in which they
+    /// happen.
     pub(crate) fn deployment_parts(&self) -> Vec<(&str, f64)> {
         let mut parts: Vec<_> = self
             .deployment

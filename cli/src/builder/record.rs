@@ -14,6 +14,13 @@ pub(crate) enum Record {
         /// The names of cached steps: of those that end in `lines`, and of others that have no lines.
         cached: Vec<String>,
     },
+    /// A warning about the log: it begins again, and so do the numbers of its lines.
+    NumbersRestart {
+        /// The number before that of the next line.
+        seq: u64,
+        /// The warning.
+        warning: String,
+    },
     /// The outcome of the build.
     Terminal(Value),
 }
@@ -29,6 +36,10 @@ impl Record {
                 .collect()
         };
         match value["status"].as_str()? {
+            "in_progress" if value["warning"].is_string() => Some(Self::NumbersRestart {
+                seq: value["seq"].as_u64()?,
+                warning: value["warning"].as_str()?.to_owned(),
+            }),
             "in_progress" => Some(Self::Progress {
                 seq: value["seq"].as_u64(),
                 lines: texts("log"),
@@ -40,8 +51,8 @@ impl Record {
     }
 }
 
-/// Returns a record of progress with a line or a cached step as the command prints it; `None` for one that only keeps the
-/// connection alive.
+/// Returns a record of progress with a line or a cached step as the command prints it; `None` for one that only keeps
+/// the connection alive.
 pub(crate) fn printed_progress_record(
     seq: Option<u64>,
     lines: &[String],
@@ -52,6 +63,11 @@ pub(crate) fn printed_progress_record(
         record["cached"] = json!(cached);
     }
     (!lines.is_empty() || !cached.is_empty()).then_some(record)
+}
+
+/// Returns the record that says that the numbers of the lines begin again, as the command prints it.
+pub(crate) fn printed_restart_record(seq: u64, warning: &str) -> Value {
+    json!({"seq": seq, "log": [], "status": "in_progress", "warning": warning})
 }
 
 #[cfg(test)]
@@ -77,6 +93,14 @@ mod tests {
         assert_eq!(
             Record::parse(r#"{"seq":3,"log":[],"status":"in_progress","cached":["[1/2] RUN a"]}"#),
             Some(cached)
+        );
+        let restart = Record::NumbersRestart {
+            seq: 0,
+            warning: "again".into(),
+        };
+        assert_eq!(
+            Record::parse(&printed_restart_record(0, "again").to_string()),
+            Some(restart)
         );
         assert!(matches!(
             Record::parse(r#"{"status":"failed","error":"x"}"#),

@@ -126,8 +126,8 @@ pub(super) fn probe_request(settings: &ConnectionSettings, route: Route) -> Buil
     Request::builder().method(Method::GET).uri(url)
 }
 
-/// Returns a signed request without a body: a question about builds or versions, a cancellation or a rollback. `path` is
-/// the path with its query as the builder sees it, such as `/builds/ID`.
+/// Returns a signed request without a body: a question about builds or versions, a cancellation or a rollback. `path`
+/// is the path with its query as the builder sees it, such as `/builds/ID`.
 pub(super) fn bodyless_request(
     settings: &ConnectionSettings,
     route: Route,

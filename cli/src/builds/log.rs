@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{ClientWithChosenRoute, failure_of_bodyless_request, follow_to_end};
 use crate::builder::{
     Record, RequestError, Verdict, build_path, percent_encode_component, printed_progress_record,
+    printed_restart_record,
 };
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
@@ -163,6 +164,12 @@ async fn print_log_so_far(
                     .iter()
                     .filter_map(printable_event)
                     .for_each(|line| print_result_or_exit_if_unread(&line));
+            }
+            Record::NumbersRestart { seq, warning } if is_json => {
+                print_result_or_exit_if_unread(&printed_restart_record(seq, &warning).to_string());
+            }
+            Record::NumbersRestart { warning, .. } => {
+                print_message_as_is(&format!("warning: {}", printable(&warning)));
             }
             Record::Terminal(outcome) if is_json => {
                 print_result_or_exit_if_unread(&outcome.to_string());

@@ -33,8 +33,8 @@ pub(crate) struct RollbackArguments {
     /// List the versions that can be chosen, the newest first, and change nothing.
     #[arg(long)]
     list: bool,
-    /// The ID that the rollback gets, for `slipway status` and `logs`: a new UUID without this option. A rollback that is
-    /// requested again under its ID changes nothing.
+    /// The ID that the rollback gets, for `slipway status` and `logs`: a new UUID without this option. A rollback that
+    /// is requested again under its ID changes nothing.
     #[arg(long, value_name = "ID", conflicts_with = "list")]
     id: Option<String>,
     /// The form of the progress on the standard error.
@@ -51,8 +51,8 @@ pub(crate) struct RollbackArguments {
 /// Deploys an earlier version of a function again, and follows that until the version answers; or lists the versions.
 ///
 /// # Errors
-/// Fails if the rollback is not begun, or its outcome is not known. With `--progress json`, the error is an event, and only
-/// its exit status is returned.
+/// Fails if the rollback is not begun, or its outcome is not known. With `--progress json`, the error is an event, and
+/// only its exit status is returned.
 pub(crate) async fn rollback(arguments: &RollbackArguments) -> Result<ExitStatus, Failure> {
     show_failure_if_json(arguments.progress, list_or_roll_back(arguments).await)
 }

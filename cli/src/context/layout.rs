@@ -211,8 +211,8 @@ impl Layout {
         Ok(())
     }
 
-    /// Adds the file or folder at `source` and everything in it at `path`, as far as the ignore file does not exclude it.
-    /// `parent` has the patterns that match the folder of `path`.
+    /// Adds the file or folder at `source` and everything in it at `path`, as far as the ignore file does not exclude
+    /// it. `parent` has the patterns that match the folder of `path`.
     fn add_tree(
         &mut self,
         source: &Path,
@@ -326,7 +326,8 @@ impl LayoutWalk {
     }
 }
 
-/// Returns the path of an entry of the stack file's `copy`, which has to be inside the working folder, and not all of it.
+/// Returns the path of an entry of the stack file's `copy`, which has to be inside the working folder, and not all of
+/// it.
 fn existing_copied_path_in_project(path: &str) -> Result<PathBuf, Failure> {
     let reject = |problem: &str| {
         Failure::usage(

@@ -1,5 +1,5 @@
-//! Packs the tar of a request and compresses it with zstd, into a temporary file: memory does not depend on the size of a
-//! context. The same files become the same bytes on every machine.
+//! Packs the tar of a request and compresses it with zstd, into a temporary file: memory does not depend on the size of
+//! a context. The same files become the same bytes on every machine.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

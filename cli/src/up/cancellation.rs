@@ -45,9 +45,9 @@ pub(crate) async fn cancel_build_and_wait_up_to_a_minute(
 }
 
 impl FunctionBuild<'_> {
-    /// Cancels the build because a newer one replaces it, and waits a moment for that. A queue-worker may run one call at a
-    /// time, and the newer build would wait for the end of this one; and a build whose connection ends first counts as
-    /// failed.
+    /// Cancels the build because a newer one replaces it, and waits a moment for that. A queue-worker may run one call
+    /// at a time, and the newer build would wait for the end of this one; and a build whose connection ends first
+    /// counts as failed.
     pub(crate) async fn cancel_because_replaced(&self) {
         let Some(SentBuild { route, id }) = self.handed.borrow().clone() else {
             return;
@@ -59,8 +59,8 @@ impl FunctionBuild<'_> {
         let client = self.client.clone();
         let cancelling = tokio::spawn(async move {
             let began = Instant::now();
-            // A build that no builder has accepted is not known yet. One that has ended needs no cancellation, and one that
-            // cannot be cancelled goes on until the builder sees the newer one.
+            // A build that no builder has accepted is not known yet. One that has ended needs no cancellation, and one
+            // that cannot be cancelled goes on until the builder sees the newer one.
             while let Err(RequestError::Refused(refusal)) =
                 client.ask(route, Method::DELETE, &build_path(&id)).await
                 && refusal.status == 404

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::{BuildEnd, FunctionBuild};
 use crate::builder::{
     BuilderClient, LogLine, Record, RecordStream, RequestError, Route, SignedBuildRequest, StreamCut,
-    Verdict, build_path, printed_progress_record,
+    Verdict, build_path, printed_progress_record, printed_restart_record,
 };
 use crate::failure::Failure;
 use crate::output::print_result_or_exit_if_unread;
@@ -85,6 +85,16 @@ impl LogConnectionState {
 }
 
 impl FollowedBuild<'_> {
+    /// Shows that the build began again, and the numbers of its lines too.
+    fn show_restart_of_numbers(&self, seq: u64, warning: &str) {
+        match self.form {
+            LogForm::Progress => self.progress.show(&Event::Warning { text: warning }),
+            LogForm::Records => {
+                print_result_or_exit_if_unread(&printed_restart_record(seq, warning).to_string())
+            }
+        }
+    }
+
     /// Shows the lines of a record with this number.
     fn show_log_lines(&self, seq: Option<u64>, lines: &[String], cached: &[String]) {
         match self.form {
@@ -196,6 +206,10 @@ async fn read_log_to_terminal_record(
                     *next_line = (*next_line).max(seq + 1);
                 }
             }
+            Record::NumbersRestart { seq, warning } => {
+                following.show_restart_of_numbers(seq, &warning);
+                *next_line = seq + 1;
+            }
             Record::Terminal(outcome) => return Ok(outcome),
         }
     }
@@ -273,8 +287,8 @@ impl FunctionBuild<'_> {
         Ok(self.end_of_build(Verdict::of_outcome(&outcome, self.options.strict), &outcome))
     }
 
-    /// Follows a streamed answer to its end. If it is cut, the request is sent again: the builder goes on where the build
-    /// is, or begins it again with what is cached.
+    /// Follows a streamed answer to its end. If it is cut, the request is sent again: the builder goes on where the
+    /// build is, or begins it again with what is cached.
     pub(super) async fn follow_stream_with_resends(
         &self,
         route: Route,
@@ -295,6 +309,10 @@ impl FunctionBuild<'_> {
                     let lines = shown.without_shown(lines);
                     let cached = shown.without_shown_steps(cached, &lines);
                     self.progress.show_log_lines(&lines, &cached);
+                }
+                // Lines of an answer have no numbers.
+                Ok(Record::NumbersRestart { warning, .. }) => {
+                    self.progress.show(&Event::Warning { text: &warning });
                 }
                 Ok(Record::Terminal(outcome)) => {
                     return Ok(
@@ -337,8 +355,8 @@ impl FunctionBuild<'_> {
     }
 }
 
-/// The lines that were shown before, so that those of a joined build are not shown twice. Lines have times in seconds: a
-/// line is shown as often as it came before the cut or after it, whichever is more.
+/// The lines that were shown before, so that those of a joined build are not shown twice. Lines have times in seconds:
+/// a line is shown as often as it came before the cut or after it, whichever is more.
 #[derive(Debug, Default)]
 struct ShownLines {
     shown: HashMap<u64, u32>,

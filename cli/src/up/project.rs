@@ -24,8 +24,8 @@ pub(crate) struct SourceArguments {
     /// A build argument, which replaces that of the stack file.
     #[arg(long = "build-arg", short = 'b', value_name = "NAME=VALUE", value_parser = parse_build_argument)]
     build_arguments: Vec<(String, String)>,
-    /// Build arguments that the stack file need not name, NAME=VALUE, separated by spaces. Those of the stack file and of
-    /// --build-arg replace them.
+    /// Build arguments that the stack file need not name, NAME=VALUE, separated by spaces. Those of the stack file and
+    /// of --build-arg replace them.
     #[arg(long, value_name = "ARGUMENTS", env = "SLIPWAY_BUILD_ARGS")]
     default_build_args: Option<String>,
 }
@@ -110,8 +110,8 @@ impl Project {
             .collect()
     }
 
-    /// Returns the single files whose changes change a function: the stack file, and those that it names for environment
-    /// variables and build secrets.
+    /// Returns the single files whose changes change a function: the stack file, and those that it names for
+    /// environment variables and build secrets.
     pub(crate) fn watched_files_of(&self, function: &Function) -> Vec<PathBuf> {
         [self.stack.path.clone()]
             .into_iter()

@@ -45,6 +45,35 @@ async fn a_cut_log_is_resumed_at_the_line_after_the_last_one() {
     assert!(printed.stderr.contains("connecting again"), "{printed:?}");
 }
 
+/// BuildKit and every builder that knew of the first attempt were killed together.
+#[tokio::test]
+async fn a_log_whose_numbers_begin_again_says_so_and_is_resumed_by_the_new_numbers() {
+    let warning = "the build began again, and so do the numbers of its lines";
+    let first = [
+        record_with_line(1, "l: T lost"),
+        record_with_line(2, "l: T lost too"),
+        json!({"seq": 0, "log": [], "status": "in_progress", "warning": warning}),
+        record_with_line(1, "l: T again"),
+    ];
+    let second = [record_with_line(2, "l: T at last"), outcome_of_running_function()];
+    let mut server = FakeBuilder::start(vec![(
+        "POST /async-function/builder-fn",
+        ScriptedAnswer::queued(),
+    )])
+    .await;
+    let child = Project::shop().spawn(&["up", "--gateway", &server.url]);
+    let id = server.next_call_id().await;
+    let log = |from: u64| format!("GET /function/builder-fn/builds/{id}/log?from={from}");
+    server.add_answer(&log(1), ScriptedAnswer::events(&first, BodyEnd::Cut));
+    server.add_answer(&log(2), ScriptedAnswer::events(&second, BodyEnd::Complete));
+    let printed = wait_for_end(child).await;
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    assert_eq!(server.answers_left(), 0);
+    for text in [&format!("warning: {warning}"), "   again\n", "   at last\n"] {
+        assert!(printed.stderr.contains(text), "{text}: {printed:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_cut_answer_is_asked_for_again_as_the_same_build_and_no_line_is_shown_twice() {
     let record = |text: &str| json!({"log": [text], "status": "in_progress"});

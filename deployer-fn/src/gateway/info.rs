@@ -30,8 +30,8 @@ impl ProviderName {
         PROVIDERS_REPLACING_BEFORE_ANSWER.contains(&self.0.as_str())
     }
 
-    /// Returns whether this provider stops the old version before it starts a new one, and counts a replica as available
-    /// while its process runs.
+    /// Returns whether this provider stops the old version before it starts a new one, and counts a replica as
+    /// available while its process runs.
     pub(crate) fn stops_old_version_before_starting_new(&self) -> bool {
         PROVIDERS_STOPPING_OLD_VERSION_FIRST.contains(&self.0.as_str())
     }

@@ -14,7 +14,8 @@ use crate::text::{self, as_bounded_line};
 /// The annotation with which Kubernetes numbers the versions of a Deployment, at the Deployment and at its ReplicaSets.
 const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
 
-/// Texts in the reason why no pod is created that say that it stays so. Others may pass, such as a webhook that restarts.
+/// Texts in the reason why no pod is created that say that it stays so. Others may pass, such as a webhook that
+/// restarts.
 const LASTING_CREATION_FAILURES: [&str; 2] = ["exceeded quota", "violates PodSecurity"];
 
 /// The state of a version on Kubernetes.
@@ -30,8 +31,8 @@ pub(crate) enum VersionState {
     Stuck(Obstacle),
 }
 
-/// The starts of a version's pods: the number of restarts of each pod, by its UID. If two are equal, nothing was started
-/// between them.
+/// The starts of a version's pods: the number of restarts of each pod, by its UID. If two are equal, nothing was
+/// started between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RestartCountsByPodUid(BTreeMap<String, i64>);
 
@@ -61,8 +62,8 @@ pub(super) enum DetailToRead {
         pod: String,
         container: String,
         previous: bool,
-        /// The pod's UID, if the kubelet may have ended the container, because its liveness probe failed: the events then
-        /// say more than the log.
+        /// The pod's UID, if the kubelet may have ended the container, because its liveness probe failed: the events
+        /// then say more than the log.
         uid_if_probe_may_have_failed: Option<String>,
     },
 }
@@ -97,8 +98,8 @@ pub(crate) enum WantedReplicas {
     One,
 }
 
-/// Returns the state of the version with this image. `sets` and `pods` have the labels of the Deployment's pods; those of
-/// other owners are ignored.
+/// Returns the state of the version with this image. `sets` and `pods` have the labels of the Deployment's pods; those
+/// of other owners are ignored.
 pub(super) fn assess_version(
     deployment: &Deployment,
     sets: &[ReplicaSet],

@@ -17,8 +17,8 @@ const MISSING_IMAGE_TEXTS: [&str; 4] = [
 /// Texts in a kubelet's message on a pull that say that the registry does not let the node read the image.
 const DENIED_PULL_TEXTS: [&str; 4] = ["unauthorized", "denied", "forbidden", "authorization failed"];
 
-/// Texts in a kubelet's message on a start that say that the same start would fail again. Others may pass, such as a node
-/// that is too busy.
+/// Texts in a kubelet's message on a start that say that the same start would fail again. Others may pass, such as a
+/// node that is too busy.
 const LASTING_START_FAILURES: [&str; 6] = [
     "not found",
     "couldn't find key",

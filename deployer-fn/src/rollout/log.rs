@@ -1,5 +1,5 @@
-//! What a version that failed wrote to its log, by the log API of OpenFaaS. Kubernetes itself gives the log of a container
-//! that ended, if the operator lets the deployer read it; there, the log API is not asked.
+//! What a version that failed wrote to its log, by the log API of OpenFaaS. Kubernetes itself gives the log of a
+//! container that ended, if the operator lets the deployer read it; there, the log API is not asked.
 
 use std::time::Duration;
 
@@ -17,9 +17,9 @@ use crate::text;
 const LOG_READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl<T: GatewayRequestSender> RunningRollout<'_, T> {
-    /// Returns the last lines that the new version wrote, as part of the reason why it failed; `None` if there are none,
-    /// or if another version may have written them. Records in `waiting_for` that the version has been started, if the log
-    /// shows it.
+    /// Returns the last lines that the new version wrote, as part of the reason why it failed; `None` if there are
+    /// none, or if another version may have written them. Records in `waiting_for` that the version has been started,
+    /// if the log shows it.
     pub(super) async fn quote_log_and_record_start_of_failed_version(
         &self,
         waiting_for: &mut WaitingFor,

@@ -54,7 +54,8 @@ const STORED_REASONS_MAX_BYTES: usize = 2000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PermanentFailureRecord {
-    /// The [`digest_shared_by_redeliveries`](crate::request::HandOver::digest_shared_by_redeliveries) of the hand-over that failed.
+    /// The [`digest_shared_by_redeliveries`](crate::request::HandOver::digest_shared_by_redeliveries) of the hand-over
+    /// that failed.
     pub(crate) delivery: String,
     /// The reasons why the deployment failed.
     pub(crate) reasons: Vec<String>,

@@ -191,7 +191,8 @@ impl FakeGateway {
             .map(|function| function.deployment.clone())
     }
 
-    /// Returns the function's last deployment, whether its process listens, and whether the old one still runs beside it.
+    /// Returns the function's last deployment, whether its process listens, and whether the old one still runs beside
+    /// it.
     pub(crate) fn deployment_is_up_and_old_one_runs(&self, name: &str) -> Option<(Value, bool, bool)> {
         let state = self.0.state.lock().unwrap();
         let function = state.functions.get(name)?;

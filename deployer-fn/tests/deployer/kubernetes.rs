@@ -165,8 +165,8 @@ impl KubernetesReader for FakeKubernetes {
     }
 }
 
-/// Deploys build 1, which is good, and then build 2 with this behaviour; returns the outcome of build 2, and how long it
-/// took.
+/// Deploys build 1, which is good, and then build 2 with this behaviour; returns the outcome of build 2, and how long
+/// it took.
 async fn deploy_good_build_1_then_build_2(
     kubernetes: &FakeKubernetes,
     behaviour: &str,

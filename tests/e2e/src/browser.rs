@@ -176,8 +176,8 @@ impl Browser {
             .await
     }
 
-    /// Waits until a JavaScript expression is true on the page. It is asked again and again, because the page reports no
-    /// changes.
+    /// Waits until a JavaScript expression is true on the page. It is asked again and again, because the page reports
+    /// no changes.
     pub async fn wait_until(&self, expression: &str) -> Result<()> {
         let end = Instant::now() + CONDITION_TIMEOUT;
         loop {

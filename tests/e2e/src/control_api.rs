@@ -1,5 +1,5 @@
-//! A client of BuildKit's Control API, for what `buildctl` cannot do: the events of the history as they happen, and many
-//! records in a short time.
+//! A client of BuildKit's Control API, for what `buildctl` cannot do: the events of the history as they happen, and
+//! many records in a short time.
 
 use std::{
     collections::HashMap,

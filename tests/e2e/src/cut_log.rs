@@ -69,8 +69,9 @@ impl CutLogReader {
         }
     }
 
-    /// Opens the log, reads a random number of bytes, fewer than `bytes_below`, and closes the connection there, which may
-    /// be inside a record. Passes the lines of complete records to `see`; returns the terminal record if it was among them.
+    /// Opens the log, reads a random number of bytes, fewer than `bytes_below`, and closes the connection there, which
+    /// may be inside a record. Passes the lines of complete records to `see`; returns the terminal record if it was
+    /// among them.
     pub async fn read_until_random_cut(
         &mut self,
         form: LogForm,

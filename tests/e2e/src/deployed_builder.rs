@@ -132,8 +132,8 @@ impl<'t> DeployedBuilder<'t> {
         peak_memory_bytes_minus_current_file_pages(self.process_id()?)
     }
 
-    /// Returns the size of the builder's open files without a name, in bytes: stored bodies, and copies of logs that were
-    /// read a moment ago.
+    /// Returns the size of the builder's open files without a name, in bytes: stored bodies, and copies of logs that
+    /// were read a moment ago.
     pub fn unlinked_open_file_bytes_of_process(&self) -> Result<u64> {
         unlinked_open_file_bytes(self.process_id()?)
     }

@@ -2,8 +2,8 @@
 //!
 //! The steps of a rollout are requests to the gateway, so a test can use the pause to stop a deployer, or a part of the
 //! stack, exactly between two steps. The proxy forwards everything unchanged, except what a test gives a
-//! [route](PausingProxy::add_route_for_exact_path): another function process, or an answer of a provider that this stack
-//! does not have.
+//! [route](PausingProxy::add_route_for_exact_path): another function process, or an answer of a provider that this
+//! stack does not have.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,8 @@
-//! A registry with faults, in front of the stack's: it rejects chosen requests, and issues bearer tokens that it revokes.
+//! A registry with faults, in front of the stack's: it rejects chosen requests, and issues bearer tokens that it
+//! revokes.
 //!
-//! Everything else is forwarded to the stack's registry with that registry's own credentials, so that what a build pushes
-//! through the proxy is an image of the real registry.
+//! Everything else is forwarded to the stack's registry with that registry's own credentials, so that what a build
+//! pushes through the proxy is an image of the real registry.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -174,7 +175,8 @@ impl RegistryProxy {
         });
     }
 
-    /// Returns the number of requests that were rejected since the last [`set_rejection_of_next`](Self::set_rejection_of_next).
+    /// Returns the number of requests that were rejected since the last
+    /// [`set_rejection_of_next`](Self::set_rejection_of_next).
     pub fn rejected_since_set_rejection(&self) -> usize {
         self.shared.lock().rejected
     }

@@ -59,7 +59,8 @@ impl GitRepository {
         Ok(std::fs::write(path, content)?)
     }
 
-    /// Writes these files, as paths and contents, commits everything in the work tree, and returns the hash of the commit.
+    /// Writes these files, as paths and contents, commits everything in the work tree, and returns the hash of the
+    /// commit.
     pub async fn write_files_and_commit_all(&self, files: &[(&str, &str)]) -> Result<String> {
         for (path, content) in files {
             self.write_file(path, content)?;

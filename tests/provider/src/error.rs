@@ -206,7 +206,8 @@ impl ProviderError {
         matches!(self.kubernetes_reason(), Some("NotFound" | "Gone"))
     }
 
-    /// Returns the reason in the Kubernetes API's answer, such as `AlreadyExists`; `None` for errors that are no answer.
+    /// Returns the reason in the Kubernetes API's answer, such as `AlreadyExists`; `None` for errors that are no
+    /// answer.
     pub(crate) fn kubernetes_reason(&self) -> Option<&str> {
         match self {
             Self::Kubernetes { source, .. } => match &**source {

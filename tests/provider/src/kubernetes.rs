@@ -1,8 +1,8 @@
 //! The backend on Kubernetes: functions are Deployments with Services of the same names, as faas-netes makes them.
 //!
-//! It replaces faas-netes Community where its image is not available, and behaves as the version of the end of 2023 does,
-//! faults included. `tests/faas-netes` has the table of this behaviour, with the place in faas-netes' source where each
-//! fact was read, and compares the answers with it.
+//! It replaces faas-netes Community where its image is not available, and behaves as the version of the end of 2023
+//! does, faults included. `tests/faas-netes` has the table of this behaviour, with the place in faas-netes' source
+//! where each fact was read, and compares the answers with it.
 //!
 //! Deployments and Endpoints are read from copies that watches keep, as there: an answer may be older than the last
 //! update by some milliseconds.
@@ -281,7 +281,8 @@ impl CallRouter for ClusterFunctions {
     }
 }
 
-/// Returns the configuration of the client: from the kubeconfig of the settings, or from the service account of this pod.
+/// Returns the configuration of the client: from the kubeconfig of the settings, or from the service account of this
+/// pod.
 async fn client_configuration(settings: &KubernetesSettings) -> Result<Config, ProviderError> {
     let Some(path) = &settings.kubeconfig else {
         return Config::incluster().map_err(|error| ProviderError::Kubeconfig {

@@ -1,4 +1,5 @@
-//! The provider's program: serves the API of one of the two backends, removes all functions, or collects a function's log.
+//! The provider's program: serves the API of one of the two backends, removes all functions, or collects a function's
+//! log.
 
 use std::{path::PathBuf, process::ExitCode};
 

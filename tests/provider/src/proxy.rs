@@ -3,8 +3,8 @@
 //! It behaves as faas-provider's proxy: the path after the name, the query and the headers are kept;
 //! `X-Forwarded-Host` and `X-Forwarded-For` are added unless they are present. A function without an endpoint
 //! is answered with 503; a function that cannot be reached, or does not begin to answer in time, with 500;
-//! both with `X-OpenFaaS-Internal: proxy`, unless the provider is older than that header. Unlike there, a truncated response is truncated for the caller too
-//! and does not look complete. Connections are not upgraded (no web sockets).
+//! both with `X-OpenFaaS-Internal: proxy`, unless the provider is older than that header. Unlike there, a truncated
+//! response is truncated for the caller too and does not look complete. Connections are not upgraded (no web sockets).
 
 use std::{
     fmt,

@@ -16,7 +16,8 @@ pub(crate) const BRIDGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 62, 0, 1);
 /// The name of the bridge interface of the functions' network; the same as faasd's.
 pub(crate) const BRIDGE_INTERFACE: &str = "openfaas0";
 /// The hardware address of the functions' bridge. Without one, the kernel gives the bridge the lowest address of its
-/// ports, which changes when functions come and go; a function that knows the old one then reaches nothing for up to 45 s.
+/// ports, which changes when functions come and go; a function that knows the old one then reaches nothing for up to 45
+/// s.
 pub(crate) const BRIDGE_HARDWARE_ADDRESS: &str = "02:73:6c:69:70:01";
 /// The name of the stack's end of the pair of interfaces that connects the stack to the machine.
 pub(crate) const STACKS_INTERFACE_TO_MACHINE: &str = "host0";
@@ -80,8 +81,8 @@ impl StackNumber {
         Ipv4Addr::new(10, 63, self.0, 1)
     }
 
-    /// Returns the IP address of the stack's own end of the interface pair that connects it to the machine. The machine,
-    /// BuildKit, the provider and functions all reach the stack's servers at this address.
+    /// Returns the IP address of the stack's own end of the interface pair that connects it to the machine. The
+    /// machine, BuildKit, the provider and functions all reach the stack's servers at this address.
     pub(crate) fn stacks_end_address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 63, self.0, 2)
     }

@@ -54,9 +54,14 @@ impl ClusterCommand {
     /// Runs any command but `hold` and `supervise`, which must run before the async runtime has threads.
     pub(crate) async fn run_command_except_hold_and_supervise(self, progress: &ProgressSink) -> Result<()> {
         match self {
-            ClusterCommand::Up { cluster, faas_netes } => {
-                print_shell_exports(&Cluster::start(&cluster.name, faas_netes.as_deref(), progress).await?)?
-            }
+            ClusterCommand::Up { cluster, faas_netes } => print_shell_exports(
+                &Cluster::start_complete_or_replace_changed_cluster(
+                    &cluster.name,
+                    faas_netes.as_deref(),
+                    progress,
+                )
+                .await?,
+            )?,
             ClusterCommand::Down(name) => slipway_stack::stop_cluster(&name.name, progress).await?,
             ClusterCommand::Env(name) => print_shell_exports(&running_cluster(&name)?)?,
             ClusterCommand::Status(name) => {

@@ -77,8 +77,8 @@ pub(crate) fn rename_and_remove_directory(path: &Path) -> Result<()> {
     fs::remove_dir_all(&removed).with_operation("remove", &removed)
 }
 
-/// Stops a stack or cluster, of which `P` are the parts, if it runs, and removes the control groups and state files of a
-/// running or killed one; its data stays.
+/// Stops a stack or cluster, of which `P` are the parts, if it runs, and removes the control groups and state files of
+/// a running or killed one; its data stays.
 pub(crate) async fn stop_and_remove_cgroups_and_state_files<P: SupervisedPart>(
     dir: &StackDir,
     progress: &ProgressSink,

@@ -1,4 +1,5 @@
-//! The launcher's side of a start: it starts the holder, waits until the supervisor answers, and lets it start the parts.
+//! The launcher's side of a start: it starts the holder, waits until the supervisor answers, and lets it start the
+//! parts.
 
 use std::{
     fs::File,

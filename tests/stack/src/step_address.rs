@@ -49,8 +49,8 @@ pub(crate) fn cni_plugin_directory_of_stack(dir: &StackDir) -> PathBuf {
     dir.config_directory().join("cni")
 }
 
-/// Writes the folder with the CNI plugins of the stack: this one with its configuration, the one that connects steps, and
-/// a link to Debian's `loopback`.
+/// Writes the folder with the CNI plugins of the stack: this one with its configuration, the one that connects steps,
+/// and a link to Debian's `loopback`.
 pub(crate) fn write_cni_plugin_directory(dir: &StackDir, plan: &StackPlan) -> Result<()> {
     let folder = cni_plugin_directory_of_stack(dir);
     fs::create_dir_all(&folder).with_operation("create", &folder)?;

@@ -85,8 +85,8 @@ async fn supervise_stack_with_forwarders_and_disk_guard(
     supervise_parts_until_shutdown_or_failure(&config.dir, config.clone(), &reaper, beside).await
 }
 
-/// Starts the control socket, and serves commands until a shutdown command, SIGTERM or a failure of this or of `beside`.
-/// No part is started before a command starts it.
+/// Starts the control socket, and serves commands until a shutdown command, SIGTERM or a failure of this or of
+/// `beside`. No part is started before a command starts it.
 pub(crate) async fn supervise_parts_until_shutdown_or_failure<S: PartSource>(
     dir: &StackDir,
     source: S,

@@ -153,8 +153,9 @@ impl Connection {
         Ok(changes.boxed())
     }
 
-    /// Lists the attempts of the build `reference`, and of up to `part_count` parts if it is split, and whether somebody
-    /// asked to cancel it. Other builds that run are listed too. The daemon decodes no records of other builds.
+    /// Lists the attempts of the build `reference`, and of up to `part_count` parts if it is split, and whether
+    /// somebody asked to cancel it. Other builds that run are listed too. The daemon decodes no records of other
+    /// builds.
     ///
     /// # Errors
     /// Fails if the daemon does not answer in time, or has no history.

@@ -1,7 +1,7 @@
 //! Records of finished solves, looked up by their references.
 //!
-//! BuildKit decodes all of its records for every question to its history, whatever the filter. The question's field `ref`
-//! avoids that, but a record that was asked for by it is never deleted. BuildKit looks up a single record only to
+//! BuildKit decodes all of its records for every question to its history, whatever the filter. The question's field
+//! `ref` avoids that, but a record that was asked for by it is never deleted. BuildKit looks up a single record only to
 //! change it, and reports what it has changed to everyone who follows the history. So a record is read from the events
 //! of the history, after a request to change the record in nothing.
 

@@ -1,15 +1,15 @@
 //! Which daemons of a pool build for which platforms, and the parts of a build that go to different ones.
 //!
-//! A daemon that is bound to platforms builds for these only. One that is bound to none builds for every platform that no
-//! bound daemon builds for.
+//! A daemon that is bound to platforms builds for these only. One that is bound to none builds for every platform that
+//! no bound daemon builds for.
 
 use std::collections::BTreeSet;
 
 use super::{DaemonPool, PoolMember};
 use crate::buildkit::Platform;
 
-/// The daemons of a pool that a build may go to: those that are bound to one of these lists of platforms. The empty list
-/// stands for the daemons that are bound to none.
+/// The daemons of a pool that a build may go to: those that are bound to one of these lists of platforms. The empty
+/// list stands for the daemons that are bound to none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct EligibleDaemons(BTreeSet<Vec<Platform>>);
 
@@ -100,8 +100,8 @@ fn daemons_for_own_platform(bindings: &[Vec<Platform>]) -> EligibleDaemons {
     EligibleDaemons(unbound.or(bindings.first()).cloned().into_iter().collect())
 }
 
-/// Returns the daemons for `platform`: those bound to exactly that, or else to the architecture that it is a variant of,
-/// or else those that are bound to none.
+/// Returns the daemons for `platform`: those bound to exactly that, or else to the architecture that it is a variant
+/// of, or else those that are bound to none.
 fn daemons_for_platform(
     bindings: &[Vec<Platform>],
     platform: &str,

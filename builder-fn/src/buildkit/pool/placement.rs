@@ -22,8 +22,8 @@ use super::{
 use crate::buildkit::connection::{DAEMON_RESTART_GRACE, PAUSE_BETWEEN_RECONNECTS};
 use crate::buildkit::{BuildReference, BuildState, Cancellation, ConnectError, Connection};
 
-/// The limit on the daemons that are asked about a build: those that its image scores highest. Builds overflow to these,
-/// and a daemon that is added moves an image down by one place.
+/// The limit on the daemons that are asked about a build: those that its image scores highest. Builds overflow to
+/// these, and a daemon that is added moves an image down by one place.
 const ASKED_DAEMONS_MAX: usize = 16;
 
 /// The pauses between looks at the other daemons, from the start of a build on. Another builder that sees other daemons
@@ -302,7 +302,8 @@ fn find_holder_index_and_attempt(
     found.map(|(number, attempt)| (number, attempt.number))
 }
 
-/// Returns the number of the attempt that may begin on the daemon `chosen`: the next one after all that failed on others.
+/// Returns the number of the attempt that may begin on the daemon `chosen`: the next one after all that failed on
+/// others.
 fn attempt_after_those_on_other_daemons(answers: &[DaemonAnswer], chosen: usize) -> u32 {
     let others = answers.iter().enumerate().filter(|(number, _)| *number != chosen);
     let failed = others.flat_map(|(_, answer)| &answer.attempts);

@@ -127,8 +127,8 @@ async fn ask_once(
 }
 
 impl DaemonAnswer {
-    /// Reads the attempts of the build from the daemon's records. A history that fails counts as one without records: it
-    /// prevents no build.
+    /// Reads the attempts of the build from the daemon's records. A history that fails counts as one without records:
+    /// it prevents no build.
     pub(super) async fn read_attempts(&mut self, reference: &BuildReference, call: &Cancellation) {
         // The first attempt may be another daemon's. Only a daemon that has one decodes its records.
         let mut is_recorded = self.is_recorded;

@@ -127,8 +127,8 @@ impl KnownGroup {
     }
 }
 
-/// Returns the addresses that are of the same family as the first one, in order and each once. A daemon in a network with
-/// both families has one address of each.
+/// Returns the addresses that are of the same family as the first one, in order and each once. A daemon in a network
+/// with both families has one address of each.
 fn sorted_addresses_of_first_family(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     let mut addresses: Vec<_> = addresses.collect();
     if let Some(first) = addresses.first().copied() {

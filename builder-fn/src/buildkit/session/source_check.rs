@@ -1,9 +1,9 @@
 //! `moby.buildkit.v1.sourcepolicy.policysession`: the daemon asks whether a build may read a source.
 //!
-//! A solve names this session in `source_policy_session`, and the daemon then asks about every source of the build before
-//! it reads it: what the Dockerfile names (`FROM`, `COPY --from`, `ADD`, `RUN --mount`), and what a frontend resolves
-//! itself (BuildKit `solver/llbsolver/policy.go`). Identifiers are in the daemon's normalised form. A redirect of a
-//! server, and the submodules of a git repository, are no sources of their own.
+//! A solve names this session in `source_policy_session`, and the daemon then asks about every source of the build
+//! before it reads it: what the Dockerfile names (`FROM`, `COPY --from`, `ADD`, `RUN --mount`), and what a frontend
+//! resolves itself (BuildKit `solver/llbsolver/policy.go`). Identifiers are in the daemon's normalised form. A redirect
+//! of a server, and the submodules of a git repository, are no sources of their own.
 //!
 //! A daemon that does not know this service would read everything. It gets no files: see [`SourceGate`].
 //!

@@ -1,7 +1,8 @@
 //! The entries that were announced under one shared key, as two hashes: of what makes BuildKit take two entries for the
 //! same, and of what may differ between them all the same.
 //!
-//! Contents are hashed while they are sent, or when an entry looks like a remembered one: nothing else is read for this.
+//! Contents are hashed while they are sent, or when an entry looks like a remembered one: nothing else is read for
+//! this.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -34,9 +35,9 @@ pub(super) enum NewSameOrMayDiffer {
 /// It only grows: the daemon can have several folders under one key (one that was in use when the next transfer
 /// began, one for each hint, one on each of several daemons behind one address), each with another part of this.
 ///
-/// Identities are hashes of 64 bits. A collision is unlikely and does no harm: if the contents differ, they count as two
-/// contents of one identity; if they are the same, everything that was ever announced under either identity is the same
-/// too. So an entry that is not known to be the same is sent again, as any that differs.
+/// Identities are hashes of 64 bits. A collision is unlikely and does no harm: if the contents differ, they count as
+/// two contents of one identity; if they are the same, everything that was ever announced under either identity is the
+/// same too. So an entry that is not known to be the same is sent again, as any that differs.
 ///
 /// An entry takes 20 bytes, and no memory is reserved for entries to come: at 300,000 entries that is 6 MiB, where a
 /// hash map would take 10.5 MiB, and half as much again while it grows to that.

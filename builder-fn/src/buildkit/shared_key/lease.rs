@@ -37,8 +37,8 @@ struct LeaseTransfersState {
     is_broken: bool,
 }
 
-/// A guard of one file transfer. Dropping it before [`complete_transfer`](Self::complete_transfer) marks the transfer as
-/// broken off.
+/// A guard of one file transfer. Dropping it before [`complete_transfer`](Self::complete_transfer) marks the transfer
+/// as broken off.
 pub(in crate::buildkit) struct TransferGuard {
     lease: Arc<KeyLease>,
     is_complete: bool,
@@ -309,8 +309,9 @@ impl TransferGuard {
         }
     }
 
-    /// Marks the transfer, which announced `view` of `context`, as complete: the daemon has everything that it requested.
-    /// Records the announced entries, and returns the hash of each one's content; `None` if they are not remembered.
+    /// Marks the transfer, which announced `view` of `context`, as complete: the daemon has everything that it
+    /// requested. Records the announced entries, and returns the hash of each one's content; `None` if they are not
+    /// remembered.
     pub(in crate::buildkit) fn complete_transfer(
         &mut self,
         context: &SourceContext,

@@ -1,6 +1,7 @@
 //! The facts about an attempt's steps that its log does not have: cached results, failures, transfers, pushes.
 //!
-//! The names of steps repeat what callers wrote, with the values of arguments in it, so secrets are masked in them first.
+//! The names of steps repeat what callers wrote, with the values of arguments in it, so secrets are masked in them
+//! first.
 
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;

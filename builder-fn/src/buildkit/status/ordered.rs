@@ -1,16 +1,17 @@
 //! The log of one attempt of a build, in an order that is the same for every reader.
 //!
-//! BuildKit gives every reader of a build's status its own grouping: between two reads, it collects updates by their IDs,
-//! sorts them by time, and separates steps, progress and output. What all readers get alike are the contents: the
-//! pieces of output with their times, and when each step began and ended. The events are therefore sorted by these times.
+//! BuildKit gives every reader of a build's status its own grouping: between two reads, it collects updates by their
+//! IDs, sorts them by time, and separates steps, progress and output. What all readers get alike are the contents: the
+//! pieces of output with their times, and when each step began and ended. The events are therefore sorted by these
+//! times.
 //!
 //! A piece of output gets its time just before BuildKit queues it, and the queue keeps its order. So an event is held
 //! until events from one second later are there, or, while the build runs, until nothing came for a second. Left out is
-//! what depends on the reader: progress, which BuildKit thins out; and the ends of steps that it makes up when a build is
-//! cancelled. Warnings have no time, and are the last events.
+//! what depends on the reader: progress, which BuildKit thins out; and the ends of steps that it makes up when a build
+//! is cancelled. Warnings have no time, and are the last events.
 //!
-//! Steps that BuildKit reports as cached, with the times of other steps, are ends without a beginning: their place among
-//! the other events depends on the reader, and no log line may come of them.
+//! Steps that BuildKit reports as cached, with the times of other steps, are ends without a beginning: their place
+//! among the other events depends on the reader, and no log line may come of them.
 //!
 //! BuildKit splits a batch of updates with more than 1 MiB of output into several responses (`client/status.go`): the
 //! first one has all the steps and progress of the batch, the following ones only output, whose times may be much

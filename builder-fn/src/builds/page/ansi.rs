@@ -29,8 +29,8 @@ impl ColourAndBold {
         }
     }
 
-    /// Applies the parameters of the control sequence for styles. Backgrounds and concealed text are left out, so that no
-    /// text has the colour of what is behind it.
+    /// Applies the parameters of the control sequence for styles. Backgrounds and concealed text are left out, so that
+    /// no text has the colour of what is behind it.
     fn apply_sgr_parameters(&mut self, parameters: &str) {
         let mut numbers = parameters
             .split(';')

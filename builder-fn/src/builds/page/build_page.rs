@@ -114,8 +114,8 @@ impl BuildPage<'_> {
     /// Returns the page in the form that the reader asks for.
     ///
     /// Of a build that has ended, a page that was sent before the log was read is followed by another one without being
-    /// asked for: by its script with [`BuildPageParts::StepsAndLog`], and without scripts with [`BuildPageParts::WithoutScript`]. Both
-    /// together take no more than one page.
+    /// asked for: by its script with [`BuildPageParts::StepsAndLog`], and without scripts with
+    /// [`BuildPageParts::WithoutScript`]. Both together take no more than one page.
     pub(in crate::builds) fn render_requested_parts(&self) -> Markup {
         let visit = |frames: &[&Frame<'_>]| {
             let overhead = frames.len() * (HEADERS_BYTES_MAX + LOG_FRAME_BYTES_MAX);

@@ -49,9 +49,9 @@ struct LinesThatFit<'a> {
     next: Option<u64>,
 }
 
-/// Renders the lines that fit into `space`: the last ones if `from_end`, otherwise the first ones. Hostile lines need many
-/// bytes for few characters, and so do lines of steps that run at the same time: `block_bytes` is what the lines of a
-/// step in a row need besides.
+/// Renders the lines that fit into `space`: the last ones if `from_end`, otherwise the first ones. Hostile lines need
+/// many bytes for few characters, and so do lines of steps that run at the same time: `block_bytes` is what the lines
+/// of a step in a row need besides.
 fn render_each_line_that_fits(
     lines: &[LogLine],
     from_end: bool,

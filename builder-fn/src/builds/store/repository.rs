@@ -127,8 +127,8 @@ impl RecordRepository {
         Ok(manifest.map(|manifest| digest_of(&manifest)))
     }
 
-    /// Deletes the manifest with this digest, and returns whether it is gone. A failure is logged: the registry's garbage
-    /// collection deletes it then.
+    /// Deletes the manifest with this digest, and returns whether it is gone. A failure is logged: the registry's
+    /// garbage collection deletes it then.
     pub(super) async fn delete(&self, tenant: &Option<String>, digest: &str) -> bool {
         if self.refuses_deletion(tenant) {
             return false;

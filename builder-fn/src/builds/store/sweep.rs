@@ -50,7 +50,8 @@ impl RecordStore {
         }
     }
 
-    /// Deletes the records of a tenant's builds that are beyond the limits, and what belongs to builds without a record.
+    /// Deletes the records of a tenant's builds that are beyond the limits, and what belongs to builds without a
+    /// record.
     async fn sweep_builds(&self, tenant: &Option<String>, now: SystemTime) -> Result<(), StoreError> {
         let repository = &self.0.repository;
         // Before the index: what is recorded meanwhile has its entry there.

@@ -47,8 +47,8 @@ pub(super) fn line_numbers_and_pattern_texts(content: &[u8]) -> impl Iterator<It
 /// The limit on the patterns of an ignore file that are tried for [`excluding_pattern_if_found`].
 const TRIED_PATTERNS_MAX: usize = 2_000;
 
-/// The limit on the length of the patterns with wildcards that are tried for [`excluding_pattern_if_found`], in bytes: each is
-/// compiled.
+/// The limit on the length of the patterns with wildcards that are tried for [`excluding_pattern_if_found`], in bytes:
+/// each is compiled.
 const TRIED_WILDCARDS_MAX_BYTES: usize = 2 << 10;
 
 /// Returns the line and the text of the pattern in an ignore file that excludes `path` or a folder above it; `None` if

@@ -50,8 +50,8 @@ enum MatchRule {
     Malformed(&'static str),
 }
 
-/// A flag for each pattern of a list: whether it was tried for a folder and matches it. The entries in the folder inherit
-/// the flags. Empty for the root.
+/// A flag for each pattern of a list: whether it was tried for a folder and matches it. The entries in the folder
+/// inherit the flags. Empty for the root.
 pub(super) type MatchedOfTriedPatterns = Vec<bool>;
 
 impl Patterns {

@@ -84,9 +84,9 @@ pub(super) fn read_tags(fields: &mut ConfigFields) -> Vec<String> {
 
 /// Reads the config's key `buildArgs`.
 ///
-/// Names that configure BuildKit are rejected: `BUILDKIT_SYNTAX`, for one, chooses the program that reads the Dockerfile
-/// (`docs/pitfalls.md#frontends`).
-/// `SOURCE_DATE_EPOCH`, which BuildKit knows too, is accepted: reproducible builds need it.
+/// Names that configure BuildKit are rejected: `BUILDKIT_SYNTAX`, for one, chooses the program that reads the
+/// Dockerfile (`docs/pitfalls.md#frontends`). `SOURCE_DATE_EPOCH`, which BuildKit knows too, is accepted: reproducible
+/// builds need it.
 pub(super) fn read_build_args(fields: &mut ConfigFields) -> BTreeMap<String, String> {
     let arguments = fields.read_string_map("buildArgs");
     for name in arguments.keys() {

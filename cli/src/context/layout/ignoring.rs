@@ -34,8 +34,8 @@ pub(super) struct PathDecision {
 }
 
 impl ContextIgnoreRules {
-    /// Finds and parses the ignore file of a function's context: among the copied paths, the handler and the template, in
-    /// this order, as far as they are laid out at the context's root.
+    /// Finds and parses the ignore file of a function's context: among the copied paths, the handler and the template,
+    /// in this order, as far as they are laid out at the context's root.
     ///
     /// # Errors
     /// Fails if the file cannot be read or is malformed.

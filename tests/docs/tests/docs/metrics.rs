@@ -11,8 +11,8 @@ use regex::Regex;
 use crate::markdown::names_in_table;
 use crate::{repository, settings};
 
-/// Returns the names of all metrics in the sources in `folder`: those in the constructors of metrics, and every text that
-/// begins like the name of a metric and is not a setting.
+/// Returns the names of all metrics in the sources in `folder`: those in the constructors of metrics, and every text
+/// that begins like the name of a metric and is not a setting.
 fn metric_like_texts_in_sources(folder: &str) -> BTreeSet<String> {
     let constructor =
         Regex::new(r#"(?:Opts|Counter|Gauge|Histogram)::(?:new|with_opts)\([ \n]*"([a-z0-9_]+)""#).unwrap();

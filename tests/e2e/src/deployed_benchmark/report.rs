@@ -59,8 +59,8 @@ impl fmt::Display for ScenarioMeasurements {
     }
 }
 
-/// Returns all measurements as JSON: by scenario, the seconds of each contender in the order of the rounds, and the peak
-/// memory of builder-fn in bytes.
+/// Returns all measurements as JSON: by scenario, the seconds of each contender in the order of the rounds, and the
+/// peak memory of builder-fn in bytes.
 pub fn report_as_json(all: &[ScenarioMeasurements]) -> Value {
     let scenarios = all.iter().map(|measured| {
         let seconds = measured

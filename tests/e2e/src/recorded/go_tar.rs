@@ -18,8 +18,8 @@ pub(super) struct HeaderFields<'a> {
     pub(super) owner: &'a EntryOwner<'a>,
 }
 
-/// Appends an entry as Go's `archive/tar` writes it. `ustar_prefix_or_pax_if_long` is the encoding of a name that is over 100
-/// bytes long or not ASCII.
+/// Appends an entry as Go's `archive/tar` writes it. `ustar_prefix_or_pax_if_long` is the encoding of a name that is
+/// over 100 bytes long or not ASCII.
 pub(super) fn append_entry(
     tar: &mut Vec<u8>,
     path: &str,

@@ -126,8 +126,8 @@ impl SoakPlatform {
         Ok(())
     }
 
-    /// Kills the builder with this number, at a moment at which every call that any builder has received is accepted: the
-    /// other builder knows it, too.
+    /// Kills the builder with this number, at a moment at which every call that any builder has received is accepted:
+    /// the other builder knows it, too.
     async fn kill_builder_between_acceptances(&mut self, number: usize) -> Result<()> {
         let _held = self.router.hold_deliveries();
         let other = self

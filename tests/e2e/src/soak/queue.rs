@@ -9,8 +9,9 @@ use crate::{blocking_client, network_namespace::NetworkNamespace};
 /// The path of the channel's state at the monitoring of NATS Streaming: the gateway's channel, with its subscriptions.
 const CHANNEL_STATE_PATH: &str = "/streaming/channelsz?channel=faas-request&subs=1";
 
-/// Returns whether queue-workers are connected and none has a call that it has not acknowledged. The queue is empty then,
-/// except for the moment between an acknowledgement and the next call: NATS sends one to every queue-worker without.
+/// Returns whether queue-workers are connected and none has a call that it has not acknowledged. The queue is empty
+/// then, except for the moment between an acknowledgement and the next call: NATS sends one to every queue-worker
+/// without.
 ///
 /// # Errors
 /// Fails if NATS does not answer.

@@ -55,8 +55,8 @@ pub(super) struct OutageAndRecoveryTimes {
     pub(super) outage: Duration,
     /// The time from the part's return to the next deployment; `None` if there was none.
     pub(super) first: Option<Duration>,
-    /// The time from the fault to the deployment of the last call that had been delivered when the fault came and was not
-    /// finished then; `None` if there was no such call.
+    /// The time from the fault to the deployment of the last call that had been delivered when the fault came and was
+    /// not finished then; `None` if there was no such call.
     pub(super) all: Option<Duration>,
 }
 

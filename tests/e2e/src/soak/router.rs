@@ -1,9 +1,9 @@
 //! The router between the gateway and what it calls: two builders behind one name, a deployer, and the provider.
 //!
 //! It stands for the Service of a function with two replicas: calls take turns between the builders that run, and a
-//! builder that refuses the connection is skipped. Like the provider's proxy, it answers 500 if a function is lost before
-//! its answer, and 503 if none runs, and it disconnects from the function when its caller disconnects. It runs in the
-//! stack's network, because the provider listens there only.
+//! builder that refuses the connection is skipped. Like the provider's proxy, it answers 500 if a function is lost
+//! before its answer, and 503 if none runs, and it disconnects from the function when its caller disconnects. It runs
+//! in the stack's network, because the provider listens there only.
 
 use std::{
     net::{Ipv4Addr, TcpListener},

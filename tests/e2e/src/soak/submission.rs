@@ -75,8 +75,8 @@ fn page_context_with_min_build_time(base: &str, page: &str, min_build_time: Dura
     ))
 }
 
-/// Sends submissions one after the other, each until the gateway has accepted it, as a careful client does: with the same
-/// call ID. Returns the number of submissions that were sent more than once.
+/// Sends submissions one after the other, each until the gateway has accepted it, as a careful client does: with the
+/// same call ID. Returns the number of submissions that were sent more than once.
 pub(super) async fn submit_all_and_count_resent(
     queue_client: SigningClient,
     callback_url: String,

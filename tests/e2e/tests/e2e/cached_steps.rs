@@ -20,7 +20,8 @@ use super::slipway_command::create_project;
 /// The longest time until the command shows a cached step.
 const SHOW_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A command that writes more than the Community Edition's gateway holds back of a stream: about 6 KB, until more comes.
+/// A command that writes more than the Community Edition's gateway holds back of a stream: about 6 KB, until more
+/// comes.
 const WRITE_MORE_THAN_GATEWAY_HOLDS: &str =
     "seq 1 200 | sed 's/$/ of some lines that fill the buffers of the gateway/'";
 
@@ -76,7 +77,7 @@ async fn a_cached_step_is_marked_while_a_later_step_runs_by_every_route() -> Res
         // The build cannot have ended.
         testbed.wait_for_step(&gate, true).await?;
         testbed.open_gate_of_step(&gate)?;
-        let output = up.wait_for_end().await?;
+        let output = up.wait_for_end_and_rest_of_stderr().await?;
         assert_eq!(output.code, 0, "{via}: {output:?}");
         let printed = printed + &output.stderr;
         let is_marked = |line: &&str| line.contains("CACHED") || line.contains("\"cached\":true");
@@ -112,7 +113,7 @@ async fn the_log_of_an_ended_build_names_its_cached_steps_and_numbers_its_lines_
         .with_file("now", now.clone())
     };
     let config = json!({"image": testbed.image_name("e2e/cached-log", "1"), "skipPush": true});
-    let client = builder.client()?;
+    let client = builder.build_client_with_own_key()?;
     let mut seen = Vec::new();
     for last in ["one", "two"] {
         let id = format!("cached-log-{last}-{run}");
@@ -126,7 +127,7 @@ async fn the_log_of_an_ended_build_names_its_cached_steps_and_numbers_its_lines_
         let mut records = records.context("too many readers")?;
         let mut cached = Vec::new();
         let mut numbers = Vec::new();
-        while let Some(record) = records.next_record().await? {
+        while let Some(record) = records.next_record_below_64_kib().await? {
             let lines = record["log"].as_array().map_or(0, Vec::len);
             let names = record["cached"].as_array().into_iter().flatten();
             cached.extend(names.filter_map(Value::as_str).map(str::to_owned));

@@ -147,8 +147,8 @@ async fn one_of_3_builds_cancelled_at_another_builder_ends_within_2_seconds_what
     Ok(())
 }
 
-/// The builder has one slot, which another build has. The call is cancelled at the builder that holds it, and at another
-/// one, which knows it from the records.
+/// The builder has one slot, which another build has. The call is cancelled at the builder that holds it, and at
+/// another one, which knows it from the records.
 #[tokio::test]
 async fn a_build_that_waits_for_a_slot_is_cancelled_at_every_builder_and_never_begins() -> Result<()> {
     let testbed = Testbed::find_running_stack()?;

@@ -1,4 +1,5 @@
-//! Names that are resolved to private addresses, from the beginning or later, in what callers make builder-fn connect to.
+//! Names that are resolved to private addresses, from the beginning or later, in what callers make builder-fn connect
+//! to.
 
 use std::{
     net::{IpAddr, Ipv4Addr},

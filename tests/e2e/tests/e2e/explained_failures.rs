@@ -1,5 +1,5 @@
-//! The cases of `tests/failures` that can be run here: the hint in the real answer is the one of the table; and functions
-//! that do not run, whose last lines are in the answer.
+//! The cases of `tests/failures` that can be run here: the hint in the real answer is the one of the table; and
+//! functions that do not run, whose last lines are in the answer.
 
 use std::{path::Path, time::SystemTime};
 

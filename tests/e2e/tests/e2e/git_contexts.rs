@@ -34,8 +34,8 @@ async fn configs_and_provenance_json_of_tag_1(testbed: &Testbed, repository: &st
     Ok(texts)
 }
 
-/// Asserts that the builder's own log, its list of builds, and the state and the log of each build, of which there is at
-/// least one, do not have the token.
+/// Asserts that the builder's own log, its list of builds, and the state and the log of each build, of which there is
+/// at least one, do not have the token.
 async fn assert_token_is_in_no_answer_about_builds_and_no_log(builder: &BuilderProcess) -> Result<()> {
     let (status, list) = builder.ask("/builds").await?;
     let builds = list["builds"].as_array().context("a list of builds")?;
@@ -68,7 +68,8 @@ async fn an_operators_git_token_reads_a_context_that_its_tenants_rules_allow_and
         .split(' ')
         .map(|id| format!("--mount=type=secret,id={id},target=/secrets/{id} "))
         .collect();
-    // Git leaves the token in no file of the context either. The Dockerfile, which is one of them, has it in two pieces.
+    // Git leaves the token in no file of the context either. The Dockerfile, which is one of them, has it in two
+    // pieces.
     let (start, end) = GIT_TOKEN.split_at(9);
     let dockerfile = format!(
         "FROM {base}\nCOPY . /context\n\

@@ -1,5 +1,5 @@
-//! The status and the log of builds, asked of builders that were started after the submission, and of a BuildKit that was
-//! killed and started again.
+//! The status and the log of builds, asked of builders that were started after the submission, and of a BuildKit that
+//! was killed and started again.
 
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ use slipway_e2e::{
 /// The longest time for a build to be resumed and to end: a builder counts as gone after 20 s.
 const RESUMPTION_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The number of lines that the build writes: more than BuildKit's default limit on the log of a step, and more than the
-/// builder's on that in an answer.
+/// The number of lines that the build writes: more than BuildKit's default limit on the log of a step, and more than
+/// the builder's on that in an answer.
 const LINES_WRITTEN_BY_STEP: usize = 60_000;
 
 /// The distance between the numbers of the first lines of two attempts in a row.

@@ -180,8 +180,8 @@ fn assert_little_memory_and_no_stored_context(builder: &DeployedBuilder<'_>) -> 
     Ok(())
 }
 
-/// State and log are read while a build runs, and again after its builder was killed, which the provider restarts. For the
-/// last one, the daemon was killed and restarted too.
+/// State and log are read while a build runs, and again after its builder was killed, which the provider restarts. For
+/// the last one, the daemon was killed and restarted too.
 ///
 /// The web server has a certificate of a private authority, and an address that only the operator opens. The daemon of
 /// the git context is one beside the stack: the stack's own reaches no private address.

@@ -7,6 +7,7 @@ mod build_failures;
 mod build_log;
 mod build_secrets;
 mod cache_registry;
+mod cached_steps;
 mod cancellation;
 mod changing_names;
 mod chart_files;

@@ -17,7 +17,8 @@ const PROTECTING_HEADERS: [&str; 3] = [
     "x-content-type-options",
 ];
 
-/// A command that writes more than the Community Edition's gateway holds back of a stream: about 6 KB, until more comes.
+/// A command that writes more than the Community Edition's gateway holds back of a stream: about 6 KB, until more
+/// comes.
 const WRITE_MORE_THAN_GATEWAY_HOLDS: &str =
     "seq 1 200 | sed 's/$/ of some lines that fill the buffers of the gateway/'";
 

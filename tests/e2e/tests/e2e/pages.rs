@@ -1,5 +1,5 @@
-//! The pages of builds in a real browser, as a person sees them: builds that run, that failed and that succeeded, hostile
-//! output, a very long log, and the list. Screenshots and measurements are left in `target/pages`.
+//! The pages of builds in a real browser, as a person sees them: builds that run, that failed and that succeeded,
+//! hostile output, a very long log, and the list. Screenshots and measurements are left in `target/pages`.
 
 mod accessibility;
 mod setting;
@@ -20,7 +20,8 @@ use setting::{BuilderBehindPrefixProxy, fresh_id};
 /// The most bytes of a page over the wire, with everything that it loads by itself.
 const PAGE_BYTES_MAX: u64 = 60_000;
 
-/// The goal for the first paint of a page is a second. The limit leaves room for a machine that is busy with other tests.
+/// The goal for the first paint of a page is a second. The limit leaves room for a machine that is busy with other
+/// tests.
 const FIRST_PAINT_MILLISECONDS_MAX: f64 = 10_000.0;
 
 /// Prints what cargo prints about an error, and fails.

@@ -1,5 +1,5 @@
-//! Tests builds on daemons that are bound to platforms. Both run on this machine, whatever platforms they are declared to
-//! be, so a step runs only for a platform that the machine has.
+//! Tests builds on daemons that are bound to platforms. Both run on this machine, whatever platforms they are declared
+//! to be, so a step runs only for a platform that the machine has.
 
 use std::collections::BTreeSet;
 

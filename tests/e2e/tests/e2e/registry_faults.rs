@@ -104,8 +104,8 @@ fn retry_lines(result: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// The registry rejects two pushes, and the third after some of its requests. BuildKit does not pass `Retry-After` on, so
-/// the pauses are those of the builder.
+/// The registry rejects two pushes, and the third after some of its requests. BuildKit does not pass `Retry-After` on,
+/// so the pauses are those of the builder.
 #[tokio::test]
 async fn a_push_that_the_registry_limits_is_retried_until_it_succeeds_and_each_attempt_is_a_line_of_the_log()
 -> Result<()> {

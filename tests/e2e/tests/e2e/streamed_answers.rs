@@ -308,8 +308,8 @@ async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_s
     Ok(())
 }
 
-/// The limit on the memory for output that the client does not read. It is generous, and far below the size of all lines
-/// together: 79 MB.
+/// The limit on the memory for output that the client does not read. It is generous, and far below the size of all
+/// lines together: 79 MB.
 const UNREAD_OUTPUT_MEMORY_MAX_BYTES: usize = 24 << 20;
 
 /// The largest number of builders that are measured: on a busy machine, more waits in buffers than a builder needs.

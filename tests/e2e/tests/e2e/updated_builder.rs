@@ -60,7 +60,8 @@ async fn an_update_of_the_builder_loses_neither_running_nor_waiting_nor_resumed_
     });
     builder.wait_for_state_or_timeout(&waiting, "waiting").await?;
 
-    // The first update ends a builder with a running and a waiting build, and the second one a builder with resumed ones.
+    // The first update ends a builder with a running and a waiting build, and the second one a builder with resumed
+    // ones.
     for version in ["2", "3"] {
         builder.request_update_with_changed_variable(version).await?;
         testbed.wait_for_step(gate, false).await?;

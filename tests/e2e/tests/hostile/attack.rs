@@ -83,8 +83,8 @@ impl Outcome {
         }
     }
 
-    /// Returns the outcome of an attack in several attempts, of which this one and `next` are two: it was stopped only if
-    /// both were.
+    /// Returns the outcome of an attack in several attempts, of which this one and `next` are two: it was stopped only
+    /// if both were.
     #[must_use]
     pub(crate) fn or_worse(self, next: Self) -> Self {
         match (self, next) {

@@ -341,8 +341,8 @@ pub(crate) fn machine_address_on_stack_network(namespace: &NetworkNamespace) -> 
     Ok(format!("{outer}.1").parse()?)
 }
 
-/// Returns the numbers of a device with a disk of this machine, such as `254 0`: the root's, or the first that the kernel
-/// lists if the root is on none.
+/// Returns the numbers of a device with a disk of this machine, such as `254 0`: the root's, or the first that the
+/// kernel lists if the root is on none.
 fn root_or_first_disk_numbers_for_mknod() -> Result<String> {
     let (major, minor) = root_or_first_disk_major_and_minor()?;
     Ok(format!("{major} {minor}"))

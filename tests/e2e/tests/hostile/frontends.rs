@@ -245,7 +245,8 @@ impl FrontendAttacks<'_> {
         Ok(outcome)
     }
 
-    /// Checks that the daemon asks the attacker's registry for an image there if a builder lets it: one without a policy.
+    /// Checks that the daemon asks the attacker's registry for an image there if a builder lets it: one without a
+    /// policy.
     async fn require_reachable_registry(&self) -> Result<()> {
         let builder = BuilderProcess::start_with_settings(&self.world.testbed, &[]).await?;
         let source = BuildContext::dockerfile(format!("FROM {}\n", self.frontend));

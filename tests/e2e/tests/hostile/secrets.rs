@@ -120,7 +120,8 @@ async fn no_secret_leaves_its_build() -> Result<()> {
     outcomes.append_to_report_file_and_assert_all_stopped(ATTACKS)
 }
 
-/// Attacks on build secrets: their sealed envelope, detectors of them and of the decoys, and the base image of the steps.
+/// Attacks on build secrets: their sealed envelope, detectors of them and of the decoys, and the base image of the
+/// steps.
 struct SecretAttacks<'a> {
     world: &'a AttackWorld,
     base: &'static str,

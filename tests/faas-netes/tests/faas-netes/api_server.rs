@@ -168,8 +168,8 @@ fn write_keys_and_tokens(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a kubeconfig. The certificate of the server, which it has made itself, is not verified: the connection does not
-/// leave the machine.
+/// Writes a kubeconfig. The certificate of the server, which it has made itself, is not verified: the connection does
+/// not leave the machine.
 fn write_kubeconfig(path: &Path, port: u16, token: &str) -> Result<Kubeconfig> {
     let text = json!({
         "apiVersion": "v1",

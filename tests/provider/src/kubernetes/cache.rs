@@ -37,8 +37,8 @@ pub(super) struct ClusterCache {
 }
 
 impl ClusterCache {
-    /// Starts the watches, and waits until both copies are complete. A cluster that cannot be reached is tried again and
-    /// again.
+    /// Starts the watches, and waits until both copies are complete. A cluster that cannot be reached is tried again
+    /// and again.
     pub(super) async fn start_with_retry_until_complete(
         client: &Client,
         namespace: &str,

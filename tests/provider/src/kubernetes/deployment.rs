@@ -132,8 +132,8 @@ pub(super) fn new_deployment(
 }
 
 impl DeploymentUpdate<'_> {
-    /// Applies the update to a Deployment. The labels of the Deployment itself do not change, and the number of replicas
-    /// only if the request names one.
+    /// Applies the update to a Deployment. The labels of the Deployment itself do not change, and the number of
+    /// replicas only if the request names one.
     pub(super) fn apply(self, deployment: &mut Deployment, options: ProbeAndUserOptions) {
         let Self {
             request,

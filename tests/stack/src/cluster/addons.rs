@@ -34,8 +34,8 @@ const DEPLOYMENTS: [(&str, &str); 5] = [
 /// The timeout of a call in the gateway and the provider; a build is one call (docs/pitfalls.md#upstream-timeout).
 const CALL_TIMEOUT_SETTING: &str = "35m";
 
-/// Imports the images, creates or updates the objects of every cluster, and waits until its node and its Deployments are
-/// ready.
+/// Imports the images, creates or updates the objects of every cluster, and waits until its node and its Deployments
+/// are ready.
 pub(crate) async fn import_images_apply_manifests_and_wait(
     cluster: &Cluster,
     progress: &ProgressSink,
@@ -50,7 +50,8 @@ pub(crate) async fn import_images_apply_manifests_and_wait(
         ctr
     };
     let imported = run_program(ctr_images().args(["list", "--quiet"])).await?;
-    // A cluster with another archive is replaced by an empty one, so that images that are there are those of the archive.
+    // A cluster with another archive is replaced by an empty one, so that images that are there are those of the
+    // archive.
     if SystemImage::ALL
         .iter()
         .any(|image| !lists_image(&imported, *image))

@@ -187,7 +187,7 @@ pub(crate) async fn load_or_make_archive(
     fs::create_dir_all(&cache).with_operation("create", &cache)?;
     let archive = cache.join(format!(
         "cluster-{}.tar",
-        fingerprint_of_program_paths_and_sizes(sources)?
+        fingerprint_of_program_file_stamps(sources)?
     ));
     if !archive.exists() {
         let _lock = directories::truncate_and_lock_file_async(cache.join(".cluster.lock")).await?;
@@ -226,7 +226,7 @@ fn remove_oldest_archives(cache: &Path) -> Result<()> {
 }
 
 /// Returns 16 hexadecimal digits that change when a program in one of the images changes.
-fn fingerprint_of_program_paths_and_sizes(sources: &ImageSources<'_>) -> Result<String> {
+fn fingerprint_of_program_file_stamps(sources: &ImageSources<'_>) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(RECIPE.to_le_bytes());
     for image in SystemImage::ALL {

@@ -33,8 +33,8 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
 /// The name of the administrator's kubeconfig.
 pub(crate) const ADMINISTRATOR: &str = "admin";
 
-/// A client of the API server: the name of its kubeconfig or certificate, its user and its group. A certificate's common
-/// name is the user, and its organization the group (Kubernetes, "Authenticating", X.509 client certificates).
+/// A client of the API server: the name of its kubeconfig or certificate, its user and its group. A certificate's
+/// common name is the user, and its organization the group (Kubernetes, "Authenticating", X.509 client certificates).
 struct ApiClient {
     name: &'static str,
     user: String,

@@ -50,8 +50,8 @@ impl ClusterProvider {
         &stamp.program
     }
 
-    /// Returns the arguments of the provider as a list of YAML. Its other settings are environment variables, which both
-    /// providers have in common.
+    /// Returns the arguments of the provider as a list of YAML. Its other settings are environment variables, which
+    /// both providers have in common.
     pub(crate) fn arguments(&self) -> &'static str {
         match self {
             Self::Embedded(_) => "[serve-kubernetes, --operator=false]",

@@ -32,9 +32,13 @@ impl Cluster {
     ///
     /// `faas_netes` is a program to use as the provider, in place of the embedded one.
     ///
-    /// A running cluster whose programs or images have changed is replaced by an empty one. If a part of a newly started
-    /// cluster fails, or this future is dropped before all parts are ready, the cluster is stopped again.
-    pub async fn start(name: &str, faas_netes: Option<&Path>, progress: &ProgressSink) -> Result<Self> {
+    /// A running cluster whose programs or images have changed is replaced by an empty one. If a part of a newly
+    /// started cluster fails, or this future is dropped before all parts are ready, the cluster is stopped again.
+    pub async fn start_complete_or_replace_changed_cluster(
+        name: &str,
+        faas_netes: Option<&Path>,
+        progress: &ProgressSink,
+    ) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return Err(LauncherError::Environment(
                 "starting a cluster needs root, for namespaces and mounts; run the command as root".into(),
@@ -165,8 +169,8 @@ fn remove_everything_but_lock_file(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Creates the directories of a cluster. Others than their owner pass those with data, because the users of a pod with a
-/// user namespace are others.
+/// Creates the directories of a cluster. Others than their owner pass those with data, because the users of a pod with
+/// a user namespace are others.
 fn create_directories(dir: &StackDir) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     create_private_directory_if_missing(&dir.root)?;

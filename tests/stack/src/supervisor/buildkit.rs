@@ -93,7 +93,8 @@ impl StackDirAndPlan {
 }
 
 /// Returns the CNI configuration of steps: each step has a pair of interfaces of its own, so that packets between
-/// steps pass the firewall too. A bridge would deliver them. The firewall tells tenants apart by the addresses of steps.
+/// steps pass the firewall too. A bridge would deliver them. The firewall tells tenants apart by the addresses of
+/// steps.
 fn cni_configuration_of_steps() -> String {
     let link = json!({
         "type": step_link::LINK_PLUGIN_PROGRAM_NAME,

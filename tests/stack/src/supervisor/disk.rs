@@ -39,7 +39,8 @@ const KERNEL_MEMORY_OF_SPARED_STEP_BYTES: u64 = 4 << 20;
 /// The time that BuildKit gets to remove what an ended step wrote, before another step is ended.
 const CLEAN_UP_TIME_AFTER_STEP: Duration = Duration::from_secs(2);
 
-/// The interval between checks of the free space. A disk that takes 2 GB/s takes a twentieth of a reserve of 4 GiB in it.
+/// The interval between checks of the free space. A disk that takes 2 GB/s takes a twentieth of a reserve of 4 GiB in
+/// it.
 const FREE_SPACE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Mounts the file system for BuildKit's data, which the launcher has made and checked, in the stack's mount namespace.
@@ -57,10 +58,11 @@ fn buildkit_disk_mount_command(dir: &StackDir) -> Command {
     command
 }
 
-/// Repairs and mounts the file system for BuildKit's data again if nothing can be written to it, or if it is not mounted.
+/// Repairs and mounts the file system for BuildKit's data again if nothing can be written to it, or if it is not
+/// mounted.
 ///
-/// The kernel allows no more writes after one has failed: the image has holes, and the machine's disk was full. BuildKit
-/// must not run. Fails if the machine's disk is still full.
+/// The kernel allows no more writes after one has failed: the image has holes, and the machine's disk was full.
+/// BuildKit must not run. Fails if the machine's disk is still full.
 pub(super) async fn repair_and_remount_unwritable_disk(dir: &StackDir, reaper: &ProcessReaper) -> Result<()> {
     let path = dir.part_data_directory("buildkit");
     if is_mount_point_or_unreadable(&path) && can_be_written_once_space_is_free(&path) {

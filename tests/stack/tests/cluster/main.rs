@@ -1,7 +1,7 @@
 //! Tests the cluster that the launcher starts on this machine, and looks for what it leaves behind.
 //!
-//! The tests need root and everything that `Cluster::start_complete_or_replace_changed_cluster` needs. They have a cluster of
-//! their own and remove it.
+//! The tests need root and everything that `Cluster::start_complete_or_replace_changed_cluster` needs. They have a
+//! cluster of their own and remove it.
 
 #![expect(
     clippy::unwrap_used,
@@ -73,7 +73,7 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
     let progress = ProgressSink::to_stderr();
     stop_cluster(CLUSTER_NAME, &progress).await?;
     let before = HostFirewallSettingsAndFiles::current_host_state();
-    let cluster = Cluster::start(CLUSTER_NAME, None, &progress).await?;
+    let cluster = Cluster::start_complete_or_replace_changed_cluster(CLUSTER_NAME, None, &progress).await?;
     let node = cluster.node_address().to_string();
     let footprint = StackFootprint::footprint(&format!("cluster_{CLUSTER_NAME}"), &cluster.dir.root, &node);
     assert!(footprint.process_count() > 10, "{footprint:?}");
@@ -90,7 +90,7 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
         kubectl_output(&cluster, &list, "")
     };
     let first = pods();
-    Cluster::start(CLUSTER_NAME, None, &progress).await?;
+    Cluster::start_complete_or_replace_changed_cluster(CLUSTER_NAME, None, &progress).await?;
     assert_eq!(pods(), first);
 
     pods::volumes_names_and_the_registry_work_in_pods(&cluster);

@@ -105,8 +105,8 @@ async fn tenant_build_on_busybox(stack: &Stack, instructions: &str, tenant: &str
     }
 }
 
-/// Returns the instruction that connects to each address and prints `reached ADDRESS` unless the connection is refused: a
-/// connection that times out counts as reached.
+/// Returns the instruction that connects to each address and prints `reached ADDRESS` unless the connection is refused:
+/// a connection that times out counts as reached.
 fn instruction_that_prints_reached_unless_refused(addresses: &[String]) -> String {
     format!(
         "RUN for at in {}; do timeout 2 nc ${{at%:*}} ${{at#*:}} </dev/null >/dev/null 2>&1; \

@@ -96,8 +96,8 @@ impl StackFootprint {
         Self::footprint(stack.name(), &stack.dir.root, address)
     }
 
-    /// Inspects the machine for the footprint of what runs in the control groups `slipway-NAME`, has a directory, and is
-    /// reached at an address of this machine's pair of interfaces to it.
+    /// Inspects the machine for the footprint of what runs in the control groups `slipway-NAME`, has a directory, and
+    /// is reached at an address of this machine's pair of interfaces to it.
     pub(crate) fn footprint(name: &str, dir: &Path, address: &str) -> Self {
         let own = process_ids()
             .into_iter()

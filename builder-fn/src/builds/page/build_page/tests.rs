@@ -17,7 +17,7 @@ fn seconds_after_base(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000 + seconds)
 }
 
-/// Returns the record of a failed build whose texts consist of `text`, with a deployment and warnings.
+/// Returns the record of a failed build whose texts each are `text` 2000 times, with a deployment and warnings.
 fn failed_record_with_texts_repeating(text: &str) -> BuildRecord {
     let long = text.repeat(2000);
     let hint = json!({

@@ -77,8 +77,8 @@ impl CheckedFunction {
         }
     }
 
-    /// Returns the tags to delete, the oldest first. `versions` are those of the tags; `None` for one that cannot be read
-    /// any more.
+    /// Returns the tags to delete, the oldest first. `versions` are those of the tags; `None` for one that cannot be
+    /// read any more.
     fn tags_to_delete(&self, versions: &[Option<FunctionVersion>], now: SystemTime) -> Vec<&VersionTag> {
         // The caller's time is not believed alone: a clock that is behind made no version old.
         let deployed_at = |version: &FunctionVersion| version.submitted_at.max(version.built_at);
