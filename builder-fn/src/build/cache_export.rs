@@ -5,13 +5,15 @@
 //! answer: all of its steps are cached, nothing is pushed but the cache, and whatever becomes of it changes no result.
 //! The solve has no attributes, so that it is no build to anybody who reads the daemon's history.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use function_host::{ErrorChain, Shutdown};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 use super::Builder;
 use super::call::BuilderCall;
@@ -19,19 +21,30 @@ use super::context::JobBuildContext;
 use super::part::SolvePart;
 use super::solve::shared_key_image;
 use crate::buildkit::{
-    BuildJob, BuildReference, CacheExport, Connection, Daemon, KeyLease, ManifestLookup, SessionServices,
-    SolveOptions,
+    BuildEvent, BuildJob, BuildReference, CacheExport, Connection, Daemon, KeyLease, ManifestLookup,
+    SessionServices, SolveOptions,
 };
 use crate::context::SourceContext;
 use crate::metrics::{CacheExportResult, Metrics};
+use crate::redact::SecretMask;
 use crate::registry::{ImageName, OperatorRepository};
 use crate::request::BuildRequest;
 
 /// The limit on the exports at the same time.
 const CONCURRENT_EXPORTS_MAX: usize = 2;
 
-/// The limit on the images that have an export running or waiting. Each keeps a context in the spool.
+/// The limit on the images that have an export running or waiting.
 const IMAGES_MAX: usize = 16;
+
+/// The limit on the bytes of the contexts that exports hold, in the spool, with the memory of their indexes
+/// [`INDEX_WEIGHT`] times. Beyond it, exports are left out.
+const HELD_BYTES_MAX: u64 = 512 << 20;
+
+/// The number of bytes in the spool that count as much as a byte of an index in memory.
+const INDEX_WEIGHT: u64 = 32;
+
+/// The time for which a daemon is believed to have a cache that a build has left there. It may lose its disk.
+const KNOWN_FOR: Duration = Duration::from_secs(600);
 
 /// The time limit of one export.
 const EXPORT_TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -52,14 +65,28 @@ pub struct CacheExports(Arc<SharedExports>);
 struct SharedExports {
     permits: Semaphore,
     state: Mutex<ExportsState>,
+    /// The bytes of the contexts that exports hold.
+    held: Arc<AtomicU64>,
+}
+
+/// The bytes that an export holds. Dropping it frees them.
+struct HeldBytes {
+    held: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
 struct ExportsState {
     /// The caches that are exported now, each with the build that is exported next.
-    images: HashMap<String, Option<FinishedSolve>>,
-    /// The names of daemons and of the caches that they have.
-    known: HashSet<(String, String)>,
+    images: HashMap<String, Option<AdmittedSolve>>,
+    /// The names of daemons and of the caches that they have, with the times at which builds left them there.
+    known: HashMap<(String, String), Instant>,
 }
 
 impl Default for SharedExports {
@@ -67,6 +94,7 @@ impl Default for SharedExports {
         Self {
             permits: Semaphore::new(CONCURRENT_EXPORTS_MAX),
             state: Mutex::default(),
+            held: Arc::default(),
         }
     }
 }
@@ -85,6 +113,14 @@ pub(crate) struct FinishedSolve {
     pub(super) files: Option<(Arc<SourceContext>, String)>,
     /// The registries of the build.
     pub(super) manifests: Arc<dyn ManifestLookup>,
+    /// The mask of the build's secrets, for the error of its export.
+    pub(super) mask: SecretMask,
+}
+
+/// A finished solve that waits for its export, with what it holds.
+struct AdmittedSolve {
+    solve: FinishedSolve,
+    _held: HeldBytes,
 }
 
 impl CacheExports {
@@ -95,7 +131,8 @@ impl CacheExports {
     /// Returns whether a build of this process has left the cache on the daemon.
     fn is_known_to_have(&self, daemon: &Daemon, cache: &str) -> bool {
         let key = (daemon.address_for_messages().to_owned(), cache.to_owned());
-        self.lock().known.contains(&key)
+        let known = self.lock().known.get(&key).copied();
+        known.is_some_and(|at| at.elapsed() < KNOWN_FOR)
     }
 
     /// Records that a daemon has the cache.
@@ -104,16 +141,33 @@ impl CacheExports {
         if state.known.len() >= KNOWN_CACHES_MAX {
             state.known.clear();
         }
-        state
-            .known
-            .insert((daemon.address_for_messages().to_owned(), cache.to_owned()));
+        let key = (daemon.address_for_messages().to_owned(), cache.to_owned());
+        state.known.insert(key, Instant::now());
+    }
+
+    /// Reserves the bytes of a context of this weight; `None` if exports hold too many.
+    fn try_hold(&self, bytes: u64) -> Option<HeldBytes> {
+        let held = self.0.held.clone();
+        let reserve = |before: u64| before.checked_add(bytes).filter(|after| *after <= HELD_BYTES_MAX);
+        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve)
+            .ok()?;
+        Some(HeldBytes { held, bytes })
     }
 
     /// Returns the solve if its export may begin now. Otherwise it is the next one of its image, or is left out.
-    fn admit(&self, solve: FinishedSolve, metrics: &Metrics) -> Option<FinishedSolve> {
+    fn admit(&self, solve: FinishedSolve, metrics: &Metrics) -> Option<AdmittedSolve> {
+        let weight = solve.files.as_ref().map_or(0, |(context, _)| weight_of(context));
+        let Some(held) = self.try_hold(weight) else {
+            metrics.count_cache_export(CacheExportResult::Skipped);
+            return None;
+        };
+        let cache = solve.cache.clone();
+        let solve = AdmittedSolve { solve, _held: held };
         let mut state = self.lock();
-        if let Some(next) = state.images.get_mut(&solve.cache) {
-            if next.replace(solve).is_some() {
+        if let Some(next) = state.images.get_mut(&cache) {
+            let replaced = next.replace(solve);
+            drop(state);
+            if replaced.is_some() {
                 metrics.count_cache_export(CacheExportResult::Skipped);
             }
             return None;
@@ -122,12 +176,12 @@ impl CacheExports {
             metrics.count_cache_export(CacheExportResult::Skipped);
             return None;
         }
-        state.images.insert(solve.cache.clone(), None);
+        state.images.insert(cache, None);
         Some(solve)
     }
 
     /// Returns the next solve of an image whose export has ended.
-    fn take_next(&self, cache: &str) -> Option<FinishedSolve> {
+    fn take_next(&self, cache: &str) -> Option<AdmittedSolve> {
         let mut state = self.lock();
         let next = state.images.get_mut(cache).and_then(Option::take);
         if next.is_none() {
@@ -197,6 +251,7 @@ impl Builder {
                 JobBuildContext::Git { .. } => None,
             },
             manifests: job.manifests.clone(),
+            mask: call.secrets.mask().clone(),
             cache,
         }
     }
@@ -209,7 +264,7 @@ impl Builder {
             };
             let (builder, shutdown) = (self.clone(), shutdown.clone());
             tokio::spawn(async move {
-                let cache = first.cache.clone();
+                let cache = first.solve.cache.clone();
                 let mut next = Some(first);
                 while let Some(solve) = next {
                     let result = tokio::select! {
@@ -225,8 +280,9 @@ impl Builder {
     }
 
     /// Waits for its turn, and exports the cache of a finished solve.
-    async fn export_cache(&self, solve: FinishedSolve) -> CacheExportResult {
-        let cache = solve.cache.clone();
+    async fn export_cache(&self, admitted: AdmittedSolve) -> CacheExportResult {
+        let AdmittedSolve { solve, _held } = admitted;
+        let (cache, mask) = (solve.cache.clone(), solve.mask.clone());
         let Ok(_permit) = self.cache_exports.0.permits.acquire().await else {
             return CacheExportResult::Skipped;
         };
@@ -239,7 +295,8 @@ impl Builder {
             Ok(Err(error)) => error,
             Err(_) => format!("it took longer than {EXPORT_TIME_LIMIT:?}"),
         };
-        tracing::warn!(cache, error, "could not export a cache to the registry");
+        let error = mask.mask_text(&error);
+        tracing::warn!(cache, %error, "could not export a cache to the registry");
         CacheExportResult::Failed
     }
 
@@ -251,6 +308,7 @@ impl Builder {
             services,
             files,
             manifests,
+            mask: _,
         } = solve;
         let (services, shared_key) = match files {
             Some((files, image)) => {
@@ -274,9 +332,33 @@ impl Builder {
             .connect()
             .await
             .map_err(|error| ErrorChain(&error).to_string())?;
-        let exported = job.run_to_outcome(&connection, |_| {}).await;
-        exported.map(drop).map_err(|error| ErrorChain(&error).to_string())
+        let has_step_run = Notify::new();
+        let exporting = job.run_to_outcome(&connection, |event| {
+            if is_end_of_instruction_that_ran(&event) {
+                has_step_run.notify_one();
+            }
+        });
+        tokio::select! {
+            exported = exporting => exported.map(drop).map_err(|error| ErrorChain(&error).to_string()),
+            () = has_step_run.notified() => {
+                Err("a step ran again, because its inputs have changed since the build".to_owned())
+            }
+        }
     }
+}
+
+/// Returns the weight of a context: its bytes in the spool, and those of its index [`INDEX_WEIGHT`] times.
+fn weight_of(context: &SourceContext) -> u64 {
+    let index = u64::try_from(context.index_memory_bytes()).unwrap_or(u64::MAX);
+    context
+        .spool()
+        .len()
+        .saturating_add(index.saturating_mul(INDEX_WEIGHT))
+}
+
+/// Returns whether a `RUN` instruction has run: its result was not in the cache, so the export is a second build.
+fn is_end_of_instruction_that_ran(event: &BuildEvent) -> bool {
+    matches!(event, BuildEvent::StepEnded { cached: false, name, .. } if name.contains("] RUN "))
 }
 
 /// Returns the options of the solve that exports the cache of a finished one, and nothing else.

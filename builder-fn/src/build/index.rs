@@ -155,12 +155,21 @@ impl Builder {
         let index = join_indexes(&indexes, count_platforms(&request.config.platforms));
         let index = index.map_err(|error| failure(first, error.to_string()))?;
         let digest = sha256_digest(index.as_bytes());
+        if is_of_earlier_delivery {
+            let text = first.to_string();
+            let tag = text.rsplit_once(':').map_or("latest", |(_, tag)| tag);
+            let known = registries.has_manifest(&text, &digest).await;
+            if known.map_err(|error| failure(first, ErrorChain(&*error).to_string()))? {
+                let tagged = registries.fetch_unverified_manifest(&text, tag).await;
+                let tagged = tagged.map_err(|error| failure(first, ErrorChain(&*error).to_string()))?;
+                // It was pushed before, and another build has its tags since.
+                if tagged.is_some_and(|tagged| sha256_digest(tagged.as_ref()) != digest) {
+                    return Ok(digest);
+                }
+            }
+        }
         for name in names {
             let text = name.to_string();
-            // Another build may have the tag meanwhile.
-            if is_of_earlier_delivery && matches!(registries.has_manifest(&text, &digest).await, Ok(true)) {
-                continue;
-            }
             let pushed = registries.push_index(&text, index.clone()).await;
             pushed.map_err(|error| failure(name, ErrorChain(&*error).to_string()))?;
         }

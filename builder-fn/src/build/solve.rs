@@ -295,9 +295,10 @@ impl Builder {
         part.lock_evidence().clear();
         // Boxed, because the futures of a fetch and of a lookup are large, and the stack of a thread is not.
         let preparing = Box::pin(self.prepare_context(connection, request, call, lines, log));
-        let prepared = match &part.shared_context {
-            Some(shared) => shared.get_or_try_init(|| preparing).await.cloned(),
-            None => preparing.await,
+        let prepared = match (&part.shared_context, &request.source) {
+            // Each daemon reads a repository itself: with the operator's token, only the one that looks up the commit has it.
+            (Some(_), BuildSource::Git(_)) | (None, _) => preparing.await,
+            (Some(shared), _) => shared.get_or_try_init(|| preparing).await.cloned(),
         };
         let context = match prepared {
             Ok(context) => context,
@@ -325,17 +326,20 @@ impl Builder {
                 .await?
         };
         let cache = self.cache_name(request, part);
-        let export = cache
-            .as_ref()
-            .filter(|_| job.solve.push)
-            .map(|cache| self.finished_solve(connection, &job, request, &context, call, cache.clone()));
+        let mut imports_cache = false;
         if let Some(cache) = &cache
             && self
                 .should_import_cache(request, connection.daemon(), cache)
                 .await
         {
+            imports_cache = true;
             job.solve.cache_from.push(cache.clone());
         }
+        // With the import: what the daemon found there, it may have by reference only.
+        let export = cache
+            .as_ref()
+            .filter(|_| job.solve.push)
+            .map(|cache| self.finished_solve(connection, &job, request, &context, call, cache.clone()));
         let on_event = |event| {
             observe(&event);
             lines.log_event(event, log);
@@ -344,7 +348,9 @@ impl Builder {
         if let Ok(image) = &outcome
             && let Some(cache) = &cache
         {
-            self.cache_exports.record_known(connection.daemon(), cache);
+            if !imports_cache {
+                self.cache_exports.record_known(connection.daemon(), cache);
+            }
             // An earlier delivery has exported its own.
             call.lock_finished_solves()
                 .extend(export.filter(|_| image.completed_at.is_none()));

@@ -134,6 +134,8 @@ impl SolveOptions {
                 ..CacheOptions::default()
             }),
             r#ref: reference.to_owned(),
+            // Without a record in the history.
+            internal: self.exports_only_cache,
             ..SolveRequest::default()
         }
     }

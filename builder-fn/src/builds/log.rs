@@ -127,6 +127,8 @@ impl LogSender {
         let (mut failures, mut missing) = (0, 0);
         let first_line = self.sink.next();
         let mut done = 0;
+        // The attempts that were read. They are no new ones, whatever the clocks of their daemons say.
+        let mut read: Vec<LogCopyKey> = Vec::new();
         let mut begun: Option<(u64, SystemTime)> = None;
         loop {
             let mut problem = build.unread.history.take();
@@ -145,8 +147,9 @@ impl LogSender {
                     let attempt = &build.attempts[index];
                     let number = log_section(attempt);
                     // Whoever began it again did not know of the attempt that was read before.
-                    let is_restarted =
-                        begun
+                    let key = LogCopyKey::of(attempt);
+                    let is_restarted = !read.contains(&key)
+                        && begun
                             .zip(attempt.started_at)
                             .is_some_and(|((last_number, last_start), start)| {
                                 number <= last_number && start > last_start
@@ -167,6 +170,7 @@ impl LogSender {
                         break;
                     }
                     begun = attempt.started_at.map(|start| (number, start));
+                    read.push(key);
                     match self.send_attempt_until_it_ends(number, attempt, &mask).await {
                         Ok(()) => done = number,
                         Err(EarlyLogEnd::ReaderGone) => return Ok(()),

@@ -255,9 +255,10 @@ impl LogCopy {
         let (start, end) = {
             let index = self.lock_index();
             let at = index.partition_point(|block| block.offset < min_offset);
-            // The last block that may have the line, unless the reader is beyond it.
+            // The last block that begins before the line, unless the reader is beyond it. The names of cached steps before a
+            // line have its number, and may be in an earlier block.
             let wanted = index
-                .partition_point(|block| block.first <= first)
+                .partition_point(|block| block.first < first)
                 .saturating_sub(1);
             let at = at.max(wanted);
             let Some(block) = index.get(at) else {

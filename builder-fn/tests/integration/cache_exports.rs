@@ -114,14 +114,18 @@ async fn after_the_answer_the_same_request_is_solved_once_more_to_export_its_cac
 async fn a_build_imports_the_cache_if_the_registry_has_it_and_the_daemon_is_not_known_to() {
     let mut setup = Setup::start().await;
     let (repository, cache) = setup.cache();
-    setup.registry.tag_manifest(&repository, "cache", "{}");
     let builder = setup.new_builder();
-    assert_eq!(setup.build(&builder, "first").await, std::slice::from_ref(&cache));
+    assert_eq!(setup.build(&builder, "first").await, Vec::<String>::new());
     setup.next_solve().await.answer_with_digest("");
+    setup.registry.tag_manifest(&repository, "cache", "{}");
     assert_eq!(setup.build(&builder, "second").await, Vec::<String>::new());
     setup.next_solve().await.answer_with_digest("");
+    // The daemon may have what it found in the cache by reference only, so it goes on to import it.
     let other = setup.new_builder();
-    assert_eq!(setup.build(&other, "third").await, [cache]);
+    for id in ["third", "fourth"] {
+        assert_eq!(setup.build(&other, id).await, std::slice::from_ref(&cache));
+        setup.next_solve().await.answer_with_digest("");
+    }
 }
 
 #[tokio::test]

@@ -62,7 +62,12 @@ async fn read_from(copy: &Arc<LogCopy>, first: u64) -> (Vec<LogLine>, CopiedLine
     loop {
         match reader.next_lines(next).await.expect("no error") {
             CopiedLines::Lines(lines) => {
-                next = lines.last().expect("a line").seq + 1;
+                // A name has the number of the next line.
+                let mut numbered = lines
+                    .iter()
+                    .rev()
+                    .filter(|line| line.kind != LineKind::NameOfCachedStep);
+                next = numbered.next().map_or(next, |line| line.seq + 1);
                 read.extend(lines);
             }
             end => return (read, end),
@@ -108,6 +113,33 @@ async fn the_name_of_a_cached_step_is_copied_and_does_not_count_as_a_line() {
         CopiedLines::Lines(vec![name(3)])
     );
     assert_eq!(reader.last_copied_line_number(), 2);
+}
+
+/// Names of cached steps have the number of the next line, so several blocks may begin with it.
+#[tokio::test]
+async fn every_reader_gets_the_names_of_all_cached_steps_before_its_first_line() {
+    let copies = Copies::with_budget(u64::MAX);
+    let copy = copies.create();
+    let name = |text: &str| LogLine {
+        seq: 3,
+        step: None,
+        kind: LineKind::NameOfCachedStep,
+        text: text.to_owned(),
+    };
+    let batches = [
+        vec![line(1, 10), line(2, 10)],
+        vec![name("one")],
+        vec![name("two"), line(3, 10)],
+    ];
+    for batch in &batches {
+        assert!(copy.append_lines_until_full(batch));
+    }
+    finish(&copy, CopyEnd::Complete);
+    let all = batches.concat();
+    for (first, skipped) in [(1, 0), (2, 1), (3, 2), (4, 5)] {
+        let (read, _) = read_from(&copy, first).await;
+        assert_eq!(read, all[skipped..], "from {first}");
+    }
 }
 
 #[tokio::test]
