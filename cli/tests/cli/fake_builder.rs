@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -9,6 +10,9 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, Method, Response, Uri};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+
+/// The longest wait for a request of the command.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An answer of the fake server: its status, the pieces of its body, and how the body ends.
 pub(crate) struct ScriptedAnswer {
@@ -118,9 +122,10 @@ impl FakeBuilder {
             .push_back((request.to_owned(), answer));
     }
 
-    /// Waits for the next request that is no probe.
+    /// Waits for the next request that is no probe; panics if none comes within a minute.
     pub(crate) async fn next_request_except_probes(&mut self) -> ReceivedHeadersAndBody {
-        self.received.recv().await.expect("the server runs")
+        let request = tokio::time::timeout(REQUEST_TIMEOUT, self.received.recv()).await;
+        request.expect("a request in time").expect("the server runs")
     }
 
     /// Waits for the next build request, and returns the ID of its call.

@@ -61,7 +61,8 @@ async fn a_log_whose_numbers_begin_again_says_so_and_is_resumed_by_the_new_numbe
         ScriptedAnswer::queued(),
     )])
     .await;
-    let child = Project::shop().spawn(&["up", "--gateway", &server.url]);
+    let project = Project::shop();
+    let child = project.spawn(&["up", "--gateway", &server.url]);
     let id = server.next_call_id().await;
     let log = |from: u64| format!("GET /function/builder-fn/builds/{id}/log?from={from}");
     server.add_answer(&log(1), ScriptedAnswer::events(&first, BodyEnd::Cut));
