@@ -125,14 +125,7 @@ impl Testbed {
 
     /// Polls until a condition on another process holds, which sends no event to this one. Fails after two minutes.
     pub async fn wait_until_condition(&self, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
-        let end = Instant::now() + POLL_TIMEOUT;
-        while !holds()? {
-            if Instant::now() > end {
-                bail!("after {POLL_TIMEOUT:?}, this is still not the case: {what}");
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+        self.wait_until_async_condition(what, async || holds()).await
     }
 
     /// Polls until what somebody answers is so. Fails after two minutes.
