@@ -335,6 +335,7 @@ impl BuilderApi {
         answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
         self.notify_of_result_waiting_only_in_shutdown(&request, &exchange.context, &answer)
             .await;
+        free_in_background(request);
         answer.into_json_response_or_text_429()
     }
 
@@ -359,6 +360,7 @@ impl BuilderApi {
                 .await;
                 api.notify_of_result_waiting_only_in_shutdown(&request, &exchange.context, &answer)
                     .await;
+                free_in_background(request);
                 answer.report
             };
             threads.run(build).await
@@ -411,4 +413,8 @@ impl BuilderApi {
         let secrets = names.filter_map(|(tenant, name)| Some((Arc::clone(tenant), read(name)?)));
         SignatureCheck::Required(SignatureKeys::of_tenants(secrets, self.signatures.accept_sha1))
     }
+}
+/// Frees a request on another thread, so that its answer does not wait until the files of a large context are freed.
+fn free_in_background(request: BuildRequest) {
+    drop(tokio::task::spawn_blocking(move || drop(request)));
 }
