@@ -97,6 +97,16 @@ impl HashingTurns {
         }
     }
 
+    /// Returns whether no body waits for a turn.
+    pub(super) fn is_nobody_waiting(&self) -> bool {
+        self.lock().waiting.is_empty()
+    }
+
+    /// Returns whether so many bodies wait that turns are followed by pauses.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.lock().waiting.len() >= MIN_WAITING_BODIES_FOR_PAUSES
+    }
+
     fn make_turn(&self) -> HashingTurn {
         HashingTurn {
             turns: self.clone(),
@@ -167,7 +177,7 @@ impl HashingTurn {
 impl Drop for HashingTurn {
     fn drop(&mut self) {
         let turns = self.turns.clone();
-        let is_crowded = turns.lock().waiting.len() >= MIN_WAITING_BODIES_FOR_PAUSES;
+        let is_crowded = turns.is_crowded();
         let worked = self.begun.map(|begun| begun.elapsed()).unwrap_or_default();
         let pause = (worked * PAUSE_PER_WORK_FACTOR).min(PAUSE_MAX);
         match Handle::try_current() {

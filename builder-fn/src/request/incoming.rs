@@ -7,6 +7,7 @@
 
 use std::num::NonZeroUsize;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use function_host::BoxError;
@@ -22,6 +23,10 @@ use crate::context::{Spool, SpoolSettings};
 
 /// The number of received bytes from which they are hashed and stored: enough to be worth a switch of threads.
 const BATCH_BYTES: usize = 256 << 10;
+
+/// The number of received bytes of a body in a file from which they are hashed and stored while no other body waits.
+/// Larger writes take less time, and so do fewer switches of threads.
+const BATCH_BYTES_OF_ONLY_BODY_IN_FILE: usize = 1 << 20;
 
 /// The number of received bytes from which they are hashed and stored while memory is short.
 const BATCH_BYTES_WHILE_MEMORY_IS_SHORT: usize = 48 << 10;
@@ -194,10 +199,20 @@ impl PieceBatch {
 /// The state of the worker of one body.
 enum WorkerState {
     Idle(Box<BodyWorker>),
-    /// The worker processes a batch: the task that does so, and the bytes of memory that are free again after it.
-    Running(JoinHandle<Result<Box<BodyWorker>, RequestError>>, u64),
+    /// The worker processes a batch.
+    Running(RunningBatch),
     /// The worker failed, or is being passed on.
     Ended,
+}
+
+/// A batch that is processed.
+struct RunningBatch {
+    /// The task that stores the batch, and hashes it unless another task does.
+    storing: JoinHandle<Result<Box<BodyWorker>, RequestError>>,
+    /// The task that hashes the batch on a second thread.
+    hashing: Option<JoinHandle<BodyVerifier>>,
+    /// The bytes of memory that are free again once the batch is processed.
+    released: u64,
 }
 
 /// Hashes and stores the batches of one body. It may block.
@@ -206,6 +221,41 @@ struct BodyWorker {
     /// Whether the body is hashed only once it is whole.
     is_hashed_last: bool,
     spool: Spool,
+}
+
+/// Starts to hash a batch on one thread, and to store it in a file on another. The turn ends with the last of both.
+fn start_hashing_and_storing(
+    mut worker: Box<BodyWorker>,
+    verifier: BodyVerifier,
+    batch: PieceBatch,
+    turn: HashingTurn,
+    released: u64,
+) -> RunningBatch {
+    let (pieces, turn) = (Arc::new(batch.into_pieces()), Arc::new(turn));
+    let hashing = {
+        let (pieces, turn) = (pieces.clone(), turn.clone());
+        spawn_blocking(move || {
+            let verifier = hash_pieces(verifier, &pieces);
+            drop(turn);
+            verifier
+        })
+    };
+    let storing = spawn_blocking(move || {
+        worker.spool.move_to_disk_unless_memory_only()?;
+        worker.store_pieces(&pieces)?;
+        drop(turn);
+        Ok(worker)
+    });
+    RunningBatch {
+        storing,
+        hashing: Some(hashing),
+        released,
+    }
+}
+
+fn hash_pieces(mut verifier: BodyVerifier, pieces: &[Bytes]) -> BodyVerifier {
+    pieces.iter().for_each(|piece| verifier.hash_piece(piece));
+    verifier
 }
 
 impl Drop for BodyWorker {
@@ -230,11 +280,20 @@ impl BodyWorker {
         if is_on_disk {
             self.spool.move_to_disk_unless_memory_only()?;
         }
-        for piece in batch.into_pieces() {
-            if let Some(verifier) = self.verifier.as_mut().filter(|_| !self.is_hashed_last) {
-                verifier.hash_piece(&piece);
-            }
-            self.spool.append(&piece)?;
+        let pieces = batch.into_pieces();
+        if let Some(verifier) = self.take_verifier_unless_hashed_last() {
+            self.verifier = Some(hash_pieces(verifier, &pieces));
+        }
+        self.store_pieces(&pieces)
+    }
+
+    fn take_verifier_unless_hashed_last(&mut self) -> Option<BodyVerifier> {
+        self.verifier.take_if(|_| !self.is_hashed_last)
+    }
+
+    fn store_pieces(&mut self, pieces: &[Bytes]) -> Result<(), RequestError> {
+        for piece in pieces {
+            self.spool.append(piece)?;
         }
         Ok(())
     }
@@ -319,6 +378,9 @@ impl<'a> IncomingBody<'a> {
         self.pending.add_piece(piece);
         let wanted = match self.bodies.is_memory_short() {
             true => BATCH_BYTES_WHILE_MEMORY_IS_SHORT,
+            false if self.is_on_disk && self.bodies.turns.is_nobody_waiting() => {
+                BATCH_BYTES_OF_ONLY_BODY_IN_FILE
+            }
             false => BATCH_BYTES,
         };
         match self.pending.bytes >= wanted {
@@ -335,15 +397,32 @@ impl<'a> IncomingBody<'a> {
             .reserve_storage_returning_on_disk_and_freed(batch.bytes)
             .await?;
         let mut turn = self.wait_for_turn_unless_displaced(self.stored).await?;
-        let task = spawn_blocking(move || {
-            turn.begin_work();
-            let processed = worker
-                .store_batch_and_hash_unless_hashed_last(batch, is_on_disk)
-                .map(|()| worker);
-            drop(turn);
-            processed
+        // A second thread may only help while nobody else waits for one.
+        let hashed_beside = match is_on_disk && self.bodies.turns.is_nobody_waiting() {
+            true => worker.take_verifier_unless_hashed_last(),
+            false => None,
+        };
+        self.processing = WorkerState::Running(match hashed_beside {
+            Some(verifier) => {
+                turn.begin_work();
+                start_hashing_and_storing(worker, verifier, batch, turn, released)
+            }
+            None => {
+                let storing = spawn_blocking(move || {
+                    turn.begin_work();
+                    let processed = worker
+                        .store_batch_and_hash_unless_hashed_last(batch, is_on_disk)
+                        .map(|()| worker);
+                    drop(turn);
+                    processed
+                });
+                RunningBatch {
+                    storing,
+                    hashing: None,
+                    released,
+                }
+            }
         });
-        self.processing = WorkerState::Running(task, released);
         Ok(())
     }
 
@@ -385,9 +464,12 @@ impl<'a> IncomingBody<'a> {
     async fn wait_for_idle_worker(&mut self) -> Result<Box<BodyWorker>, RequestError> {
         match std::mem::replace(&mut self.processing, WorkerState::Ended) {
             WorkerState::Idle(worker) => Ok(worker),
-            WorkerState::Running(task, released) => {
-                let worker = join_task_and_resume_panic(task).await??;
-                self.sender.release_bytes(HeldResource::Memory, released);
+            WorkerState::Running(batch) => {
+                let mut worker = join_task_and_resume_panic(batch.storing).await??;
+                if let Some(hashing) = batch.hashing {
+                    worker.verifier = Some(join_task_and_resume_panic(hashing).await?);
+                }
+                self.sender.release_bytes(HeldResource::Memory, batch.released);
                 Ok(worker)
             }
             WorkerState::Ended => Err(RequestError::Interrupted),
