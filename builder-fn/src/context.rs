@@ -14,6 +14,7 @@ mod quota;
 mod spool;
 mod tree;
 mod view;
+mod write_behind;
 
 use std::io;
 use std::sync::Arc;

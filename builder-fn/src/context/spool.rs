@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::SpoolQuota;
+use super::write_behind::WriteBehind;
 
 /// The settings of a spool: its folder, its memory and its quota.
 #[derive(Clone, Debug)]
@@ -93,34 +94,20 @@ impl Drop for Spool {
 /// The place of a spool's bytes: memory or a file.
 enum SpoolStore {
     Memory(Vec<u8>),
-    File(File),
+    File(WrittenFile),
 }
 
-impl SpoolStore {
-    /// Appends bytes in memory, or, once there are more than `memory_max_bytes`, to a file in `folder`.
-    fn append(&mut self, folder: &Path, memory_max_bytes: usize, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::File(file) => file.write_all(bytes),
-            Self::Memory(held) if held.len() + bytes.len() <= memory_max_bytes => {
-                held.extend_from_slice(bytes);
-                Ok(())
-            }
-            Self::Memory(_) => self.move_to_file(folder)?.write_all(bytes),
-        }
-    }
+/// A file that is written from its beginning to its end.
+struct WrittenFile {
+    file: File,
+    write_behind: WriteBehind,
+}
 
-    /// Writes what is in memory to a file, unless that was done before, and returns the file.
-    fn move_to_file(&mut self, folder: &Path) -> io::Result<&mut File> {
-        if let Self::Memory(held) = self {
-            // `O_TMPFILE`, or created and removed at once on file systems without it.
-            let mut file = tempfile::tempfile_in(folder)?;
-            file.write_all(held)?;
-            *self = Self::File(file);
-        }
-        match self {
-            Self::File(file) => Ok(file),
-            Self::Memory(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
+impl WrittenFile {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.write_behind.record_written(&self.file, bytes.len() as u64);
+        Ok(())
     }
 }
 
@@ -182,12 +169,44 @@ impl Spool {
     /// # Errors
     /// Fails if the spool folder is full, missing or not writable.
     pub(crate) fn move_to_disk_unless_memory_only(&mut self) -> Result<(), SpoolError> {
-        match &self.folder {
-            Some(folder) => match self.store.move_to_file(folder) {
-                Ok(_) => Ok(()),
-                Err(source) => Err(to_spool_error(folder, source)),
-            },
-            None => Ok(()),
+        if self.folder.is_none() {
+            return Ok(());
+        }
+        match self.move_to_file() {
+            Ok(_) => Ok(()),
+            Err(source) => Err(to_spool_error(self.folder_or_empty(), source)),
+        }
+    }
+
+    fn folder_or_empty(&self) -> &Path {
+        self.folder.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// Appends bytes in memory, or, once there are too many, to a file.
+    fn store(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let SpoolStore::Memory(held) = &mut self.store
+            && held.len() + bytes.len() <= self.memory
+        {
+            held.extend_from_slice(bytes);
+            return Ok(());
+        }
+        self.move_to_file()?.write_all(bytes)?;
+        Ok(())
+    }
+
+    /// Writes what is in memory to a file, unless that was done before, and returns the file.
+    fn move_to_file(&mut self) -> io::Result<&mut WrittenFile> {
+        if let SpoolStore::Memory(held) = &mut self.store {
+            // `O_TMPFILE`, or created and removed at once on file systems without it.
+            let file = tempfile::tempfile_in(self.folder.as_deref().unwrap_or(Path::new("")))?;
+            let write_behind = WriteBehind::default();
+            let mut file = WrittenFile { file, write_behind };
+            file.write_all(held)?;
+            self.store = SpoolStore::File(file);
+        }
+        match &mut self.store {
+            SpoolStore::File(file) => Ok(file),
+            SpoolStore::Memory(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -217,12 +236,11 @@ impl Spool {
             let limit = quota.limit();
             return Err(SpoolError::Quota { limit });
         }
-        let folder = self.folder.as_deref().unwrap_or(Path::new(""));
-        if let Err(source) = self.store.append(folder, self.memory, bytes) {
+        if let Err(source) = self.store(bytes) {
             if let Some(quota) = &self.quota {
                 quota.release_bytes(more);
             }
-            return Err(to_spool_error(folder, source));
+            return Err(to_spool_error(self.folder_or_empty(), source));
         }
         self.len += more;
         Ok(())
@@ -241,7 +259,7 @@ impl Spool {
                 Ok(count)
             }
             SpoolStore::File(file) => loop {
-                match file.read_at(buffer, offset) {
+                match file.file.read_at(buffer, offset) {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     result => return result,
                 }
