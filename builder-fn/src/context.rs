@@ -6,6 +6,7 @@
 
 mod archive;
 mod attributes;
+mod block_hashes;
 mod content;
 mod entry;
 mod file_tree;
@@ -89,6 +90,25 @@ impl SourceContext {
             hasher.hash_piece(&buffer[..count]);
             offset += count as u64;
         }
+    }
+
+    /// Returns a hash of the content of a large file and of its place in the blocks of the spool: files with the same hash
+    /// have the same content, and the same content elsewhere may have another hash. Only the two ends of the file are
+    /// read. Returns `None` for a small file, if the blocks of the spool were not hashed, and if it cannot be read.
+    pub(crate) fn hash_content_by_blocks(&self, entry: Entry<'_>) -> Option<ContentHash> {
+        let Kind::File { offset, size } = entry.kind else {
+            return None;
+        };
+        let blocks = self.spool.blocks_of_range(offset..offset.checked_add(size)?)?;
+        let mut hasher = ContentHasher::default();
+        for end in [blocks.before, blocks.after] {
+            let mut bytes = vec![0; usize::try_from(end.end - end.start).ok()?];
+            self.read_file_exact(entry, end.start - offset, &mut bytes).ok()?;
+            hasher.hash_piece(&(bytes.len() as u64).to_le_bytes());
+            hasher.hash_piece(&bytes);
+        }
+        blocks.hashes.iter().for_each(|hash| hasher.hash_piece(&hash.0));
+        Some(hasher.finish_and_reset())
     }
 
     /// Returns the memory that the index takes, in bytes.
@@ -183,5 +203,53 @@ impl SourceContext {
         }
         self.spool
             .read_at(&mut buffer[..wanted], start.saturating_add(offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BLOCK_BYTES: usize = 8;
+
+    /// Returns the hash, by blocks, of the file in a spool of which `file` is the range.
+    fn hash_file_by_blocks(spool: &[u8], file: std::ops::Range<usize>) -> Option<ContentHash> {
+        let kind = Kind::File {
+            offset: file.start as u64,
+            size: file.len() as u64,
+        };
+        let entry = Entry {
+            kind,
+            mode: 0o644,
+            mtime_ns: 0,
+            xattrs: ExtendedAttributes::NONE,
+        };
+        let index = Index::of_entries_linking_same_offset([("f".to_owned(), entry)].into_iter());
+        let spool = Spool::in_memory_with_blocks_of(BLOCK_BYTES, spool.to_vec());
+        let context = SourceContext::new(index, spool);
+        context.hash_content_by_blocks(context.entry_by_number(0))
+    }
+
+    proptest! {
+        #[test]
+        fn a_hash_by_blocks_changes_with_each_byte_of_the_file_and_with_no_other(
+            spool in prop::collection::vec(any::<u8>(), 1..100),
+            start in 0..100_usize,
+            len in 0..100_usize,
+            changed in 0..100_usize,
+        ) {
+            let start = start.min(spool.len());
+            let file = start..spool.len().min(start + len);
+            let hash = hash_file_by_blocks(&spool, file.clone());
+            let has_whole_block = file.start.div_ceil(BLOCK_BYTES) < file.end / BLOCK_BYTES;
+            prop_assert_eq!(hash.is_some(), has_whole_block);
+            let changed = changed.min(spool.len() - 1);
+            let mut other = spool.clone();
+            other[changed] ^= 1;
+            let is_same = hash_file_by_blocks(&other, file.clone()) == hash;
+            prop_assert_eq!(is_same, !has_whole_block || !file.contains(&changed));
+        }
     }
 }

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::SpoolQuota;
+use super::block_hashes::{BlockHashes, BlocksOfRange};
 use super::write_behind::WriteBehind;
 
 /// The settings of a spool: its folder, its memory and its quota.
@@ -81,6 +83,8 @@ pub struct Spool {
     quota: Option<SpoolQuota>,
     store: SpoolStore,
     len: u64,
+    /// The hashes of the blocks; `None` if they are not wanted.
+    blocks: Option<BlockHashes>,
 }
 
 impl Drop for Spool {
@@ -136,6 +140,7 @@ impl Spool {
             quota: None,
             store: SpoolStore::Memory(Vec::new()),
             len: 0,
+            blocks: None,
         }
     }
 
@@ -147,7 +152,35 @@ impl Spool {
             quota: None,
             len: bytes.len() as u64,
             store: SpoolStore::Memory(bytes),
+            blocks: None,
         }
+    }
+
+    /// Hashes the blocks of the spool's file while it is written, so that large files in it are compared without reading
+    /// them. Only for an empty spool.
+    pub(crate) fn with_block_hashes(mut self) -> Self {
+        self.blocks = Some(BlockHashes::default()).filter(|_| self.is_empty());
+        self
+    }
+
+    /// Stops hashing blocks, and forgets the hashes, to save the time that they take.
+    pub(crate) fn drop_block_hashes(&mut self) {
+        self.blocks = None;
+    }
+
+    /// Returns the blocks that are whole within a range of bytes; `None` if there are none, or blocks are not hashed.
+    pub(super) fn blocks_of_range(&self, range: Range<u64>) -> Option<BlocksOfRange<'_>> {
+        self.blocks.as_ref()?.blocks_of_range(range)
+    }
+
+    /// Creates a spool that holds `bytes` in memory, and hashes its blocks, of `block_bytes` each, for files of any size.
+    #[cfg(test)]
+    pub(crate) fn in_memory_with_blocks_of(block_bytes: usize, bytes: Vec<u8>) -> Self {
+        let mut blocks = BlockHashes::with_lengths(block_bytes, 0);
+        blocks.add_piece(&bytes);
+        let mut spool = Self::in_memory(bytes);
+        spool.blocks = Some(blocks);
+        spool
     }
 
     /// Counts the bytes of the spool against `quota` from now on.
@@ -191,6 +224,9 @@ impl Spool {
             return Ok(());
         }
         self.move_to_file()?.write_all(bytes)?;
+        if let Some(blocks) = &mut self.blocks {
+            blocks.add_piece(bytes);
+        }
         Ok(())
     }
 
@@ -202,6 +238,9 @@ impl Spool {
             let write_behind = WriteBehind::default();
             let mut file = WrittenFile { file, write_behind };
             file.write_all(held)?;
+            if let Some(blocks) = &mut self.blocks {
+                blocks.add_piece(held);
+            }
             self.store = SpoolStore::File(file);
         }
         match &mut self.store {

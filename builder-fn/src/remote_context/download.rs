@@ -57,7 +57,7 @@ where
         return Err(ContextError::TooLarge { limit });
     }
     let mut receiver = Box::new(HashingSpool {
-        spool: Spool::new(settings.clone()),
+        spool: Spool::new(settings.clone()).with_block_hashes(),
         hasher: Sha256::new(),
     });
     let (mut received, mut pending, mut pending_bytes) = (0u64, Vec::new(), 0);

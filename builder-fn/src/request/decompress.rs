@@ -181,7 +181,7 @@ pub(super) struct LimitedTarWriter {
 impl LimitedTarWriter {
     fn new(settings: &SpoolSettings, limit: u64) -> Self {
         Self {
-            spool: Spool::new(settings.clone()),
+            spool: Spool::new(settings.clone()).with_block_hashes(),
             limit,
             bytes_in: 0,
             bytes_out: 0,

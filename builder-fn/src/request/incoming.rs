@@ -356,7 +356,7 @@ impl<'a> IncomingBody<'a> {
         let worker = BodyWorker {
             verifier,
             is_hashed_last: keys > MAX_KEYS_FOR_HASHING_WHILE_RECEIVING,
-            spool: Spool::uncounted(settings),
+            spool: Spool::uncounted(settings).with_block_hashes(),
         };
         Self {
             processing: WorkerState::Idle(Box::new(worker)),
@@ -397,6 +397,9 @@ impl<'a> IncomingBody<'a> {
             .reserve_storage_returning_on_disk_and_freed(batch.bytes)
             .await?;
         let mut turn = self.wait_for_turn_unless_displaced(self.stored).await?;
+        if self.bodies.turns.is_crowded() {
+            worker.spool.drop_block_hashes();
+        }
         // A second thread may only help while nobody else waits for one.
         let hashed_beside = match is_on_disk && self.bodies.turns.is_nobody_waiting() {
             true => worker.take_verifier_unless_hashed_last(),

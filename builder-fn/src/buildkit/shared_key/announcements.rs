@@ -4,6 +4,7 @@
 //! Contents are hashed while they are sent, or when an entry looks like a remembered one: nothing else is read for
 //! this.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use crate::context::{ContentHash, ContentHasher, Entry, Kind};
@@ -46,7 +47,23 @@ pub(super) struct AnnouncedEntries {
     /// The fingerprints, in a power of two of lists. The first bits of an identity choose the list, which is sorted by
     /// identity. The lists are short, so that their growth takes little more memory than the new entries.
     lists: Vec<Vec<EntryFingerprint>>,
+    /// For large files with one content: the hash, by the blocks of its spool, of the last context's file with that
+    /// content, instead of the content's own hash.
+    by_blocks: HashMap<IdentityHash, ContentHash>,
     hasher: RandomState,
+}
+
+/// An approximate upper bound on the memory that the hash of one large file by its blocks takes, in bytes: 20, in a hash
+/// map that may be less than half full.
+const BYTES_OF_HASH_BY_BLOCKS: usize = 48;
+
+/// The hashes of an entry of a context, as far as they are known.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KnownHashes {
+    /// The hash of the content, of a file that was sent.
+    pub(super) sent: Option<ContentHash>,
+    /// The hash of a large file's content by the blocks of the spool.
+    pub(super) by_blocks: Option<ContentHash>,
 }
 
 /// The hash of an entry's path and kind, and of a file's size and modification time: BuildKit may take entries with the
@@ -69,13 +86,19 @@ impl AnnouncedEntries {
         let lists = (entries / INTENDED_FINGERPRINTS_PER_LIST).next_power_of_two();
         Self {
             lists: vec![Vec::new(); lists],
+            by_blocks: HashMap::new(),
             hasher: RandomState::new(),
         }
     }
 
-    /// Returns the memory that `entries` more announced entries take, in bytes.
+    /// Returns the memory that `entries` more announced entries take, in bytes, without hashes by blocks.
     pub(super) fn bytes_for_entries(entries: usize) -> usize {
         entries.saturating_mul(size_of::<EntryFingerprint>())
+    }
+
+    /// Returns an upper bound on the memory that the hashes of `files` large files by their blocks take, in bytes.
+    pub(super) fn bytes_for_hashes_by_blocks(files: usize) -> usize {
+        files.saturating_mul(BYTES_OF_HASH_BY_BLOCKS)
     }
 
     /// Returns the memory that the announced entries take, in bytes.
@@ -84,15 +107,20 @@ impl AnnouncedEntries {
             .lists
             .iter()
             .map(|list| Self::bytes_for_entries(list.capacity()));
-        self.lists.len() * size_of::<Vec<EntryFingerprint>>() + lists.sum::<usize>()
+        self.lists.len() * size_of::<Vec<EntryFingerprint>>()
+            + lists.sum::<usize>()
+            + Self::bytes_for_hashes_by_blocks(self.by_blocks.len())
     }
 
-    /// Compares `entry`, which is at `path`, with the announced entries. `hash_content` returns the hash of a file's
-    /// content, if it can be read; it is called only for a file that looks like an announced one.
+    /// Compares `entry`, which is at `path`, with the announced entries. `by_blocks` is the hash of a large file by the
+    /// blocks of the spool, if it is known. `hash_content` returns the hash of a file's content, if it can be read; it is
+    /// called only for a file that looks like an announced one, and only if `by_blocks` does not tell that it is the
+    /// same.
     pub(super) fn compare_with_announced(
         &self,
         path: &str,
         entry: &Entry<'_>,
+        by_blocks: Option<ContentHash>,
         hash_content: impl FnOnce() -> Option<ContentHash>,
     ) -> NewSameOrMayDiffer {
         let Some(identity) = self.hash_of_path_and_stat_unless_symlink(path, entry) else {
@@ -106,6 +134,11 @@ impl AnnouncedEntries {
         if known == DIFFERENT_CONTENTS_MARK {
             return NewSameOrMayDiffer::MayDiffer;
         }
+        if let Some(by_blocks) = by_blocks
+            && self.by_blocks.get(&identity) == Some(&hash_unnoticed_parts(by_blocks, entry))
+        {
+            return NewSameOrMayDiffer::Same;
+        }
         let content = match entry.kind {
             Kind::File { .. } => hash_content(),
             Kind::Folder | Kind::Symlink { .. } => Some(ContentHash::default()),
@@ -117,30 +150,37 @@ impl AnnouncedEntries {
     }
 
     /// Adds the entries of a new announcement. `for_each_entry` calls the function that it is given for every one of
-    /// them, with the hash of a file's content if the file was sent, and is called twice.
+    /// them, with what is known of its content, and is called twice.
     /// `receive_content_of_each_entry` gets, in the same order, the hash of what the daemon has of each entry,
     /// [`DIFFERENT_CONTENTS_MARK`] if nobody knows.
     ///
-    /// A file that was not sent is the one that the daemon has, if one with its path and stat was announced before.
-    /// Otherwise nobody knows what the daemon has.
+    /// A file that was not sent is the one that the daemon has, if one with its path and stat was announced before: it
+    /// has to be one that was [compared](Self::compare_with_announced) and is the same. Otherwise nobody knows what the
+    /// daemon has.
     pub(super) fn add_announcement(
         &mut self,
-        for_each_entry: impl Fn(&mut dyn FnMut(&str, &Entry<'_>, Option<ContentHash>)),
+        for_each_entry: impl Fn(&mut dyn FnMut(&str, &Entry<'_>, KnownHashes)),
         mut receive_content_of_each_entry: impl FnMut(ContentHash),
     ) {
         // Counts the new entries first, so that the lists grow by no more than those.
         let mut new = vec![0; self.lists.len()];
-        for_each_entry(&mut |path, entry, sent| {
+        for_each_entry(&mut |path, entry, known| {
             let Some(identity) = self.hash_of_path_and_stat_unless_symlink(path, entry) else {
                 return receive_content_of_each_entry(ContentHash::default());
             };
             let list = self.list_index(identity);
-            let content = unnoticed_parts_hash_if_sent(entry, sent);
+            let content = unnoticed_parts_hash_if_sent(entry, known.sent);
             match find_fingerprint(&self.lists[list], identity) {
                 Ok(at) => {
                     let fingerprint = &mut self.lists[list][at];
                     if let Some(content) = content {
                         fingerprint.mark_different_unless_same(content);
+                    }
+                    if fingerprint.content == DIFFERENT_CONTENTS_MARK {
+                        self.by_blocks.remove(&identity);
+                    } else if let Some(by_blocks) = known.by_blocks {
+                        self.by_blocks
+                            .insert(identity, hash_unnoticed_parts(by_blocks, entry));
                     }
                     // What was sent is known, whatever was sent before under the same identity.
                     receive_content_of_each_entry(content.unwrap_or(fingerprint.content));
@@ -158,13 +198,19 @@ impl AnnouncedEntries {
         for (list, new) in self.lists.iter_mut().zip(new) {
             list.reserve_exact(new);
         }
-        for_each_entry(&mut |path, entry, sent| {
+        for_each_entry(&mut |path, entry, known| {
             if let Some(identity) = self.hash_of_path_and_stat_unless_symlink(path, entry) {
                 let list = self.list_index(identity);
                 if find_fingerprint(&self.lists[list][..lengths[list]], identity).is_err() {
                     let content =
-                        unnoticed_parts_hash_if_sent(entry, sent).unwrap_or(DIFFERENT_CONTENTS_MARK);
+                        unnoticed_parts_hash_if_sent(entry, known.sent).unwrap_or(DIFFERENT_CONTENTS_MARK);
                     self.lists[list].push(EntryFingerprint { identity, content });
+                    if known.sent.is_some()
+                        && let Some(by_blocks) = known.by_blocks
+                    {
+                        self.by_blocks
+                            .insert(identity, hash_unnoticed_parts(by_blocks, entry));
+                    }
                 }
             }
         });
@@ -269,6 +315,13 @@ mod tests {
     /// A path, the entry at it, and the hash of its content.
     type EntryAtPath = (&'static str, Entry<'static>, ContentHash);
 
+    fn sent(content: ContentHash) -> KnownHashes {
+        KnownHashes {
+            sent: Some(content),
+            by_blocks: None,
+        }
+    }
+
     fn file_with_content(content: u8) -> EntryAtPath {
         let entry = Entry {
             kind: Kind::File { offset: 0, size: 3 },
@@ -298,9 +351,9 @@ mod tests {
     fn compare_after(announced: &[EntryAtPath], (path, entry, content): EntryAtPath) -> NewSameOrMayDiffer {
         let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
         for (path, entry, content) in announced {
-            announcements.add_announcement(|visit| visit(path, entry, Some(*content)), |_| {});
+            announcements.add_announcement(|visit| visit(path, entry, sent(*content)), |_| {});
         }
-        announcements.compare_with_announced(path, &entry, || Some(content))
+        announcements.compare_with_announced(path, &entry, None, || Some(content))
     }
 
     #[test]
@@ -374,18 +427,20 @@ mod tests {
             }
         }
         let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
-        let content = Some(file_with_content(1).2);
+        let content = file_with_content(1).2;
         announcements.add_announcement(
-            |visit| visit("a/b", &file_with_attributes(&packed[0]), content),
+            |visit| visit("a/b", &file_with_attributes(&packed[0]), sent(content)),
             |_| {},
         );
         assert_eq!(
-            announcements.compare_with_announced("a/b", &file_with_attributes(&packed[0]), || content),
+            announcements
+                .compare_with_announced("a/b", &file_with_attributes(&packed[0]), None, || Some(content)),
             NewSameOrMayDiffer::Same
         );
         for other in &packed[1..] {
             assert_eq!(
-                announcements.compare_with_announced("a/b", &file_with_attributes(other), || content),
+                announcements
+                    .compare_with_announced("a/b", &file_with_attributes(other), None, || Some(content)),
                 NewSameOrMayDiffer::MayDiffer
             );
         }
@@ -394,18 +449,23 @@ mod tests {
     #[test]
     fn announced_entries_are_compared_by_content_and_take_no_more_memory_than_bytes_for_entries() {
         let path = |at: u32| format!("folder/{at}");
-        let content = |at: u32| Some(ContentHash::of(&at.to_le_bytes()));
+        let content = |at: u32| ContentHash::of(&at.to_le_bytes());
         let entry = file_with_content(0).1;
         for expected in [0, 5000] {
             let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(expected);
             for range in [0..5000, 4000..6000, 0..6000] {
                 announcements.add_announcement(
-                    |visit| range.clone().for_each(|at| visit(&path(at), &entry, content(at))),
+                    |visit| {
+                        range
+                            .clone()
+                            .for_each(|at| visit(&path(at), &entry, sent(content(at))))
+                    },
                     |_| {},
                 );
             }
-            let compare_with_announced =
-                |at, hashed| announcements.compare_with_announced(&path(at), &entry, || content(hashed));
+            let compare_with_announced = |at, hashed| {
+                announcements.compare_with_announced(&path(at), &entry, None, || Some(content(hashed)))
+            };
             assert!((0..6000).all(|at| compare_with_announced(at, at) == NewSameOrMayDiffer::Same));
             assert!((0..6000).all(|at| compare_with_announced(at, at + 1) == NewSameOrMayDiffer::MayDiffer));
             assert_eq!(compare_with_announced(6000, 6000), NewSameOrMayDiffer::New);
@@ -455,13 +515,13 @@ mod tests {
                 [1, 2]
                     .map(file_with_content)
                     .iter()
-                    .for_each(|(path, entry, content)| visit(path, entry, Some(*content)))
+                    .for_each(|(path, entry, content)| visit(path, entry, sent(*content)))
             },
             |_| {},
         );
         for content in [1, 2, 3] {
             let (path, entry, content) = file_with_content(content);
-            let compared = announcements.compare_with_announced(path, &entry, || Some(content));
+            let compared = announcements.compare_with_announced(path, &entry, None, || Some(content));
             assert_eq!(compared, NewSameOrMayDiffer::MayDiffer);
         }
     }
@@ -470,9 +530,9 @@ mod tests {
     fn a_content_that_was_never_sent_or_cannot_be_read_may_differ() {
         let (path, entry, content) = file_with_content(1);
         let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
-        announcements.add_announcement(|visit| visit(path, &entry, None), |_| {});
+        announcements.add_announcement(|visit| visit(path, &entry, KnownHashes::default()), |_| {});
         assert_eq!(
-            announcements.compare_with_announced(path, &entry, || Some(content)),
+            announcements.compare_with_announced(path, &entry, None, || Some(content)),
             NewSameOrMayDiffer::MayDiffer
         );
         assert_eq!(
@@ -480,16 +540,94 @@ mod tests {
             NewSameOrMayDiffer::Same
         );
         let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
-        announcements.add_announcement(|visit| visit(path, &entry, Some(content)), |_| {});
+        announcements.add_announcement(|visit| visit(path, &entry, sent(content)), |_| {});
         assert_eq!(
-            announcements.compare_with_announced(path, &entry, || None),
+            announcements.compare_with_announced(path, &entry, None, || None),
             NewSameOrMayDiffer::MayDiffer
         );
         // Not sent again, because the daemon has it.
-        announcements.add_announcement(|visit| visit(path, &entry, None), |_| {});
+        announcements.add_announcement(|visit| visit(path, &entry, KnownHashes::default()), |_| {});
         assert_eq!(
-            announcements.compare_with_announced(path, &entry, || Some(content)),
+            announcements.compare_with_announced(path, &entry, None, || Some(content)),
             NewSameOrMayDiffer::Same
+        );
+    }
+
+    #[test]
+    fn a_file_with_the_blocks_of_the_announced_one_is_the_same_without_being_read() {
+        let (path, entry, content) = file_with_content(1);
+        let [by_blocks, other_blocks] = [7, 8].map(|byte| Some(ContentHash([byte; 12])));
+        let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
+        let known = KnownHashes {
+            sent: Some(content),
+            by_blocks,
+        };
+        announcements.add_announcement(|visit| visit(path, &entry, known), |_| {});
+        let unreadable = || panic!("the file was read");
+        assert_eq!(
+            announcements.compare_with_announced(path, &entry, by_blocks, unreadable),
+            NewSameOrMayDiffer::Same
+        );
+        for (by_blocks, read, expected) in [
+            (None, content, NewSameOrMayDiffer::Same),
+            (other_blocks, content, NewSameOrMayDiffer::Same),
+            (other_blocks, ContentHash([2; 12]), NewSameOrMayDiffer::MayDiffer),
+        ] {
+            let compared = announcements.compare_with_announced(path, &entry, by_blocks, || Some(read));
+            assert_eq!(compared, expected, "{by_blocks:?} {read:?}");
+        }
+        // The same content at another place in the spool, which was compared and not sent.
+        let moved = KnownHashes {
+            sent: None,
+            by_blocks: other_blocks,
+        };
+        announcements.add_announcement(|visit| visit(path, &entry, moved), |_| {});
+        assert_eq!(
+            announcements.compare_with_announced(path, &entry, other_blocks, unreadable),
+            NewSameOrMayDiffer::Same
+        );
+    }
+
+    #[test]
+    fn blocks_say_nothing_of_a_file_of_which_the_daemon_may_have_another_content() {
+        let (path, entry, content) = file_with_content(1);
+        let by_blocks = Some(ContentHash([7; 12]));
+        let known = |sent| KnownHashes { sent, by_blocks };
+        for announced in [
+            &[known(None)][..],
+            &[known(Some(content)), known(Some(ContentHash([2; 12])))],
+            &[known(Some(content)), sent(ContentHash([2; 12])), known(None)],
+        ] {
+            let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
+            for known in announced {
+                announcements.add_announcement(|visit| visit(path, &entry, *known), |_| {});
+            }
+            assert_eq!(
+                announcements.compare_with_announced(path, &entry, by_blocks, || Some(content)),
+                NewSameOrMayDiffer::MayDiffer,
+                "{announced:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_changed_extended_attribute_is_noticed_by_blocks_too() {
+        let packed = ExtendedAttributes::pack([("user.a", &b"1"[..])].into_iter());
+        let (path, entry, content) = file_with_content(1);
+        let with_attribute = Entry {
+            xattrs: ExtendedAttributes::from_packed(&packed),
+            ..entry
+        };
+        let by_blocks = Some(ContentHash([7; 12]));
+        let known = KnownHashes {
+            sent: Some(content),
+            by_blocks,
+        };
+        let mut announcements = AnnouncedEntries::with_lists_for_expected_entries(0);
+        announcements.add_announcement(|visit| visit(path, &entry, known), |_| {});
+        assert_eq!(
+            announcements.compare_with_announced(path, &with_attribute, by_blocks, || Some(content)),
+            NewSameOrMayDiffer::MayDiffer
         );
     }
 }

@@ -1,5 +1,6 @@
 //! The lease of a shared key to one build.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::task::JoinHandle;
 
 use super::announcements::{
-    AnnouncedEntries, DIFFERENT_CONTENTS_MARK, NewSameOrMayDiffer, hash_unnoticed_parts,
+    AnnouncedEntries, DIFFERENT_CONTENTS_MARK, KnownHashes, NewSameOrMayDiffer, hash_unnoticed_parts,
 };
 use super::entry_set::EntrySet;
 use super::pool::{KeyAndAnnouncements, MemoryReservation, SharedKeyPool};
@@ -20,12 +21,17 @@ pub struct KeyLease {
     pub(super) key: String,
     /// The numbers of the files that the daemon is made to request, whatever copies it has.
     forced: EntrySet,
+    /// The hashes of the context's large files by the blocks of its spool.
+    by_blocks: HashesByBlocks,
     state: Mutex<LeaseTransfersState>,
     /// Whether somebody wants the files of the transfers listed.
     is_listed: AtomicBool,
     /// The listing of the files of the last complete transfer of the context.
     listing: Mutex<Option<JoinHandle<FileDigestTree>>>,
 }
+
+/// Hashes of large files by the blocks of their spool, by the numbers of their entries.
+type HashesByBlocks = HashMap<u32, ContentHash>;
 
 /// The state of a lease, which its transfers change.
 struct LeaseTransfersState {
@@ -55,32 +61,53 @@ impl SharedKeyPool {
     /// If there is no memory for what will be announced under it, the key is for [single use](Self::lease_single_use).
     /// Blocks while the files are read that look like remembered ones.
     pub fn lease_for_image_blocking(&self, image: &str, context: &SourceContext) -> KeyLease {
+        let by_blocks = hash_large_files_by_blocks(context);
+        let bytes_by_blocks = AnnouncedEntries::bytes_for_hashes_by_blocks(by_blocks.len());
         let known = self
             .take_key_of_image(image)
             .and_then(|(mut record, reservation)| {
-                let reuse = add_forced_bytes_and_plan_reuse_unless_new_key_is_better(&mut record, context)?;
-                let reservation =
-                    reservation.grow_or_release(AnnouncedEntries::bytes_for_entries(reuse.new_entries))?;
+                let reuse = add_forced_bytes_and_plan_reuse_unless_new_key_is_better(
+                    &mut record,
+                    context,
+                    &by_blocks,
+                )?;
+                let more = AnnouncedEntries::bytes_for_entries(reuse.new_entries) + bytes_by_blocks;
+                let reservation = reservation.grow_or_release(more)?;
                 Some((record, reservation, reuse.forced))
             });
         if let Some((record, reservation, forced)) = known {
-            return KeyLease::new(self.clone(), Some((record, reservation)), forced);
+            return KeyLease::new(self.clone(), Some((record, reservation)), forced, by_blocks);
         }
         let record = KeyAndAnnouncements::new(image, context.index().len());
-        let bytes =
-            record.announcements.memory_bytes() + AnnouncedEntries::bytes_for_entries(context.index().len());
-        let reservation = MemoryReservation::new(self, bytes);
-        KeyLease::new(
-            self.clone(),
-            reservation.map(|reservation| (record, reservation)),
-            EntrySet::default(),
-        )
+        let bytes = record.announcements.memory_bytes()
+            + AnnouncedEntries::bytes_for_entries(context.index().len())
+            + bytes_by_blocks;
+        let record = MemoryReservation::new(self, bytes).map(|reservation| (record, reservation));
+        let by_blocks = match record {
+            Some(_) => by_blocks,
+            None => HashesByBlocks::default(),
+        };
+        KeyLease::new(self.clone(), record, EntrySet::default(), by_blocks)
     }
 
     /// Leases a new shared key for one build only. What is announced under it is not remembered.
     pub fn lease_single_use(&self) -> KeyLease {
-        KeyLease::new(self.clone(), None, EntrySet::default())
+        KeyLease::new(self.clone(), None, EntrySet::default(), HashesByBlocks::default())
     }
+}
+
+/// Returns the hashes of the context's large files by the blocks of its spool, as far as there are any. Reads the ends
+/// of these files.
+fn hash_large_files_by_blocks(context: &SourceContext) -> HashesByBlocks {
+    let index = context.index();
+    let mut hashes = HashesByBlocks::default();
+    let mut walk = index.walk();
+    while let Some((at, _)) = walk.next_entry_or_none_then_restart() {
+        if let Some(hash) = context.hash_content_by_blocks(index.entry_by_number(at)) {
+            hashes.insert(at, hash);
+        }
+    }
+    hashes
 }
 
 /// A plan for the reuse of a shared key by a context.
@@ -100,6 +127,7 @@ struct ForcedAndNewEntries {
 fn add_forced_bytes_and_plan_reuse_unless_new_key_is_better(
     record: &mut KeyAndAnnouncements,
     context: &SourceContext,
+    by_blocks: &HashesByBlocks,
 ) -> Option<ForcedAndNewEntries> {
     let mut reuse = ForcedAndNewEntries {
         forced: EntrySet::default(),
@@ -111,10 +139,9 @@ fn add_forced_bytes_and_plan_reuse_unless_new_key_is_better(
     while let Some((at, path)) = walk.next_entry_or_none_then_restart() {
         let entry = index.entry_by_number(at);
         total += entry.size();
-        match record
-            .announcements
-            .compare_with_announced(path, &entry, || context.hash_content(entry).ok())
-        {
+        let by_blocks = by_blocks.get(&at).copied();
+        let announced = &record.announcements;
+        match announced.compare_with_announced(path, &entry, by_blocks, || context.hash_content(entry).ok()) {
             NewSameOrMayDiffer::Same => {}
             NewSameOrMayDiffer::New => reuse.new_entries += 1,
             NewSameOrMayDiffer::MayDiffer if entry.is_folder() => return None,
@@ -145,12 +172,14 @@ impl KeyLease {
         keys: SharedKeyPool,
         record: Option<(KeyAndAnnouncements, MemoryReservation)>,
         forced: EntrySet,
+        by_blocks: HashesByBlocks,
     ) -> Self {
         let key = record.as_ref().map(|(record, _)| record.key.clone());
         Self {
             keys,
             key: key.unwrap_or_else(random_shared_key),
             forced,
+            by_blocks,
             state: Mutex::new(LeaseTransfersState {
                 record,
                 open_transfers: 0,
@@ -222,11 +251,13 @@ impl KeyLease {
                 for visible in view.iter() {
                     index.write_path(visible.entry, &mut path);
                     // The daemon makes a hard link of the file that it has, without a request.
-                    let content = match self.is_forced(visible.entry) {
+                    let sent = match self.is_forced(visible.entry) {
                         true => Some(ContentHash::default()),
                         false => sent.hash_of_whole_file(visible.link.unwrap_or(visible.entry)),
                     };
-                    visit(&path, &index.entry_by_number(visible.entry), content);
+                    let by_blocks = self.by_blocks.get(&visible.entry).copied();
+                    let known = KnownHashes { sent, by_blocks };
+                    visit(&path, &index.entry_by_number(visible.entry), known);
                 }
             },
             |content| contents.push(content),

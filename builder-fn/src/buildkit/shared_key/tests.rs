@@ -208,7 +208,18 @@ fn entry_spec(path: &str, kind: SpecKind, content: u8, time: u8, mode: u8) -> Co
 }
 
 /// Builds a context of the entries that `specs` describe; of several with one path, the first counts.
-fn context_of_specs(mut specs: Vec<ContextEntrySpec>) -> SourceContext {
+fn context_of_specs(specs: Vec<ContextEntrySpec>) -> SourceContext {
+    let (index, bytes) = index_and_bytes_of_specs(specs);
+    SourceContext::new(index, Spool::in_memory(bytes))
+}
+
+/// Builds a context as [`context_of_specs`] does, whose files count as large: each is compared by its blocks.
+fn context_of_large_files(specs: Vec<ContextEntrySpec>) -> SourceContext {
+    let (index, bytes) = index_and_bytes_of_specs(specs);
+    SourceContext::new(index, Spool::in_memory_with_blocks_of(1, bytes))
+}
+
+fn index_and_bytes_of_specs(mut specs: Vec<ContextEntrySpec>) -> (Index, Vec<u8>) {
     specs.sort_by(|left, right| left.path.cmp(&right.path));
     specs.dedup_by(|left, right| left.path == right.path);
     let targets: Vec<String> = (0..=u8::MAX).map(|content| format!("t{content}")).collect();
@@ -264,7 +275,7 @@ fn context_of_specs(mut specs: Vec<ContextEntrySpec>) -> SourceContext {
         });
     let end = offsets.max().unwrap_or_default() + 1;
     let bytes = (0..=u8::MAX).cycle().take(end).collect();
-    SourceContext::new(index, Spool::in_memory(bytes))
+    (index, bytes)
 }
 
 fn read_content(context: &SourceContext, entry: Entry<'_>) -> Vec<u8> {
@@ -329,7 +340,11 @@ fn generate_contexts() -> impl Strategy<Value = SourceContext> {
         0u8..3,
     );
     let one = one.prop_map(|(path, kind, content, time, mode)| entry_spec(path, kind, content, time, mode));
-    prop::collection::vec(one, 0..5).prop_map(context_of_specs)
+    let specs = prop::collection::vec(one, 0..5);
+    (specs, any::<bool>()).prop_map(|(specs, has_large_files)| match has_large_files {
+        true => context_of_large_files(specs),
+        false => context_of_specs(specs),
+    })
 }
 
 fn generate_transfer_ends() -> impl Strategy<Value = TransferEnd> {
