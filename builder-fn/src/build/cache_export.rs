@@ -179,15 +179,43 @@ impl CacheExports {
         state.images.insert(cache, None);
         Some(solve)
     }
+}
 
-    /// Returns the next solve of an image whose export has ended.
-    fn take_next(&self, cache: &str) -> Option<AdmittedSolve> {
-        let mut state = self.lock();
-        let next = state.images.get_mut(cache).and_then(Option::take);
+/// A guard of an image's place among those that have an export. Dropping it frees the place, which otherwise a panic
+/// would keep for ever.
+struct ImagePlace {
+    exports: CacheExports,
+    cache: String,
+    is_freed: bool,
+}
+
+impl ImagePlace {
+    fn new(exports: CacheExports, cache: String) -> Self {
+        Self {
+            exports,
+            cache,
+            is_freed: false,
+        }
+    }
+
+    /// Returns the next solve of the image, whose export has ended; without one, frees the place.
+    fn take_next_or_free_place(&mut self) -> Option<AdmittedSolve> {
+        let mut state = self.exports.lock();
+        let next = state.images.get_mut(&self.cache).and_then(Option::take);
         if next.is_none() {
-            state.images.remove(cache);
+            state.images.remove(&self.cache);
+            self.is_freed = true;
         }
         next
+    }
+}
+
+impl Drop for ImagePlace {
+    fn drop(&mut self) {
+        if !self.is_freed {
+            let next = self.exports.lock().images.remove(&self.cache);
+            drop(next);
+        }
     }
 }
 
@@ -264,7 +292,7 @@ impl Builder {
             };
             let (builder, shutdown) = (self.clone(), shutdown.clone());
             tokio::spawn(async move {
-                let cache = first.solve.cache.clone();
+                let mut place = ImagePlace::new(builder.cache_exports.clone(), first.solve.cache.clone());
                 let mut next = Some(first);
                 while let Some(solve) = next {
                     let result = tokio::select! {
@@ -273,7 +301,7 @@ impl Builder {
                         result = builder.export_cache(solve) => result,
                     };
                     builder.metrics.count_cache_export(result);
-                    next = builder.cache_exports.take_next(&cache);
+                    next = place.take_next_or_free_place();
                 }
             });
         }
@@ -427,6 +455,19 @@ impl fmt::Debug for FinishedSolve {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_export_that_panics_frees_the_place_of_its_image() {
+        let exports = CacheExports::default();
+        exports.lock().images.insert("r.example/cache".to_owned(), None);
+        let place = ImagePlace::new(exports.clone(), "r.example/cache".to_owned());
+        let export = std::panic::AssertUnwindSafe(move || {
+            let _place = place;
+            panic!("an export fails");
+        });
+        assert!(std::panic::catch_unwind(export).is_err());
+        assert!(exports.lock().images.is_empty());
+    }
 
     #[test]
     fn a_caches_name_depends_on_the_tenant_the_image_and_the_platforms_only() {
