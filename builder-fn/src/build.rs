@@ -34,7 +34,7 @@ use crate::operator_tokens::OperatorTokenSecretNames;
 use crate::registry::{ImageName, OperatorRepository};
 use crate::remote_context::RemoteContexts;
 use crate::report::{LineFormatter, LogSink};
-use crate::request::{BuildConfig, BuildRequest, BuildSource};
+use crate::request::{BuildRequest, BuildSource};
 use crate::slots::{BuildSlot, BuildSlots};
 use crate::sources::AllowedPrivateHosts;
 use crate::supersede::{Registration, Submission, Supersession};
@@ -146,7 +146,7 @@ impl Builder {
         log: &mut dyn LogSink,
     ) -> Result<BuildResult, Error> {
         let config = &request.config;
-        self.reject_operator_repositories(config)?;
+        self.reject_operator_repositories(request)?;
         if config.sbom && self.settings.sbom_generator.is_none() {
             return Err(Error::NoSbomGenerator);
         }
@@ -221,9 +221,10 @@ impl Builder {
         })
     }
 
-    /// Fails if the config names the repository for records or that for caches, or one below them, as an image, a tag
-    /// or a cache.
-    fn reject_operator_repositories(&self, config: &BuildConfig) -> Result<(), Error> {
+    /// Fails if the request names the repository for records or that for caches, or one below them, as an image, a tag,
+    /// a cache or a context.
+    fn reject_operator_repositories(&self, request: &BuildRequest) -> Result<(), Error> {
+        let config = &request.config;
         let (records, caches) = (&self.settings.records_repository, &self.settings.cache_repository);
         let has = |repository: &Option<OperatorRepository>, image: &ImageName| {
             repository
@@ -235,7 +236,11 @@ impl Builder {
         let used = used
             .chain(&config.cache_from)
             .filter_map(|image| ImageName::parse_with_registry(&image.without_tag()));
-        for image in used {
+        let context = match &request.source {
+            BuildSource::Referenced(referenced) => referenced.reference.image().cloned(),
+            BuildSource::Received(_) | BuildSource::Git(_) => None,
+        };
+        for image in used.chain(context) {
             if has(records, &image) {
                 return Err(Error::RecordsRepository { image });
             }

@@ -89,18 +89,18 @@ pub(crate) enum Error {
         "this builder makes no SBOM, because its setting sbom_generator is not set; leave \"sbom\" out of the config"
     )]
     NoSbomGenerator,
-    /// The config names the repository in which the builder keeps records of builds.
+    /// The request names the repository in which the builder keeps records of builds.
     #[error(
         "{image} is the builder's repository for records of builds, which no build uses; choose another name"
     )]
     RecordsRepository {
-        /// The name in the config.
+        /// The name in the request.
         image: ImageName,
     },
-    /// The config names the repository in which the builder keeps caches.
+    /// The request names the repository in which the builder keeps caches.
     #[error("{image} is the builder's repository for caches, which no build names; choose another name")]
     CacheRepository {
-        /// The name in the config.
+        /// The name in the request.
         image: ImageName,
     },
     /// The deployer would refuse the image's hand-over, so that the image is not built.

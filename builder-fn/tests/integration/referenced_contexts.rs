@@ -109,6 +109,25 @@ async fn a_context_in_a_registry_is_built_like_one_in_a_body() {
 }
 
 #[tokio::test]
+async fn no_context_is_read_from_the_builders_repository_of_caches() {
+    let (daemon, _calls) = daemon::start_fake_daemon();
+    let registry = FakeRegistry::start().await;
+    let builder = TestBuilder::new(daemon)
+        .with_private_hosts_for_contexts_and_notifications(&registry.host)
+        .with_cache_registry(&format!("{}/slipway/caches", registry.host));
+    for repository in ["slipway/caches", "slipway/caches/team/app"] {
+        let oci = registry.push_artifact_and_get_reference(repository, &[&context_tar()]);
+        let answer = send_json(&builder, &json_request_for_artifact(&oci)).await;
+        assert_eq!(answer.status, 403, "{}", answer.body);
+        let error = answer.body["error"].to_string();
+        assert!(
+            error.contains("is the builder's repository for caches"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_context_that_cannot_be_fetched_is_the_callers_or_the_platforms_fault_and_nothing_is_built() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let registry = FakeRegistry::start().await;

@@ -25,6 +25,16 @@ pub enum ContextTarReference {
     Url(UrlContext),
 }
 
+impl ContextTarReference {
+    /// Returns the repository of a context in a registry.
+    pub(crate) fn image(&self) -> Option<&ImageName> {
+        match self {
+            Self::Oci(artifact) => Some(&artifact.image),
+            Self::Url(_) => None,
+        }
+    }
+}
+
 /// The context that a JSON request names in place of a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NamedContext {
