@@ -8,6 +8,7 @@
 //! them a fixed number of times, and the texts of a hint are short and without control characters.
 
 mod compiler;
+mod composer;
 mod copied;
 mod dependency;
 mod deployment;
@@ -19,9 +20,11 @@ mod failure;
 mod files;
 mod go;
 mod image;
+mod jvm;
 mod kind;
 mod network;
 mod node;
+mod proxy;
 mod python;
 mod resources;
 mod secret;
@@ -107,9 +110,13 @@ const RULES: &[Rule] = &[
     resources::explain_out_of_memory,
     source::explain_step_file_excluded_or_in_other_case,
     source::explain_missing_manifest,
+    secret::explain_missing_login,
+    proxy::explain_refusing_proxy,
     node::explain_npm,
     network::explain_network_failure_of_step,
     dependency::explain_missing_or_conflicting_dependency,
+    jvm::explain_missing_artifact,
+    composer::explain,
     python::explain_interpreter_error,
     node::explain,
     exit_code::explain_unrunnable_program_missing_user_or_denied_permission,
