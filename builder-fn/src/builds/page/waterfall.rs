@@ -297,7 +297,7 @@ pub(super) fn render_waterfall(
     }
 }
 
-/// Returns the outcome of a deployment, and what runs now.
+/// Returns the outcome of a deployment, with what ran when it had ended.
 pub(super) fn render_deployment_outcome(outcome: &Value) -> Markup {
     let text = |key: &str| {
         outcome[key].as_str().map(|text| {
@@ -316,9 +316,12 @@ pub(super) fn render_deployment_outcome(outcome: &Value) -> Markup {
         dl {
             @for (key, name) in [
                 ("status", "Outcome"), ("function", "Function"), ("namespace", "Namespace"), ("image", "Deployed image"),
-                ("running", "Runs now"), ("previousImage", "Ran before"), ("supersededBy", "Replaced by the build"),
+                ("previousImage", "Ran before"), ("supersededBy", "Replaced by the build"),
             ] {
                 @if let Some(text) = text(key) { div { dt { (name) } dd { code { (text) } } } }
+            }
+            @if let Some(state) = outcome.get("running").filter(|state| state.is_object() || state.is_null()) {
+                div { dt { "Ran afterwards" } dd { (render_running_state(state)) } }
             }
             @if let Some(url) = url {
                 div { dt { "Address" } dd { a href=(url) rel="noopener noreferrer nofollow" { (words::cut_to_chars_and_html_bytes(url, 300)) } } }
@@ -331,6 +334,16 @@ pub(super) fn render_deployment_outcome(outcome: &Value) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// Returns the image and the replicas that a function had at the end of a deployment; null stands for no function.
+fn render_running_state(state: &Value) -> Markup {
+    let image = state["image"].as_str().unwrap_or("nothing");
+    let image = words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(image), 300);
+    html! {
+        code { (image) }
+        @if let Some(count) = state["availableReplicas"].as_u64() { ", available replicas: " (count) }
     }
 }
 
@@ -474,6 +487,36 @@ mod tests {
             axis.bar_start_and_width_in_thousandths(at(1110), at(1120)),
             (500, 500)
         );
+    }
+
+    #[test]
+    fn what_ran_after_a_deployment_is_an_image_with_its_replicas_or_nothing_and_unknown_states_are_left_out()
+    {
+        // As `deployer-fn/src/outcome.rs` writes it.
+        for (running, expected) in [
+            (
+                json!({"image": "r/shop@sha256:2", "availableReplicas": 1}),
+                Some("<code>r/shop@sha256:2</code>, available replicas: 1"),
+            ),
+            (
+                json!({"image": "r/shop@sha256:2", "availableReplicas": 0}),
+                Some("<code>r/shop@sha256:2</code>, available replicas: 0"),
+            ),
+            (json!(null), Some("<code>nothing</code>")),
+            (json!("an older deployer"), None),
+        ] {
+            let outcome = json!({"status": "rolled_back", "running": running});
+            let page = render_deployment_outcome(&outcome).into_string();
+            match expected {
+                Some(state) => {
+                    let row = format!("<dt>Ran afterwards</dt><dd>{state}</dd>");
+                    assert!(page.contains(&row), "{page}");
+                }
+                None => assert!(!page.contains("Ran afterwards"), "{page}"),
+            }
+        }
+        let unknown = render_deployment_outcome(&json!({"status": "failed"})).into_string();
+        assert!(!unknown.contains("Ran afterwards"), "{unknown}");
     }
 
     #[test]
