@@ -280,7 +280,8 @@
     };
     const say = (isEnd) => {
       const more = count > HITS ? ', the first ' + HITS + ' are listed' : '';
-      found.textContent = count + (count === 1 ? ' line' : ' lines') + ' found' + more + (isEnd ? '.' : ', searching…');
+      const end = live ? ' on this page. A build that has ended is searched whole.' : isEnd ? '.' : ', searching…';
+      found.textContent = count + (count === 1 ? ' line' : ' lines') + ' found' + more + end;
     };
     try {
       if (live) {
