@@ -16,11 +16,13 @@ use sha2::{Digest, Sha256};
 /// The style sheet of all pages.
 const STYLE: &str = include_str!("style.css");
 
-/// The script of the page of a build, without the indentation, which would be a sixth of it.
+/// The script of the page of a build, without the indentation and the comments, which would be a fifth of it.
 static SCRIPT: LazyLock<String> = LazyLock::new(|| {
     include_str!("script.js")
         .lines()
-        .flat_map(|line| [line.trim_start(), "\n"])
+        .map(str::trim_start)
+        .filter(|line| !line.starts_with("//"))
+        .flat_map(|line| [line, "\n"])
         .collect()
 });
 
