@@ -24,6 +24,9 @@ const NAME_CHARS_MAX: usize = 100;
 /// The name of the row for the time before a build begins.
 const WAIT_ROW_NAME: &str = "waiting for a builder";
 
+/// The name of the row of a deployment whose outcome, which has its steps, is not there yet.
+const RUNNING_DEPLOYMENT_ROW_NAME: &str = "deployment";
+
 /// The steps of a deployment in their order, with what they do.
 const DEPLOYMENT_STEPS: [(&str, &str); 5] = [
     ("queue", "deployment: wait for another one"),
@@ -131,6 +134,17 @@ fn rows(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Vec<Row>
     let parts = excerpt.facts.export_parts().iter();
     steps.extend(parts.map(|facts| Row::of_step(None, facts, is_running)));
     steps.sort_by_key(|row| (row.began.is_none(), row.began));
+    if record.phase == BuildPhase::Deploying {
+        // The builder hands the image over once the last step has ended.
+        let ended = steps.iter().filter_map(|row| row.ended).max();
+        steps.push(Row {
+            number: None,
+            name: RUNNING_DEPLOYMENT_ROW_NAME.to_owned(),
+            state: RowState::Running,
+            began: ended.max(record.started_at),
+            ended: None,
+        });
+    }
     rows.extend(steps);
     rows.extend(deployment_rows(record, now));
     rows
@@ -228,7 +242,7 @@ fn keep_most_telling_rows(rows: Vec<Row>, max: usize, now: SystemTime) -> Vec<Ro
         });
         let kind = match row.state {
             RowState::Deployed => 0,
-            _ if row.name == WAIT_ROW_NAME => 0,
+            _ if [WAIT_ROW_NAME, RUNNING_DEPLOYMENT_ROW_NAME].contains(&row.name.as_str()) => 0,
             RowState::Failed => 1,
             _ if is_push => 2,
             RowState::Running => 3,
@@ -412,6 +426,31 @@ mod tests {
             ]
         );
         assert_eq!(rows.last().and_then(|row| row.ended), Some(at(120)));
+    }
+
+    #[test]
+    fn a_deployment_that_runs_is_the_last_row_from_the_end_of_the_last_step_or_the_beginning_of_a_rollback() {
+        let mut record = record();
+        (record.phase, record.ended_at) = (BuildPhase::Deploying, None);
+        record.outcome.clear();
+        let mut excerpt = LogExcerpt {
+            steps: vec![
+                (Some(1), step("fetch", 110, Some(112), false, "")),
+                (Some(2), step("make", 112, Some(117), false, "")),
+            ],
+            ..LogExcerpt::default()
+        };
+        for began in [117, 110] {
+            let rows = rows(&record, &excerpt, at(130));
+            let last = rows.last().expect("a row");
+            assert_eq!((last.name.as_str(), last.began), ("deployment", Some(at(began))));
+            let running = format!("running, {}.0 s", 130 - began);
+            assert_eq!(last.duration_or_state_text(at(130)), running);
+            excerpt.steps.clear();
+        }
+        record.phase = BuildPhase::Running;
+        let rows = rows(&record, &excerpt, at(130));
+        assert!(rows.iter().all(|row| row.name != "deployment"), "{rows:?}");
     }
 
     #[test]
