@@ -4,8 +4,9 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use slipway_e2e::{
-    build_context::gated_command, builder_process::BuilderProcess, slipway_command::SlipwayProgram,
-    tcp_proxy::TcpProxy, testbed::Testbed, work_dir::ClientFolder,
+    build_context::gated_command, builder_process::BuilderProcess, deployer_process::DeployerProcess,
+    deployer_route::DeployerRoute, slipway_command::SlipwayProgram, tcp_proxy::TcpProxy, testbed::Testbed,
+    work_dir::ClientFolder,
 };
 
 use super::slipway_command::{create_project, function_url_line};
@@ -15,6 +16,9 @@ const DOCKERFILE: &str = "template/small/Dockerfile";
 
 /// The longest time until the queue has delivered the hand-overs of two builds.
 const QUEUED_DEPLOYMENT_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// A ready timeout that is long enough for a function to be started on a busy machine.
+const READY_TIMEOUT_SETTING: (&str, &str) = ("ready_timeout", "20s");
 
 /// Replaces the last lines of the project's Dockerfile, from the one with the user on.
 fn replace_dockerfile_from_user_on(folder: &ClientFolder, last_lines: &str) -> Result<()> {
@@ -48,7 +52,15 @@ async fn a_version_that_exits_is_rolled_back_with_3_and_status_says_what_ran_aft
     testbed.functions.remove_function(name).await?;
     let folder = create_project(&testbed, name, "works").await?;
     let working = fs::read_to_string(folder.path().join(DOCKERFILE))?;
-    let slipway = SlipwayProgram::for_testbed(&testbed).await?;
+    // The stack's own deployer waits for minutes.
+    let gateway = &testbed.stack.gateway.url;
+    let deployer = DeployerProcess::start(&testbed, gateway, &[READY_TIMEOUT_SETTING]).await?;
+    let route = DeployerRoute::start_forwarding_to(deployer.url()).await?;
+    let builder =
+        BuilderProcess::start_with_settings(&testbed, &[("gateway_url", route.gateway_url())]).await?;
+    let slipway = SlipwayProgram::for_testbed(&testbed)
+        .await?
+        .with_variable("SLIPWAY_BUILDER_URL", builder.url());
     let up = ["up", "--via", "builder"];
     for (was_deployed, expected) in [(false, "nothing"), (true, "available replicas: 1")] {
         if was_deployed {
