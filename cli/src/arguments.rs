@@ -1,12 +1,18 @@
 //! The command line.
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::builds::{
     BuildArguments, BuildsArguments, DiffArguments, LogArguments, OpenArguments, RollbackArguments,
 };
 use crate::dev::DevArguments;
+use crate::exit_status::ExitStatus;
 use crate::generated::{CompletionArguments, ManualArguments};
+use crate::output::print_message_as_is;
 use crate::policy::PolicyCommand;
 use crate::up::UpArguments;
 
@@ -66,11 +72,56 @@ pub(crate) enum Command {
     Man(ManualArguments),
 }
 
+/// Prints what clap has to say instead of running a command: the help or the version that was asked for, or why the
+/// command line cannot be parsed, and what to do next. Returns the exit status.
+pub(crate) fn print_help_or_error_with_next_step(answer: &clap::Error) -> ExitCode {
+    // Fails only if nobody reads it any more.
+    let _ = answer.print();
+    if !answer.use_stderr() {
+        return ExitStatus::Success.into();
+    }
+    let command = named_command(std::env::args_os().skip(1));
+    print_message_as_is(&match answer.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            format!("next: choose a command of {command}; {command} COMMAND --help describes it")
+        }
+        _ => format!("next: {command} --help"),
+    });
+    ExitStatus::Usage.into()
+}
+
+/// Returns the command that the first arguments name, such as `slipway policy check`.
+fn named_command(arguments: impl Iterator<Item = OsString>) -> String {
+    let mut command = Arguments::command();
+    let mut words = vec![command.get_name().to_owned()];
+    for argument in arguments {
+        let Some(named) = command.find_subcommand(&argument).cloned() else {
+            break;
+        };
+        words.push(named.get_name().to_owned());
+        command = named;
+    }
+    words.join(" ")
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    #[test]
+    fn the_named_command_ends_where_its_own_arguments_begin() {
+        for (arguments, expected) in [
+            (&["up", "--bogus", "dev"][..], "slipway up"),
+            (&["policy", "check"], "slipway policy check"),
+            (&["policy", "chekc"], "slipway policy"),
+            (&["--bogus", "up"], "slipway"),
+            (&["upp"], "slipway"),
+            (&[], "slipway"),
+        ] {
+            let arguments = arguments.iter().copied().map(OsString::from);
+            assert_eq!(named_command(arguments), expected);
+        }
+    }
 
     #[test]
     fn the_command_line_has_no_contradictions() {

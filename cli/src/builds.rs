@@ -6,12 +6,14 @@ use clap::Args;
 use function_host::http::Method;
 use serde_json::Value;
 
-use crate::builder::{BuilderClient, RequestError, Route, Verdict, build_path, percent_encode_component};
+use crate::builder::{
+    AskedCommand, BuilderClient, RequestError, Route, build_path, percent_encode_component,
+};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_result_or_exit_if_unread, printable};
 use crate::progress::{Progress, ProgressForm};
-use crate::settings::ConnectionArguments;
+use crate::settings::{ConnectionArguments, quote_for_shell};
 use crate::stack_file::StackFile;
 use crate::up::{FollowedBuild, LogForm, cancel_build_and_wait_up_to_a_minute, follow_log};
 
@@ -82,10 +84,25 @@ impl ClientWithChosenRoute {
         Ok(Self { client, route })
     }
 
-    /// Sends a signed request without a body, and returns the builder's answer.
-    async fn ask(&self, method: Method, path: &str) -> Result<Value, Failure> {
-        let answer = self.client.ask(self.route, method, path).await;
-        answer.map_err(|error| failure_of_bodyless_request(&error, self.client.settings().key.place.as_str()))
+    /// Sends a signed question, and returns the builder's answer.
+    async fn ask(&self, path: &str, question: &AskedCommand) -> Result<Value, Failure> {
+        let answer = self.client.ask(self.route, Method::GET, path).await;
+        answer.map_err(|error| self.failure(question, &error))
+    }
+
+    /// Creates the error for a question that was refused or lost.
+    fn failure(&self, question: &AskedCommand, error: &RequestError) -> Failure {
+        question.failure(self.client.settings(), error)
+    }
+
+    /// Returns the question `slipway NAME ARGUMENTS…`, which is about the build `id`, if it is about one.
+    fn question(&self, name: &str, arguments: &[&str], id: Option<&str>) -> AskedCommand {
+        AskedCommand::new(self.client.settings(), name, arguments, id)
+    }
+
+    /// Returns the options that lead another command to the same builder, each with a space before it.
+    fn options(&self) -> &str {
+        &self.client.settings().options
     }
 }
 
@@ -103,9 +120,18 @@ pub(crate) async fn list_builds(arguments: &BuildsArguments) -> Result<ExitStatu
     ];
     let filters = filters
         .into_iter()
-        .filter_map(|(name, value)| Some(format!("&{name}={}", percent_encode_component(value?))));
-    let path = format!("/builds?limit={}{}", arguments.limit, filters.collect::<String>());
-    let answer = connected.ask(Method::GET, &path).await?;
+        .filter_map(|(name, value)| Some((name, value?)));
+    let query = filters
+        .clone()
+        .map(|(name, value)| format!("&{name}={}", percent_encode_component(value)));
+    let path = format!("/builds?limit={}{}", arguments.limit, query.collect::<String>());
+    let options: Vec<_> = filters
+        .map(|(name, value)| (format!("--{name}"), value))
+        .collect();
+    let options: Vec<_> = options.iter().flat_map(|(name, value)| [name, *value]).collect();
+    let answer = connected
+        .ask(&path, &connected.question("builds", &options, None))
+        .await?;
     if arguments.json {
         print_result_or_exit_if_unread(&answer.to_string());
         return Ok(ExitStatus::Success);
@@ -125,7 +151,9 @@ pub(crate) async fn list_builds(arguments: &BuildsArguments) -> Result<ExitStatu
 pub(crate) async fn print_build_status(arguments: &BuildArguments) -> Result<ExitStatus, Failure> {
     let connected =
         ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
-    let build = connected.ask(Method::GET, &build_path(&arguments.id)).await?;
+    let id = arguments.id.as_str();
+    let question = connected.question("status", &[id], Some(id));
+    let build = connected.ask(&build_path(id), &question).await?;
     print_build(&build, arguments.json);
     Ok(ExitStatus::Success)
 }
@@ -139,21 +167,22 @@ pub(crate) async fn cancel_and_wait_up_to_a_minute(
 ) -> Result<ExitStatus, Failure> {
     let connected =
         ClientWithChosenRoute::choose_builder_if_reachable_or_gateway(&arguments.connection).await?;
-    let cancelled =
-        cancel_build_and_wait_up_to_a_minute(&connected.client, connected.route, &arguments.id).await;
-    let place = &connected.client.settings().key.place;
-    let build = cancelled.map_err(|error| failure_of_bodyless_request(&error, place))?;
+    let id = arguments.id.as_str();
+    let cancelled = cancel_build_and_wait_up_to_a_minute(&connected.client, connected.route, id).await;
+    let build = cancelled
+        .map_err(|error| connected.failure(&connected.question("cancel", &[id], Some(id)), &error))?;
+    let (id, options) = (quote_for_shell(id), connected.options());
     print_build(&build, arguments.json);
     match build["state"].as_str() {
         Some("cancelled") => Ok(ExitStatus::Success),
         Some("success" | "failed") => Err(Failure::new(
             ExitStatus::Failed,
             "the build ended before it could be cancelled",
-            format!("see its log: slipway logs {}", arguments.id),
+            format!("see its log: slipway logs {id}{options}"),
         )),
         _ => Err(Failure::platform(
             "the builder was asked to cancel the build, which has not ended within a minute",
-            format!("see what becomes of it: slipway status {}", arguments.id),
+            format!("see what becomes of it: slipway status {id}{options}"),
         )),
     }
 }
@@ -175,37 +204,6 @@ fn print_build(build: &Value, is_json: bool) {
 fn warn_if_incomplete(answer: &Value) {
     if let Some(text) = answer["incomplete"].as_str() {
         crate::output::print_message_as_is(&format!("warning: {}", printable(text)));
-    }
-}
-
-/// Creates the error for a question or a cancellation that was refused or lost.
-fn failure_of_bodyless_request(error: &RequestError, key_place: &str) -> Failure {
-    match error {
-        RequestError::Refused(refusal) => {
-            let (status, next) = match refusal.status {
-                401 => (
-                    ExitStatus::Usage,
-                    format!(
-                        "give the key that the builder has as its secret payload-secret (this one is from {key_place}), and check \
-                         this machine's clock"
-                    ),
-                ),
-                404 => (ExitStatus::Usage, "slipway builds lists the builds".to_owned()),
-                409 => (
-                    ExitStatus::Failed,
-                    "see what became of it: slipway status ID".to_owned(),
-                ),
-                _ => {
-                    let verdict = Verdict::of_outcome(&refusal.outcome, false);
-                    (verdict.status, verdict.next.unwrap_or_default())
-                }
-            };
-            Failure::new(status, printable(&refusal.to_string()), next)
-        }
-        RequestError::Connect { .. } | RequestError::Lost { .. } => Failure::platform(
-            error.to_string(),
-            "name the gateway with --gateway URL or OPENFAAS_URL, or the builder with --builder URL",
-        ),
     }
 }
 

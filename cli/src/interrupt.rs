@@ -25,7 +25,7 @@ impl Interrupts {
         let signal = signal(SignalKind::interrupt()).map_err(|error| {
             Failure::platform(
                 format!("could not receive Ctrl-C: {error}"),
-                "run the command again",
+                "close some of this terminal's programs, or raise its limit of open files (ulimit -n)",
             )
         })?;
         Ok(Self {

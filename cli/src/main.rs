@@ -29,7 +29,11 @@ use exit_status::ExitStatus;
 use failure::Failure;
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(answer) => return arguments::print_help_or_error_with_next_step(&answer),
+    };
+    match run(arguments) {
         Ok(status) => status.into(),
         Err(failure) => {
             output::print_failure(&failure);

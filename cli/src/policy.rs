@@ -14,8 +14,8 @@ use crate::output;
 pub(crate) enum PolicyCommand {
     /// Check a policy, and evaluate it against a request without sending it.
     ///
-    /// Exits with 0 if the request is allowed, with 1 if it is rejected (one violated rule on each line), and with 2 if
-    /// the policy or the request cannot be used.
+    /// Exits with 0 if the request is allowed, with 1 if it is rejected (one violated rule on each line of the standard
+    /// output), and with 2 if the policy or the request cannot be used.
     Check(check::CheckArguments),
 }
 
@@ -30,8 +30,11 @@ pub(crate) fn run(command: &PolicyCommand) -> Result<ExitStatus, Failure> {
         .lines
         .iter()
         .for_each(|line| output::print_result_or_exit_if_unread(line));
-    Ok(match result.is_allowed {
-        true => ExitStatus::Success,
-        false => ExitStatus::Failed,
+    Ok(match result.next_if_rejected {
+        None => ExitStatus::Success,
+        Some(next) => {
+            output::print_message_as_is(&format!("next: {}", output::printable(&next)));
+            ExitStatus::Failed
+        }
     })
 }

@@ -173,7 +173,7 @@ impl ConnectionArguments {
 }
 
 /// Quotes a value for a shell, if it needs that.
-fn quote_for_shell(value: &str) -> String {
+pub(crate) fn quote_for_shell(value: &str) -> String {
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./:@".contains(character);
     match value.chars().all(is_plain) {
         true => value.to_owned(),

@@ -50,9 +50,16 @@ pub fn explain_deployment(answer: &Value) -> Option<Hint> {
         let texts = reasons.filter_map(Value::as_str).take(MAX_REASONS_READ);
         texts.map(|reason| text::first_part(reason, MAX_BYTES_READ_OF_REASON))
     };
-    let hint = RULES
+    let mut hint = RULES
         .iter()
         .find_map(|rule| reasons().map(without_log_and_deployers_prefixes).find_map(rule))?;
+    if let Some(function) = function_in_faas_cli_commands(answer) {
+        // The rules know reasons only.
+        for command in ["logs", "describe"] {
+            let named = format!("faas-cli {command} {function}");
+            hint.next = hint.next.replace(&format!("faas-cli {command} NAME"), &named);
+        }
+    }
     let is_about_function = matches!(
         hint.kind,
         HintKind::ProbeFailed
@@ -67,6 +74,20 @@ pub fn explain_deployment(answer: &Value) -> Option<Hint> {
         Some((_, log)) if is_about_function => Some(hint.with_last_log_lines(log.split(" | "))),
         _ => Some(hint),
     }
+}
+
+/// Returns the function of an answer with its namespace, as faas-cli's commands take them; `None` if the answer names no
+/// function.
+fn function_in_faas_cli_commands(answer: &Value) -> Option<String> {
+    let text = |key: &str| {
+        let text = answer[key].as_str();
+        text.filter(|text| text::is_safe_in_shell_advice(text))
+    };
+    let function = text("function")?;
+    Some(match text("namespace") {
+        Some(namespace) => format!("{function} -n {namespace}"),
+        None => function.to_owned(),
+    })
 }
 
 /// Returns what the deployer itself says in a reason: without the log of the function, and without what it was doing.

@@ -92,6 +92,22 @@ fn explain_deployment_reason(reason: &str) -> Option<Hint> {
 }
 
 #[test]
+fn the_advice_about_a_function_names_it_unless_its_name_is_unsafe_in_a_shell() {
+    let next = |answer: serde_json::Value| explain_deployment(&answer).expect("a hint").next;
+    let reason = "the function answered GET /_/ready with 503: not yet";
+    for (function, namespace, expected) in [
+        (Some("shop"), None, "(faas-cli logs shop)"),
+        (Some("shop"), Some("team"), "(faas-cli logs shop -n team)"),
+        (Some("$(evil)"), None, "(faas-cli logs NAME)"),
+        (None, None, "(faas-cli logs NAME)"),
+    ] {
+        let answer = serde_json::json!({"function": function, "namespace": namespace, "reasons": [reason]});
+        let next = next(answer);
+        assert!(next.contains(expected), "{expected}: {next}");
+    }
+}
+
+#[test]
 fn what_a_function_logs_is_no_cause_of_a_failed_deployment() {
     let ended = "not ready within 1m: the container ended with exit code 1, and was started 3 times; its log ends with: ";
     for logged in [

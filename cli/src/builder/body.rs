@@ -115,7 +115,10 @@ impl SignedBody {
             let piece = body.read_piece(offset).map_err(|error| {
                 Failure::platform(
                     format!("could not read the packed context back from its temporary file: {error}"),
-                    "run the command again",
+                    format!(
+                        "see whether {} has errors, or name another folder in TMPDIR",
+                        std::env::temp_dir().display()
+                    ),
                 )
             })?;
             if piece.is_empty() {

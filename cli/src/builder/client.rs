@@ -76,8 +76,11 @@ pub(crate) struct Refusal {
     pub(crate) status: u16,
     /// The error, for people.
     pub(crate) text: String,
-    /// The builder's answer; an object with `error` and `code` if the body was something else.
+    /// The builder's answer, whose `status` is `failed`; an object with `status`, `error` and `code` if the body was
+    /// something else.
     pub(crate) outcome: Value,
+    /// Whether the body was an object with an error: what is in front of the builder answers otherwise.
+    pub(crate) is_builders: bool,
 }
 
 impl BuilderClient {
@@ -291,10 +294,11 @@ pub(crate) struct SubmittedBuild {
 }
 
 impl Refusal {
-    fn from_answer(url: String, status: StatusCode, body: &[u8]) -> Self {
+    pub(super) fn from_answer(url: String, status: StatusCode, body: &[u8]) -> Self {
         let text = String::from_utf8_lossy(body);
         let outcome: Option<Value> = serde_json::from_slice(body).ok();
         let mut outcome = outcome.filter(Value::is_object).unwrap_or_default();
+        let is_builders = outcome["error"].is_string();
         let text = match outcome["error"].as_str() {
             Some(error) => error.chars().take(ERROR_CHARS_MAX).collect(),
             None => {
@@ -305,6 +309,11 @@ impl Refusal {
                 }
             }
         };
+        // Whatever the body says, the request was not answered with success.
+        outcome["status"] = "failed".into();
+        if outcome["state"] == "success" {
+            outcome["state"] = Value::Null;
+        }
         outcome["error"] = text.as_str().into();
         outcome["code"] = status.as_u16().into();
         Self {
@@ -312,6 +321,7 @@ impl Refusal {
             status: status.as_u16(),
             text,
             outcome,
+            is_builders,
         }
     }
 }
@@ -341,6 +351,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::builder::{CallerContext, Verdict};
 
     #[test]
     fn an_answer_that_is_not_the_builders_is_quoted_and_has_its_status_as_code() {
@@ -352,6 +363,17 @@ mod tests {
         );
         let own = refusal(StatusCode::FORBIDDEN, r#"{"status":"failed","error":"a rule"}"#);
         assert_eq!((own.text.as_str(), &own.outcome["code"]), ("a rule", &json!(403)));
+        assert_eq!((plain.is_builders, own.is_builders), (false, true));
         assert_eq!(refusal(StatusCode::NOT_FOUND, "").text, "the answer is empty");
+    }
+
+    #[test]
+    fn an_error_whose_body_says_success_is_a_failure_with_a_next_step() {
+        for body in [r#"{"status":"success"}"#, r#"{"state":"success","error":"odd"}"#] {
+            let refusal = Refusal::from_answer("u".into(), StatusCode::BAD_GATEWAY, body.as_bytes());
+            let verdict = Verdict::of_outcome(&refusal.outcome, &CallerContext::default());
+            assert_eq!(verdict.status.code(), 4, "{verdict:?}");
+            assert!(verdict.next.is_some_and(|next| !next.is_empty()), "{body}");
+        }
     }
 }

@@ -3,6 +3,19 @@
 use serde_json::Value;
 
 use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
+use crate::settings::quote_for_shell;
+
+/// What the command knows of a build that its outcome may not say.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CallerContext<'a> {
+    /// Whether a version of which nothing proves that it is the one that answers counts as not deployed.
+    pub(crate) unverified_is_not_deployed: bool,
+    /// The function, `NAME` or `NAME.NAMESPACE`, if it is known.
+    pub(crate) function: Option<&'a str>,
+    /// The options that lead another command to the same builder, each with a space before it.
+    pub(crate) options: &'a str,
+}
 
 /// What a terminal record, an error's answer or `GET /builds/ID` says about a build that has ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,12 +33,11 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// Judges the outcome of a build whose function was to be deployed. With `unverified_is_not_deployed`, a version of
-    /// which nothing proves that it is the one that answers counts as not deployed.
-    pub(crate) fn of_outcome(outcome: &Value, unverified_is_not_deployed: bool) -> Self {
-        let verdict = Self::of_outcome_without_hint(outcome, unverified_is_not_deployed);
+    /// Judges the outcome of a build whose function was to be deployed.
+    pub(crate) fn of_outcome(outcome: &Value, caller: &CallerContext<'_>) -> Self {
+        let verdict = Self::of_outcome_without_hint(outcome, caller);
         let verdict = match outcome["rollback"].is_object() {
-            true => verdict.reworded_for_rollback(outcome),
+            true => verdict.reworded_for_rollback(outcome, caller),
             false => verdict,
         };
         // A build that was replaced or cancelled, or of which nothing is known, is what it is.
@@ -63,7 +75,7 @@ impl Verdict {
     }
 
     /// Returns the verdict on a build in the words of a rollback, which builds nothing.
-    fn reworded_for_rollback(mut self, outcome_of_rollback: &Value) -> Self {
+    fn reworded_for_rollback(mut self, outcome_of_rollback: &Value, caller: &CallerContext<'_>) -> Self {
         if outcome_of_rollback["deployment"]["status"] == "rolled_back" {
             let reasons = texts_in_json_list(&outcome_of_rollback["deployment"]["reasons"]).join("; ");
             self.summary = format!(
@@ -73,14 +85,30 @@ impl Verdict {
             self.summary = rest.to_owned();
         }
         if self.next.is_some() && self.status != ExitStatus::Replaced {
-            let next = "choose another version (slipway rollback FUNCTION --list), or build the source again (slipway up)";
-            self.next = Some(next.to_owned());
+            let (name, namespace) = function_and_namespace(outcome_of_rollback, caller);
+            let function = match namespace {
+                Some(namespace) => format!("{name}.{namespace}"),
+                None => name.to_owned(),
+            };
+            self.next = Some(format!(
+                "choose another version (slipway rollback {} --list{}), or build the source again (slipway up)",
+                quote_for_shell(&function),
+                caller.options
+            ));
         }
         self
     }
 
+    /// Returns the error of a request that was refused with this verdict.
+    pub(crate) fn into_failure(self, message: impl Into<String>) -> Failure {
+        let next = self
+            .next
+            .unwrap_or_else(|| RUN_UP_AGAIN_OR_ASK_OPERATOR.to_owned());
+        Failure::new(self.status, message, next)
+    }
+
     /// Judges the outcome of a build without its hint.
-    fn of_outcome_without_hint(outcome: &Value, unverified_is_not_deployed: bool) -> Self {
+    fn of_outcome_without_hint(outcome: &Value, caller: &CallerContext<'_>) -> Self {
         let deployment = &outcome["deployment"];
         let mut warnings = texts_in_json_list(&outcome["warnings"]);
         warnings.extend(texts_in_json_list(&deployment["warnings"]));
@@ -115,7 +143,7 @@ impl Verdict {
                 Some(other) => format!("the deployer's answer has the unknown status {other:?}"),
                 None => "the builder's answer says nothing about the deployment".to_owned(),
             };
-            if unverified_is_not_deployed {
+            if caller.unverified_is_not_deployed {
                 let summary = format!("built, and not known to run: {unsure}");
                 return failed(
                     ExitStatus::NotDeployed,
@@ -130,7 +158,11 @@ impl Verdict {
             .as_str()
             .or(deployment["supersededBy"].as_str())
         {
-            let next = format!("watch the newer build: slipway logs {newer} -f");
+            let next = format!(
+                "watch the newer build: slipway logs {} -f{}",
+                quote_for_shell(newer),
+                caller.options
+            );
             return failed(
                 ExitStatus::Replaced,
                 format!("replaced by the newer build {newer}"),
@@ -153,7 +185,7 @@ impl Verdict {
         }
         let code = outcome["code"].as_u64();
         if let Some(status) = deployed {
-            return Self::of_failed_deployment(status, deployment, error, code, warnings);
+            return Self::of_failed_deployment(status, outcome, caller, error, code, warnings);
         }
         let (status, next) = exit_status_and_next_step(code, error);
         failed(status, error.to_owned(), next)
@@ -162,12 +194,17 @@ impl Verdict {
     /// Judges a deployment that failed, whether before the build or after it.
     fn of_failed_deployment(
         status: &str,
-        deployment: &Value,
+        outcome: &Value,
+        caller: &CallerContext<'_>,
         error: &str,
         code: Option<u64>,
         warnings: Vec<String>,
     ) -> Self {
-        let reasons = texts_in_json_list(&deployment["reasons"]).join("; ");
+        let reasons = texts_in_json_list(&outcome["deployment"]["reasons"]).join("; ");
+        let function = match function_and_namespace(outcome, caller) {
+            (name, Some(namespace)) => format!("{} -n {}", quote_for_shell(name), quote_for_shell(namespace)),
+            (name, None) => quote_for_shell(name),
+        };
         let reasons = match reasons.is_empty() {
             true => error.to_owned(),
             false => reasons,
@@ -176,36 +213,39 @@ impl Verdict {
             "rolled_back" => (
                 ExitStatus::NotDeployed,
                 "built, and rolled back: the new version did not work",
-                "see what the function logged (faas-cli logs NAME), correct it, and run slipway up again; the version before is \
-                 running, if there was one",
+                format!(
+                    "see what the function logged (faas-cli logs {function}), correct it, and run slipway up again; the version \
+                     before is running, if there was one"
+                ),
             ),
             "refused" if code.is_some_and(|code| code >= 500) => (
                 ExitStatus::PlatformFailed,
                 "built, and the deployer did not take it",
-                "run slipway up again; if that fails, the operator finds the reason in the deployer's log",
+                "run slipway up again; if that fails, the operator finds the reason in the deployer's log".to_owned(),
             ),
             "refused" => (
                 ExitStatus::NotDeployed,
                 "not deployed: the deployer refuses it",
                 "correct the function in the stack file, create what is missing (faas-cli secret create NAME), and run slipway \
-                 up again",
+                 up again"
+                    .to_owned(),
             ),
             _ if code.is_some_and(|code| code >= 500) => (
                 ExitStatus::PlatformFailed,
                 "built, and the deployment failed",
-                "run slipway up again; if that fails, the operator finds the reason in the deployer's log",
+                "run slipway up again; if that fails, the operator finds the reason in the deployer's log".to_owned(),
             ),
             _ => (
                 ExitStatus::NotDeployed,
                 "built, and the deployment failed",
-                "see what runs now (faas-cli describe NAME), and run slipway up again",
+                format!("see what runs now (faas-cli describe {function}), and run slipway up again"),
             ),
         };
         Self {
             status,
             summary: format!("{what}: {reasons}"),
             explanation: Vec::new(),
-            next: Some(next.to_owned()),
+            next: Some(next),
             warnings,
         }
     }
@@ -218,6 +258,24 @@ impl Verdict {
             next: None,
             warnings,
         }
+    }
+}
+
+/// What to do next about a failure of which nothing else is known.
+const RUN_UP_AGAIN_OR_ASK_OPERATOR: &str =
+    "run slipway up again; if that fails, the operator finds the reason in the builder's log";
+
+/// Returns the name of the function of a build and its namespace, as the deployer, the builder's record or the command
+/// know them; the word `NAME` if nothing does.
+fn function_and_namespace<'a>(outcome: &'a Value, caller: &CallerContext<'a>) -> (&'a str, Option<&'a str>) {
+    let deployment = &outcome["deployment"];
+    if let Some(name) = deployment["function"].as_str() {
+        return (name, deployment["namespace"].as_str());
+    }
+    let full_name = caller.function.or(outcome["function"].as_str()).unwrap_or("NAME");
+    match full_name.split_once('.') {
+        Some((name, namespace)) => (name, Some(namespace)),
+        None => (full_name, None),
     }
 }
 
@@ -261,10 +319,7 @@ fn exit_status_and_next_step(http_status: Option<u64>, error: &str) -> (ExitStat
             ExitStatus::PlatformFailed,
             "the builder has no room now: run slipway up again later, or ask the operator",
         ),
-        Some(_) => (
-            ExitStatus::PlatformFailed,
-            "run slipway up again; if that fails, the operator finds the reason in the builder's log",
-        ),
+        Some(_) => (ExitStatus::PlatformFailed, RUN_UP_AGAIN_OR_ASK_OPERATOR),
     }
 }
 
@@ -290,6 +345,57 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    /// A caller who knows nothing of the build besides its outcome.
+    const LENIENT: CallerContext<'_> = CallerContext {
+        unverified_is_not_deployed: false,
+        function: None,
+        options: "",
+    };
+
+    /// The same with `--strict`.
+    const STRICT: CallerContext<'_> = CallerContext {
+        unverified_is_not_deployed: true,
+        ..LENIENT
+    };
+
+    #[test]
+    fn a_next_step_names_the_function_and_the_options_that_lead_to_the_same_builder() {
+        let caller = CallerContext {
+            function: Some("shop.team"),
+            options: " --gateway http://g.example",
+            ..LENIENT
+        };
+        let rolled_back = |deployment: Value| {
+            let deployment = json!({"status": "rolled_back", "function": deployment["function"], "namespace": deployment["namespace"]});
+            json!({"status": "failed", "error": "no", "code": 422, "deployment": deployment})
+        };
+        let mut rollback = rolled_back(json!({}));
+        rollback["rollback"] = json!({"to": "a"});
+        let failed =
+            json!({"status": "failed", "error": "no", "code": 422, "deployment": {"status": "failed"}});
+        let newer = json!({"status": "failed", "error": "newer", "code": 409, "supersededBy": "b"});
+        for (outcome, next) in [
+            (
+                rolled_back(json!({"function": "cart", "namespace": "x"})),
+                "faas-cli logs cart -n x)",
+            ),
+            (rolled_back(json!({"function": "cart"})), "faas-cli logs cart)"),
+            (rolled_back(json!({})), "faas-cli logs shop -n team)"),
+            (failed, "faas-cli describe shop -n team)"),
+            (
+                rollback,
+                "slipway rollback shop.team --list --gateway http://g.example",
+            ),
+            (newer, "slipway logs b -f --gateway http://g.example"),
+        ] {
+            let verdict = Verdict::of_outcome(&outcome, &caller);
+            assert!(
+                verdict.next.as_deref().is_some_and(|text| text.contains(next)),
+                "{next}: {verdict:?}"
+            );
+        }
+    }
 
     #[test]
     fn each_outcome_has_its_exit_status() {
@@ -328,7 +434,7 @@ mod tests {
             (json!({"status": "failed", "error": "cancelled", "code": 409}), 5),
             (json!({"state": "cancelled"}), 5),
         ] {
-            let verdict = Verdict::of_outcome(&outcome, false);
+            let verdict = Verdict::of_outcome(&outcome, &LENIENT);
             assert_eq!(verdict.status.code(), expected, "{outcome}: {verdict:?}");
             assert_eq!(
                 verdict.next.is_none(),
@@ -342,12 +448,16 @@ mod tests {
     fn a_strict_caller_does_not_count_an_unverified_version_as_running() {
         for status in ["unverified", "queued"] {
             let outcome = json!({"status": "success", "deployment": {"status": status}});
-            assert_eq!(Verdict::of_outcome(&outcome, true).status.code(), 3, "{status}");
-            let verdict = Verdict::of_outcome(&outcome, false);
+            assert_eq!(
+                Verdict::of_outcome(&outcome, &STRICT).status.code(),
+                3,
+                "{status}"
+            );
+            let verdict = Verdict::of_outcome(&outcome, &LENIENT);
             assert!(verdict.warnings[0].starts_with("not verified"), "{verdict:?}");
         }
         let ready = json!({"status": "success", "deployment": {"status": "ready"}});
-        assert_eq!(Verdict::of_outcome(&ready, true).status.code(), 0);
+        assert_eq!(Verdict::of_outcome(&ready, &STRICT).status.code(), 0);
     }
 
     #[test]
@@ -366,7 +476,7 @@ mod tests {
                 3,
             ),
         ] {
-            let verdict = Verdict::of_outcome(&outcome, false);
+            let verdict = Verdict::of_outcome(&outcome, &LENIENT);
             assert_eq!(verdict.status.code(), status);
             assert_eq!(verdict.next.as_deref(), Some("correct the type"));
             assert_eq!(
@@ -379,12 +489,12 @@ mod tests {
             );
         }
         let without_place = json!({"status": "failed", "error": "no", "hint": {"cause": "a type error", "next": "correct it"}});
-        let verdict = Verdict::of_outcome(&without_place, false);
+        let verdict = Verdict::of_outcome(&without_place, &LENIENT);
         assert_eq!(verdict.explanation, ["cause: a type error"]);
         let superseded =
             json!({"status": "failed", "error": "newer", "code": 409, "supersededBy": "b", "hint": hint});
         assert_eq!(
-            Verdict::of_outcome(&superseded, false).explanation,
+            Verdict::of_outcome(&superseded, &LENIENT).explanation,
             Vec::<String>::new()
         );
     }

@@ -4,12 +4,12 @@ use clap::Args;
 use function_host::http::Method;
 use serde_json::Value;
 
-use super::{ClientWithChosenRoute, failure_of_bodyless_request, warn_if_incomplete};
+use super::{ClientWithChosenRoute, warn_if_incomplete};
 use crate::builder::{RequestError, build_path, percent_encode_component};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_result_or_exit_if_unread, printable};
-use crate::settings::ConnectionArguments;
+use crate::settings::{ConnectionArguments, quote_for_shell};
 
 /// The most paths and names of each kind that are shown.
 const SHOWN_PER_LIST_MAX: usize = 20;
@@ -41,7 +41,7 @@ pub(crate) async fn diff(arguments: &DiffArguments) -> Result<ExitStatus, Failur
         percent_encode_component(&arguments.newer)
     );
     let answer = connected.client.ask(connected.route, Method::GET, &path).await;
-    let answer = answer.map_err(|error| failure_of_diff(&connected, &error))?;
+    let answer = answer.map_err(|error| failure_of_diff(&connected, arguments, &error))?;
     if arguments.json {
         print_result_or_exit_if_unread(&answer.to_string());
         return Ok(ExitStatus::Success);
@@ -54,15 +54,32 @@ pub(crate) async fn diff(arguments: &DiffArguments) -> Result<ExitStatus, Failur
 }
 
 /// Creates the error for builds that cannot be compared.
-fn failure_of_diff(connected: &ClientWithChosenRoute, error: &RequestError) -> Failure {
+fn failure_of_diff(
+    connected: &ClientWithChosenRoute,
+    arguments: &DiffArguments,
+    error: &RequestError,
+) -> Failure {
+    let DiffArguments { older, newer, .. } = arguments;
+    let options = connected.options();
     let next = match error {
         RequestError::Refused(refusal) => match refusal.status {
-            400 | 404 => "slipway builds --function NAME lists the builds of a function",
-            409 => "wait for the end of the build: slipway logs ID -f",
-            501 => "ask the operator to set records_repository; builds from then on can be compared",
-            _ => return failure_of_bodyless_request(error, &connected.client.settings().key.place),
+            400 => format!("choose two builds of one function: slipway builds{options}"),
+            404 if refusal.is_builders => format!("find the IDs: slipway builds{options}"),
+            409 => {
+                // The builder names the one that has not ended.
+                let is_older = refusal.text.split_whitespace().any(|word| word == older);
+                let running = if is_older { older } else { newer };
+                format!(
+                    "wait for the end of the build: slipway logs {} -f{options}",
+                    quote_for_shell(running)
+                )
+            }
+            501 => {
+                "ask the operator to set records_repository; builds from then on can be compared".to_owned()
+            }
+            _ => return connected.failure(&connected.question("diff", &[older, newer], None), error),
         },
-        _ => return failure_of_bodyless_request(error, &connected.client.settings().key.place),
+        _ => return connected.failure(&connected.question("diff", &[older, newer], None), error),
     };
     Failure::usage(printable(&error.to_string()), next)
 }

@@ -7,16 +7,16 @@ use function_host::http::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{ClientWithChosenRoute, failure_of_bodyless_request, follow_to_end};
+use super::{ClientWithChosenRoute, follow_to_end};
 use crate::builder::{
-    Record, RequestError, Verdict, build_path, percent_encode_component, printed_progress_record,
-    printed_restart_record,
+    CallerContext, Record, RequestError, Verdict, build_path, percent_encode_component,
+    printed_progress_record, printed_restart_record,
 };
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_message_as_is, print_result_or_exit_if_unread, printable};
 use crate::progress::Event;
-use crate::settings::ConnectionArguments;
+use crate::settings::{ConnectionArguments, quote_for_shell};
 use crate::up::LogForm;
 
 /// The arguments of `slipway logs`.
@@ -63,8 +63,9 @@ pub(crate) async fn print_log_or_follow_build(arguments: &LogArguments) -> Resul
         }
         Err(LookupFailure::NotFound(mut failure)) => {
             if is_id {
+                let options = connected.options();
                 failure.next = format!(
-                    "slipway logs {} -f waits until a builder accepts the build; slipway builds lists the builds",
+                    "slipway logs {} -f{options} waits until a builder accepts the build; slipway builds{options} lists the builds",
                     arguments.subject
                 );
             }
@@ -79,7 +80,12 @@ pub(crate) async fn print_log_or_follow_build(arguments: &LogArguments) -> Resul
             false => LogForm::Progress,
         };
         let outcome = follow_to_end(&connected, &id, form, patience).await?;
-        let verdict = Verdict::of_outcome(&outcome, false);
+        let caller = CallerContext {
+            function: build["function"].as_str(),
+            options: connected.options(),
+            ..CallerContext::default()
+        };
+        let verdict = Verdict::of_outcome(&outcome, &caller);
         if arguments.json {
             print_result_or_exit_if_unread(&outcome.to_string());
             return Ok(verdict.status);
@@ -103,18 +109,18 @@ async fn find_build(connected: &ClientWithChosenRoute, id_or_function: &str) -> 
         .client
         .ask(connected.route, Method::GET, &build_path(id_or_function))
         .await;
-    let place = &connected.client.settings().key.place;
+    let question = connected.question("logs", &[id_or_function], Some(id_or_function));
     let not_found = match by_id {
         Ok(build) => return Ok(build),
         Err(RequestError::Refused(refusal)) if refusal.status == 404 => refusal,
-        Err(error) => return Err(LookupFailure::Other(failure_of_bodyless_request(&error, place))),
+        Err(error) => return Err(LookupFailure::Other(connected.failure(&question, &error))),
     };
     let path = format!(
         "/builds?function={}&limit=1",
         percent_encode_component(id_or_function)
     );
     let list = connected
-        .ask(Method::GET, &path)
+        .ask(&path, &question)
         .await
         .map_err(LookupFailure::Other)?;
     match list["builds"].get(0) {
@@ -124,7 +130,7 @@ async fn find_build(connected: &ClientWithChosenRoute, id_or_function: &str) -> 
                 "there is no build {id_or_function:?}, and none of a function of that name: {}",
                 not_found.text
             ),
-            "slipway builds lists the builds",
+            format!("list the builds: slipway builds{}", connected.options()),
         ))),
     }
 }
@@ -136,9 +142,9 @@ async fn print_log_so_far(
     is_json: bool,
     build_state: &str,
 ) -> Result<ExitStatus, Failure> {
-    let place = &connected.client.settings().key.place;
     let opened = connected.client.open_log(connected.route, id, 1).await;
-    let mut records = opened.map_err(|error| failure_of_bodyless_request(&error, place))?;
+    let question = connected.question("logs", &[id], Some(id));
+    let mut records = opened.map_err(|error| connected.failure(&question, &error))?;
     let is_running = matches!(build_state, "waiting" | "running" | "deploying");
     loop {
         let record = match is_running {
@@ -150,7 +156,12 @@ async fn print_log_so_far(
             false => records.next_record().await,
         };
         let record = record.map_err(|cut| {
-            Failure::platform(cut.to_string(), format!("print it again: slipway logs {id}"))
+            let again = format!(
+                "print it again: slipway logs {}{}",
+                quote_for_shell(id),
+                connected.options()
+            );
+            Failure::platform(cut.to_string(), again)
         })?;
         match record {
             Record::Progress { seq, lines, cached } if is_json => {
@@ -176,7 +187,7 @@ async fn print_log_so_far(
                 return Ok(ExitStatus::Success);
             }
             Record::Terminal(outcome) => {
-                let verdict = Verdict::of_outcome(&outcome, false);
+                let verdict = Verdict::of_outcome(&outcome, &CallerContext::default());
                 print_message_as_is(&format!("{id}: {}", printable(&verdict.summary)));
                 for line in &verdict.explanation {
                     print_message_as_is(&printable(line));

@@ -1,7 +1,6 @@
 //! `slipway open`: the address of a build's page.
 
 use clap::Args;
-use function_host::http::Method;
 use serde_json::json;
 
 use super::ClientWithChosenRoute;
@@ -9,7 +8,7 @@ use crate::builder::build_path;
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_result_or_exit_if_unread, printable};
-use crate::settings::ConnectionArguments;
+use crate::settings::{ConnectionArguments, quote_for_shell};
 
 /// The arguments of `slipway open`.
 #[derive(Args)]
@@ -34,11 +33,18 @@ pub(crate) async fn print_page_address(arguments: &OpenArguments) -> Result<Exit
         Some(id) => build_path(id),
         None => "/builds?limit=1".to_owned(),
     };
-    let answer = connected.ask(Method::GET, &path).await?;
+    let id = arguments.id.as_deref();
+    let question = connected.question("open", id.as_slice(), id);
+    let answer = connected.ask(&path, &question).await?;
     let page = answer["page"].as_str().ok_or_else(|| {
+        let options = connected.options();
+        let instead = match id {
+            Some(id) => format!("see the log: slipway logs {}{options}", quote_for_shell(id)),
+            None => format!("list the builds: slipway builds{options}"),
+        };
         Failure::platform(
             "the builder's answer names no page: it is of an older release",
-            "update builder-fn, or see the log with: slipway logs ID",
+            format!("update builder-fn, or {instead}"),
         )
     })?;
     let url = connected.client.page_url(connected.route, page);

@@ -8,13 +8,15 @@ use serde_json::Value;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{ClientWithChosenRoute, failure_of_bodyless_request, table};
-use crate::builder::{BuildFacts, RequestError, Verdict, build_path, percent_encode_component};
+use super::{ClientWithChosenRoute, table};
+use crate::builder::{
+    BuildFacts, CallerContext, RequestError, Verdict, build_path, percent_encode_component,
+};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::output::{print_result_or_exit_if_unread, printable};
 use crate::progress::{Event, Progress, ProgressForm, show_failure_if_json};
-use crate::settings::ConnectionArguments;
+use crate::settings::{ConnectionArguments, quote_for_shell};
 use crate::up::{FollowedBuild, LogForm, follow_log};
 
 /// The number of times that a rollback is requested whose answer is lost, and the pause between two requests.
@@ -84,9 +86,15 @@ async fn list_or_roll_back(arguments: &RollbackArguments) -> Result<ExitStatus, 
         patience: None,
     };
     let outcome = follow_log(&following).await?;
-    let verdict = Verdict::of_outcome(&outcome, arguments.strict);
+    let caller = CallerContext {
+        unverified_is_not_deployed: arguments.strict,
+        function: Some(&arguments.function),
+        options,
+    };
+    let verdict = Verdict::of_outcome(&outcome, &caller);
     if arguments.json {
-        let record = connected.ask(Method::GET, &build_path(&id)).await?;
+        let question = connected.question("status", &[&id], Some(&id));
+        let record = connected.ask(&build_path(&id), &question).await?;
         print_result_or_exit_if_unread(&record.to_string());
         if let Some(text) = record["incomplete"].as_str() {
             progress.show(&Event::Warning { text });
@@ -154,28 +162,40 @@ async fn request_rollback(
             RequestError::Connect { .. } => false,
         };
         if !may_have_begun || requests == REQUEST_COUNT_AND_PAUSE.0 {
-            return Err(failure_of_rollback(connected, arguments, &error));
+            return Err(failure_of_rollback(connected, arguments, Some(id), &error));
         }
         requests += 1;
         sleep(REQUEST_COUNT_AND_PAUSE.1).await;
     }
 }
 
-/// Creates the error for a rollback that was not begun.
+/// Creates the error for the rollback `id` that was not begun, or for the question about versions.
 fn failure_of_rollback(
     connected: &ClientWithChosenRoute,
     arguments: &RollbackArguments,
+    id: Option<&str>,
     error: &RequestError,
 ) -> Failure {
+    let function = quote_for_shell(&arguments.function);
+    let options = connected.options();
+    let mut again = vec![arguments.function.as_str()];
+    match id {
+        // Under the same ID, a rollback that has begun all the same is not repeated.
+        Some(id) => again.extend(arguments.version.as_deref().into_iter().chain(["--id", id])),
+        None => again.push("--list"),
+    }
+    let question = connected.question("rollback", &again, None);
     let RequestError::Refused(refusal) = error else {
-        return failure_of_bodyless_request(error, &connected.client.settings().key.place);
+        return connected.failure(&question, error);
     };
-    let list = format!(
-        "slipway rollback {} --list shows the versions that can be chosen",
-        arguments.function
-    );
+    let list = format!("slipway rollback {function} --list{options} shows the versions that can be chosen");
     let (status, next) = match refusal.status {
-        404 => (ExitStatus::Usage, list),
+        // Without versions to list, there is nothing to go back to.
+        404 if arguments.list && refusal.is_builders => (
+            ExitStatus::Usage,
+            format!("see what was built: slipway builds{options}; slipway up deploys a function"),
+        ),
+        404 if refusal.is_builders => (ExitStatus::Usage, list),
         410 => (ExitStatus::NotDeployed, list),
         403 => (
             ExitStatus::Usage,
@@ -184,23 +204,15 @@ fn failure_of_rollback(
         409 => (
             ExitStatus::PlatformFailed,
             format!(
-                "wait for the other rollback (slipway builds --state deploying), or see what was handed in meanwhile: {list}"
+                "wait for the other rollback (slipway builds --state deploying{options}), or see what was handed in meanwhile: \
+                 {list}"
             ),
-        ),
-        429 => (
-            ExitStatus::PlatformFailed,
-            "run the command again in a moment".to_owned(),
         ),
         501 => (
             ExitStatus::Usage,
             "build the earlier source again with slipway up, or ask the operator".to_owned(),
         ),
-        502 => (
-            ExitStatus::PlatformFailed,
-            "run the command again; if that fails, the operator finds the reason in the builder's log"
-                .to_owned(),
-        ),
-        _ => return failure_of_bodyless_request(error, &connected.client.settings().key.place),
+        _ => return connected.failure(&question, error),
     };
     Failure::new(status, printable(&refusal.to_string()), next)
 }
@@ -215,7 +227,7 @@ async fn print_versions(
         percent_encode_component(&arguments.function)
     );
     let answer = connected.client.ask(connected.route, Method::GET, &path).await;
-    let answer = answer.map_err(|error| failure_of_rollback(connected, arguments, &error))?;
+    let answer = answer.map_err(|error| failure_of_rollback(connected, arguments, None, &error))?;
     if arguments.json {
         print_result_or_exit_if_unread(&answer.to_string());
         return Ok(ExitStatus::Success);

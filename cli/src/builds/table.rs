@@ -128,6 +128,9 @@ pub(super) fn lines_of_build(build: &Value) -> Vec<String> {
     let deployment = &build["deployment"];
     if let Some(status) = deployment["status"].as_str() {
         lines.push(format!("deployment: {}", printable(status)));
+        if let Some(state) = running_state_text(deployment) {
+            lines.push(format!("ran afterwards: {state}"));
+        }
         if let Some(durations) = deployment["durations"].as_object() {
             let steps = durations
                 .iter()
@@ -147,6 +150,20 @@ pub(super) fn lines_of_build(build: &Value) -> Vec<String> {
         lines.extend(texts.map(|text| format!("{name}: {}", value_text(text))));
     }
     lines
+}
+
+/// Returns the image and the replicas that the function had at the end of a deployment, or `nothing` if there was no
+/// function then; `None` if it is not known.
+fn running_state_text(deployment: &Value) -> Option<String> {
+    let state = deployment.get("running")?;
+    if state.is_null() {
+        return Some("nothing".to_owned());
+    }
+    let image = printable(state["image"].as_str()?);
+    Some(match state["availableReplicas"].as_u64() {
+        Some(count) => format!("{image}, available replicas: {count}"),
+        None => image,
+    })
 }
 
 /// Returns the lines about the cause of a failure.
@@ -209,7 +226,10 @@ mod tests {
     fn a_build_is_shown_with_all_that_is_known_and_nothing_else() {
         let build = json!({
             "id": "a", "state": "failed", "attempts": 1, "error": "no\u{1b}[2J", "steps": {"total": 3, "completed": 2, "cached": 1},
-            "deployment": {"status": "rolled_back", "durations": {"apply": 0.5, "queue": 0.0}, "reasons": ["why"]},
+            "deployment": {
+                "status": "rolled_back", "durations": {"apply": 0.5, "queue": 0.0}, "reasons": ["why"],
+                "running": {"image": "r/a@sha256:1", "availableReplicas": 1},
+            },
             "warnings": ["careful"],
             "hint": {"kind": "disk-full", "cause": "no room", "file": "Dockerfile", "line": 2, "step": {"name": "[2/2] RUN x"}, "next": "make room", "log": ["l"]},
         });
@@ -228,10 +248,21 @@ mod tests {
                 "log: l",
                 "steps: 2 of 3 done, 1 of them from the cache",
                 "deployment: rolled_back",
+                "ran afterwards: r/a@sha256:1, available replicas: 1",
                 "deployment steps: apply 0.5 s",
                 "reason: why",
                 "warning: careful",
             ]
         );
+    }
+
+    #[test]
+    fn a_function_that_does_not_exist_after_a_deployment_is_nothing_and_an_unknown_state_is_left_out() {
+        let shown = |deployment: Value| lines_of_build(&json!({ "deployment": deployment }));
+        assert_eq!(
+            shown(json!({"status": "rolled_back", "running": null})),
+            ["deployment: rolled_back", "ran afterwards: nothing"]
+        );
+        assert_eq!(shown(json!({"status": "failed"})), ["deployment: failed"]);
     }
 }

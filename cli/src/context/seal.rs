@@ -39,7 +39,7 @@ pub(crate) fn seal_secrets(
     let no_random_bytes = || {
         Failure::platform(
             "could not seal the build secrets: the system has no random bytes",
-            "run the command again",
+            "run it where the system call getrandom is allowed: a container's seccomp profile may deny it",
         )
     };
     let random = SystemRandom::new();

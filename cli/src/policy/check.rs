@@ -42,23 +42,30 @@ struct RequestFileArguments {
     hand_over: Option<PathBuf>,
 }
 
-/// The result of a check: lines for the standard output, and whether the request is allowed.
+/// The result of a check.
 pub(crate) struct PolicyCheckResult {
+    /// The lines for the standard output.
     pub(crate) lines: Vec<String>,
-    pub(crate) is_allowed: bool,
+    /// What to do next if the request is rejected; `None` if it is allowed, or there is none.
+    pub(crate) next_if_rejected: Option<String>,
 }
 
 impl PolicyCheckResult {
     /// Makes the result of a request: allowed if there are no violations, or else rejected with one line for each.
-    fn of_violations(violations: Vec<String>, tenant: &Tenant) -> Self {
+    fn of_violations(violations: Vec<String>, tenant: &Tenant, policy: &Path, request: &Path) -> Self {
         match violations.is_empty() {
             true => Self {
                 lines: vec![format!("allowed for tenant {}", tenant.name())],
-                is_allowed: true,
+                next_if_rejected: None,
             },
             false => Self {
                 lines: violations,
-                is_allowed: false,
+                next_if_rejected: Some(format!(
+                    "change what the lines name in {}, or the rules of the tenant {} in {}",
+                    request.display(),
+                    tenant.name(),
+                    policy.display()
+                )),
             },
         }
     }
@@ -91,7 +98,12 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> Result<Pol
         let tenant = find_tenant(&policy, &name)?;
         let violations = deployer_fn::violations_in_hand_over(&bytes, tenant, &reserved)
             .map_err(|problems| failure_of_request(path, &problems.join("; ")))?;
-        return Ok(PolicyCheckResult::of_violations(violations, tenant));
+        return Ok(PolicyCheckResult::of_violations(
+            violations,
+            tenant,
+            &arguments.file,
+            path,
+        ));
     }
     let needed_tenant = |option: &str| match named {
         Some(name) => find_tenant(&policy, name),
@@ -103,7 +115,12 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> Result<Pol
     if let Some(path) = &request.config {
         let tenant = needed_tenant("--config")?;
         let violations = violations_in_config(path, &read_whole_request_file(path)?, tenant, &reserved)?;
-        return Ok(PolicyCheckResult::of_violations(violations, tenant));
+        return Ok(PolicyCheckResult::of_violations(
+            violations,
+            tenant,
+            &arguments.file,
+            path,
+        ));
     }
     if let Some(path) = &request.tar {
         let tenant = needed_tenant("--tar")?;
@@ -114,14 +131,19 @@ pub(crate) fn check_policy_and_request(arguments: &CheckArguments) -> Result<Pol
             &source.dockerfile,
             tenant,
         ));
-        return Ok(PolicyCheckResult::of_violations(violations, tenant));
+        return Ok(PolicyCheckResult::of_violations(
+            violations,
+            tenant,
+            &arguments.file,
+            path,
+        ));
     }
     if let Some(name) = named {
         find_tenant(&policy, name)?;
     }
     Ok(PolicyCheckResult {
         lines: vec![format!("valid, with the tenants {}", names_of_tenants(&policy))],
-        is_allowed: true,
+        next_if_rejected: None,
     })
 }
 

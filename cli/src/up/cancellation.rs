@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::submit::how_to_return_or_cancel;
 use super::{BuildEnd, FunctionBuild, SentBuild};
-use crate::builder::{BuilderClient, RequestError, Route, Verdict, build_path};
+use crate::builder::{BuilderClient, RequestError, Route, build_path};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
 use crate::interrupt::{Interrupts, SECOND_INTERRUPT_WAIT};
@@ -82,8 +82,10 @@ impl FunctionBuild<'_> {
         let seconds = SECOND_INTERRUPT_WAIT.as_secs();
         let stopped = Ok(Some(BuildEnd::Detached(ExitStatus::Interrupted)));
         let Some(SentBuild { route, id }) = sent_build else {
-            self.progress
-                .show_always("stopped before the request was answered; if the queue has it already, its build goes on: slipway builds");
+            let options = &self.client.settings().options;
+            self.progress.show_always(&format!(
+                "stopped before the request was answered; if the queue has it already, its build goes on: slipway builds{options}"
+            ));
             return stopped;
         };
         if route == Route::Queue {
@@ -117,7 +119,7 @@ impl FunctionBuild<'_> {
         loop {
             match cancel_build_and_wait_up_to_a_minute(self.client, route, id).await {
                 Ok(build) if matches!(build["state"].as_str(), Some("success" | "failed" | "cancelled")) => {
-                    return Ok(self.end_of_build(Verdict::of_outcome(&build, self.options.strict), &build));
+                    return Ok(self.end_of_build(self.judge(&build), &build));
                 }
                 Ok(_) => {
                     return Err(Failure::platform(

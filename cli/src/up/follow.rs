@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep};
 
 use super::{BuildEnd, FunctionBuild};
 use crate::builder::{
-    BuilderClient, LogLine, Record, RecordStream, RequestError, Route, SignedBuildRequest, StreamCut,
-    Verdict, build_path, printed_progress_record, printed_restart_record,
+    AskedCommand, BuilderClient, LogLine, Record, RecordStream, RequestError, Route, SignedBuildRequest,
+    StreamCut, build_path, printed_progress_record, printed_restart_record,
 };
 use crate::failure::Failure;
 use crate::output::print_result_or_exit_if_unread;
@@ -145,19 +145,21 @@ pub(crate) async fn follow_log(following: &FollowedBuild<'_>) -> Result<Value, F
             }
             Err(RequestError::Refused(refusal)) if refusal.status == 404 && !connection.is_known => {
                 if patience.is_none_or(|patience| began.elapsed() > patience) {
-                    return Err(failure_of_unknown_build(id, &refusal.text, patience.is_some()));
+                    let options = &client.settings().options;
+                    return Err(failure_of_unknown_build(
+                        id,
+                        &refusal.text,
+                        patience.is_some(),
+                        options,
+                    ));
                 }
                 connection.last_record = Instant::now();
                 connection.wait_before_reconnect().await;
                 continue;
             }
             Err(RequestError::Refused(refusal)) if matches!(refusal.status, 400 | 401 | 403) => {
-                let verdict = Verdict::of_outcome(&refusal.outcome, false);
-                return Err(Failure::new(
-                    verdict.status,
-                    refusal.to_string(),
-                    verdict.next.unwrap_or_default(),
-                ));
+                let question = AskedCommand::new(client.settings(), "logs", &[id, "-f"], Some(id));
+                return Err(question.failure(client.settings(), &RequestError::Refused(refusal)));
             }
             Err(error) => error.to_string(),
         };
@@ -259,15 +261,19 @@ async fn poll_for_end_or_last_state_if_outcome_is_unclear(
 }
 
 /// Creates the error for a build that no builder knows.
-fn failure_of_unknown_build(id: &str, text: &str, was_queued: bool) -> Failure {
+fn failure_of_unknown_build(id: &str, text: &str, was_queued: bool, options: &str) -> Failure {
     match was_queued {
         true => Failure::platform(
             format!("no builder has accepted the build {id}: {text}"),
             format!(
-                "see whether the queue-worker runs; slipway logs {id} -f waits once more, --queue-timeout SECONDS waits longer"
+                "see whether the queue-worker runs; slipway logs {id} -f{options} waits once more, --queue-timeout SECONDS \
+                 waits longer"
             ),
         ),
-        false => Failure::usage(format!("build {id}: {text}"), "slipway builds lists the builds"),
+        false => Failure::usage(
+            format!("build {id}: {text}"),
+            format!("find its ID: slipway builds{options}"),
+        ),
     }
 }
 
@@ -284,7 +290,7 @@ impl FunctionBuild<'_> {
         };
         self.progress.show(&Event::State { state: "queued" });
         let outcome = follow_log(&following).await?;
-        Ok(self.end_of_build(Verdict::of_outcome(&outcome, self.options.strict), &outcome))
+        Ok(self.end_of_build(self.judge(&outcome), &outcome))
     }
 
     /// Follows a streamed answer to its end. If it is cut, the request is sent again: the builder goes on where the
@@ -315,9 +321,7 @@ impl FunctionBuild<'_> {
                     self.progress.show(&Event::Warning { text: &warning });
                 }
                 Ok(Record::Terminal(outcome)) => {
-                    return Ok(
-                        self.end_of_build(Verdict::of_outcome(&outcome, self.options.strict), &outcome)
-                    );
+                    return Ok(self.end_of_build(self.judge(&outcome), &outcome));
                 }
                 Err(cut) => {
                     shown.note_log_begins_again();
@@ -343,8 +347,7 @@ impl FunctionBuild<'_> {
                                 }
                             }
                             Err(RequestError::Refused(refusal)) if !matches!(refusal.status, 429 | 500..) => {
-                                let verdict = Verdict::of_outcome(&refusal.outcome, self.options.strict);
-                                return Ok(self.end_of_build(verdict, &refusal.outcome));
+                                return Ok(self.end_of_build(self.judge(&refusal.outcome), &refusal.outcome));
                             }
                             Err(error) => self.progress.note(&error.to_string()),
                         }

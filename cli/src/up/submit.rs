@@ -9,8 +9,8 @@ use super::configuration::configuration;
 use super::route::RouteChoice;
 use super::{BuildEnd, FunctionBuild, SentBuild};
 use crate::builder::{
-    BuildFacts, BuilderClient, Refusal, RequestBody, RequestError, Route, SignedBody, SignedBuildRequest,
-    SubmittedBuild, Verdict,
+    BuildFacts, BuilderClient, CallerContext, Refusal, RequestBody, RequestError, Route, SignedBody,
+    SignedBuildRequest, SubmittedBuild, Verdict,
 };
 use crate::context::{PackedContext, parse_public_key, seal_secrets};
 use crate::exit_status::ExitStatus;
@@ -128,7 +128,7 @@ impl FunctionBuild<'_> {
         let submitted = match sent {
             Ok(submitted) => submitted,
             Err(RequestError::Refused(refusal)) => {
-                let mut verdict = Verdict::of_outcome(&refusal.outcome, self.options.strict);
+                let mut verdict = self.judge(&refusal.outcome);
                 if refusal.status == 401 {
                     let place = &self.client.settings().key.place;
                     verdict.summary = format!("{}, with the key from {place}", verdict.summary);
@@ -169,6 +169,17 @@ impl FunctionBuild<'_> {
         }
     }
 
+    /// Judges the outcome of this build.
+    pub(super) fn judge(&self, outcome: &Value) -> Verdict {
+        let function = self.function.path_at_gateway();
+        let caller = CallerContext {
+            unverified_is_not_deployed: self.options.strict,
+            function: function.strip_prefix("/function/"),
+            options: &self.client.settings().options,
+        };
+        Verdict::of_outcome(outcome, &caller)
+    }
+
     /// Returns the end of a build with this outcome.
     pub(super) fn end_of_build(&self, verdict: Verdict, outcome: &Value) -> BuildEnd {
         let image = outcome["image"].as_str().unwrap_or(&self.function.image);
@@ -185,14 +196,7 @@ impl FunctionBuild<'_> {
     /// Returns the error for a request that was refused or lost on its way.
     pub(super) fn failure_of_request(&self, error: &RequestError) -> Failure {
         match error {
-            RequestError::Refused(refusal) => {
-                let verdict = Verdict::of_outcome(&refusal.outcome, self.options.strict);
-                Failure::new(
-                    verdict.status,
-                    error.to_string(),
-                    verdict.next.unwrap_or_default(),
-                )
-            }
+            RequestError::Refused(refusal) => self.judge(&refusal.outcome).into_failure(error.to_string()),
             RequestError::Connect { .. } | RequestError::Lost { .. } => Failure::platform(
                 error.to_string(),
                 "check the network and the address, and run slipway up again",

@@ -61,7 +61,8 @@ async fn questions_go_to_the_builder_itself_if_it_is_named_and_an_unknown_build_
         .run(&["status", "other", "--builder", &server.url])
         .await;
     assert_eq!(printed.code, Some(2), "{printed:?}");
-    assert!(printed.stderr.contains("next: slipway builds"), "{printed:?}");
+    let next = format!("next: find its ID: slipway builds --builder {}\n", server.url);
+    assert!(printed.stderr.ends_with(&next), "{printed:?}");
 }
 
 #[tokio::test]
@@ -281,4 +282,111 @@ async fn a_log_that_is_followed_as_records_is_resumed_at_the_line_after_the_last
     );
     assert_eq!(server.answers_left(), 0);
     assert!(printed.stderr.contains("connecting again"), "{printed:?}");
+}
+
+#[tokio::test]
+async fn an_error_of_a_question_says_how_to_ask_again_and_never_to_build_again() {
+    let no = |text: &str| json!({"status": "failed", "error": text});
+    for (request, status, answer, arguments, code, next) in [
+        (
+            "GET /builds?limit=5000",
+            400,
+            no("limit should be from 1 to 1000"),
+            &["builds", "--limit", "5000"][..],
+            2,
+            "correct what the error names; slipway builds --help describes the options",
+        ),
+        (
+            "GET /builds/a",
+            403,
+            no("another tenant's"),
+            &["status", "a"],
+            2,
+            "the key of the tenant",
+        ),
+        (
+            "GET /builds/a",
+            429,
+            no("busy"),
+            &["open", "a"],
+            4,
+            "slipway open a --builder",
+        ),
+        (
+            "GET /builds/a",
+            502,
+            no("lost"),
+            &["logs", "a"],
+            4,
+            "slipway logs a --builder",
+        ),
+        (
+            "DELETE /builds/a",
+            409,
+            no("it has ended"),
+            &["cancel", "a"],
+            1,
+            "slipway status a --builder",
+        ),
+        (
+            "DELETE /builds/a",
+            503,
+            no("a moment"),
+            &["cancel", "a"],
+            4,
+            "slipway cancel a --builder",
+        ),
+        (
+            "DELETE /builds/a",
+            200,
+            json!({"id": "a", "state": "failed"}),
+            &["cancel", "a"],
+            1,
+            "slipway logs a --builder",
+        ),
+        (
+            "GET /builds/a",
+            200,
+            json!({"id": "a", "state": "failed"}),
+            &["open", "a"],
+            4,
+            "slipway logs a --builder",
+        ),
+        (
+            "GET /builds/a/diff/b",
+            409,
+            no("the build a has not ended"),
+            &["diff", "a", "b"],
+            2,
+            "slipway logs a -f --builder",
+        ),
+        (
+            "POST /functions/shop/rollback?id=r",
+            429,
+            no("busy"),
+            &["rollback", "shop", "--id", "r"],
+            4,
+            "slipway rollback shop --id r --builder",
+        ),
+        // An odd answer of what is in front of the builder.
+        (
+            "GET /builds/a",
+            502,
+            json!({"status": "success"}),
+            &["status", "a"],
+            4,
+            "slipway status a --builder",
+        ),
+    ] {
+        let server = FakeBuilder::start(vec![(request, ScriptedAnswer::json(status, &answer))]).await;
+        let arguments = [arguments, &["--builder", &server.url]].concat();
+        let printed = Project::empty().run(&arguments).await;
+        assert_eq!(printed.code, Some(code), "{arguments:?}: {printed:?}");
+        let last = printed.stderr.lines().last().unwrap_or_default();
+        assert!(
+            last.starts_with("next: ") && last.contains(next),
+            "{arguments:?}: {printed:?}"
+        );
+        assert!(!last.contains("slipway up"), "{arguments:?}: {printed:?}");
+    }
 }

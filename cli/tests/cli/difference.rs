@@ -83,9 +83,9 @@ async fn diff_with_json_prints_the_builders_answer() {
 #[tokio::test]
 async fn builds_that_cannot_be_compared_say_what_to_do_next() {
     for (status, code, next) in [
-        (400, 2, "slipway builds --function"),
-        (404, 2, "slipway builds --function"),
-        (409, 2, "slipway logs ID -f"),
+        (400, 2, "slipway builds --builder"),
+        (404, 2, "slipway builds --builder"),
+        (409, 2, "slipway logs v/2 -f --builder"),
         (501, 2, "records_repository"),
         (401, 2, "payload-secret"),
         (502, 4, "next:"),

@@ -30,6 +30,8 @@ pub(crate) enum BodyEnd {
     Cut,
     /// The body stays open.
     Open,
+    /// The request is not answered at all.
+    NeverBegun,
 }
 
 /// A request that the server received.
@@ -64,6 +66,15 @@ impl ScriptedAnswer {
             status: 200,
             chunks: records.iter().map(|record| format!("{record}\n")).collect(),
             end,
+        }
+    }
+
+    /// A request that is received, and not answered.
+    pub(crate) fn never() -> Self {
+        Self {
+            status: 200,
+            chunks: Vec::new(),
+            end: BodyEnd::NeverBegun,
         }
     }
 
@@ -158,6 +169,9 @@ async fn give_scripted_answer(
         at.and_then(|at| script.remove(at))
     };
     let _ = received.send(ReceivedHeadersAndBody { headers, body });
+    if matches!(&found, Some((_, answer)) if answer.end == BodyEnd::NeverBegun) {
+        std::future::pending::<()>().await;
+    }
     let missing = || ScriptedAnswer::json(404, &json!({"status": "failed", "error": "no such build"}));
     respond(found.map_or_else(missing, |(_, answer)| answer))
 }
@@ -172,7 +186,7 @@ fn respond(answer: ScriptedAnswer) -> Response<Body> {
         BodyEnd::Cut => {
             let _ = sender.send(Err(std::io::Error::other("cut by the test")));
         }
-        BodyEnd::Open => {
+        BodyEnd::Open | BodyEnd::NeverBegun => {
             tokio::spawn(async move {
                 sender.closed().await;
             });

@@ -21,3 +21,4 @@ mod rollback;
 mod survival;
 mod terminal;
 mod up;
+mod upload;

@@ -145,3 +145,53 @@ async fn with_json_progress_errors_and_warnings_are_json_objects() {
     assert_eq!(events[1]["code"], 4);
     assert!(events[1]["next"].is_string(), "{events:?}");
 }
+
+#[tokio::test]
+async fn a_command_line_that_cannot_be_parsed_ends_with_2_and_the_help_of_its_command_as_next_step() {
+    for (arguments, next) in [
+        (&["upp"][..], "next: slipway --help"),
+        (&["--bogus"], "next: slipway --help"),
+        (&["up", "--bogus"], "next: slipway up --help"),
+        (&["up", "--progress", "loud"], "next: slipway up --help"),
+        (&["up", "--build-arg", "A"], "next: slipway up --help"),
+        (&["dev", "--detach"], "next: slipway dev --help"),
+        (&["builds", "--limit", "many"], "next: slipway builds --help"),
+        (&["status"], "next: slipway status --help"),
+        (&["logs"], "next: slipway logs --help"),
+        (&["open", "a", "b"], "next: slipway open --help"),
+        (&["cancel"], "next: slipway cancel --help"),
+        (&["diff", "a"], "next: slipway diff --help"),
+        (&["rollback"], "next: slipway rollback --help"),
+        (&["policy", "check"], "next: slipway policy check --help"),
+        (&["completions", "csh"], "next: slipway completions --help"),
+        (&["man"], "next: slipway man --help"),
+        (
+            &[],
+            "next: choose a command of slipway; slipway COMMAND --help describes it",
+        ),
+        (
+            &["policy"],
+            "next: choose a command of slipway policy; slipway policy COMMAND --help describes it",
+        ),
+    ] {
+        let printed = Project::empty().run(arguments).await;
+        assert_eq!(
+            (printed.code, printed.stdout.as_str()),
+            (Some(2), ""),
+            "{arguments:?}: {printed:?}"
+        );
+        assert_eq!(
+            printed.stderr.lines().last(),
+            Some(next),
+            "{arguments:?}: {printed:?}"
+        );
+    }
+    for arguments in [&["--help"][..], &["up", "--help"], &["--version"]] {
+        let printed = Project::empty().run(arguments).await;
+        assert_eq!(
+            (printed.code, printed.stderr.as_str()),
+            (Some(0), ""),
+            "{printed:?}"
+        );
+    }
+}

@@ -204,3 +204,18 @@ fn every_error_ends_with_what_to_do_next() {
         );
     }
 }
+
+#[test]
+fn a_rejected_request_ends_with_what_can_be_changed_and_an_allowed_one_with_nothing() {
+    let (code, out, error) = check_file_against_policy(
+        "config",
+        br#"{"image": "registry.example/other/x"}"#,
+        &["--tenant", "acme"],
+    );
+    assert_eq!(code, 1, "{out}{error}");
+    assert!(!out.is_empty() && !out.contains("next:"), "{out}");
+    let next = "next: change what the lines name in config, or the rules of the tenant acme in policy\n";
+    assert!(error.ends_with(next), "{error}");
+    let (code, _, error) = run_policy_check(&[("policy", POLICY_JSON.as_bytes())], &["policy"]);
+    assert_eq!((code, error.as_str()), (0, ""));
+}

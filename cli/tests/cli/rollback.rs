@@ -163,7 +163,7 @@ async fn a_rollback_that_is_not_begun_says_what_to_do_next() {
         (410, 3, "slipway rollback shop --list"),
         (429, 4, "in a moment"),
         (501, 2, "slipway up"),
-        (502, 4, "run the command again"),
+        (502, 4, "slipway rollback shop v/1 --id r1 --gateway"),
     ] {
         let refusal = ScriptedAnswer::json(status, &json!({"status": "failed", "error": "the reason"}));
         let server =

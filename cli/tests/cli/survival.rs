@@ -210,6 +210,78 @@ async fn two_ctrl_c_cancel_a_build_by_the_builders_own_address() {
 }
 
 #[tokio::test]
+async fn a_ctrl_c_long_after_another_is_the_first_of_two_again_and_the_build_goes_on() {
+    let begun = [json!({"log": ["l: T begun"], "status": "in_progress"})];
+    for (via, build, answer) in [
+        (
+            "builder",
+            "POST /build",
+            ScriptedAnswer::records(&begun, BodyEnd::Open),
+        ),
+        (
+            "gateway",
+            "POST /function/builder-fn",
+            ScriptedAnswer::events(&begun, BodyEnd::Open),
+        ),
+    ] {
+        let mut server = FakeBuilder::start(vec![(build, answer)]).await;
+        let project = Project::shop();
+        let mut child = project.spawn(&[
+            "up",
+            "--via",
+            via,
+            "--builder",
+            &server.url,
+            "--gateway",
+            &server.url,
+        ]);
+        let id = server.next_call_id().await;
+        let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        read_until(&mut stderr, "begun").await;
+        for _ in ["first", "after the time for a second one"] {
+            interrupt(&child);
+            read_until(&mut stderr, "ends with the connection").await;
+            let text = read_until(&mut stderr, "the build goes on").await;
+            assert!(!text.contains("cancelling"), "{via}: {text}");
+        }
+        // Now two in time: the command has followed the build all along.
+        let cancelled = json!({"id": id, "state": "cancelled", "error": "cancelled"});
+        let base = build.trim_start_matches("POST ").trim_end_matches("/build");
+        server.add_answer(
+            &format!("DELETE {base}/builds/{id}"),
+            ScriptedAnswer::json(200, &cancelled),
+        );
+        interrupt(&child);
+        read_until(&mut stderr, "ends with the connection").await;
+        interrupt(&child);
+        assert_eq!(child.wait().await.expect("it ends").code(), Some(5), "{via}");
+        assert_eq!(server.answers_left(), 0);
+    }
+}
+
+#[tokio::test]
+async fn ctrl_c_before_the_request_is_answered_ends_the_command_and_says_that_the_build_may_go_on() {
+    for (via, request) in [
+        ("queue", "POST /async-function/builder-fn"),
+        ("gateway", "POST /function/builder-fn"),
+    ] {
+        let mut server = FakeBuilder::start(vec![(request, ScriptedAnswer::never())]).await;
+        let project = Project::shop();
+        let child = project.spawn(&["up", "--via", via, "--gateway", &server.url]);
+        server.next_call_id().await;
+        interrupt(&child);
+        let printed = wait_for_end(child).await;
+        assert_eq!(
+            (printed.code, printed.stdout.as_str()),
+            (Some(130), ""),
+            "{via}: {printed:?}"
+        );
+        let list = format!("its build goes on: slipway builds --gateway {}", server.url);
+        assert!(printed.stderr.contains(&list), "{via}: {printed:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_log_that_ends_without_the_outcome_of_the_deployment_is_followed_by_asking_for_it() {
     let mut server = FakeBuilder::start(vec![(
         "POST /async-function/builder-fn",

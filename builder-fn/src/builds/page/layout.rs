@@ -16,13 +16,44 @@ use sha2::{Digest, Sha256};
 /// The style sheet of all pages.
 const STYLE: &str = include_str!("style.css");
 
-/// The script of the page of a build, without the indentation, which would be a sixth of it.
-static SCRIPT: LazyLock<String> = LazyLock::new(|| {
-    include_str!("script.js")
-        .lines()
-        .flat_map(|line| [line.trim_start(), "\n"])
-        .collect()
-});
+/// The script of the page of a build as it is written. It is not part of the program.
+const SCRIPT_SOURCE: &[u8] = include_bytes!("script.js");
+
+/// The bytes of [`SCRIPT`].
+const SCRIPT_BYTES: [u8; script_without_indentation_and_comments::<0>().1] =
+    script_without_indentation_and_comments().0;
+
+/// The script of the page of a build, without the indentation and the lines of comments, which would be a fifth of it.
+const SCRIPT: &str = match str::from_utf8(&SCRIPT_BYTES) {
+    Ok(text) => text,
+    // A test shows that there is a script.
+    Err(_) => "",
+};
+
+/// Returns the first `N` bytes of the script without indentation and lines of comments, and how many there are. The
+/// compiler evaluates it, so that an index that is too large is an error of the compiler.
+const fn script_without_indentation_and_comments<const N: usize>() -> ([u8; N], usize) {
+    let (mut bytes, mut count) = ([0; N], 0);
+    let (mut at, mut begins_line, mut is_comment) = (0, true, false);
+    while at < SCRIPT_SOURCE.len() {
+        let byte = SCRIPT_SOURCE[at];
+        at += 1;
+        if begins_line && byte == b' ' {
+            continue;
+        }
+        if begins_line {
+            is_comment = byte == b'/' && SCRIPT_SOURCE[at] == b'/';
+        }
+        begins_line = byte == b'\n';
+        if !is_comment {
+            if count < N {
+                bytes[count] = byte;
+            }
+            count += 1;
+        }
+    }
+    (bytes, count)
+}
 
 /// The policy of a page: its own style sheet and its own script, by their hashes, and nothing else. It may ask its own
 /// origin for the log, and be in no frame.
@@ -32,7 +63,7 @@ static PAGE_CONTENT_SECURITY_POLICY: LazyLock<String> = LazyLock::new(|| {
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data:; \
          form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
         hash(STYLE),
-        hash(&SCRIPT)
+        hash(SCRIPT)
     )
 });
 
@@ -99,7 +130,7 @@ pub(super) fn document(
             body {
                 a.skip href="#main" { "Skip to the content" }
                 main #main tabindex="-1" { (main) }
-                @if assets == EmbeddedAssets::StyleAndScript { script { (PreEscaped(SCRIPT.as_str())) } }
+                @if assets == EmbeddedAssets::StyleAndScript { script { (PreEscaped(SCRIPT)) } }
             }
         }
     }
@@ -149,7 +180,7 @@ mod tests {
 
     #[test]
     fn style_and_script_end_where_their_elements_end_and_load_nothing() {
-        for (text, end) in [(STYLE, "</style"), (&SCRIPT, "</script")] {
+        for (text, end) in [(STYLE, "</style"), (SCRIPT, "</script")] {
             let text = text.to_ascii_lowercase();
             for part in [end, "<!--", "http:", "https:", "@import", "url("] {
                 assert!(!text.contains(part), "{part}");
@@ -169,6 +200,15 @@ mod tests {
             !SCRIPT.contains('`'),
             "a text of several lines would lose its indentation"
         );
+    }
+
+    #[test]
+    fn the_script_is_the_written_one_without_indentation_and_lines_of_comments() {
+        let source = str::from_utf8(SCRIPT_SOURCE).expect("text");
+        let lines = source.lines().map(str::trim_start);
+        let kept: Vec<_> = lines.filter(|line| !line.starts_with("//")).collect();
+        assert_eq!(SCRIPT.lines().collect::<Vec<_>>(), kept);
+        assert!(kept.len() > 100 && kept.len() < source.lines().count());
     }
 
     #[test]

@@ -165,6 +165,8 @@
     for (const id of ['top', 'rest']) get(id).replaceChildren(...page.getElementById(id).childNodes);
     build.dataset.state = other.dataset.state;
     document.title = page.title;
+    // The log has no line about the end of a wait or the beginning of a deployment.
+    if (live && !document.querySelector('#top [data-step] .running')) refreshSoon();
     return other.hasAttribute('data-live');
   };
   // Loads the lines that the builder had no time for: it waits longer for those that an address names.
@@ -182,7 +184,7 @@
     found.textContent = '';
   };
   // Refreshes at once, or 3 s after the last time, so that nothing that a step changed is missed before a long pause.
-  let refreshed = 0, refreshing = false, isDue = false;
+  let refreshed = Date.now(), refreshing = false, isDue = false;
   const refreshSoon = async () => {
     isDue = true;
     if (refreshing) return;
@@ -280,7 +282,8 @@
     };
     const say = (isEnd) => {
       const more = count > HITS ? ', the first ' + HITS + ' are listed' : '';
-      found.textContent = count + (count === 1 ? ' line' : ' lines') + ' found' + more + (isEnd ? '.' : ', searching…');
+      const end = live ? ' on this page. A build that has ended is searched whole.' : isEnd ? '.' : ', searching…';
+      found.textContent = count + (count === 1 ? ' line' : ' lines') + ' found' + more + end;
     };
     try {
       if (live) {
@@ -334,6 +337,8 @@
   const showTargetOrWhy = () => showTarget().catch((error) => { found.textContent = error.message; });
   addEventListener('hashchange', showTargetOrWhy);
   showTargetOrWhy();
-  if (live) followLog();
-  else if (get('load')) location.hash.startsWith('#L') ? refresh() : loadLines(get('load'));
+  if (live) {
+    followLog();
+    refreshSoon();
+  } else if (get('load')) location.hash.startsWith('#L') ? refresh() : loadLines(get('load'));
 })();

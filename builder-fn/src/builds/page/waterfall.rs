@@ -24,6 +24,9 @@ const NAME_CHARS_MAX: usize = 100;
 /// The name of the row for the time before a build begins.
 const WAIT_ROW_NAME: &str = "waiting for a builder";
 
+/// The name of the row of a deployment whose outcome, which has its steps, is not there yet.
+const RUNNING_DEPLOYMENT_ROW_NAME: &str = "deployment";
+
 /// The steps of a deployment in their order, with what they do.
 const DEPLOYMENT_STEPS: [(&str, &str); 5] = [
     ("queue", "deployment: wait for another one"),
@@ -131,6 +134,17 @@ fn rows(record: &BuildRecord, excerpt: &LogExcerpt, now: SystemTime) -> Vec<Row>
     let parts = excerpt.facts.export_parts().iter();
     steps.extend(parts.map(|facts| Row::of_step(None, facts, is_running)));
     steps.sort_by_key(|row| (row.began.is_none(), row.began));
+    if record.phase == BuildPhase::Deploying {
+        // The builder hands the image over once the last step has ended.
+        let ended = steps.iter().filter_map(|row| row.ended).max();
+        steps.push(Row {
+            number: None,
+            name: RUNNING_DEPLOYMENT_ROW_NAME.to_owned(),
+            state: RowState::Running,
+            began: ended.max(record.started_at),
+            ended: None,
+        });
+    }
     rows.extend(steps);
     rows.extend(deployment_rows(record, now));
     rows
@@ -228,7 +242,7 @@ fn keep_most_telling_rows(rows: Vec<Row>, max: usize, now: SystemTime) -> Vec<Ro
         });
         let kind = match row.state {
             RowState::Deployed => 0,
-            _ if row.name == WAIT_ROW_NAME => 0,
+            _ if [WAIT_ROW_NAME, RUNNING_DEPLOYMENT_ROW_NAME].contains(&row.name.as_str()) => 0,
             RowState::Failed => 1,
             _ if is_push => 2,
             RowState::Running => 3,
@@ -297,7 +311,7 @@ pub(super) fn render_waterfall(
     }
 }
 
-/// Returns the outcome of a deployment, and what runs now.
+/// Returns the outcome of a deployment, with what ran when it had ended.
 pub(super) fn render_deployment_outcome(outcome: &Value) -> Markup {
     let text = |key: &str| {
         outcome[key].as_str().map(|text| {
@@ -316,9 +330,12 @@ pub(super) fn render_deployment_outcome(outcome: &Value) -> Markup {
         dl {
             @for (key, name) in [
                 ("status", "Outcome"), ("function", "Function"), ("namespace", "Namespace"), ("image", "Deployed image"),
-                ("running", "Runs now"), ("previousImage", "Ran before"), ("supersededBy", "Replaced by the build"),
+                ("previousImage", "Ran before"), ("supersededBy", "Replaced by the build"),
             ] {
                 @if let Some(text) = text(key) { div { dt { (name) } dd { code { (text) } } } }
+            }
+            @if let Some(state) = outcome.get("running").filter(|state| state.is_object() || state.is_null()) {
+                div { dt { "Ran afterwards" } dd { (render_running_state(state)) } }
             }
             @if let Some(url) = url {
                 div { dt { "Address" } dd { a href=(url) rel="noopener noreferrer nofollow" { (words::cut_to_chars_and_html_bytes(url, 300)) } } }
@@ -331,6 +348,16 @@ pub(super) fn render_deployment_outcome(outcome: &Value) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// Returns the image and the replicas that a function had at the end of a deployment; null stands for no function.
+fn render_running_state(state: &Value) -> Markup {
+    let image = state["image"].as_str().unwrap_or("nothing");
+    let image = words::cut_to_chars_and_html_bytes(&show_controls_keeping_tabs_and_newlines(image), 300);
+    html! {
+        code { (image) }
+        @if let Some(count) = state["availableReplicas"].as_u64() { ", available replicas: " (count) }
     }
 }
 
@@ -399,6 +426,31 @@ mod tests {
             ]
         );
         assert_eq!(rows.last().and_then(|row| row.ended), Some(at(120)));
+    }
+
+    #[test]
+    fn a_deployment_that_runs_is_the_last_row_from_the_end_of_the_last_step_or_the_beginning_of_a_rollback() {
+        let mut record = record();
+        (record.phase, record.ended_at) = (BuildPhase::Deploying, None);
+        record.outcome.clear();
+        let mut excerpt = LogExcerpt {
+            steps: vec![
+                (Some(1), step("fetch", 110, Some(112), false, "")),
+                (Some(2), step("make", 112, Some(117), false, "")),
+            ],
+            ..LogExcerpt::default()
+        };
+        for began in [117, 110] {
+            let rows = rows(&record, &excerpt, at(130));
+            let last = rows.last().expect("a row");
+            assert_eq!((last.name.as_str(), last.began), ("deployment", Some(at(began))));
+            let running = format!("running, {}.0 s", 130 - began);
+            assert_eq!(last.duration_or_state_text(at(130)), running);
+            excerpt.steps.clear();
+        }
+        record.phase = BuildPhase::Running;
+        let rows = rows(&record, &excerpt, at(130));
+        assert!(rows.iter().all(|row| row.name != "deployment"), "{rows:?}");
     }
 
     #[test]
@@ -474,6 +526,36 @@ mod tests {
             axis.bar_start_and_width_in_thousandths(at(1110), at(1120)),
             (500, 500)
         );
+    }
+
+    #[test]
+    fn what_ran_after_a_deployment_is_an_image_with_its_replicas_or_nothing_and_unknown_states_are_left_out()
+    {
+        // As `deployer-fn/src/outcome.rs` writes it.
+        for (running, expected) in [
+            (
+                json!({"image": "r/shop@sha256:2", "availableReplicas": 1}),
+                Some("<code>r/shop@sha256:2</code>, available replicas: 1"),
+            ),
+            (
+                json!({"image": "r/shop@sha256:2", "availableReplicas": 0}),
+                Some("<code>r/shop@sha256:2</code>, available replicas: 0"),
+            ),
+            (json!(null), Some("<code>nothing</code>")),
+            (json!("an older deployer"), None),
+        ] {
+            let outcome = json!({"status": "rolled_back", "running": running});
+            let page = render_deployment_outcome(&outcome).into_string();
+            match expected {
+                Some(state) => {
+                    let row = format!("<dt>Ran afterwards</dt><dd>{state}</dd>");
+                    assert!(page.contains(&row), "{page}");
+                }
+                None => assert!(!page.contains("Ran afterwards"), "{page}"),
+            }
+        }
+        let unknown = render_deployment_outcome(&json!({"status": "failed"})).into_string();
+        assert!(!unknown.contains("Ran afterwards"), "{unknown}");
     }
 
     #[test]

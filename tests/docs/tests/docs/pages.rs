@@ -56,6 +56,25 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
 }
 
 #[test]
+fn the_index_for_language_models_names_every_page_of_docs_and_leads_nowhere_else_in_vain() {
+    let index = "docs/llms.txt";
+    let links = MarkdownPage::parse(&repository::read(index)).links();
+    let mut faults: Vec<_> = links
+        .iter()
+        .filter_map(|(number, target)| {
+            relative_link_fault(index, target).map(|fault| format!("line {number}: {fault}"))
+        })
+        .collect();
+    for path in repository::files_not_built_or_downloaded("docs", |name| name.ends_with(".md")) {
+        let name = path.trim_start_matches("docs/");
+        if !links.iter().any(|(_, target)| target == name) {
+            faults.push(format!("{index}: no link to {name}"));
+        }
+    }
+    assert_no_faults(&faults);
+}
+
+#[test]
 fn every_path_from_the_root_in_a_document_exists() {
     // A path from the root, written as code.
     let from_root = Regex::new(

@@ -2,6 +2,7 @@
 //! hostile output, a very long log, and the list. Screenshots and measurements are left in `target/pages`.
 
 mod accessibility;
+mod deployment;
 mod setting;
 
 use std::fs;

@@ -14,27 +14,36 @@ mod case;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use builder_fn::hint::HintKind;
 use case::Case;
+use rustix::time::{ClockId, clock_gettime};
 
 /// The number of cases of which one may have no hint or another one, for each group of cases.
 const CASES_PER_ALLOWED_ERROR: usize = 25;
 
-/// Returns the shortest time that `explain` takes in a few runs, so that a busy machine counts little.
-fn shortest_time_of_some_runs(explain: impl Fn()) -> Duration {
+/// The most processor time that a hint may take.
+const PROCESSOR_TIME_PER_HINT_MAX: Duration = Duration::from_millis(10);
+
+/// Returns the processor time of this thread, which other processes and threads do not lengthen.
+fn processor_time_of_thread() -> Duration {
+    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
+}
+
+/// Returns the least processor time that `explain` takes in a few runs, of which one may be interrupted by the system.
+fn least_processor_time_of_some_runs(explain: impl Fn()) -> Duration {
     const MEASURED_RUNS: usize = 5;
     let times = (0..MEASURED_RUNS).map(|_| {
-        let start = Instant::now();
+        let start = processor_time_of_thread();
         explain();
-        start.elapsed()
+        processor_time_of_thread().saturating_sub(start)
     });
     times.min().unwrap_or_default()
 }
 
 /// Checks the cases in a folder, and reports those whose hint is not as expected. Returns the numbers of cases and of
-/// errors.
+/// errors. Panics if a hint takes too long.
 fn count_cases_and_wrong_hints(group: &str) -> (usize, usize) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases").join(group);
     let mut files: Vec<_> = std::fs::read_dir(&folder)
@@ -49,7 +58,7 @@ fn count_cases_and_wrong_hints(group: &str) -> (usize, usize) {
     for file in &files {
         let case = Case::read(file);
         let hint = case.explain();
-        let took = shortest_time_of_some_runs(|| drop(case.explain()));
+        let took = least_processor_time_of_some_runs(|| drop(case.explain()));
         let name = file.file_stem().unwrap().to_string_lossy().into_owned();
         *kinds
             .entry(case.expected.kind.clone().unwrap_or_default())
@@ -68,13 +77,14 @@ fn count_cases_and_wrong_hints(group: &str) -> (usize, usize) {
         }
     }
     println!(
-        "{group}: {} of {} cases are right, of {} kinds; the longest took {:?} ({})",
+        "{group}: {} of {} cases are right, of {} kinds; the longest took {:?} of the processor's time ({})",
         files.len() - wrong,
         files.len(),
         kinds.len(),
         longest.0,
         longest.1
     );
+    assert!(longest.0 <= PROCESSOR_TIME_PER_HINT_MAX, "{longest:?}");
     (files.len(), wrong)
 }
 
@@ -91,6 +101,7 @@ fn of_the_seeded_failures_at_least_48_in_50_are_explained_with_their_cause_place
 #[test]
 fn of_the_failures_written_blind_at_least_24_in_25_are_explained_as_expected() {
     let (cases, wrong) = count_cases_and_wrong_hints("blind");
+    assert!(cases >= 25, "there are only {cases} cases");
     assert!(
         wrong * CASES_PER_ALLOWED_ERROR <= cases,
         "{wrong} of {cases} are wrong"

@@ -25,7 +25,7 @@ fn failed_record_with_texts_repeating(text: &str) -> BuildRecord {
         "step": {"name": long, "file": long, "line": 7},
     });
     let deployment = json!({
-        "status": long, "image": long, "running": long, "reasons": vec![&long; 20],
+        "status": long, "image": long, "running": {"image": long, "availableReplicas": 1}, "reasons": vec![&long; 20],
         "url": format!("https://{}", "\"".repeat(2000)), "durations": {"check": 1.0, "watch": 2.0},
     });
     let outcome = json!({
