@@ -10,9 +10,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{
-        AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error_or_text,
-    },
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes},
     world::{AttackWorld, Tenant},
 };
 
@@ -23,82 +21,102 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "copy-from-a-private-image",
         attempts: "reads another tenant's image by `COPY --from`",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "from-a-private-image",
         attempts: "reads another tenant's image by `FROM`",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "mount-of-a-private-image",
         attempts: "reads another tenant's image by `RUN --mount=type=bind,from=` and by `type=cache,from=`",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "private-image-by-onbuild",
         attempts: "reads another tenant's image by an `ONBUILD` instruction of a base image",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "private-image-by-argument",
         attempts: "names another tenant's image in a build argument of `FROM` and `COPY --from`",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "private-image-by-digest",
         attempts: "names another tenant's image by its digest, with and without a tag of the attacker's",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "private-cache",
         attempts: "reads another tenant's steps by `cacheFrom`",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "overwritten-image",
         attempts: "pushes over another tenant's tag by `image`",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "overwritten-by-tags",
         attempts: "pushes to another tenant's repository by `tags`",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "overwritten-by-cache",
         attempts: "writes over another tenant's tag by `cacheTo`, with `skipPush`",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "overwritten-by-spelling",
         attempts: "spells another tenant's repository with `..`, `//`, and an encoded slash",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "cache-mount-read",
         attempts: "reads another tenant's cache mount of the same id",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "cache-mount-poisoned",
         attempts: "writes to another tenant's cache mount, which its next build uses",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "cache-mount-by-namespace",
         attempts: "names another tenant's namespace in the id of a cache mount, and by `BUILDKIT_CACHE_MOUNT_NS`",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "function-of-another-tenant",
         attempts: "deploys an image of the attacker's over another tenant's function",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "secret-of-another-tenant",
         attempts: "deploys a function with a secret of another tenant's functions",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "superseded-build",
         attempts: "ends another tenant's running build by a newer build of the same function",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "result-by-call-id",
         attempts: "sends the call id of another tenant's build, to receive its result",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "key-of-another-tenant",
         attempts: "signs with its own key and names another tenant in `X-Slipway-Tenant`",
+        stopped_with: &[401],
     },
     AttackDescription {
         name: "slots-of-another-tenant",
         attempts: "queues many builds, so that another tenant's build waits for all of them",
+        stopped_with: &[200],
     },
 ];
 
@@ -147,14 +165,14 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
     let repository = private.trim_end_matches(":1");
     let mallory = &world.mallory;
     let read = async |dockerfiles: &[String]| -> Result<Outcome> {
-        let mut outcome = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::before_first_attempt();
         let mut is_read_by_victim = false;
         for dockerfile in dockerfiles {
             let reply = mallory
                 .build_dockerfile_without_push_or_cache("reads", dockerfile)
                 .await?;
             // The output of a step, not the text of the Dockerfile.
-            outcome = outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT));
+            outcome = outcome.and(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT));
             if outcome.has_succeeded() {
                 break;
             }
@@ -223,10 +241,7 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
     });
     let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n")).with_file("a", "a");
     let reply = mallory.build(&source, &config).await?;
-    outcomes.add_outcome(
-        "private-cache",
-        Outcome::succeeded_stopped_or_not_proven(reply.status == 200, &reply),
-    );
+    outcomes.add_outcome("private-cache", Outcome::of_reply(reply.status == 200, &reply));
     let config = json!({
         "image": world.victim.image("cached", "1"), "skipPush": true, "cacheFrom": config["cacheFrom"],
     });
@@ -247,17 +262,17 @@ async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result
     };
     let before = digest("hostile/victim/private", "1").await?;
     let mut attempt = async |name: &'static str, configs: &[Value]| -> Result<()> {
-        let mut outcome = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::before_first_attempt();
         for config in configs {
             let reply = mallory.build(&source, config).await?;
-            outcome = outcome.or_worse(Outcome::succeeded_stopped_or_not_proven(false, &reply));
+            outcome = outcome.and(Outcome::of_reply(false, &reply));
         }
         let changed = digest("hostile/victim/private", "1").await? != before
             || digest("hostile/victim/private", "added").await?.is_some();
-        if changed {
-            outcome = Outcome::Succeeded("the victim's repository has changed".to_owned());
-        }
-        outcomes.add_outcome(name, outcome);
+        outcomes.add_outcome(
+            name,
+            outcome.succeeded_too_if(changed, format!("the victim's repository has changed: {changed}")),
+        );
         if changed {
             push_private_image_and_return_digest(world).await?;
             if let Some(added) = digest("hostile/victim/private", "added").await? {
@@ -350,14 +365,14 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
         Outcome::succeeded_if_reply_contains(&next, "poisoned"),
     );
 
-    let mut outcome = Outcome::Stopped(String::new());
+    let mut outcome = Outcome::before_first_attempt();
     for id in [
         format!("victim/{id}"),
         format!("/victim/{id}"),
         format!("../victim/{id}"),
     ] {
         let reply = build(mallory, mount(&id, "cat /cache/private")).await?;
-        outcome = outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT));
+        outcome = outcome.and(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT));
     }
     // Another step than the one before, which failed without the argument.
     let source = BuildContext::dockerfile(mount(&id, "cat /cache/private; : by the argument"));
@@ -368,7 +383,7 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
     let reply = mallory.build(&source, &config).await?;
     outcomes.add_outcome(
         "cache-mount-by-namespace",
-        outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT)),
+        outcome.and(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT)),
     );
     Ok(())
 }
@@ -390,20 +405,19 @@ async fn replace_victims_function_and_read_its_secret(
         .wait_until_page_equals("victim-shop", "the victim's shop", limit)
         .await?;
 
-    let mut evidence = String::new();
+    let mut outcome = Outcome::before_first_attempt();
     for deploy in [
         json!({ "service": "victim-shop" }),
         json!({ "SERVICE": "victim-shop", "namespace": "openfaas-fn" }),
     ] {
         let config = json!({ "image": world.mallory.image("shop", "1"), "deploy": deploy });
-        evidence = describe_reply_status_and_error_or_text(
-            &world.mallory.build(&shop("mallory's shop"), &config).await?,
-        );
+        let reply = world.mallory.build(&shop("mallory's shop"), &config).await?;
+        outcome = outcome.and(Outcome::of_reply(false, &reply));
     }
     let page = functions.get_path_retrying_5xx("victim-shop", "/", limit).await?;
     outcomes.add_outcome(
         "function-of-another-tenant",
-        Outcome::succeeded_or_stopped(page.1 != "the victim's shop", evidence),
+        outcome.succeeded_too_if(page.1 != "the victim's shop", format!("the page is {page:?}")),
     );
 
     functions.put_secret("victim-token", PRIVATE_CONTENT).await?;
@@ -419,7 +433,7 @@ async fn replace_victims_function_and_read_its_secret(
     let answer = functions.get_path("mallory-reader", "/cgi-bin/secrets").await?;
     outcomes.add_outcome(
         "secret-of-another-tenant",
-        Outcome::succeeded_stopped_or_not_proven(answer.1.contains(PRIVATE_CONTENT), &reply),
+        Outcome::of_reply(answer.1.contains(PRIVATE_CONTENT), &reply),
     );
     // The same function of the victim's own reads the secret.
     let config = reader(&world.victim, "victim-reader");
@@ -471,17 +485,22 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         .mallory
         .build(&newer, &config(world.mallory.image("superseded", "1")))
         .await?;
-    let evidence = describe_reply_status_and_error_or_text(&reply);
     // The victim's build either runs still, or has ended with 409.
     if !running.is_finished() {
         world.testbed.open_gate_of_step(gate).ok();
     }
     let victims = running.await??;
+    ensure!(
+        [200, 409].contains(&victims.status),
+        "the victim's build: {} {}",
+        victims.status,
+        victims.text
+    );
     outcomes.add_outcome(
         "superseded-build",
-        Outcome::succeeded_or_stopped(
+        Outcome::of_reply(false, &reply).succeeded_too_if(
             victims.status == 409,
-            format!("{evidence}; the victim's build: {}", victims.status),
+            format!("the victim's build: {}", victims.status),
         ),
     );
 
@@ -518,7 +537,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         .await?;
     outcomes.add_outcome(
         "key-of-another-tenant",
-        Outcome::succeeded_stopped_or_not_proven(image.is_some(), &reply),
+        Outcome::of_reply(image.is_some(), &reply),
     );
     if let Some(image) = image {
         world
@@ -581,8 +600,9 @@ async fn queue_many_builds_before_one_of_the_victim() -> Result<Outcome> {
     );
     // The order shows it, on a busy machine too; the time would not.
     let evidence = format!("ran after {before} and before {after} of {FLOOD_BUILD_COUNT} builds");
-    Ok(Outcome::succeeded_or_stopped(
+    Ok(Outcome::of_status(
         before > MAX_BUILDS_BEFORE_VICTIMS,
+        reply.status,
         evidence,
     ))
 }
