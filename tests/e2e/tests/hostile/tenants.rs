@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::{BuildContext, gated_command},
+    client::HttpReply,
     crafted_layer::CraftedLayerBuilder,
 };
 
@@ -115,7 +116,7 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     },
     AttackDescription {
         name: "slots-of-another-tenant",
-        attempts: "queues many builds, so that another tenant's build waits for all of them",
+        attempts: "queues builds, so that another tenant's build waits for more than the one that runs",
         stopped_with: &[200],
     },
 ];
@@ -549,60 +550,62 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
     Ok(())
 }
 
-/// Queues builds of the attacker at a builder with one slot, then one of the victim's. The attack succeeded if more of
-/// the attacker's builds ran before the victim's than the one that was running already and two more.
+/// Queues builds of the attacker at a builder with one slot, whose first one runs until the victim's is queued too. The
+/// attack succeeded if another one of the attacker's ran before the victim's.
 async fn queue_many_builds_before_one_of_the_victim() -> Result<Outcome> {
-    const FLOOD_BUILD_COUNT: usize = 6;
-    /// The most builds of the attacker that may run before the victim's.
-    const MAX_BUILDS_BEFORE_VICTIMS: usize = 3;
-    const FLOOD_STEP_TIME: Duration = Duration::from_secs(2);
-    let settings = [("max_inflight", "1"), ("queue_wait", "2m")];
+    /// As many as the policy lets a tenant have at the same time.
+    const FLOOD_BUILD_COUNT: usize = 4;
+    let settings = [("max_inflight", "1"), ("queue_wait", "10m")];
     let world = AttackWorld::start_with_settings(&settings, &[]).await?;
     let base = world.testbed.build_busybox_once_and_get_name().await?;
-    let mut flood = tokio::task::JoinSet::new();
-    for number in 0..FLOOD_BUILD_COUNT {
-        let source = BuildContext::dockerfile(format!(
-            "FROM {base}\nRUN sleep {}; : flood\n",
-            FLOOD_STEP_TIME.as_secs()
-        ));
-        let config = json!({ "image": world.mallory.image(&format!("flood-{number}"), "1"), "skipPush": true, "noCache": true });
-        let (client, tar) = (
-            world.mallory.client.clone(),
-            source.tar_with_config_last(&config)?,
-        );
-        flood.spawn(async move { client.post_signed(tar).await });
+    let gate = "gate-of-the-flood";
+    let spawn_build = |tenant: &Tenant, name: String, before: &str| -> Result<_> {
+        let step = format!("FROM {base}\nRUN {before}sed 's/^/started at /' /proc/uptime\n");
+        let config = json!({ "image": tenant.image(&name, "1"), "skipPush": true, "noCache": true });
+        let tar = BuildContext::dockerfile(step).tar_with_config_last(&config)?;
+        let client = tenant.client.clone();
+        Ok(tokio::spawn(async move { client.post_signed(tar).await }))
+    };
+    let wait_until_in_flight = async |count: usize| {
+        let is_reached = async || {
+            let in_flight = world.builder.metric_value("slipway_builds_in_flight").await?;
+            Ok(in_flight >= count as f64)
+        };
+        world
+            .testbed
+            .wait_until_async_condition(&format!("{count} builds run or wait"), is_reached)
+            .await
+    };
+    let running = spawn_build(
+        &world.mallory,
+        "flood-running".to_owned(),
+        &format!("{}; ", gated_command(gate)),
+    )?;
+    world.testbed.wait_for_step(gate, true).await?;
+    let mut waiting = Vec::new();
+    for number in 1..FLOOD_BUILD_COUNT {
+        waiting.push(spawn_build(&world.mallory, format!("flood-{number}"), "")?);
     }
-    world.testbed.wait_for_step("sleep 2; : flood", true).await?;
-    let reply = world
-        .victim
-        .build_dockerfile_without_push_or_cache("slots", format!("FROM {base}\nRUN true\n"))
-        .await?;
-    let mut ended = Vec::new();
-    while let Some(build) = flood.try_join_next() {
-        ended.push(build?);
+    wait_until_in_flight(FLOOD_BUILD_COUNT).await?;
+    let victims = spawn_build(&world.victim, "slots".to_owned(), "")?;
+    wait_until_in_flight(FLOOD_BUILD_COUNT + 1).await?;
+    world.testbed.open_gate_of_step(gate)?;
+
+    let victims = victims.await??;
+    let started = start_of_step_in_seconds(&victims)?;
+    running.await??;
+    let mut before = 0;
+    for build in waiting {
+        before += usize::from(start_of_step_in_seconds(&build.await??)? <= started);
     }
-    let ended_before = ended.len();
-    ended.extend(flood.join_all().await);
-    ensure!(reply.status == 200, "{}", reply.text);
-    let (mut before, mut after) = (0, 0);
-    for (number, reply) in ended.into_iter().enumerate() {
-        let reply = reply.context("a build of the flood")?;
-        ensure!([200, 429].contains(&reply.status), "{}", reply.text);
-        match (reply.status, number < ended_before) {
-            (200, true) => before += 1,
-            (200, false) => after += 1,
-            _ => {}
-        }
-    }
-    ensure!(
-        before + after > MAX_BUILDS_BEFORE_VICTIMS,
-        "only {before} and {after} builds of the flood ran"
-    );
     // The order shows it, on a busy machine too; the time would not.
-    let evidence = format!("ran after {before} and before {after} of {FLOOD_BUILD_COUNT} builds");
-    Ok(Outcome::of_status(
-        before > MAX_BUILDS_BEFORE_VICTIMS,
-        reply.status,
-        evidence,
-    ))
+    let evidence = format!("{before} of {} waiting builds ran before", FLOOD_BUILD_COUNT - 1);
+    Ok(Outcome::of_status(before > 0, victims.status, evidence))
+}
+
+/// Returns when the step of a build began, by the machine's time since its start, which the step prints.
+fn start_of_step_in_seconds(reply: &HttpReply) -> Result<f64> {
+    let printed = reply.text.split("o: started at ").nth(1);
+    let seconds = printed.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    seconds.with_context(|| format!("the step has not run: {} {}", reply.status, reply.text))
 }
