@@ -31,17 +31,17 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     },
     AttackDescription {
         name: "memory-hog",
-        attempts: "takes memory without a limit in a step",
+        attempts: "reads the limit on the memory of a step, and exceeds it if it is at most 2 GiB",
         stopped_with: &[200],
     },
     AttackDescription {
         name: "processor-hog",
-        attempts: "keeps all processors busy in a step, without a limit or a lower share",
+        attempts: "reads the limit on the processors of a step, or its share of them",
         stopped_with: &[200],
     },
     AttackDescription {
         name: "disk-filler",
-        attempts: "writes to the machine's disk without a limit in a step",
+        attempts: "finds the machine's file system under a step, which it could fill",
         stopped_with: &[200],
     },
     AttackDescription {
