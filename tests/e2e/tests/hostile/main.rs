@@ -16,6 +16,7 @@ mod frontends;
 mod leaks;
 mod metadata;
 mod probe;
+mod registry_accounts;
 mod secrets;
 mod tenants;
 mod unsigned;
@@ -30,6 +31,7 @@ fn all_attacks() -> Vec<AttackDescription> {
         daemon::ATTACKS,
         metadata::ATTACKS,
         tenants::ATTACKS,
+        registry_accounts::ATTACKS,
         fetched_sources::ATTACKS,
         frontends::ATTACKS,
         contexts::ATTACKS,
