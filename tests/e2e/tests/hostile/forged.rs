@@ -22,12 +22,12 @@ use crate::{
 pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "forged-build-in-the-queue",
-        attempts: "puts an unsigned build, and one with a signature of another body, into NATS for builder-fn",
+        attempts: "puts an unsigned build, and one with a signature of another body, into the queue for builder-fn",
         stopped_with: &[401],
     },
     AttackDescription {
         name: "forged-hand-over-in-the-queue",
-        attempts: "puts a hand-over that is signed with a key for builds into NATS for deployer-fn",
+        attempts: "puts a hand-over that is signed with a key for builds into the queue for deployer-fn",
         stopped_with: &[401],
     },
     AttackDescription {

@@ -16,6 +16,7 @@ mod frontends;
 mod leaks;
 mod metadata;
 mod probe;
+mod queue_messages;
 mod registry_accounts;
 mod secrets;
 mod tenants;
@@ -39,6 +40,7 @@ fn all_attacks() -> Vec<AttackDescription> {
         exhaustion::ATTACKS,
         secrets::ATTACKS,
         forged::ATTACKS,
+        queue_messages::ATTACKS,
         unsigned::ATTACKS,
     ]
     .concat()
