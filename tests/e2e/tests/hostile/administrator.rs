@@ -34,27 +34,27 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "secrets-of-the-platform",
         attempts: "deploys a function with the gateway's password and Slipway's keys, and calls it",
-        stopped_with: &[403, 422],
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "secrets-by-another-spelling",
         attempts: "names these secrets in the field `SECRETS`",
-        stopped_with: &[403, 422],
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "function-named-deployer-fn",
         attempts: "deploys an image of the attacker's as deployer-fn",
-        stopped_with: &[403, 422],
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "function-named-builder-fn",
         attempts: "deploys an image of the attacker's as builder-fn",
-        stopped_with: &[403, 422],
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "function-named-by-another-spelling",
         attempts: "names deployer-fn in the field `SERVICE`, with its namespace",
-        stopped_with: &[403, 422],
+        stopped_with: &[403],
     },
 ];
 

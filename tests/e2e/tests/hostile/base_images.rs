@@ -24,52 +24,52 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "base-image-with-the-disk",
         attempts: "reads the machine's disk through a device in a base image",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "base-image-with-memory-devices",
         attempts: "reads the machine's memory and ports through devices in a base image",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "base-image-names-out",
         attempts: "writes outside of a layer by names with `..` and absolute names",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "base-image-hard-link-out",
         attempts: "makes a file of a layer a hard link to a file of the machine",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "base-image-through-a-link",
         attempts: "writes a file through a link that the same layer made",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "base-image-whiteout-out",
         attempts: "removes a file of the machine by a whiteout with `..` in its name, and behind a link",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "base-image-with-setuid",
         attempts: "becomes root of the machine by a setuid program in a step of another user",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "base-image-with-huge-passwd",
         attempts: "has the daemon read 256 MiB of /etc/passwd, packed into 1 MiB, for `USER`",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "base-image-with-huge-group",
         attempts: "has the daemon read 256 MiB of /etc/group on one line, for `COPY --chown`",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "base-image-with-a-device-as-passwd",
         attempts: "has the daemon read /dev/zero or a FIFO as /etc/passwd, for `USER`",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
 ];
 

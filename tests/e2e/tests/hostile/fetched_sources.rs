@@ -24,17 +24,17 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "git-checkout-by-commit",
         attempts: "names a commit of another tenant's git repository at a repository of the attacker's",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "git-repository-by-commit",
         attempts: "names another tenant's git repository by a commit without its token, with and without a user name",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "file-by-checksum",
         attempts: "names another tenant's file by its checksum at an address of the attacker's",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
 ];
 

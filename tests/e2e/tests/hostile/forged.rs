@@ -53,12 +53,12 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "replayed-build",
         attempts: "sends a recorded, signed build again",
-        stopped_with: &[403, 422],
+        stopped_with: &[409],
     },
     AttackDescription {
         name: "replayed-hand-over",
         attempts: "sends a recorded hand-over again after a newer one, to restore an old version",
-        stopped_with: &[403, 422],
+        stopped_with: &[409],
     },
 ];
 

@@ -21,7 +21,7 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "frontend-by-comment",
         attempts: "names a frontend by `# syntax=`, also without blanks, indented and in capitals",
-        stopped_with: &[403, 422],
+        stopped_with: &[200, 403],
     },
     AttackDescription {
         name: "frontend-by-other-comments",
@@ -36,47 +36,47 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "frontend-after-other-directives",
         attempts: "hides `# syntax=` behind `# escape=`, `# check=`, and a `#!` line",
-        stopped_with: &[403, 422],
+        stopped_with: &[200, 403],
     },
     AttackDescription {
         name: "frontend-behind-a-link",
         attempts: "names a frontend in a file that the Dockerfile is a symbolic link to",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "frontend-behind-a-folder-link",
         attempts: "names a frontend in a Dockerfile behind a link of its folder, and in a `dockerfile` in lower case",
-        stopped_with: &[403, 422],
+        stopped_with: &[400, 403, 422],
     },
     AttackDescription {
         name: "frontend-by-argument",
         attempts: "names a frontend by `ARG BUILDKIT_SYNTAX`, and by that build argument",
-        stopped_with: &[403, 422],
+        stopped_with: &[200, 400],
     },
     AttackDescription {
         name: "frontend-by-other-line-ends",
         attempts: "ends the line `# syntax=` with a carriage return, with NUL, and with none",
-        stopped_with: &[403, 422],
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "security-insecure",
         attempts: "runs a step by `RUN --security=insecure` and makes a device",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "network-host",
         attempts: "runs a step in the daemon's network by `RUN --network=host`",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "devices-by-name",
         attempts: "asks for devices by `RUN --device=`",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "options-of-the-frontend",
         attempts: "sets the frontend's options by build arguments: sandbox, multi-platform, named contexts",
-        stopped_with: &[403, 422],
+        stopped_with: &[400],
     },
 ];
 

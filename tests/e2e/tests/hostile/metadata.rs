@@ -99,57 +99,57 @@ const SOURCE_ATTACKS: [AttackDescription; 11] = [
     AttackDescription {
         name: "add-from-nats",
         attempts: "fetches NATS's page by `ADD http://127.0.0.1:8222/varz`",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-from-localhost",
         attempts: "fetches the same page from the names localhost and LOCALHOST",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-from-metadata",
         attempts: "fetches each metadata service with `ADD`",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-from-metadata-by-spelling",
         attempts: "spells 169.254.169.254 as one number, in hexadecimal, in octal, as IPv6, with a dot, with a user",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-from-metadata-by-name",
         attempts: "fetches metadata.google.internal, and a name of the attacker's with the same address",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-by-redirect",
         attempts: "fetches an allowed address that redirects to a metadata service",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-by-changing-dns",
         attempts: "fetches an allowed name whose address is allowed at first, and a metadata service's later",
-        stopped_with: &[403, 422],
+        stopped_with: &[200, 422],
     },
     AttackDescription {
         name: "git-from-metadata",
         attempts: "clones a repository from a metadata service and from loopback",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "image-from-metadata",
         attempts: "names an image at a metadata service in `FROM`",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "cache-from-metadata",
         attempts: "names an image at a metadata service in `cacheFrom`",
-        stopped_with: &[403, 422],
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "add-by-onbuild",
         attempts: "fetches a metadata service by an `ONBUILD` instruction of a base image",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
 ];
 

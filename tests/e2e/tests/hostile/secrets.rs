@@ -24,17 +24,17 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "secret-by-echo",
         attempts: "prints a build secret, so that whoever reads the log has it",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "secret-by-base64",
         attempts: "prints a build secret in base64, URL-safe and wrapped",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "secret-in-an-error",
         attempts: "has a build secret in the text of an error: an unknown command, a failed step",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "secret-in-the-history",
@@ -49,27 +49,27 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "secrets-of-another-build",
         attempts: "mounts a secret of a neighbour's running build by its id",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "secrets-of-the-builder",
         attempts: "mounts the builder's own secrets by their names and paths",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "agent-of-the-builder",
         attempts: "mounts an SSH agent of the builder",
-        stopped_with: &[403, 422],
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "registry-login-in-a-step",
         attempts: "finds the registry's password in the environment and the files of a step",
-        stopped_with: &[403, 422],
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "registry-login-for-another-registry",
         attempts: "names an image at a registry of the attacker's, which asks for credentials",
-        stopped_with: &[403, 422],
+        stopped_with: &[502],
     },
 ];
 
