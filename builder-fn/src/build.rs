@@ -12,6 +12,7 @@ mod explanation;
 mod index;
 mod part;
 mod retry;
+mod shared_daemon;
 mod solve;
 
 use std::pin::pin;
@@ -45,6 +46,7 @@ pub(crate) use call::BuilderCall;
 use call::wait_for_expiry;
 pub(crate) use deploy::DeploymentTenantAndLimits;
 use part::SolvePart;
+pub use shared_daemon::SharedDaemonRule;
 use solve::Solve;
 
 /// The operator's settings that apply to every build.
@@ -102,6 +104,8 @@ pub struct Builder {
     pub supersession: Supersession,
     /// The records of this process's builds.
     pub records: BuildRecords,
+    /// The rule for daemons that several tenants share.
+    pub shared_daemons: SharedDaemonRule,
     /// The exports of caches to the registry.
     pub cache_exports: CacheExports,
     /// The builder's metrics.

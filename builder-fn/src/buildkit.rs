@@ -24,6 +24,7 @@ mod shared_key;
 mod solve;
 mod status;
 mod tls;
+mod version;
 
 pub use address::{DaemonAddress, DaemonAddressError};
 pub use attributes::SolveAttributes;
@@ -59,6 +60,7 @@ pub use solve::{CacheExport, SOURCE_DATE_EPOCH, SolveOptions, StepLimits};
 pub use status::{AttemptFacts, BuildEvent, OrderedLogWithoutProgress, StepOrExportPartFacts};
 pub use tls::TlsError;
 pub(crate) use tls::{TlsDialer, TlsSecrets};
+pub use version::{BuildkitVersion, LOWEST_SHARED_BUILDKIT_RELEASE};
 
 /// The largest message that BuildKit's own client and daemon accept, in bytes; tonic's default is 4 MiB.
 const MAX_GRPC_MESSAGE_BYTES: usize = 16 << 20;

@@ -6,7 +6,10 @@ use std::time::Duration;
 use function_host::duration;
 use function_host::secret::SecretError;
 
-use crate::buildkit::{BuildFailure, ConnectError, FaultyParty, JobError, NoDaemonForPlatform, Platform};
+use crate::buildkit::{
+    BuildFailure, BuildkitVersion, ConnectError, FaultyParty, JobError, LOWEST_SHARED_BUILDKIT_RELEASE,
+    NoDaemonForPlatform, Platform,
+};
 use crate::hand_over::{DeploymentOutcome, DeploymentStatus};
 use crate::registry::ImageName;
 use crate::remote_context::{ContextError, ContextErrorKind};
@@ -121,6 +124,18 @@ pub(crate) enum Error {
     /// The policy names a BuildKit daemon for the tenant, whose address cannot be used.
     #[error("the policy is wrong: {0}")]
     TenantDaemon(String),
+    /// Several tenants build on a daemon whose version does not keep them apart, or is not known.
+    #[error(
+        "several tenants share BuildKit at {daemon}, whose version is {version}; the operator should update it to {} or later, \
+         or give each tenant a daemon of its own",
+        LOWEST_SHARED_BUILDKIT_RELEASE
+    )]
+    UnsafeSharedDaemon {
+        /// The address of the daemon, for messages.
+        daemon: String,
+        /// The version that the daemon reports.
+        version: BuildkitVersion,
+    },
     /// Every BuildKit daemon is bound to platforms, and none to one that the config names.
     #[error(
         "platforms: no BuildKit daemon of this builder builds for {platform}; choose among {}, or ask the operator for one \
@@ -321,6 +336,7 @@ impl Error {
             | Self::OperatorGitToken(_)
             | Self::StatusToken(_)
             | Self::TenantDaemon(_)
+            | Self::UnsafeSharedDaemon { .. }
             | Self::Connect(_)
             | Self::Lost(_)
             | Self::BuiltElsewhere { .. }

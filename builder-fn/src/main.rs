@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use builder_fn::build::{Builder, CacheExports};
+use builder_fn::build::{Builder, CacheExports, SharedDaemonRule};
 use builder_fn::build_threads::OptionalBuildThreads;
 use builder_fn::buildkit::{KnownAndAnsweringDaemonCounts, SharedKeyPool, TimeoutsForLastEvents};
 use builder_fn::builds::{BuildRecords, LeaseTimes, RecordStore, RecordStoreAccess, STORED_BODY_MAX_BYTES};
@@ -97,6 +97,10 @@ async fn setup(context: SetupContext) -> Result<App, SetupError> {
             .clone()
             .map(BuildRecords::also_kept_in_store)
             .unwrap_or_default(),
+        shared_daemons: SharedDaemonRule {
+            policy: settings.signatures.policy.clone(),
+            allows_any_version: settings.allows_any_buildkit_version,
+        },
         cache_exports: CacheExports::default(),
         metrics: metrics.clone(),
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use function_host::ErrorChain;
 use tokio::sync::watch;
 
-use crate::buildkit::{DaemonPool, KnownAndAnsweringDaemonCounts};
+use crate::buildkit::{DaemonPool, KnownAndAnsweringDaemonCounts, LOWEST_SHARED_BUILDKIT_RELEASE};
 
 /// The time between two probes of the daemons.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
@@ -17,13 +17,25 @@ pub async fn probe_periodically(pool: DaemonPool, sizes: watch::Sender<KnownAndA
         let (size, errors) = pool.probe_and_update_left_out_daemons().await;
         let before = sizes.send_replace(size);
         if before != size {
-            let KnownAndAnsweringDaemonCounts { known, answering } = size;
+            let KnownAndAnsweringDaemonCounts {
+                known,
+                answering,
+                outdated,
+            } = size;
             for error in &errors {
                 tracing::warn!(error = %ErrorChain(error), known, answering, "a BuildKit daemon does not answer");
             }
             match answering {
                 0 => tracing::warn!("BuildKit does not answer; the builder is not ready"),
                 _ => tracing::info!(known, answering, "BuildKit answers; the builder is ready"),
+            }
+            if outdated > before.outdated {
+                tracing::warn!(
+                    outdated,
+                    lowest = LOWEST_SHARED_BUILDKIT_RELEASE,
+                    "BuildKit is older than the lowest version without known advisories, or does not report its version; \
+                     tenants may not share such a daemon"
+                );
             }
         }
         tokio::time::sleep(PROBE_INTERVAL).await;
@@ -32,9 +44,17 @@ pub async fn probe_periodically(pool: DaemonPool, sizes: watch::Sender<KnownAndA
 
 /// Returns the line about the daemons in the answer to a readiness probe.
 pub fn describe_pool(
-    KnownAndAnsweringDaemonCounts { known, answering }: KnownAndAnsweringDaemonCounts,
+    KnownAndAnsweringDaemonCounts {
+        known,
+        answering,
+        outdated,
+    }: KnownAndAnsweringDaemonCounts,
 ) -> String {
-    format!("{answering} of {known} BuildKit daemons answer\n")
+    let age = match outdated {
+        0 => String::new(),
+        _ => format!("; {outdated} are not known to be version {LOWEST_SHARED_BUILDKIT_RELEASE} or later"),
+    };
+    format!("{answering} of {known} BuildKit daemons answer{age}\n")
 }
 
 #[cfg(test)]
@@ -44,6 +64,20 @@ mod tests {
 
     use super::*;
     use crate::buildkit::{Daemon, DialFuture, Dialer};
+
+    #[test]
+    fn readiness_tells_of_daemons_that_tenants_may_not_share() {
+        let counts = |outdated| KnownAndAnsweringDaemonCounts {
+            known: 3,
+            answering: 2,
+            outdated,
+        };
+        assert_eq!(describe_pool(counts(0)), "2 of 3 BuildKit daemons answer\n");
+        assert_eq!(
+            describe_pool(counts(1)),
+            "2 of 3 BuildKit daemons answer; 1 are not known to be version 0.34.2 or later\n"
+        );
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_daemon_that_is_down_is_probed_until_the_receiver_is_dropped() {
@@ -65,6 +99,7 @@ mod tests {
         let down = KnownAndAnsweringDaemonCounts {
             known: 1,
             answering: 0,
+            outdated: 0,
         };
         assert_eq!(*receiver.borrow(), down);
         assert!(dials.load(Ordering::Relaxed) >= 3);

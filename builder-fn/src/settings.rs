@@ -127,6 +127,8 @@ pub struct Settings {
     pub pool: DaemonPool,
     /// Whether a connection to a daemon leaves the machine and is not encrypted.
     pub is_exposed: bool,
+    /// Whether tenants may share a daemon that is old or does not report its version.
+    pub allows_any_buildkit_version: bool,
     /// The operator's credentials for registries, from the secret `registry-config`; empty if the secret is missing.
     pub credentials: DockerConfig,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
@@ -200,6 +202,7 @@ impl Settings {
         let DaemonSettings {
             pool,
             is_exposed,
+            allows_any_version: allows_any_buildkit_version,
             daemon_factory,
         } = daemon::read_daemon_settings(parser, secrets);
         let credentials = read_docker_config(parser, secrets);
@@ -221,6 +224,7 @@ impl Settings {
         let mut settings = Self {
             pool,
             is_exposed,
+            allows_any_buildkit_version,
             credentials,
             token_realms,
             tenants,

@@ -241,6 +241,10 @@ impl Builder {
         });
         // Boxed, because the futures of several connections are large, and the stack of a thread is not.
         let placed = Box::pin(placed).await?;
+        let tenant = request.tenant().map(AsRef::as_ref);
+        self.shared_daemons
+            .check_daemon(tenant, self.pool.address_for_messages(), &placed.connection)
+            .await?;
         // A request to cancel the call, which another builder took before this delivery.
         if placed.is_cancelled {
             return Err(Error::Cancelled);

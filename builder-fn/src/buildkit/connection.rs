@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{
-    DaemonAddress, Dialer, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES, MAX_GRPC_MESSAGE_BYTES,
-    Platform, TlsError,
+    BuildkitVersion, DaemonAddress, Dialer, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES,
+    MAX_GRPC_MESSAGE_BYTES, Platform, TlsError,
 };
 
 /// The longest wait for a connection to a daemon, and again for the answer to a check on it.
@@ -194,18 +194,12 @@ impl Daemon {
         }
     }
 
-    /// Connects to the daemon and checks that it answers a request.
+    /// Connects to the daemon, checks that it answers a request, and returns the version that it reports.
     ///
     /// # Errors
     /// Fails if the daemon cannot be reached or answers with an error.
-    pub async fn check_that_it_answers(&self) -> Result<(), ConnectError> {
-        let connection = self.connect().await?;
-        let answer = async { connection.control_client().info(InfoRequest {}).await };
-        match tokio::time::timeout(CONNECT_TIMEOUT, answer).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(self.unreachable_error(status)),
-            Err(elapsed) => Err(self.unreachable_error(elapsed)),
-        }
+    pub async fn check_that_it_answers(&self) -> Result<BuildkitVersion, ConnectError> {
+        self.connect().await?.ask_version().await
     }
 
     /// Returns [`Unreachable`](ConnectError::Unreachable) with this daemon's address and `source`.
@@ -242,6 +236,22 @@ impl Connection {
     /// Returns the daemon at the other end.
     pub fn daemon(&self) -> &Daemon {
         &self.daemon
+    }
+
+    /// Asks the daemon for the version that it reports of itself.
+    ///
+    /// # Errors
+    /// Fails if the daemon does not answer, or answers with an error.
+    pub(crate) async fn ask_version(&self) -> Result<BuildkitVersion, ConnectError> {
+        let answer = async { self.control_client().info(InfoRequest {}).await };
+        match tokio::time::timeout(CONNECT_TIMEOUT, answer).await {
+            Ok(Ok(answer)) => {
+                let version = answer.into_inner().buildkit_version.unwrap_or_default();
+                Ok(BuildkitVersion::new(version.version))
+            }
+            Ok(Err(status)) => Err(self.daemon.unreachable_error(status)),
+            Err(elapsed) => Err(self.daemon.unreachable_error(elapsed)),
+        }
     }
 
     /// Returns a client for the daemon's gRPC service `LLBBridge`, the gateway API.

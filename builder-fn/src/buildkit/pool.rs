@@ -71,13 +71,16 @@ type Members = Arc<[Arc<PoolMember>]>;
 /// A subscription to changes of which daemons a pool has.
 pub(crate) struct PoolChanges(watch::Receiver<Members>);
 
-/// The number of daemons that a pool has, and of those that answered a probe.
+/// The number of daemons that a pool has, of those that answered a probe, and of those that tenants may not share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KnownAndAnsweringDaemonCounts {
     /// The number of daemons that the pool has.
     pub known: usize,
     /// The number of daemons that answered when they were probed.
     pub answering: usize,
+    /// The number of daemons that answered, and are older than
+    /// [`LOWEST_SHARED_BUILDKIT_RELEASE`](super::LOWEST_SHARED_BUILDKIT_RELEASE) or of an unknown version.
+    pub outdated: usize,
 }
 
 impl DaemonPool {
@@ -236,20 +239,29 @@ impl DaemonPool {
         let probes = members.iter().cloned().map(|member| async move {
             let answer = member.daemon.check_that_it_answers().await;
             match &answer {
-                Ok(()) => member.readmit(),
+                Ok(_) => member.readmit(),
                 Err(_) => member.leave_out(),
             }
-            answer.err()
+            answer
         });
         let answers: Vec<_> = futures_util::stream::iter(probes)
             .buffer_unordered(CONCURRENT_PROBES_MAX)
             .collect()
             .await;
-        let errors: Vec<_> = answers.into_iter().flatten().collect();
-        let size = KnownAndAnsweringDaemonCounts {
+        let mut size = KnownAndAnsweringDaemonCounts {
             known: members.len(),
-            answering: members.len() - errors.len(),
+            ..KnownAndAnsweringDaemonCounts::default()
         };
+        let mut errors = Vec::new();
+        for answer in answers {
+            match answer {
+                Ok(version) => {
+                    size.answering += 1;
+                    size.outdated += usize::from(!version.may_be_shared());
+                }
+                Err(error) => errors.push(error),
+            }
+        }
         if let Some(metrics) = self.0.metrics.get() {
             metrics.show_size(size);
         }

@@ -10,6 +10,7 @@
 //! | `buildkit_cert`, `buildkit_key` | `buildkit-cert`, `buildkit-key` | the secrets with the builder's own certificate
 //! and key |
 //! | `buildkit_plaintext` | `false` | whether `tcp://` to another machine may do without TLS |
+//! | `buildkit_any_version` | `false` | whether tenants may share a daemon that is old or does not report its version |
 //!
 //! Each of several addresses is one daemon. The host name of a single address may have several IP addresses, each of
 //! which is a daemon then. `PLATFORM=` before an address binds its daemon to a platform; of the daemons that are bound
@@ -39,6 +40,8 @@ pub(super) struct DaemonSettings {
     pub(super) pool: DaemonPool,
     /// Whether a connection to one of the builder's daemons is unencrypted and leaves this machine.
     pub(super) is_exposed: bool,
+    /// Whether tenants may share a daemon of any version.
+    pub(super) allows_any_version: bool,
     /// Creates handles of the daemons that a policy names, whose connections use the same TLS secrets.
     pub(super) daemon_factory: DaemonFactory,
 }
@@ -119,6 +122,7 @@ pub(super) fn read_daemon_settings(parser: &mut SettingsParser<'_>, secrets: &Se
     DaemonSettings {
         pool,
         is_exposed,
+        allows_any_version: parser.flag("buildkit_any_version", false),
         daemon_factory: Arc::new(move |text| {
             let addresses = parse_daemon_addresses(text)?;
             transport

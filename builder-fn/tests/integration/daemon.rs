@@ -9,9 +9,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use bollard_buildkit_proto::moby::buildkit::v1::control_server::{Control, ControlServer};
+use bollard_buildkit_proto::moby::buildkit::v1::types::BuildkitVersion;
 use bollard_buildkit_proto::moby::buildkit::v1::*;
 pub(crate) use bridge::{BridgeSolveCall, LookupCall};
-use builder_fn::buildkit::{Daemon, DialFuture, Dialer};
+use builder_fn::buildkit::{Daemon, DialFuture, Dialer, LOWEST_SHARED_BUILDKIT_RELEASE};
 use futures_util::{Stream, StreamExt};
 pub(crate) use history::{FakeHistory, HistoryBehaviour};
 use hyper_util::rt::TokioIo;
@@ -64,6 +65,8 @@ pub(crate) struct SessionCall {
 
 /// The gRPC server of the fake daemon.
 struct FakeControl {
+    /// The version that the daemon reports.
+    version: String,
     history: FakeHistory,
     solves: mpsc::UnboundedSender<SolveCall>,
     statuses: mpsc::UnboundedSender<StatusCall>,
@@ -115,8 +118,14 @@ pub(crate) fn start_fake_daemon() -> (Daemon, DaemonCalls) {
     start_fake_daemon_at("the daemon in this test")
 }
 
-/// Starts a fake daemon at `address`, and returns it with the calls that reach it.
+/// Starts a fake daemon at `address`, and returns it with the calls that reach it. It reports the lowest version that
+/// tenants may share.
 pub(crate) fn start_fake_daemon_at(address: &str) -> (Daemon, DaemonCalls) {
+    start_fake_daemon_of_version(address, &format!("v{LOWEST_SHARED_BUILDKIT_RELEASE}"))
+}
+
+/// Starts a fake daemon at `address` that reports this version, and returns it with the calls that reach it.
+pub(crate) fn start_fake_daemon_of_version(address: &str, version: &str) -> (Daemon, DaemonCalls) {
     let history = FakeHistory::default();
     let (dials, dialled) = mpsc::unbounded_channel();
     let (solves, solve_calls) = mpsc::unbounded_channel();
@@ -129,6 +138,7 @@ pub(crate) fn start_fake_daemon_at(address: &str) -> (Daemon, DaemonCalls) {
         solves,
         statuses,
         sessions,
+        version: version.to_owned(),
     });
     let incoming = UnboundedReceiverStream::new(dialled).map(Ok::<_, io::Error>);
     let server = tokio::spawn(async move {
@@ -317,7 +327,12 @@ impl Control for FakeControl {
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(InfoResponse::default()))
+        Ok(Response::new(InfoResponse {
+            buildkit_version: Some(BuildkitVersion {
+                version: self.version.clone(),
+                ..BuildkitVersion::default()
+            }),
+        }))
     }
 
     async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Result<Response<DiskUsageResponse>, Status> {

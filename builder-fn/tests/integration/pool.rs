@@ -496,7 +496,11 @@ async fn the_readiness_probe_counts_the_daemons_that_answer() {
         for number in answering..3 {
             fakes.kill(number);
         }
-        let size = KnownAndAnsweringDaemonCounts { known: 3, answering };
+        let size = KnownAndAnsweringDaemonCounts {
+            known: 3,
+            answering,
+            outdated: 0,
+        };
         complete_or_panic(sizes.wait_for(|found| *found == size))
             .await
             .expect("it probes");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use builder_fn::build::{BuildSettings, Builder, CacheExports};
+use builder_fn::build::{BuildSettings, Builder, CacheExports, SharedDaemonRule};
 use builder_fn::build_threads::OptionalBuildThreads;
 use builder_fn::buildkit::{DaemonPool, TimeoutsForLastEvents};
 use builder_fn::builds::{
@@ -131,6 +131,7 @@ impl TestBuilder {
             timeouts: TimeoutsForLastEvents::default(),
             slots: BuildSlots::unlimited_except_for_tenants(),
             records: BuildRecords::default(),
+            shared_daemons: SharedDaemonRule::default(),
             cache_exports: CacheExports::default(),
             metrics: metrics.clone(),
         };
@@ -203,7 +204,14 @@ impl TestBuilder {
     pub(crate) fn with_policy(mut self, policy: &Value) -> Self {
         self.write_secret("policy.json", &policy.to_string());
         let file = PolicyFile::open(self.secrets.path().join("policy.json")).expect("a policy");
+        self.api.builder.shared_daemons.policy = Some(file.clone());
         self.api.signatures.policy = Some(file);
+        self
+    }
+
+    /// Lets tenants share a daemon that is old or does not report its version.
+    pub(crate) fn with_shared_daemons_of_any_version(mut self) -> Self {
+        self.api.builder.shared_daemons.allows_any_version = true;
         self
     }
 

@@ -37,6 +37,53 @@ fn builder_with_tenant_acme(daemon: Daemon, additional_rules: Value) -> TestBuil
     builder
 }
 
+/// Returns a builder whose policy has these tenants, on a daemon that reports this version.
+fn builder_on_daemon_of_version(version: &str, tenants: &[&str]) -> (TestBuilder, DaemonCalls) {
+    let (daemon, calls) = daemon::start_fake_daemon_of_version("the shared daemon", version);
+    let rules: serde_json::Map<String, Value> = tenants
+        .iter()
+        .map(|name| ((*name).to_owned(), json!({ "keys": [format!("{name}-payload")] })))
+        .collect();
+    let builder = TestBuilder::new(daemon).with_policy(&json!({ "tenants": rules }));
+    builder.write_secret("acme-payload", ACME_KEY);
+    (builder, calls)
+}
+
+#[tokio::test]
+async fn tenants_share_no_daemon_that_is_old_or_of_unknown_version() {
+    for version in ["v0.34.1", "v0.0.0+unknown", ""] {
+        let (builder, mut calls) = builder_on_daemon_of_version(version, &["acme", "other"]);
+        let tar = request_tar_with(json!({"image": "registry:5000/acme/app:1"}));
+        let answer = builder.send_build_signed_with(ACME_KEY, None, tar).await;
+        assert_eq!(answer.status, 502, "{version}: {answer:?}");
+        let error = answer.body["error"].as_str().expect("an error");
+        for part in ["the shared daemon", version, "0.34.2 or later"] {
+            assert!(error.contains(part), "{version}: {error}");
+        }
+        assert!(
+            calls.solves.try_recv().is_err(),
+            "{version}: the build has reached the daemon"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_old_daemon_builds_for_a_single_tenant_and_for_tenants_whom_the_operator_lets_share_it() {
+    for (version, tenants, allows_any_version) in [
+        ("v0.34.1", &["acme"][..], false),
+        ("v0.34.1", &["acme", "other"], true),
+        ("", &["acme", "other"], true),
+        ("v0.34.2", &["acme", "other"], false),
+    ] {
+        let (mut builder, mut calls) = builder_on_daemon_of_version(version, tenants);
+        if allows_any_version {
+            builder = builder.with_shared_daemons_of_any_version();
+        }
+        let (solve, _status, _session) = start_tenant_build(builder, &mut calls).await;
+        assert_eq!(solve.request.frontend_attrs["hostname"], "acme", "{version}");
+    }
+}
+
 /// Starts a build of the tenant's image, and waits for its calls.
 async fn start_tenant_build(
     builder: TestBuilder,

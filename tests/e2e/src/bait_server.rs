@@ -28,12 +28,22 @@ pub const BAIT_TEXT: &str = "the-bait-was-taken";
 #[derive(Debug)]
 pub struct BaitServer {
     address: SocketAddr,
-    requests: PathsAndAuthorizations,
+    requests: RecordedRequests,
     serving: JoinHandle<()>,
 }
 
-/// The path and the header `Authorization` of each received request.
-type PathsAndAuthorizations = Arc<Mutex<Vec<(String, Option<String>)>>>;
+/// All received requests, in order.
+type RecordedRequests = Arc<Mutex<Vec<RecordedRequest>>>;
+
+/// What a server keeps of a received request.
+#[derive(Debug)]
+struct RecordedRequest {
+    path: String,
+    /// The value of the header `Authorization`.
+    credentials: Option<String>,
+    /// The number in the header `X-Function-Status`, which the queue-worker adds to the answer that it delivers.
+    function_status: Option<u16>,
+}
 
 impl BaitServer {
     /// Starts a server on this address of this machine; port 0 selects a free one.
@@ -55,7 +65,7 @@ impl BaitServer {
     /// Returns the paths of all requests so far.
     pub fn request_paths(&self) -> Vec<String> {
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.iter().map(|(path, _)| path.clone()).collect()
+        requests.iter().map(|request| request.path.clone()).collect()
     }
 
     /// Returns the value of the header `Authorization` of each request that has one.
@@ -63,7 +73,16 @@ impl BaitServer {
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         requests
             .iter()
-            .filter_map(|(_, credentials)| credentials.clone())
+            .filter_map(|request| request.credentials.clone())
+            .collect()
+    }
+
+    /// Returns the statuses of the functions whose answers the queue delivered here as callbacks.
+    pub fn delivered_function_statuses(&self) -> Vec<u16> {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests
+            .iter()
+            .filter_map(|request| request.function_status)
             .collect()
     }
 
@@ -71,7 +90,7 @@ impl BaitServer {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let requests = PathsAndAuthorizations::default();
+        let requests = RecordedRequests::default();
         let app = Router::new()
             .fallback(record_and_answer_request)
             .with_state(Arc::clone(&requests));
@@ -93,7 +112,7 @@ impl Drop for BaitServer {
 }
 
 async fn record_and_answer_request(
-    State(requests): State<PathsAndAuthorizations>,
+    State(requests): State<RecordedRequests>,
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
@@ -102,10 +121,17 @@ async fn record_and_answer_request(
         .get(AUTHORIZATION)
         .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let is_known = credentials.is_some();
+    let function_status = headers
+        .get("X-Function-Status")
+        .and_then(|value| value.to_str().ok()?.parse().ok());
     requests
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .push((path.to_owned(), credentials));
+        .push(RecordedRequest {
+            path: path.to_owned(),
+            credentials,
+            function_status,
+        });
     if path.starts_with("/v2/") && !is_known {
         return (
             StatusCode::UNAUTHORIZED,

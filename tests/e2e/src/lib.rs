@@ -31,6 +31,7 @@ pub mod functions;
 pub mod git_server;
 pub mod incompressible;
 mod logged_process;
+pub mod nats_streaming;
 pub mod network_namespace;
 pub mod outage;
 pub mod pausing_proxy;

@@ -47,9 +47,36 @@ pub const TOKEN_USER_PASSWORD: &str = "the password of ann";
 /// The identity token that gets tokens without a user name.
 pub const IDENTITY_TOKEN: &str = "the identity token";
 
+/// An account at the token server. It gets tokens for its own repositories, and for nothing else.
+#[derive(Debug, Clone)]
+pub struct RegistryAccount {
+    /// The user name.
+    pub user: String,
+    /// The password.
+    pub password: String,
+    /// The prefixes of the names of the repositories that the account may pull from and push to; an empty prefix allows
+    /// all.
+    pub repository_prefixes: Vec<String>,
+}
+
+impl RegistryAccount {
+    fn may_use(&self, repository: &str) -> bool {
+        let mut prefixes = self.repository_prefixes.iter();
+        prefixes.any(|prefix| repository.starts_with(prefix.as_str()))
+    }
+
+    /// Returns the value of the header `Authorization` with the account's user name and password.
+    fn basic_authorization(&self) -> String {
+        format!(
+            "Basic {}",
+            STANDARD.encode(format!("{}:{}", self.user, self.password))
+        )
+    }
+}
+
 /// A running registry and its token server; both stop on drop.
 pub struct TokenRegistry {
-    _process: LoggedProcess,
+    process: LoggedProcess,
     _token_proxy: Option<TlsProxy>,
     dir: tempfile::TempDir,
     tokens: Arc<TokenSignerWithIssuedLog>,
@@ -58,17 +85,31 @@ pub struct TokenRegistry {
     pub host: String,
 }
 
-/// The signer of tokens, and a description of each issued one.
+/// The signer of tokens, the accounts that get them, and a description of each issued token.
 struct TokenSignerWithIssuedLog {
     signer: EcdsaKeyPair,
     certificate: String,
+    accounts: Vec<RegistryAccount>,
     issued: Mutex<Vec<String>>,
+    /// The scopes that were not granted, each with the user who asked for it.
+    refused: Mutex<Vec<(String, String)>>,
 }
 
 impl TokenRegistry {
-    /// Starts the registry and its token server on the loopback address. The token server has no TLS.
+    /// Starts the registry and its token server on the loopback address. The token server has no TLS, and one account,
+    /// [`TOKEN_USER`], which may use all repositories.
     pub async fn start(testbed: &Testbed, authority: &CertificateAuthority) -> Result<Self> {
-        Self::start_with_token_proxy(testbed, authority, false).await
+        Self::start_with_token_proxy(testbed, authority, false, vec![account_with_all_repositories()]).await
+    }
+
+    /// Starts the registry on the loopback address, and its token server, which has TLS, at `localhost`, with these
+    /// accounts.
+    pub async fn start_with_accounts(
+        testbed: &Testbed,
+        authority: &CertificateAuthority,
+        accounts: Vec<RegistryAccount>,
+    ) -> Result<Self> {
+        Self::start_with_token_proxy(testbed, authority, true, accounts).await
     }
 
     /// Starts the registry on the loopback address, and its token server, which has TLS, at `localhost`.
@@ -76,13 +117,14 @@ impl TokenRegistry {
         testbed: &Testbed,
         authority: &CertificateAuthority,
     ) -> Result<Self> {
-        Self::start_with_token_proxy(testbed, authority, true).await
+        Self::start_with_token_proxy(testbed, authority, true, vec![account_with_all_repositories()]).await
     }
 
     async fn start_with_token_proxy(
         testbed: &Testbed,
         authority: &CertificateAuthority,
         token_server_has_tls: bool,
+        accounts: Vec<RegistryAccount>,
     ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let identity = authority.issue_certificate("127.0.0.1")?;
@@ -101,7 +143,7 @@ impl TokenRegistry {
             false => None,
         };
         let realm = format!("{}/token", proxy.as_ref().map_or(url.as_str(), TlsProxy::url));
-        let tokens = Arc::new(TokenSignerWithIssuedLog::new(&signing)?);
+        let tokens = Arc::new(TokenSignerWithIssuedLog::new(&signing, accounts)?);
         let app = Router::new()
             .route(
                 "/token",
@@ -128,7 +170,7 @@ impl TokenRegistry {
             })
             .await?;
         Ok(Self {
-            _process: process,
+            process,
             _token_proxy: proxy,
             dir,
             tokens,
@@ -147,6 +189,39 @@ impl TokenRegistry {
     pub fn take_issued_token_descriptions(&self) -> Vec<String> {
         std::mem::take(&mut self.tokens.issued.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// Takes the list of scopes that were not granted since the last call, each with the user who asked for it.
+    pub fn take_users_and_refused_scopes(&self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.tokens.refused.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns the number of requests so far that the registry itself rejected because their token is not for the
+    /// repository.
+    pub fn requests_rejected_for_scope(&self) -> usize {
+        let log = self.process.log_text();
+        log.lines()
+            .filter(|line| line.contains("insufficient scope"))
+            .count()
+    }
+
+    /// Returns the digest that a tag names; `None` if the registry has no such tag.
+    pub fn digest_of_tag(&self, repository: &str, tag: &str) -> Result<Option<String>> {
+        let link =
+            format!("data/docker/registry/v2/repositories/{repository}/_manifests/tags/{tag}/current/link");
+        match fs::read_to_string(self.dir.path().join(link)) {
+            Ok(digest) => Ok(Some(digest)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn account_with_all_repositories() -> RegistryAccount {
+    RegistryAccount {
+        user: TOKEN_USER.to_owned(),
+        password: TOKEN_USER_PASSWORD.to_owned(),
+        repository_prefixes: vec![String::new()],
+    }
 }
 
 impl Drop for TokenRegistry {
@@ -156,7 +231,7 @@ impl Drop for TokenRegistry {
 }
 
 impl TokenSignerWithIssuedLog {
-    fn new(signing: &CertificateWithKey) -> Result<Self> {
+    fn new(signing: &CertificateWithKey, accounts: Vec<RegistryAccount>) -> Result<Self> {
         let der = |pem: &str| -> Result<Vec<u8>> {
             let lines: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
             Ok(STANDARD.decode(lines)?)
@@ -169,8 +244,30 @@ impl TokenSignerWithIssuedLog {
         Ok(Self {
             signer: signer.map_err(|error| anyhow::anyhow!("reading the token key: {error}"))?,
             certificate: STANDARD.encode(der(&signing.certificate)?),
+            accounts,
             issued: Mutex::default(),
+            refused: Mutex::default(),
         })
+    }
+
+    /// Returns the scopes among `scopes` that an account may use, separated by spaces, and records the others. Like a
+    /// registry's own token server, it issues a token for the rest instead of an error.
+    fn record_refused_and_return_granted_scopes(&self, account: &RegistryAccount, scopes: &[&str]) -> String {
+        let is_granted = |scope: &&str| {
+            let name_and_actions = scope.strip_prefix("repository:");
+            let name = name_and_actions.and_then(|rest| Some(rest.rsplit_once(':')?.0));
+            name.is_some_and(|name| account.may_use(name))
+        };
+        let scopes = scopes.iter().flat_map(|scopes| scopes.split_whitespace());
+        let (granted, refused): (Vec<&str>, Vec<&str>) = scopes.partition(is_granted);
+        let refused = refused
+            .into_iter()
+            .map(|scope| (account.user.clone(), scope.to_owned()));
+        self.refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(refused);
+        granted.join(" ")
     }
 
     /// Signs a token for the scopes, and records who got it, how, and for which scopes.
@@ -221,28 +318,28 @@ fn unauthorized_response() -> (StatusCode, Json<Value>) {
     (StatusCode::UNAUTHORIZED, Json(json!({ "error": "no" })))
 }
 
-/// Answers `GET /token`: issues a token for the scopes to [`TOKEN_USER`] with the right password, else 401.
+/// Answers `GET /token`: issues a token to an account with the right password, for those of the scopes that it may use,
+/// else 401.
 async fn issue_token_for_password(
     State(tokens): State<Arc<TokenSignerWithIssuedLog>>,
     Query(query): Query<Vec<(String, String)>>,
     headers: HeaderMap,
 ) -> (StatusCode, Json<Value>) {
-    let expected = format!(
-        "Basic {}",
-        STANDARD.encode(format!("{TOKEN_USER}:{TOKEN_USER_PASSWORD}"))
-    );
-    let is_good = headers
-        .get("authorization")
-        .is_some_and(|given| given.as_bytes() == expected.as_bytes());
-    if !is_good {
+    let given = headers.get("authorization").map(|given| given.as_bytes());
+    let account = tokens
+        .accounts
+        .iter()
+        .find(|account| given == Some(account.basic_authorization().as_bytes()));
+    let Some(account) = account else {
         return unauthorized_response();
-    }
+    };
     let scopes: Vec<&str> = query
         .iter()
         .filter(|(name, _)| name == "scope")
         .map(|(_, scope)| scope.as_str())
         .collect();
-    tokens.record_and_issue_token(TOKEN_USER, "password", &scopes.join(" "))
+    let granted = tokens.record_refused_and_return_granted_scopes(account, &scopes);
+    tokens.record_and_issue_token(&account.user, "password", &granted)
 }
 
 /// Answers `POST /token`: issues a token for the scope to whoever has [`IDENTITY_TOKEN`], else 401.

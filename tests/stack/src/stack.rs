@@ -13,7 +13,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use crate::{
-    address::{BRIDGE_ADDRESS, NATS_MONITOR_PORT, PROVIDER_PORT},
+    address::{BRIDGE_ADDRESS, NATS_MONITOR_PORT, NATS_PORT, PROVIDER_PORT},
     command::{last_lines_each_cut, new_command, run_program_with_input},
     control::{self, CommandAnswerEvent, ControlClient, PartStateAndDuration, SupervisorCommand},
     credentials::GatewayAndRegistryLogins,
@@ -127,6 +127,16 @@ impl Stack {
     /// Returns the address of the monitoring of NATS Streaming within the stack's network.
     pub fn nats_monitor_address_in_stack_network(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, NATS_MONITOR_PORT).into()
+    }
+
+    /// Returns the address of NATS Streaming within the stack's network, for clients of NATS.
+    pub fn nats_address_in_stack_network(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, NATS_PORT).into()
+    }
+
+    /// Returns the name of the stack's NATS Streaming cluster, which clients have to know.
+    pub fn nats_cluster_name(&self) -> &'static str {
+        supervisor::NATS_CLUSTER_NAME
     }
 
     /// Returns the address of this machine for processes in the stack's network. Fails for an external stack.

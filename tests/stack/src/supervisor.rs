@@ -25,7 +25,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::{forward::Forwarder, parts::PartsHandle};
 pub(crate) use self::{
     logs::rotated_log_path,
-    part_spec::{PartStartSpec, StackDirAndPlan, command_with_clean_environment, egress_spec},
+    part_spec::{
+        NATS_CLUSTER_NAME, PartStartSpec, StackDirAndPlan, command_with_clean_environment, egress_spec,
+    },
     parts::PartSource,
     ready::HttpCommandLogOrRouteCheck,
     reaper::ProcessReaper,

@@ -140,11 +140,8 @@ impl GoBuildCgoTagsAndLdflags {
             // runc enters namespaces in C, before Go's runtime starts threads, and filters system calls with
             // libseccomp.
             "runc" => options("1", "-tags=seccomp,urfave_cli_no_docs", ""),
-            "kubernetes" => {
-                let path = source.join("go.mod");
-                let text = fs::read_to_string(&path).with_operation("read", &path)?;
-                options("0", "-tags=", &kubernetes_version_ldflags(&text))
-            }
+            "kubernetes" => options("0", "-tags=", &kubernetes_version_ldflags(&read_go_mod(source)?)),
+            "buildkit" => options("0", "-tags=", &buildkit_version_ldflags(&read_go_mod(source)?)),
             _ => options("0", "-tags=", ""),
         })
     }
@@ -153,11 +150,7 @@ impl GoBuildCgoTagsAndLdflags {
 /// Returns the linker flags that make the programs of Kubernetes report the version in `go.mod`. Without them they
 /// report v0.0.0, and charts that need a version refuse to be installed.
 fn kubernetes_version_ldflags(go_mod: &str) -> String {
-    let version = go_mod
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "))
-        .and_then(|rest| rest.split(' ').next())
-        .unwrap_or_default();
+    let version = required_version(go_mod, "k8s.io/kubernetes");
     let mut numbers = version.trim_start_matches('v').split('.');
     let values = [
         ("gitVersion", version),
@@ -168,6 +161,28 @@ fn kubernetes_version_ldflags(go_mod: &str) -> String {
     values
         .map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}"))
         .concat()
+}
+
+/// Returns the linker flags that make BuildKit's programs report the version in `go.mod`, as those of its releases do.
+/// builder-fn lets no two tenants share a daemon that does not report its version.
+fn buildkit_version_ldflags(go_mod: &str) -> String {
+    let version = required_version(go_mod, "github.com/moby/buildkit");
+    format!(" -X github.com/moby/buildkit/version.Version={version}")
+}
+
+fn read_go_mod(module_directory: &Path) -> Result<String> {
+    let path = module_directory.join("go.mod");
+    fs::read_to_string(&path).with_operation("read", &path)
+}
+
+/// Returns the version of a module that `go.mod` requires, such as `v1.2.3`; empty if it does not require the module.
+fn required_version<'a>(go_mod: &'a str, module: &str) -> &'a str {
+    let requirement = go_mod
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(module)?.strip_prefix(' '));
+    requirement
+        .and_then(|rest| rest.split(' ').next())
+        .unwrap_or_default()
 }
 
 /// Returns the directory of a Go module in the repository.
@@ -231,6 +246,20 @@ mod tests {
         let source = module_source_directory("kubernetes");
         let options = GoBuildCgoTagsAndLdflags::of_module("kubernetes", &source).unwrap();
         assert!(options.ldflags.contains("gitMajor=1 "), "{options:?}");
+    }
+
+    #[test]
+    fn the_linker_flags_of_buildkit_have_the_version_in_go_mod() {
+        let source = module_source_directory("buildkit");
+        let options = GoBuildCgoTagsAndLdflags::of_module("buildkit", &source).unwrap();
+        let (_, version) = options
+            .ldflags
+            .split_once("github.com/moby/buildkit/version.Version=v")
+            .unwrap();
+        assert!(
+            version.starts_with(|first: char| first.is_ascii_digit()),
+            "{options:?}"
+        );
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl PoolMetrics {
             daemons: IntGaugeVec::new(
                 Opts::new(
                     "slipway_buildkit_daemons",
-                    "BuildKit daemons of the builder, by state: known or answering.",
+                    "BuildKit daemons of the builder, by state: known, answering, or outdated.",
                 ),
                 &["state"],
             )?,
@@ -63,9 +63,13 @@ impl PoolMetrics {
         Ok(metrics)
     }
 
-    /// Shows how many daemons there are and how many answer.
+    /// Shows how many daemons there are, how many answer, and how many of these tenants may not share.
     pub(super) fn show_size(&self, size: KnownAndAnsweringDaemonCounts) {
-        for (state, count) in [("known", size.known), ("answering", size.answering)] {
+        for (state, count) in [
+            ("known", size.known),
+            ("answering", size.answering),
+            ("outdated", size.outdated),
+        ] {
             let gauge = self.daemons.with_label_values(&[state]);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }

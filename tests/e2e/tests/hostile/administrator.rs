@@ -15,9 +15,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{
-        AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error_or_text,
-    },
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes},
     world::AttackWorld,
 };
 
@@ -36,22 +34,27 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "secrets-of-the-platform",
         attempts: "deploys a function with the gateway's password and Slipway's keys, and calls it",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "secrets-by-another-spelling",
         attempts: "names these secrets in the field `SECRETS`",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "function-named-deployer-fn",
         attempts: "deploys an image of the attacker's as deployer-fn",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "function-named-builder-fn",
         attempts: "deploys an image of the attacker's as builder-fn",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "function-named-by-another-spelling",
         attempts: "names deployer-fn in the field `SERVICE`, with its namespace",
+        stopped_with: &[403],
     },
 ];
 
@@ -104,10 +107,8 @@ async fn no_build_without_a_policy_gets_platform_secrets_or_replaces_slipways_fu
         let writes = gateway.changing_system_requests();
         outcomes.add_outcome(
             name,
-            Outcome::succeeded_or_stopped(
-                !writes.is_empty(),
-                format!("{}; {writes:?}", describe_reply_status_and_error_or_text(&reply)),
-            ),
+            Outcome::of_reply(false, &reply)
+                .succeeded_too_if(!writes.is_empty(), format!("the gateway got {writes:?}")),
         );
     }
     neighbour.stop_and_assert_builds_correct_and_on_time().await?;
@@ -175,8 +176,5 @@ async fn deploy_with_platform_secrets_and_look_for_gateway_password(
     let password = testbed.stack.gateway.password.trim();
     ensure!(!password.is_empty(), "the gateway has no password");
     // The password is not shown.
-    Ok(Outcome::succeeded_stopped_or_not_proven(
-        answer.1.contains(password),
-        &reply,
-    ))
+    Ok(Outcome::of_reply(answer.1.contains(password), &reply))
 }

@@ -25,6 +25,9 @@ const REPORT_FILE_VARIABLE_NAME: &str = "SLIPWAY_HOSTILE_REPORT";
 pub(crate) struct AttackDescription {
     pub(crate) name: &'static str,
     pub(crate) attempts: &'static str,
+    /// The statuses of the answers by which the attack counts as stopped: an answer with another one, such as that of a
+    /// busy or failing platform, proves nothing. Empty for an attack that gets no answer.
+    pub(crate) stopped_with: &'static [u16],
 }
 
 /// Returns both lists of attacks in one; `N` has to be the sum of their lengths.
@@ -47,56 +50,123 @@ pub(crate) const fn concat_attacks<const A: usize, const B: usize, const N: usiz
     all
 }
 
-/// The outcome of an attack, with the evidence for it.
-#[derive(Debug)]
-pub(crate) enum Outcome {
+/// The outcome of an attack, whose attempts have all to be stopped. [`AttackDescription::stopped_with`] decides whether
+/// they were.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outcome {
+    /// Whether the attacker got what the attack attempts.
+    has_succeeded: bool,
+    /// The status of the answer to each attempt, `None` for an attempt that gets no answer over HTTP.
+    statuses: Vec<Option<u16>>,
+    evidence: String,
+}
+
+/// What is known about an attack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
     /// The attacker got what the attack attempts.
-    Succeeded(String),
-    /// The attacker got nothing.
-    Stopped(String),
+    Succeeded,
+    /// The attacker got nothing, and every attempt had an answer that says so.
+    Stopped,
     /// The attacker got nothing, and it is not known whether the attack was stopped: it may not have run at all.
-    NotProven(String),
+    NotProven,
 }
 
 impl Outcome {
-    /// Returns the outcome `Succeeded` if `succeeded` is true, and `Stopped` otherwise.
-    pub(crate) fn succeeded_or_stopped(succeeded: bool, evidence: impl Into<String>) -> Self {
-        match succeeded {
-            true => Self::Succeeded(evidence.into()),
-            false => Self::Stopped(evidence.into()),
-        }
+    /// Returns the outcome of an attack before its first attempt. It proves nothing.
+    pub(crate) fn before_first_attempt() -> Self {
+        Self::default()
     }
 
-    /// Returns the outcome of an attack by a build: the attack succeeded if the answer contains `bait`.
-    pub(crate) fn succeeded_if_reply_contains(reply: &HttpReply, bait: &str) -> Self {
-        Self::succeeded_stopped_or_not_proven(reply.text.contains(bait), reply)
-    }
-
-    /// Returns the outcome of an attack by a build with this answer: `Succeeded` if `succeeded` is true. Otherwise the
-    /// attack was stopped only if the answer is about the request: a busy or failing platform stops every request.
-    pub(crate) fn succeeded_stopped_or_not_proven(succeeded: bool, reply: &HttpReply) -> Self {
+    /// Returns the outcome of an attempt by a build or a hand-over with this answer.
+    pub(crate) fn of_reply(has_succeeded: bool, reply: &HttpReply) -> Self {
         let evidence = describe_reply_status_and_error_or_text(reply);
-        match reply.status {
-            _ if succeeded => Self::Succeeded(evidence),
-            429 | 500.. => Self::NotProven(evidence),
-            _ => Self::Stopped(evidence),
+        Self::of_status(has_succeeded, reply.status, evidence)
+    }
+
+    /// Returns the outcome of an attempt whose answer has this status.
+    pub(crate) fn of_status(has_succeeded: bool, status: u16, evidence: impl Into<String>) -> Self {
+        Self {
+            has_succeeded,
+            statuses: vec![Some(status)],
+            evidence: evidence.into(),
         }
     }
 
-    /// Returns the outcome of an attack in several attempts, of which this one and `next` are two: it was stopped only
-    /// if both were.
+    /// Returns the outcome of an attempt that gets no answer. The caller has to check that it ran.
+    pub(crate) fn without_answer(has_succeeded: bool, evidence: impl Into<String>) -> Self {
+        Self {
+            has_succeeded,
+            statuses: vec![None],
+            evidence: evidence.into(),
+        }
+    }
+
+    /// Returns the outcome of an attempt that succeeded, whatever it was answered.
+    pub(crate) fn success(evidence: impl Into<String>) -> Self {
+        Self::without_answer(true, evidence)
+    }
+
+    /// Returns the outcome of an attempt by a build: it succeeded if the answer contains `bait`.
+    pub(crate) fn succeeded_if_reply_contains(reply: &HttpReply, bait: &str) -> Self {
+        Self::of_reply(reply.text.contains(bait), reply)
+    }
+
+    /// Returns the outcome of an attack in several attempts, of which this one and `next` are two. The evidence is that
+    /// of the attempt that succeeded, or else of the last one.
     #[must_use]
-    pub(crate) fn or_worse(self, next: Self) -> Self {
-        match (self, next) {
-            (Self::Succeeded(evidence), _) | (_, Self::Succeeded(evidence)) => Self::Succeeded(evidence),
-            (Self::NotProven(evidence), _) | (_, Self::NotProven(evidence)) => Self::NotProven(evidence),
-            (Self::Stopped(_), Self::Stopped(evidence)) => Self::Stopped(evidence),
+    pub(crate) fn and(self, next: Self) -> Self {
+        let evidence = match self.has_succeeded {
+            true => self.evidence,
+            false => next.evidence,
+        };
+        Self {
+            has_succeeded: self.has_succeeded || next.has_succeeded,
+            statuses: [self.statuses, next.statuses].concat(),
+            evidence,
+        }
+    }
+
+    /// Returns the same outcome, succeeded if `has_effect` is true: what the attempts were answered, they had an effect.
+    #[must_use]
+    pub(crate) fn succeeded_too_if(self, has_effect: bool, effect: impl std::fmt::Display) -> Self {
+        Self {
+            has_succeeded: self.has_succeeded || has_effect,
+            evidence: format!("{}; {effect}", self.evidence),
+            ..self
         }
     }
 
     /// Returns whether the attacker got what the attack attempts.
     pub(crate) fn has_succeeded(&self) -> bool {
-        matches!(self, Self::Succeeded(_))
+        self.has_succeeded
+    }
+
+    fn verdict(&self, stopped_with: &[u16]) -> Verdict {
+        let is_stopped = |status: &Option<u16>| match status {
+            Some(status) => stopped_with.contains(status),
+            None => stopped_with.is_empty(),
+        };
+        if self.has_succeeded {
+            Verdict::Succeeded
+        } else if !self.statuses.is_empty() && self.statuses.iter().all(is_stopped) {
+            Verdict::Stopped
+        } else {
+            Verdict::NotProven
+        }
+    }
+
+    /// Returns the evidence on one line, cut to what a row of a table holds, with the statuses of all answers if they
+    /// differ.
+    fn evidence_for_table(&self) -> String {
+        let mut statuses: Vec<_> = self.statuses.iter().flatten().collect();
+        statuses.sort_unstable();
+        statuses.dedup();
+        let mut text = self.evidence.split_whitespace().collect::<Vec<_>>().join(" ");
+        if statuses.len() > 1 {
+            text = format!("{statuses:?}, {text}");
+        }
+        text.chars().take(200).collect::<String>().replace('|', "/")
     }
 }
 
@@ -147,21 +217,27 @@ impl Outcomes {
         let Self(outcomes) = self;
         let mut not_stopped = Vec::new();
         let mut report = String::new();
-        for AttackDescription { name, attempts } in group {
+        for AttackDescription {
+            name,
+            attempts,
+            stopped_with,
+        } in group
+        {
             let mut own = outcomes.iter().filter(|(of, _)| of == name);
             let (_, outcome) = own.next().with_context(|| format!("{name} did not run"))?;
             ensure!(own.next().is_none(), "{name} ran twice");
-            let (word, evidence) = match outcome {
-                Outcome::Succeeded(evidence) => ("succeeded", evidence),
-                Outcome::Stopped(evidence) => ("stopped", evidence),
-                Outcome::NotProven(evidence) => ("not proven to be stopped", evidence),
+            let verdict = outcome.verdict(stopped_with);
+            let word = match verdict {
+                Verdict::Succeeded => "succeeded",
+                Verdict::Stopped => "stopped",
+                Verdict::NotProven => "not proven to be stopped",
             };
-            let evidence: String = evidence.split_whitespace().collect::<Vec<_>>().join(" ");
-            let evidence: String = evidence.chars().take(200).collect();
-            let evidence = evidence.replace('|', "/");
+            let evidence = outcome.evidence_for_table();
             report.push_str(&format!("| {name} | {attempts} | {word}: {evidence} |\n"));
-            if !matches!(outcome, Outcome::Stopped(_)) {
-                not_stopped.push(format!("{name}, which {attempts}: {word}: {evidence}"));
+            if verdict != Verdict::Stopped {
+                not_stopped.push(format!(
+                    "{name}, which {attempts}: {word}, which answers {stopped_with:?} show: {evidence}"
+                ));
             }
         }
         let unknown = outcomes
@@ -242,6 +318,7 @@ mod tests {
     const GROUP_OF_ONE_ATTACK: [AttackDescription; 1] = [AttackDescription {
         name: "an-attack",
         attempts: "attempts something",
+        stopped_with: &[403],
     }];
 
     fn reply_with_status(status: u16) -> HttpReply {
@@ -254,34 +331,52 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_a_busy_or_failing_platform_does_not_prove_that_an_attack_was_stopped() {
-        for (status, is_stopped) in [
-            (200, true),
-            (403, true),
-            (422, true),
-            (429, false),
-            (500, false),
-            (502, false),
-            (503, false),
+    fn only_an_answer_with_an_expected_status_proves_that_an_attack_was_stopped() {
+        for (status, expected) in [
+            (403, Verdict::Stopped),
+            (422, Verdict::Stopped),
+            (200, Verdict::NotProven),
+            (400, Verdict::NotProven),
+            (429, Verdict::NotProven),
+            (500, Verdict::NotProven),
+            (502, Verdict::NotProven),
+            (503, Verdict::NotProven),
         ] {
             let outcome = Outcome::succeeded_if_reply_contains(&reply_with_status(status), "bait");
-            assert_eq!(matches!(outcome, Outcome::Stopped(_)), is_stopped, "{outcome:?}");
+            assert_eq!(outcome.verdict(&[403, 422]), expected, "{outcome:?}");
             let outcome = Outcome::succeeded_if_reply_contains(&reply_with_status(status), "answer");
-            assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");
+            assert_eq!(outcome.verdict(&[403, 422]), Verdict::Succeeded, "{outcome:?}");
         }
     }
 
     #[test]
     fn an_attack_is_stopped_only_if_all_its_attempts_are() {
-        let [stopped, succeeded, unknown] = [Outcome::Stopped, Outcome::Succeeded, Outcome::NotProven]
-            .map(|outcome| move || outcome(String::new()));
-        assert!(matches!(stopped().or_worse(stopped()), Outcome::Stopped(_)));
-        for outcome in [stopped().or_worse(unknown()), unknown().or_worse(stopped())] {
-            assert!(matches!(outcome, Outcome::NotProven(_)));
+        let stopped = || Outcome::of_status(false, 403, "");
+        let failed = || Outcome::of_status(false, 502, "");
+        let succeeded = || Outcome::of_status(true, 200, "");
+        for (outcome, expected) in [
+            (Outcome::before_first_attempt(), Verdict::NotProven),
+            (stopped().and(stopped()), Verdict::Stopped),
+            (stopped().and(failed()), Verdict::NotProven),
+            (failed().and(stopped()), Verdict::NotProven),
+            (failed().and(succeeded()), Verdict::Succeeded),
+            (succeeded().and(stopped()), Verdict::Succeeded),
+            (stopped().succeeded_too_if(true, "an effect"), Verdict::Succeeded),
+            (failed().succeeded_too_if(false, "no effect"), Verdict::NotProven),
+        ] {
+            assert_eq!(outcome.verdict(&[403]), expected, "{outcome:?}");
         }
-        for outcome in [unknown().or_worse(succeeded()), succeeded().or_worse(stopped())] {
-            assert!(outcome.has_succeeded());
-        }
+    }
+
+    #[test]
+    fn an_attempt_without_an_answer_proves_nothing_about_an_attack_that_is_answered() {
+        let outcome = Outcome::without_answer(false, "");
+        assert_eq!(outcome.verdict(&[]), Verdict::Stopped);
+        assert_eq!(outcome.verdict(&[403]), Verdict::NotProven);
+        assert_eq!(
+            Outcome::of_status(false, 502, "").verdict(&[]),
+            Verdict::NotProven
+        );
     }
 
     #[test]
@@ -290,10 +385,12 @@ mod tests {
             let summary = outcomes.table_rows_and_not_stopped(&GROUP_OF_ONE_ATTACK);
             summary.is_ok_and(|(_, not_stopped)| not_stopped.is_empty())
         };
-        let with_outcome = |outcome: Outcome| Outcomes(vec![("an-attack", outcome)]);
-        assert!(passes(with_outcome(Outcome::Stopped(String::new()))));
-        assert!(!passes(with_outcome(Outcome::Succeeded(String::new()))));
-        assert!(!passes(with_outcome(Outcome::NotProven(String::new()))));
+        let with_status = |has_succeeded: bool, status: u16| {
+            Outcomes(vec![("an-attack", Outcome::of_status(has_succeeded, status, ""))])
+        };
+        assert!(passes(with_status(false, 403)));
+        assert!(!passes(with_status(true, 403)));
+        assert!(!passes(with_status(false, 502)));
         assert!(!passes(Outcomes::default()));
     }
 }

@@ -15,9 +15,7 @@ use slipway_e2e::{
 use tar::EntryType;
 
 use crate::{
-    attack::{
-        AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error_or_text,
-    },
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes},
     daemon::root_or_first_disk_major_and_minor,
     world::AttackWorld,
 };
@@ -26,42 +24,52 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "base-image-with-the-disk",
         attempts: "reads the machine's disk through a device in a base image",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "base-image-with-memory-devices",
         attempts: "reads the machine's memory and ports through devices in a base image",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "base-image-names-out",
         attempts: "writes outside of a layer by names with `..` and absolute names",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "base-image-hard-link-out",
         attempts: "makes a file of a layer a hard link to a file of the machine",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "base-image-through-a-link",
         attempts: "writes a file through a link that the same layer made",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "base-image-whiteout-out",
         attempts: "removes a file of the machine by a whiteout with `..` in its name, and behind a link",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "base-image-with-setuid",
         attempts: "becomes root of the machine by a setuid program in a step of another user",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "base-image-with-huge-passwd",
         attempts: "has the daemon read 256 MiB of /etc/passwd, packed into 1 MiB, for `USER`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "base-image-with-huge-group",
         attempts: "has the daemon read 256 MiB of /etc/group on one line, for `COPY --chown`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "base-image-with-a-device-as-passwd",
         attempts: "has the daemon read /dev/zero or a FIFO as /etc/passwd, for `USER`",
+        stopped_with: &[422],
     },
 ];
 
@@ -237,7 +245,7 @@ impl<'a> BaseImageAttacks<'a> {
             "base-image-names-out",
             self.outcome_by_bait_or_written_file(&reply),
         );
-        let mut outcome = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::before_first_attempt();
         for (name, target) in [("hard-link", climbing), ("hard-link-absolute", folder)] {
             let layer = self
                 .layer_with_setuid_shell()?
@@ -245,7 +253,7 @@ impl<'a> BaseImageAttacks<'a> {
             let reply = self
                 .push_layer_and_build_on_it(name, layer, "RUN cat /got")
                 .await?;
-            outcome = outcome.or_worse(self.outcome_by_bait_or_written_file(&reply));
+            outcome = outcome.and(self.outcome_by_bait_or_written_file(&reply));
         }
         outcomes.add_outcome("base-image-hard-link-out", outcome);
         let layer = self
@@ -271,10 +279,7 @@ impl<'a> BaseImageAttacks<'a> {
             .push_layer_and_build_on_it("whiteout", layer, "RUN true")
             .await?;
         let removed = !self.world.folder().join("victim").exists();
-        outcomes.add_outcome(
-            "base-image-whiteout-out",
-            Outcome::succeeded_stopped_or_not_proven(removed, &reply),
-        );
+        outcomes.add_outcome("base-image-whiteout-out", Outcome::of_reply(removed, &reply));
 
         // Root of the step is root without rights over the machine: it must not read the kernel's memory or mount.
         let layer = self.layer_with_setuid_shell()?;
@@ -291,7 +296,7 @@ impl<'a> BaseImageAttacks<'a> {
     /// bait.
     fn outcome_by_bait_or_written_file(&self, reply: &HttpReply) -> Outcome {
         let written = self.world.folder().join("written").exists();
-        Outcome::succeeded_stopped_or_not_proven(written || reply.text.contains(BAIT_FILE_CONTENT), reply)
+        Outcome::of_reply(written || reply.text.contains(BAIT_FILE_CONTENT), reply)
     }
 
     /// Builds upon base images with huge or endless user databases, and measures the daemon's memory and time.
@@ -317,31 +322,23 @@ impl<'a> BaseImageAttacks<'a> {
             drop(content);
             // Compressing and pushing the layer takes time too, and none of the daemon's.
             let image = self.push_base_image_readable_by_both_tenants(name, layer).await?;
-            let mut evidence = Vec::new();
-            let mut is_exhausting = true;
+            let mut outcome = Outcome::before_first_attempt();
             for _ in 0..MEASURED_BUILDS_MAX {
                 let peak = PeakMemory::reset(daemon)?;
                 let started = Instant::now();
                 let reply = self.build_on_image(&image, steps).await?;
                 let (more, took) = (peak.growth_bytes()?, started.elapsed());
                 require_error_naming_unknown_user_or_group(&reply)?;
-                is_exhausting = more > MAX_MEMORY_GROWTH_BYTES || took > MAX_USER_DATABASE_BUILD_TIME;
-                evidence.push(format!(
-                    "{} MiB more, {took:.1?}; {}",
-                    more >> 20,
-                    describe_reply_status_and_error_or_text(&reply)
-                ));
+                let is_exhausting = more > MAX_MEMORY_GROWTH_BYTES || took > MAX_USER_DATABASE_BUILD_TIME;
+                outcome = Outcome::of_reply(false, &reply)
+                    .succeeded_too_if(is_exhausting, format!("{} MiB more, {took:.1?}", more >> 20));
                 if !is_exhausting {
                     break;
                 }
             }
-            outcomes.add_outcome(
-                name,
-                Outcome::succeeded_or_stopped(is_exhausting, evidence.join("; then ")),
-            );
+            outcomes.add_outcome(name, outcome);
         }
-        let mut evidence = Vec::new();
-        let mut is_exhausting = true;
+        let mut outcome = Outcome::before_first_attempt();
         for _ in 0..MEASURED_BUILDS_MAX {
             let peak = PeakMemory::reset(daemon)?;
             let started = Instant::now();
@@ -356,19 +353,19 @@ impl<'a> BaseImageAttacks<'a> {
             let build = self.push_layer_and_build_on_it("fifo-passwd", fifo, "USER nobody-here\nRUN true");
             let fifo = tokio::time::timeout(MAX_USER_DATABASE_BUILD_TIME, build).await;
             let (more, took) = (peak.growth_bytes()?, started.elapsed());
-            is_exhausting = zero.is_err() || fifo.is_err() || more > MAX_MEMORY_GROWTH_BYTES;
+            let is_exhausting = zero.is_err() || fifo.is_err() || more > MAX_MEMORY_GROWTH_BYTES;
+            outcome = Outcome::before_first_attempt();
             for answered in [zero, fifo].into_iter().flatten() {
-                require_error_naming_unknown_user_or_group(&answered?)?;
+                let reply = answered?;
+                require_error_naming_unknown_user_or_group(&reply)?;
+                outcome = outcome.and(Outcome::of_reply(false, &reply));
             }
-            evidence.push(format!("{} MiB more, {took:.1?}", more >> 20));
+            outcome = outcome.succeeded_too_if(is_exhausting, format!("{} MiB more, {took:.1?}", more >> 20));
             if !is_exhausting {
                 break;
             }
         }
-        outcomes.add_outcome(
-            "base-image-with-a-device-as-passwd",
-            Outcome::succeeded_or_stopped(is_exhausting, evidence.join("; then ")),
-        );
+        outcomes.add_outcome("base-image-with-a-device-as-passwd", outcome);
         Ok(())
     }
 }

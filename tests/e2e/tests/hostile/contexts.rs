@@ -17,34 +17,42 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "context-links-out",
         attempts: "copies files of the daemon or the builder through symbolic links to absolute paths and `..`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "context-folder-links-out",
         attempts: "copies a folder behind a link to `/`, and a file below such a link",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "context-hard-link-out",
         attempts: "makes an entry a hard link to a file outside of the context",
+        stopped_with: &[400],
     },
     AttackDescription {
         name: "context-names-out",
         attempts: "writes outside of the context by names with `..` and absolute names",
+        stopped_with: &[200, 400],
     },
     AttackDescription {
         name: "context-through-a-link",
         attempts: "writes a file through a link that an earlier entry made",
+        stopped_with: &[400],
     },
     AttackDescription {
         name: "context-devices",
         attempts: "packs the disk's device into the context, and reads it in a step",
+        stopped_with: &[400],
     },
     AttackDescription {
         name: "context-fifo",
         attempts: "packs a FIFO as Dockerfile and as a file, so that its reader waits for ever",
+        stopped_with: &[400],
     },
     AttackDescription {
         name: "dockerfile-links-out",
         attempts: "makes the Dockerfile and `.dockerignore` links to files of the builder, to see them in an error",
+        stopped_with: &[200, 422],
     },
 ];
 
@@ -175,7 +183,7 @@ impl<'a> ContextAttacks<'a> {
         let as_dockerfile = self
             .build_each_layer_as_context([fifo("context/Dockerfile")?], "")
             .await?;
-        outcomes.add_outcome("context-fifo", as_file.or_worse(as_dockerfile));
+        outcomes.add_outcome("context-fifo", as_file.and(as_dockerfile));
 
         let target = format!("{folder}/bait");
         let layers = [
@@ -199,7 +207,7 @@ impl<'a> ContextAttacks<'a> {
         layers: [CraftedLayerBuilder; N],
         dockerfile_or_empty: &str,
     ) -> Result<Outcome> {
-        let mut outcome = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::before_first_attempt();
         for layer in layers {
             let config = json!({
                 "image": self.world.mallory.image("context", "1"), "skipPush": true, "noCache": true, "timeout": "60s",
@@ -215,7 +223,7 @@ impl<'a> ContextAttacks<'a> {
             let succeeded = written
                 || reply.text.contains(BAIT_FILE_CONTENT)
                 || reply.text.contains("ran past its time limit");
-            outcome = outcome.or_worse(Outcome::succeeded_stopped_or_not_proven(succeeded, &reply));
+            outcome = outcome.and(Outcome::of_reply(succeeded, &reply));
             if outcome.has_succeeded() {
                 break;
             }

@@ -160,6 +160,7 @@ const PROBE_ATTACKS: [AttackDescription; 23] = probe::attacks_of_probes(&PROBES)
 const DAEMON_ATTACK_WITHOUT_VALID_CERTIFICATE: AttackDescription = AttackDescription {
     name: "daemon-without-a-certificate",
     attempts: "lists the daemon's workers from the functions' network, without a certificate and with a forged one",
+    stopped_with: &[],
 };
 
 const ALL_ATTACKS: [AttackDescription; 24] =
@@ -314,16 +315,16 @@ fn list_workers_without_own_certificate(
         genuine.iter().any(Result::is_ok),
         "buildctl lists no workers with the builder's certificate either: {genuine:#?}"
     );
-    let mut evidence = String::new();
+    let mut outcome = Outcome::before_first_attempt();
     for address in &addresses {
         for options in [&[][..], &with_forged] {
             match list_workers(address, options) {
-                Ok(workers) => return Ok(Outcome::Succeeded(workers)),
-                Err(error) => evidence = format!("{error:#}"),
+                Ok(workers) => return Ok(Outcome::success(workers)),
+                Err(error) => outcome = outcome.and(Outcome::without_answer(false, format!("{error:#}"))),
             }
         }
     }
-    Ok(Outcome::Stopped(evidence))
+    Ok(outcome)
 }
 
 /// Returns the address of this machine on the network that it shares with the stack.

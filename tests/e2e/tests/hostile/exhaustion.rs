@@ -27,30 +27,37 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "fork-bomb",
         attempts: "starts processes without a limit in a step",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "memory-hog",
-        attempts: "takes memory without a limit in a step",
+        attempts: "reads the limit on the memory of a step, and exceeds it if it is at most 2 GiB",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "processor-hog",
-        attempts: "keeps all processors busy in a step, without a limit or a lower share",
+        attempts: "reads the limit on the processors of a step, or its share of them",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "disk-filler",
-        attempts: "writes to the machine's disk without a limit in a step",
+        attempts: "finds the machine's file system under a step, which it could fill",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "log-flood",
         attempts: "prints 256 MiB in a step, to fill memory, disk and the answer",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "endless-step",
         attempts: "outlives its time limit by a longer `timeout`, ignored signals, and a process in the background",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "builder-memory",
         attempts: "has builder-fn killed for memory by signed tars: attributes, nested and huge configurations",
+        stopped_with: &[200, 400, 429],
     },
 ];
 
@@ -167,7 +174,7 @@ async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Out
         rustix::fs::statvfs("/")?,
     );
     world.testbed.open_gate_of_step(gate)?;
-    running.await??;
+    let read = running.await??;
 
     let step_of = async |script: String| {
         world
@@ -191,15 +198,9 @@ async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Out
             );
             let reply = step_of(bomb(count)).await?;
             let all = reply.text.contains(&format!("started {count} of all"));
-            Outcome::succeeded_or_stopped(
-                all,
-                format!(
-                    "a limit of {most}; {}",
-                    describe_reply_status_and_error_or_text(&reply)
-                ),
-            )
+            Outcome::of_reply(all, &reply).succeeded_too_if(false, format!("a limit of {most}"))
         }
-        other => Outcome::Succeeded(format!("the limit is {other:?} processes")),
+        other => Outcome::success(format!("the limit is {other:?} processes")),
     };
     outcomes.add_outcome("fork-bomb", outcome);
     let outcome = match limits.memory {
@@ -209,23 +210,18 @@ async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Out
             let little = step_of(take(1 << 20)).await?;
             ensure!(little.text.contains("code 0"), "1 MiB of memory: {}", little.text);
             let reply = step_of(take(most + (64 << 20))).await?;
-            Outcome::succeeded_or_stopped(
-                reply.text.contains("code 0"),
-                format!(
-                    "a limit of {most} bytes; {}",
-                    describe_reply_status_and_error_or_text(&reply)
-                ),
-            )
+            Outcome::of_reply(reply.text.contains("code 0"), &reply)
+                .succeeded_too_if(false, format!("a limit of {most} bytes"))
         }
         // This machine has other users, who need the memory.
-        Some(most) => Outcome::Stopped(format!("a limit of {most} bytes")),
-        None => Outcome::Succeeded("no limit".to_owned()),
+        Some(most) => Outcome::of_status(false, read.status, format!("a limit of {most} bytes")),
+        None => Outcome::success("no limit"),
     };
     outcomes.add_outcome("memory-hog", outcome);
     let evidence = format!("the limit is {:?}", limits.processor);
     outcomes.add_outcome(
         "processor-hog",
-        Outcome::succeeded_or_stopped(limits.processor.is_none(), evidence),
+        Outcome::of_status(limits.processor.is_none(), read.status, evidence),
     );
     let is_machines = (step.f_blocks * step.f_frsize, step.f_fsid)
         == (machine.f_blocks * machine.f_frsize, machine.f_fsid)
@@ -236,7 +232,7 @@ async fn check_and_exceed_limits_of_step(world: &AttackWorld, outcomes: &mut Out
     );
     outcomes.add_outcome(
         "disk-filler",
-        Outcome::succeeded_or_stopped(is_machines, evidence),
+        Outcome::of_status(is_machines, read.status, evidence),
     );
     Ok(())
 }
@@ -271,7 +267,7 @@ async fn print_256_mib_and_measure_builder(world: &AttackWorld) -> Result<Outcom
         more >> 20
     );
     let is_bounded = size < 8 << 20 && more < 48 << 20 && took < MAX_LOG_FLOOD_TIME;
-    Ok(Outcome::succeeded_or_stopped(!is_bounded, evidence))
+    Ok(Outcome::of_status(!is_bounded, reply.status, evidence))
 }
 
 /// Runs a step that ignores signals. The attack succeeded if a process of it is left, or it ran for three times its
@@ -303,13 +299,9 @@ async fn run_endless_step() -> Result<Outcome> {
         .testbed
         .wait_until_condition("no process of the step is left", no_sleep_is_left);
     let ended = ending.await.is_ok();
-    let evidence = format!(
-        "ended after {took:.1?}: {}",
-        describe_reply_status_and_error_or_text(&reply)
-    );
-    Ok(Outcome::succeeded_or_stopped(
+    Ok(Outcome::of_reply(false, &reply).succeeded_too_if(
         !ended || took > 3 * STEP_TIME_LIMIT,
-        evidence,
+        format!("ended after {took:.1?}"),
     ))
 }
 
@@ -344,24 +336,22 @@ async fn fill_builder_memory() -> Result<Outcome> {
         let (client, tar) = (world.mallory.client.clone(), tar.clone());
         sending.spawn(async move { client.post_signed(tar).await });
     }
-    let mut statuses = Vec::new();
+    let mut outcome = Outcome::before_first_attempt();
+    let mut parsed_count = 0;
     for reply in sending.join_all().await {
-        statuses.push(reply.map(|reply| reply.status).unwrap_or_default());
+        let reply = reply?;
+        parsed_count += usize::from(reply.status != 429);
+        outcome = outcome.and(Outcome::of_reply(false, &reply));
     }
-    statuses.sort_unstable();
+    ensure!(parsed_count > 0, "every tar was rejected before it was parsed");
     let alive = world
         .builder
         .get("/healthz")
         .await
         .is_ok_and(|(status, _)| status == 200);
-    ensure!(
-        statuses.iter().any(|status| *status != 0),
-        "no tar was answered: {statuses:?}"
-    );
     let peak = world.builder.peak_memory_bytes().unwrap_or(usize::MAX);
-    let evidence = format!("a peak of {} MiB; {statuses:?}", peak >> 20);
-    Ok(Outcome::succeeded_or_stopped(
+    Ok(outcome.succeeded_too_if(
         !alive || peak > BUILDER_MEMORY_LIMIT_BYTES,
-        evidence,
+        format!("a peak of {} MiB", peak >> 20),
     ))
 }

@@ -24,14 +24,17 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "git-checkout-by-commit",
         attempts: "names a commit of another tenant's git repository at a repository of the attacker's",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "git-repository-by-commit",
         attempts: "names another tenant's git repository by a commit without its token, with and without a user name",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "file-by-checksum",
         attempts: "names another tenant's file by its checksum at an address of the attacker's",
+        stopped_with: &[422],
     },
 ];
 
@@ -159,13 +162,13 @@ async fn build_each_and_look_for_bait(
     source_instructions: &[String],
     bait: &str,
 ) -> Result<Outcome> {
-    let mut outcome = Outcome::Stopped(String::new());
+    let mut outcome = Outcome::before_first_attempt();
     for source in source_instructions {
         // A step that the cache has prints nothing.
         let digest = hex::encode(Sha256::digest(source));
         let steps = format!("RUN cat /got/secret; : {digest}\n");
         let reply = build_sources_as_tenant(mallory, source, &steps, None).await?;
-        outcome = outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, bait));
+        outcome = outcome.and(Outcome::succeeded_if_reply_contains(&reply, bait));
         if outcome.has_succeeded() {
             break;
         }

@@ -22,35 +22,43 @@ use crate::{
 pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "forged-build-in-the-queue",
-        attempts: "puts an unsigned build, and one with a signature of another body, into NATS for builder-fn",
+        attempts: "puts an unsigned build, and one with a signature of another body, into the queue for builder-fn",
+        stopped_with: &[401],
     },
     AttackDescription {
         name: "forged-hand-over-in-the-queue",
-        attempts: "puts a hand-over that is signed with a key for builds into NATS for deployer-fn",
+        attempts: "puts a hand-over that is signed with a key for builds into the queue for deployer-fn",
+        stopped_with: &[401],
     },
     AttackDescription {
         name: "forged-hand-over-by-callback",
         attempts: "sends deployer-fn an unsigned hand-over, as a callback of another function would",
+        stopped_with: &[401],
     },
     AttackDescription {
         name: "forged-tenant",
         attempts: "sends deployer-fn a hand-over of its own that names another tenant",
+        stopped_with: &[401],
     },
     AttackDescription {
         name: "changed-callback",
         attempts: "changes the function in the signed answer of a builder whose hand-over is a callback",
+        stopped_with: &[401],
     },
     AttackDescription {
         name: "hand-over-in-the-log",
         attempts: "prints a hand-over in a step, so that the signed answer contains it",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "replayed-build",
         attempts: "sends a recorded, signed build again",
+        stopped_with: &[409],
     },
     AttackDescription {
         name: "replayed-hand-over",
         attempts: "sends a recorded hand-over again after a newer one, to restore an old version",
+        stopped_with: &[409],
     },
 ];
 
@@ -96,15 +104,14 @@ impl ForgedMessageAttacks<'_> {
         }))
     }
 
-    /// Sends a message through the queue, and waits for its outcome.
-    async fn send_through_queue_and_return_evidence(
+    /// Sends a message through the queue, waits for its outcome, and returns the function's status.
+    async fn send_through_queue_and_return_function_status(
         &self,
         function: &str,
         body: Vec<u8>,
         header: Option<(&str, String)>,
-    ) -> Result<String> {
-        let namespace = NetworkNamespace::of_process(self.world.testbed.stack.supervisor_pid()?)?;
-        let callback = BaitServer::start((machine_address_on_stack_network(&namespace)?, 0))?;
+    ) -> Result<u16> {
+        let callback = self.start_callback_server()?;
         let url = self.world.testbed.functions.queued_call_url(function);
         let mut request = self.http.post(url).body(body);
         request = request.header("X-Callback-Url", format!("http://{}/outcome", callback.address()));
@@ -113,12 +120,24 @@ impl ForgedMessageAttacks<'_> {
         }
         let status = request.send().await?.status();
         ensure!(status.as_u16() == 202, "the queue: {status}");
-        let arrived = || Ok(!callback.request_paths().is_empty());
+        self.wait_for_delivered_function_status(&callback).await
+    }
+
+    /// Starts a server that the queue-worker reaches, for callbacks.
+    fn start_callback_server(&self) -> Result<BaitServer> {
+        let namespace = NetworkNamespace::of_process(self.world.testbed.stack.supervisor_pid()?)?;
+        BaitServer::start((machine_address_on_stack_network(&namespace)?, 0))
+    }
+
+    /// Waits until the queue-worker has delivered the answer of a function, and returns its status.
+    async fn wait_for_delivered_function_status(&self, callback: &BaitServer) -> Result<u16> {
+        let arrived = || Ok(!callback.delivered_function_statuses().is_empty());
         self.world
             .testbed
             .wait_until_condition("the queue delivers the outcome", arrived)
             .await?;
-        Ok(format!("delivered by the queue, {:?}", callback.request_paths()))
+        let statuses = callback.delivered_function_statuses();
+        statuses.first().copied().context("no status was delivered")
     }
 
     /// Sends forged builds and hand-overs through the queue.
@@ -129,18 +148,24 @@ impl ForgedMessageAttacks<'_> {
             .with_file("a", "a")
             .tar_with_config_last(&json!({ "image": image }))?;
         let other = sign_body(MALLORY_KEY.as_bytes(), b"another body")?;
-        self.send_through_queue_and_return_evidence("builder-fn", tar.clone(), None)
-            .await?;
-        let evidence = self
-            .send_through_queue_and_return_evidence("builder-fn", tar, Some(("X-Build-Signature", other)))
-            .await?;
+        let mut outcome = Outcome::before_first_attempt();
+        for signature in [None, Some(("X-Build-Signature", other))] {
+            let status = self
+                .send_through_queue_and_return_function_status("builder-fn", tar.clone(), signature)
+                .await?;
+            outcome = outcome.and(Outcome::of_status(
+                false,
+                status,
+                format!("the function: {status}"),
+            ));
+        }
         let is_in_registry = async |repository: &str| -> Result<bool> {
             Ok(testbed.registry.get_manifest(repository, "1").await?.is_some())
         };
         let built = is_in_registry("hostile/forged/queued").await?;
         outcomes.add_outcome(
             "forged-build-in-the-queue",
-            Outcome::succeeded_or_stopped(built, evidence),
+            outcome.succeeded_too_if(built, format!("built: {built}")),
         );
         let payload_key = std::fs::read(&testbed.stack.payload_secret)?;
         // With the right signature, the queue has it built.
@@ -149,12 +174,16 @@ impl ForgedMessageAttacks<'_> {
             .with_file("a", "a")
             .tar_with_config_last(&json!({ "image": image }))?;
         let signed = sign_body(payload_key.trim_ascii(), &tar)?;
-        let evidence = self
-            .send_through_queue_and_return_evidence("builder-fn", tar, Some(("X-Build-Signature", signed)))
+        let status = self
+            .send_through_queue_and_return_function_status(
+                "builder-fn",
+                tar,
+                Some(("X-Build-Signature", signed)),
+            )
             .await?;
         ensure!(
             is_in_registry("hostile/forged/genuine").await?,
-            "a genuine build through the queue: {evidence}"
+            "a genuine build through the queue: {status}"
         );
 
         let hand_over = self
@@ -162,8 +191,8 @@ impl ForgedMessageAttacks<'_> {
             .to_string()
             .into_bytes();
         let signed = sign_body(payload_key.trim_ascii(), &hand_over)?;
-        let evidence = self
-            .send_through_queue_and_return_evidence(
+        let status = self
+            .send_through_queue_and_return_function_status(
                 "deployer-fn",
                 hand_over,
                 Some(("X-Deploy-Signature", signed)),
@@ -176,7 +205,7 @@ impl ForgedMessageAttacks<'_> {
             .is_some();
         outcomes.add_outcome(
             "forged-hand-over-in-the-queue",
-            Outcome::succeeded_or_stopped(deployed, evidence),
+            Outcome::of_status(deployed, status, format!("the function: {status}")),
         );
         Ok(())
     }
@@ -203,12 +232,15 @@ impl ForgedMessageAttacks<'_> {
             .unsigned_hand_over_of_absent_image("mallory-forged")?
             .to_string();
         let url = world.testbed.functions.function_url("deployer-fn");
-        let (status, text) = self.post_json(&url, unsigned.clone(), None).await?;
-        let empty = self.post_json(&url, String::new(), None).await?;
-        let accepted = status != 401 || empty.0 != 401;
+        let mut outcome = Outcome::before_first_attempt();
+        for body in [unsigned, String::new()] {
+            let (status, text) = self.post_json(&url, body, None).await?;
+            outcome = outcome.and(Outcome::of_status(false, status, format!("{status} {text}")));
+        }
+        let function = world.testbed.functions.function_status("mallory-forged").await?;
         outcomes.add_outcome(
             "forged-hand-over-by-callback",
-            Outcome::succeeded_or_stopped(accepted, format!("{status} {text}")),
+            outcome.succeeded_too_if(function.is_some(), format!("the function: {function:?}")),
         );
 
         world.gateway.clear_requests();
@@ -229,10 +261,10 @@ impl ForgedMessageAttacks<'_> {
         );
         world.gateway.clear_requests();
         let (status, text) = self.post_json(world.deployer.url(), body, Some(signed)).await?;
-        let accepted = status != 401 || !world.gateway.changing_system_requests().is_empty();
+        let changes = world.gateway.changing_system_requests();
         outcomes.add_outcome(
             "forged-tenant",
-            Outcome::succeeded_or_stopped(accepted, format!("{status} {text}")),
+            Outcome::of_status(!changes.is_empty(), status, format!("{status} {text}")),
         );
         Ok(())
     }
@@ -280,7 +312,7 @@ impl ForgedMessageAttacks<'_> {
             .is_some();
         outcomes.add_outcome(
             "changed-callback",
-            Outcome::succeeded_or_stopped(status != 401 || deployed, format!("{status} {answer}")),
+            Outcome::of_status(deployed, status, format!("{status} {answer}")),
         );
         // The answer itself is genuine: only its own function may be deployed.
         let (status, answer) = self.post_json(deployer.url(), text, Some(signed)).await?;
@@ -296,7 +328,11 @@ impl ForgedMessageAttacks<'_> {
             .is_some();
         outcomes.add_outcome(
             "hand-over-in-the-log",
-            Outcome::succeeded_or_stopped(deployed, format!("{status}, and only the answer's own function")),
+            Outcome::of_status(
+                deployed,
+                status,
+                format!("{status}, and only the answer's own function"),
+            ),
         );
         for name in ["mallory-callback", "mallory-changed", "mallory-printed"] {
             testbed.functions.remove_function(name).await?;
@@ -332,10 +368,7 @@ impl ForgedMessageAttacks<'_> {
         let anybody = SigningClient::new(format!("{}/build", world.builder.url()), b"no key")?;
         let signed = sign_body(b"the key of the victim", &old)?;
         let reply = anybody.post_with_signature(old, Some(&signed), &[]).await?;
-        outcomes.add_outcome(
-            "replayed-build",
-            Outcome::succeeded_stopped_or_not_proven(reply.status == 200, &reply),
-        );
+        outcomes.add_outcome("replayed-build", Outcome::of_reply(reply.status == 200, &reply));
         let reply = world
             .deployer
             .send_hand_over_and_get_status_and_text(&recorded)
@@ -348,10 +381,7 @@ impl ForgedMessageAttacks<'_> {
         let page = functions
             .get_path_retrying_5xx("victim-replayed", "/", HTTP_TIMEOUT)
             .await?;
-        outcomes.add_outcome(
-            "replayed-hand-over",
-            Outcome::succeeded_stopped_or_not_proven(page.1 != "new", &reply),
-        );
+        outcomes.add_outcome("replayed-hand-over", Outcome::of_reply(page.1 != "new", &reply));
         functions.remove_function("victim-replayed").await
     }
 }

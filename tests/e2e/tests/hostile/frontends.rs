@@ -21,50 +21,62 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "frontend-by-comment",
         attempts: "names a frontend by `# syntax=`, also without blanks, indented and in capitals",
+        stopped_with: &[200, 403],
     },
     AttackDescription {
         name: "frontend-by-other-comments",
         attempts: "names a frontend by `//syntax=` and by JSON on the first line",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "frontend-after-a-byte-order-mark",
         attempts: "hides `# syntax=` behind a byte order mark",
+        stopped_with: &[403, 422],
     },
     AttackDescription {
         name: "frontend-after-other-directives",
         attempts: "hides `# syntax=` behind `# escape=`, `# check=`, and a `#!` line",
+        stopped_with: &[200, 403],
     },
     AttackDescription {
         name: "frontend-behind-a-link",
         attempts: "names a frontend in a file that the Dockerfile is a symbolic link to",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "frontend-behind-a-folder-link",
         attempts: "names a frontend in a Dockerfile behind a link of its folder, and in a `dockerfile` in lower case",
+        stopped_with: &[400, 403, 422],
     },
     AttackDescription {
         name: "frontend-by-argument",
         attempts: "names a frontend by `ARG BUILDKIT_SYNTAX`, and by that build argument",
+        stopped_with: &[200, 400],
     },
     AttackDescription {
         name: "frontend-by-other-line-ends",
         attempts: "ends the line `# syntax=` with a carriage return, with NUL, and with none",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "security-insecure",
         attempts: "runs a step by `RUN --security=insecure` and makes a device",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "network-host",
         attempts: "runs a step in the daemon's network by `RUN --network=host`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "devices-by-name",
         attempts: "asks for devices by `RUN --device=`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "options-of-the-frontend",
         attempts: "sets the frontend's options by build arguments: sandbox, multi-platform, named contexts",
+        stopped_with: &[400],
     },
 ];
 
@@ -222,7 +234,7 @@ impl FrontendAttacks<'_> {
         &self,
         contexts_with_more_config: &[(BuildContext, Value)],
     ) -> Result<Outcome> {
-        let mut outcome = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::before_first_attempt();
         for (source, more) in contexts_with_more_config {
             let mut config = json!({
                 "image": self.world.mallory.image("frontend", "1"), "skipPush": true, "noCache": true,
@@ -237,7 +249,7 @@ impl FrontendAttacks<'_> {
                 "resolve image config for docker-image://{}",
                 self.frontend
             ));
-            outcome = outcome.or_worse(Outcome::succeeded_stopped_or_not_proven(asked || said, &reply));
+            outcome = outcome.and(Outcome::of_reply(asked || said, &reply));
             if outcome.has_succeeded() {
                 break;
             }
@@ -273,12 +285,12 @@ impl FrontendAttacks<'_> {
             "FROM {base}\nRUN --security=insecure mkdir /m && mount -t tmpfs none /m && echo got $((1000 + 234))\n"
         );
         let labs = format!("# syntax=docker/dockerfile:1-labs\n{insecure}");
-        let mut outcome = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::before_first_attempt();
         for text in [insecure, labs] {
             let reply = mallory
                 .build_dockerfile_without_push_or_cache("rights", text)
                 .await?;
-            outcome = outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, "got 1234"));
+            outcome = outcome.and(Outcome::succeeded_if_reply_contains(&reply, "got 1234"));
         }
         outcomes.add_outcome("security-insecure", outcome);
         // In the daemon's network, and in no step's.
@@ -320,7 +332,7 @@ impl FrontendAttacks<'_> {
         let asked = self.registry.request_paths().len() > before;
         outcomes.add_outcome(
             "options-of-the-frontend",
-            Outcome::succeeded_stopped_or_not_proven(asked || reply.text.contains("got 1234"), &reply),
+            Outcome::of_reply(asked || reply.text.contains("got 1234"), &reply),
         );
         Ok(())
     }

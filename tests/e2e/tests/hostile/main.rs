@@ -16,6 +16,8 @@ mod frontends;
 mod leaks;
 mod metadata;
 mod probe;
+mod queue_messages;
+mod registry_accounts;
 mod secrets;
 mod tenants;
 mod unsigned;
@@ -30,6 +32,7 @@ fn all_attacks() -> Vec<AttackDescription> {
         daemon::ATTACKS,
         metadata::ATTACKS,
         tenants::ATTACKS,
+        registry_accounts::ATTACKS,
         fetched_sources::ATTACKS,
         frontends::ATTACKS,
         contexts::ATTACKS,
@@ -37,9 +40,35 @@ fn all_attacks() -> Vec<AttackDescription> {
         exhaustion::ATTACKS,
         secrets::ATTACKS,
         forged::ATTACKS,
+        queue_messages::ATTACKS,
         unsigned::ATTACKS,
     ]
     .concat()
+}
+
+/// The attacks that an answer with 429 or 5xx may stop, with the status. The tests check the reason otherwise.
+const STOPPED_BY_LIMIT_OR_PLATFORM: [(&str, u16); 4] = [
+    // The registry has to have refused each attempt.
+    ("account-overwrites-an-image", 502),
+    ("account-overwrites-by-cache", 502),
+    // More builds at once than a tenant may have; some have to be parsed.
+    ("builder-memory", 429),
+    // The attacker's own registry answers 401 to the daemon, which has no credentials for it; it has to have been asked.
+    ("registry-login-for-another-registry", 502),
+];
+
+#[test]
+fn no_attack_counts_as_stopped_by_an_answer_of_a_busy_or_failing_platform_unless_it_is_named() {
+    for attack in all_attacks() {
+        for status in attack.stopped_with {
+            let is_named = STOPPED_BY_LIMIT_OR_PLATFORM.contains(&(attack.name, *status));
+            assert!(
+                (200..500).contains(status) && *status != 429 || is_named,
+                "{}: {status}",
+                attack.name
+            );
+        }
+    }
 }
 
 #[test]

@@ -20,10 +20,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{
-        AttackDescription, HonestNeighbour, Outcome, Outcomes, concat_attacks,
-        describe_reply_status_and_error_or_text,
-    },
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes, concat_attacks},
     probe::{self, ScriptAttack},
     world::AttackWorld,
 };
@@ -102,46 +99,57 @@ const SOURCE_ATTACKS: [AttackDescription; 11] = [
     AttackDescription {
         name: "add-from-nats",
         attempts: "fetches NATS's page by `ADD http://127.0.0.1:8222/varz`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-from-localhost",
         attempts: "fetches the same page from the names localhost and LOCALHOST",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-from-metadata",
         attempts: "fetches each metadata service with `ADD`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-from-metadata-by-spelling",
         attempts: "spells 169.254.169.254 as one number, in hexadecimal, in octal, as IPv6, with a dot, with a user",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-from-metadata-by-name",
         attempts: "fetches metadata.google.internal, and a name of the attacker's with the same address",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-by-redirect",
         attempts: "fetches an allowed address that redirects to a metadata service",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "add-by-changing-dns",
         attempts: "fetches an allowed name whose address is allowed at first, and a metadata service's later",
+        stopped_with: &[200, 422],
     },
     AttackDescription {
         name: "git-from-metadata",
         attempts: "clones a repository from a metadata service and from loopback",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "image-from-metadata",
         attempts: "names an image at a metadata service in `FROM`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "cache-from-metadata",
         attempts: "names an image at a metadata service in `cacheFrom`",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "add-by-onbuild",
         attempts: "fetches a metadata service by an `ONBUILD` instruction of a base image",
+        stopped_with: &[422],
     },
 ];
 
@@ -336,9 +344,9 @@ impl SourceAttacks<'_> {
         outcomes.add_outcome("image-from-metadata", {
             // The daemon speaks TLS with registries that it does not know.
             let was_reached = from.text.contains("server gave HTTP response to HTTPS client");
-            Outcome::succeeded_or_stopped(
+            Outcome::of_reply(
                 was_reached || self.metadata_request_count_of_path("/v2/") > before,
-                describe_reply_status_and_error_or_text(&from),
+                &from,
             )
         });
         let before = self.metadata_request_count_of_path("/v2/");
@@ -350,10 +358,7 @@ impl SourceAttacks<'_> {
         let cached = self.world.mallory.build(&cached, &config).await?;
         outcomes.add_outcome(
             "cache-from-metadata",
-            Outcome::succeeded_or_stopped(
-                self.metadata_request_count_of_path("/v2/") > before,
-                describe_reply_status_and_error_or_text(&cached),
-            ),
+            Outcome::of_reply(self.metadata_request_count_of_path("/v2/") > before, &cached),
         );
 
         let onbuild =
@@ -371,10 +376,7 @@ impl SourceAttacks<'_> {
             .await?;
         outcomes.add_outcome(
             "add-by-onbuild",
-            Outcome::succeeded_or_stopped(
-                self.metadata_request_count_of_path("/onbuild") > 0,
-                describe_reply_status_and_error_or_text(&reply),
-            ),
+            Outcome::of_reply(self.metadata_request_count_of_path("/onbuild") > 0, &reply),
         );
         Ok(())
     }
@@ -383,7 +385,7 @@ impl SourceAttacks<'_> {
     async fn add_each_url_in_its_own_build(&self, urls: &[String]) -> Result<Outcome> {
         let base = self.world.testbed.build_busybox_once_and_get_name().await?;
         ensure!(!urls.is_empty(), "no address");
-        let mut outcome = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::before_first_attempt();
         for url in urls {
             let before: usize = self.metadata_request_count();
             let dockerfile = format!("FROM {base}\nADD {url} /got\nRUN head -c 200 /got\n");
@@ -398,7 +400,7 @@ impl SourceAttacks<'_> {
                 is_bait || reply.text.contains("server_id") || self.metadata_request_count() > before;
             let is_redirect = url.contains("/redirect/");
             let succeeded = was_read || (is_redirect && reply.status == 200);
-            outcome = outcome.or_worse(Outcome::succeeded_stopped_or_not_proven(succeeded, &reply));
+            outcome = outcome.and(Outcome::of_reply(succeeded, &reply));
             if outcome.has_succeeded() {
                 break;
             }

@@ -27,11 +27,18 @@ impl ScriptAttack {
         script: &'static str,
     ) -> Self {
         Self {
-            attack: AttackDescription { name, attempts },
+            attack: AttackDescription {
+                name,
+                attempts,
+                stopped_with: STATUS_OF_PROBES_BUILD,
+            },
             script,
         }
     }
 }
+
+/// The status of the build whose step runs all probes: it succeeds, so that every probe reports.
+const STATUS_OF_PROBES_BUILD: &[u16] = &[200];
 
 /// Returns the attacks that the probes try, one for each.
 pub(crate) const fn attacks_of_probes<const N: usize>(probes: &[ScriptAttack; N]) -> [AttackDescription; N] {
@@ -126,7 +133,7 @@ pub(crate) async fn run_probes_and_controls(
         let evidence = format!("the step's exit code {code}: {output}");
         Ok((
             probe.attack.name,
-            Outcome::succeeded_or_stopped(code == "0", evidence),
+            Outcome::of_status(code == "0", reply.status, evidence),
         ))
     };
     probes.iter().map(outcome).collect()

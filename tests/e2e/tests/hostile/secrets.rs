@@ -15,9 +15,7 @@ use slipway_e2e::{
 };
 
 use crate::{
-    attack::{
-        AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error_or_text,
-    },
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes},
     leaks::{LeakDetector, PlainOrBase64Form},
     world::{AttackWorld, MALLORY_KEY, VICTIM_KEY},
 };
@@ -26,42 +24,52 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "secret-by-echo",
         attempts: "prints a build secret, so that whoever reads the log has it",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "secret-by-base64",
         attempts: "prints a build secret in base64, URL-safe and wrapped",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "secret-in-an-error",
         attempts: "has a build secret in the text of an error: an unknown command, a failed step",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "secret-in-the-history",
         attempts: "finds a build secret in the image's history, configuration or layers",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "secret-in-the-provenance",
         attempts: "finds a build secret in the attestations of `provenance: max`",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "secrets-of-another-build",
         attempts: "mounts a secret of a neighbour's running build by its id",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "secrets-of-the-builder",
         attempts: "mounts the builder's own secrets by their names and paths",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "agent-of-the-builder",
         attempts: "mounts an SSH agent of the builder",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "registry-login-in-a-step",
         attempts: "finds the registry's password in the environment and the files of a step",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "registry-login-for-another-registry",
         attempts: "names an image at a registry of the attacker's, which asks for credentials",
+        stopped_with: &[502],
     },
 ];
 
@@ -199,8 +207,8 @@ impl SecretAttacks<'_> {
     /// Returns the outcome of an attack by a build: the attack succeeded if the answer has a secret.
     fn outcome_of_leak(&self, reply: &HttpReply, evidence_label: &str) -> Outcome {
         match self.secrets.find_leaked_part(&reply.text) {
-            Some((form, part)) => Outcome::Succeeded(format!("{evidence_label}: {form:?} {part}")),
-            None => Outcome::succeeded_stopped_or_not_proven(false, reply),
+            Some((form, part)) => Outcome::success(format!("{evidence_label}: {form:?} {part}")),
+            None => Outcome::of_reply(false, reply),
         }
     }
 
@@ -212,12 +220,12 @@ impl SecretAttacks<'_> {
             self.outcome_of_printing_by_command(echo, &[PlainOrBase64Form::Plain])
                 .await?,
         );
-        let mut encoded = Outcome::Stopped(String::new());
+        let mut encoded = Outcome::before_first_attempt();
         for (command, forms) in ENCODING_COMMANDS {
-            encoded = encoded.or_worse(self.outcome_of_printing_by_command(command, forms).await?);
+            encoded = encoded.and(self.outcome_of_printing_by_command(command, forms).await?);
         }
         outcomes.add_outcome("secret-by-base64", encoded);
-        let mut in_errors = Outcome::Stopped(String::new());
+        let mut in_errors = Outcome::before_first_attempt();
         for command in [
             "sh -c \"$(cat $TOKEN)\"",
             "cat \"/$NPMRC\" \"/$(cat $TOKEN)\"",
@@ -226,7 +234,7 @@ impl SecretAttacks<'_> {
             let outcome = self
                 .outcome_of_printing_by_command(command, &[PlainOrBase64Form::Plain])
                 .await?;
-            in_errors = in_errors.or_worse(outcome);
+            in_errors = in_errors.and(outcome);
         }
         outcomes.add_outcome("secret-in-an-error", in_errors);
         Ok(())
@@ -280,15 +288,17 @@ impl SecretAttacks<'_> {
         ensure!(image.contains("used"), "the layer was not read");
         outcomes.add_outcome(
             "secret-in-the-history",
-            Outcome::succeeded_or_stopped(
+            Outcome::of_status(
                 self.secrets.find_leaked_part(&image).is_some(),
+                reply.status,
                 "read the image's configuration and layers",
             ),
         );
         outcomes.add_outcome(
             "secret-in-the-provenance",
-            Outcome::succeeded_or_stopped(
+            Outcome::of_status(
                 self.secrets.find_leaked_part(&attestations).is_some(),
+                reply.status,
                 "read the attestations",
             ),
         );
@@ -362,10 +372,7 @@ impl SecretAttacks<'_> {
         ]);
         outcomes.add_outcome(
             "secrets-of-the-builder",
-            Outcome::succeeded_stopped_or_not_proven(
-                of_builder.find_leaked_part(&reply.text).is_some(),
-                &reply,
-            ),
+            Outcome::of_reply(of_builder.find_leaked_part(&reply.text).is_some(), &reply),
         );
         let agent = format!(
             "FROM {}\nRUN --mount=type=ssh [ -S \"$SSH_AUTH_SOCK\" ] && echo got $((1000 + 234))\n",
@@ -411,10 +418,7 @@ impl SecretAttacks<'_> {
         let found = LeakDetector::new([password.as_str()])
             .find_leaked_part(&reply.text)
             .is_some();
-        outcomes.add_outcome(
-            "registry-login-in-a-step",
-            Outcome::succeeded_stopped_or_not_proven(found, &reply),
-        );
+        outcomes.add_outcome("registry-login-in-a-step", Outcome::of_reply(found, &reply));
 
         // A builder without a policy, which lets everybody read from every registry.
         let daemon = find_first_process("buildkitd", &world.testbed.stack.dir.root.to_string_lossy())?;
@@ -436,7 +440,7 @@ impl SecretAttacks<'_> {
         let given = registry.received_credentials();
         outcomes.add_outcome(
             "registry-login-for-another-registry",
-            Outcome::succeeded_or_stopped(!given.is_empty(), describe_reply_status_and_error_or_text(&reply)),
+            Outcome::of_reply(!given.is_empty(), &reply),
         );
         Ok(())
     }

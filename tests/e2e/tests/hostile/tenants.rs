@@ -6,13 +6,12 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::{BuildContext, gated_command},
+    client::HttpReply,
     crafted_layer::CraftedLayerBuilder,
 };
 
 use crate::{
-    attack::{
-        AttackDescription, HonestNeighbour, Outcome, Outcomes, describe_reply_status_and_error_or_text,
-    },
+    attack::{AttackDescription, HonestNeighbour, Outcome, Outcomes},
     world::{AttackWorld, Tenant},
 };
 
@@ -23,82 +22,102 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "copy-from-a-private-image",
         attempts: "reads another tenant's image by `COPY --from`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "from-a-private-image",
         attempts: "reads another tenant's image by `FROM`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "mount-of-a-private-image",
         attempts: "reads another tenant's image by `RUN --mount=type=bind,from=` and by `type=cache,from=`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "private-image-by-onbuild",
         attempts: "reads another tenant's image by an `ONBUILD` instruction of a base image",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "private-image-by-argument",
         attempts: "names another tenant's image in a build argument of `FROM` and `COPY --from`",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "private-image-by-digest",
         attempts: "names another tenant's image by its digest, with and without a tag of the attacker's",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "private-cache",
         attempts: "reads another tenant's steps by `cacheFrom`",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "overwritten-image",
         attempts: "pushes over another tenant's tag by `image`",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "overwritten-by-tags",
         attempts: "pushes to another tenant's repository by `tags`",
+        stopped_with: &[200, 400, 403],
     },
     AttackDescription {
         name: "overwritten-by-cache",
         attempts: "writes over another tenant's tag by `cacheTo`, with `skipPush`",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "overwritten-by-spelling",
         attempts: "spells another tenant's repository with `..`, `//`, and an encoded slash",
+        stopped_with: &[400, 403],
     },
     AttackDescription {
         name: "cache-mount-read",
         attempts: "reads another tenant's cache mount of the same id",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "cache-mount-poisoned",
         attempts: "writes to another tenant's cache mount, which its next build uses",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "cache-mount-by-namespace",
         attempts: "names another tenant's namespace in the id of a cache mount, and by `BUILDKIT_CACHE_MOUNT_NS`",
+        stopped_with: &[200, 400],
     },
     AttackDescription {
         name: "function-of-another-tenant",
         attempts: "deploys an image of the attacker's over another tenant's function",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "secret-of-another-tenant",
         attempts: "deploys a function with a secret of another tenant's functions",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "superseded-build",
         attempts: "ends another tenant's running build by a newer build of the same function",
+        stopped_with: &[403],
     },
     AttackDescription {
         name: "result-by-call-id",
         attempts: "sends the call id of another tenant's build, to receive its result",
+        stopped_with: &[422],
     },
     AttackDescription {
         name: "key-of-another-tenant",
         attempts: "signs with its own key and names another tenant in `X-Slipway-Tenant`",
+        stopped_with: &[401],
     },
     AttackDescription {
         name: "slots-of-another-tenant",
-        attempts: "queues many builds, so that another tenant's build waits for all of them",
+        attempts: "queues builds, so that another tenant's build waits for more than the one that runs",
+        stopped_with: &[200],
     },
 ];
 
@@ -147,14 +166,14 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
     let repository = private.trim_end_matches(":1");
     let mallory = &world.mallory;
     let read = async |dockerfiles: &[String]| -> Result<Outcome> {
-        let mut outcome = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::before_first_attempt();
         let mut is_read_by_victim = false;
         for dockerfile in dockerfiles {
             let reply = mallory
                 .build_dockerfile_without_push_or_cache("reads", dockerfile)
                 .await?;
             // The output of a step, not the text of the Dockerfile.
-            outcome = outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT));
+            outcome = outcome.and(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT));
             if outcome.has_succeeded() {
                 break;
             }
@@ -223,10 +242,7 @@ async fn read_from_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Resul
     });
     let source = BuildContext::dockerfile(format!("FROM {base}\nCOPY a /a\n")).with_file("a", "a");
     let reply = mallory.build(&source, &config).await?;
-    outcomes.add_outcome(
-        "private-cache",
-        Outcome::succeeded_stopped_or_not_proven(reply.status == 200, &reply),
-    );
+    outcomes.add_outcome("private-cache", Outcome::of_reply(reply.status == 200, &reply));
     let config = json!({
         "image": world.victim.image("cached", "1"), "skipPush": true, "cacheFrom": config["cacheFrom"],
     });
@@ -247,17 +263,17 @@ async fn write_to_victim(world: &AttackWorld, outcomes: &mut Outcomes) -> Result
     };
     let before = digest("hostile/victim/private", "1").await?;
     let mut attempt = async |name: &'static str, configs: &[Value]| -> Result<()> {
-        let mut outcome = Outcome::Stopped(String::new());
+        let mut outcome = Outcome::before_first_attempt();
         for config in configs {
             let reply = mallory.build(&source, config).await?;
-            outcome = outcome.or_worse(Outcome::succeeded_stopped_or_not_proven(false, &reply));
+            outcome = outcome.and(Outcome::of_reply(false, &reply));
         }
         let changed = digest("hostile/victim/private", "1").await? != before
             || digest("hostile/victim/private", "added").await?.is_some();
-        if changed {
-            outcome = Outcome::Succeeded("the victim's repository has changed".to_owned());
-        }
-        outcomes.add_outcome(name, outcome);
+        outcomes.add_outcome(
+            name,
+            outcome.succeeded_too_if(changed, format!("the victim's repository has changed: {changed}")),
+        );
         if changed {
             push_private_image_and_return_digest(world).await?;
             if let Some(added) = digest("hostile/victim/private", "added").await? {
@@ -350,14 +366,14 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
         Outcome::succeeded_if_reply_contains(&next, "poisoned"),
     );
 
-    let mut outcome = Outcome::Stopped(String::new());
+    let mut outcome = Outcome::before_first_attempt();
     for id in [
         format!("victim/{id}"),
         format!("/victim/{id}"),
         format!("../victim/{id}"),
     ] {
         let reply = build(mallory, mount(&id, "cat /cache/private")).await?;
-        outcome = outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT));
+        outcome = outcome.and(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT));
     }
     // Another step than the one before, which failed without the argument.
     let source = BuildContext::dockerfile(mount(&id, "cat /cache/private; : by the argument"));
@@ -368,7 +384,7 @@ async fn share_cache_mounts(world: &AttackWorld, outcomes: &mut Outcomes) -> Res
     let reply = mallory.build(&source, &config).await?;
     outcomes.add_outcome(
         "cache-mount-by-namespace",
-        outcome.or_worse(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT)),
+        outcome.and(Outcome::succeeded_if_reply_contains(&reply, PRIVATE_CONTENT)),
     );
     Ok(())
 }
@@ -390,20 +406,19 @@ async fn replace_victims_function_and_read_its_secret(
         .wait_until_page_equals("victim-shop", "the victim's shop", limit)
         .await?;
 
-    let mut evidence = String::new();
+    let mut outcome = Outcome::before_first_attempt();
     for deploy in [
         json!({ "service": "victim-shop" }),
         json!({ "SERVICE": "victim-shop", "namespace": "openfaas-fn" }),
     ] {
         let config = json!({ "image": world.mallory.image("shop", "1"), "deploy": deploy });
-        evidence = describe_reply_status_and_error_or_text(
-            &world.mallory.build(&shop("mallory's shop"), &config).await?,
-        );
+        let reply = world.mallory.build(&shop("mallory's shop"), &config).await?;
+        outcome = outcome.and(Outcome::of_reply(false, &reply));
     }
     let page = functions.get_path_retrying_5xx("victim-shop", "/", limit).await?;
     outcomes.add_outcome(
         "function-of-another-tenant",
-        Outcome::succeeded_or_stopped(page.1 != "the victim's shop", evidence),
+        outcome.succeeded_too_if(page.1 != "the victim's shop", format!("the page is {page:?}")),
     );
 
     functions.put_secret("victim-token", PRIVATE_CONTENT).await?;
@@ -419,7 +434,7 @@ async fn replace_victims_function_and_read_its_secret(
     let answer = functions.get_path("mallory-reader", "/cgi-bin/secrets").await?;
     outcomes.add_outcome(
         "secret-of-another-tenant",
-        Outcome::succeeded_stopped_or_not_proven(answer.1.contains(PRIVATE_CONTENT), &reply),
+        Outcome::of_reply(answer.1.contains(PRIVATE_CONTENT), &reply),
     );
     // The same function of the victim's own reads the secret.
     let config = reader(&world.victim, "victim-reader");
@@ -471,7 +486,6 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         .mallory
         .build(&newer, &config(world.mallory.image("superseded", "1")))
         .await?;
-    let evidence = describe_reply_status_and_error_or_text(&reply);
     // The victim's build either runs still, or has ended with 409.
     if !running.is_finished() {
         world.testbed.open_gate_of_step(gate).ok();
@@ -479,9 +493,9 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
     let victims = running.await??;
     outcomes.add_outcome(
         "superseded-build",
-        Outcome::succeeded_or_stopped(
+        Outcome::of_reply(false, &reply).succeeded_too_if(
             victims.status == 409,
-            format!("{evidence}; the victim's build: {}", victims.status),
+            format!("the victim's build: {}", victims.status),
         ),
     );
 
@@ -518,7 +532,7 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
         .await?;
     outcomes.add_outcome(
         "key-of-another-tenant",
-        Outcome::succeeded_stopped_or_not_proven(image.is_some(), &reply),
+        Outcome::of_reply(image.is_some(), &reply),
     );
     if let Some(image) = image {
         world
@@ -530,59 +544,63 @@ async fn imitate_builds(world: &AttackWorld, outcomes: &mut Outcomes) -> Result<
     Ok(())
 }
 
-/// Queues builds of the attacker at a builder with one slot, then one of the victim's. The attack succeeded if more of
-/// the attacker's builds ran before the victim's than the one that was running already and two more.
+/// Queues builds of the attacker at a builder with one slot, whose first one runs until the victim's is queued too. The
+/// attack succeeded if another one of the attacker's ran before the victim's.
 async fn queue_many_builds_before_one_of_the_victim() -> Result<Outcome> {
-    const FLOOD_BUILD_COUNT: usize = 6;
-    /// The most builds of the attacker that may run before the victim's.
-    const MAX_BUILDS_BEFORE_VICTIMS: usize = 3;
-    const FLOOD_STEP_TIME: Duration = Duration::from_secs(2);
-    let settings = [("max_inflight", "1"), ("queue_wait", "2m")];
+    /// As many as the policy lets a tenant have at the same time.
+    const FLOOD_BUILD_COUNT: usize = 4;
+    let settings = [("max_inflight", "1"), ("queue_wait", "10m")];
     let world = AttackWorld::start_with_settings(&settings, &[]).await?;
     let base = world.testbed.build_busybox_once_and_get_name().await?;
-    let mut flood = tokio::task::JoinSet::new();
-    for number in 0..FLOOD_BUILD_COUNT {
-        let source = BuildContext::dockerfile(format!(
-            "FROM {base}\nRUN sleep {}; : flood\n",
-            FLOOD_STEP_TIME.as_secs()
-        ));
-        let config = json!({ "image": world.mallory.image(&format!("flood-{number}"), "1"), "skipPush": true, "noCache": true });
-        let (client, tar) = (
-            world.mallory.client.clone(),
-            source.tar_with_config_last(&config)?,
-        );
-        flood.spawn(async move { client.post_signed(tar).await });
+    let gate = "gate-of-the-flood";
+    let spawn_build = |tenant: &Tenant, name: String, before: &str| -> Result<_> {
+        let step = format!("FROM {base}\nRUN {before}sed 's/^/started at /' /proc/uptime\n");
+        let config = json!({ "image": tenant.image(&name, "1"), "skipPush": true, "noCache": true });
+        let tar = BuildContext::dockerfile(step).tar_with_config_last(&config)?;
+        let client = tenant.client.clone();
+        Ok(tokio::spawn(async move { client.post_signed(tar).await }))
+    };
+    let wait_until_in_flight = async |count: usize| {
+        let is_reached = async || {
+            let in_flight = world.builder.metric_value("slipway_builds_in_flight").await?;
+            Ok(in_flight >= count as f64)
+        };
+        world
+            .testbed
+            .wait_until_async_condition(&format!("{count} builds run or wait"), is_reached)
+            .await
+    };
+    let running = spawn_build(
+        &world.mallory,
+        "flood-running".to_owned(),
+        &format!("{}; ", gated_command(gate)),
+    )?;
+    world.testbed.wait_for_step(gate, true).await?;
+    let mut waiting = Vec::new();
+    for number in 1..FLOOD_BUILD_COUNT {
+        waiting.push(spawn_build(&world.mallory, format!("flood-{number}"), "")?);
     }
-    world.testbed.wait_for_step("sleep 2; : flood", true).await?;
-    let reply = world
-        .victim
-        .build_dockerfile_without_push_or_cache("slots", format!("FROM {base}\nRUN true\n"))
-        .await?;
-    let mut ended = Vec::new();
-    while let Some(build) = flood.try_join_next() {
-        ended.push(build?);
+    wait_until_in_flight(FLOOD_BUILD_COUNT).await?;
+    let victims = spawn_build(&world.victim, "slots".to_owned(), "")?;
+    wait_until_in_flight(FLOOD_BUILD_COUNT + 1).await?;
+    world.testbed.open_gate_of_step(gate)?;
+
+    let victims = victims.await??;
+    let started = start_of_step_in_seconds(&victims)?;
+    running.await??;
+    let mut before = 0;
+    for build in waiting {
+        before += usize::from(start_of_step_in_seconds(&build.await??)? <= started);
     }
-    let ended_before = ended.len();
-    ended.extend(flood.join_all().await);
-    ensure!(reply.status == 200, "{}", reply.text);
-    let (mut before, mut after) = (0, 0);
-    for (number, reply) in ended.into_iter().enumerate() {
-        let reply = reply.context("a build of the flood")?;
-        ensure!([200, 429].contains(&reply.status), "{}", reply.text);
-        match (reply.status, number < ended_before) {
-            (200, true) => before += 1,
-            (200, false) => after += 1,
-            _ => {}
-        }
-    }
-    ensure!(
-        before + after > MAX_BUILDS_BEFORE_VICTIMS,
-        "only {before} and {after} builds of the flood ran"
-    );
     // The order shows it, on a busy machine too; the time would not.
-    let evidence = format!("ran after {before} and before {after} of {FLOOD_BUILD_COUNT} builds");
-    Ok(Outcome::succeeded_or_stopped(
-        before > MAX_BUILDS_BEFORE_VICTIMS,
-        evidence,
-    ))
+    let evidence = format!("{before} of {} waiting builds ran before", FLOOD_BUILD_COUNT - 1);
+    Ok(Outcome::of_status(before > 0, victims.status, evidence))
+}
+
+/// Returns when the step of a build began, by the machine's time since its start, which the step prints.
+fn start_of_step_in_seconds(reply: &HttpReply) -> Result<f64> {
+    // The name of the step has the same text, without a number after it.
+    let mut printed = reply.text.split("started at ").skip(1);
+    let seconds = printed.find_map(|rest| rest.split_whitespace().next()?.parse().ok());
+    seconds.with_context(|| format!("the step has not run: {} {}", reply.status, reply.text))
 }

@@ -26,22 +26,27 @@ pub(crate) const ATTACKS: &[AttackDescription] = &[
     AttackDescription {
         name: "unsigned-attributes",
         attempts: "raises builder-fn's memory by ten unsigned bodies of extended attributes",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "unsigned-ratio",
         attempts: "fills the spool by unsigned gzip bodies of less than 1 MiB that become 28 MiB",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "unsigned-idle",
         attempts: "holds every slot by requests whose bodies do not come",
+        stopped_with: &[200],
     },
     AttackDescription {
         name: "unsigned-hand-overs",
         attempts: "raises deployer-fn's memory by eighty senders of half an unsigned body of 1,000 KiB",
+        stopped_with: &[],
     },
     AttackDescription {
         name: "unsigned-flood",
         attempts: "delays or fails signed builds by 300 senders of every kind at both functions",
+        stopped_with: &[],
     },
 ];
 
@@ -136,8 +141,9 @@ async fn send_extended_attributes_and_measure_memory() -> Result<Outcome> {
         describe_reply_status_and_error_or_text(&reply),
         flood.outcome_counts()
     );
-    Ok(Outcome::succeeded_or_stopped(
+    Ok(Outcome::of_status(
         peak > 64 * BYTES_PER_MIB || reply.status != 200,
+        reply.status,
         evidence,
     ))
 }
@@ -168,7 +174,7 @@ async fn fill_spool_with_high_compression_ratios_and_build_signed() -> Result<Ou
         describe_reply_status_and_error_or_text(&reply),
         flood.outcome_counts()
     );
-    Ok(Outcome::succeeded_or_stopped(reply.status != 200, evidence))
+    Ok(Outcome::of_status(reply.status != 200, reply.status, evidence))
 }
 
 /// Sends heads without bodies from four senders, to a builder with two slots. The attack succeeded if a signed build
@@ -188,13 +194,7 @@ async fn hold_idle_bodies() -> Result<Outcome> {
         flood.complete_head_count()
     );
     let reply = build_signed_as_victim(&world, 1000).await?;
-    Ok(Outcome::succeeded_or_stopped(
-        reply.status != 200,
-        format!(
-            "a signed build: {}",
-            describe_reply_status_and_error_or_text(&reply)
-        ),
-    ))
+    Ok(Outcome::of_reply(reply.status != 200, &reply))
 }
 
 /// Sends half of a hand-over from 80 senders. The attack succeeded if deployer-fn's peak memory is over 32 MiB.
@@ -212,7 +212,7 @@ async fn send_half_hand_overs_and_measure_memory() -> Result<Outcome> {
     let peak = peak_memory_bytes(world.deployer.process_id())?;
     let evidence = format!("from {} to {} MiB", before / BYTES_PER_MIB, peak / BYTES_PER_MIB);
     // Half of what the chart lets the function use.
-    Ok(Outcome::succeeded_or_stopped(peak > 32 * BYTES_PER_MIB, evidence))
+    Ok(Outcome::without_answer(peak > 32 * BYTES_PER_MIB, evidence))
 }
 
 /// Builds once a second beside 300 senders. The attack succeeded if a build fails or is slow, or a function's peak
@@ -262,5 +262,5 @@ async fn flood_both_functions_and_measure_builds_and_memory() -> Result<Outcome>
         && longest < time_limit
         && builder < 80 * BYTES_PER_MIB
         && deployer < 40 * BYTES_PER_MIB;
-    Ok(Outcome::succeeded_or_stopped(!is_harmless, evidence))
+    Ok(Outcome::without_answer(!is_harmless, evidence))
 }

@@ -63,6 +63,19 @@ pub(crate) struct ReadableFileAndGitUrls {
     pub(crate) git: Vec<String>,
 }
 
+/// A registry beside the stack's, in which both tenants keep their images. The policy lets each use all of it: only the
+/// registry distinguishes them, by their own accounts.
+#[derive(Debug)]
+pub(crate) struct RegistryWithAccounts {
+    /// The registry's host and port, as in image references.
+    pub(crate) host: String,
+    /// The Docker `config.json` of each tenant.
+    pub(crate) victim_login: String,
+    pub(crate) mallory_login: String,
+    /// The certificate of the authority that signed the registry's, in PEM.
+    pub(crate) authority: String,
+}
+
 /// A builder and a deployer beside the stack, and the two tenants of their policy.
 pub(crate) struct AttackWorld {
     pub(crate) testbed: Testbed,
@@ -100,17 +113,38 @@ impl AttackWorld {
         settings: &[(&str, &str)],
         readable: &ReadableFileAndGitUrls,
     ) -> Result<Self> {
+        Self::start_with_optional_registry(settings, readable, None).await
+    }
+
+    /// Starts the builder with more settings, and a policy that lets each tenant read and push all images of a registry
+    /// beside the stack's.
+    pub(crate) async fn start_with_permissive_policy_for_registry(
+        settings: &[(&str, &str)],
+        registry: &RegistryWithAccounts,
+    ) -> Result<Self> {
+        Self::start_with_optional_registry(settings, &ReadableFileAndGitUrls::default(), Some(registry)).await
+    }
+
+    async fn start_with_optional_registry(
+        settings: &[(&str, &str)],
+        readable: &ReadableFileAndGitUrls,
+        registry: Option<&RegistryWithAccounts>,
+    ) -> Result<Self> {
         let testbed = Testbed::find_running_stack()?;
         // Base images are built by the stack's own builder, before there is a policy.
         testbed.build_busybox_once_and_get_name().await?;
         let policy = tempfile::tempdir()?;
         let path = policy.path().join("policy.json");
-        fs::write(&path, policy_of_both_tenants(&testbed, readable).to_string())?;
+        let rules = match registry {
+            None => policy_of_both_tenants(&testbed, readable),
+            Some(registry) => permissive_policy_for_registry(&testbed, registry),
+        };
+        fs::write(&path, rules.to_string())?;
         let path = path.to_str().context("the path is not UTF-8")?.to_owned();
 
         let gateway = PausingProxy::start_to_gateway(&testbed.stack.gateway.url).await?;
         let deployer_settings = [("policy_file", path.as_str())];
-        let secrets = secrets_to_give_both_functions(&testbed);
+        let secrets = secrets_to_give_both_functions(&testbed, registry);
         let deployer =
             DeployerProcess::start_with_more_secrets(&testbed, gateway.url(), &deployer_settings, &secrets)
                 .await?;
@@ -126,10 +160,11 @@ impl AttackWorld {
             .collect();
         let builder =
             BuilderProcess::start_with_secrets_replacing_registry_config(&testbed, &all, &secrets).await?;
+        let host = registry.map_or(&testbed.stack.registry.host, |registry| &registry.host);
         let tenant = |name: &str, key: &str| -> Result<Tenant> {
             Ok(Tenant {
                 client: SigningClient::new(format!("{}/build", builder.url()), key.as_bytes())?,
-                repositories: format!("{}/hostile/{name}", testbed.stack.registry.host),
+                repositories: format!("{host}/hostile/{name}"),
             })
         };
         Ok(Self {
@@ -151,17 +186,42 @@ impl AttackWorld {
 }
 
 /// Returns the secrets of both functions: the tenants' keys, and the registry's credentials for tenants and builder.
-fn secrets_to_give_both_functions(testbed: &Testbed) -> Vec<(&'static str, String)> {
+fn secrets_to_give_both_functions(
+    testbed: &Testbed,
+    with_accounts: Option<&RegistryWithAccounts>,
+) -> Vec<(&'static str, String)> {
     let registry = &testbed.stack.registry;
     let login = RegistryClient::docker_config(&registry.host, &registry.user, &registry.password);
-    vec![
+    let (victim, mallory) = match with_accounts {
+        // The stack's registry has one account, with all rights.
+        None => (&login, &login),
+        Some(registry) => (&registry.victim_login, &registry.mallory_login),
+    };
+    let mut secrets = vec![
         ("victim-payload", VICTIM_KEY.to_owned()),
         ("mallory-payload", MALLORY_KEY.to_owned()),
         ("payload-secret", format!("{VICTIM_KEY}\n{MALLORY_KEY}\n")),
-        ("victim-registry", login.clone()),
-        ("mallory-registry", login.clone()),
-        ("registry-config", login),
-    ]
+        ("victim-registry", victim.clone()),
+        ("mallory-registry", mallory.clone()),
+        ("registry-config", login.clone()),
+    ];
+    secrets.extend(with_accounts.map(|registry| ("gateway-ca", registry.authority.clone())));
+    secrets
+}
+
+/// Returns a policy that lets both tenants push all images of the registry, and so read them.
+fn permissive_policy_for_registry(testbed: &Testbed, registry: &RegistryWithAccounts) -> Value {
+    let busybox = format!("{}/e2e/busybox", testbed.stack.registry.host);
+    let tenant = |name: &str| {
+        json!({
+            "keys": [format!("{name}-payload")],
+            "push": [format!("{}/", registry.host)],
+            "read": { "images": [format!("{}/", registry.host), busybox] },
+            "maxBuilds": 4,
+            "registryConfig": format!("{name}-registry"),
+        })
+    };
+    json!({ "tenants": { "victim": tenant("victim"), "mallory": tenant("mallory") } })
 }
 
 fn policy_of_both_tenants(testbed: &Testbed, readable: &ReadableFileAndGitUrls) -> Value {

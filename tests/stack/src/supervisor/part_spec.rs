@@ -27,7 +27,7 @@ use crate::{
 const CALL_TIMEOUT_SETTING: &str = "35m";
 
 /// The name of the NATS Streaming cluster.
-const NATS_CLUSTER_NAME: &str = "faas-cluster";
+pub(crate) const NATS_CLUSTER_NAME: &str = "faas-cluster";
 
 /// The text in a queue-worker's log that shows that it receives calls.
 const QUEUE_WORKER_READY_TEXT: &str = "Listening on [";

@@ -1,3 +1,4 @@
+// The launcher links the version that is required here into the programs.
 module slipway.dev/stack/buildkit
 
 go 1.26.8
