@@ -122,7 +122,7 @@ async fn attacks_and_failures(cluster: &Cluster, gateway: &Arc<GatewayClient>) {
     platform::a_message_that_a_pod_puts_into_nats_deploys_nothing(cluster).await;
     println!("platform until {:?}", started.elapsed());
     second::two_releases_share_a_namespace_and_a_step_that_fills_the_disk_ends(cluster, gateway).await;
-    second::the_test_of_the_chart_succeeds(cluster);
+    second::the_test_of_the_chart_succeeds(cluster, gateway).await;
     println!("second release until {:?}", started.elapsed());
     actors::remove(cluster);
 }

@@ -106,7 +106,7 @@ pub(crate) async fn two_releases_share_a_namespace_and_a_step_that_fills_the_dis
     remove_small_disk(cluster);
 }
 
-pub(crate) fn the_test_of_the_chart_succeeds(cluster: &Cluster) {
+pub(crate) async fn the_test_of_the_chart_succeeds(cluster: &Cluster, client: &GatewayClient) {
     let registry = cluster_variable(cluster, "REGISTRY");
     // Debian's static busybox resolves no names.
     let gateway = address_of_service(cluster, "openfaas", "gateway");
@@ -125,6 +125,7 @@ pub(crate) fn the_test_of_the_chart_succeeds(cluster: &Cluster) {
         output.contains("the function answers: built by slipway"),
         "{output}"
     );
+    client.delete_function("slipway-sample").await;
 }
 
 /// Makes a file system in an image among the cluster's volumes, and mounts it there: a privileged pod does, because the
