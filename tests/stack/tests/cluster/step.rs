@@ -63,9 +63,7 @@ impl Tenant {
         gateway: &Arc<GatewayClient>,
         gate: &'static str,
     ) -> GatedBuild {
-        let serving = format!(
-            "(while true; do echo step-of-the-victim | nc -l -p {PORT_OF_VICTIMS_STEP} >/dev/null; done) &"
-        );
+        let serving = format!("nc -ll -p {PORT_OF_VICTIMS_STEP} -e /bin/true &");
         let step = format!("ARG TOKEN\nRUN {serving} until [ -e /{gate} ]; do sleep 0.2; done; echo right");
         let config = json!({
             "image": self.image(gate),
