@@ -691,9 +691,23 @@ rejects "a spool volume without room for bodies that are not verified" "builder.
 rejects "a spool that one tenant could fill" "builder.spool.limit: 2147483647, and at least 2147483648 is right with policy.tenants" -f "$dir/tenants.yaml" --set builder.spool.limit=2147483647
 rejects "a spool that is smaller than a body" "builder.spool.limit: 4294967296, and at least the setting max_body (8589934592)" --set-string builder.env.max_body=8589934592
 rejects "no room for one body that is not verified" "builder.unverified.limit: 1, and at least the setting max_body" --set builder.unverified.limit=1
-begin "limits on each step" --set builder.steps.memory=1.5Gi --set-string builder.steps.cpus=1.5
+begin "a limit on the memory of each step" --set builder.steps.memory=1.5Gi
+has_not 'name: step_memory'
+part statefulset.yaml
+has 'name: STEP_MEMORY'
+has 'value: "1610612736"'
+begin "limits on each step of a daemon of one's own" --set builder.steps.memory=1.5Gi,buildkit.enabled=false,buildkit.url=tcp://daemon:1234,buildkit.tls.clientSecret=tls --set-string builder.steps.cpus=1.5
+has 'name: step_memory'
 has 'value: "1610612736"'
 has 'value: "1.5"'
+begin "steps without a limit on memory"
+part statefulset.yaml
+has 'name: STATE'
+begin "a rootless daemon has no guard" --kube-version 1.32.0
+part statefulset.yaml
+has_not 'name: STATE'
+rejects "a limit on CPUs that has no effect" "builder.steps.cpus: should be empty with buildkit.enabled=true" --set-string builder.steps.cpus=1.5
+rejects "a limit on memory that has no effect" "builder.steps.memory: should be empty with buildkit.isolation=rootless" --set builder.steps.memory=1Gi,buildkit.isolation=rootless
 rejects "too little memory for a step" "builder.steps.memory: 1Mi, and at least 8Mi" --set builder.steps.memory=1Mi
 rejects "a step's CPUs that are no number" "/builder/steps/cpus" --set builder.steps.cpus=many
 begin "private sources" --set 'builder.allowedSources={files.internal,mirror.internal:8080}'
@@ -952,5 +966,6 @@ rejects "a collector with a password" "/otel/endpoint" --set otel.endpoint=http:
 rejects "a variable other than OTEL_* for traces" "log_level. does not match" --set otel.env.log_level=debug
 rejects "a number as environment variable" "/builder/env/a" --set builder.env.a=1
 
+tests/daemon-scripts.sh || failed=1
 [ "$failed" = 0 ] || exit 1
 echo "chart/slipway: all checks passed"

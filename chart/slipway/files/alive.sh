@@ -5,7 +5,7 @@
 # after a day; the kubelet then ends the daemon, which accepts no more builds but finishes those that run, and starts it again.
 set -eu
 buildctl debug workers >/dev/null
-certificate=/etc/buildkit-tls/tls.crt
+certificate=${CERTIFICATE:-/etc/buildkit-tls/tls.crt}
 [ "$certificate" -nt "${BUILDKIT_HOST#unix://}" ] || exit 0
 if [ -z "$(find -L "$certificate" -mmin +1440)" ]; then
     builds=$(buildctl debug histories --format '{{.Type}}')

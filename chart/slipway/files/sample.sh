@@ -53,7 +53,7 @@ status() { sed -n '1s/^HTTP[^ ]* \([0-9]*\).*/\1/p' "$dir/response"; }
 body() { sed '1,/^$/d' "$dir/response"; }
 
 umask 022
-mkdir -p "$dir/tar/context/www"
+mkdir -p "$dir/tar/context/www/_"
 cat >"$dir/tar/com.openfaas.docker.config" <<EOF
 {"image": "$IMAGE", "deploy": {"service": "$FUNCTION"}, "probe": {"path": "/index.html"}}
 EOF
@@ -65,6 +65,8 @@ EXPOSE 8080
 CMD ["busybox", "httpd", "-f", "-p", "8080", "-h", "/www"]
 EOF
 echo "$text" >"$dir/tar/context/www/index.html"
+# The paths of faas-netes' probes.
+for probe in health ready; do echo OK >"$dir/tar/context/www/_/$probe"; done
 tar -cf "$dir/fn.tar" -C "$dir/tar" com.openfaas.docker.config context
 signature=$(openssl dgst -sha256 -hmac "$key" -r "$dir/fn.tar" | cut -d' ' -f1)
 

@@ -10,6 +10,7 @@
 #   TENANTS        tenants whose steps have other rules, one a line: NAME INTERNET ALLOWED…
 #   NODE           the address of the node, which steps do not reach
 #   MAX_PROCESSES  limit on the processes of a user, the daemon's included
+#   STATE          the folder of the daemon's state. If it is set, guard.sh ends steps that use too much
 set -eu
 
 dir=$(dirname "${BUILDKIT_HOST#unix://}")
@@ -127,6 +128,13 @@ daemon)
     ;;
 esac
 
+# Without the limit on processes, so that it can act when steps have all of them.
+if [ -n "${STATE-}" ]; then
+    (while :; do
+        sh "${0%/*}/guard.sh" || :
+        sleep 1
+    done) &
+fi
 # shellcheck disable=SC3045 # busybox and bash have it
 ulimit -u "$MAX_PROCESSES" 2>/dev/null || ulimit -p "$MAX_PROCESSES"
 

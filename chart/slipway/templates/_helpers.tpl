@@ -154,6 +154,27 @@ which the builder chooses among them: a name stays when the pod gets another IP 
 {{- .Values.buildkit.stepNetwork | default (ternary "none" "own" $rootless) -}}
 {{- end -}}
 
+{{/* The limit on the memory of a step in bytes; empty: none. Fails if limits on steps would have no effect. */}}
+{{- define "slipway.steps.memory" -}}
+{{- $steps := .Values.builder.steps -}}
+{{- $bytes := "" -}}
+{{- with $steps.memory -}}
+{{- $bytes = include "slipway.bytes" . -}}
+{{- if lt ($bytes | int64) 8388608 -}}
+{{- fail (printf "builder.steps.memory: %s, and at least 8Mi is right" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.buildkit.enabled -}}
+{{- if $steps.cpus -}}
+{{- fail "builder.steps.cpus: should be empty with buildkit.enabled=true, where it has no effect: in a user namespace BuildKit gives steps no control groups. buildkit.resources.limits.cpu limits all steps together; for tenants that do not trust each other, install a release for each" -}}
+{{- end -}}
+{{- if and $steps.memory (ne "userNamespace" (include "slipway.buildkit.isolation" .)) -}}
+{{- fail "builder.steps.memory: should be empty with buildkit.isolation=rootless, where it has no effect: BuildKit gives steps no control groups. buildkit.resources.limits.memory limits all steps together; for tenants that do not trust each other, install a release for each" -}}
+{{- end -}}
+{{- end -}}
+{{- $bytes -}}
+{{- end -}}
+
 {{/* The rules for the steps of tenants, one tenant a line: NAME INTERNET ALLOWED… */}}
 {{- define "slipway.buildkit.tenants" -}}
 {{- $values := .Values.networkPolicy -}}

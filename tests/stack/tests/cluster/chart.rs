@@ -35,14 +35,41 @@ pub(crate) fn install(cluster: &Cluster) {
 /// Installs the chart, or upgrades its release, with these values besides those of the file, and waits until its pods
 /// are ready.
 pub(crate) fn install_with_values(cluster: &Cluster, values: &[&str]) {
+    upgrade_or_install(cluster, "slipway", values, "");
+}
+
+/// Upgrades the release with these values, an object, besides those of the file, and waits until its pods are ready.
+pub(crate) fn upgrade_with(cluster: &Cluster, values: &Value) {
+    upgrade_or_install(cluster, "slipway", &[], &values.to_string());
+}
+
+/// Installs a further release of this name with these values, an object, besides those of the file, and waits until its
+/// pods are ready.
+pub(crate) fn install_release(cluster: &Cluster, release: &str, values: &Value) {
+    upgrade_or_install(cluster, release, &[], &values.to_string());
+}
+
+/// Removes a release, and waits until its pods are gone.
+pub(crate) fn uninstall_release(cluster: &Cluster, release: &str) {
+    let mut helm = Command::new(cluster.programs_directory().join("helm"));
+    helm.env("KUBECONFIG", cluster.kubeconfig());
+    helm.args(["uninstall", release, "--namespace", "openfaas"]);
+    helm.args(["--wait", "--timeout", "10m"]);
+    run(&mut helm, "");
+}
+
+fn upgrade_or_install(cluster: &Cluster, release: &str, values: &[&str], more: &str) {
     let mut helm = Command::new(cluster.programs_directory().join("helm"));
     helm.current_dir(repository_root())
         .env("KUBECONFIG", cluster.kubeconfig());
-    helm.args(["upgrade", "--install", "slipway", "chart/slipway"]);
+    helm.args(["upgrade", "--install", release, "chart/slipway"]);
     helm.args(["--namespace", "openfaas", "--values", VALUES_FILE]);
+    if !more.is_empty() {
+        helm.args(["--values", "-"]);
+    }
     helm.args(values.iter().flat_map(|value| ["--set", value]));
     helm.args(["--wait", "--timeout", "10m"]);
-    run(&mut helm, "");
+    run(&mut helm, more);
 }
 
 pub(crate) async fn the_chart_turns_source_into_a_function_that_answers(
@@ -125,18 +152,7 @@ pub(crate) async fn uninstalling_leaves_only_volume_claims_secrets_and_functions
         assert!(installed.contains(kind), "{kind} is missing in {installed}");
     }
 
-    let mut helm = Command::new(cluster.programs_directory().join("helm"));
-    helm.env("KUBECONFIG", cluster.kubeconfig());
-    helm.args([
-        "uninstall",
-        "slipway",
-        "--namespace",
-        "openfaas",
-        "--wait",
-        "--timeout",
-        "10m",
-    ]);
-    run(&mut helm, "");
+    uninstall_release(cluster, "slipway");
     assert_eq!(names(KINDS_OF_CHART, &of_release), "");
     assert!(names("persistentvolumeclaims", &of_release).contains("state-slipway-buildkit-0"));
     let secrets = names("secrets", &["--field-selector=metadata.namespace=openfaas-fn"]);

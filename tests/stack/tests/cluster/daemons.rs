@@ -10,6 +10,7 @@ use crate::{
     gateway::{GatewayClient, cluster_variable},
     kubectl_output,
     source::{Behaviour, FunctionSource, image_tar},
+    wait_until,
 };
 
 /// The number of daemons among which builds are spread.
@@ -23,9 +24,6 @@ const REPOSITORIES: &str = "test/spread-";
 
 /// The longest time until a build has begun on a daemon, or an upgrade has reached it.
 const CONDITION_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The pause between two looks at a daemon.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Arguments of kubectl that show when the first daemon's pod was asked to end.
 const DELETION_OF_DAEMON: [&str; 6] = [
@@ -81,7 +79,7 @@ pub(crate) async fn an_upgrade_that_replaces_all_pods_loses_no_running_build(
         let gateway = Arc::clone(gateway);
         tokio::spawn(async move { gateway.build(tar).await })
     };
-    wait_until("a build runs", || {
+    wait_until("a build runs", CONDITION_TIMEOUT, || {
         histories_of_daemon(cluster, 0, "{{.Type}}").contains("STARTED")
     })
     .await;
@@ -91,7 +89,7 @@ pub(crate) async fn an_upgrade_that_replaces_all_pods_loses_no_running_build(
         tokio::task::spawn_blocking(move || chart::install_with_values(&cluster, &REPLACE_ALL_PODS))
     };
     let daemon_ends = || !kubectl_output(cluster, &DELETION_OF_DAEMON, "").is_empty();
-    wait_until("the daemon is asked to end", daemon_ends).await;
+    wait_until("the daemon is asked to end", CONDITION_TIMEOUT, daemon_ends).await;
     assert!(!build.is_finished(), "the build has ended before the upgrade");
 
     let built = build.await.unwrap().json();
@@ -100,17 +98,6 @@ pub(crate) async fn an_upgrade_that_replaces_all_pods_loses_no_running_build(
     upgrade.await.unwrap();
     assert_eq!(gateway.call("upgraded").await.unwrap().body, "built");
     gateway.delete_function("upgraded").await;
-}
-
-/// Waits until a condition holds.
-async fn wait_until(condition: &str, holds: impl Fn() -> bool) {
-    let waiting = async {
-        while !holds() {
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
-    };
-    let waited = tokio::time::timeout(CONDITION_TIMEOUT, waiting).await;
-    assert!(waited.is_ok(), "not within {CONDITION_TIMEOUT:?}: {condition}");
 }
 
 pub(crate) async fn builds_use_all_daemons_and_return_to_theirs(cluster: &Cluster, gateway: &GatewayClient) {

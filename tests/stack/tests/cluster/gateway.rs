@@ -76,13 +76,20 @@ impl GatewayClient {
 
     /// Builds a tar, and waits for the result.
     pub(crate) async fn build(&self, tar: Vec<u8>) -> Answer {
-        self.post_signed(
-            "function/builder-fn/build",
-            "X-Build-Signature",
-            &self.build_key,
-            tar,
-        )
-        .await
+        self.build_with_key(&self.build_key, tar).await
+    }
+
+    /// Builds a tar at a builder of another name, and waits for the result.
+    pub(crate) async fn build_at(&self, builder: &str, tar: Vec<u8>) -> Answer {
+        let path = format!("function/{builder}/build");
+        self.post_signed(&path, "X-Build-Signature", &self.build_key, tar)
+            .await
+    }
+
+    /// Builds a tar that a tenant's key signs, and waits for the result.
+    pub(crate) async fn build_with_key(&self, key: &[u8], tar: Vec<u8>) -> Answer {
+        self.post_signed("function/builder-fn/build", "X-Build-Signature", key, tar)
+            .await
     }
 
     /// Puts the build of a tar into the queue.

@@ -4,36 +4,62 @@
 //! cluster of their own and remove it.
 
 #![expect(
+    clippy::panic,
     clippy::unwrap_used,
     clippy::print_stdout,
     reason = "a test that cannot go on ends here, and reports what it measured"
 )]
 
+mod actors;
+mod certificates;
 mod chart;
 mod daemons;
+mod drains;
 mod gateway;
+mod greed;
+mod hostile;
 #[path = "../stack/machine.rs"]
 #[expect(dead_code, reason = "the tests of stacks use all of it")]
 mod machine;
+mod platform;
 mod pods;
+mod probe;
+mod reach;
 mod readiness;
+mod second;
 mod source;
+mod step;
+mod tenants;
 
 use std::{
     io::Write as _,
     process::{Command, Output, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use slipway_stack::{Cluster, LauncherError, ProgressSink, stop_cluster};
 
 use self::{
     gateway::GatewayClient,
+    hostile::{Layers, Tenants},
     machine::{HostFirewallSettingsAndFiles, StackFootprint},
 };
 
 /// The name of the cluster of these tests.
 const CLUSTER_NAME: &str = "test";
+
+/// The pause between two looks at a condition in the cluster.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Waits until a condition in the cluster holds, which sends no event to this process.
+async fn wait_until(condition: &str, timeout: Duration, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + timeout;
+    while !holds() {
+        assert!(Instant::now() < end, "not within {timeout:?}: {condition}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
 
 /// Runs a program with an input, and returns its output, whether it succeeded or not.
 fn output_of(command: &mut Command, input: &str) -> Output {
@@ -65,6 +91,40 @@ fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Command {
 /// Runs kubectl with a manifest as its input, and returns its standard output; fails unless it succeeds.
 fn kubectl_output(cluster: &Cluster, arguments: &[&str], input: &str) -> String {
     run(&mut kubectl(cluster, arguments), input)
+}
+
+/// Attacks the release, lets pods end, and installs a second release.
+async fn attacks_and_failures(cluster: &Cluster, gateway: &Arc<GatewayClient>) {
+    let started = Instant::now();
+    actors::create(cluster).await;
+    let tenants = Tenants::create(cluster);
+    for layers in [Layers::FirewallAlone, Layers::PoliciesAlone, Layers::Both] {
+        hostile::a_build_reaches_nothing_of_the_cluster_with(layers, cluster, gateway, &tenants).await;
+        println!("{layers:?} until {:?}", started.elapsed());
+    }
+    tenants::a_tenant_neither_reads_nor_overwrites_what_another_has(cluster, gateway, &tenants).await;
+    tenants::the_steps_of_a_tenant_alone_reach_what_is_opened_for_it(cluster, gateway, &tenants).await;
+    println!("tenants until {:?}", started.elapsed());
+    greed::a_greedy_step_ends_and_neither_the_daemon_nor_a_neighbours_build_does(cluster, gateway, &tenants)
+        .await;
+    println!("greed until {:?}", started.elapsed());
+    certificates::a_renewed_certificate_restarts_the_daemon_once_its_build_has_ended(
+        cluster, gateway, &tenants,
+    )
+    .await;
+    println!("renewal until {:?}", started.elapsed());
+
+    // Without a policy from here on.
+    drains::no_queued_build_is_lost_or_built_twice_when_pods_end(cluster, gateway).await;
+    println!("drains until {:?}", started.elapsed());
+    platform::a_key_without_a_policy_changes_neither_the_platform_nor_reads_its_secrets(cluster, gateway)
+        .await;
+    platform::a_message_that_a_pod_puts_into_nats_deploys_nothing(cluster).await;
+    println!("platform until {:?}", started.elapsed());
+    second::two_releases_share_a_namespace_and_a_step_that_fills_the_disk_ends(cluster, gateway).await;
+    second::the_test_of_the_chart_succeeds(cluster, gateway).await;
+    println!("second release until {:?}", started.elapsed());
+    actors::remove(cluster);
 }
 
 // One test, because all of it needs a cluster, and a cluster takes time and memory.
@@ -100,6 +160,7 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
     chart::the_chart_turns_source_into_a_function_that_answers(&cluster, &gateway).await;
     daemons::an_upgrade_that_replaces_all_pods_loses_no_running_build(&cluster, &gateway).await;
     daemons::builds_use_all_daemons_and_return_to_theirs(&cluster, &gateway).await;
+    attacks_and_failures(&cluster, &gateway).await;
     readiness::no_version_that_does_not_run_is_reported_ready_and_the_last_good_one_is_restored(
         &cluster, &gateway,
     )

@@ -48,7 +48,7 @@ pub(crate) fn requests() -> Value {
 }
 
 /// Returns the reference of the image with a shell, which the functions are made from.
-fn shell_image(registry: &str) -> String {
+pub(crate) fn shell_image(registry: &str) -> String {
     format!("{registry}/test/shell:1")
 }
 
@@ -75,9 +75,19 @@ impl FunctionSource<'_> {
 
     /// Returns the tar of a build that runs a step and deploys this version.
     pub(crate) fn tar_with_step(&self, registry: &str, step: &str) -> Vec<u8> {
+        let deploy = json!({ "service": self.function, "requests": requests() });
+        self.tar_with(registry, step, &deploy)
+    }
+
+    /// Returns the tar of a build that deploys this version as `deploy` says.
+    pub(crate) fn tar_that_deploys(&self, registry: &str, deploy: &Value) -> Vec<u8> {
+        self.tar_with(registry, "true", deploy)
+    }
+
+    fn tar_with(&self, registry: &str, step: &str, deploy: &Value) -> Vec<u8> {
         let config = json!({
             "image": format!("{registry}/test/{}:{}", self.function, self.answer),
-            "deploy": { "service": self.function, "requests": requests() },
+            "deploy": deploy,
         });
         let command = match self.behaviour {
             Behaviour::Serves => SERVE,
@@ -100,7 +110,7 @@ impl FunctionSource<'_> {
 }
 
 /// Returns a tar with a request's configuration, and a context with a Dockerfile and files.
-fn tar_of(config: &Value, dockerfile: &str, files: &[(&str, u32, &[u8])]) -> Vec<u8> {
+pub(crate) fn tar_of(config: &Value, dockerfile: &str, files: &[(&str, u32, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut append = |path: &str, mode: u32, content: &[u8]| {
         let mut header = tar::Header::new_gnu();
