@@ -91,6 +91,8 @@ const REPEATED_FAILURE_WORDS: &[&str] = &[
     "subprocess-exited-with-error",
     "did not run successfully",
     "an error occurred while executing",
+    "some problems were encountered while processing",
+    "build failed with an exception",
 ];
 
 /// Returns the hint for a failure that no other rule explains: the line of the output, or of the error, that says most

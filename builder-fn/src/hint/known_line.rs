@@ -159,7 +159,8 @@ fn hint(evidence: &Evidence<'_>, known: &KnownErrors, cause: &str, captured: &[&
     if known.file.is_empty() {
         return hint;
     }
-    let name = captured.first().map(|captured| package_name(captured));
+    let first = captured.iter().find(|captured| !captured.is_empty());
+    let name = first.map(|captured| package_name(captured));
     let place = name
         .filter(|name| name.len() > 1)
         .and_then(|name| evidence.find_line_in_file(known.file, |line| has_whole_name(line, &name)));
@@ -222,11 +223,16 @@ pub(super) fn without_mark(line: &str) -> &str {
                     | '|'
             )
     };
-    let line = line.trim().trim_start_matches(is_mark);
-    ["npm error ", "npm ERR! ", "[ERROR] ", "[FATAL] ", "[error] "]
-        .iter()
-        .find_map(|prefix| line.strip_prefix(prefix))
-        .map_or(line, |line| line.trim_start_matches(is_mark))
+    let mut rest = line.trim().trim_start_matches(is_mark);
+    // Maven writes its prefix twice before an error in a POM.
+    for _ in 0..2 {
+        let stripped = ["npm error ", "npm ERR! ", "[ERROR] ", "[FATAL] ", "[error] "]
+            .iter()
+            .find_map(|prefix| rest.strip_prefix(prefix));
+        let Some(stripped) = stripped else { break };
+        rest = stripped.trim_start_matches(is_mark);
+    }
+    rest
 }
 
 /// Returns whether a line is a warning, or about something that is tried again.
@@ -238,7 +244,11 @@ pub(super) fn is_warning_or_retry(line: &str) -> bool {
     let is_warning = ["warn", "[warn", "w: ", "npm warn", "info"]
         .iter()
         .any(|words| line.starts_with(words));
-    is_warning || line.contains(": warning: ") || line.contains("retrying") || line.contains("will retry")
+    let is_of_checksum = line.contains("did not match");
+    is_warning
+        || (line.contains(": warning: ") && !is_of_checksum)
+        || line.contains("retrying")
+        || line.contains("will retry")
 }
 
 /// Returns the texts that a pattern captures in a line; `None` if the line does not have the pattern.

@@ -185,7 +185,8 @@ pub(super) const ERRORS: &[KnownErrors] = &[
         file: "",
         next: "create the user or group in a step before (useradd, adduser, groupadd), or name one that the image has",
         lines: &[
-            ("chown: invalid {}: {w}", "{line}"),
+            ("chown: invalid user: {}", "the image has no user or group {0}"),
+            ("chown: invalid group: {}", "the image has no group {0}"),
             (
                 "chown: unknown user/group {}",
                 "the image has no user or group {0}",
@@ -203,7 +204,8 @@ pub(super) const ERRORS: &[KnownErrors] = &[
             ("su: user {} does not exist", "the image has no user {0}"),
             ("su: unknown user {}", "the image has no user {0}"),
             ("adduser: unknown group {}", "the image has no group {0}"),
-            ("install: invalid {}: {w}", "{line}"),
+            ("install: invalid user {}", "the image has no user {0}"),
+            ("install: invalid group {}", "the image has no group {0}"),
         ],
     },
     KnownErrors {

@@ -136,6 +136,7 @@ pub(super) const ERRORS: &[KnownErrors] = &[
         next: "correct pom.xml",
         lines: &[
             ("*Non-parseable POM {}: {}", "Maven cannot read {0}: {1}"),
+            ("*Non-readable POM {}: {}", "Maven cannot read {0}: {1}"),
             (
                 "'dependencies.dependency.version' for {} is missing",
                 "a dependency in pom.xml has no version: {0}",
