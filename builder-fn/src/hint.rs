@@ -10,6 +10,7 @@
 mod buildkit_error;
 mod cmake;
 mod compiler;
+mod composer;
 mod copied;
 mod decisive_line;
 mod dependency;
@@ -23,12 +24,14 @@ mod failure;
 mod files;
 mod go;
 mod image;
+mod jvm;
 mod kind;
 mod known_line;
 mod located_error;
 mod msbuild;
 mod network;
 mod node;
+mod proxy;
 mod python;
 mod resources;
 mod secret;
@@ -119,9 +122,13 @@ const RULES: &[Rule] = &[
     resources::explain_out_of_memory,
     source::explain_step_file_excluded_or_in_other_case,
     source::explain_missing_manifest,
+    secret::explain_missing_login,
+    proxy::explain_refusing_proxy,
     node::explain_npm,
     network::explain_network_failure_of_step,
     dependency::explain_missing_or_conflicting_dependency,
+    jvm::explain_missing_artifact,
+    composer::explain,
     known_line::explain,
     cmake::explain,
     python::explain_interpreter_error,

@@ -14,8 +14,9 @@ struct CompileError<'l> {
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure_reason()?;
     let lines: Vec<&str> = evidence.lines().collect();
-    let found =
-        find_rustc_error(&lines).or_else(|| lines.iter().find_map(|line| parse_one_line_error(line)))?;
+    let found = find_rustc_error(&lines)
+        .or_else(|| find_bundler_error(&lines))
+        .or_else(|| lines.iter().find_map(|line| parse_one_line_error(line)))?;
     let file = found.place.file.strip_prefix("./").unwrap_or(found.place.file);
     let place = Place { file, ..found.place };
     let cause = format!("{file} does not compile: {}", found.message);
@@ -40,6 +41,29 @@ fn find_rustc_error<'l>(lines: &[&'l str]) -> Option<CompileError<'l>> {
             .take_while(|line| !line.starts_with("error") && !line.starts_with("warning"))
             .find_map(|line| Some(text::parse_place(line.strip_prefix("--> ")?)?.0))?;
         is_source(place.file).then_some(CompileError { place, message })
+    })
+}
+
+/// Finds the first error of esbuild (`✘ [ERROR] MESSAGE`, an empty line, and `FILE:LINE:COLUMN:`) or webpack (`ERROR in
+/// ./FILE LINE:COLUMNS`, and `MESSAGE`).
+fn find_bundler_error<'l>(lines: &[&'l str]) -> Option<CompileError<'l>> {
+    const MAX_LINES_FROM_ERROR_TO_PLACE: usize = 4;
+    (0..lines.len()).find_map(|at| {
+        let line = lines.get(at)?.trim_start();
+        if let Some((mark, message)) = line.split_once(" [ERROR] ") {
+            (mark.chars().count() == 1).then_some(())?;
+            let following = lines.iter().skip(at + 1).take(MAX_LINES_FROM_ERROR_TO_PLACE);
+            let place = following
+                .map(|line| line.trim_start())
+                .take_while(|line| !line.contains(" [ERROR] "))
+                .find_map(|line| Some(text::parse_place(line)?.0))?;
+            return Some(CompileError { place, message });
+        }
+        let (file, numbers) = line.strip_prefix("ERROR in ./")?.rsplit_once(' ')?;
+        let line = numbers.split_once(':')?.0.parse().ok().filter(|line| *line > 0)?;
+        let message = lines.get(at + 1)?.trim();
+        let place = Place { file, line };
+        (!file.is_empty() && file.len() <= 200).then_some(CompileError { place, message })
     })
 }
 

@@ -69,6 +69,22 @@ impl CopiedFolders {
         self.working_directory_unless_command_may_change_it.as_deref()
     }
 
+    /// Returns the files of the context that the instructions copied to `path`, if they are files: by their names into
+    /// its folder, or under its name.
+    pub(super) fn possible_files_copied_to(&self, path: &str) -> Vec<String> {
+        let absolute = normalize_path(path);
+        let (folder, name) = folder_and_name(&absolute);
+        let is_source = |copy: &&CopiedFolder| {
+            let source_name = copy.source.rsplit('/').next();
+            copy.destination == absolute || copy.destination == folder && source_name == Some(name)
+        };
+        let copies = self.copies.iter().filter(is_source);
+        copies
+            .map(|copy| copy.source.clone())
+            .filter(|source| !source.is_empty())
+            .collect()
+    }
+
     /// Returns the paths in the context that would be at `path` in the image, if the context had them.
     pub(super) fn possible_context_paths_for_image_path(&self, path: &str) -> Vec<String> {
         let absolute = match (
@@ -91,6 +107,15 @@ impl CopiedFolders {
             })
         };
         self.copies.iter().filter_map(source_of).collect()
+    }
+}
+
+/// Returns the folder of a path that begins with a slash, and the name in it.
+fn folder_and_name(path: &str) -> (&str, &str) {
+    match path.rsplit_once('/') {
+        Some(("", name)) => ("/", name),
+        Some(parts) => parts,
+        None => ("", path),
     }
 }
 

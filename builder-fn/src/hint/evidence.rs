@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use super::copied::CopiedFolders;
 use super::dockerfile::{self, Instruction};
 use super::failure::Failure;
-use super::{Hint, HintStep, MAX_NAME_OR_LINE_BYTES, text};
+use super::{Hint, HintStep, MAX_NAME_OR_LINE_BYTES, MAX_SENTENCE_BYTES, text};
 
 /// The length after which the rest of an error is not read, in bytes.
 const ERROR_READ_BYTES: usize = 16 << 10;
@@ -97,6 +97,42 @@ impl<'a> Evidence<'a> {
             .unwrap_or(path)
     }
 
+    /// Returns the path in the context of the file that a program of the step named with its path in the image; `None`
+    /// if the instructions of the step's stage copied no such file of the context there, or more than one.
+    fn only_context_path_of_image_path(&self, path: &str) -> Option<String> {
+        let folders = CopiedFolders::copied_before_step(self.instructions(), self.instruction()?);
+        let mut found = folders.possible_context_paths_for_image_path(path);
+        found.extend(folders.possible_files_copied_to(path));
+        found.retain(|path| self.failure.files.has(path));
+        found.sort();
+        found.dedup();
+        match found.as_slice() {
+            [one] => Some(one.clone()),
+            _ => None,
+        }
+    }
+
+    /// Returns the hint with a file of the context in place of its path in the image.
+    fn with_context_path(&self, hint: Hint) -> Hint {
+        let Some(in_image) = hint.file.as_deref().filter(|file| file.starts_with('/')) else {
+            return hint;
+        };
+        let in_context = self
+            .only_context_path_of_image_path(in_image)
+            .filter(|path| text::is_safe_in_shell_advice(path));
+        let Some(in_context) = in_context else { return hint };
+        let renamed = |sentence: &str| {
+            let sentence = text::replace_whole_path(sentence, in_image, &in_context);
+            text::one_line_cut_with_ellipsis(&sentence, MAX_SENTENCE_BYTES)
+        };
+        Hint {
+            cause: renamed(&hint.cause),
+            next: renamed(&hint.next),
+            file: Some(in_context),
+            ..hint
+        }
+    }
+
     /// Returns `function/NAME` if the context has the manifest or lock file only there, and otherwise the name itself.
     pub(super) fn path_in_function_folder_if_only_there(&self, name: &str) -> String {
         let in_function = format!("function/{name}");
@@ -181,8 +217,10 @@ impl<'a> Evidence<'a> {
         read.is_some_and(|read| String::from_utf8_lossy(&read).contains(word))
     }
 
-    /// Completes a hint: adds the failed step, and the Dockerfile's line as the place if the rule knows no closer one.
+    /// Completes a hint: adds the failed step, names a file as the context does, and adds the Dockerfile's line as the
+    /// place if the rule knows no closer one.
     pub(super) fn complete_with_step_and_place(&self, hint: Hint) -> Hint {
+        let hint = self.with_context_path(hint);
         let line = self.dockerfile_line();
         // What BuildKit does for an instruction before it runs, such as to look up its image, has a name of its own.
         let name = self

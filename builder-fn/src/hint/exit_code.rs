@@ -113,6 +113,12 @@ fn unstartable_program(line: &str) -> Option<&str> {
     // rustc, the build of a Python package, and make.
     let named = text::between(line, "error: linker `", "` not found")
         .or_else(|| text::between(line, "error: command '", "' failed: No such file or directory"))
+        .or_else(|| text::between(line, "unable to execute '", "': No such file or directory"))
+        // The build of a Python package: "Error: pg_config executable not found."
+        .or_else(|| text::between(line, "rror: ", " executable not found"))
+        // node-gyp
+        .or_else(|| line.strip_prefix("npm error gyp ERR! stack Error: not found: "))
+        .or_else(|| line.strip_prefix("gyp ERR! stack Error: not found: "))
         .or_else(|| {
             line.strip_prefix("make: ")?
                 .strip_suffix(": No such file or directory")
@@ -172,17 +178,41 @@ fn missing_program_hint(evidence: &Evidence<'_>, program: &str) -> Hint {
         ),
         false => format!(
             "install {} in a step before, or use a base image that has it",
-            match evidence.command_has_word(name) {
-                true => text::name_if_safe_or(name, "it"),
-                false => "it",
+            match package_of_development_tool(name) {
+                Some(package) => package,
+                None if evidence.command_has_word(name) => text::name_if_safe_or(name, "it"),
+                None => "it",
             }
         ),
     };
+    let is_linker = evidence
+        .lines()
+        .any(|line| line.contains(&format!("linker `{program}` not found")));
+    let role = if is_linker {
+        ", which rustc uses as its linker"
+    } else {
+        ""
+    };
     Hint::new(
         HintKind::CommandNotFound,
-        format!("the image does not have the program {program}"),
+        format!("the image does not have the program {program}{role}"),
         next,
     )
+}
+
+/// Returns the packages of distributions that have a program which builds of dependencies need, and whose name is not
+/// that of the package.
+fn package_of_development_tool(program: &str) -> Option<&'static str> {
+    match program {
+        "cc" | "gcc" | "c++" | "g++" | "ld" | "make" => {
+            Some("a C compiler and its tools (build-essential on Debian, build-base on Alpine)")
+        }
+        "pg_config" => Some("the development files of PostgreSQL (libpq-dev on Debian and Alpine)"),
+        "mysql_config" | "mariadb_config" => {
+            Some("the development files of MariaDB (libmariadb-dev on Debian, mariadb-dev on Alpine)")
+        }
+        _ => None,
+    }
 }
 
 /// Returns the script of the context that a program is, with its first line: the file whose path is the end of the

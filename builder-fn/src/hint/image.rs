@@ -16,8 +16,20 @@ enum RegistryRefusalOrFailure {
     NotFound,
     RateLimit,
     ImmutableTag,
+    Quota,
     Failing,
 }
+
+/// The words of registries (Harbor, Quay, GitLab and others) for a push for which the quota has no room. No name has
+/// spaces, so that the name of an image never has these words.
+const QUOTA_EXCEEDED_WORDS: &[&str] = &[
+    "quota exceeded",
+    "quota has been exceeded",
+    "exceeds the quota",
+    "exceeded the quota",
+    "storage quota",
+    "exceed the configured upper limit",
+];
 
 /// Explains a base image that cannot be pulled.
 pub(super) fn explain_pull(evidence: &Evidence<'_>) -> Option<Hint> {
@@ -98,6 +110,14 @@ pub(super) fn explain_push(evidence: &Evidence<'_>) -> Option<Hint> {
             format!("{registry} has the tag of {image} already, and does not let it be replaced"),
             "push with another tag",
         )),
+        RegistryRefusalOrFailure::Quota => {
+            let answer = reason.rsplit_once("denied: ").map_or(reason, |(_, answer)| answer);
+            Some(Hint::new(
+                HintKind::PushDenied,
+                format!("{registry} refuses the push of {image}, for which its quota has no room: {answer}"),
+                format!("delete images that are not used any more, or have the operator of {registry} raise the quota"),
+            ))
+        }
         other => Some(registry_limit_or_failure_hint(other, registry, "push")),
     }
 }
@@ -245,6 +265,13 @@ fn credentials_problem_as_end_of_sentence_or_empty(evidence: &Evidence<'_>) -> S
 /// Finds what a registry answered, in the words of containerd's client.
 fn parse_refusal_or_failure(reason: &str) -> Option<RegistryRefusalOrFailure> {
     let has = |words: &[&str]| words.iter().any(|words| reason.contains(words));
+    let lower_case = reason.to_lowercase();
+    if QUOTA_EXCEEDED_WORDS
+        .iter()
+        .any(|words| lower_case.contains(words))
+    {
+        return Some(RegistryRefusalOrFailure::Quota);
+    }
     // "unexpected status from HEAD request to http://registry:5000/v2/…: 401 Unauthorized"
     let status = reason.rsplit_once("unexpected status").and_then(|(_, rest)| {
         let (_, rest) = rest.split_once("//")?;

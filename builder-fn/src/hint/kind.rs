@@ -62,7 +62,7 @@ kinds! {
     SourceDenied = "source-denied",
     /// `ADD` cannot download its source.
     DownloadFailed = "download-failed",
-    /// The build does not have a secret that a step uses.
+    /// The build does not have a secret, a key or a login that a step uses.
     SecretMissing = "secret-missing",
     /// A file of the source does not compile.
     CompileError = "compile-error",
@@ -100,7 +100,7 @@ kinds! {
     TimeLimit = "time-limit",
     /// The name of a host cannot be resolved.
     NameResolution = "name-resolution",
-    /// The rules give the steps of the build no network.
+    /// The rules give the steps of the build no network, or a proxy refuses the host.
     NetworkDenied = "network-denied",
     /// A host does not accept the connection, or does not answer.
     ConnectionFailed = "connection-failed",

@@ -1,5 +1,7 @@
 //! Hosts that cannot be resolved, reached or trusted.
 
+use std::cell::LazyCell;
+
 use super::evidence::Evidence;
 use super::{Hint, HintKind, text};
 
@@ -181,13 +183,17 @@ pub(super) fn explain_failed_add_download(evidence: &Evidence<'_>) -> Option<Hin
 /// Explains what a step's program wrote about its network.
 pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option<Hint> {
     evidence.process_failure_reason()?;
+    let last_lines = || (0..).zip(evidence.lines().rev().take(LAST_LINES_SEARCHED));
+    // From the end: the first line with text, and the first that reports a failure which is not repeated.
+    let last_text = last_lines().find(|(_, line)| !line.is_empty());
+    let last_failure =
+        LazyCell::new(|| last_lines().find(|(_, line)| !announces_retry(line) && reports_failure(line)));
     let find = |words: &'static [&'static str]| {
-        let mut last = evidence.lines().rev().take(LAST_LINES_SEARCHED);
-        last.find_map(|line| {
-            words
-                .iter()
-                .find(|words| line.contains(**words))
-                .map(|words| (line, *words))
+        last_lines().find_map(|(at, line)| {
+            let words = words.iter().find(|words| line.contains(**words))?;
+            let follows = |found: Option<(usize, &str)>| found.is_some_and(|(after, _)| after < at);
+            let is_cause = !announces_retry(line) || !follows(last_text) || follows(*last_failure);
+            is_cause.then_some((line, *words))
         })
     };
     let unresolved = find(UNRESOLVED_HOST_WORDS);
@@ -245,6 +251,33 @@ pub(super) fn explain_network_failure_of_step(evidence: &Evidence<'_>) -> Option
         "check that the host serves this port; if it does, the rules for the network of build steps do not let it through, which \
          the operator can change",
     ))
+}
+
+/// Returns whether a line says that something is tried again. Such a line is the cause of a failure only if a report of
+/// a failure follows, or nothing at all.
+fn announces_retry(line: &str) -> bool {
+    line.to_lowercase().contains("retry")
+}
+
+/// Returns whether a line reports that something failed.
+fn reports_failure(line: &str) -> bool {
+    const FAILURE_WORDS: &[&str] = &[
+        "error:",
+        "error ",
+        "err!",
+        "fatal",
+        "failed",
+        "failure",
+        "giving up",
+        "gave up",
+        "could not",
+        "cannot",
+        "can't",
+        "unable to",
+        "exceeded",
+    ];
+    let line = line.to_lowercase();
+    line.starts_with("e: ") || FAILURE_WORDS.iter().any(|words| line.contains(words))
 }
 
 /// Finds the answer of a server that does not have a file: in the words of curl, wget and apt-get.
@@ -346,7 +379,7 @@ pub(super) fn host_after_words_or_elsewhere_in_line<'l>(
 }
 
 /// Returns the host of pip's index for a line that names only its path: that of an earlier line, or `pypi.org`.
-fn pip_index_host<'e>(evidence: &'e Evidence<'_>, line: &str) -> Option<&'e str> {
+pub(super) fn pip_index_host<'e>(evidence: &'e Evidence<'_>, line: &str) -> Option<&'e str> {
     // pip names only the path of its index.
     if line.contains("/simple/") {
         let index = evidence

@@ -1,6 +1,6 @@
 //! Files that an instruction copies or a step uses and that are not where they are looked for, and denied sources.
 
-use super::dockerfile::{Instruction, bind_mounts};
+use super::dockerfile::{Instruction, bind_mounts, stage_names};
 use super::evidence::Evidence;
 use super::{Hint, HintKind, copied, text};
 use crate::context::excluding_pattern_if_found;
@@ -46,9 +46,13 @@ pub(super) fn explain_missing_source(evidence: &Evidence<'_>) -> Option<Hint> {
     // Without the instruction it is not known that the path belongs to the context.
     let instruction = evidence.instruction()?;
     if let Some(from) = only_origin_where_inner_none_is_context(instruction, path)? {
+        let is_stage = stage_names(evidence.instructions()).contains(&from);
         return Some(Hint::new(
             HintKind::SourceMissing,
-            format!("{from} has no /{path}, which the instruction uses from it"),
+            format!(
+                "{}{from} has no /{path}, which the instruction uses from it",
+                if is_stage { "the stage " } else { "" }
+            ),
             format!(
                 "use a path that {} has, or create {} there",
                 text::name_if_safe_or(from, "it"),

@@ -268,6 +268,31 @@ fn no_shell_metacharacter_gets_from_output_into_the_advice_of_a_hint() {
         (1, "PHP Parse error:  x in EVIL on line 3".to_owned()),
         (1, "FAILED EVIL::t - x".to_owned()),
         (1, "# p\n./EVIL.go:3:1: x".to_owned()),
+        (1, "ERROR in ./EVIL 3:1-2\nModule not found".to_owned()),
+        (1, "\u{2718} [ERROR] x\n\n    EVIL:3:1:".to_owned()),
+        (1, "Error: EVIL executable not found.".to_owned()),
+        (1, "gyp ERR! stack Error: not found: EVIL".to_owned()),
+        (
+            1,
+            "[ERROR] Could not find artifact a:EVIL:jar:1 in b (https://r)".to_owned(),
+        ),
+        (1, "> Could not find a:EVIL:1.".to_owned()),
+        (
+            1,
+            "  - Root composer.json requires ext-EVIL * but it is missing from your system.".to_owned(),
+        ),
+        (
+            1,
+            "  - Root composer.json requires EVIL, it could not be found in any version".to_owned(),
+        ),
+        (
+            1,
+            "fatal: could not read Username for 'https://EVIL': terminal prompts disabled".to_owned(),
+        ),
+        (
+            1,
+            "fatal: unable to access 'https://EVIL/': CONNECT tunnel failed, response 403".to_owned(),
+        ),
         (
             1,
             "ERROR: Could not open requirements file: [Errno 2] No such file or directory: 'EVIL'".to_owned(),
@@ -348,6 +373,107 @@ fn a_mount_from_a_stage_is_not_looked_for_in_the_context() {
     assert_eq!(context.cause, "the context has no out");
     let two = "FROM a\nRUN --mount=from=b,source=/out,target=/x --mount=source=out,target=/y make\n";
     assert_eq!(explain_error_at_line_2(two, error), None);
+}
+
+#[test]
+fn a_failed_attempt_that_is_repeated_is_a_cause_only_if_a_failure_follows() {
+    const FILES: &[(&str, &str)] = &[("Dockerfile", "FROM a\nRUN x\n")];
+    const ATTEMPT: &str = "GET http://a.example/: connection refused, retrying in 1 s";
+    for (rest, is_cause) in [
+        ("", true),
+        (ATTEMPT, true),
+        ("fetched 3 files\n2 of 3 are not as they should be", false),
+        ("error: no answer after 2 attempts", true),
+        ("giving up", true),
+    ] {
+        let hint = explain_step(FILES, (2, "x", 1), &format!("{ATTEMPT}\n{rest}"));
+        assert_eq!(hint.is_some(), is_cause, "{rest}: {hint:?}");
+    }
+}
+
+#[test]
+fn a_login_that_is_wanted_by_no_download_is_no_cause() {
+    const FILES: &[(&str, &str)] = &[("Dockerfile", "FROM a\nRUN x\n")];
+    for output in [
+        "GET /orders without a token: 401 Unauthorized, as it should be",
+        "checked http://localhost/orders: 401 Unauthorized",
+    ] {
+        assert_eq!(explain_step(FILES, (2, "x", 1), output), None, "{output}");
+    }
+    let hint = explain_step(
+        FILES,
+        (2, "x", 1),
+        "git@git.acme.example: Permission denied (publickey).",
+    )
+    .expect("a hint");
+    assert_eq!(hint.kind, HintKind::SecretMissing);
+    assert!(
+        hint.cause.starts_with("git.acme.example wants a login"),
+        "{hint:?}"
+    );
+}
+
+#[test]
+fn a_proxy_that_refuses_a_host_is_told_from_one_that_does_not_reach_it() {
+    const FILES: &[(&str, &str)] = &[("Dockerfile", "FROM a\nRUN curl https://files.example/x\n")];
+    for (output, kind) in [
+        (
+            "curl: (56) CONNECT tunnel failed, response 403",
+            HintKind::NetworkDenied,
+        ),
+        (
+            "curl: (56) Received HTTP code 407 from proxy after CONNECT",
+            HintKind::NetworkDenied,
+        ),
+        (
+            "curl: (56) CONNECT tunnel failed, response 502",
+            HintKind::ConnectionFailed,
+        ),
+    ] {
+        let hint = explain_step(FILES, (2, "curl https://files.example/x", 56), output).expect("a hint");
+        assert_eq!(hint.kind, kind, "{output}: {hint:?}");
+        assert!(hint.cause.contains("files.example"), "{hint:?}");
+    }
+    let hint = explain_step(FILES, (2, "x", 1), "a: CONNECT tunnel failed, response 200");
+    assert_eq!(hint, None);
+}
+
+#[test]
+fn a_file_that_a_program_names_by_its_path_in_the_image_is_named_as_the_context_does() {
+    const FILES: &[(&str, &str)] = &[
+        (
+            "Dockerfile",
+            "FROM a\nWORKDIR /app\nCOPY src lib/\nCOPY a.c b.c ./\nCOPY c.c /d.c\nRUN x\n",
+        ),
+        ("a.c", ""),
+        ("c.c", ""),
+        ("src/e.c", ""),
+    ];
+    for (in_image, named) in [
+        ("/app/lib/e.c", "src/e.c"),
+        ("/app/a.c", "a.c"),
+        ("/d.c", "c.c"),
+        // The context does not have it.
+        ("/app/b.c", "/app/b.c"),
+        ("/usr/include/stdio.h", "/usr/include/stdio.h"),
+    ] {
+        let hint = explain_step(FILES, (6, "x", 1), &format!("{in_image}:3:1: error: no")).expect("a hint");
+        assert_eq!(hint.file.as_deref(), Some(named));
+        assert!(
+            hint.cause.starts_with(named) && hint.next.ends_with(named),
+            "{hint:?}"
+        );
+    }
+}
+
+#[test]
+fn the_name_of_an_image_is_no_word_about_a_quota() {
+    let hint = explain_error_at_line_2(
+        "FROM a\nCOPY a /\n",
+        "failed to push r.example/storage-quota/quota-exceeded:1: unexpected status from POST request to https://r.example/v2/storage-quota/quota-exceeded/blobs/uploads/: 403 Forbidden",
+    )
+    .expect("a hint");
+    assert!(!hint.cause.contains("no room"), "{hint:?}");
 }
 
 #[test]

@@ -96,6 +96,26 @@ pub(super) fn between<'t>(text: &'t str, before: &str, after: &str) -> Option<&'
     rest.split_once(after).map(|(inside, _)| inside)
 }
 
+/// Returns `text` with `new` in place of the path `old`, where that is not a part of a longer path.
+pub(super) fn replace_whole_path(text: &str, old: &str, new: &str) -> String {
+    let is_of_path =
+        |character: char| character.is_alphanumeric() || matches!(character, '/' | '.' | '_' | '-');
+    let mut replaced = String::with_capacity(text.len());
+    let mut copied = 0;
+    for (start, _) in text.match_indices(old) {
+        let end = start + old.len();
+        let before = text.get(..start).unwrap_or_default();
+        let after = text.get(end..).unwrap_or_default();
+        if !before.ends_with(is_of_path) && !after.starts_with(is_of_path) {
+            replaced.push_str(text.get(copied..start).unwrap_or_default());
+            replaced.push_str(new);
+            copied = end;
+        }
+    }
+    replaced.push_str(text.get(copied..).unwrap_or_default());
+    replaced
+}
+
 /// A place in a file that a program names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place<'t> {
@@ -216,6 +236,18 @@ mod tests {
             ("https:// x", None),
         ] {
             assert_eq!(host_of_first_url(text), host, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_replaced_only_where_it_is_not_a_part_of_a_longer_one() {
+        for (text, replaced) in [
+            ("/a: no", "src/a: no"),
+            ("/a and /a", "src/a and src/a"),
+            ("/bin/a, /ab, /a/b, x/a, /a.c", "/bin/a, /ab, /a/b, x/a, /a.c"),
+            ("ä/a (/a)", "ä/a (src/a)"),
+        ] {
+            assert_eq!(replace_whole_path(text, "/a", "src/a"), replaced);
         }
     }
 
