@@ -25,7 +25,7 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     let (own, _) = text::parse_place(rest)?;
     let message: Vec<_> = following()
         .skip_while(|line| line.is_empty())
-        .take_while(|line| !line.is_empty())
+        .take_while(|line| !line.is_empty() && !line.starts_with("Call Stack "))
         .take(3)
         .collect();
     let message = message.join(" ");

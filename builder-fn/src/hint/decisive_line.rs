@@ -90,6 +90,9 @@ const REPEATED_FAILURE_WORDS: &[&str] = &[
     "location ",
     "subprocess-exited-with-error",
     "did not run successfully",
+    "metadata-generation-failed",
+    "encountered error while generating package metadata",
+    "this is an issue with the package mentioned above",
     "an error occurred while executing",
     "some problems were encountered while processing",
     "build failed with an exception",
@@ -118,11 +121,12 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         .take(LAST_LINES_READ)
         .collect();
     let quote = |line: &str| text::one_line_cut_with_ellipsis(line, 2 * MAX_NAME_OR_LINE_BYTES);
-    if let Some(line) = first_line_marked_as_error(&lines) {
+    let marked = first_line_marked_as_error(&lines, |line| place_in_context(evidence, line).is_some());
+    if let Some(line) = marked {
         let hint = Hint::new(
             HintKind::StepFailed,
             format!(
-                "{how}; the first line that it marks as an error is: {}",
+                "{how}; the first line of its output that reports an error is: {}",
                 quote(line)
             ),
             "read the step's output from this line on, and correct what it names",
@@ -132,7 +136,9 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
             None => hint,
         });
     }
-    let (cause, next) = match lines.first() {
+    let is_noise = |line: &str| line.starts_with("npm notice") || is_warning_or_retry(line);
+    let last = lines.iter().find(|line| !is_noise(line)).or(lines.first());
+    let (cause, next) = match last {
         Some(last) => (
             format!(
                 "{how}; its output marks no line as an error, and ends with: {}",
@@ -163,9 +169,9 @@ fn unexplained_error_of_buildkit(evidence: &Evidence<'_>) -> Option<Hint> {
     })
 }
 
-/// Returns the first line that a program marks as its error, or else the first that reports a failure; `lines` are from
-/// the last to the first.
-fn first_line_marked_as_error<'l>(lines: &[&'l str]) -> Option<&'l str> {
+/// Returns the first line that a program marks as its error, or else the first that reports a failure or has a place in
+/// the context; `lines` are from the last to the first.
+fn first_line_marked_as_error<'l>(lines: &[&'l str], has_place: impl Fn(&str) -> bool) -> Option<&'l str> {
     let mut marked = None;
     let mut reporting = None;
     for line in lines {
@@ -184,7 +190,7 @@ fn first_line_marked_as_error<'l>(lines: &[&'l str]) -> Option<&'l str> {
             || ERROR_MARKS.iter().any(|mark| lower.contains(mark));
         if is_marked {
             marked = Some(*line);
-        } else if FAILURE_WORDS.iter().any(|words| lower.contains(words)) {
+        } else if FAILURE_WORDS.iter().any(|words| lower.contains(words)) || has_place(line) {
             reporting = Some(*line);
         }
     }
@@ -237,14 +243,11 @@ mod tests {
             "make: *** [all] Error 2",
         ];
         let reversed: Vec<_> = output.iter().rev().copied().collect();
-        assert_eq!(first_line_marked_as_error(&reversed), Some("error: the first"));
-        assert_eq!(
-            first_line_marked_as_error(&["a", "cannot find b", "0 errors"]),
-            Some("cannot find b")
-        );
-        assert_eq!(
-            first_line_marked_as_error(&["make: *** [all] Error 2", "ok"]),
-            None
-        );
+        let choose =
+            |lines: &[&'static str]| first_line_marked_as_error(lines, |line| line.starts_with("a.c:"));
+        assert_eq!(choose(&reversed), Some("error: the first"));
+        assert_eq!(choose(&["a", "cannot find b", "0 errors"]), Some("cannot find b"));
+        assert_eq!(choose(&["a", "a.c:1: x", "b"]), Some("a.c:1: x"));
+        assert_eq!(choose(&["make: *** [all] Error 2", "ok"]), None);
     }
 }

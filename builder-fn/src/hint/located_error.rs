@@ -187,6 +187,18 @@ fn makefile_or_configuration_error(line: &str) -> Option<LocatedError<'_>> {
         return Some(LocatedError { kind, place, message });
     }
     let (place, rest) = text::parse_place(line)?;
+    let is_makefile = place.file.ends_with("akefile") || place.file.ends_with(".mk");
+    if let Some(name) = rest.strip_prefix(": ")
+        && is_makefile
+        && name.ends_with(": No such file or directory")
+    {
+        let kind = HintKind::SourceMissing;
+        return Some(LocatedError {
+            kind,
+            place,
+            message: name,
+        });
+    }
     let message = rest.strip_prefix(": *** ")?;
     let message = message.trim_end_matches("Stop.").trim_end();
     // "make: *** [Makefile:3: all] Error 1" is no error in the file.

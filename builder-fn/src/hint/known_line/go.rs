@@ -43,6 +43,10 @@ pub(super) const ERRORS: &[KnownErrors] = &[
         file: "",
         next: "copy the files or the folder before the step (COPY), or correct the path",
         lines: &[
+            (
+                "*replacement directory {} does not exist",
+                "go.mod replaces a module by {0}, which is not in the image",
+            ),
             ("no Go files in {}", "go finds no Go files in {0}"),
             (
                 "*(replaced by {}): reading {}: open {}: no such file",
@@ -101,6 +105,15 @@ pub(super) const ERRORS: &[KnownErrors] = &[
         lines: &[(
             "*build constraints exclude all Go files in {}",
             "no Go file in {0} is for this platform or these build tags",
+        )],
+    },
+    KnownErrors {
+        kind: Kind::CompileError,
+        file: "",
+        next: "give all Go files of the folder the same package, or move those of another package into a folder of their own",
+        lines: &[(
+            "found packages {} and {} in {}",
+            "the folder {2} has Go files of two packages: {0} and {1}",
         )],
     },
     KnownErrors {

@@ -104,6 +104,10 @@ pub(super) const ERRORS: &[KnownErrors] = &[
         next: "build again later; if that fails too, check that the host serves, and that the rules for the network of build steps let it \
                through",
         lines: &[
+            (
+                "*Failed to connect to {} port {w}",
+                "the step cannot connect to {0} at the port {1}",
+            ),
             ("curl: (7) {}", "the step cannot connect: {0}"),
             ("curl: (28) {}", "a host does not answer in time: {0}"),
             ("curl: (35) {}", "a connection with TLS does not come about: {0}"),

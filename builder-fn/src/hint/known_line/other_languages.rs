@@ -180,6 +180,10 @@ pub(super) const ERRORS: &[KnownErrors] = &[
         next: "install it in a step before, or correct its name",
         lines: &[
             (
+                "*Failed opening required '{}vendor/autoload.php'",
+                "PHP does not find vendor/autoload.php: composer install did not run before, or its result is not in the image",
+            ),
+            (
                 "error: /usr/src/php/ext/{} does not exist",
                 "docker-php-ext-install knows no extension {0}",
             ),

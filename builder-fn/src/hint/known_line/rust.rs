@@ -149,6 +149,10 @@ pub(super) const ERRORS: &[KnownErrors] = &[
         next: "install the program in a step before: protobuf-compiler, cmake, pkg-config, gcc and make (build-essential, build-base)",
         lines: &[
             (
+                "protoc-gen-{w}: program not found or is not executable",
+                "the image has no protoc-gen-{0}, which protoc runs",
+            ),
+            (
                 "*Could not find `protoc`",
                 "the image has no protoc (protobuf-compiler), which a build script runs",
             ),
