@@ -121,7 +121,9 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
         .take(LAST_LINES_READ)
         .collect();
     let quote = |line: &str| text::one_line_cut_with_ellipsis(line, 2 * MAX_NAME_OR_LINE_BYTES);
-    let marked = first_line_marked_as_error(&lines, |line| place_in_context(evidence, line).is_some());
+    let files = evidence.failure.files;
+    let has_place = |line: &str| text::parse_place(line).is_some_and(|(place, _)| files.has(place.file));
+    let marked = first_line_marked_as_error(&lines, has_place);
     if let Some(line) = marked {
         let hint = Hint::new(
             HintKind::StepFailed,

@@ -119,11 +119,11 @@ fn javascript_test(lines: &[&str]) -> Option<Hint> {
 /// Finds a failing test of Maven's Surefire: `[ERROR]   CLASS.METHOD:LINE MESSAGE` after `[ERROR] Failures:` or
 /// `[ERROR] Errors:`.
 fn surefire_test(evidence: &Evidence<'_>, lines: &[&str]) -> Option<Hint> {
-    let is_heading = |line: &&str| {
+    let is_heading = |line: &&str| -> bool {
         let line = line.trim_end();
         line == "[ERROR] Failures:" || line == "[ERROR] Errors:"
     };
-    let at = lines.iter().position(|line| is_heading(&line))?;
+    let at = lines.iter().position(is_heading)?;
     let rest = lines.get(at + 1)?.strip_prefix("[ERROR] ")?.trim_start();
     let (name, rest) = rest.split_once(':')?;
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
