@@ -1,20 +1,24 @@
 //! Hints: why a build or a deployment failed, where, and what to do next.
 //!
-//! [`explain`] is a pure function from what is known of a failure. It gives no hint where nothing is known: every rule
-//! needs the words of the program that failed, and names a place only if these words, the Dockerfile or the context
-//! have it.
+//! [`explain`] is a pure function from what is known of a failure. Every rule for a cause needs the words of the program
+//! that failed, and names a place only if these words, the Dockerfile or the context have it. Where no rule knows the
+//! cause of a failed step, the last one quotes the line of its output that says most.
 //!
 //! All of it is input from outside. The texts are cut to a fixed size before any rule reads them, each rule passes over
 //! them a fixed number of times, and the texts of a hint are short and without control characters.
 
+mod buildkit_error;
+mod cmake;
 mod compiler;
 mod composer;
 mod copied;
+mod decisive_line;
 mod dependency;
 mod deployment;
 mod dockerfile;
 mod dockerfile_error;
 mod evidence;
+mod exception;
 mod exit_code;
 mod failure;
 mod files;
@@ -22,6 +26,9 @@ mod go;
 mod image;
 mod jvm;
 mod kind;
+mod known_line;
+mod located_error;
+mod msbuild;
 mod network;
 mod node;
 mod proxy;
@@ -30,6 +37,7 @@ mod resources;
 mod secret;
 mod source;
 mod test_failure;
+mod test_report;
 mod text;
 mod time_limit;
 
@@ -103,10 +111,14 @@ const RULES: &[Rule] = &[
     image::explain_push,
     network::explain_failed_add_download,
     resources::explain_full_disk,
+    buildkit_error::explain,
     dependency::explain_non_npm_manifest_or_lock_file,
+    msbuild::explain,
     compiler::explain,
     go::explain,
+    located_error::explain,
     test_failure::explain,
+    test_report::explain,
     resources::explain_out_of_memory,
     source::explain_step_file_excluded_or_in_other_case,
     source::explain_missing_manifest,
@@ -117,12 +129,17 @@ const RULES: &[Rule] = &[
     dependency::explain_missing_or_conflicting_dependency,
     jvm::explain_missing_artifact,
     composer::explain,
+    known_line::explain,
+    cmake::explain,
     python::explain_interpreter_error,
     node::explain,
+    exception::explain,
     exit_code::explain_unrunnable_program_missing_user_or_denied_permission,
+    known_line::explain_tolerable_error_at_end,
+    decisive_line::explain,
 ];
 
-/// Returns the hint for a failed build; `None` where the cause is not known.
+/// Returns the hint for a failed build; `None` for a failure of no step whose cause is not known.
 pub fn explain(failure: &Failure<'_>) -> Option<Hint> {
     let evidence = Evidence::new(failure);
     let hint = RULES.iter().find_map(|rule| rule(&evidence))?;

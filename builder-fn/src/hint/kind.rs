@@ -106,6 +106,8 @@ kinds! {
     ConnectionFailed = "connection-failed",
     /// The certificate of a host is not trusted.
     CertificateUntrusted = "certificate-untrusted",
+    /// A step failed, and no rule knows why; the cause quotes the line of its output that says most.
+    StepFailed = "step-failed",
     /// The function runs and does not listen on the port for requests.
     FunctionNotListening = "function-not-listening",
     /// The function exits.

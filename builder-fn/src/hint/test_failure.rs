@@ -14,7 +14,7 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
 }
 
 /// Returns the hint for a failing test.
-fn failed_test_hint(name: &str, message: &str, file: &str, line: Option<u32>) -> Hint {
+pub(super) fn failed_test_hint(name: &str, message: &str, file: &str, line: Option<u32>) -> Hint {
     Hint::new(
         HintKind::TestFailed,
         format!("the test {name} fails: {message}"),

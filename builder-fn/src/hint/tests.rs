@@ -2,8 +2,10 @@
 
 use super::*;
 
+mod known_lines;
+
 #[test]
-fn the_exit_code_2_without_a_known_message_gives_no_hint() {
+fn the_exit_code_2_without_a_known_message_is_quoted_and_has_no_cause() {
     let failure = Failure {
         error: "process \"/bin/sh -c make\" did not complete successfully: exit code: 2",
         step: Some(FailedStepNameAndOutput {
@@ -16,7 +18,12 @@ fn the_exit_code_2_without_a_known_message_gives_no_hint() {
         login: None,
         no_network: None,
     };
-    assert_eq!(explain(&failure), None);
+    let hint = explain(&failure).expect("a hint");
+    assert_eq!(hint.kind, HintKind::StepFailed);
+    assert!(
+        hint.cause.contains("exit code 2") && hint.cause.ends_with("Error 2"),
+        "{hint:?}"
+    );
 }
 
 #[test]
@@ -53,13 +60,19 @@ impl ContextFiles for Files {
     }
 }
 
-/// Explains the failure of a step that ended with an exit code, at a line of the Dockerfile.
+/// Returns the hint unless it only says that the cause is not known.
+fn cause_if_known(hint: Option<Hint>) -> Option<Hint> {
+    hint.filter(|hint| hint.kind != HintKind::StepFailed)
+}
+
+/// Explains the failure of a step that ended with an exit code, at a line of the Dockerfile; `None` if no rule knows the
+/// cause.
 fn explain_step(
     files: &'static [(&'static str, &'static str)],
     (line, command, code): (u32, &str, u32),
     output: &str,
 ) -> Option<Hint> {
-    explain(&Failure {
+    cause_if_known(explain(&Failure {
         error: &format!("process \"/bin/sh -c {command}\" did not complete successfully: exit code: {code}"),
         step: Some(FailedStepNameAndOutput {
             name: &format!("[4/4] RUN {command}"),
@@ -70,13 +83,13 @@ fn explain_step(
         files: &Files(files),
         login: None,
         no_network: None,
-    })
+    }))
 }
 
-/// Explains an error of BuildKit at line 2 of a Dockerfile.
+/// Explains an error of BuildKit at line 2 of a Dockerfile; `None` if no rule knows the cause.
 fn explain_error_at_line_2(dockerfile_text: &'static str, error: &str) -> Option<Hint> {
     let file = Box::leak(Box::new([("Dockerfile", dockerfile_text)]));
-    explain(&Failure {
+    cause_if_known(explain(&Failure {
         error,
         step: None,
         dockerfile_line: Some(2),
@@ -84,7 +97,7 @@ fn explain_error_at_line_2(dockerfile_text: &'static str, error: &str) -> Option
         files: &Files(file),
         login: None,
         no_network: None,
-    })
+    }))
 }
 
 fn explain_deployment_reason(reason: &str) -> Option<Hint> {

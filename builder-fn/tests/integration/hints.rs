@@ -133,7 +133,7 @@ async fn an_answer_a_terminal_record_and_a_build_query_have_the_same_hint_for_an
 }
 
 #[tokio::test]
-async fn a_failure_without_a_known_cause_has_no_hint() {
+async fn a_failed_step_without_a_known_cause_has_a_hint_that_quotes_its_output() {
     let (daemon, mut calls) = daemon::start_fake_daemon();
     let setting = TestBuilder::new(daemon);
     let answer = tokio::spawn(async move { setting.send_signed_build(request_tar_with(json!({}))).await });
@@ -147,7 +147,12 @@ async fn a_failure_without_a_known_cause_has_no_hint() {
     .await;
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 422, "{}", answer.body);
-    assert_eq!(answer.body.get("hint"), None, "{}", answer.body);
+    assert_eq!(answer.body["hint"]["kind"], "step-failed", "{}", answer.body);
+    let cause = answer.body["hint"]["cause"].as_str().expect("a cause");
+    assert!(
+        cause.contains("exit code 2") && cause.ends_with("make: *** [all] Error 2"),
+        "{cause}"
+    );
 }
 
 #[tokio::test]
