@@ -226,7 +226,7 @@ mod tests {
             mtime_ns: 0,
             xattrs: ExtendedAttributes::NONE,
         };
-        let index = Index::of_entries_linking_same_offset([("f".to_owned(), entry)].into_iter());
+        let index = Index::of_entries_linking_same_offset([("f".to_owned(), entry)]);
         let spool = Spool::in_memory_with_blocks_of(BLOCK_BYTES, spool.to_vec());
         let context = SourceContext::new(index, spool);
         context.hash_content_by_blocks(context.entry_by_number(0))

@@ -83,8 +83,8 @@ pub struct Spool {
     quota: Option<SpoolQuota>,
     store: SpoolStore,
     len: u64,
-    /// The hashes of the blocks; `None` if they are not wanted.
-    blocks: Option<BlockHashes>,
+    /// The hashes of the blocks; `None` if they are not wanted. Boxed, because a hasher has 2 KB.
+    blocks: Option<Box<BlockHashes>>,
 }
 
 impl Drop for Spool {
@@ -98,7 +98,7 @@ impl Drop for Spool {
 /// The place of a spool's bytes: memory or a file.
 enum SpoolStore {
     Memory(Vec<u8>),
-    File(WrittenFile),
+    File(Box<WrittenFile>),
 }
 
 /// A file that is written from its beginning to its end.
@@ -159,7 +159,7 @@ impl Spool {
     /// Hashes the blocks of the spool's file while it is written, so that large files in it are compared without reading
     /// them. Only for an empty spool.
     pub(crate) fn with_block_hashes(mut self) -> Self {
-        self.blocks = Some(BlockHashes::default()).filter(|_| self.is_empty());
+        self.blocks = self.is_empty().then(Box::default);
         self
     }
 
@@ -179,7 +179,7 @@ impl Spool {
         let mut blocks = BlockHashes::with_lengths(block_bytes, 0);
         blocks.add_piece(&bytes);
         let mut spool = Self::in_memory(bytes);
-        spool.blocks = Some(blocks);
+        spool.blocks = Some(Box::new(blocks));
         spool
     }
 
@@ -241,7 +241,7 @@ impl Spool {
             if let Some(blocks) = &mut self.blocks {
                 blocks.add_piece(held);
             }
-            self.store = SpoolStore::File(file);
+            self.store = SpoolStore::File(Box::new(file));
         }
         match &mut self.store {
             SpoolStore::File(file) => Ok(file),

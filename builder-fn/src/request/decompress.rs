@@ -162,13 +162,14 @@ impl BodyDecoder {
                 Err(error) => return Err(decoder.writer_mut().take_write_error("zstd", error)),
             },
         };
-        Ok(output.spool)
+        Ok(*output.spool)
     }
 }
 
 /// Writes decompressed bytes to a spool, and checks the limits on their number and on the compression ratio.
 pub(super) struct LimitedTarWriter {
-    spool: Spool,
+    /// Boxed, because the writer moves with each piece of a body.
+    spool: Box<Spool>,
     limit: u64,
     /// The number of bytes of the body so far.
     bytes_in: u64,
@@ -181,7 +182,7 @@ pub(super) struct LimitedTarWriter {
 impl LimitedTarWriter {
     fn new(settings: &SpoolSettings, limit: u64) -> Self {
         Self {
-            spool: Spool::new(settings.clone()).with_block_hashes(),
+            spool: Box::new(Spool::new(settings.clone()).with_block_hashes()),
             limit,
             bytes_in: 0,
             bytes_out: 0,

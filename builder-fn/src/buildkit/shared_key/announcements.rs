@@ -612,7 +612,7 @@ mod tests {
 
     #[test]
     fn a_changed_extended_attribute_is_noticed_by_blocks_too() {
-        let packed = ExtendedAttributes::pack([("user.a", &b"1"[..])].into_iter());
+        let packed = ExtendedAttributes::pack([("user.a", &b"1"[..])]);
         let (path, entry, content) = file_with_content(1);
         let with_attribute = Entry {
             xattrs: ExtendedAttributes::from_packed(&packed),
