@@ -39,9 +39,17 @@ struct KnownErrors {
     file: &'static str,
     /// What to do next.
     next: &'static str,
-    /// Patterns, and the cause for each: `{0}` to `{3}` stand for the captured texts, `{line}` for the whole line,
-    /// `{next}` for the next line with text.
-    lines: &'static [(&'static str, &'static str)],
+    /// Rows of the form `PATTERN => CAUSE`, one in a line. In the cause, `{0}` to `{3}` stand for the captured texts,
+    /// `{line}` for the whole line, `{next}` for the next line with text. One text for all rows keeps the program small.
+    lines: &'static str,
+}
+
+impl KnownErrors {
+    /// Returns the patterns and the causes.
+    fn patterns_and_causes(&self) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
+        let rows = self.lines.lines().map(str::trim_start);
+        rows.filter_map(|row| row.split_once(" => "))
+    }
 }
 
 /// The errors at which the tool that writes them stops.
@@ -129,7 +137,7 @@ fn rows_that_may_be_in(lines: &[&str], tables: &[&'static [KnownErrors]]) -> Vec
     }
     let mut rows = Vec::new();
     for known in tables.iter().copied().flatten() {
-        for (pattern, cause) in known.lines {
+        for (pattern, cause) in known.patterns_and_causes() {
             let (literal, _) = next_literal(pattern.trim_start_matches('*'));
             let first_byte = literal
                 .as_bytes()
@@ -372,7 +380,7 @@ mod tests {
             .chain(TABLES_OF_TOLERABLE_ERRORS)
             .copied()
             .flatten()
-            .flat_map(|known| known.lines)
+            .flat_map(KnownErrors::patterns_and_causes)
         {
             let count = pattern.matches("{}").count() + pattern.matches("{w}").count();
             assert!(count <= MAX_CAPTURES, "{pattern}");
