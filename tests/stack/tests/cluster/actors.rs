@@ -53,7 +53,7 @@ pub(crate) async fn create(cluster: &Cluster) {
     let addresses = METADATA_ADDRESSES.join(" ");
     let serving = format!(
         "for at in {addresses}; do ip address add $at/32 dev lo; done; mkdir -p /www; echo bait >/www/index.html; \
-         printf '%s' \"$REDIRECT\" >/redirect; chmod 755 /redirect; httpd -f -v -p 80 -h /www & \
+         printf '%s' \"$REDIRECT\" >/redirect; chmod 755 /redirect; httpd -f -vv -p 80 -h /www & \
          exec nc -ll -p {REDIRECTING_PORT} -e /redirect"
     );
     let mut bait = pod(BAIT, TOOLS_IMAGE, &serving, json!({}));
