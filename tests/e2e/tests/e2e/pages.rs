@@ -381,6 +381,17 @@ fn percent_encode(id: &str) -> String {
     encoded.collect()
 }
 
+/// Returns the time from the navigation to the first paint of the open page.
+async fn first_paint_milliseconds(browser: &Browser) -> Result<f64> {
+    browser
+        .wait_until("performance.getEntriesByName('first-contentful-paint').length === 1")
+        .await?;
+    let paint = browser
+        .evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        .await?;
+    paint.as_f64().context("no time of a first paint")
+}
+
 #[tokio::test]
 async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     const LINES_WRITTEN_BY_STEP: u64 = 500_000;
@@ -397,6 +408,9 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     assert_eq!(reply.status, 200, "{:.1000}", reply.text);
     let browser = Browser::start(true).await?;
     let url = setting.page_url(&reply.json_or_error_text())?;
+    // The builder has not read the log yet.
+    browser.open(&url).await?;
+    let first_load_paint = first_paint_milliseconds(&browser).await?;
     browser
         .open_until(&url, &js_log_has_line_matching("\\bline 1 x"))
         .await?;
@@ -404,27 +418,25 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
         .evaluate("document.querySelectorAll('#lines li').length")
         .await?;
     assert!(count.as_u64().is_some_and(|count| count < 1000), "{count}");
-    browser
-        .wait_until("performance.getEntriesByName('first-contentful-paint').length === 1")
-        .await?;
-    let figures = browser
+    let paint = first_paint_milliseconds(&browser).await?;
+    let mut figures = browser
         .evaluate(
             "({pageBytes: performance.getEntriesByType('navigation')[0].transferSize, \
              laterBytes: performance.getEntriesByType('resource').map((entry) => entry.transferSize), \
-             firstPaintMilliseconds: performance.getEntriesByName('first-contentful-paint')[0].startTime, \
              styleBytes: document.querySelector('style').textContent.length, \
              scriptBytes: document.querySelector('script').textContent.length})",
         )
         .await?;
+    figures["firstPaintMilliseconds"] = json!(paint);
+    figures["firstPaintOfFirstLoadMilliseconds"] = json!(first_load_paint);
     fs::write(artefact_folder()?.join("long-log.json"), format!("{figures:#}\n"))?;
     // A page that was sent before the log was read loads the lines, and nothing else.
     let later = figures["laterBytes"].as_array().context("no list")?;
     let page = figures["pageBytes"].as_u64().context("no size")?;
     let visit = later.iter().filter_map(Value::as_u64).sum::<u64>() + page;
     assert!(later.len() <= 1 && visit <= PAGE_BYTES_MAX, "{figures}");
-    let paint = figures["firstPaintMilliseconds"].as_f64();
     assert!(
-        paint.is_some_and(|paint| paint < FIRST_PAINT_MILLISECONDS_MAX),
+        paint.max(first_load_paint) < FIRST_PAINT_MILLISECONDS_MAX,
         "{figures}"
     );
     browser.store_screenshot("long-log").await?;
@@ -433,11 +445,18 @@ async fn a_log_of_50_megabytes_is_shown_in_parts_and_searched() -> Result<()> {
     browser
         .wait_until("document.querySelectorAll('#lines li').length > 1000")
         .await?;
-    browser.type_into("#find", "line 123456 ").await?;
-    browser.press(ENTER_KEY).await?;
-    browser
-        .wait_until("document.getElementById('found').textContent === '1 line found.'")
-        .await?;
+    for line in [LINES_WRITTEN_BY_STEP, 123_456] {
+        browser
+            .evaluate("void (document.getElementById('find').value = '')")
+            .await?;
+        browser.type_into("#find", &format!("line {line} ")).await?;
+        browser.press(ENTER_KEY).await?;
+        let is_found = format!(
+            "document.getElementById('found').textContent === '1 line found.' && \
+             document.getElementById('hits').textContent.includes('line {line} ')"
+        );
+        browser.wait_until(&is_found).await?;
+    }
     browser.click("#hits a").await?;
     let hit_is = "(() => { const hit = document.querySelector('#lines li.hit'); \
                   return hit?.id === location.hash.slice(1) && /\\bline 123456 x/.test(hit.textContent); })()";
