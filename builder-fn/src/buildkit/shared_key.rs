@@ -6,7 +6,8 @@
 //!
 //! - This process makes each key at random. One build uses it at a time, and only builds of one image use it.
 //! - Everything that was announced under a key is remembered, with a hash of its content ([`announcements`]), which is
-//!   computed while the content is sent ([`sent_contents`]).
+//!   computed while the content is sent ([`sent_contents`]), and for large files with a hash of the blocks of the body in
+//!   which they arrived, so that an unchanged one need not be read.
 //! - A file whose place in the daemon may hold an older content is announced with a bit in its mode that makes the
 //!   daemon request it, whatever it has (`session/filesync/stat`): it is a *forced* file.
 //! - A key is discarded if a transfer under it, or the build, was broken off: the daemon's checksums may then not
