@@ -9,7 +9,7 @@ template := --manifest-path target/template/Cargo.toml
 functions = for function in builder-fn deployer-fn slipway; do \
 	cargo build --quiet --locked --package $$function --profile "$${SLIPWAY_BUILDER_PROFILE:-dev}" || exit 1; done
 
-.PHONY: help up down purge env cluster cluster-down cluster-test static status test check unit chart e2e hostile faas-netes soak locks fuzz bench bench-host bench-contexts bench-flood
+.PHONY: help up down purge env cluster cluster-down cluster-test cluster-short static status test check unit chart e2e hostile faas-netes soak locks fuzz bench bench-host bench-contexts bench-flood
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -34,8 +34,11 @@ cluster: ## start a one-node Kubernetes for tests and print its environment: eva
 cluster-down: ## stop the Kubernetes for tests and remove its data
 	@$(stack) cluster down
 
-cluster-test: ## test a Kubernetes of its own: pods, network policies, the chart, and versions that do not run
-	cargo test --locked --package slipway-stack --test cluster -- --nocapture
+cluster-test: ## test a Kubernetes of its own: pods, network policies, the chart, attacks, and versions that do not run
+	cargo test --locked --package slipway-stack --test cluster -- --nocapture --test-threads 1
+
+cluster-short: ## install the chart on a Kubernetes of its own, and build and deploy a function there
+	cargo test --locked --package slipway-stack --test cluster -- in_a_cluster
 
 static: ## build the command slipway as one statically linked program, target/bin/slipway; COMMAND_PROFILE=release optimises it
 	@tests/static-command "$${COMMAND_PROFILE:-dev}" target/bin

@@ -39,6 +39,7 @@ use std::{
 };
 
 use slipway_stack::{Cluster, LauncherError, ProgressSink, stop_cluster};
+use tokio::sync::{Mutex, MutexGuard};
 
 use self::{
     gateway::GatewayClient,
@@ -127,17 +128,81 @@ async fn attacks_and_failures(cluster: &Cluster, gateway: &Arc<GatewayClient>) {
     actors::remove(cluster);
 }
 
+/// The cluster of these tests, of which there is one at a time.
+static CLUSTER: Mutex<()> = Mutex::const_new(());
+
+/// The cluster of a test, and what tells whether it leaves anything on the machine.
+struct ClusterOfTest {
+    cluster: Cluster,
+    footprint: StackFootprint,
+    host_before: HostFirewallSettingsAndFiles,
+    _only: MutexGuard<'static, ()>,
+}
+
+impl ClusterOfTest {
+    /// Starts an empty cluster.
+    async fn start(progress: &ProgressSink) -> Result<Self, LauncherError> {
+        let only = CLUSTER.lock().await;
+        stop_cluster(CLUSTER_NAME, progress).await?;
+        let host_before = HostFirewallSettingsAndFiles::current_host_state();
+        let cluster =
+            Cluster::start_complete_or_replace_changed_cluster(CLUSTER_NAME, None, progress).await?;
+        let node = cluster.node_address().to_string();
+        let name = format!("cluster_{CLUSTER_NAME}");
+        let footprint = StackFootprint::footprint(&name, &cluster.dir.root, &node);
+        assert!(footprint.process_count() > 10, "{footprint:?}");
+        assert!(!footprint.existing_control_groups().is_empty());
+        Ok(Self {
+            cluster,
+            footprint,
+            host_before,
+            _only: only,
+        })
+    }
+
+    /// Stops the cluster, and fails if it has left anything on the machine.
+    async fn stop_leaving_nothing(self, progress: &ProgressSink) -> Result<(), LauncherError> {
+        assert_eq!(
+            HostFirewallSettingsAndFiles::current_host_state(),
+            self.host_before,
+            "while the cluster runs"
+        );
+        stop_cluster(CLUSTER_NAME, progress).await?;
+        assert_eq!(
+            self.footprint.remaining_traces_except_control_groups(),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            self.footprint.existing_control_groups(),
+            Vec::<std::path::PathBuf>::new()
+        );
+        assert_eq!(
+            HostFirewallSettingsAndFiles::current_host_state(),
+            self.host_before,
+            "after it was stopped"
+        );
+        assert!(!self.cluster.dir.root.exists());
+        assert!(Cluster::load_running(CLUSTER_NAME)?.is_none());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn in_a_cluster_the_chart_turns_source_into_a_function_that_answers() -> Result<(), LauncherError> {
+    let progress = ProgressSink::to_stderr();
+    let test = ClusterOfTest::start(&progress).await?;
+    chart::install(&test.cluster);
+    let gateway = Arc::new(GatewayClient::of_cluster(&test.cluster));
+    chart::the_chart_turns_source_into_a_function_that_answers(&test.cluster, &gateway).await;
+    test.stop_leaving_nothing(&progress).await
+}
+
 // One test, because all of it needs a cluster, and a cluster takes time and memory.
 #[tokio::test]
 async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> Result<(), LauncherError> {
     let progress = ProgressSink::to_stderr();
-    stop_cluster(CLUSTER_NAME, &progress).await?;
-    let before = HostFirewallSettingsAndFiles::current_host_state();
-    let cluster = Cluster::start_complete_or_replace_changed_cluster(CLUSTER_NAME, None, &progress).await?;
-    let node = cluster.node_address().to_string();
-    let footprint = StackFootprint::footprint(&format!("cluster_{CLUSTER_NAME}"), &cluster.dir.root, &node);
-    assert!(footprint.process_count() > 10, "{footprint:?}");
-    assert!(!footprint.existing_control_groups().is_empty());
+    let test = ClusterOfTest::start(&progress).await?;
+    let cluster = &test.cluster;
 
     // Another start changes nothing.
     let pods = || {
@@ -147,46 +212,24 @@ async fn a_cluster_does_what_tests_need_and_leaves_nothing_on_the_machine() -> R
             "--all-namespaces",
             "--output=jsonpath={.items[*].metadata.uid}",
         ];
-        kubectl_output(&cluster, &list, "")
+        kubectl_output(cluster, &list, "")
     };
     let first = pods();
     Cluster::start_complete_or_replace_changed_cluster(CLUSTER_NAME, None, &progress).await?;
     assert_eq!(pods(), first);
 
-    pods::volumes_names_and_the_registry_work_in_pods(&cluster);
-    pods::network_policies_are_enforced(&cluster);
-    chart::install(&cluster);
-    let gateway = Arc::new(GatewayClient::of_cluster(&cluster));
-    chart::the_chart_turns_source_into_a_function_that_answers(&cluster, &gateway).await;
-    daemons::an_upgrade_that_replaces_all_pods_loses_no_running_build(&cluster, &gateway).await;
-    daemons::builds_use_all_daemons_and_return_to_theirs(&cluster, &gateway).await;
-    attacks_and_failures(&cluster, &gateway).await;
+    pods::volumes_names_and_the_registry_work_in_pods(cluster);
+    pods::network_policies_are_enforced(cluster);
+    chart::install(cluster);
+    let gateway = Arc::new(GatewayClient::of_cluster(cluster));
+    chart::the_chart_turns_source_into_a_function_that_answers(cluster, &gateway).await;
+    daemons::an_upgrade_that_replaces_all_pods_loses_no_running_build(cluster, &gateway).await;
+    daemons::builds_use_all_daemons_and_return_to_theirs(cluster, &gateway).await;
+    attacks_and_failures(cluster, &gateway).await;
     readiness::no_version_that_does_not_run_is_reported_ready_and_the_last_good_one_is_restored(
-        &cluster, &gateway,
+        cluster, &gateway,
     )
     .await;
-    chart::uninstalling_leaves_only_volume_claims_secrets_and_functions(&cluster, &gateway).await;
-
-    assert_eq!(
-        HostFirewallSettingsAndFiles::current_host_state(),
-        before,
-        "while the cluster runs"
-    );
-    stop_cluster(CLUSTER_NAME, &progress).await?;
-    assert_eq!(
-        footprint.remaining_traces_except_control_groups(),
-        Vec::<String>::new()
-    );
-    assert_eq!(
-        footprint.existing_control_groups(),
-        Vec::<std::path::PathBuf>::new()
-    );
-    assert_eq!(
-        HostFirewallSettingsAndFiles::current_host_state(),
-        before,
-        "after it was stopped"
-    );
-    assert!(!cluster.dir.root.exists());
-    assert!(Cluster::load_running(CLUSTER_NAME)?.is_none());
-    Ok(())
+    chart::uninstalling_leaves_only_volume_claims_secrets_and_functions(cluster, &gateway).await;
+    test.stop_leaving_nothing(&progress).await
 }
