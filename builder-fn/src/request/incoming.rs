@@ -217,7 +217,10 @@ struct RunningBatch {
 
 /// Hashes and stores the batches of one body. It may block.
 struct BodyWorker {
+    /// The verifier of the signature; `None` if signatures are disabled, or while another task hashes with it.
     verifier: Option<BodyVerifier>,
+    /// Whether the body is accepted only with a signature that is verified.
+    is_signature_required: bool,
     /// Whether the body is hashed only once it is whole.
     is_hashed_last: bool,
     spool: Spool,
@@ -331,6 +334,9 @@ impl BodyWorker {
     ) -> Result<VerifiedBody, RequestError> {
         let spool = std::mem::replace(&mut self.spool, Spool::in_memory(Vec::new()));
         let verifier = self.verifier.take();
+        if verifier.is_none() && self.is_signature_required {
+            return Err(RequestError::Interrupted);
+        }
         let signature = verifier.map(BodyVerifier::into_verified_signature).transpose();
         let signature = signature.map_err(|_| RequestError::WrongSignature)?;
         let tenant = signature.as_ref().and_then(VerifiedSignature::tenant);
@@ -354,6 +360,7 @@ impl<'a> IncomingBody<'a> {
     ) -> Self {
         let keys = verifier.as_ref().map_or(0, BodyVerifier::key_count);
         let worker = BodyWorker {
+            is_signature_required: verifier.is_some(),
             verifier,
             is_hashed_last: keys > MAX_KEYS_FOR_HASHING_WHILE_RECEIVING,
             spool: Spool::uncounted(settings).with_block_hashes(),
@@ -601,6 +608,20 @@ mod tests {
         }
     }
 
+    fn worker_for_signature(
+        keys: &SignatureKeys,
+        signature: &str,
+        is_hashed_last: bool,
+        settings: &SpoolSettings,
+    ) -> BodyWorker {
+        BodyWorker {
+            verifier: Some(BodyVerifier::new(keys, signature).unwrap()),
+            is_signature_required: true,
+            is_hashed_last,
+            spool: Spool::uncounted(settings),
+        }
+    }
+
     /// Processes a signed body, and hashes the stored body after that if `hashes_stored_body`. Returns whether it is
     /// verified.
     fn is_verified_after(is_hashed_last: bool, hashes_stored_body: bool) -> bool {
@@ -609,11 +630,7 @@ mod tests {
         let keys = SignatureKeys::new(&secret, false).unwrap();
         let signature = sign_body(&HmacKeys::new(&secret).unwrap(), &body);
         let settings = spool_settings(&folder);
-        let mut worker = BodyWorker {
-            verifier: Some(BodyVerifier::new(&keys, &signature).unwrap()),
-            is_hashed_last,
-            spool: Spool::uncounted(&settings),
-        };
+        let mut worker = worker_for_signature(&keys, &signature, is_hashed_last, &settings);
         let mut batch = PieceBatch::default();
         batch.add_piece(Bytes::from(body));
         worker
@@ -631,5 +648,19 @@ mod tests {
         assert!(is_verified_after(false, false));
         assert!(!is_verified_after(true, false), "it was hashed while it arrived");
         assert!(is_verified_after(true, true));
+    }
+
+    #[test]
+    fn a_body_whose_verifier_is_missing_is_not_accepted_without_a_signature() {
+        let folder = tempfile::tempdir().unwrap();
+        let (settings, secret) = (spool_settings(&folder), Secret::new("the key"));
+        let keys = SignatureKeys::new(&secret, false).unwrap();
+        let signature = sign_body(&HmacKeys::new(&secret).unwrap(), b"");
+        let mut worker = worker_for_signature(&keys, &signature, false, &settings);
+        assert!(worker.take_verifier_unless_hashed_last().is_some());
+        assert!(matches!(
+            worker.verify_and_count_against_quota(&settings),
+            Err(RequestError::Interrupted)
+        ));
     }
 }
