@@ -62,7 +62,8 @@ impl SharedKeyPool {
     /// Blocks while the files are read that look like remembered ones.
     pub fn lease_for_image_blocking(&self, image: &str, context: &SourceContext) -> KeyLease {
         let by_blocks = hash_large_files_by_blocks(context);
-        let bytes_by_blocks = AnnouncedEntries::bytes_for_hashes_by_blocks(by_blocks.len());
+        // Once in the lease, and once among the announced entries.
+        let bytes_by_blocks = AnnouncedEntries::bytes_for_hashes_by_blocks(2 * by_blocks.len());
         let known = self
             .take_key_of_image(image)
             .and_then(|(mut record, reservation)| {
