@@ -37,6 +37,16 @@ pub(crate) const BAIT: &str = "default/bait";
 /// A pod that routes these addresses to [`BAIT`], as the network of a cloud does.
 const ROUTER: &str = "default/router";
 
+/// The pods that take part in the tests, besides the router, which needs the address of one of them.
+const ACTORS: [&str; 6] = [
+    OUTSIDER,
+    PLATFORM,
+    BUILDERS_DOUBLE,
+    DEPLOYERS_DOUBLE,
+    NEIGHBOUR,
+    BAIT,
+];
+
 /// The port of the bait's server that redirects to a metadata service.
 pub(crate) const REDIRECTING_PORT: u16 = 8081;
 
@@ -79,17 +89,7 @@ pub(crate) async fn create(cluster: &Cluster) {
         bait,
     ];
     apply(cluster, &pods);
-    wait_until_running(
-        cluster,
-        &[
-            OUTSIDER,
-            PLATFORM,
-            BUILDERS_DOUBLE,
-            DEPLOYERS_DOUBLE,
-            NEIGHBOUR,
-            BAIT,
-        ],
-    );
+    wait_until_running(cluster, &ACTORS);
 
     let bait = address_of(cluster, BAIT);
     let routing =
@@ -117,15 +117,7 @@ pub(crate) fn remove(cluster: &Cluster) {
     let addresses = METADATA_ADDRESSES.join(" ");
     let removing = format!("for at in {addresses}; do ip route delete $at/32; done");
     kubectl_output(cluster, &["exec", "router", "--", "sh", "-c", &removing], "");
-    for pod in [
-        OUTSIDER,
-        PLATFORM,
-        BUILDERS_DOUBLE,
-        DEPLOYERS_DOUBLE,
-        NEIGHBOUR,
-        BAIT,
-        ROUTER,
-    ] {
+    for pod in ACTORS.into_iter().chain([ROUTER]) {
         let (namespace, name) = pod.split_once('/').unwrap();
         let delete = ["--namespace", namespace, "delete", "pod", name, "--wait=false"];
         kubectl_output(cluster, &delete, "");
