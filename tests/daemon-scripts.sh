@@ -55,6 +55,7 @@ env PATH="$dir/bin:$PATH" BUILDKIT_HOST="unix://$dir/socket" CERTIFICATE="$dir/n
 # The guard. $dir/proc has processes with the ids of real ones, which it may end.
 cat >"$dir/bin/stat" <<END
 #!/bin/sh
+echo "\$*" >>"$dir/stats"
 case \$* in
 */root/in*) cat "$dir/in-memory" ;;
 *) cat "$dir/disk" ;;
@@ -68,7 +69,7 @@ end_all() {
     done
     rm -f "$dir/own/"*
 }
-# process NAMESPACE RSS-KIB WRITTEN-BYTES PSS-KIB: starts a process, and leaves its id in $pid
+# process NAMESPACE RSS-KIB WRITTEN-BYTES PSS-KIB [THREADS]: starts a process, and leaves its id in $pid
 process() {
     sleep 1000 &
     pid=$!
@@ -76,10 +77,10 @@ process() {
     at=$dir/proc/$pid
     mkdir -p "$at/ns"
     ln -s "pid:[$1]" "$at/ns/pid"
-    printf 'Name:\tstep\nVmRSS:\t1 kB\nRssAnon:\t%s kB\nRssFile:\t9999999 kB\nRssShmem:\t0 kB\n' "$2" >"$at/status"
+    printf 'Name:\tstep\nVmRSS:\t1 kB\nRssAnon:\t%s kB\nRssFile:\t9999999 kB\nRssShmem:\t0 kB\nThreads:\t%s\n' "$2" "${5-1}" >"$at/status"
     printf 'rchar: 9\nwrite_bytes: %s\ncancelled_write_bytes: 0\n' "$3" >"$at/io"
     printf 'Rss: 9999999 kB\nPss_Anon: %s kB\nPss_Shmem: 0 kB\n' "$4" >"$at/smaps_rollup"
-    echo '1 2 0:1 / /in\040memory rw - tmpfs tmpfs rw' >"$at/mountinfo"
+    printf '%s\n' '1 2 0:1 / /in\040memory rw - tmpfs tmpfs rw' >"$at/mountinfo"
     : >"$at/oom_score_adj"
 }
 # scene: a /proc with the daemon, and disks that are half empty
@@ -114,8 +115,12 @@ ended() {
         ! is_running "$process" || fail "a process goes on"
     done
 }
-# goes_on PID…: these processes go on
+# goes_on [all] PID…: these processes go on. all: nothing was ended, not even a process that has not noticed it yet
 goes_on() {
+    if [ $# -gt 1 ] && [ "$1" = all ]; then
+        shift
+        [ ! -s "$dir/err" ] || fail "the guard ended something: $(cat "$dir/err")"
+    fi
     for process in "$@"; do is_running "$process" || fail "a process has ended: $(cat "$dir/err")"; done
 }
 case="a step with more memory than its limit ends with all its processes, and others go on"
@@ -138,7 +143,7 @@ process 2 90000 0 45000
 first=$pid
 process 2 90000 0 45000
 guard
-goes_on "$first" "$pid"
+goes_on all "$first" "$pid"
 case="files in memory count"
 scene
 process 2 100 0 100
@@ -149,7 +154,7 @@ case="without a limit, a step may use any memory"
 scene
 process 2 9000000 0 9000000
 guard ''
-goes_on "$pid"
+goes_on all "$pid"
 case="the step that has written most ends when the disk is nearly full"
 scene
 process 3 1 800000000 1
@@ -166,7 +171,7 @@ scene
 process 2 1 60000000 1
 echo '1000000 120000 4096' >"$dir/disk"
 guard
-goes_on "$pid"
+goes_on all "$pid"
 case="the step with most processes ends when steps have three quarters of all"
 scene
 many=
@@ -181,9 +186,41 @@ for _ in 1 2 3 4; do
 done
 guard
 # shellcheck disable=SC2086 # words
-ended "has most of 64 processes: step=pid:\[2\]" $many
+ended "has most of 64 processes and threads: step=pid:\[2\]" $many
 # shellcheck disable=SC2086 # words
 goes_on $few "$daemon"
+case="a process with many threads counts as that many"
+scene
+process 2 1 1 1 49
+guard
+ended "has most of 64 processes and threads: step=pid:\[2\]" "$pid"
+case="files in memory count whatever the characters of their folder are"
+scene
+process 2 100 0 100
+printf '%s\n' '1 2 0:1 / /in\011the\134memory rw - tmpfs tmpfs rw' >"$dir/proc/$pid/mountinfo"
+echo '50000 10000 4096' >"$dir/in-memory"
+guard
+ended "uses more memory" "$pid"
+grep -qF "$(printf '/root/in\tthe\\memory')" "$dir/stats" || fail "another folder was looked at: $(cat "$dir/stats")"
+case="files in memory that are mounted twice count once"
+scene
+process 2 100 0 100
+printf '%s\n' '3 2 0:1 / /again rw - tmpfs tmpfs rw' >>"$dir/proc/$pid/mountinfo"
+echo '20000 4000 4096' >"$dir/in-memory"
+guard
+goes_on all "$pid"
+case="BuildKit frees the disk although a process of the step has ended by itself"
+scene
+process 2 1 900000000 1
+gone=$pid
+process 2 1 900000000 1
+kill "$gone"
+wait "$gone" 2>/dev/null || :
+echo '1000000 120000 4096' >"$dir/disk"
+rm -f "$dir/calls"
+guard
+ended "has written most to a disk that is nearly full" "$pid"
+grep -q '^prune ' "$dir/calls" || fail "BuildKit keeps what it wrote"
 case="the guard ends nothing outside of a user namespace, where other containers are"
 scene
 echo '0 0 4294967295' >"$dir/proc/self/uid_map"

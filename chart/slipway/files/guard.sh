@@ -5,10 +5,12 @@
 #   STATE          a folder on the file system with the daemon's state. When less than an eighth of it is free, the step that has
 #                  written most is ended
 #   STEP_MEMORY    limit on the memory of a step in bytes. Empty: none
-#   MAX_PROCESSES  limit on the processes of a user. When steps have three quarters of it, the step that has most is ended
+#   MAX_PROCESSES  limit on the processes and threads of a user. When steps have three quarters of it, the step that has most is
+#                  ended
 #   PROC           where the processes are (default: /proc)
 #
-# A step is a PID namespace other than the daemon's. The guard looks twice a second, so a step may exceed its limit shortly.
+# A step is a PID namespace other than the daemon's. The guard looks about twice a second, so a step may exceed its limit
+# briefly.
 set -u
 proc=${PROC:-/proc}
 # On a node, the processes of other containers would be steps.
@@ -19,7 +21,7 @@ if [ "$first" = 0 ]; then
 fi
 own=$(readlink "$proc/self/ns/pid")
 
-# steps: prints NAMESPACE PROCESSES MEMORY WRITTEN PID… for each step. MEMORY in KiB is what its processes have in memory, with
+# steps: prints NAMESPACE THREADS MEMORY WRITTEN PID… for each step. MEMORY in KiB is what its processes have in memory, with
 # pages that they share counted once for each
 steps() {
     ls -l "$proc"/[0-9]*/ns/pid 2>/dev/null | awk -v own="$own" '
@@ -30,16 +32,16 @@ steps() {
             sub(/\/ns\/pid$/, "", path)
             pid = path
             sub(/.*\//, "", pid)
-            count[namespace]++
             pids[namespace] = pids[namespace] " " pid
             while ((getline line < (path "/status")) > 0)
                 if (line ~ /^Rss(Anon|Shmem):/) { split(line, field, " "); memory[namespace] += field[2] }
+                else if (line ~ /^Threads:/) { split(line, field, " "); threads[namespace] += field[2] }
             close(path "/status")
             while ((getline line < (path "/io")) > 0)
                 if (line ~ /^write_bytes:/) { split(line, field, " "); written[namespace] += field[2] }
             close(path "/io")
         }
-        END { for (at in count) printf "%s %d %d %.0f%s\n", at, count[at], memory[at], written[at], pids[at] }'
+        END { for (at in pids) printf "%s %d %d %.0f%s\n", at, threads[at], memory[at], written[at], pids[at] }'
 }
 
 # memory PID…: prints the memory of the processes of a step in KiB, with shared pages counted once, and with the files that are
@@ -50,23 +52,35 @@ memory() {
     echo $((used + $(in_files "$1")))
 }
 
-# in_files PID: prints the size of the files in memory that a process sees, in KiB
+# in_files PID: prints the size of the files in memory that a process sees, in KiB. The kernel writes unusual characters of a
+# path as octal numbers
 in_files() {
     awk '{
         for (at = 1; at <= NF && $at != "-"; at++);
         if ($(at + 1) != "tmpfs" || $(at + 3) !~ /^rw/) next
-        gsub(/\\040/, " ", $5)
+        if (known[$3]++) next
+        gsub(/\\/, "&0", $5)
         print $5
     }' "$proc/$1/mountinfo" 2>/dev/null | (
-        while IFS= read -r path; do stat -f -c '%b %f %S' "$proc/$1/root$path" 2>/dev/null; done
+        while IFS= read -r path; do
+            path=$(printf '%b.' "$path")
+            stat -f -c '%b %f %S' "$proc/$1/root${path%.}" 2>/dev/null
+        done
     ) | awk '{ used += ($1 - $2) * $3 } END { printf "%.0f", used / 1024 }'
 }
+
+# is_in NAMESPACE PID: whether the process is still one of the step. Another one may have its number by now
+is_in() { [ "$(readlink "$proc/$2/ns/pid" 2>/dev/null)" = "$1" ]; }
 
 # end REASON NAMESPACE PID…: ends a step
 end() {
     echo "guard: ending a build step that $1: step=$2" >&2
+    step=$2
     shift 2
-    kill -9 "$@" 2>/dev/null
+    for pid in "$@"; do
+        # A process that has ended by itself is no failure.
+        ! is_in "$step" "$pid" || kill -9 "$pid" 2>/dev/null || :
+    done
 }
 
 # look: ends the steps that use too much
@@ -75,7 +89,7 @@ look() {
     [ -n "$seen" ] || return
     echo "$seen" | while read -r namespace count rough written pids; do
         # The kernel ends these before the daemon when the pod has no memory left.
-        for pid in $pids; do echo 1000 2>/dev/null >"$proc/$pid/oom_score_adj"; done
+        for pid in $pids; do ! is_in "$namespace" "$pid" || echo 1000 2>/dev/null >"$proc/$pid/oom_score_adj"; done
         # shellcheck disable=SC2086 # words
         if [ -n "$STEP_MEMORY" ] && { [ "$rough" -gt $((STEP_MEMORY / 1024)) ] || [ "$(in_files ${pids%% *})" -gt 65536 ]; } &&
             [ "$(memory $pids)" -gt $((STEP_MEMORY / 1024)) ]; then
@@ -83,7 +97,7 @@ look() {
         fi
     done
     if [ "$(echo "$seen" | awk '{ all += $2 } END { print all }')" -gt $((MAX_PROCESSES * 3 / 4)) ]; then
-        end_most 2 $((MAX_PROCESSES / 64)) "has most of $MAX_PROCESSES processes"
+        end_most 2 $((MAX_PROCESSES / 64)) "has most of $MAX_PROCESSES processes and threads"
     fi
     # shellcheck disable=SC2046 # words
     set -- $(stat -f -c '%b %a %S' "$STATE")
