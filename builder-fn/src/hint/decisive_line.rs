@@ -67,7 +67,6 @@ const REPEATED_FAILURE_WORDS: &[&str] = &[
     "make[",
     "code elifecycle",
     "elifecycle",
-    "errno ",
     "lifecycle script",
     "command failed with exit code",
     "command sh -c",
@@ -80,14 +79,10 @@ const REPEATED_FAILURE_WORDS: &[&str] = &[
     "error: process didn't exit successfully",
     "error: aborting due to",
     "warning: build failed, waiting",
-    "exit status",
-    "0 error",
+    " 0 error",
     "no error",
     "without error",
     "for more information",
-    "path /",
-    "workspace ",
-    "location ",
     "subprocess-exited-with-error",
     "did not run successfully",
     "metadata-generation-failed",
@@ -96,6 +91,16 @@ const REPEATED_FAILURE_WORDS: &[&str] = &[
     "an error occurred while executing",
     "some problems were encountered while processing",
     "build failed with an exception",
+];
+
+/// The beginnings, in lower case, of such lines.
+const REPEATED_FAILURE_BEGINNINGS: &[&str] = &[
+    "errno ",
+    "exit status ",
+    "0 error",
+    "path /",
+    "workspace ",
+    "location ",
 ];
 
 /// Returns the hint for a failure that no other rule explains: the line of the output, or of the error, that says most
@@ -173,7 +178,10 @@ fn unexplained_error_of_buildkit(evidence: &Evidence<'_>) -> Option<Hint> {
 
 /// Returns the first line that a program marks as its error, or else the first that reports a failure or has a place in
 /// the context; `lines` are from the last to the first.
-fn first_line_marked_as_error<'l>(lines: &[&'l str], has_place: impl Fn(&str) -> bool) -> Option<&'l str> {
+pub(super) fn first_line_marked_as_error<'l>(
+    lines: &[&'l str],
+    has_place: impl Fn(&str) -> bool,
+) -> Option<&'l str> {
     let mut marked = None;
     let mut reporting = None;
     for line in lines {
@@ -183,7 +191,10 @@ fn first_line_marked_as_error<'l>(lines: &[&'l str], has_place: impl Fn(&str) ->
         let lower = text::first_part(without_mark(line), 400).to_lowercase();
         let says_nothing = lower.len() < 4
             || is_warning_or_retry(&lower)
-            || REPEATED_FAILURE_WORDS.iter().any(|words| lower.contains(words));
+            || REPEATED_FAILURE_WORDS.iter().any(|words| lower.contains(words))
+            || REPEATED_FAILURE_BEGINNINGS
+                .iter()
+                .any(|words| lower.starts_with(words));
         if says_nothing {
             continue;
         }

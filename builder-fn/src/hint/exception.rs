@@ -1,11 +1,16 @@
 //! Exceptions at which programs in Ruby, PHP, Java, .NET, Deno, Perl, Go and Rust stop.
 
 use super::evidence::Evidence;
+use super::known_line::is_warning_or_retry;
 use super::text::{self, Place};
 use super::{Hint, HintKind};
 
 /// The most lines after the message of an exception in which its place is looked for.
 const MAX_LINES_TO_PLACE: usize = 12;
+
+/// The number of last lines in which an error of Perl is looked for: its warnings have the same form, and it goes on
+/// after them.
+const LAST_LINES_WITH_PERL_ERROR: usize = 20;
 
 /// Explains an exception at which a program stops.
 pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
@@ -14,12 +19,15 @@ pub(super) fn explain(evidence: &Evidence<'_>) -> Option<Hint> {
     (0..lines.len()).find_map(|at| {
         let rest = lines.get(at..)?;
         let line = rest.first()?.trim_start();
+        if is_warning_or_retry(line) {
+            return None;
+        }
         ruby_exception(line)
             .or_else(|| php_exception(line))
             .or_else(|| java_exception(line, rest))
             .or_else(|| dotnet_exception(line, rest))
             .or_else(|| deno_exception(line, rest))
-            .or_else(|| perl_error(line))
+            .or_else(|| perl_error(line).filter(|_| rest.len() <= LAST_LINES_WITH_PERL_ERROR))
             .or_else(|| panic(line, rest))
     })
 }
@@ -69,7 +77,7 @@ fn php_exception(line: &str) -> Option<Hint> {
     Some(stop_hint("PHP", message, &place))
 }
 
-/// Finds the first place after an exception whose file `is_wanted`.
+/// Returns the first place that `place_of` finds in the lines after an exception.
 fn place_in_stack<'l>(
     lines: &[&'l str],
     place_of: impl Fn(&'l str) -> Option<Place<'l>>,
@@ -141,7 +149,8 @@ fn perl_error(line: &str) -> Option<Hint> {
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
     let line = rest.get(..digits)?.parse().ok()?;
     let place = Place { file, line };
-    (is_script && line > 0 && !message.is_empty()).then(|| stop_hint("Perl", message, &place))
+    let is_warning = message.starts_with("Use of ") || message.starts_with("Useless use of ");
+    (is_script && line > 0 && !message.is_empty() && !is_warning).then(|| stop_hint("Perl", message, &place))
 }
 
 /// Parses a panic of Rust (`thread 'NAME' panicked at FILE:LINE:COLUMN:`, and the message) or of Go (`panic: MESSAGE`,

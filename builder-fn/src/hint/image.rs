@@ -266,18 +266,22 @@ fn credentials_problem_as_end_of_sentence_or_empty(evidence: &Evidence<'_>) -> S
 fn parse_refusal_or_failure(reason: &str) -> Option<RegistryRefusalOrFailure> {
     let has = |words: &[&str]| words.iter().any(|words| reason.contains(words));
     let lower_case = reason.to_lowercase();
-    if QUOTA_EXCEEDED_WORDS
-        .iter()
-        .any(|words| lower_case.contains(words))
-    {
-        return Some(RegistryRefusalOrFailure::Quota);
-    }
     // "unexpected status from HEAD request to http://registry:5000/v2/…: 401 Unauthorized"
     let status = reason.rsplit_once("unexpected status").and_then(|(_, rest)| {
         let (_, rest) = rest.split_once("//")?;
         let (_, status) = rest.split_once(": ")?;
         status.get(..3)?.parse::<u16>().ok()
     });
+    // Some registries call the number of requests a quota.
+    if status == Some(429) || has(&["toomanyrequests", "429 Too Many Requests"]) {
+        return Some(RegistryRefusalOrFailure::RateLimit);
+    }
+    if QUOTA_EXCEEDED_WORDS
+        .iter()
+        .any(|words| lower_case.contains(words))
+    {
+        return Some(RegistryRefusalOrFailure::Quota);
+    }
     if has(&[
         "412 Precondition Failed",
         "TAG_INVALID",
@@ -290,13 +294,10 @@ fn parse_refusal_or_failure(reason: &str) -> Option<RegistryRefusalOrFailure> {
         Some(401) => return Some(RegistryRefusalOrFailure::Unauthorized),
         Some(403) => return Some(RegistryRefusalOrFailure::Forbidden),
         Some(404) => return Some(RegistryRefusalOrFailure::NotFound),
-        Some(429) => return Some(RegistryRefusalOrFailure::RateLimit),
         Some(500..) => return Some(RegistryRefusalOrFailure::Failing),
         _ => {}
     }
-    if has(&["toomanyrequests", "429 Too Many Requests"]) {
-        Some(RegistryRefusalOrFailure::RateLimit)
-    } else if has(&[
+    if has(&[
         "insufficient_scope",
         "authorization failed",
         "no basic auth credentials",
@@ -332,5 +333,27 @@ fn repository_of(image: &str) -> &str {
     match name.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => name,
         _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_on_requests_is_a_rate_limit_and_a_quota_on_storage_is_not() {
+        let requests = "unexpected status from GET request to https://r.example/v2/a/manifests/1: 429 Too Many Requests: \
+                        toomanyrequests: Quota exceeded for quota metric 'Requests per project per region'";
+        assert!(matches!(
+            parse_refusal_or_failure(requests),
+            Some(RegistryRefusalOrFailure::RateLimit)
+        ));
+        let storage = "unexpected status from PUT request to https://r.example/v2/a/manifests/1: 403 Forbidden: \
+                       denied: adding 3.1 GiB of storage resource exceeds the quota";
+        let storage = format!("{storage}; exceed the configured upper limit of 1.0 GiB");
+        assert!(matches!(
+            parse_refusal_or_failure(&storage),
+            Some(RegistryRefusalOrFailure::Quota)
+        ));
     }
 }

@@ -249,7 +249,8 @@ pub(super) fn is_warning_or_retry(line: &str) -> bool {
         .get(..line.floor_char_boundary(200))
         .unwrap_or(line)
         .to_ascii_lowercase();
-    let is_warning = ["warn", "[warn", "w: ", "npm warn", "info"]
+    // debconf reports each frontend that it cannot use, and goes on with another one.
+    let is_warning = ["warn", "[warn", "w: ", "npm warn", "info", "debconf: "]
         .iter()
         .any(|words| line.starts_with(words));
     let is_of_checksum = line.contains("did not match");

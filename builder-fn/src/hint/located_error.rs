@@ -45,7 +45,8 @@ fn find_error_at_beginning<'l>(lines: &[&'l str]) -> Option<LocatedError<'l>> {
         .or_else(|| error_of_other_compiler(plain, lines))
         .or_else(|| dart_or_esbuild_error(plain))
         .or_else(|| next_js_error(lines))
-        .or_else(|| babel_or_rollup_error(plain))
+        .or_else(|| babel_error(plain))
+        .or_else(|| rollup_error(lines))
         .or_else(|| gradle_script_error(plain, lines))
         .or_else(|| makefile_or_configuration_error(plain))
         .or_else(|| ocaml_or_elixir_error(plain, lines))
@@ -138,20 +139,40 @@ fn next_js_error<'l>(lines: &[&'l str]) -> Option<LocatedError<'l>> {
     is_error.then(|| compile_error(place, message))?
 }
 
-/// Parses an error of Babel (`SyntaxError: FILE: MESSAGE (LINE:COLUMN)`) or Rollup (`FILE (LINE:COLUMN): MESSAGE`).
-fn babel_or_rollup_error(line: &str) -> Option<LocatedError<'_>> {
-    let is_script = |file: &str| {
-        let ends = [".js", ".jsx", ".ts", ".tsx", ".mjs", ".cjs", ".vue", ".svelte"];
-        !file.contains(char::is_whitespace) && ends.iter().any(|end| file.ends_with(end))
+/// Returns whether a file is a script for a browser or for Node.js, by its name.
+fn is_script(file: &str) -> bool {
+    let ends = [".js", ".jsx", ".ts", ".tsx", ".mjs", ".cjs", ".vue", ".svelte"];
+    !file.contains(char::is_whitespace) && ends.iter().any(|end| file.ends_with(end))
+}
+
+/// Parses an error of Babel: `SyntaxError: FILE: MESSAGE (LINE:COLUMN)`.
+fn babel_error(line: &str) -> Option<LocatedError<'_>> {
+    let (_, rest) = line.split_once("SyntaxError: ")?;
+    let (file, rest) = rest.split_once(": ")?;
+    let (message, numbers) = rest.rsplit_once(" (")?;
+    let line = numbers.split_once(':')?.0.parse().ok()?;
+    is_script(file).then(|| compile_error(Place { file, line }, message))?
+}
+
+/// Finds an error of Rollup, `FILE (LINE:COLUMN): MESSAGE`, in a line that names Rollup or after the heading of Vite.
+/// Warnings have the same form without either.
+fn rollup_error<'l>(lines: &[&'l str]) -> Option<LocatedError<'l>> {
+    /// The most lines after the heading in which the error is looked for.
+    const MAX_LINES_AFTER_HEADING: usize = 4;
+    let first = lines.first()?.trim_start();
+    let searched = match first.ends_with("error during build:") {
+        true => 1 + MAX_LINES_AFTER_HEADING,
+        false if first.starts_with("[!]") || first.contains("RollupError: ") => 1,
+        false => return None,
     };
-    if let Some((_, rest)) = line.split_once("SyntaxError: ")
-        && let Some((file, rest)) = rest.split_once(": ")
-        && is_script(file)
-    {
-        let (message, numbers) = rest.rsplit_once(" (")?;
-        let line = numbers.split_once(':')?.0.parse().ok()?;
-        return compile_error(Place { file, line }, message);
-    }
+    lines
+        .iter()
+        .take(searched)
+        .find_map(|line| error_with_place_in_parentheses(line))
+}
+
+/// Parses `FILE (LINE:COLUMN): MESSAGE`.
+fn error_with_place_in_parentheses(line: &str) -> Option<LocatedError<'_>> {
     let (before, message) = line.split_once("): ")?;
     let (file, numbers) = before.rsplit_once(" (")?;
     let file = file.rsplit(' ').next()?;

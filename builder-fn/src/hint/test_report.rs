@@ -75,9 +75,11 @@ fn javascript_test(lines: &[&str]) -> Option<Hint> {
             .any(|line| line.trim_start().starts_with(start) && line.contains(word))
     };
     if has_summary("Tests:", " failed") || has_summary("Test Suites:", " failed") {
+        // What tests and Jest itself write has the same mark.
+        let is_test = |name: &str| name != "Console" && !name.contains("Warning:");
         let at = lines
             .iter()
-            .position(|line| line.trim_start().starts_with("● "))?;
+            .position(|line| line.trim_start().strip_prefix("● ").is_some_and(is_test))?;
         let name = lines.get(at)?.trim_start().strip_prefix("● ")?;
         return Some(hint_from_following_lines(lines, at, name, is_message));
     }

@@ -18,7 +18,7 @@ pub(super) const ERRORS: &[KnownErrors] = &[
             Because only {} is available and {}, we can conclude => the package index has only {0}, and {1}
             PackagesNotFoundError: {} => conda's channels do not have {next}
             ResolvePackageNotFound: => conda's channels do not have {next}
-            Package {} not found => the package index has no {0}
+            Package {w} not found => the package index has no {0}
         ",
     },
     KnownErrors {
