@@ -54,7 +54,7 @@ pub(crate) const PROBES: [Probe; 15] = [
     ),
     attack(
         "token-of-kubernetes",
-        "cat /var/run/secrets/kubernetes.io/serviceaccount/token /run/secrets/kubernetes.io/serviceaccount/token",
+        "for at in /var/run /run; do cat $at/secrets/kubernetes.io/serviceaccount/token && exit 0; done; exit 1",
     ),
     attack(
         "processes-of-others",
@@ -66,7 +66,7 @@ pub(crate) const PROBES: [Probe; 15] = [
     ),
     attack(
         "files-of-the-daemon-by-proc",
-        "for at in /proc/[0-9]*/root; do ls $at/etc/buildkit-tls $at/etc/buildkit && exit 0; done; exit 1",
+        "for at in /proc/[0-9]*/root; do for folder in buildkit-tls buildkit; do ls $at/etc/$folder && exit 0; done; done; exit 1",
     ),
     attack(
         "kernel-settings",
@@ -75,7 +75,7 @@ pub(crate) const PROBES: [Probe; 15] = [
     ),
     attack(
         "kernel-memory",
-        "head -c 1 /proc/kcore > /tmp/kcore && [ -s /tmp/kcore ] && exit 0; dmesg | grep -m 1 . && exit 0; ls /dev/mem /dev/kmsg",
+        "head -c 1 /proc/kcore > /tmp/kcore && [ -s /tmp/kcore ] && exit 0; dmesg | grep -m 1 . && exit 0; [ -e /dev/mem ] || [ -e /dev/kmsg ]",
     ),
     attack(
         "mount",
